@@ -1,0 +1,1 @@
+"""Policies as plain torch modules, with their checkpoints. No process, no socket."""

@@ -1,0 +1,1 @@
+"""A robot and cameras that need no hardware, on the same topics as the real ones; rollouts and their statistics."""

@@ -1,0 +1,52 @@
+"""Fixtures that every test may use: where the reference data lies, and which tests are too slow for a quick run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run tests that need minutes (always on with CI=true)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow") or os.environ.get("CI") == "true":
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs minutes: run with --slow or CI=true"))
+
+
+def _existing(path: Path, what: str) -> Path:
+    if not path.exists():
+        pytest.skip(f"{what} is not there: {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Reference material that lies beside the repository; skips where it is absent."""
+    return _existing(ROOT.parent / "shared", "the shared reference folder")
+
+
+@pytest.fixture(scope="session")
+def fixture_dir(shared_dir: Path) -> Path:
+    """Arrays that the public CogACT code produced on a tiny policy; skips where they are absent."""
+    return _existing(shared_dir / "fixtures" / "cogact_tiny_a", "the reference fixture cogact_tiny_a")
+
+
+@pytest.fixture(scope="session")
+def tabletop_bundle() -> Path:
+    """The shipped bundle; skips where it has not been exported yet."""
+    return _existing(ROOT / "bundles" / "tabletop" / "manifest.json", "the shipped bundle 'tabletop'").parent
