@@ -1,1 +1,1 @@
-"""Wiring: the command line, the process table and the programs it starts. The only package that may import all others."""
+"""Wiring: the command line, the process table and the programs it starts. Only this package may import all others."""

@@ -1,0 +1,65 @@
+# Every target does all the set-up it needs; the stamps in .venv make the second run instant.
+#   make demo     the robot does its task, from camera to command          make train    behaviour cloning of the shipped policy
+#   make test     the test suite                                           make bench    latency of the shipped bundle, layer by layer
+#   make setup    only the set-up                                          make lint     ruff and pyright
+
+PYTHON ?= $(shell for p in python3.11 python3.13 python3.12 python3.10 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+# Pinned: the exporter's graphs are compared bit by bit between machines.
+TORCH ?= torch==2.13.0
+# Where torch for the CPU alone lies. Used only if the default index would bring CUDA's libraries along (gigabytes).
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+SYSTEM_PACKAGES ?= python3-venv libegl1 libgl1-mesa-dri libosmesa6
+DEMO_ARGS ?=
+TEST_ARGS ?=
+TRAIN_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Idle threads sleep instead of spinning: cameras, policy and control share the cores.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: setup demo test train bench lint clean
+.DEFAULT_GOAL := demo
+
+setup: $(READY)
+
+demo: $(READY)
+	$(BIN)/trimvla demo $(DEMO_ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+train: $(READY)
+	$(BIN)/trimvla train $(TRAIN_ARGS)
+
+bench: $(READY)
+	$(BIN)/trimvla bench tabletop $(BENCH_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv build dist *.egg-info out
+
+.venv/.system:
+	@launch/install_system.sh $(SYSTEM_PACKAGES)
+	@mkdir -p .venv && touch $@
+
+.venv/bin/python: | .venv/.system
+	@test -n "$(PYTHON)" || { echo "error: no Python from 3.10 to 3.13 was found" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+$(READY): pyproject.toml | .venv/bin/python
+	@if ! $(BIN)/python -c "import torch" 2>/dev/null; then \
+		plan=$$($(BIN)/pip install --dry-run "$(TORCH)" 2>/dev/null) || { echo "error: $(TORCH) is not to be had" >&2; exit 1; }; \
+		case "$$plan" in *nvidia*) index="--index-url $(TORCH_CPU_INDEX)";; *) index=;; esac; \
+		echo "installing $(TORCH) $$index"; \
+		$(BIN)/pip install -qq $$index "$(TORCH)"; \
+	fi
+	@echo "installing trimvla and what its verbs need"
+	@$(BIN)/pip install -qq --editable ".[train,export,sim,dev]"
+	@touch $@

@@ -1,0 +1,159 @@
+"""One program, `trimvla`, with verbs. Knows the table of verbs, exit codes and how an error looks; not what a verb does.
+
+A verb's module is imported when it is called, so that `trimvla --help` costs nothing and a robot without torch can
+`run`. Exit status: 0 only on success, 1 for a failure, 2 for a wrong command line, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from trimvla.runtime.errors import TrimvlaError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One row of the table: `module` has `Args` and `run`; `extra` is the optional install that it needs."""
+
+    name: str
+    module: str
+    extra: str
+    summary: str
+
+
+VERBS = (
+    Verb("doctor", "trimvla.launch.doctor", "", "what this machine can do, and what to install for the rest"),
+    Verb("demo", "trimvla.launch.demo", "sim", "watch the shipped policy drive the simulated robot, from camera to command"),
+    Verb("run", "trimvla.launch.run", "", "start the processes of a TOML file and keep them running"),
+    Verb("camera", "trimvla.launch.camera", "", "publish a camera, a video file or a test picture"),
+    Verb("eval", "trimvla.launch.evaluate", "sim", "episodes in simulation: success rate and its interval"),
+    Verb("train", "trimvla.launch.train", "train", "behaviour cloning of the shipped policy; resumes"),
+    Verb("export", "trimvla.launch.export", "export", "checkpoint to bundle: ONNX stages, manifest, parity report"),
+    Verb("verify", "trimvla.launch.verify", "export", "a bundle against torch, or torch against a reference directory"),
+    Verb("bench", "trimvla.launch.bench", "", "latency of a bundle, layer by layer"),
+    Verb("process", "trimvla.launch.process", "", "one process of a running system (what `run` and `demo` start)"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if args[0] == "--version":
+        print(version())
+        return 0
+    verb = next((verb for verb in VERBS if verb.name == args[0]), None)
+    if verb is None:
+        return fail(unknown_verb(args[0]), "--json" in args, status=2)
+    return run_verb(verb, args[1:])
+
+
+def run_verb(verb: Verb, argv: list[str]) -> int:
+    """Parse, run and report one verb. An expected error is one line; anything else keeps its traceback."""
+    as_json = "--json" in argv
+    try:
+        module = importlib.import_module(verb.module)
+        result = module.run(parse(module, verb, argv))
+    except TrimvlaError as error:
+        return fail(str(error), as_json)
+    except ImportError as error:
+        return fail(missing_package(verb, error), as_json)
+    except KeyboardInterrupt:
+        return fail("interrupted", as_json, status=130)
+    except SystemExit as stop:
+        return usage_exit(stop, as_json)
+    except Exception as error:
+        traceback.print_exc()
+        return fail(f"{type(error).__name__}: {error}", as_json)
+    if as_json:
+        print_json(result)
+    return 0 if result.get("ok", True) else 1
+
+
+def parse(module: ModuleType, verb: Verb, argv: list[str]) -> Any:  # noqa: ANN401 - the type is the verb's own Args
+    """Typed arguments of a verb; tyro prints what is wrong and exits with 2."""
+    import tyro
+
+    from trimvla.launch.options import configure_logging
+
+    args = tyro.cli(module.Args, prog=f"trimvla {verb.name}", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    configure_logging()
+    return args
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """The one JSON object, on one line, after everything else."""
+    sys.stdout.flush()
+    print(json.dumps(result, default=_plain), flush=True)
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever JSON does not know
+    """Paths and NumPy values as plain JSON."""
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"expected a JSON value, got {type(value).__name__}")
+
+
+def fail(message: str, as_json: bool, status: int = 1) -> int:
+    """Say what went wrong: one line on stderr and, if asked, one object on stdout."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if as_json:
+        print_json({"ok": False, "error": message})
+    return status
+
+
+def usage_exit(stop: SystemExit, as_json: bool) -> int:
+    """tyro exits with 0 after help and with 2 after a wrong command line; a program that asked for JSON gets some."""
+    status = stop.code if isinstance(stop.code, int) else 1
+    if status and as_json:
+        print_json({"ok": False, "error": "wrong command line; see stderr"})
+    return status
+
+
+def missing_package(verb: Verb, error: ImportError) -> str:
+    """An import that failed, with the install that brings it."""
+    if not verb.extra or (error.name or "").startswith("trimvla"):
+        return f"{error}"
+    return f"`trimvla {verb.name}` needs {error.name}: pip install 'trimvla[{verb.extra}]'"
+
+
+def unknown_verb(name: str) -> str:
+    """What was typed, and what was perhaps meant."""
+    close = difflib.get_close_matches(name, [verb.name for verb in VERBS], n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else "; `trimvla --help` lists the verbs"
+    return f"unknown verb '{name}'{hint}"
+
+
+def overview() -> str:
+    """The text of `trimvla --help`, from the table."""
+    rows = "\n".join(f"  {verb.name:<9}{verb.summary}" for verb in VERBS)
+    return (
+        "usage: trimvla VERB [options]\n\n"
+        "Trim, export and run vision-language-action policies on a robot's own computer.\n\n"
+        f"{rows}\n\n"
+        "Every verb takes --help, and --json for one JSON object as the last line of stdout."
+    )
+
+
+def version() -> str:
+    """The installed version."""
+    from importlib.metadata import version as installed
+
+    return f"trimvla {installed('trimvla')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
