@@ -21,8 +21,9 @@ from rich.table import Table
 from trimvla.launch.options import Options, Result
 from trimvla.launch.probes import ask
 
-PACKAGES = ("numpy", "onnxruntime", "opencv-python-headless", "pyzmq", "msgspec", "tokenizers", "pillow")
+PACKAGES = ("numpy", "onnxruntime", "pyzmq", "msgspec", "tokenizers", "pillow")
 OPTIONAL_PACKAGES = {  # package -> the extra that brings it
+    "opencv-python-headless": "camera",
     "torch": "export",
     "onnx": "export",
     "safetensors": "export",
