@@ -1,0 +1,97 @@
+"""A policy of the CogACT shape that is small enough for every test, and its checkpoint in the official layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from trimvla.policies.cogact import CogAct
+from trimvla.policies.config import (
+    DiffusionConfig,
+    HeadConfig,
+    LanguageConfig,
+    PolicyConfig,
+    ProjectorConfig,
+    PromptConfig,
+    VitConfig,
+)
+from trimvla.policies.layout import dead_weights, live_weights
+
+HALF = (0.5, 0.5, 0.5)
+
+TINY = PolicyConfig(
+    name="tiny",
+    vision=(
+        VitConfig(
+            name="dino_featurizer",
+            image_size=32,
+            patch_size=8,
+            width=32,
+            depth=3,
+            heads=2,
+            mlp_hidden=64,
+            feature_block=1,
+            class_token=True,
+            registers=2,
+            layer_scale=True,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        ),
+        VitConfig(
+            name="siglip_featurizer",
+            image_size=32,
+            patch_size=8,
+            width=16,
+            depth=2,
+            heads=2,
+            mlp_hidden=40,
+            feature_block=0,
+            attention_pool=True,
+            mean=HALF,
+            std=HALF,
+        ),
+    ),
+    projector=ProjectorConfig(hidden=(64, 32)),
+    language=LanguageConfig(width=32, layers=3, heads=2, mlp_hidden=48, vocab=64),
+    head=HeadConfig(depth=2, width=32, heads=2, frequency=32),
+    diffusion=DiffusionConfig(inference_steps=5),
+    prompt=PromptConfig(bos_id=1, eos_id=2, empty_id=3, pad_id=0, buckets=(12, 16)),
+)
+
+
+def random_policy(cfg: PolicyConfig = TINY, seed: int = 0) -> CogAct:
+    """Every parameter random: no zero-initialised part may hide a mistake."""
+    torch.manual_seed(seed)
+    policy = CogAct(cfg)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
+            parameter.normal_(std=fan_in**-0.5)
+    return policy.eval()
+
+
+def official_checkpoint(cfg: PolicyConfig = TINY) -> dict[str, dict[str, torch.Tensor]]:
+    """Random weights in the official layout, dead ones included: {group: {key: tensor}}."""
+    shapes = {name: weight.shape for name, weight in live_weights(cfg).items()} | dead_weights(cfg)
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for name, shape in shapes.items():
+        group, key = name.split(".", 1)
+        groups.setdefault(group, {})[key] = torch.randn(shape)
+    return groups
+
+
+def write_official(directory: Path, groups: dict[str, dict[str, torch.Tensor]]) -> Path:
+    """Write `directory/checkpoints/tiny.pt`."""
+    (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+    torch.save({"model": groups}, directory / "checkpoints" / "tiny.pt")
+    return directory
+
+
+def inputs(cfg: PolicyConfig = TINY, length: int = 12, last: int = 9) -> tuple[torch.Tensor, ...]:
+    """Random (image, input_ids, last, noise) for one call, padded right of `last`."""
+    side, head = cfg.image_size, cfg.head
+    image = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8)
+    ids = torch.randint(4, cfg.language.vocab, (1, length))
+    ids[:, 0], ids[:, last], ids[:, last + 1 :] = cfg.prompt.bos_id, cfg.prompt.eos_id, cfg.prompt.pad_id
+    return image, ids, torch.tensor([last]), torch.randn(1, head.horizon, head.action_dim)
