@@ -1,4 +1,4 @@
-"""One program, `trimvla`, with verbs. Knows the table of verbs, exit codes and how an error looks; not what a verb does.
+"""One program, `trimvla`, with verbs. Knows their table, exit codes and how an error looks; not what a verb does.
 
 A verb's module is imported when it is called, so that `trimvla --help` costs nothing and a robot without torch can
 `run`. Exit status: 0 only on success, 1 for a failure, 2 for a wrong command line, 130 for Ctrl-C.
@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from trimvla.launch.rendering import choose_renderer
 from trimvla.runtime.errors import TrimvlaError
 
 
@@ -28,19 +29,20 @@ class Verb:
     module: str
     extra: str
     summary: str
+    renders: bool = False  # needs an OpenGL that works without a display
 
 
 VERBS = (
     Verb("doctor", "trimvla.launch.doctor", "", "what this machine can do, and what to install for the rest"),
-    Verb("demo", "trimvla.launch.demo", "sim", "watch the shipped policy drive the simulated robot, from camera to command"),
+    Verb("demo", "trimvla.launch.demo", "sim", "the shipped policy drives the simulator, camera to command", True),
     Verb("run", "trimvla.launch.run", "", "start the processes of a TOML file and keep them running"),
     Verb("camera", "trimvla.launch.camera", "", "publish a camera, a video file or a test picture"),
-    Verb("eval", "trimvla.launch.evaluate", "sim", "episodes in simulation: success rate and its interval"),
-    Verb("train", "trimvla.launch.train", "train", "behaviour cloning of the shipped policy; resumes"),
+    Verb("eval", "trimvla.launch.evaluate", "sim", "episodes in simulation: success rate and its interval", True),
+    Verb("train", "trimvla.launch.train", "train", "behaviour cloning of the shipped policy; resumes", True),
     Verb("export", "trimvla.launch.export", "export", "checkpoint to bundle: ONNX stages, manifest, parity report"),
-    Verb("verify", "trimvla.launch.verify", "export", "a bundle against torch, or torch against a reference directory"),
+    Verb("verify", "trimvla.launch.verify", "export", "a bundle against torch, or torch against a reference"),
     Verb("bench", "trimvla.launch.bench", "", "latency of a bundle, layer by layer"),
-    Verb("process", "trimvla.launch.process", "", "one process of a running system (what `run` and `demo` start)"),
+    Verb("process", "trimvla.launch.process", "", "one process of a system (what `run` and `demo` start)", True),
 )
 
 
@@ -63,6 +65,8 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
     """Parse, run and report one verb. An expected error is one line; anything else keeps its traceback."""
     as_json = "--json" in argv
     try:
+        if verb.renders:
+            choose_renderer()
         module = importlib.import_module(verb.module)
         result = module.run(parse(module, verb, argv))
     except TrimvlaError as error:

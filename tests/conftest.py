@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from trimvla.launch.rendering import choose_renderer
+
+choose_renderer()  # before anything imports mujoco
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -1,0 +1,148 @@
+"""The command line: the verbs' table, exit codes, one JSON object last, one line for an expected error."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, is_dataclass
+from types import SimpleNamespace
+
+import pytest
+
+from trimvla.launch import cli
+from trimvla.launch.options import Options
+from trimvla.launch.rendering import choose_renderer
+from trimvla.runtime.errors import BundleError
+
+
+@dataclass(frozen=True)
+class FakeArgs(Options):
+    """A verb for these tests."""
+
+    count: int = 1
+    """How many."""
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch):
+    """Make one verb `fake` whose `run` the test chooses."""
+
+    def install(run) -> None:
+        monkeypatch.setattr(cli, "VERBS", (cli.Verb("fake", "fake_verb_module", "sim", "for tests"),))
+        monkeypatch.setitem(sys.modules, "fake_verb_module", SimpleNamespace(Args=FakeArgs, run=run))
+
+    return install
+
+
+def raising(error: BaseException):
+    def run(args: FakeArgs) -> dict:
+        raise error
+
+    return run
+
+
+def last_json(text: str) -> dict:
+    return json.loads(text.splitlines()[-1])
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {verb.name} " in text for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS, ids=lambda verb: verb.name)
+def test_every_verb_has_arguments_and_a_run(verb: cli.Verb) -> None:
+    module = importlib.import_module(verb.module)
+    assert isinstance(module.Args, type)
+    assert issubclass(module.Args, Options)
+    assert is_dataclass(module.Args)
+    assert callable(module.run)
+
+
+def test_help_imports_no_heavy_package() -> None:
+    code = (
+        "import sys; from trimvla.launch import cli; cli.main(['--help']);"
+        "assert not {'torch', 'mujoco', 'cv2', 'onnxruntime', 'tyro', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("trimvla ")
+
+
+def test_unknown_verb_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["docter"]) == 2
+    assert "did you mean 'doctor'?" in capsys.readouterr().err
+
+
+def test_result_is_one_json_object_on_the_last_line(verb, capsys: pytest.CaptureFixture[str]) -> None:
+    verb(lambda args: {"ok": True, "count": args.count})
+    assert cli.main(["fake", "--count", "3", "--json"]) == 0
+    assert last_json(capsys.readouterr().out) == {"ok": True, "count": 3}
+
+
+def test_without_json_nothing_is_printed_for_programs(verb, capsys: pytest.CaptureFixture[str]) -> None:
+    verb(lambda args: {"ok": True})
+    assert cli.main(["fake"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_result_that_is_not_ok_fails(verb) -> None:
+    verb(lambda args: {"ok": False})
+    assert cli.main(["fake"]) == 1
+
+
+def test_expected_error_is_one_line(verb, capsys: pytest.CaptureFixture[str]) -> None:
+    verb(raising(BundleError("manifest.json: not found")))
+    assert cli.main(["fake", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "error: manifest.json: not found\n"
+    assert last_json(captured.out) == {"ok": False, "error": "manifest.json: not found"}
+
+
+def test_unexpected_error_keeps_its_traceback(verb, capsys: pytest.CaptureFixture[str]) -> None:
+    verb(raising(ZeroDivisionError("by zero")))
+    assert cli.main(["fake", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert "Traceback" in captured.err
+    assert last_json(captured.out)["error"] == "ZeroDivisionError: by zero"
+
+
+def test_missing_package_names_the_install(verb, capsys: pytest.CaptureFixture[str]) -> None:
+    verb(raising(ModuleNotFoundError("No module named 'mujoco'", name="mujoco")))
+    assert cli.main(["fake"]) == 1
+    assert "needs mujoco: pip install 'trimvla[sim]'" in capsys.readouterr().err
+
+
+def test_interrupt(verb, capsys: pytest.CaptureFixture[str]) -> None:
+    verb(raising(KeyboardInterrupt()))
+    assert cli.main(["fake", "--json"]) == 130
+    assert last_json(capsys.readouterr().out)["error"] == "interrupted"
+
+
+def test_wrong_option_still_ends_in_json(verb, capsys: pytest.CaptureFixture[str]) -> None:
+    verb(lambda args: {"ok": True})
+    assert cli.main(["fake", "--cuont", "3", "--json"]) == 2
+    captured = capsys.readouterr()
+    assert "--count" in captured.err
+    assert last_json(captured.out)["ok"] is False
+
+
+@pytest.mark.parametrize(
+    ("environ", "found", "expected"),
+    [
+        ({}, {"EGL", "OSMesa"}, "egl"),
+        ({}, {"OSMesa"}, "osmesa"),
+        ({}, set(), None),
+        ({"MUJOCO_GL": "glfw"}, {"EGL"}, "glfw"),
+    ],
+)
+def test_renderer_choice(environ: dict[str, str], found: set[str], expected: str | None) -> None:
+    assert choose_renderer(environ, lambda name: name if name in found else None) == expected
+    assert environ.get("MUJOCO_GL") == expected
