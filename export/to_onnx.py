@@ -1,0 +1,121 @@
+"""One stage -> one checked ONNX file, the same bytes every time.
+
+The graph comes from torch's exporter; then everything that tells of the machine that made it (stack traces, module
+scopes) is removed, and weights that half precision holds exactly are stored in half behind a Cast, which every backend
+folds while loading. Files beyond protobuf's limit keep their weights beside the graph. Knows nothing of bundles.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+
+from trimvla.export.stages import PROMPT_AXIS, Stage, example_inputs, tensor_specs, walk
+from trimvla.policies.cogact import CogAct
+
+OPSET = 20
+IR_VERSION = 10  # what ONNX Runtime 1.18 and TensorRT 10.3 read
+INLINE_LIMIT = 1 << 30  # bytes of weights; protobuf itself ends at 2 GiB
+HALF_FROM = 1024  # elements; below, a Cast costs more than it saves
+
+
+def export_stage(policy: CogAct, stage: Stage, path: Path) -> list[Path]:
+    """Write `path` (and `path` + ".data" for large weights), checked; returns the files written."""
+    model = build_graph(policy, stage)
+    strip(model)
+    store_in_half(model)
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    beside = f"{path.name}.data" if weights > INLINE_LIMIT else None
+    ir.save(model, path, external_data=beside)
+    onnx.checker.check_model(str(path), full_check=True)
+    return [path] if beside is None else [path, path.with_name(beside)]
+
+
+def build_graph(policy: CogAct, stage: Stage) -> ir.Model:
+    """Trace the stage in torch and convert it, with symbolic axes as its specs name them."""
+    specs, cfg = tensor_specs(policy.cfg), policy.cfg
+    tensors = example_inputs(cfg, max(cfg.prompt.buckets), torch.Generator().manual_seed(0))
+    inputs = next(inputs for other, inputs, _ in walk(policy, tensors) if other is stage)
+    prompt = torch.export.Dim(PROMPT_AXIS, min=2, max=max(cfg.prompt.buckets))
+    axes = [{i: prompt for i, size in enumerate(specs[name].shape) if size == PROMPT_AXIS} for name in stage.inputs]
+    with quiet_exporter():
+        program = torch.onnx.export(
+            stage.module(policy).eval(),
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(stage.inputs),
+            output_names=[stage.output],
+            dynamic_shapes=tuple(axes),
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError(f"torch.onnx.export gave no program for stage '{stage.name}'")
+    return program.model
+
+
+def strip(model: ir.Model) -> None:
+    """Remove what differs between machines, and fix the versions."""
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "trimvla", None
+    model.doc_string = None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def store_in_half(model: ir.Model) -> None:
+    """Store float32 weights as float16 where that loses nothing: initializer -> Cast -> its old uses."""
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        half = _exact_half(value)
+        if half is None:
+            continue
+        stored = ir.Value(name=f"{name}.f16", const_value=ir.tensor(half, name=f"{name}.f16"))
+        stored.shape, stored.type = value.shape, ir.TensorType(ir.DataType.FLOAT16)
+        cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
+        cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
+        value.replace_all_uses_with(cast.outputs[0])
+        del graph.initializers[name]
+        cast.name, cast.outputs[0].name = f"{name}.cast", name
+        graph.register_initializer(stored)
+        graph.insert_before(graph[0], cast)
+
+
+def _exact_half(value: ir.Value) -> np.ndarray | None:
+    tensor = value.const_value
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < HALF_FROM:
+        return None
+    array = tensor.numpy()
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), array) else None
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Hide the exporter's notes about packages that are not needed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

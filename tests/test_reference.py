@@ -1,0 +1,106 @@
+"""Agreement with the arrays that the public code gave, and what the comparison says when there is none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from trimvla.export.architecture import policy_config
+from trimvla.export.reference import GROUPS, max_abs_difference, verify_reference
+from trimvla.runtime.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture(autouse=True)
+def single_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def report(fixture_dir):
+    return verify_reference(fixture_dir)
+
+
+@pytest.fixture
+def copy(fixture_dir, tmp_path):
+    """A reference directory that a test may damage."""
+    return shutil.copytree(fixture_dir, tmp_path / "reference", copy_function=shutil.copyfile)
+
+
+def store(directory, **changes):
+    """Replace, add or (None) remove arrays of a copy."""
+    arrays = dict(np.load(directory / "reference.npz"))
+    arrays |= {key.replace("__", "/"): value for key, value in changes.items()}
+    np.savez(directory / "reference.npz", **{key: value for key, value in arrays.items() if value is not None})
+
+
+@pytest.mark.parametrize("group", [group.name for group in GROUPS])
+def test_every_group_agrees_with_the_public_code(report, group):
+    result = report["groups"][group]
+    assert result["compared"] > 0
+    assert result["worst"] <= result["tolerance"], result["worst_key"]
+
+
+def test_the_whole_report_is_good_and_json(report):
+    assert report["ok"]
+    assert report["failed"] == report["absent"] == []
+    assert report["compared"] == sum(group["compared"] for group in report["groups"].values())
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_differences_are_named(copy):
+    wrong = np.load(copy / "reference.npz")["vision/projected"].copy()
+    wrong[0, 3, 5] += 1e-3
+    store(copy, vision__projected=wrong, llm__final_normed=np.zeros((1, 2, 3), np.float32))
+    report = verify_reference(copy)
+    assert not report["ok"]
+    reasons = {failure["key"]: failure["reason"] for failure in report["failed"]}
+    assert "0.001" in reasons["vision/projected"]
+    assert "got [1, 34, 64]" in reasons["llm/final_normed"]
+    assert report["groups"]["vision"]["worst"] == pytest.approx(1e-3, rel=0.02)
+
+
+def test_what_nothing_computes_is_a_failure(copy):
+    store(copy, vision__unheard_of=np.zeros(3))
+    (failure,) = verify_reference(copy)["failed"]
+    assert (failure["group"], failure["key"]) == ("vision", "vision/unheard_of")
+
+
+def test_missing_parts_are_said(copy):
+    store(copy, action__noise=None, diffusion__betas100=None)
+    groups = {failure["group"] for failure in verify_reference(copy)["failed"]}
+    assert {"dit", "ddim"} <= groups
+
+
+def test_unreadable_directories_are_refused(copy, tmp_path):
+    with pytest.raises(ConfigError, match=r"architecture\.json"):
+        verify_reference(tmp_path / "nowhere")
+    (copy / "reference.npz").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match=r"reference\.npz"):
+        verify_reference(copy)
+    (copy / "checkpoints" / "tiny.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"exactly one \.pt"):
+        verify_reference(copy)
+
+
+def test_architecture_must_be_complete_and_known(fixture_dir):
+    architecture = json.loads((fixture_dir / "architecture.json").read_text())
+    assert policy_config(architecture).language.width == architecture["llm"]["hidden_size"]
+    with pytest.raises(ConfigError, match="hidden_act"):
+        policy_config({**architecture, "llm": {**architecture["llm"], "hidden_act": "relu"}})
+    del architecture["llm"]["rope_theta"]
+    with pytest.raises(ConfigError, match="rope_theta"):
+        policy_config(architecture)
+
+
+@pytest.mark.parametrize(("got", "expected"), [([1.0, 2.5], 0.5), ([1.0, 2.0], 0.0)])
+def test_difference(got, expected):
+    assert max_abs_difference(np.array([1.0, 2.0]), np.array(got)) == expected
+
+
+def test_not_a_number_never_passes():
+    assert max_abs_difference(np.array([np.nan]), np.array([0.0])) > 1e300
+    assert max_abs_difference(np.array([0.0]), np.array([np.inf])) > 1e300
