@@ -200,7 +200,7 @@ TABLETOP = PolicyConfig(
     projector=ProjectorConfig(hidden=(192,)),
     language=LanguageConfig(width=192, layers=16, heads=3, mlp_hidden=512, vocab=512),
     head=HeadConfig(depth=6, width=192, heads=3),
-    prompt=PromptConfig(bos_id=1, eos_id=2, empty_id=3, pad_id=0, buckets=(32, 64)),
+    prompt=PromptConfig(bos_id=1, eos_id=2, empty_id=3, pad_id=0, buckets=(24, 32, 64)),
     visual_position=True,
 )  # fmt: skip
 

@@ -1,0 +1,94 @@
+"""Demonstration shards in memory: pictures, prompts and normalised action chunks, in batches.
+
+A shard is an npz with `images` uint8[n, S, S, 3], `chunks` float32[n, g, H, A], `aux` float32[n, g, X] and `texts`
+str[n, g]: g sentences a picture, the first the one that was being pursued. Knows arrays; knows no simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from trimvla.policies.config import PolicyConfig
+from trimvla.policies.tokenizer import build_tokenizer, prompt_ids
+from trimvla.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`image` uint8[b, S, S, 3]; `ids` int64[b, k, L] right-padded; `last` int64[b, k]; `actions` float32[b, k, H, A]
+    normalised; `aux` float32[b, k, X]."""
+
+    image: Tensor
+    ids: Tensor
+    last: Tensor
+    actions: Tensor
+    aux: Tensor
+
+
+def action_statistics(chunks: np.ndarray) -> dict[str, Any]:
+    """q01, q99 and mask over float32[..., H, A] chunks, in the official layout; the last dimension (gripper) is not scaled."""
+    flat = chunks.reshape(-1, chunks.shape[-1]).astype(np.float64)
+    low, high = np.quantile(flat, (0.01, 0.99), axis=0)
+    mask = [True] * (flat.shape[1] - 1) + [False]
+    return {"action": {"q01": low.tolist(), "q99": high.tolist(), "mask": mask}}
+
+
+def normalise(chunks: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
+    """Actions to [-1, 1] where the mask says so; dimensions without spread become 0. The runtime's inverse undoes it."""
+    action = statistics["action"]
+    low, high = np.asarray(action["q01"]), np.asarray(action["q99"])
+    spread = np.where(high - low > 1e-8, high - low, np.inf)
+    scaled = np.clip(2.0 * (chunks - low) / spread - (spread < np.inf), -1.0, 1.0)
+    return np.where(action["mask"], scaled, chunks).astype(np.float32)
+
+
+class Demonstrations:
+    """All shards, ready to draw from."""
+
+    def __init__(self, shards: Iterable[Path], cfg: PolicyConfig, tokenizer: Tokenizer, statistics: dict[str, Any] | None):
+        """Load shards; `statistics` None means: take them from these shards."""
+        loaded = [np.load(path) for path in shards]
+        if not loaded:
+            raise ConfigError("expected at least one shard of demonstrations, got none")
+        self.images = np.concatenate([shard["images"] for shard in loaded])
+        chunks = np.concatenate([shard["chunks"] for shard in loaded])
+        self.statistics = statistics or action_statistics(chunks[:, 0])
+        self.actions = normalise(chunks, self.statistics)
+        self.aux = np.concatenate([shard["aux"] for shard in loaded])
+        texts, places = np.unique(np.concatenate([shard["texts"] for shard in loaded]), return_inverse=True)
+        ids = [prompt_ids(tokenizer, cfg.prompt, str(text)) for text in texts]
+        self._last = np.array([len(row) - 1 for row in ids])
+        width = max(map(len, ids))
+        self._ids = np.array([row + [cfg.prompt.pad_id] * (width - len(row)) for row in ids])
+        self._text = places.reshape(self.actions.shape[:2])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def draw(self, rng: np.random.Generator, pictures: int, sentences: int) -> Batch:
+        """A random batch: for each picture the pursued sentence and `sentences - 1` others."""
+        rows = rng.integers(len(self), size=pictures)
+        goals = self._text.shape[1]
+        others = np.argsort(rng.random((pictures, goals - 1)), axis=1)[:, : sentences - 1] + 1
+        columns = np.concatenate([np.zeros((pictures, 1), int), others], axis=1)
+        text = self._text[rows[:, None], columns]
+        return Batch(
+            image=torch.from_numpy(self.images[rows]),
+            ids=torch.from_numpy(self._ids[text]),
+            last=torch.from_numpy(self._last[text]),
+            actions=torch.from_numpy(self.actions[rows[:, None], columns]),
+            aux=torch.from_numpy(self.aux[rows[:, None], columns]),
+        )
+
+
+def make_tokenizer(cfg: PolicyConfig, instructions: Iterable[str]) -> Tokenizer:
+    """The tokenizer for a policy whose corpus is these instructions."""
+    return build_tokenizer((cfg.prompt.template.format(instruction=text) for text in instructions), cfg.language.vocab)

@@ -1,0 +1,69 @@
+"""Several sentences about one picture in one pass: the training-time forward that shares the visual prefix.
+
+Under the causal mask nothing left of a sentence depends on it, so BOS, the visual tokens and the template's common
+beginning are computed once and every sentence attends to them and to itself. With all tokens and layers kept this
+equals the deployed forward, sentence by sentence (tested). Tokens and layers may be dropped at random: what a policy
+has learned to do without can be trimmed later.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trimvla.policies.language import Decoder, rotary
+
+
+def shared_prefix(ids: Tensor) -> int:
+    """How many leading ids all prompts int64[..., L] have in common (at least 1: BOS)."""
+    rows = ids.flatten(0, -2)
+    same = (rows == rows[:1]).all(dim=0).long().cumprod(0)
+    return max(1, int(same.sum()))
+
+
+def packed_mask(prefix: int, sentences: int, length: int, device: torch.device) -> Tensor:
+    """bool[n, n]: causal, and blind between different sentences. n = prefix + sentences * length."""
+    n = prefix + sentences * length
+    place = torch.arange(n, device=device)
+    block = torch.where(place < prefix, -1, (place - prefix) // length)
+    causal = place[:, None] >= place[None, :]
+    return causal & ((block[None, :] == -1) | (block[:, None] == block[None, :]))
+
+
+def packed_cognition(
+    decoder: Decoder, visual: Tensor, ids: Tensor, last: Tensor, *, keep: Tensor | None = None, skip: frozenset[int] = frozenset()
+) -> Tensor:
+    """Cognition features of k sentences for each picture.
+
+    Args:
+        decoder: the language model.
+        visual: float[b, P, D].
+        ids: int64[b, k, L], BOS first.
+        last: int64[b, k], index of EOS in each prompt.
+        keep: int64[P'], raster indices of the visual tokens to keep, ascending (default: all).
+        skip: indices of layers that are left out.
+
+    Returns:
+        float[b, k, D], after the final norm.
+    """
+    b, k, _ = ids.shape
+    common = shared_prefix(ids)
+    kept = torch.arange(visual.shape[1], device=ids.device) if keep is None else keep
+    text, own = decoder.embed_tokens(ids[:, 0, :common]), decoder.embed_tokens(ids[:, :, common:])
+    length, prefix = own.shape[2], common + len(kept)
+    x = torch.cat([text[:, :1], visual[:, kept].to(text.dtype), text[:, 1:], own.flatten(1, 2)], dim=1)
+    positions = _positions(kept, visual.shape[1], common, k, length)
+    cos, sin = rotary(positions, decoder.head_dim, decoder.theta)
+    mask = packed_mask(prefix, k, length, ids.device)
+    for index, layer in enumerate(decoder.layers):
+        if index not in skip:
+            x = layer(x, cos, sin, mask)
+    rows = prefix + torch.arange(k, device=ids.device) * length + last - common
+    return decoder.norm(x.gather(1, rows[..., None].expand(b, k, x.shape[-1])))
+
+
+def _positions(kept: Tensor, patches: int, common: int, sentences: int, length: int) -> Tensor:
+    """Where each packed token stands in its own unpacked sequence, int64[n]."""
+    start = torch.arange(1, common, device=kept.device) + patches
+    own = torch.arange(length, device=kept.device) + patches + common
+    return torch.cat([kept.new_zeros(1), kept + 1, start, own.repeat(sentences)])

@@ -1,0 +1,208 @@
+"""Behaviour cloning of a policy of the CogACT shape on a CPU or GPU: resumable, with a loss curve as a picture.
+
+Loss: noise prediction of the action chunk, and read-outs of object, target and tool positions from the cognition
+feature (an auxiliary head that is not deployed). Several sentences share a picture; visual tokens and layers are dropped
+at random. Knows shards and modules; knows no simulator. A run's state lives in one file that is replaced atomically.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trimvla.policies.cogact import CogAct
+from trimvla.policies.config import PolicyConfig
+from trimvla.policies.dataset import Batch, Demonstrations
+from trimvla.policies.diffusion import q_sample
+from trimvla.policies.initialise import initialise
+from trimvla.policies.packed import packed_cognition
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that shapes the result besides config and data."""
+
+    steps: int = 4600
+    pictures: int = 24
+    sentences: int = 4
+    draws: int = 2  # noise draws per cognition feature
+    learning_rate: float = 8e-4
+    weight_decay: float = 0.02
+    warmup: int = 200
+    ema: float = 0.998
+    aux_weight: float = 2.0
+    drop_condition: float = 0.1
+    drop_layer: float = 0.15
+    tokens: tuple[tuple[int, float], ...] = ((64, 0.6), (128, 0.3), (256, 0.1))  # kept tokens, share of the batches
+    seed: int = 0
+    bfloat16: bool = True
+    compile: bool = True
+
+
+class AuxHead(nn.Module):
+    """Cognition feature -> positions."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, outputs))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """float[..., D] -> float[..., X]."""
+        return self.net(z)
+
+
+class Trainer:
+    """Policy, its average, auxiliary head and optimiser, advanced step by step."""
+
+    def __init__(self, cfg: PolicyConfig, recipe: Recipe, aux_outputs: int) -> None:
+        torch.manual_seed(recipe.seed)
+        self.cfg, self.recipe, self.step = cfg, recipe, 0
+        self.policy = initialise(CogAct(cfg))
+        self.aux = AuxHead(cfg.language.width, aux_outputs)
+        self.model = nn.ModuleDict({"policy": self.policy, "aux": self.aux})
+        self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(_groups(self.model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98))
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+        if recipe.compile:
+            self._compile()
+
+    def _compile(self) -> None:
+        """Compile block by block: quick to compile, and any subset of layers reuses the code."""
+        blocks = [*self.policy.language.layers, *self.policy.head.blocks]
+        for encoder in self.policy.vision.encoders:
+            blocks += list(encoder.blocks)  # pyright: ignore[reportArgumentType]
+        for block in blocks:
+            block.compile(dynamic=False)
+
+    def update(self, batch: Batch, rng: np.random.Generator) -> dict[str, float]:
+        """One optimiser step; returns the losses."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * self._schedule()
+        losses = self._losses(batch, rng)
+        loss = losses["diffusion"] + self.recipe.aux_weight * losses["aux"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self._average()
+        return {name: float(value.detach()) for name, value in losses.items()} | {"norm": float(norm)}
+
+    def _schedule(self) -> float:
+        warm = min(1.0, (self.step + 1) / self.recipe.warmup)
+        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.recipe.steps))))
+
+    def _losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bfloat16):
+            visual = self.policy.vision(batch.image)
+            keep, skip = self._dropped(visual.shape[1], rng)
+            z = packed_cognition(self.policy.language, visual, batch.ids, batch.last, keep=keep, skip=skip)
+            aux = self.aux(z)
+            epsilon, noise = self._denoise(z.flatten(0, 1), batch.actions.flatten(0, 1))
+        error = (aux.float() - scale_aux(batch.aux)).abs()
+        return {
+            "diffusion": (epsilon.float() - noise).square().mean(),
+            "aux": nn.functional.smooth_l1_loss(aux.float(), scale_aux(batch.aux), beta=0.05),
+            "object_cm": error[..., :2].mean() * AUX_SCALE * 100,
+            "target_cm": error[..., 2:4].mean() * AUX_SCALE * 100,
+            "tool_cm": error[..., 4:7].mean() * AUX_SCALE * 100,
+        }
+
+    def _dropped(self, patches: int, rng: np.random.Generator) -> tuple[Tensor | None, frozenset[int]]:
+        counts, shares = zip(*self.recipe.tokens, strict=True)
+        count = int(rng.choice(counts, p=shares))
+        keep = None if count == patches else torch.from_numpy(np.sort(rng.permutation(patches)[:count]))
+        layers = self.cfg.language.layers
+        skip = frozenset(i for i in range(2, layers - 1) if rng.random() < self.recipe.drop_layer)
+        return keep, skip
+
+    def _denoise(self, z: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted and true noise for `draws` noisy versions of every chunk."""
+        z, actions = z.repeat(self.recipe.draws, 1), actions.repeat(self.recipe.draws, 1, 1)
+        dropped = torch.rand(len(z), 1) < self.recipe.drop_condition
+        z = torch.where(dropped, self.policy.head.uncondition.to(z.dtype), z)
+        t = torch.randint(self.cfg.diffusion.train_steps, (len(z),))
+        noise = torch.randn_like(actions)
+        noisy = q_sample(actions, t, noise, self.cfg.diffusion.train_steps)
+        return self.policy.head(noisy, t, z), noise
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        names, values = zip(*self.model.state_dict().items(), strict=True)
+        torch._foreach_lerp_([self.average[name] for name in names], list(values), 1 - decay)
+
+    def averaged_policy(self) -> CogAct:
+        """A copy of the policy with the averaged weights."""
+        policy = CogAct(self.cfg)
+        prefix = "policy."
+        policy.load_state_dict({n[len(prefix):]: v.clone() for n, v in self.average.items() if n.startswith(prefix)})
+        return policy.eval()
+
+    def save(self, path: Path) -> None:
+        """Replace the run's state in one move."""
+        state = {
+            "step": self.step, "model": self.model.state_dict(), "average": self.average, "seconds": self.seconds,
+            "optimizer": self.optimizer.state_dict(), "history": self.history, "recipe": asdict(self.recipe),
+        }  # fmt: skip
+        partial = path.with_suffix(".part")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def resume(self, path: Path) -> None:
+        """Continue from a saved state."""
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average, self.step = state["average"], state["step"]
+        self.history, self.seconds = state["history"], state["seconds"]
+
+
+AUX_SCALE = 0.2  # metres that make 1.0 in the auxiliary loss
+
+
+def scale_aux(aux: Tensor) -> Tensor:
+    """Positions [m] to about [-1, 1]; the last entry (opening) stays as it is."""
+    return torch.cat([aux[..., :-1] / AUX_SCALE, aux[..., -1:]], dim=-1)
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices only."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def train(
+    trainer: Trainer, data: Demonstrations, run: Path, *, report: Callable[[int, dict[str, float]], None], save_every: int = 200
+) -> None:
+    """Advance to the recipe's last step, saving as it goes; continues where `run/state.pt` stopped."""
+    state = run / "state.pt"
+    run.mkdir(parents=True, exist_ok=True)
+    if state.exists():
+        trainer.resume(state)
+    recipe = trainer.recipe
+    while trainer.step < recipe.steps:
+        rng = np.random.default_rng((recipe.seed, trainer.step))
+        torch.manual_seed(recipe.seed * 1_000_003 + trainer.step)
+        start = time.monotonic()
+        losses = trainer.update(data.draw(rng, recipe.pictures, recipe.sentences), rng)
+        trainer.seconds += time.monotonic() - start
+        trainer.history.append({"step": trainer.step, "seconds": trainer.seconds, **losses})
+        report(trainer.step, losses)
+        if trainer.step % save_every == 0 or trainer.step == recipe.steps:
+            trainer.save(state)
+            (run / "history.json").write_text(json.dumps(trainer.history))
+
+
+__all__ = ["AuxHead", "Recipe", "Trainer", "replace", "train"]

@@ -1,0 +1,60 @@
+"""The errors that users meet, as one tree; every message names the field, what was expected and what came.
+
+TrimvlaError
+|- ConfigError          a configuration, preset or option
+|- BundleError          a bundle: missing file, wrong hash, unknown schema version
+|- CheckpointError      a checkpoint: missing or unexpected key, wrong shape
+|- SpecError            an array: wrong dtype or shape
+|- PromptError          an instruction: empty, or longer than the largest bucket
+|- ObservationError     what the policy would look at
+|  `- StaleError        it is older than its budget
+|- BackendError         a backend or provider that was asked for and is not given
+|- CameraError          a camera that does not start or stops
+`- WireError            bytes that are no message
+"""
+
+from __future__ import annotations
+
+
+class TrimvlaError(Exception):
+    """Root of all errors that trimvla raises on purpose."""
+
+
+class ConfigError(TrimvlaError):
+    """A configuration, preset or option is wrong."""
+
+
+class BundleError(TrimvlaError):
+    """A bundle is incomplete, damaged or of another schema."""
+
+
+class CheckpointError(TrimvlaError):
+    """A checkpoint does not fit the policy."""
+
+
+class SpecError(TrimvlaError):
+    """An array has another dtype or shape than its spec."""
+
+
+class PromptError(TrimvlaError):
+    """An instruction cannot become a prompt."""
+
+
+class ObservationError(TrimvlaError):
+    """The policy must not act on this observation."""
+
+
+class StaleError(ObservationError):
+    """The observation is older than its budget."""
+
+
+class BackendError(TrimvlaError):
+    """A backend or provider was asked for and is not given."""
+
+
+class CameraError(TrimvlaError):
+    """A camera does not start, or stopped."""
+
+
+class WireError(TrimvlaError):
+    """Bytes that are no message."""

@@ -1,0 +1,233 @@
+"""The bundle's manifest: what a bundle contains, as typed data, and the one gate through which a bundle is loaded.
+
+Knows files, hashes, shapes and dtypes. Does not know how a stage runs, nor what a policy's config means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from trimvla.runtime.errors import BundleError
+from trimvla.runtime.specs import ArraySpec
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+STATISTICS = "statistics.json"
+STAGES = ("vision", "language", "action")
+READ_BYTES = 1 << 20
+
+ActionKind = Literal["delta", "absolute", "velocity", "gripper"]
+"""What one action dimension means to the robot; it decides what a hold is (`fallback.py`)."""
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of a policy. Empty: the dense policy. A decision that this version does not know is refused."""
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output of a stage; a symbolic axis is a string."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def array_spec(self) -> ArraySpec:
+        """The check for arrays that come in or go out under this name."""
+        return ArraySpec(self.name, self.dtype, self.shape)
+
+
+class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One exported graph: its file and what crosses its border, in the graph's order."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def tensor(self, name: str) -> TensorSpec:
+        """The input or output called `name`; BundleError if there is none."""
+        for spec in (*self.inputs, *self.outputs):
+            if spec.name == name:
+                return spec
+        raise BundleError(f"stage '{self.file}': expected a tensor '{name}', got {[s.name for s in self.inputs]}")
+
+
+class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a picture becomes the vision stage's input: resized straight to `size` x `size`, no crop."""
+
+    size: int
+    resize: Literal["bicubic-antialias"] = "bicubic-antialias"
+
+
+class PromptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How an instruction becomes token ids: BOS, template, suffix, padding up to the next bucket length."""
+
+    template: str
+    bos_id: int
+    suffix_ids: tuple[int, ...]
+    pad_id: int
+    buckets: tuple[int, ...]
+    lowercase: bool = True
+
+
+class ActionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The action chunk: `horizon` rows of `dim` numbers at `control_hz`, un-normalised with one key's statistics."""
+
+    horizon: int
+    dim: int
+    control_hz: float
+    kinds: tuple[ActionKind, ...]
+    statistics_key: str
+
+
+class FileSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file's content."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that a runtime must know to run a bundle. `files` covers every file but the manifest itself."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    created_utc: str
+    trimvla_version: str
+    policy: dict[str, Any]
+    plan: Plan = Plan()
+    precision: str = "float32"
+    image: ImageSpec
+    prompt: PromptSpec
+    action: ActionSpec
+    stages: dict[str, StageSpec]
+    parity: dict[str, Any] = {}
+    files: dict[str, FileSpec] = {}
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The directory of a bundle: a path to one, else the name of a shipped one. BundleError lists the shipped names."""
+    for candidate in (Path(name_or_path), *(root / name_or_path for root in _shipped_roots())):
+        if (candidate / MANIFEST).is_file():
+            return candidate
+    known = ", ".join(shipped()) or "none"
+    raise BundleError(f"bundle '{name_or_path}': no directory with a {MANIFEST}, and no shipped bundle (shipped: {known})")
+
+
+def shipped() -> list[str]:
+    """Names of the bundles that come with the package."""
+    return sorted(path.parent.name for root in _shipped_roots() for path in root.glob(f"*/{MANIFEST}"))
+
+
+def _shipped_roots() -> list[Path]:
+    """Folders of the data package; an editable install adds an entry that is no folder."""
+    spec = importlib.util.find_spec("trimvla.bundles")
+    places = spec.submodule_search_locations if spec else None
+    return [Path(place) for place in places or () if Path(place).is_dir()]
+
+
+def load(directory: Path, verify_hashes: bool = True) -> Manifest:
+    """Read and check a bundle: schema version, fields, every file's presence, size and sha256, shapes and dtypes.
+
+    Raises BundleError with the first thing that is wrong. `verify_hashes=False` still checks presence and sizes.
+    """
+    manifest = _decode(directory)
+    _check_consistency(manifest)
+    for name, spec in manifest.files.items():
+        _check_file(directory, name, spec, verify_hashes)
+    return manifest
+
+
+def write(directory: Path, manifest: Manifest) -> Manifest:
+    """Write manifest.json as the last file of a bundle and return it with `files` filled from the directory."""
+    complete = msgspec.structs.replace(manifest, files=_describe_files(directory))
+    _check_consistency(complete)
+    text = msgspec.json.format(msgspec.json.encode(complete), indent=1)
+    (directory / MANIFEST).write_bytes(text + b"\n")
+    return complete
+
+
+def _decode(directory: Path) -> Manifest:
+    path = directory / MANIFEST
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"bundle '{directory}': cannot read {MANIFEST}: {error.strerror}") from None
+    try:
+        _check_version(path, msgspec.json.decode(raw))
+        return msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BundleError(f"{path}: {error}") from None
+
+
+def _check_version(path: Path, data: object) -> None:
+    """Before the fields: a file of another version may have others."""
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
+
+
+def _check_consistency(manifest: Manifest) -> None:
+    """Facts that stand in two places of a manifest must agree."""
+    for problem in _problems(manifest):
+        raise BundleError(f"bundle '{manifest.name}': {problem}")
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    action, prompt = manifest.action, manifest.prompt
+    if tuple(manifest.stages) != STAGES and set(manifest.stages) != set(STAGES):
+        yield f"expected stages {list(STAGES)}, got {list(manifest.stages)}"
+        return
+    if len(action.kinds) != action.dim:
+        yield f"expected {action.dim} entries for 'action.kinds', got {len(action.kinds)}"
+    if not prompt.buckets or list(prompt.buckets) != sorted(set(prompt.buckets)):
+        yield f"expected rising lengths for 'prompt.buckets', got {list(prompt.buckets)}"
+    if "{instruction}" not in prompt.template:
+        yield f"expected '{{instruction}}' in 'prompt.template', got {prompt.template!r}"
+    yield from _shape_problems(manifest)
+    needed = [STATISTICS, TOKENIZER, *(stage.file for stage in manifest.stages.values())]
+    yield from (f"file '{name}' is needed and not listed in 'files'" for name in needed if name not in manifest.files)
+
+
+def _shape_problems(manifest: Manifest) -> Iterator[str]:
+    side, chunk = manifest.image.size, (1, manifest.action.horizon, manifest.action.dim)
+    expected = (
+        ("vision", "image", (1, side, side, 3)),
+        ("action", "noise", chunk),
+        ("action", "actions", chunk),
+    )
+    for stage, name, shape in expected:
+        got = manifest.stages[stage].tensor(name).shape
+        if got != shape:
+            yield f"expected {list(shape)} for '{name}' of stage '{stage}', got {list(got)}"
+
+
+def _check_file(directory: Path, name: str, spec: FileSpec, verify_hash: bool) -> None:
+    path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise BundleError(f"bundle '{directory}': file '{name}' lies outside the bundle")
+    if not path.is_file():
+        raise BundleError(f"bundle '{directory}': file '{name}' is missing")
+    if path.stat().st_size != spec.bytes:
+        raise BundleError(f"{path}: expected {spec.bytes} bytes, got {path.stat().st_size}: truncated or changed")
+    if verify_hash and (got := _sha256(path)) != spec.sha256:
+        raise BundleError(f"{path}: expected sha256 {spec.sha256}, got {got}")
+
+
+def _describe_files(directory: Path) -> dict[str, FileSpec]:
+    paths = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST)
+    return {p.relative_to(directory).as_posix(): FileSpec(_sha256(p), p.stat().st_size) for p in paths}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as source:
+        while block := source.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

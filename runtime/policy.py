@@ -1,0 +1,127 @@
+"""A bundle that acts: picture and instruction in, action chunk out.
+
+Loads the manifest with full validation, opens one runner per stage and keeps preprocessing beside them. The same
+picture, instruction and noise give the same actions, bit for bit on one backend. Knows no clock, socket or robot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trimvla.runtime import manifest as bundles
+from trimvla.runtime.manifest import STATISTICS, TOKENIZER, Manifest
+from trimvla.runtime.preprocess import ActionStatistics, Prompter, binarise, load_statistics, resize, unnormalise
+from trimvla.runtime.runner import Runner, create
+from trimvla.runtime.specs import ArraySpec
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """What one call gave.
+
+    `sample` float32[H, A]: the head's raw output. `normalized` float32[H, A]: clipped, gripper 0 or 1. `actions`
+    float64[H, A]: in the robot's units, first row due first. `milliseconds`: time by part.
+    """
+
+    sample: np.ndarray
+    normalized: np.ndarray
+    actions: np.ndarray
+    milliseconds: dict[str, float]
+
+
+class Policy:
+    """The three stages of a bundle, ready to run."""
+
+    def __init__(self, manifest: Manifest, runners: dict[str, Runner], prompter: Prompter, statistics: ActionStatistics):
+        """Use `Policy.load`."""
+        self.manifest = manifest
+        self.runners = runners
+        self._prompter, self._statistics = prompter, statistics
+        action = manifest.action
+        self._noise = ArraySpec("noise", "float32", (action.horizon, action.dim))
+
+    @classmethod
+    def load(cls, bundle: str | Path, *, backend: str = "onnxruntime", threads: int = 0) -> Policy:
+        """Open a bundle by path or by a shipped bundle's name.
+
+        Raises:
+            BundleError: it is incomplete, changed, or of another schema version.
+            BackendError: the backend cannot run it as asked.
+        """
+        directory = bundles.resolve(bundle)
+        manifest = bundles.load(directory)
+        stages = manifest.stages
+        runners = {name: create(backend, directory / stages[name].file, stages[name], threads=threads) for name in stages}
+        prompter = Prompter.load(directory / TOKENIZER, manifest.prompt)
+        statistics = load_statistics(directory / STATISTICS, manifest.action.statistics_key)
+        return cls(manifest, runners, prompter, statistics)
+
+    def infer(
+        self, image: np.ndarray, instruction: str, *, noise: np.ndarray | None = None, seed: int | None = None
+    ) -> PolicyResult:
+        """One action chunk.
+
+        Args:
+            image: uint8[h, w, 3] RGB of any size.
+            instruction: what to do.
+            noise: float32[H, A], standard normal; or
+            seed: of the noise that is drawn instead (default 0).
+
+        Raises:
+            ObservationError: the picture's dtype or shape.
+            PromptError: an empty instruction, or one longer than the largest prompt bucket.
+            SpecError: the noise's dtype or shape.
+        """
+        watch = Stopwatch()
+        with watch.part("preprocess"):
+            square = resize(image, self.manifest.image.size)[None]
+            ids, last = self._prompter.ids(instruction)
+            noise = self.draw_noise(seed or 0) if noise is None else self._noise.validate(noise)
+        with watch.part("vision"):
+            visual = self.runners["vision"].run({"image": square})["visual"]
+        with watch.part("language"):
+            prompt = {"visual": visual, "input_ids": ids, "last": last}
+            cognition = self.runners["language"].run(prompt)["cognition"]
+        with watch.part("action"):
+            sample = self.runners["action"].run({"cognition": cognition, "noise": noise[None]})["actions"][0]
+        normalized = binarise(sample)
+        actions = unnormalise(normalized, self._statistics)
+        return PolicyResult(sample, normalized, actions, watch.milliseconds())
+
+    def draw_noise(self, seed: int) -> np.ndarray:
+        """float32[H, A], the same for the same seed."""
+        return np.random.default_rng(seed).standard_normal(self._noise.shape, dtype=np.float32)
+
+    def describe(self) -> dict[str, dict[str, str]]:
+        """What really runs, by stage."""
+        return {name: runner.describe() for name, runner in self.runners.items()}
+
+    def close(self) -> None:
+        """Free all runners."""
+        for runner in self.runners.values():
+            runner.close()
+
+
+class Stopwatch:
+    """Times the parts of one call."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic_ns()
+        self._parts: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time the block under this name."""
+        start = time.monotonic_ns()
+        yield
+        self._parts[name] = (time.monotonic_ns() - start) / 1e6
+
+    def milliseconds(self) -> dict[str, float]:
+        """Parts, and `total` since the start."""
+        return {**self._parts, "total": (time.monotonic_ns() - self._start) / 1e6}

@@ -1,0 +1,140 @@
+"""Scripted demonstrations: pictures, privileged labels and action chunks, shard by shard.
+
+Noise disturbs only what is executed; the label is always what the clean expert would do from there (DART, arXiv
+1703.09327). As the expert has no memory, each picture is labelled for several goals of its table, so one picture
+teaches what different sentences mean. Knows the simulator and the expert; knows no network and no tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trimvla.sim import expert
+from trimvla.sim.expert import State
+from trimvla.sim.scene import Goal, Scene, sample_scene
+from trimvla.sim.tabletop import TabletopEnv
+
+GOALS = 6  # sentences labelled per picture; the first is the one being pursued
+AUX = 8  # object x y, target x y, tool x y z [m], opening
+FIRST_SEED = 1_000_000  # demonstrations use the seeds from here on; evaluation stays below
+SHARD_EPISODES = 100
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How an episode is disturbed: per-step translation [m] and turn [rad], chance of a wrong gripper command, detour steps."""
+
+    shift: float
+    turn: float
+    slip: float
+    detour: int
+
+
+def sample_noise(rng: np.random.Generator) -> Noise:
+    """A fifth of the episodes is clean; a third first pursues another goal for a while."""
+    level = 0.0 if rng.random() < 0.2 else float(rng.uniform(0.2, 1.0))
+    detour = int(rng.integers(1, 9)) if rng.random() < 0.33 else 0
+    return Noise(0.012 * level, 0.06 * level, 0.03 * level, detour)
+
+
+def label_goals(scene: Scene, state: State, goal: Goal, rng: np.random.Generator) -> list[Goal]:
+    """`GOALS` goals for one picture, the pursued one first; with an object in hand only goals about that object."""
+    others = [g for g in scene.goals() if g != goal and state.held in (-1, g.object)]
+    rng.shuffle(others)
+    return [goal, *(others * GOALS or [goal] * GOALS)][:GOALS]
+
+
+def aux_label(scene: Scene, state: State, goal: Goal) -> np.ndarray:
+    """float32[AUX]: where the object, its target and the tool are."""
+    x, y, _ = state.objects[goal.object]
+    tx, ty = (x, y) if goal.verb == "pick" else expert.support(scene, state, goal)[:2]
+    return np.array([x, y, tx, ty, *state.tool, state.opening], np.float32)
+
+
+class Shard:
+    """Collects frames and writes them as one npz."""
+
+    def __init__(self) -> None:
+        self.images: list[np.ndarray] = []
+        self.chunks: list[np.ndarray] = []
+        self.aux: list[np.ndarray] = []
+        self.texts: list[list[str]] = []
+
+    def add(self, image: np.ndarray, scene: Scene, state: State, goal: Goal, rng: np.random.Generator) -> None:
+        """Label one picture for several goals."""
+        goals = label_goals(scene, state, goal, rng)
+        self.images.append(image)
+        self.chunks.append(np.stack([expert.chunk(scene, state, g) for g in goals]))
+        self.aux.append(np.stack([aux_label(scene, state, g) for g in goals]))
+        self.texts.append([scene.instruction(g) for g in goals])
+
+    def save(self, path: Path) -> None:
+        """Write beside and rename: a shard is complete or absent."""
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        with partial.open("wb") as file:
+            np.savez(file, images=np.stack(self.images), chunks=np.stack(self.chunks),
+                     aux=np.stack(self.aux), texts=np.array(self.texts))
+        partial.rename(path)
+
+
+def disturb(action: expert.Action, drift: np.ndarray, noise: Noise, rng: np.random.Generator) -> np.ndarray:
+    """The executed action float32[7]: the expert's plus drift, sometimes with the wrong gripper command."""
+    dx, dy, dz, dyaw, gripper = action
+    if rng.random() < noise.slip:
+        gripper = 1.0 - gripper
+    shift = drift + rng.normal(0.0, noise.shift, 3)
+    return np.array([dx + shift[0], dy + shift[1], dz + shift[2], 0, 0, dyaw + rng.normal(0, noise.turn), gripper], np.float32)
+
+
+def episode(env: TabletopEnv, seed: int, shard: Shard) -> bool:
+    """Run one disturbed episode into the shard; True when it ended in success."""
+    rng = np.random.default_rng(seed)
+    scene = sample_scene(rng)
+    noise = sample_noise(rng)
+    goals = scene.goals()
+    astray = goals[int(rng.integers(len(goals)))]
+    observation, _ = env.reset(seed=seed, options={"scene": scene})
+    drift = np.zeros(3)
+    for k in range(45):
+        state = env.state()
+        shard.add(observation["image"], scene, state, scene.goal, rng)
+        drift = 0.6 * drift + rng.normal(0.0, noise.shift * 0.5, 3)
+        pursued = astray if k < noise.detour else scene.goal
+        action = disturb(expert.act(scene, state, pursued), drift, noise, rng)
+        observation, _, done, _, _ = env.step(action)
+        if done:
+            shard.add(observation["image"], scene, env.state(), scene.goal, rng)
+            return True
+    return False
+
+
+def make_shard(path: Path, first_seed: int, episodes: int) -> tuple[int, int]:
+    """Write one shard; (frames, successes)."""
+    env, shard, successes = TabletopEnv(), Shard(), 0
+    for seed in range(first_seed, first_seed + episodes):
+        successes += episode(env, seed, shard)
+    env.close()
+    shard.save(path)
+    return len(shard.images), successes
+
+
+def make_shards(directory: Path, count: int, workers: int) -> Iterator[tuple[int, int]]:
+    """Write the missing ones of `count` shards; yields (frames, successes) as each is done."""
+    directory.mkdir(parents=True, exist_ok=True)
+    missing = [i for i in range(count) if not shard_path(directory, i).exists()]
+    with ProcessPoolExecutor(max_workers=workers) as pool:
+        jobs = [pool.submit(make_shard, shard_path(directory, i), FIRST_SEED + i * SHARD_EPISODES, SHARD_EPISODES)
+                for i in missing]
+        for job in as_completed(jobs):
+            yield job.result()
+
+
+def shard_path(directory: Path, index: int) -> Path:
+    """Where shard `index` lies."""
+    return directory / f"shard-{index:04d}.npz"
