@@ -47,4 +47,4 @@ class AdaptiveEnsemble:
         """Take the chunk float[H, A] that starts at this step; the blended action float64[A] for this step."""
         self._chunks.append(np.asarray(chunk, np.float64))
         ages = range(len(self._chunks) - 1, -1, -1)
-        return blend(np.stack([chunk[age] for chunk, age in zip(self._chunks, ages)]), self._alpha)
+        return blend(np.stack([chunk[age] for chunk, age in zip(self._chunks, ages, strict=True)]), self._alpha)

@@ -38,7 +38,8 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
     shape: tuple[int | str, ...]
 
-    def array_spec(self) -> ArraySpec:
+    @property
+    def array(self) -> ArraySpec:
         """The check for arrays that come in or go out under this name."""
         return ArraySpec(self.name, self.dtype, self.shape)
 
@@ -117,7 +118,7 @@ def resolve(name_or_path: str | Path) -> Path:
         if (candidate / MANIFEST).is_file():
             return candidate
     known = ", ".join(shipped()) or "none"
-    raise BundleError(f"bundle '{name_or_path}': no directory with a {MANIFEST}, and no shipped bundle (shipped: {known})")
+    raise BundleError(f"expected a directory with a {MANIFEST} or a shipped bundle ({known}), got '{name_or_path}'")
 
 
 def shipped() -> list[str]:
@@ -181,7 +182,7 @@ def _check_consistency(manifest: Manifest) -> None:
 
 def _problems(manifest: Manifest) -> Iterator[str]:
     action, prompt = manifest.action, manifest.prompt
-    if tuple(manifest.stages) != STAGES and set(manifest.stages) != set(STAGES):
+    if set(manifest.stages) != set(STAGES):
         yield f"expected stages {list(STAGES)}, got {list(manifest.stages)}"
         return
     if len(action.kinds) != action.dim:

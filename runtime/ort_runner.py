@@ -16,8 +16,16 @@ import onnxruntime as ort
 from trimvla.runtime.errors import BackendError, BundleError
 from trimvla.runtime.manifest import StageSpec
 from trimvla.runtime.runner import check_inputs
+from trimvla.runtime.specs import describe
 
 CPU = "CPUExecutionProvider"
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+}
 
 
 class OrtRunner:
@@ -31,7 +39,7 @@ class OrtRunner:
         got = self._session.get_providers()
         if not got or got[0] != provider:
             raise BackendError(f"expected provider {provider!r}, got {got} for {model.name!r}")
-        _check_names(model, spec, self._session)
+        _check_borders(model, spec, self._session)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `runner.Runner`."""
@@ -48,9 +56,9 @@ class OrtRunner:
         del self._session
 
 
-def create(model: Path, spec: StageSpec, *, threads: int = 0) -> OrtRunner:
+def create(model: Path, spec: StageSpec, *, provider: str | None = None, threads: int = 0) -> OrtRunner:
     """See `runner.create`."""
-    return OrtRunner(model, spec, threads=threads)
+    return OrtRunner(model, spec, provider=provider or CPU, threads=threads)
 
 
 def session_options(threads: int) -> ort.SessionOptions:
@@ -72,11 +80,13 @@ def _session(model: Path, provider: str, threads: int) -> ort.InferenceSession:
         raise BundleError(f"{model}: {error}") from error
 
 
-def _check_names(model: Path, spec: StageSpec, session: ort.InferenceSession) -> None:
+def _check_borders(model: Path, spec: StageSpec, session: ort.InferenceSession) -> None:
+    """The graph's own inputs and outputs must be those that the manifest promises: names, dtypes, shapes."""
     for kind, want, got in (
         ("inputs", spec.inputs, session.get_inputs()),
         ("outputs", spec.outputs, session.get_outputs()),
     ):
-        if {tensor.name for tensor in want} != {value.name for value in got}:
-            names = [value.name for value in got]
-            raise BundleError(f"expected {kind} {[t.name for t in want]}, got {names} in {model.name!r}")
+        expected = {tensor.name: str(tensor.array) for tensor in want}
+        found = {value.name: describe(DTYPES.get(value.type, value.type), tuple(value.shape)) for value in got}
+        if expected != found:
+            raise BundleError(f"{model}: expected {kind} {expected}, got {found}")

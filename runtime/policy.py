@@ -7,7 +7,7 @@ picture, instruction and noise give the same actions, bit for bit on one backend
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from trimvla.runtime import manifest as bundles
+from trimvla.runtime.errors import BackendError
 from trimvla.runtime.manifest import STATISTICS, TOKENIZER, Manifest
 from trimvla.runtime.preprocess import ActionStatistics, Prompter, binarise, load_statistics, resize, unnormalise
 from trimvla.runtime.runner import Runner, create
@@ -38,17 +39,23 @@ class PolicyResult:
 class Policy:
     """The three stages of a bundle, ready to run."""
 
-    def __init__(self, manifest: Manifest, runners: dict[str, Runner], prompter: Prompter, statistics: ActionStatistics):
+    def __init__(
+        self, manifest: Manifest, runners: dict[str, Runner], prompter: Prompter, statistics: ActionStatistics
+    ) -> None:
         """Use `Policy.load`."""
         self.manifest = manifest
         self.runners = runners
         self._prompter, self._statistics = prompter, statistics
         action = manifest.action
-        self._noise = ArraySpec("noise", "float32", (action.horizon, action.dim))
+        self._gripper = tuple(i for i, kind in enumerate(action.kinds) if kind == "gripper")
+        self._chunk = (action.horizon, action.dim)
+        self._noise = ArraySpec("noise", "float32", self._chunk)
 
     @classmethod
-    def load(cls, bundle: str | Path, *, backend: str = "onnxruntime", threads: int = 0) -> Policy:
-        """Open a bundle by path or by a shipped bundle's name.
+    def load(
+        cls, bundle: str | Path, *, backend: str = "onnxruntime", provider: str | None = None, threads: int = 0
+    ) -> Policy:
+        """Open a bundle by path or by a shipped bundle's name; `runner.create` says what the options are.
 
         Raises:
             BundleError: it is incomplete, changed, or of another schema version.
@@ -56,33 +63,36 @@ class Policy:
         """
         directory = bundles.resolve(bundle)
         manifest = bundles.load(directory)
-        stages = manifest.stages
-        runners = {name: create(backend, directory / stages[name].file, stages[name], threads=threads) for name in stages}
+        runners = {
+            name: create(backend, directory / stage.file, stage, provider=provider, threads=threads)
+            for name, stage in manifest.stages.items()
+        }
         prompter = Prompter.load(directory / TOKENIZER, manifest.prompt)
         statistics = load_statistics(directory / STATISTICS, manifest.action.statistics_key)
         return cls(manifest, runners, prompter, statistics)
 
     def infer(
-        self, image: np.ndarray, instruction: str, *, noise: np.ndarray | None = None, seed: int | None = None
+        self, image: np.ndarray, instruction: str, *, noise: np.ndarray | None = None, seed: int | Sequence[int] = 0
     ) -> PolicyResult:
         """One action chunk.
 
         Args:
             image: uint8[h, w, 3] RGB of any size.
             instruction: what to do.
-            noise: float32[H, A], standard normal; or
-            seed: of the noise that is drawn instead (default 0).
+            noise: float32[H, A], standard normal; where there is none it is drawn from
+            seed: one or several integers, such as the policy's and the frame's.
 
         Raises:
             ObservationError: the picture's dtype or shape.
             PromptError: an empty instruction, or one longer than the largest prompt bucket.
             SpecError: the noise's dtype or shape.
+            BackendError: the network's output is not finite.
         """
         watch = Stopwatch()
         with watch.part("preprocess"):
             square = resize(image, self.manifest.image.size)[None]
             ids, last = self._prompter.ids(instruction)
-            noise = self.draw_noise(seed or 0) if noise is None else self._noise.validate(noise)
+            noise = self.draw_noise(seed) if noise is None else self._noise.validate(noise)
         with watch.part("vision"):
             visual = self.runners["vision"].run({"image": square})["visual"]
         with watch.part("language"):
@@ -90,13 +100,15 @@ class Policy:
             cognition = self.runners["language"].run(prompt)["cognition"]
         with watch.part("action"):
             sample = self.runners["action"].run({"cognition": cognition, "noise": noise[None]})["actions"][0]
-        normalized = binarise(sample)
+        if not np.isfinite(sample).all():  # a clipped NaN in the gripper would read as "open"
+            raise BackendError("expected finite numbers for 'actions', got NaN or infinity")
+        normalized = binarise(sample, self._gripper)
         actions = unnormalise(normalized, self._statistics)
         return PolicyResult(sample, normalized, actions, watch.milliseconds())
 
-    def draw_noise(self, seed: int) -> np.ndarray:
+    def draw_noise(self, seed: int | Sequence[int]) -> np.ndarray:
         """float32[H, A], the same for the same seed."""
-        return np.random.default_rng(seed).standard_normal(self._noise.shape, dtype=np.float32)
+        return np.random.default_rng(seed).standard_normal(self._chunk, dtype=np.float32)
 
     def describe(self) -> dict[str, dict[str, str]]:
         """What really runs, by stage."""

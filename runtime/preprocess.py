@@ -6,7 +6,7 @@ its two appended ids, the q01/q99 un-normalisation with a binary gripper. Knows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from trimvla.runtime.errors import BundleError, PromptError
-from trimvla.runtime.manifest import ActionKind, PromptSpec
+from trimvla.runtime.errors import BundleError, ObservationError, PromptError, SpecError
+from trimvla.runtime.manifest import PromptSpec
 from trimvla.runtime.specs import ArraySpec
 
 if TYPE_CHECKING:
@@ -27,12 +27,23 @@ GRIPPER_THRESHOLD = 0.5
 CACHED_PROMPTS = 64
 
 
+def check_picture(image: NDArray[np.uint8]) -> None:
+    """Raise ObservationError unless it is RGB uint8[h, w, 3] with at least one pixel."""
+    try:
+        PICTURE.validate(image)
+    except SpecError as error:
+        raise ObservationError(str(error)) from None
+    if not image.size:
+        raise ObservationError(f"expected pixels in 'image', got shape {list(image.shape)}")
+
+
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """RGB uint8[h, w, 3] -> uint8[size, size, 3], straight (no crop), bicubic with antialias on uint8.
 
-    This is torchvision's resize of a PIL picture, hence the official one. Raises SpecError on another dtype or shape.
+    This is torchvision's resize of a PIL picture, hence the official one. Raises ObservationError on another dtype or
+    shape.
     """
-    PICTURE.validate(image)
+    check_picture(image)
     if image.shape[:2] == (size, size):
         return image
     from PIL import Image
@@ -41,25 +52,19 @@ def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(resized)
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """An instruction as the language stage takes it."""
-
-    input_ids: NDArray[np.int64]
-    """int64[1, L], BOS first, padded on the right up to a bucket."""
-    last: NDArray[np.int64]
-    """int64[1], the index of the last id that is not padding."""
-
-
-class PromptEncoder:
+class Prompter:
     """Instructions -> ids with the bundle's own tokenizer. The last few prompts are remembered."""
 
-    def __init__(self, tokenizer_json: Path, spec: PromptSpec) -> None:
-        self._spec = spec
-        self._tokenizer = _load_tokenizer(tokenizer_json)
-        self.encode = lru_cache(CACHED_PROMPTS)(self._encode)
+    def __init__(self, tokenizer: Tokenizer, spec: PromptSpec) -> None:
+        self._tokenizer, self._spec = tokenizer, spec
+        self.ids = lru_cache(CACHED_PROMPTS)(self._ids)
 
-    def token_ids(self, instruction: str) -> list[int]:
+    @classmethod
+    def load(cls, tokenizer_json: Path, spec: PromptSpec) -> Prompter:
+        """With a `tokenizer.json` as the `tokenizers` library writes it. Raises BundleError if it is none."""
+        return cls(_load_tokenizer(tokenizer_json), spec)
+
+    def tokens(self, instruction: str) -> list[int]:
         """BOS, the filled template without its trailing space, the suffix; not padded. PromptError if empty."""
         if not instruction.strip():
             raise PromptError(f"expected an instruction, got {instruction!r}")
@@ -68,16 +73,21 @@ class PromptEncoder:
         ids = self._tokenizer.encode(text.rstrip(" "), add_special_tokens=False).ids
         return [spec.bos_id, *ids, *spec.suffix_ids]
 
-    def _encode(self, instruction: str) -> Prompt:
-        """The instruction, padded to the smallest bucket that holds it. PromptError if it is empty or too long."""
-        ids = self.token_ids(instruction)
+    def _ids(self, instruction: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What the language stage takes: `input_ids` int64[1, L], `last` int64[1]; read-only.
+
+        L is the smallest bucket that holds the prompt, padded on the right; `last` is the index of the last id that is
+        not padding. Raises PromptError if the instruction is empty or longer than the largest bucket.
+        """
+        ids = self.tokens(instruction)
         length = next((bucket for bucket in self._spec.buckets if bucket >= len(ids)), None)
         if length is None:
             limit = self._spec.buckets[-1]
             raise PromptError(f"expected at most {limit} tokens for the prompt, got {len(ids)}: {instruction[:80]!r}")
         padded = np.full((1, length), self._spec.pad_id, np.int64)
         padded[0, : len(ids)] = ids
-        return Prompt(padded, np.array([len(ids) - 1], np.int64))
+        padded.setflags(write=False)
+        return padded, np.array([len(ids) - 1], np.int64)
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:
@@ -119,16 +129,16 @@ def load_statistics(path: Path, key: str) -> ActionStatistics:
     return table[key].action
 
 
-def normalize(raw: NDArray[np.float32], kinds: tuple[ActionKind, ...]) -> NDArray[np.float32]:
-    """Raw sample float32[H, D] -> clipped to [-1, 1], gripper dimensions 0 (close) below 0.5, else 1 (open)."""
-    clipped = np.clip(raw, -1.0, 1.0)
-    for column in (i for i, kind in enumerate(kinds) if kind == "gripper"):
-        clipped[:, column] = np.where(clipped[:, column] < GRIPPER_THRESHOLD, 0.0, 1.0)
+def binarise(sample: NDArray[np.float32], gripper: Sequence[int] = (6,)) -> NDArray[np.float32]:
+    """Raw sample float32[..., D] -> clipped to [-1, 1], gripper dimensions 0 (close) below 0.5, else 1 (open)."""
+    clipped = np.clip(sample, -1.0, 1.0)
+    columns = list(gripper)
+    clipped[..., columns] = np.where(clipped[..., columns] < GRIPPER_THRESHOLD, 0.0, 1.0)
     return clipped
 
 
-def unnormalize(normalized: NDArray[np.float32], statistics: ActionStatistics) -> NDArray[np.float64]:
-    """[-1, 1] float32[H, D] -> the robot's units float64[H, D]: 0.5 (a + 1) (q99 - q01) + q01 where masked."""
+def unnormalise(normalized: NDArray[np.float32], statistics: ActionStatistics) -> NDArray[np.float64]:
+    """[-1, 1] float32[..., D] -> the robot's units float64[..., D]: 0.5 (a + 1) (q99 - q01) + q01 where masked."""
     low, high = np.array(statistics.q01), np.array(statistics.q99)
     mask = np.ones(low.shape, bool) if statistics.mask is None else np.array(statistics.mask)
     return np.where(mask, 0.5 * (normalized + 1) * (high - low) + low, normalized)

@@ -1,6 +1,6 @@
 """The contract that every backend keeps: one stage, named arrays in, named arrays out.
 
-A runner is made for one stage of one bundle and owns what it needs on its device. `tests/check_runner.py` holds the
+A runner is made for one stage of one bundle and owns what it needs on its device. `tests/runner_contract.py` holds the
 contract as a reusable test. Knows no backend: `create` imports the one that is asked for, when it is asked for.
 """
 
@@ -41,13 +41,14 @@ class Runner(Protocol):
         ...
 
 
-def create(backend: str, model: Path, spec: StageSpec, *, threads: int = 0) -> Runner:
+def create(backend: str, model: Path, spec: StageSpec, *, provider: str | None = None, threads: int = 0) -> Runner:
     """A runner for one stage.
 
     Args:
         backend: a key of `BACKENDS`.
         model: the stage's graph.
         spec: its inputs and outputs.
+        provider: what executes inside the backend, by the backend's own name; None is its plain default.
         threads: threads for one operator; 0 leaves it to the backend.
 
     Raises:
@@ -56,7 +57,7 @@ def create(backend: str, model: Path, spec: StageSpec, *, threads: int = 0) -> R
     """
     if backend not in BACKENDS:
         raise BackendError(f"expected one of {sorted(BACKENDS)}, got {backend!r} for 'backend'")
-    return importlib.import_module(BACKENDS[backend]).create(model, spec, threads=threads)
+    return importlib.import_module(BACKENDS[backend]).create(model, spec, provider=provider, threads=threads)
 
 
 def check_inputs(spec: StageSpec, inputs: Mapping[str, np.ndarray]) -> None:

@@ -31,7 +31,7 @@ class ArraySpec:
         return describe(self.dtype, self.shape)
 
     def validate(self, value: object) -> NDArray[Any]:
-        """Return `value` unchanged if it fits, else raise SpecError that names the field, what was expected and what came."""
+        """Return `value` unchanged if it fits, else raise SpecError with the name, what was expected and what came."""
         if not isinstance(value, np.ndarray):
             raise SpecError(f"expected {self} for '{self.name}', got {type(value).__name__}")
         if value.dtype != np.dtype(self.dtype) or not self._fits(value.shape):
