@@ -1,0 +1,136 @@
+"""What travels between processes, as frozen types. Knows fields, units and ranges; not how they become bytes.
+
+Times are monotonic nanoseconds of one host (`clock.monotonic_ns`). `time_ns` is when the content was true: a frame's
+capture, a state's reading, a command's sending. Arrays that the robot acts on are float64 tuples; pictures are numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+MAX_ROWS, MAX_DIM, MAX_STATE = 256, 64, 4096
+
+TimeNs = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Action = Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_DIM)]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every message but a frame carries. `sequence` counts up by one per topic and sender."""
+
+    schema_version: int = SCHEMA_VERSION
+    sequence: Count
+    time_ns: TimeNs
+
+
+class Task(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the robot is to do now. Repeated while it holds: when it falls silent, the robot goes idle."""
+
+    episode: Count
+    instruction: Text
+    active: bool = True
+    started_ns: TimeNs
+    """When the task began; nothing seen earlier may serve it."""
+    seed: int | None = None
+    options: dict[str, Any] = {}
+    """For a simulator: how to set the scene."""
+
+
+class JointState(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the robot is."""
+
+    position: Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_DIM)]
+    """Per joint or tool coordinate [rad or m]."""
+    gripper: float
+    """1 = open, 0 = closed."""
+
+
+class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the policy wants to do next. `time_ns` is the capture of the oldest picture that it was made from."""
+
+    episode: Count
+    actions: Annotated[tuple[Action, ...], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]
+    """float64[H, D], un-normalised; row 0 is for the moment of the observation."""
+    control_hz: Annotated[float, msgspec.Meta(gt=0, le=10_000)]
+    """Rows per second."""
+    valid_rows: Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS)]
+    """Only this many rows may be executed."""
+    produced_ns: TimeNs
+    frame_sequence: Count
+    seed: int
+    """The same observation and seed give the same actions."""
+
+
+class Command(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the robot does in this period. `time_ns` is when it was sent."""
+
+    episode: Count
+    kind: Literal["action", "hold"]
+    action: Action
+    """float64[D]."""
+    reason: Text = ""
+    """Why it holds, or what the gate changed."""
+    captured_ns: TimeNs | None = None
+    """Capture of the picture behind this action; none for a hold."""
+    chunk_sequence: Count | None = None
+    row: Count | None = None
+
+
+class SimState(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The simulated world, for processes that draw it."""
+
+    episode: Count
+    step: Count
+    scene: dict[str, Any]
+    qpos: Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_STATE)]
+
+
+class Episode(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an episode stands; `done` is final."""
+
+    episode: Count
+    instruction: Text
+    step: Count
+    done: bool
+    success: bool
+    reason: Text = ""
+
+
+class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A distribution of durations [ms]."""
+
+    count: Count
+    p50: float
+    p99: float
+    max: float
+
+
+class Report(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A process's heartbeat: what it did since its start."""
+
+    process: Text
+    state: Text
+    reason: Text = ""
+    counters: dict[str, int] = {}
+    values: dict[str, float] = {}
+    latencies: dict[str, Summary] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A picture and when it was taken. `image` is RGB uint8[h, w, 3], contiguous."""
+
+    camera: str
+    sequence: int
+    time_ns: int
+    utc_ns: int
+    image: NDArray[np.uint8]
+    stream: str = "color"
+    timestamp_source: str = "host"
