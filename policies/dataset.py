@@ -23,12 +23,14 @@ from trimvla.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class Batch:
-    """`image` uint8[b, S, S, 3]; `ids` int64[b, k, L] right-padded; `last` int64[b, k]; `actions` float32[b, k, H, A]
-    normalised; `aux` float32[b, k, X]."""
+    """`image` uint8[b, S, S, 3]; `ids` int64[b, k, L] right-padded; `last` int64[b, k]; `nouns` int64[b, k, 2]: where in
+    the ids the object and what it goes on have been named; `actions` float32[b, k, H, A] normalised; `aux` float32[b, k, X].
+    """
 
     image: Tensor
     ids: Tensor
     last: Tensor
+    nouns: Tensor
     actions: Tensor
     aux: Tensor
 
@@ -53,8 +55,16 @@ def normalise(chunks: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
 class Demonstrations:
     """All shards, ready to draw from."""
 
-    def __init__(self, shards: Iterable[Path], cfg: PolicyConfig, tokenizer: Tokenizer, statistics: dict[str, Any] | None):
-        """Load shards; `statistics` None means: take them from these shards."""
+    def __init__(
+        self,
+        shards: Iterable[Path],
+        cfg: PolicyConfig,
+        tokenizer: Tokenizer,
+        *,
+        nouns: Iterable[str],
+        statistics: dict[str, Any] | None = None,
+    ) -> None:
+        """Load shards; `nouns` are the words that name things, `statistics` None means: take them from these shards."""
         loaded = [np.load(path) for path in shards]
         if not loaded:
             raise ConfigError("expected at least one shard of demonstrations, got none")
@@ -68,6 +78,8 @@ class Demonstrations:
         self._last = np.array([len(row) - 1 for row in ids])
         width = max(map(len, ids))
         self._ids = np.array([row + [cfg.prompt.pad_id] * (width - len(row)) for row in ids])
+        names = {tokenizer.encode(noun, add_special_tokens=False).ids[-1] for noun in nouns}
+        self._nouns = np.array([noun_places(row, names) for row in ids])
         self._text = places.reshape(self.actions.shape[:2])
 
     def __len__(self) -> int:
@@ -84,9 +96,16 @@ class Demonstrations:
             image=torch.from_numpy(self.images[rows]),
             ids=torch.from_numpy(self._ids[text]),
             last=torch.from_numpy(self._last[text]),
+            nouns=torch.from_numpy(self._nouns[text]),
             actions=torch.from_numpy(self.actions[rows[:, None], columns]),
             aux=torch.from_numpy(self.aux[rows[:, None], columns]),
         )
+
+
+def noun_places(ids: list[int], names: set[int]) -> tuple[int, int]:
+    """Where the first and the last noun stand; a sentence without one counts as named at its end."""
+    places = [place for place, token in enumerate(ids) if token in names] or [len(ids) - 1]
+    return places[0], places[-1]
 
 
 def make_tokenizer(cfg: PolicyConfig, instructions: Iterable[str]) -> Tokenizer:

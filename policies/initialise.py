@@ -18,6 +18,7 @@ from trimvla.policies.language import Decoder
 from trimvla.policies.vision import VisionTower, Vit
 
 TOKEN_STD = 0.02
+EMBEDDING_STD = 0.5  # of the visual tokens' size, so that words are not drowned by what attention adds
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def initialise(policy: CogAct) -> CogAct:
         if isinstance(module, nn.Linear):
             _linear(module)
         elif isinstance(module, nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
+            nn.init.trunc_normal_(module.weight, std=EMBEDDING_STD)
     _tower(policy.vision)
     _decoder(policy.language)
     _head(policy.head)

@@ -30,23 +30,27 @@ def packed_mask(prefix: int, sentences: int, length: int, device: torch.device) 
     return causal & ((block[None, :] == -1) | (block[:, None] == block[None, :]))
 
 
-def packed_cognition(
-    decoder: Decoder, visual: Tensor, ids: Tensor, last: Tensor, *, keep: Tensor | None = None, skip: frozenset[int] = frozenset()
+def packed_states(
+    decoder: Decoder,
+    visual: Tensor,
+    ids: Tensor,
+    *,
+    keep: Tensor | None = None,
+    skip: frozenset[int] = frozenset(),
 ) -> Tensor:
-    """Cognition features of k sentences for each picture.
+    """Final states of the tokens that each of k sentences has for itself.
 
     Args:
         decoder: the language model.
         visual: float[b, P, D].
         ids: int64[b, k, L], BOS first.
-        last: int64[b, k], index of EOS in each prompt.
         keep: int64[P'], raster indices of the visual tokens to keep, ascending (default: all).
         skip: indices of layers that are left out.
 
     Returns:
-        float[b, k, D], after the final norm.
+        float[b, k, L - c, D], after the final norm; c = `shared_prefix(ids)`, so the row of id j is j - c.
     """
-    b, k, _ = ids.shape
+    k = ids.shape[1]
     common = shared_prefix(ids)
     kept = torch.arange(visual.shape[1], device=ids.device) if keep is None else keep
     text, own = decoder.embed_tokens(ids[:, 0, :common]), decoder.embed_tokens(ids[:, :, common:])
@@ -58,8 +62,13 @@ def packed_cognition(
     for index, layer in enumerate(decoder.layers):
         if index not in skip:
             x = layer(x, cos, sin, mask)
-    rows = prefix + torch.arange(k, device=ids.device) * length + last - common
-    return decoder.norm(x.gather(1, rows[..., None].expand(b, k, x.shape[-1])))
+    return decoder.norm(x[:, prefix:]).unflatten(1, (k, length))
+
+
+def take_last(states: Tensor, last: Tensor, common: int) -> Tensor:
+    """Cognition features float[b, k, D]: the states [b, k, L - c, D] at EOS, whose index in the ids is `last` int64[b, k]."""
+    rows = (last - common)[..., None, None].expand(*last.shape, 1, states.shape[-1])
+    return states.gather(2, rows).squeeze(2)
 
 
 def _positions(kept: Tensor, patches: int, common: int, sentences: int, length: int) -> Tensor:

@@ -24,14 +24,14 @@ from trimvla.policies.config import PolicyConfig
 from trimvla.policies.dataset import Batch, Demonstrations
 from trimvla.policies.diffusion import q_sample
 from trimvla.policies.initialise import initialise
-from trimvla.policies.packed import packed_cognition
+from trimvla.policies.packed import packed_states, shared_prefix, take_last
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that shapes the result besides config and data."""
 
-    steps: int = 4600
+    steps: int = 4300
     pictures: int = 24
     sentences: int = 4
     draws: int = 2  # noise draws per cognition feature
@@ -42,7 +42,7 @@ class Recipe:
     aux_weight: float = 2.0
     drop_condition: float = 0.1
     drop_layer: float = 0.15
-    tokens: tuple[tuple[int, float], ...] = ((64, 0.6), (128, 0.3), (256, 0.1))  # kept tokens, share of the batches
+    tokens: tuple[tuple[int, float], ...] = ((64, 0.4), (128, 0.45), (256, 0.15))  # kept tokens, share of the batches
     seed: int = 0
     bfloat16: bool = True
     compile: bool = True
@@ -106,13 +106,16 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bfloat16):
             visual = self.policy.vision(batch.image)
             keep, skip = self._dropped(visual.shape[1], rng)
-            z = packed_cognition(self.policy.language, visual, batch.ids, batch.last, keep=keep, skip=skip)
-            aux = self.aux(z)
+            states = packed_states(self.policy.language, visual, batch.ids, keep=keep, skip=skip)
+            common = shared_prefix(batch.ids)
+            z = take_last(states, batch.last, common)
+            readings = self.aux(states).float()
             epsilon, noise = self._denoise(z.flatten(0, 1), batch.actions.flatten(0, 1))
-        error = (aux.float() - scale_aux(batch.aux)).abs()
+        target = scale_aux(batch.aux)
+        error = (take_last(readings, batch.last, common) - target).abs()
         return {
             "diffusion": (epsilon.float() - noise).square().mean(),
-            "aux": nn.functional.smooth_l1_loss(aux.float(), scale_aux(batch.aux), beta=0.05),
+            "aux": aux_loss(readings, target, aux_mask(batch, common, readings.shape[2])),
             "object_cm": error[..., :2].mean() * AUX_SCALE * 100,
             "target_cm": error[..., 2:4].mean() * AUX_SCALE * 100,
             "tool_cm": error[..., 4:7].mean() * AUX_SCALE * 100,
@@ -121,10 +124,13 @@ class Trainer:
     def _dropped(self, patches: int, rng: np.random.Generator) -> tuple[Tensor | None, frozenset[int]]:
         counts, shares = zip(*self.recipe.tokens, strict=True)
         count = int(rng.choice(counts, p=shares))
-        keep = None if count == patches else torch.from_numpy(np.sort(rng.permutation(patches)[:count]))
-        layers = self.cfg.language.layers
-        skip = frozenset(i for i in range(2, layers - 1) if rng.random() < self.recipe.drop_layer)
-        return keep, skip
+        keep = None if count == patches else torch.from_numpy(spread_tokens(patches, count, rng))
+        layers, chance = self.cfg.language.layers, self.recipe.drop_layer * self._ramp()
+        return keep, frozenset(i for i in range(2, layers - 1) if rng.random() < chance)
+
+    def _ramp(self) -> float:
+        """0 while the policy finds out what words mean, 1 from the middle of the run on."""
+        return min(1.0, max(0.0, self.step / self.recipe.steps - 0.2) / 0.3)
 
     def _denoise(self, z: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and true noise for `draws` noisy versions of every chunk."""
@@ -169,6 +175,31 @@ class Trainer:
 
 
 AUX_SCALE = 0.2  # metres that make 1.0 in the auxiliary loss
+
+
+def spread_tokens(patches: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Raster indices int64[count], ascending: a random choice that takes equally many from every 2 x 2 block."""
+    side = math.isqrt(patches)
+    blocks = np.arange(patches).reshape(side // 2, 2, side // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
+    return np.sort(rng.permuted(blocks, axis=1)[:, : count * 4 // patches].ravel())
+
+
+def aux_mask(batch: Batch, common: int, length: int) -> Tensor:
+    """bool[b, k, length, X]: what each token can know. The object from its noun on, the target from its own, the rest always.
+
+    Asking every token, not only EOS, teaches words to find their thing in the picture directly.
+    """
+    place = torch.arange(common, common + length)
+    inside = place <= batch.last[..., None]
+    objects, targets = (inside & (place >= batch.nouns[..., i, None]) for i in (0, 1))
+    rest = batch.aux.shape[-1] - 4
+    return torch.stack([objects, objects, targets, targets, *[inside] * rest], dim=-1)
+
+
+def aux_loss(readings: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean smooth L1 of float[b, k, n, X] readings against [b, k, X] where the mask allows."""
+    error = nn.functional.smooth_l1_loss(readings, target[:, :, None].expand_as(readings), beta=0.05, reduction="none")
+    return (error * mask).sum() / mask.sum()
 
 
 def scale_aux(aux: Tensor) -> Tensor:

@@ -1,0 +1,115 @@
+"""The training-time forward equals the deployed one; shards, normalisation and resuming do what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trimvla.policies.cogact import CogAct
+from trimvla.policies.config import PRESETS, PolicyConfig
+from trimvla.policies.dataset import Demonstrations, action_statistics, make_tokenizer, normalise
+from trimvla.policies.initialise import initialise
+from trimvla.policies.packed import packed_mask, packed_states, shared_prefix, take_last
+from trimvla.policies.tokenizer import prompt_ids
+from trimvla.policies.train import Recipe, Trainer, train
+from trimvla.runtime.preprocess import ActionStatistics, unnormalise
+
+NOUNS = ("cube", "can", "plate")
+SENTENCES = ["pick up the red cube", "put the red cube on the blue plate", "stack the blue can on the red cube"]
+
+
+def small() -> PolicyConfig:
+    """The tabletop preset, with fewer and thinner layers."""
+    data = PRESETS["tabletop"].to_dict()
+    data["vision"][0].update(width=32, depth=2, feature_block=1, heads=2, mlp_hidden=64)
+    data["projector"]["hidden"] = [32]
+    data["language"].update(width=32, layers=5, heads=2, mlp_hidden=64)
+    data["head"].update(width=32, depth=2, heads=2)
+    return PolicyConfig.from_dict(data)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    """Two shards of random pictures and chunks."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for index in range(2):
+        path = tmp_path / f"shard-{index}.npz"
+        np.savez(
+            path,
+            images=rng.integers(0, 256, (6, 128, 128, 3), dtype=np.uint8),
+            chunks=rng.uniform(-0.05, 0.05, (6, 3, 16, 7)).astype(np.float32),
+            aux=rng.uniform(-0.2, 0.2, (6, 3, 8)).astype(np.float32),
+            texts=np.array([SENTENCES] * 6),
+        )
+        paths.append(path)
+    return paths
+
+
+def test_packed_sentences_equal_the_deployed_forward() -> None:
+    torch.manual_seed(0)
+    cfg = small()
+    policy = initialise(CogAct(cfg)).eval()
+    tokenizer = make_tokenizer(cfg, SENTENCES)
+    rows = [prompt_ids(tokenizer, cfg.prompt, sentence) for sentence in SENTENCES]
+    width = max(map(len, rows))
+    ids = torch.tensor([[row + [0] * (width - len(row)) for row in rows]])
+    last = torch.tensor([[len(row) - 1 for row in rows]])
+    visual = torch.randn(1, cfg.patches, cfg.language.width)
+    with torch.no_grad():
+        packed = take_last(packed_states(policy.language, visual, ids), last, shared_prefix(ids))[0]
+        alone = torch.cat([policy.language.cognition(visual, ids[:, i], last[:, i]) for i in range(len(rows))])
+    assert shared_prefix(ids) > 5, "the template's beginning is shared"
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
+    assert (packed[0] - packed[1]).abs().max() > 1e-3, "different sentences give different features"
+
+
+def test_packed_mask_hides_other_sentences() -> None:
+    mask = packed_mask(2, 2, 2, torch.device("cpu")).int().tolist()
+    assert mask == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 1, 1],
+    ]
+
+
+def test_normalised_actions_come_back_as_they_were() -> None:
+    chunks = np.random.default_rng(0).uniform(-0.04, 0.04, (50, 16, 7)).astype(np.float32)
+    chunks[..., 3] = 0.0
+    chunks[..., 6] = chunks[..., 6] > 0
+    statistics = action_statistics(chunks)["action"]
+    back = unnormalise(normalise(chunks, {"action": statistics}), ActionStatistics(**statistics))
+    inside = np.clip(chunks, statistics["q01"], statistics["q99"])
+    np.testing.assert_allclose(back, inside, atol=1e-7)
+
+
+def test_training_learns_and_resumes_where_it_stopped(shards: list[Path], tmp_path: Path) -> None:
+    cfg = small()
+    data = Demonstrations(shards, cfg, make_tokenizer(cfg, SENTENCES), nouns=NOUNS)
+    recipe = Recipe(steps=12, pictures=4, sentences=2, warmup=2, compile=False, bfloat16=False, tokens=((64, 1.0),))
+    losses: list[float] = []
+    train(Trainer(cfg, recipe, 8), data, tmp_path / "whole", report=lambda _, row: losses.append(row["diffusion"]))
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+    first = Trainer(cfg, recipe, 8)
+    with pytest.raises(KeyboardInterrupt):
+        train(first, data, tmp_path / "cut", report=_stop_at(6), save_every=5)
+    second = Trainer(cfg, recipe, 8)
+    train(second, data, tmp_path / "cut", report=lambda *_: None)
+    whole = torch.load(tmp_path / "whole" / "state.pt", weights_only=True)["average"]
+    for name, value in second.average.items():
+        torch.testing.assert_close(value, whole[name], atol=1e-6, rtol=0, msg=name)
+
+
+def _stop_at(step: int):
+    def report(now: int, _: dict[str, float]) -> None:
+        if now == step:
+            raise KeyboardInterrupt
+
+    return report
