@@ -23,10 +23,10 @@ Action = Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_DIM)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every message but a frame carries. `sequence` counts up by one per topic and sender."""
+    """What every message but a frame carries. `sequence` counts up by one per topic; the publisher sets it."""
 
     schema_version: int = SCHEMA_VERSION
-    sequence: Count
+    sequence: Count = 0
     time_ns: TimeNs
 
 
@@ -64,7 +64,7 @@ class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Only this many rows may be executed."""
     produced_ns: TimeNs
     frame_sequence: Count
-    seed: int
+    seed: Annotated[tuple[Count, ...], msgspec.Meta(max_length=8)]
     """The same observation and seed give the same actions."""
 
 
@@ -125,12 +125,12 @@ class Report(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A picture and when it was taken. `image` is RGB uint8[h, w, 3], contiguous."""
+    """A picture and when it was taken. `image` is RGB uint8[h, w, 3], contiguous; `utc_ns` is a label for people."""
 
     camera: str
-    sequence: int
     time_ns: int
-    utc_ns: int
     image: NDArray[np.uint8]
+    sequence: int = 0
+    utc_ns: int = 0
     stream: str = "color"
     timestamp_source: str = "host"

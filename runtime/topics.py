@@ -1,0 +1,83 @@
+"""The topics: what travels on each, how often, and how old it may get. A table; knows no socket.
+
+`high_water` is how many messages wait for a slow reader; 1 means that the newest one wins.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.messages import (
+    ActionChunk,
+    Command,
+    Episode,
+    Frame,
+    JointState,
+    Message,
+    Report,
+    SimState,
+    Task,
+)
+
+CAMERA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+KIB, MIB = 1024, 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One line of the table."""
+
+    name: str
+    type: type[Message] | type[Frame]
+    hz: float
+    """Expected messages per second."""
+    max_age_s: float
+    """Silent for longer, its sender counts as dead."""
+    high_water: int
+    max_bytes: int
+
+
+#         name           type        hz   max age  high water  largest message
+TOPICS = {
+    topic.name: topic
+    for topic in (
+        Topic("task", Task, 5, 1.0, 1, 64 * KIB),
+        Topic("robot/state", JointState, 20, 0.5, 1, 64 * KIB),
+        Topic("sim/state", SimState, 20, 0.5, 1, 256 * KIB),
+        Topic("chunk", ActionChunk, 5, 2.0, 1, 256 * KIB),
+        Topic("command", Command, 5, 0.5, 32, 64 * KIB),
+        Topic("episode", Episode, 5, 1.0, 32, 64 * KIB),
+    )
+}
+COLOR = Topic("<camera>/color", Frame, 15, 0.5, 1, 32 * MIB)
+REPORT = Topic("<process>/report", Report, 1, 3.0, 8, 64 * KIB)
+
+
+def topic(name: str, hz: float | None = None) -> Topic:
+    """The topic called `name`: in the table, `<camera>/color` or `<process>/report`; `hz` where it is configured.
+
+    Raises ConfigError for a name that there is not.
+    """
+    found = TOPICS.get(name) or _by_owner(name)
+    if found is None:
+        known = ", ".join([*TOPICS, COLOR.name, REPORT.name])
+        raise ConfigError(f"expected one of {known}, got {name!r} for 'topic'")
+    return Topic(name, found.type, hz or found.hz, found.max_age_s, found.high_water, found.max_bytes)
+
+
+def color(camera: str) -> str:
+    """The topic's name for a camera."""
+    return f"{camera}/color"
+
+
+def report(process: str) -> str:
+    """The topic's name for a process's report."""
+    return f"{process}/report"
+
+
+def _by_owner(name: str) -> Topic | None:
+    owner, _, kind = name.rpartition("/")
+    table = {"color": COLOR, "report": REPORT}
+    return table.get(kind) if CAMERA_NAME.fullmatch(owner) else None
