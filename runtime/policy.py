@@ -63,12 +63,12 @@ class Policy:
         """
         directory = bundles.resolve(bundle)
         manifest = bundles.load(directory)
+        prompter = Prompter.load(directory / TOKENIZER, manifest.prompt)
+        statistics = load_statistics(directory / STATISTICS, manifest.action.statistics_key)
         runners = {
             name: create(backend, directory / stage.file, stage, provider=provider, threads=threads)
             for name, stage in manifest.stages.items()
         }
-        prompter = Prompter.load(directory / TOKENIZER, manifest.prompt)
-        statistics = load_statistics(directory / STATISTICS, manifest.action.statistics_key)
         return cls(manifest, runners, prompter, statistics)
 
     def infer(

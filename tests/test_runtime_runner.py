@@ -1,0 +1,86 @@
+"""ONNX Runtime keeps the runner's contract and never gives something else than was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from runner_contract import check_runner
+from tiny_bundle import COGNITION, HORIZON, IMAGE, VISUAL, WIDTH, manifest, write_bundle
+
+from trimvla.runtime.errors import BackendError, BundleError
+from trimvla.runtime.manifest import StageSpec, TensorSpec
+from trimvla.runtime.ort_runner import CPU, session_options
+from trimvla.runtime.runner import create
+
+INPUTS = {
+    "vision": {"image": np.full((1, 8, 8, 3), 7, np.uint8)},
+    "language": {
+        "visual": np.ones((1, 4, WIDTH), np.float32),
+        "input_ids": np.arange(12, dtype=np.int64)[None],
+        "last": np.array([9], np.int64),
+    },
+    "action": {"cognition": np.ones((1, WIDTH), np.float32), "noise": np.ones((1, HORIZON, 7), np.float32)},
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.mark.parametrize("stage", INPUTS)
+def test_every_stage_keeps_the_contract(bundle: Path, stage: str) -> None:
+    runner = create("onnxruntime", bundle / f"{stage}.onnx", manifest().stages[stage], threads=1)
+    check_runner(runner, INPUTS[stage])
+    assert runner.describe()["provider"] == CPU
+    runner.close()
+
+
+def test_an_unknown_backend_is_refused(bundle: Path) -> None:
+    with pytest.raises(BackendError, match=r"'onnxruntime'.* got 'abacus' for 'backend'"):
+        create("abacus", bundle / "vision.onnx", manifest().stages["vision"])
+
+
+def test_a_provider_that_is_not_there_is_refused(bundle: Path) -> None:
+    with pytest.raises(BackendError, match="expected provider 'AbacusExecutionProvider', this onnxruntime offers"):
+        create("onnxruntime", bundle / "vision.onnx", manifest().stages["vision"], provider="AbacusExecutionProvider")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_silent_fallback_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider may be listed and still not load; the session then runs on the CPU without a word."""
+    listed = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" in listed:
+        pytest.skip("this machine may really have CUDA")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*listed, "CUDAExecutionProvider"])
+    with pytest.raises(BackendError, match="CUDAExecutionProvider"):
+        create("onnxruntime", bundle / "vision.onnx", manifest().stages["vision"], provider="CUDAExecutionProvider")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (StageSpec("", (COGNITION,), (VISUAL,)), "expected inputs .*cognition.* got .*image"),
+        (StageSpec("", (IMAGE,), (COGNITION,)), "expected outputs .*cognition.* got .*visual"),
+        (StageSpec("", (TensorSpec("image", "float32", IMAGE.shape),), (VISUAL,)), "expected inputs .*float32.*uint8"),
+        (StageSpec("", (TensorSpec("image", "uint8", (1, 9, 9, 3)),), (VISUAL,)), "expected inputs .*9, 9.*8, 8"),
+    ],
+)
+def test_a_graph_that_is_not_what_the_manifest_says(bundle: Path, spec: StageSpec, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        create("onnxruntime", bundle / "vision.onnx", spec)
+
+
+def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "vision.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"vision\.onnx"):
+        create("onnxruntime", tmp_path / "vision.onnx", manifest().stages["vision"])
+
+
+def test_waiting_threads_sleep() -> None:
+    options = session_options(threads=2)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.intra_op_num_threads == 2

@@ -1,0 +1,154 @@
+"""A whole bundle of a few kilobytes, made with onnx.helper: real graphs, real tokenizer, no torch.
+
+Its network is no policy, but every input reaches the output: pixels, each token up to the last, noise.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from trimvla.runtime import manifest as bundles
+from trimvla.runtime.manifest import ActionSpec, ImageSpec, Manifest, PromptSpec, StageSpec, TensorSpec
+
+SIZE, PATCHES, WIDTH, HORIZON, DIM = 8, 4, 6, 16, 7
+BOS, EOS, PAD, EMPTY = 1, 2, 0, 3
+TEXT = "What to do ? pick up stack the red blue green cube"
+WORDS = (
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<empty>",
+    "<unk>",
+    *TEXT.split(),
+)
+TEMPLATE = "What to do ? {instruction}"
+BUCKETS = (12, 16)
+KINDS = ("delta",) * 6 + ("gripper",)
+
+IMAGE = TensorSpec("image", "uint8", (1, SIZE, SIZE, 3))
+VISUAL = TensorSpec("visual", "float32", (1, PATCHES, WIDTH))
+IDS = TensorSpec("input_ids", "int64", (1, "prompt"))
+LAST = TensorSpec("last", "int64", (1,))
+COGNITION = TensorSpec("cognition", "float32", (1, WIDTH))
+NOISE = TensorSpec("noise", "float32", (1, HORIZON, DIM))
+ACTIONS = TensorSpec("actions", "float32", (1, HORIZON, DIM))
+
+ELEMENT = {"uint8": TensorProto.UINT8, "int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
+
+
+def write_bundle(directory: Path, *, gain: float = 1.0) -> Path:
+    """Write the bundle and return its directory. `gain` scales the network's output; infinity breaks it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    stages = {"vision": _vision(rng), "language": _language(rng), "action": _action(rng, gain)}
+    for name, model in stages.items():
+        onnx.save(model, directory / f"{name}.onnx")
+    _tokenizer().save(str(directory / bundles.TOKENIZER))
+    low, high, mask = [-0.05] * 6 + [0.0], [0.05] * 6 + [1.0], [True] * 6 + [False]
+    statistics = {"tiny": {"action": {"q01": low, "q99": high, "mask": mask}}}
+    (directory / bundles.STATISTICS).write_text(json.dumps(statistics))
+    bundles.write(directory, manifest())
+    return directory
+
+
+def manifest() -> Manifest:
+    """The manifest without its table of files."""
+    return Manifest(
+        name="tiny",
+        created_utc="2026-01-01T00:00:00Z",
+        trimvla_version="0.0.0",
+        policy={},
+        image=ImageSpec(SIZE),
+        prompt=PromptSpec(TEMPLATE, BOS, (EMPTY, EOS), PAD, BUCKETS),
+        action=ActionSpec(HORIZON, DIM, 5.0, KINDS, "tiny"),
+        stages={
+            "vision": StageSpec("vision.onnx", (IMAGE,), (VISUAL,)),
+            "language": StageSpec("language.onnx", (VISUAL, IDS, LAST), (COGNITION,)),
+            "action": StageSpec("action.onnx", (COGNITION, NOISE), (ACTIONS,)),
+        },
+    )
+
+
+def _vision(rng: np.random.Generator) -> onnx.ModelProto:
+    weights = {
+        "scale": np.float32(255),
+        "shape": np.array([1, PATCHES, -1], np.int64),
+        "mix": rng.normal(size=(SIZE * SIZE * 3 // PATCHES, WIDTH)) / 8,
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["pixels", "scale"], ["unit"]),
+        helper.make_node("Reshape", ["unit", "shape"], ["patches"]),
+        helper.make_node("MatMul", ["patches", "mix"], ["visual"]),
+    ]
+    return _model("vision", nodes, (IMAGE,), (VISUAL,), weights)
+
+
+def _language(rng: np.random.Generator) -> onnx.ModelProto:
+    """tanh(mean of the visual tokens + sum of the embeddings up to the last token)."""
+    weights = {
+        "table": rng.normal(size=(len(WORDS), WIDTH)) / 4,
+        "axis": np.int64(1),
+        "axes": np.array([1], np.int64),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),
+        helper.make_node("CumSum", ["embedded", "axis"], ["prefix"]),
+        helper.make_node("Gather", ["prefix", "last"], ["at_last"], axis=1),
+        helper.make_node("Squeeze", ["at_last", "axes"], ["text"]),
+        helper.make_node("ReduceMean", ["visual", "axes"], ["picture"], keepdims=0),
+        helper.make_node("Add", ["text", "picture"], ["sum"]),
+        helper.make_node("Tanh", ["sum"], ["cognition"]),
+    ]
+    return _model("language", nodes, (VISUAL, IDS, LAST), (COGNITION,), weights)
+
+
+def _action(rng: np.random.Generator, gain: float) -> onnx.ModelProto:
+    weights = {
+        "decode": rng.normal(size=(WIDTH, HORIZON * DIM)) / 4,
+        "shape": np.array([1, HORIZON, DIM], np.int64),
+        "tenth": np.float32(0.1),
+        "gain": np.float32(gain),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["cognition", "decode"], ["flat"]),
+        helper.make_node("Reshape", ["flat", "shape"], ["chunk"]),
+        helper.make_node("Mul", ["noise", "tenth"], ["little"]),
+        helper.make_node("Add", ["chunk", "little"], ["sum"]),
+        helper.make_node("Mul", ["sum", "gain"], ["actions"]),
+    ]
+    return _model("action", nodes, (COGNITION, NOISE), (ACTIONS,), weights)
+
+
+def _model(
+    name: str,
+    nodes: list[onnx.NodeProto],
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    weights: dict[str, np.ndarray | np.generic],
+) -> onnx.ModelProto:
+    tensors = [numpy_helper.from_array(_narrow(np.asarray(value)), key) for key, value in weights.items()]
+    graph = helper.make_graph(nodes, name, _values(inputs), _values(outputs), tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _narrow(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32) if value.dtype == np.float64 else value
+
+
+def _values(specs: tuple[TensorSpec, ...]) -> list[onnx.ValueInfoProto]:
+    return [helper.make_tensor_value_info(spec.name, ELEMENT[spec.dtype], list(spec.shape)) for spec in specs]
+
+
+def _tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
