@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
-from trimvla.runtime.specs import ArraySpec
+from trimvla.runtime.manifest import PromptSpec, StageSpec, TensorSpec
 
 PROMPT_AXIS = "prompt"  # takes the values of the prompt buckets only
 
@@ -72,20 +72,38 @@ STAGES = (
 )
 
 
-def tensor_specs(cfg: PolicyConfig) -> dict[str, ArraySpec]:
+def tensor_specs(cfg: PolicyConfig) -> dict[str, TensorSpec]:
     """Every tensor that crosses a stage's border, by name."""
     side, patches, width = cfg.image_size, cfg.patches, cfg.language.width
     chunk = (1, cfg.head.horizon, cfg.head.action_dim)
     specs = (
-        ArraySpec("image", "uint8", (1, side, side, 3)),
-        ArraySpec("visual", "float32", (1, patches, width)),
-        ArraySpec("input_ids", "int64", (1, PROMPT_AXIS)),
-        ArraySpec("last", "int64", (1,)),
-        ArraySpec("cognition", "float32", (1, width)),
-        ArraySpec("noise", "float32", chunk),
-        ArraySpec("actions", "float32", chunk),
+        TensorSpec("image", "uint8", (1, side, side, 3)),
+        TensorSpec("visual", "float32", (1, patches, width)),
+        TensorSpec("input_ids", "int64", (1, PROMPT_AXIS)),
+        TensorSpec("last", "int64", (1,)),
+        TensorSpec("cognition", "float32", (1, width)),
+        TensorSpec("noise", "float32", chunk),
+        TensorSpec("actions", "float32", chunk),
     )
     return {spec.name: spec for spec in specs}
+
+
+def stage_spec(cfg: PolicyConfig, stage: Stage, file: str) -> StageSpec:
+    """What crosses the stage's border, for the manifest."""
+    tensors = tensor_specs(cfg)
+    return StageSpec(file, tuple(tensors[name] for name in stage.inputs), (tensors[stage.output],))
+
+
+def prompt_spec(cfg: PolicyConfig) -> PromptSpec:
+    """How the runtime makes this policy's prompts."""
+    prompt = cfg.prompt
+    return PromptSpec(
+        template=prompt.template,
+        bos_id=prompt.bos_id,
+        suffix_ids=(prompt.empty_id, prompt.eos_id),
+        pad_id=prompt.pad_id,
+        buckets=prompt.buckets,
+    )
 
 
 def example_inputs(cfg: PolicyConfig, bucket: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from trimvla.export.architecture import policy_config
-from trimvla.export.reference import GROUPS, max_abs_difference, verify_reference
+from trimvla.export.compare import Comparison, cosine, max_abs_difference
+from trimvla.export.reference import GROUPS, verify_reference
 from trimvla.runtime.errors import CheckpointError, ConfigError
 
 

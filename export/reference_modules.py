@@ -1,99 +1,21 @@
-"""What the policy gives for the arrays of a reference directory.
+"""What the policy's modules give for the arrays of a reference directory.
 
 Each function yields (key, value) for the keys of one part, fed with the *stored* inputs of that part, so a difference
-points at the part that made it; `end_to_end` alone goes the whole way from the picture. Shapes and dtypes are those of
-docs/REFERENCE_FORMAT.md. Which keys are compared, and how closely, is decided in `reference`.
+points at the part that made it. Which keys are compared, and how closely, is decided in `reference`.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trimvla.export.architecture import policy_config
-from trimvla.policies.checkpoint import load_official
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.diffusion import DdimStep, betas, ddim_steps, ddim_trajectory, guided
+from trimvla.export.reference_directory import Reference, Values
+from trimvla.policies.diffusion import betas, ddim_trajectory, guided
 from trimvla.policies.head import frequency_embedding
-from trimvla.policies.vision import Vit
-from trimvla.runtime.errors import ConfigError
-
-Value = Tensor | np.ndarray
-Values = Iterator[tuple[str, Value]]
-
-RUN = re.compile(r"ddim(\d+)_cfg([\d.]+)")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A reference directory, opened: the stored arrays and our policy with the stored weights."""
-
-    directory: Path
-    arrays: Mapping[str, np.ndarray]
-    policy: CogAct
-    statistics: dict[str, Any]
-
-    def array(self, key: str) -> np.ndarray:
-        """The stored array.
-
-        Raises:
-            ConfigError: the archive does not hold it.
-        """
-        if key not in self.arrays:
-            raise ConfigError(f"reference.npz: expected array '{key}', got none")
-        return self.arrays[key]
-
-    def tensor(self, key: str) -> Tensor:
-        """The stored array as a tensor."""
-        return torch.from_numpy(self.array(key))
-
-    def matches(self, pattern: str) -> list[tuple[str, re.Match[str]]]:
-        """Stored keys that the regular expression matches entirely, with their matches."""
-        found = ((key, re.fullmatch(pattern, key)) for key in self.arrays)
-        return [(key, match) for key, match in found if match]
-
-    @property
-    def encoders(self) -> list[tuple[str, Vit]]:
-        """The ViTs under the short names that the keys use: dino, siglip."""
-        names = [vit.name.removesuffix("_featurizer") for vit in self.policy.cfg.vision]
-        return [
-            (name, vit) for name, vit in zip(names, self.policy.vision.encoders, strict=True) if isinstance(vit, Vit)
-        ]
-
-    def sampler(self, run: str) -> tuple[list[DdimStep], float]:
-        """Steps and guidance scale of a run named `ddim<steps>_cfg<scale>`."""
-        match = RUN.fullmatch(run)
-        if match is None:
-            raise ConfigError(f"expected a run named ddim<steps>_cfg<scale>, got '{run}'")
-        return ddim_steps(self.policy.cfg.diffusion.train_steps, int(match[1])), float(match[2])
-
-
-def open_reference(directory: Path | str) -> Reference:
-    """Open `architecture.json`, the official checkpoint, `dataset_statistics.json` and `reference.npz`."""
-    directory = Path(directory)
-    policy = load_official(directory, policy_config(_read_json(directory / "architecture.json")))
-    statistics = _read_json(directory / "dataset_statistics.json")
-    try:
-        arrays = np.load(directory / "reference.npz", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"expected an archive of arrays in {directory / 'reference.npz'}, got: {error}") from error
-    return Reference(directory, arrays, policy, statistics)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"expected a JSON file in {path}, got: {error}") from error
 
 
 def vision(ref: Reference) -> Values:

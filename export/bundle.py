@@ -1,0 +1,140 @@
+"""Policy + plan -> bundle: a directory that is complete or absent.
+
+Everything is written beside the target, proved against torch, validated as the runtime will validate it, and only then
+renamed into place. Knows what a bundle holds; graphs come from `to_onnx`, the proof from `verify`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trimvla.export.stages import STAGES, Stage, prompt_spec, stage_spec
+from trimvla.export.to_onnx import export_stage
+from trimvla.export.verify import open_runners, parity
+from trimvla.policies.cogact import CogAct
+from trimvla.runtime import manifest as bundles
+from trimvla.runtime.errors import BundleError, ConfigError
+from trimvla.runtime.manifest import ActionKind, ActionSpec, ImageSpec, Manifest, Plan, StageSpec
+from trimvla.runtime.preprocess import load_statistics
+
+SIX_DELTAS_AND_GRIPPER: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
+GATED = "; CogACT uses LLaMA-2's, which is gated: take `tokenizer.json` from your own copy of that model"
+PARITY_SAMPLES = 2  # inputs per prompt bucket in the proof that a bundle carries
+
+
+def export_policy(
+    policy: CogAct,
+    plan: Plan,
+    statistics: Mapping[str, Any],
+    tokenizer_path: Path | str,
+    out_dir: Path | str,
+    *,
+    statistics_key: str,
+    control_hz: float,
+    kinds: Sequence[ActionKind] = SIX_DELTAS_AND_GRIPPER,
+    created_utc: str | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Export a policy to a bundle.
+
+    Args:
+        policy: in float32, on the CPU.
+        plan: what is kept of it; the empty plan is the dense policy.
+        statistics: the official layout {key: {"action": {"q01": [A], "q99": [A], "mask": [A]}}}.
+        tokenizer_path: the policy's `tokenizer.json`.
+        out_dir: the bundle; its last part becomes the bundle's name.
+        statistics_key: the entry of `statistics` that un-normalises actions.
+        control_hz: rows of a chunk per second [Hz].
+        kinds: what each action dimension is.
+        created_utc: time stamp; now when left out.
+        overwrite: replace an existing bundle.
+
+    Returns:
+        The manifest, with the parity report.
+
+    Raises:
+        ConfigError: no tokenizer, no such statistics, or the target exists.
+        BundleError: the graphs differ from torch by more than their tolerance. Nothing is left behind.
+    """
+    out, tokenizer = Path(out_dir), Path(tokenizer_path)
+    if out.exists() and not overwrite:
+        raise ConfigError(f"expected no bundle at {out}, got one: remove it or ask for overwriting")
+    if not tokenizer.is_file():
+        raise ConfigError(f"expected the policy's tokenizer at {tokenizer}, got no file{GATED}")
+    cfg = policy.cfg
+    action = ActionSpec(cfg.head.horizon, cfg.head.action_dim, control_hz, tuple(kinds), statistics_key)
+    with written_beside(out) as directory:
+        shutil.copyfile(tokenizer, directory / bundles.TOKENIZER)
+        (directory / bundles.STATISTICS).write_text(json.dumps(statistics, indent=1, sort_keys=True) + "\n")
+        load_statistics(directory / bundles.STATISTICS, statistics_key)
+        manifest = Manifest(
+            name=out.name,
+            created_utc=created_utc or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            trimvla_version=version("trimvla"),
+            policy=cfg.to_dict(),
+            plan=plan,
+            image=ImageSpec(cfg.image_size),
+            prompt=prompt_spec(cfg),
+            action=action,
+            stages={stage.name: export_to(policy, stage, directory) for stage in STAGES},
+        )
+        return prove(policy, manifest, directory)
+
+
+def export_to(policy: CogAct, stage: Stage, directory: Path) -> StageSpec:
+    """Write one stage's graph into the directory."""
+    file = f"{stage.name}.onnx"
+    export_stage(policy, stage, directory / file)
+    return stage_spec(policy.cfg, stage, file)
+
+
+def prove(policy: CogAct, manifest: Manifest, directory: Path) -> Manifest:
+    """Measure parity, write the manifest with the report, and read the bundle back as the runtime does.
+
+    Raises:
+        BundleError: a boundary differs by more than its tolerance.
+    """
+    result = parity(policy, open_runners(directory, manifest.stages), samples=PARITY_SAMPLES, seed=0)
+    if not result["ok"]:
+        worst = "; ".join(f"{failure['group']}: {failure['reason']}" for failure in result["failed"][:3])
+        raise BundleError(f"bundle '{manifest.name}' differs from torch: {worst}")
+    bundles.write(directory, msgspec.structs.replace(manifest, parity=result))
+    return bundles.load(directory)
+
+
+@contextmanager
+def written_beside(out: Path) -> Iterator[Path]:
+    """A fresh directory beside `out` that takes its place at the end, or vanishes when anything fails."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        beside.chmod(0o755)
+        yield beside
+        swap(beside, out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def swap(beside: Path, out: Path) -> None:
+    """Exchange `beside` and `out` by renaming; afterwards `beside` holds what `out` was, if it was."""
+    if not out.exists():
+        beside.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    out.rename(old)
+    try:
+        beside.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    old.rename(beside)

@@ -1,0 +1,92 @@
+"""How far two arrays are apart, collected over many: the rows of every verification report.
+
+Knows arrays and tolerances; not what they mean nor where they come from.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+Value = torch.Tensor | np.ndarray
+
+
+@dataclass
+class Comparison:
+    """What came of one group of arrays; `worst` is the largest absolute difference, at `worst_key`."""
+
+    group: str
+    tolerance: float
+    compared: int = 0
+    worst: float = 0.0
+    worst_key: str | None = None
+    mean: float = 0.0
+    cosine: float = 1.0
+    failed: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, key: str, expected: Value, got: Value) -> None:
+        """Compare one array."""
+        self.compared += 1
+        a, b = as_float64(expected), as_float64(got)
+        if a.shape != b.shape:
+            self.fail(key, f"expected shape {list(a.shape)}, got {list(b.shape)}")
+            return
+        worst = max_abs_difference(a, b)
+        if self.worst_key is None or worst > self.worst:
+            self.worst, self.worst_key = worst, key
+        self.mean = max(self.mean, _finite(float(np.abs(a - b).mean())) if a.size else 0.0)
+        self.cosine = min(self.cosine, cosine(a, b))
+        if worst > self.tolerance:
+            self.fail(key, f"expected a difference of at most {self.tolerance:g}, got {worst:g}")
+
+    def fail(self, key: str | None, reason: str) -> None:
+        """Note a failure."""
+        self.failed.append({"group": self.group, "key": key, "reason": reason})
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-able form: worst, largest mean and smallest cosine of all compared arrays."""
+        names = ("compared", "worst", "worst_key", "mean", "cosine", "tolerance")
+        return {name: getattr(self, name) for name in names}
+
+
+def report(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
+    """Join groups into {"ok", "compared", "failed", "absent", "groups"}; `absent` are groups without any array."""
+    failed = [failure for comparison in comparisons.values() for failure in comparison.failed]
+    present = {name: comparison for name, comparison in comparisons.items() if comparison.compared}
+    return {
+        "ok": not failed,
+        "compared": sum(comparison.compared for comparison in present.values()),
+        "failed": failed,
+        "absent": [name for name in comparisons if name not in present],
+        "groups": {name: comparison.summary() for name, comparison in present.items()},
+    }
+
+
+def as_float64(value: Value) -> np.ndarray:
+    """Any array or tensor as float64."""
+    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    return array.astype(np.float64)
+
+
+def max_abs_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest absolute difference; the largest float where a number is not finite."""
+    return _finite(float(np.abs(a - b).max(initial=0.0)))
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine between two arrays as vectors; 1 between zeros, -1 where it is undefined."""
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if lengths == 0.0:
+        return 1.0 if not a.any() and not b.any() else -1.0
+    value = float((a * b).sum()) / lengths
+    return value if math.isfinite(value) else -1.0
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else sys.float_info.max

@@ -1,0 +1,97 @@
+"""A reference directory, opened: stored arrays, our policy with the stored weights, statistics, tokenizer path.
+
+The format is in docs/REFERENCE_FORMAT.md. Knows how to read; computes and compares nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimvla.export.architecture import policy_config
+from trimvla.export.compare import Value
+from trimvla.policies.checkpoint import load_official
+from trimvla.policies.cogact import CogAct
+from trimvla.policies.diffusion import DdimStep, ddim_steps
+from trimvla.policies.vision import Vit
+from trimvla.runtime.errors import ConfigError
+
+Values = Iterator[tuple[str, Value]]
+
+RUN = re.compile(r"ddim(\d+)_cfg([\d.]+)")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference directory, opened: the stored arrays and our policy with the stored weights."""
+
+    directory: Path
+    arrays: Mapping[str, np.ndarray]
+    policy: CogAct
+    statistics: dict[str, Any]
+
+    def array(self, key: str) -> np.ndarray:
+        """The stored array.
+
+        Raises:
+            ConfigError: the archive does not hold it.
+        """
+        if key not in self.arrays:
+            raise ConfigError(f"reference.npz: expected array '{key}', got none")
+        return self.arrays[key]
+
+    def tensor(self, key: str) -> Tensor:
+        """The stored array as a tensor."""
+        return torch.from_numpy(self.array(key))
+
+    def matches(self, pattern: str) -> list[tuple[str, re.Match[str]]]:
+        """Stored keys that the regular expression matches entirely, with their matches."""
+        found = ((key, re.fullmatch(pattern, key)) for key in self.arrays)
+        return [(key, match) for key, match in found if match]
+
+    @property
+    def tokenizer(self) -> Path:
+        """Where the tokenizer lies, if it is there."""
+        return self.directory / "tokenizer.json"
+
+    @property
+    def encoders(self) -> list[tuple[str, Vit]]:
+        """The ViTs under the short names that the keys use: dino, siglip."""
+        names = [vit.name.removesuffix("_featurizer") for vit in self.policy.cfg.vision]
+        return [
+            (name, vit) for name, vit in zip(names, self.policy.vision.encoders, strict=True) if isinstance(vit, Vit)
+        ]
+
+    def sampler(self, run: str) -> tuple[list[DdimStep], float]:
+        """Steps and guidance scale of a run named `ddim<steps>_cfg<scale>`."""
+        match = RUN.fullmatch(run)
+        if match is None:
+            raise ConfigError(f"expected a run named ddim<steps>_cfg<scale>, got '{run}'")
+        return ddim_steps(self.policy.cfg.diffusion.train_steps, int(match[1])), float(match[2])
+
+
+def open_reference(directory: Path | str) -> Reference:
+    """Open `architecture.json`, the official checkpoint, `dataset_statistics.json` and `reference.npz`."""
+    directory = Path(directory)
+    policy = load_official(directory, policy_config(_read_json(directory / "architecture.json")))
+    statistics = _read_json(directory / "dataset_statistics.json")
+    try:
+        arrays = np.load(directory / "reference.npz", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"expected an archive of arrays in {directory / 'reference.npz'}, got: {error}") from error
+    return Reference(directory, arrays, policy, statistics)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"expected a JSON file in {path}, got: {error}") from error

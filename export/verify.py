@@ -1,0 +1,116 @@
+"""A bundle against torch: the same inputs through both, compared at every boundary.
+
+Each stage is fed with torch's own inputs, so a difference points at the stage that made it; `end_to_end` runs the
+bundle's stages one after the other, on the actions as the runtime clips them. Knows runners only by their contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimvla.export.compare import Comparison, report
+from trimvla.export.stages import STAGES, example_inputs, walk
+from trimvla.policies.checkpoint import load as load_checkpoint
+from trimvla.policies.cogact import CogAct
+from trimvla.policies.config import PolicyConfig
+from trimvla.runtime import manifest as bundles
+from trimvla.runtime.errors import BundleError, CheckpointError
+from trimvla.runtime.manifest import StageSpec
+from trimvla.runtime.runner import Runner, create
+
+END_TO_END = "end_to_end"
+END_TO_END_TOLERANCE = 1e-4  # on normalised actions in float32
+
+
+def verify_bundle(
+    bundle: str | Path,
+    policy: CogAct | None = None,
+    *,
+    backend: str = "onnxruntime",
+    provider: str | None = None,
+    samples: int = 4,
+    seed: int = 1,
+) -> dict[str, Any]:
+    """Compare a bundle with torch on random inputs of every prompt bucket.
+
+    Args:
+        bundle: its path, or the name of a shipped one.
+        policy: the policy it was exported from; when left out, the checkpoint beside the bundle is loaded
+            (`<bundle>.safetensors`).
+        backend: what runs the bundle; see `runtime.runner`.
+        provider: what executes inside the backend.
+        samples: inputs per bucket.
+        seed: of the inputs; `export_policy` used 0.
+
+    Returns:
+        {"ok", "compared", "failed", "absent", "groups": {boundary: {"compared", "worst", "worst_key", "mean", "cosine",
+        "tolerance"}}, "bundle", "against", "runners"}.
+
+    Raises:
+        BundleError: the bundle cannot be loaded, or is of another policy.
+        CheckpointError: no policy is given and none lies beside the bundle.
+    """
+    directory = bundles.resolve(bundle)
+    manifest = bundles.load(directory)
+    policy = policy or checkpoint_beside(directory)
+    if PolicyConfig.from_dict(manifest.policy) != policy.cfg:
+        raise BundleError(f"bundle '{directory}': expected the config of policy '{policy.cfg.name}', got another")
+    runners = open_runners(directory, manifest.stages, backend=backend, provider=provider)
+    result = parity(policy, runners, samples=samples, seed=seed)
+    return {**result, "bundle": manifest.name}
+
+
+def checkpoint_beside(directory: Path) -> CogAct:
+    """The policy that a bundle was exported from, where its checkpoint lies beside it."""
+    path = directory.resolve().with_name(f"{directory.resolve().name}.safetensors")
+    if not path.is_file():
+        raise CheckpointError(f"expected the policy of bundle '{directory.name}' in {path}, got no such file")
+    return load_checkpoint(path)
+
+
+def open_runners(
+    directory: Path, stages: Mapping[str, StageSpec], *, backend: str = "onnxruntime", provider: str | None = None
+) -> dict[str, Runner]:
+    """One runner per stage."""
+    return {name: create(backend, directory / stage.file, stage, provider=provider) for name, stage in stages.items()}
+
+
+def parity(policy: CogAct, runners: Mapping[str, Runner], *, samples: int, seed: int) -> dict[str, Any]:
+    """Compare the runners with torch; the report of `verify_bundle` without the bundle's name."""
+    rows = {stage.output: Comparison(stage.output, stage.tolerance) for stage in STAGES}
+    rows[END_TO_END] = Comparison(END_TO_END, END_TO_END_TOLERANCE)
+    for key, inputs in sample_inputs(policy.cfg, samples, seed):
+        tensors = dict(inputs)
+        for stage, stage_inputs, expected in walk(policy, tensors):
+            got = runners[stage.name].run(as_arrays(stage_inputs))
+            rows[stage.output].add(key, expected, got[stage.output])
+        rows[END_TO_END].add(key, tensors["actions"].clamp(-1, 1), run_chain(runners, inputs).clip(-1, 1))
+    ran = {name: runner.describe() for name, runner in runners.items()}
+    return {**report(rows), "against": f"torch {torch.__version__}, float32", "runners": ran}
+
+
+def sample_inputs(cfg: PolicyConfig, samples: int, seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Random inputs for every prompt bucket, each with a name."""
+    generator = torch.Generator().manual_seed(seed)
+    for bucket in cfg.prompt.buckets:
+        for index in range(samples):
+            yield f"bucket {bucket}, sample {index}", example_inputs(cfg, bucket, generator)
+
+
+def run_chain(runners: Mapping[str, Runner], inputs: Mapping[str, Tensor]) -> np.ndarray:
+    """The stages one after the other; actions float32[1, H, A]."""
+    arrays = as_arrays(inputs)
+    for stage in STAGES:
+        arrays |= runners[stage.name].run({name: arrays[name] for name in stage.inputs})
+    return arrays["actions"]
+
+
+def as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Tensors as arrays, by name."""
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
