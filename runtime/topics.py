@@ -64,7 +64,9 @@ def topic(name: str, hz: float | None = None) -> Topic:
     if found is None:
         known = ", ".join([*TOPICS, COLOR.name, REPORT.name])
         raise ConfigError(f"expected one of {known}, got {name!r} for 'topic'")
-    return Topic(name, found.type, hz or found.hz, found.max_age_s, found.high_water, found.max_bytes)
+    hz = hz or found.hz
+    max_age_s = max(found.max_age_s, 2 / hz)  # a slow topic is not dead between two messages
+    return Topic(name, found.type, hz, max_age_s, found.high_water, found.max_bytes)
 
 
 def color(camera: str) -> str:

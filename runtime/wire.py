@@ -1,0 +1,195 @@
+"""Messages to multipart bytes and back: schema-checked, size-capped, never pickle. Knows bytes; not sockets.
+
+A message is `[topic, msgpack]`. A camera frame is `[topic, JSON header, payload]`, in the form that the registry's
+`camera-stream` speaks, so that its viewers show our cameras and its publishers feed our policies. Whatever is wrong
+with received bytes, `decode` raises WireError and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Annotated, Any, Literal, cast
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from trimvla.runtime.errors import WireError
+from trimvla.runtime.messages import SCHEMA_VERSION, Frame, Message
+from trimvla.runtime.topics import KIB, Topic
+
+Codec = Literal["raw_bgr8", "raw_rgb8", "jpeg", "png"]
+MAX_HEADER_BYTES = 16 * KIB
+MAX_PIXELS = 4096 * 4096
+JPEG_QUALITY = 90
+
+Int64 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
+
+
+class FrameHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a frame before its payload is touched. Fields that we do not know are passed over."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    camera: str
+    stream: str
+    sequence: Int64
+    captured_monotonic_ns: Int64
+    captured_utc_ns: Int64
+    timestamp_source: str
+    width: Side
+    height: Side
+    pixel_format: Literal["bgr8", "rgb8"]
+    codec: Codec
+    payload_size: Int64
+
+
+class _Version(msgspec.Struct):
+    schema_version: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_header_decoder = msgspec.json.Decoder(FrameHeader)
+_version_decoder = msgspec.msgpack.Decoder(_Version)
+_json_version_decoder = msgspec.json.Decoder(_Version)
+
+
+def encode(topic: Topic, message: Message | Frame, codec: Codec = "raw_bgr8") -> list[bytes]:
+    """A message as the parts of one multipart message; `codec` is for frames.
+
+    Raises WireError for a message of another type than the topic's, or one larger than the topic allows.
+    """
+    if not isinstance(message, topic.type):
+        raise WireError(f"topic '{topic.name}': expected {topic.type.__name__}, got {type(message).__name__}")
+    body = _encode_frame(message, codec) if isinstance(message, Frame) else [_encoder.encode(message)]
+    _check_size(topic, body)
+    return [topic.name.encode(), *body]
+
+
+def decode(topic: Topic, parts: Sequence[bytes]) -> Message | Frame:
+    """The message in these parts. Raises WireError that names the topic and the field."""
+    expected = 3 if topic.type is Frame else 2
+    if len(parts) != expected:
+        raise WireError(f"topic '{topic.name}': expected {expected} parts, got {len(parts)}")
+    if parts[0] != topic.name.encode():
+        raise WireError(f"expected topic '{topic.name}', got {bytes(parts[0][:64])!r}")
+    _check_size(topic, parts[1:])
+    try:
+        return _decode_frame(topic, parts[1], parts[2]) if topic.type is Frame else _decode_message(topic, parts[1])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise WireError(f"topic '{topic.name}': {error}") from None
+
+
+def _check_size(topic: Topic, body: Sequence[bytes]) -> None:
+    size = sum(map(len, body))
+    if size > topic.max_bytes:
+        raise WireError(f"topic '{topic.name}': expected at most {topic.max_bytes} bytes, got {size}")
+
+
+@lru_cache(maxsize=64)
+def _message_decoder(kind: type[Message]) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(kind)
+
+
+def _decode_message(topic: Topic, body: bytes) -> Message:
+    _check_version(topic, _version_decoder.decode(body).schema_version)
+    return _message_decoder(cast("type[Message]", topic.type)).decode(body)
+
+
+def _check_version(topic: Topic, version: int) -> None:
+    """Before the other fields: a message of another version may have others."""
+    if version != SCHEMA_VERSION:
+        raise WireError(f"topic '{topic.name}': expected schema_version {SCHEMA_VERSION}, got {version}")
+
+
+def _encode_frame(frame: Frame, codec: Codec) -> list[bytes]:
+    image = frame.image
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise WireError(f"expected uint8[h, w, 3] for 'image', got {image.dtype}{list(image.shape)}")
+    payload = _encode_image(image, codec)
+    header = FrameHeader(
+        camera=frame.camera,
+        stream=frame.stream,
+        sequence=frame.sequence,
+        captured_monotonic_ns=frame.time_ns,
+        captured_utc_ns=frame.utc_ns,
+        timestamp_source=frame.timestamp_source,
+        width=image.shape[1],
+        height=image.shape[0],
+        pixel_format="rgb8" if codec == "raw_rgb8" else "bgr8",
+        codec=codec,
+        payload_size=len(payload),
+    )
+    return [msgspec.json.encode(header), payload]
+
+
+def _encode_image(image: NDArray[np.uint8], codec: Codec) -> bytes:
+    if codec == "raw_rgb8":
+        return image.tobytes()
+    if codec == "raw_bgr8":
+        return image[..., ::-1].tobytes()
+    sink = io.BytesIO()
+    options = {"quality": JPEG_QUALITY} if codec == "jpeg" else {"compress_level": 1}
+    Image.fromarray(image).save(sink, codec, **options)
+    return sink.getvalue()
+
+
+def _decode_frame(topic: Topic, raw_header: bytes, payload: bytes) -> Frame:
+    if len(raw_header) > MAX_HEADER_BYTES:
+        raise WireError(f"topic '{topic.name}': expected a header of at most {MAX_HEADER_BYTES} bytes")
+    _check_version(topic, _json_version_decoder.decode(raw_header).schema_version)
+    header = _header_decoder.decode(raw_header)
+    for name, expected, got in _frame_facts(topic, header, payload):
+        if got != expected:
+            raise WireError(f"topic '{topic.name}': expected {expected!r} for '{name}', got {got!r}")
+    image = _decode_image(topic, header, payload)
+    image.flags.writeable = False
+    return Frame(
+        camera=header.camera,
+        time_ns=header.captured_monotonic_ns,
+        image=image,
+        sequence=header.sequence,
+        utc_ns=header.captured_utc_ns,
+        stream=header.stream,
+        timestamp_source=header.timestamp_source,
+    )
+
+
+def _frame_facts(topic: Topic, header: FrameHeader, payload: bytes) -> list[tuple[str, object, object]]:
+    """Name, expected and received of everything that the header says twice or the payload contradicts."""
+    camera, _, stream = topic.name.rpartition("/")
+    facts: list[tuple[str, object, object]] = [
+        ("camera", camera, header.camera),
+        ("stream", stream, header.stream),
+        ("payload_size", len(payload), header.payload_size),
+    ]
+    if header.codec.startswith("raw_"):
+        facts.append(("pixel_format", header.codec.removeprefix("raw_"), header.pixel_format))
+        facts.append(("payload_size", header.width * header.height * 3, header.payload_size))
+    return facts
+
+
+def _decode_image(topic: Topic, header: FrameHeader, payload: bytes) -> NDArray[np.uint8]:
+    """uint8[h, w, 3] RGB."""
+    if header.width * header.height > MAX_PIXELS:
+        raise WireError(f"topic '{topic.name}': expected at most {MAX_PIXELS} pixels")
+    if header.codec.startswith("raw_"):
+        image = np.frombuffer(payload, np.uint8).reshape(header.height, header.width, 3)
+        return np.ascontiguousarray(image[..., ::-1]) if header.codec == "raw_bgr8" else image
+    try:
+        return _decompress(header, payload)
+    except WireError as error:
+        raise WireError(f"topic '{topic.name}': {error}") from None
+    except Exception as error:  # damaged pictures make the decoders raise almost anything
+        raise WireError(f"topic '{topic.name}': payload is no {header.codec} picture: {error}") from None
+
+
+def _decompress(header: FrameHeader, payload: bytes) -> NDArray[np.uint8]:
+    """The picture's true size is checked before its pixels are unpacked."""
+    with Image.open(io.BytesIO(payload), formats=[header.codec.upper()]) as picture:
+        if picture.size != (header.width, header.height):
+            raise WireError(f"expected {header.width} x {header.height} pixels, got {picture.size}")
+        return np.array(picture.convert("RGB"))
