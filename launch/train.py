@@ -1,0 +1,147 @@
+"""`trimvla train`: demonstrations, tokenizer, behaviour cloning, loss curve, weights: everything into one run folder.
+
+Wires the simulator's expert to the trainer; each of them knows nothing of the other. Every step is skipped where its
+result is already in the folder, so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trimvla.launch.options import Options, Result
+from trimvla.policies import checkpoint
+from trimvla.policies.config import PRESETS, PolicyConfig
+from trimvla.policies.dataset import Demonstrations, make_tokenizer
+from trimvla.policies.train import Recipe, Trainer, train
+from trimvla.runtime.errors import ConfigError
+from trimvla.sim import demonstrations
+from trimvla.sim.scene import OBJECT_KINDS, TARGET_KINDS, all_instructions
+
+PRESET = "tabletop"
+CURVES = ("diffusion", "aux")  # what the picture shows, one panel each
+SMOOTHING = 50  # steps
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Train the shipped policy from scripted demonstrations. Stop it at any time; the same command goes on."""
+
+    run: Path = Path("runs/tabletop")
+    """Folder of the run: demonstrations, state, weights, loss curve."""
+
+    shards: int = 60
+    """Shards of demonstrations, 100 episodes each."""
+
+    steps: int = Recipe.steps
+    """Optimiser steps."""
+
+    workers: int = os.cpu_count() or 1
+    """Processes that make demonstrations."""
+
+    seed: int = Recipe.seed
+    """Of the weights and of everything that training draws."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError with everything that is out of range."""
+        wrong = [f"--{name}" for name in ("shards", "steps", "workers") if getattr(self, name) < 1]
+        if wrong:
+            raise ConfigError(f"expected at least 1 for {', '.join(wrong)}")
+
+
+def run(args: Args) -> Result:
+    """Make what is missing and train; the files of the run."""
+    args.run.mkdir(parents=True, exist_ok=True)
+    cfg, recipe = PRESETS[PRESET], Recipe(steps=args.steps, seed=args.seed)
+    with progress_bar() as progress:
+        make_demonstrations(args, progress)
+        data = load_demonstrations(args.run, cfg)
+        trainer = Trainer(cfg, recipe, demonstrations.AUX)
+        fit(trainer, data, args.run, progress)
+    weights = checkpoint.save(trainer.averaged_policy(), args.run / "policy.safetensors")
+    described = describe(args, trainer, len(data))
+    (args.run / "recipe.json").write_text(json.dumps(described, indent=1) + "\n")
+    curve = draw_curve(trainer.history, args.run / "loss.png")
+    args.console().print(f"trained {trainer.step} steps in {trainer.seconds / 60:.0f} min: {weights}, {curve}")
+    return {"ok": True, "weights": weights, "curve": curve, **described}
+
+
+def progress_bar() -> Progress:
+    """On stderr; the last column shows the newest losses."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def make_demonstrations(args: Args, progress: Progress) -> None:
+    """Write the shards that are missing."""
+    task = progress.add_task("demonstrations", total=args.shards, note="")
+    present = sum(demonstrations.shard_path(args.run / "demos", i).exists() for i in range(args.shards))
+    progress.update(task, completed=present)
+    for frames, successes in demonstrations.make_shards(args.run / "demos", args.shards, args.workers):
+        progress.update(task, advance=1, note=f"{frames} frames, {successes} successes")
+
+
+def load_demonstrations(run: Path, cfg: PolicyConfig) -> Demonstrations:
+    """All shards, with the run's tokenizer and action statistics, which are made once and then kept."""
+    tokenizer = make_tokenizer(cfg, all_instructions())
+    tokenizer.save(str(run / "tokenizer.json"))
+    path = run / "statistics.json"
+    known = json.loads(path.read_text())[PRESET] if path.exists() else None
+    shards = sorted((run / "demos").glob("*.npz"))
+    data = Demonstrations(shards, cfg, tokenizer, nouns=(*OBJECT_KINDS, *TARGET_KINDS), statistics=known)
+    path.write_text(json.dumps({PRESET: data.statistics}) + "\n")
+    return data
+
+
+def fit(trainer: Trainer, data: Demonstrations, run: Path, progress: Progress) -> None:
+    """Train to the recipe's last step, with progress."""
+    task = progress.add_task("training", total=trainer.recipe.steps, note="")
+
+    def report(step: int, losses: dict[str, float]) -> None:
+        progress.update(task, completed=step, note=" ".join(f"{k} {v:.3f}" for k, v in losses.items()))
+
+    train(trainer, data, run, report=report)
+
+
+def describe(args: Args, trainer: Trainer, frames: int) -> dict[str, Any]:
+    """What is needed to train this policy again: config, recipe, seeds, data and the time that it took."""
+    return {
+        "preset": PRESET,
+        "policy": trainer.cfg.to_dict(),
+        "recipe": asdict(trainer.recipe),
+        "data": {
+            "shards": args.shards,
+            "episodes_per_shard": demonstrations.SHARD_EPISODES,
+            "first_seed": demonstrations.FIRST_SEED,
+            "frames": frames,
+        },
+        "steps": trainer.step,
+        "seconds": round(trainer.seconds, 1),
+    }
+
+
+def draw_curve(history: list[dict[str, float]], path: Path) -> Path:
+    """The losses over the steps, smoothed, as a picture."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    window = min(SMOOTHING, len(history))
+    for axes, name in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        values = np.convolve([row[name] for row in history], np.ones(window) / window, mode="valid")
+        axes.plot([row["step"] for row in history][window - 1 :], values)
+        axes.set(title=f"{name} loss", xlabel="step", yscale="log")
+    figure.savefig(path, dpi=120)
+    return path

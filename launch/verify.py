@@ -1,0 +1,61 @@
+"""`trimvla verify`: does a bundle compute what torch computes, or this torch policy what the public code computed?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from tyro.conf import Positional
+
+from trimvla.launch.options import Options, Result
+from trimvla.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Compare the same computation in two places, number by number; exit status 0 only where all of it agrees."""
+
+    bundle: Positional[str | None] = None
+    """A bundle's path or a shipped bundle's name: ONNX Runtime against torch, on the same inputs and noise."""
+
+    reference: Path | None = None
+    """A directory of arrays that the public CogACT code gave (docs/REFERENCE_FORMAT.md): torch against these arrays."""
+
+
+def run(args: Args) -> Result:
+    """Verify one of the two; a table for people."""
+    if (args.bundle is None) == (args.reference is None):
+        raise ConfigError("expected either a bundle or --reference DIR")
+    console = args.console()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        progress.add_task("comparing", total=None)
+        result = _reference(args.reference) if args.reference else _bundle(str(args.bundle))
+    console.print(as_table(result))
+    for failure in result["failed"]:
+        console.print(f"  failed: {failure}", highlight=False, markup=False)
+    return result
+
+
+def _reference(directory: Path) -> Result:
+    from trimvla.export.reference import verify_reference
+
+    return verify_reference(directory)
+
+
+def _bundle(name: str) -> Result:
+    from trimvla.export.verify import verify_bundle
+
+    return verify_bundle(name)
+
+
+def as_table(result: Result) -> Table:
+    """One row a group: how many arrays, the worst difference, and what was allowed."""
+    table = Table("group", "compared", "worst difference", "tolerance", "at")
+    for name, row in result["groups"].items():
+        worst = f"{row['worst']:.2e}"
+        table.add_row(name, str(row["compared"]), worst, f"{row['tolerance']:.0e}", str(row["worst_key"]))
+    table.caption = "all agree" if result["ok"] else f"{len(result['failed'])} differ"
+    return table
