@@ -23,8 +23,11 @@ from trimvla.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class Batch:
-    """`image` uint8[b, S, S, 3]; `ids` int64[b, k, L] right-padded; `last` int64[b, k]; `nouns` int64[b, k, 2]: where in
-    the ids the object and what it goes on have been named; `actions` float32[b, k, H, A] normalised; `aux` float32[b, k, X].
+    """b pictures with k sentences each.
+
+    `image` uint8[b, S, S, 3]; `ids` int64[b, k, L] right-padded; `last` int64[b, k], where EOS stands; `nouns`
+    int64[b, k, 2], where the object and what it goes on have been named; `actions` float32[b, k, H, A], normalised;
+    `aux` float32[b, k, X].
     """
 
     image: Tensor
@@ -36,7 +39,7 @@ class Batch:
 
 
 def action_statistics(chunks: np.ndarray) -> dict[str, Any]:
-    """q01, q99 and mask over float32[..., H, A] chunks, in the official layout; the last dimension (gripper) is not scaled."""
+    """q01, q99 and mask over float32[..., H, A] chunks, in the official layout; the gripper (last) is not scaled."""
     flat = chunks.reshape(-1, chunks.shape[-1]).astype(np.float64)
     low, high = np.quantile(flat, (0.01, 0.99), axis=0)
     mask = [True] * (flat.shape[1] - 1) + [False]
@@ -44,7 +47,7 @@ def action_statistics(chunks: np.ndarray) -> dict[str, Any]:
 
 
 def normalise(chunks: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
-    """Actions to [-1, 1] where the mask says so; dimensions without spread become 0. The runtime's inverse undoes it."""
+    """Actions to [-1, 1] where the mask says so; dimensions without spread become 0. The runtime undoes it."""
     action = statistics["action"]
     low, high = np.asarray(action["q01"]), np.asarray(action["q99"])
     spread = np.where(high - low > 1e-8, high - low, np.inf)
@@ -80,7 +83,7 @@ class Demonstrations:
         self._ids = np.array([row + [cfg.prompt.pad_id] * (width - len(row)) for row in ids])
         names = {tokenizer.encode(noun, add_special_tokens=False).ids[-1] for noun in nouns}
         self._nouns = np.array([noun_places(row, names) for row in ids])
-        self._text = places.reshape(self.actions.shape[:2])
+        self._text = places.reshape(len(self.images), -1)
 
     def __len__(self) -> int:
         return len(self.images)

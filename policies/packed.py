@@ -66,7 +66,7 @@ def packed_states(
 
 
 def take_last(states: Tensor, last: Tensor, common: int) -> Tensor:
-    """Cognition features float[b, k, D]: the states [b, k, L - c, D] at EOS, whose index in the ids is `last` int64[b, k]."""
+    """Of states float[b, k, L - c, D] those at EOS, float[b, k, D]; `last` int64[b, k] is its index in the ids."""
     rows = (last - common)[..., None, None].expand(*last.shape, 1, states.shape[-1])
     return states.gather(2, rows).squeeze(2)
 

@@ -19,12 +19,10 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 def build_tokenizer(prompts: Iterable[str], vocab: int) -> Tokenizer:
     """Train a tokenizer of at most `vocab` entries on prompts; the same prompts give the same tokenizer."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(r"[?:.,!\n]"), "isolated"), pre_tokenizers.Metaspace()]
     )
-    tokenizer.decoder = decoders.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
-        [decoders.ByteFallback(), decoders.Metaspace()]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=[*SPECIAL_TOKENS, *BYTES], show_progress=False)
     tokenizer.train_from_iterator(prompts, trainer)
     return tokenizer

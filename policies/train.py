@@ -1,7 +1,7 @@
-"""Behaviour cloning of a policy of the CogACT shape on a CPU or GPU: resumable, with a loss curve as a picture.
+"""Behaviour cloning of a policy of the CogACT shape, resumable.
 
-Loss: noise prediction of the action chunk, and read-outs of object, target and tool positions from the cognition
-feature (an auxiliary head that is not deployed). Several sentences share a picture; visual tokens and layers are dropped
+Loss: noise prediction of the action chunk, and read-outs of object, target and tool positions from the words' final
+states (an auxiliary head that is not deployed). Several sentences share a picture; visual tokens and layers are dropped
 at random. Knows shards and modules; knows no simulator. A run's state lives in one file that is replaced atomically.
 """
 
@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,9 @@ class Trainer:
         self.aux = AuxHead(cfg.language.width, aux_outputs)
         self.model = nn.ModuleDict({"policy": self.policy, "aux": self.aux})
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(_groups(self.model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(
+            _groups(self.model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
+        )
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
         if recipe.compile:
@@ -145,14 +147,14 @@ class Trainer:
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        names, values = zip(*self.model.state_dict().items(), strict=True)
-        torch._foreach_lerp_([self.average[name] for name in names], list(values), 1 - decay)
+        for name, value in self.model.state_dict().items():
+            self.average[name].lerp_(value, 1 - decay)
 
     def averaged_policy(self) -> CogAct:
         """A copy of the policy with the averaged weights."""
         policy = CogAct(self.cfg)
         prefix = "policy."
-        policy.load_state_dict({n[len(prefix):]: v.clone() for n, v in self.average.items() if n.startswith(prefix)})
+        policy.load_state_dict({n[len(prefix) :]: v.clone() for n, v in self.average.items() if n.startswith(prefix)})
         return policy.eval()
 
     def save(self, path: Path) -> None:
@@ -185,7 +187,7 @@ def spread_tokens(patches: int, count: int, rng: np.random.Generator) -> np.ndar
 
 
 def aux_mask(batch: Batch, common: int, length: int) -> Tensor:
-    """bool[b, k, length, X]: what each token can know. The object from its noun on, the target from its own, the rest always.
+    """bool[b, k, length, X]: what each token can know: the object from its noun on, the target from its own, the rest.
 
     Asking every token, not only EOS, teaches words to find their thing in the picture directly.
     """
@@ -215,7 +217,12 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def train(
-    trainer: Trainer, data: Demonstrations, run: Path, *, report: Callable[[int, dict[str, float]], None], save_every: int = 200
+    trainer: Trainer,
+    data: Demonstrations,
+    run: Path,
+    *,
+    report: Callable[[int, dict[str, float]], None],
+    save_every: int = 200,
 ) -> None:
     """Advance to the recipe's last step, saving as it goes; continues where `run/state.pt` stopped."""
     state = run / "state.pt"
@@ -234,6 +241,3 @@ def train(
         if trainer.step % save_every == 0 or trainer.step == recipe.steps:
             trainer.save(state)
             (run / "history.json").write_text(json.dumps(trainer.history))
-
-
-__all__ = ["AuxHead", "Recipe", "Trainer", "replace", "train"]

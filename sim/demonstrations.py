@@ -28,7 +28,7 @@ SHARD_EPISODES = 100
 
 @dataclass(frozen=True)
 class Noise:
-    """How an episode is disturbed: per-step translation [m] and turn [rad], chance of a wrong gripper command, detour steps."""
+    """An episode's disturbance: translation [m] and turn [rad] a step, chance of a wrong gripper command, detour."""
 
     shift: float
     turn: float
@@ -78,8 +78,13 @@ class Shard:
         """Write beside and rename: a shard is complete or absent."""
         partial = path.with_suffix(f".{os.getpid()}.part")
         with partial.open("wb") as file:
-            np.savez(file, images=np.stack(self.images), chunks=np.stack(self.chunks),
-                     aux=np.stack(self.aux), texts=np.array(self.texts))
+            np.savez(
+                file,
+                images=np.stack(self.images),
+                chunks=np.stack(self.chunks),
+                aux=np.stack(self.aux),
+                texts=np.array(self.texts),
+            )
         partial.rename(path)
 
 
@@ -89,7 +94,9 @@ def disturb(action: expert.Action, drift: np.ndarray, noise: Noise, rng: np.rand
     if rng.random() < noise.slip:
         gripper = 1.0 - gripper
     shift = drift + rng.normal(0.0, noise.shift, 3)
-    return np.array([dx + shift[0], dy + shift[1], dz + shift[2], 0, 0, dyaw + rng.normal(0, noise.turn), gripper], np.float32)
+    return np.array(
+        [dx + shift[0], dy + shift[1], dz + shift[2], 0, 0, dyaw + rng.normal(0, noise.turn), gripper], np.float32
+    )
 
 
 def episode(env: TabletopEnv, seed: int, shard: Shard) -> bool:
@@ -129,8 +136,10 @@ def make_shards(directory: Path, count: int, workers: int) -> Iterator[tuple[int
     directory.mkdir(parents=True, exist_ok=True)
     missing = [i for i in range(count) if not shard_path(directory, i).exists()]
     with ProcessPoolExecutor(max_workers=workers) as pool:
-        jobs = [pool.submit(make_shard, shard_path(directory, i), FIRST_SEED + i * SHARD_EPISODES, SHARD_EPISODES)
-                for i in missing]
+        jobs = [
+            pool.submit(make_shard, shard_path(directory, i), FIRST_SEED + i * SHARD_EPISODES, SHARD_EPISODES)
+            for i in missing
+        ]
         for job in as_completed(jobs):
             yield job.result()
 

@@ -16,14 +16,15 @@ from trimvla.sim.scene import HALF_HEIGHT, OBJECT_HALF_WIDTH, ON_RADIUS, THICKNE
 
 SPEED, TURN = 0.045, 0.15  # the most a step moves [m] and turns [rad]
 GRASP_Z, HOVER, CARRY_Z, LIFT_Z, REST_Z = 0.018, 0.075, 0.13, 0.17, 0.16  # tool heights [m]
-ALIGNED, SLOPE = 0.008, 2.0  # horizontal error that counts as there [m]; metres of height kept per metre of error beyond
+ALIGNED = 0.008  # horizontal error that counts as there [m]
+SLOPE = 2.0  # metres of height kept per metre of error beyond
 FLOOR_Z, CEILING_Z, REACH_X, REACH_Y = 0.016, 0.30, 0.22, 0.20  # where the tool may be [m]
 OPEN, CLOSED = 1.0, 0.0
 
 
 @dataclass(frozen=True)
 class State:
-    """Privileged state. Positions [m], yaw [rad], `opening` 0..1, `held` the index of the object in the gripper or -1."""
+    """Privileged state. Positions [m], yaw [rad], `opening` 0..1, `held` the index of the object in hand or -1."""
 
     tool: tuple[float, float, float]
     yaw: float
@@ -144,7 +145,7 @@ def step(scene: Scene, state: State, action: Action) -> State:
 def _drag(moved: State, before: State) -> State:
     if moved.held < 0:
         return moved
-    delta = [b - a for a, b in zip(before.tool, moved.tool)]
+    delta = [b - a for a, b in zip(before.tool, moved.tool, strict=True)]
     x, y, z = moved.objects[moved.held]
     return _place(moved, moved.held, (x + delta[0], y + delta[1], z + delta[2]))
 
@@ -162,16 +163,19 @@ def _close(state: State) -> State:
 
 def _drop(scene: Scene, state: State) -> State:
     """The held object falls onto whatever lies below it."""
-    x, y, z = state.objects[state.held]
+    x, y, _ = state.objects[state.held]
     half = HALF_HEIGHT[scene.objects[state.held].kind]
-    tops = [o[2] + HALF_HEIGHT[scene.objects[i].kind] for i, o in enumerate(state.objects)
-            if i != state.held and math.hypot(o[0] - x, o[1] - y) < ON_RADIUS["cube"]]
+    tops = [
+        o[2] + HALF_HEIGHT[scene.objects[i].kind]
+        for i, o in enumerate(state.objects)
+        if i != state.held and math.hypot(o[0] - x, o[1] - y) < ON_RADIUS["cube"]
+    ]
     tops += [THICKNESS[t.kind] for t in scene.targets if math.hypot(t.x - x, t.y - y) < ON_RADIUS[t.kind]]
     return _place(state, state.held, (x, y, max([half, *(top + half for top in tops)])))
 
 
 def _place(state: State, index: int, position: tuple[float, float, float]) -> State:
-    objects = (*state.objects[:index], position, *state.objects[index + 1:])
+    objects = (*state.objects[:index], position, *state.objects[index + 1 :])
     return replace(state, objects=objects)
 
 

@@ -25,7 +25,9 @@ class Chunk(Protocol):
     """The part of a policy's result that an episode needs: `actions` float[H, 7], un-normalised."""
 
     @property
-    def actions(self) -> np.ndarray: ...
+    def actions(self) -> np.ndarray:
+        """float[H, 7]."""
+        ...
 
 
 class Actor(Protocol):
@@ -75,14 +77,16 @@ def run_episode(
     return Outcome(seed, env.scene().goal.verb, sentence, bool(info["success"]), step)
 
 
-def outcomes(actor: Actor, seeds: range, *, variant: str = "default", **options: Any) -> Iterator[Outcome]:
-    """Play one episode per seed; see `run_episode` for the options."""
+def outcomes(
+    actor: Actor, seeds: range, *, variant: str = "default", swap_instruction: bool = False, execute: int = 1
+) -> Iterator[Outcome]:
+    """Play one episode per seed; see `run_episode`."""
     if seeds.stop > FIRST_SEED:
         raise ValueError(f"expected seeds below {FIRST_SEED} (demonstrations use the rest), got {seeds}")
     env = TabletopEnv(variant=variant)
     try:
         for seed in seeds:
-            yield run_episode(actor, env, seed, **options)
+            yield run_episode(actor, env, seed, swap_instruction=swap_instruction, execute=execute)
     finally:
         env.close()
 

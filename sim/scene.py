@@ -1,7 +1,7 @@
 """What lies on the table and what is asked: kinds, colours, goals, instructions, placement, visual variants.
 
 Knows the vocabulary of the task and how a scene is drawn at random from a seed. Knows nothing of physics, rendering or
-robots. Metres and radians, world frame: x to the right in the picture, y away from the camera, z up, table top at z = 0.
+robots. Metres and radians; x to the right in the picture, y away from the camera, z up, table top at z = 0.
 """
 
 from __future__ import annotations
@@ -60,9 +60,12 @@ class Item:
         return f"{self.color} {self.kind}"
 
 
+Items = tuple[tuple[Item, ...], tuple[Item, ...]]  # objects, targets
+
+
 @dataclass(frozen=True)
 class Goal:
-    """What is asked: `verb` of VERBS, the index of the object, and of what it goes on (a target, or for `stack` an object)."""
+    """What is asked: `verb` of VERBS, the object's index, and that of what it goes on (for `stack`: another object)."""
 
     verb: str
     object: int
@@ -99,8 +102,11 @@ class Scene:
         """Every goal that can be asked of this table."""
         picks = [Goal("pick", i) for i in range(len(self.objects))]
         puts = [Goal("put", i, j) for i in range(len(self.objects)) for j in range(len(self.targets))]
-        stacks = [Goal("stack", i, j) for i, j in itertools.permutations(range(len(self.objects)), 2)
-                  if self.objects[j].kind == "cube"]
+        stacks = [
+            Goal("stack", i, j)
+            for i, j in itertools.permutations(range(len(self.objects)), 2)
+            if self.objects[j].kind == "cube"
+        ]
         return picks + puts + stacks
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,7 +138,7 @@ def all_instructions() -> list[str]:
 
 
 def sample_scene(rng: np.random.Generator, variant: str = "default", verb: str | None = None) -> Scene:
-    """A random table: three objects and two targets (more with `distractors`), and one goal among all that it offers."""
+    """A random table: three objects (four with `distractors`), two targets, and one goal among all that it offers."""
     if variant not in VARIANTS:
         raise ValueError(f"expected one of {VARIANTS}, got {variant!r} for 'variant'")
     verb = verb or str(rng.choice(list(VERBS), p=list(VERBS.values())))
@@ -150,11 +156,11 @@ def sample_look(rng: np.random.Generator, variant: str) -> Look:
     """The picture's conditions: a little light jitter by default, more where the variant says so."""
     strong = variant in ("lighting", "all")
     reach, dim = (0.5, (0.55, 1.35)) if strong else (0.05, (0.92, 1.08))
-    light = (*map(float, rng.uniform(-reach, reach, 2)), float(rng.uniform(*dim)))
+    (x, y), brightness = rng.uniform(-reach, reach, 2), rng.uniform(*dim)
     texture = int(rng.integers(1, 4)) if variant in ("texture", "all") else 0
     shift = 0.03 if variant in ("camera", "all") else 0.0
-    camera = tuple(map(float, rng.uniform(-shift, shift, 3)))
-    return Look(light, texture, camera)
+    dx, dy, dz = rng.uniform(-shift, shift, 3)
+    return Look((float(x), float(y), float(brightness)), texture, (float(dx), float(dy), float(dz)))
 
 
 def other_goal(scene: Scene, rng: np.random.Generator) -> Goal:
@@ -165,7 +171,7 @@ def other_goal(scene: Scene, rng: np.random.Generator) -> Goal:
     return choice[int(rng.integers(len(choice)))]
 
 
-def _items(rng: np.random.Generator, n_objects: int, n_targets: int, need_cube: bool):
+def _items(rng: np.random.Generator, n_objects: int, n_targets: int, need_cube: bool) -> Items:
     kinds = [(kind, color) for kind in OBJECT_KINDS for color in COLORS]
     while True:
         chosen = [kinds[i] for i in rng.choice(len(kinds), n_objects, replace=False)]
@@ -174,8 +180,10 @@ def _items(rng: np.random.Generator, n_objects: int, n_targets: int, need_cube: 
     colors = rng.choice(list(COLORS), n_targets, replace=False)
     marks = [(str(rng.choice(TARGET_KINDS)), str(color)) for color in colors]
     places = _places(rng, n_objects, n_targets)
-    objects = tuple(Item(kind, color, *place, _yaw(rng, kind)) for (kind, color), place in zip(chosen, places))
-    targets = tuple(Item(kind, color, *place) for (kind, color), place in zip(marks, places[n_objects:]))
+    objects = tuple(
+        Item(kind, color, *place, _yaw(rng, kind)) for (kind, color), place in zip(chosen, places, strict=False)
+    )
+    targets = tuple(Item(kind, color, *place) for (kind, color), place in zip(marks, places[n_objects:], strict=True))
     return objects, targets
 
 

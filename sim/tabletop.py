@@ -25,6 +25,8 @@ IMAGE_SIZE = 128
 MAX_STEPS = 60
 ACTION_LOW = np.array([-0.05, -0.05, -0.05, -0.4, -0.4, -0.4, 0.0], np.float32)
 ACTION_HIGH = np.array([0.05, 0.05, 0.05, 0.4, 0.4, 0.4, 1.0], np.float32)
+Reset = tuple[dict[str, np.ndarray], dict[str, Any]]
+Step = tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]
 TILT, TURN = 0.5, 1.5  # the most the wrist leans and turns [rad]
 
 
@@ -35,14 +37,19 @@ class TabletopEnv(gym.Env):
     An episode ends with success, or is cut after `MAX_STEPS` steps.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}
+    metadata = {  # noqa: RUF012 (gymnasium declares it so)
+        "render_modes": ["rgb_array"],
+        "render_fps": CONTROL_HZ,
+    }
     control_hz = CONTROL_HZ
 
     def __init__(self, render_mode: str | None = None, variant: str = "default", observe: bool = True) -> None:
         """`observe=False` skips the picture (all zeros) for runs that need only physics."""
         self.render_mode = render_mode
         self.variant = variant
-        self.observation_space = gym.spaces.Dict({"image": gym.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)})
+        self.observation_space = gym.spaces.Dict(
+            {"image": gym.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)}
+        )
         self.action_space = gym.spaces.Box(ACTION_LOW, ACTION_HIGH, (7,), np.float32)
         self._model = build_model()
         self._data = mujoco.MjData(self._model)
@@ -53,12 +60,13 @@ class TabletopEnv(gym.Env):
         self._target = np.zeros(3)
         self._rotation = np.eye(3)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
         """A new table. Returns ({"image": uint8[128, 128, 3]}, info)."""
         super().reset(seed=seed)
         options = options or {}
         scene = options.get("scene") or sample_scene(
-            self.np_random, options.get("variant", self.variant), options.get("verb"))
+            self.np_random, options.get("variant", self.variant), options.get("verb")
+        )
         self._scene = scene
         apply_scene(self._model, self._data, scene)
         if self._renderer is not None:
@@ -68,7 +76,7 @@ class TabletopEnv(gym.Env):
         self._rotation = np.eye(3)
         return self._observation(), self._info()
 
-    def step(self, action: np.ndarray):
+    def step(self, action: np.ndarray) -> Step:
         """Advance 200 ms. Actions beyond the space's bounds are clipped."""
         action = np.clip(np.asarray(action, np.float64), ACTION_LOW, ACTION_HIGH)
         if not np.isfinite(action).all():
@@ -114,14 +122,14 @@ class TabletopEnv(gym.Env):
         """Privileged state for the expert and the judge; `tool` is the commanded pose."""
         scene = self.scene()
         poses = [self._data.joint(f"object{i}").qpos for i in range(len(scene.objects))]
+        items = list(zip(poses, scene.objects, strict=True))
         return State(
-            tool=tuple(map(float, self._target)),
+            tool=_xyz(self._target),
             yaw=math.atan2(self._rotation[1, 0], self._rotation[0, 0]),
             opening=float(self._data.qpos[6:8].mean()) / FINGER_TRAVEL,
             held=self._held(),
-            objects=tuple(tuple(map(float, pose[:3])) for pose in poses),
-            object_yaw=tuple(_square_yaw(pose[3:]) if item.kind == "cube" else 0.0
-                             for pose, item in zip(poses, scene.objects)),
+            objects=tuple(_xyz(pose) for pose in poses),
+            object_yaw=tuple(_square_yaw(pose[3:]) * (item.kind == "cube") for pose, item in items),
         )
 
     def succeeded(self, goal: Goal | None = None) -> bool:
@@ -163,8 +171,12 @@ class TabletopEnv(gym.Env):
         return {"instruction": self.instruction, "success": self.succeeded(), "steps": self._steps}
 
 
+def _xyz(values: np.ndarray) -> tuple[float, float, float]:
+    return float(values[0]), float(values[1]), float(values[2])
+
+
 def _turn(rotation: np.ndarray, axis_angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rotate by an axis-angle in the world frame; back come the matrix and the wrist's (yaw, pitch, roll), both limited."""
+    """Rotate by a world-frame axis-angle; back come the matrix and the wrist's (yaw, pitch, roll), both limited."""
     rotation = cv2.Rodrigues(np.asarray(axis_angle, np.float64))[0] @ rotation
     pitch = -math.asin(max(-1.0, min(1.0, rotation[2, 0])))
     yaw, roll = math.atan2(rotation[1, 0], rotation[0, 0]), math.atan2(rotation[2, 1], rotation[2, 2])
@@ -185,5 +197,3 @@ def _square_yaw(quat: np.ndarray) -> float:
     w, x, y, z = quat
     yaw = math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
     return (yaw + math.pi / 4) % (math.pi / 2) - math.pi / 4
-
-

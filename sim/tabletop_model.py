@@ -1,4 +1,4 @@
-"""The tabletop's MuJoCo model: a gantry robot with a parallel gripper, a table, slots for objects and targets, one camera.
+"""The tabletop's MuJoCo model: a gantry robot with a parallel gripper, a table, slots for things, one camera.
 
 Primitives only, no downloads. One compiled model serves every scene: `apply_scene` fills the slots, colours, light and
 camera; unused slots are parked out of sight. Knows geometry and rendering; knows no task, action or success.
@@ -44,8 +44,10 @@ MJCF = """
     <headlight ambient="0.38 0.38 0.38" diffuse="0.12 0.12 0.12" specular="0 0 0"/>
   </visual>
   <asset>
-    <texture name="wood" type="2d" builtin="gradient" rgb1="0.55 0.40 0.25" rgb2="0.40 0.28 0.16" width="64" height="64"/>
-    <texture name="checker" type="2d" builtin="checker" rgb1="0.72 0.72 0.70" rgb2="0.60 0.60 0.58" width="64" height="64"/>
+    <texture name="wood" type="2d" builtin="gradient" rgb1="0.55 0.40 0.25" rgb2="0.40 0.28 0.16" width="64"
+             height="64"/>
+    <texture name="checker" type="2d" builtin="checker" rgb1="0.72 0.72 0.70" rgb2="0.60 0.60 0.58" width="64"
+             height="64"/>
     <material name="table0" rgba="0.74 0.72 0.68 1"/>
     <material name="table1" texture="wood" texrepeat="3 3"/>
     <material name="table2" texture="checker" texrepeat="6 6"/>
@@ -64,7 +66,8 @@ MJCF = """
       <geom material="steel" contype="0" conaffinity="0" mass="0.2"/>
     </default>
     <default class="finger">
-      <geom material="pad" condim="4" friction="2.0 0.05 0.001" contype="1" conaffinity="1" mass="0.05" solref="0.01 1"/>
+      <geom material="pad" condim="4" friction="2.0 0.05 0.001" contype="1" conaffinity="1" mass="0.05"
+            solref="0.01 1"/>
     </default>
   </default>
   <worldbody>
