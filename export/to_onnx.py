@@ -18,8 +18,9 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from trimvla.export.stages import PROMPT_AXIS, Stage, example_inputs, tensor_specs, walk
+from trimvla.export.stages import PROMPT_AXIS, Stage, tensor_specs
 from trimvla.policies.cogact import CogAct
+from trimvla.runtime.manifest import TensorSpec
 
 OPSET = 20
 IR_VERSION = 10  # what ONNX Runtime 1.18 and TensorRT 10.3 read
@@ -41,25 +42,29 @@ def export_stage(policy: CogAct, stage: Stage, path: Path) -> list[Path]:
 
 def build_graph(policy: CogAct, stage: Stage) -> ir.Model:
     """Trace the stage in torch and convert it, with symbolic axes as its specs name them."""
-    specs, cfg = tensor_specs(policy.cfg), policy.cfg
-    tensors = example_inputs(cfg, max(cfg.prompt.buckets), torch.Generator().manual_seed(0))
-    inputs = next(inputs for other, inputs, _ in walk(policy, tensors) if other is stage)
-    prompt = torch.export.Dim(PROMPT_AXIS, min=2, max=max(cfg.prompt.buckets))
-    axes = [{i: prompt for i, size in enumerate(specs[name].shape) if size == PROMPT_AXIS} for name in stage.inputs]
+    longest = max(policy.cfg.prompt.buckets)
+    prompt = torch.export.Dim(PROMPT_AXIS, min=2, max=longest)
+    specs = [tensor_specs(policy.cfg)[name] for name in stage.inputs]
     with quiet_exporter():
         program = torch.onnx.export(
             stage.module(policy).eval(),
-            tuple(inputs.values()),
+            tuple(blank(spec, longest) for spec in specs),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(stage.inputs),
             output_names=[stage.output],
-            dynamic_shapes=tuple(axes),
+            dynamic_shapes=tuple({i: prompt for i, axis in enumerate(s.shape) if axis == PROMPT_AXIS} for s in specs),
             verbose=False,
         )
     if program is None:
         raise RuntimeError(f"torch.onnx.export gave no program for stage '{stage.name}'")
     return program.model
+
+
+def blank(spec: TensorSpec, prompt: int) -> torch.Tensor:
+    """Zeros of the spec's dtype and shape: tracing looks at nothing else."""
+    shape = [prompt if axis == PROMPT_AXIS else int(axis) for axis in spec.shape]
+    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
 
 
 def strip(model: ir.Model) -> None:

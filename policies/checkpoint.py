@@ -49,14 +49,24 @@ def load_official(directory: Path | str, cfg: PolicyConfig, dtype: torch.dtype =
     return _assign(policy, targets, dtype)
 
 
-def save(policy: CogAct, path: Path | str, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write the policy and its config as one safetensors file; the file appears complete or not at all."""
+def save(
+    policy: CogAct, path: Path | str, metadata: Mapping[str, str] | None = None, dtype: torch.dtype | None = None
+) -> Path:
+    """Write the policy and its config as one safetensors file; the file appears complete or not at all.
+
+    Args:
+        policy: what to write.
+        path: the file.
+        metadata: kept beside the config in the file's header.
+        dtype: store the weights rounded to it (float16 halves the file); as they are when left out.
+    """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in policy.state_dict().items()}
     described = {**(metadata or {}), CONFIG_KEY: json.dumps(policy.cfg.to_dict(), sort_keys=True)}
     try:
         save_file(tensors, partial, metadata=described)
+        partial.chmod(0o644)  # safetensors makes it private
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

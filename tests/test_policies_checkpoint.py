@@ -106,6 +106,14 @@ def test_own_file_round_trips_with_its_config(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["policy.safetensors"]
 
 
+def test_own_file_in_half_precision(tmp_path):
+    policy = random_policy()
+    small, large = (save(policy, tmp_path / f"{dtype}", dtype=dtype) for dtype in (torch.float16, None))
+    assert small.stat().st_size < 0.6 * large.stat().st_size
+    for name, value in load(small).state_dict().items():
+        assert torch.equal(value, policy.state_dict()[name].half().float()), name
+
+
 def test_own_file_against_another_config(tmp_path):
     path = save(random_policy(), tmp_path / "policy.safetensors")
     data = TINY.to_dict()

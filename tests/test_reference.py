@@ -105,3 +105,27 @@ def test_difference(got, expected):
 def test_not_a_number_never_passes():
     assert max_abs_difference(np.array([np.nan]), np.array([0.0])) > 1e300
     assert max_abs_difference(np.array([0.0]), np.array([np.inf])) > 1e300
+
+
+def test_every_stored_array_is_compared_or_known_to_be_something_else(fixture_dir):
+    """Inputs of other arrays, and the groups of methods that trim a policy."""
+    others = ("bi/", "layerdrop/", "evla/", "cache/", "in/image", "llm/attention_mask", "action/noise")
+    others += ("batch/image2", "batch/attention_mask", "batch/noise", "ensemble/chunks", "simpler/chunks")
+    keys = [key for key in np.load(fixture_dir / "reference.npz") if not key.startswith(others)]
+    assert [key for key in keys if not any(group.covers(key) for group in GROUPS)] == []
+
+
+def test_cosine_of_vectors():
+    assert cosine(np.array([1.0, 0.0]), np.array([2.0, 0.0])) == 1.0
+    assert cosine(np.array([1.0, 0.0]), np.array([0.0, 3.0])) == 0.0
+    assert cosine(np.zeros(2), np.zeros(2)) == 1.0
+    assert cosine(np.zeros(2), np.ones(2)) == cosine(np.array([np.nan]), np.ones(1)) == -1.0
+
+
+def test_comparison_keeps_the_worst_of_many():
+    comparison = Comparison("group", tolerance=0.1)
+    for key, value in (("a", 0.01), ("b", 0.05), ("c", 0.02)):
+        comparison.add(key, np.ones(4), np.full(4, 1 + value))
+    assert comparison.worst_key == "b"
+    assert comparison.worst == pytest.approx(0.05)
+    assert comparison.failed == []

@@ -55,7 +55,7 @@ TINY = PolicyConfig(
     projector=ProjectorConfig(hidden=(64, 32)),
     language=LanguageConfig(width=32, layers=3, heads=2, mlp_hidden=48, vocab=64),
     head=HeadConfig(depth=2, width=32, heads=2, frequency=32),
-    diffusion=DiffusionConfig(inference_steps=5),
+    diffusion=DiffusionConfig(inference_steps=2),
     prompt=PromptConfig(bos_id=1, eos_id=2, empty_id=3, pad_id=0, buckets=(12, 16)),
 )
 
