@@ -1,4 +1,4 @@
-"""A reference directory, opened: stored arrays, our policy with the stored weights, statistics, tokenizer path.
+"""A reference directory, opened: the stored arrays and our policy with the stored weights.
 
 The format is in docs/REFERENCE_FORMAT.md. Knows how to read; computes and compares nothing.
 """
@@ -36,7 +36,6 @@ class Reference:
     directory: Path
     arrays: Mapping[str, np.ndarray]
     policy: CogAct
-    statistics: dict[str, Any]
 
     def array(self, key: str) -> np.ndarray:
         """The stored array.
@@ -56,6 +55,11 @@ class Reference:
         """Stored keys that the regular expression matches entirely, with their matches."""
         found = ((key, re.fullmatch(pattern, key)) for key in self.arrays)
         return [(key, match) for key, match in found if match]
+
+    @property
+    def statistics(self) -> Path:
+        """Where the action statistics lie, if they are there."""
+        return self.directory / "dataset_statistics.json"
 
     @property
     def tokenizer(self) -> Path:
@@ -79,15 +83,18 @@ class Reference:
 
 
 def open_reference(directory: Path | str) -> Reference:
-    """Open `architecture.json`, the official checkpoint, `dataset_statistics.json` and `reference.npz`."""
+    """Open `architecture.json`, the official checkpoint and `reference.npz`.
+
+    Raises:
+        ConfigError, CheckpointError: one of them is missing or does not fit.
+    """
     directory = Path(directory)
     policy = load_official(directory, policy_config(_read_json(directory / "architecture.json")))
-    statistics = _read_json(directory / "dataset_statistics.json")
     try:
         arrays = np.load(directory / "reference.npz", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"expected an archive of arrays in {directory / 'reference.npz'}, got: {error}") from error
-    return Reference(directory, arrays, policy, statistics)
+    return Reference(directory, arrays, policy)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

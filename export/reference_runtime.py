@@ -74,7 +74,7 @@ def unnormalized(ref: Reference) -> Values:
 
 def in_units(ref: Reference, actions: np.ndarray, statistics_key: str) -> np.ndarray:
     """Normalised actions in the units of a data set."""
-    return unnormalise(actions, load_statistics(ref.directory / "dataset_statistics.json", statistics_key))
+    return unnormalise(actions, load_statistics(ref.statistics, statistics_key))
 
 
 def end_to_end(ref: Reference) -> Values:
