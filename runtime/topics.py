@@ -1,12 +1,13 @@
 """The topics: what travels on each, how often, and how old it may get. A table; knows no socket.
 
-`high_water` is how many messages wait for a slow reader; 1 means that the newest one wins.
+`high_water` is how many messages a socket holds when the other side is slow, `depth` how many wait for a reader's
+next `update`: with 1, the newest wins.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import (
@@ -36,23 +37,24 @@ class Topic:
     max_age_s: float
     """Silent for longer, its sender counts as dead."""
     high_water: int
+    depth: int
     max_bytes: int
 
 
-#         name           type        hz   max age  high water  largest message
+#     name, type, Hz, max age [s], high water, depth, largest message
 TOPICS = {
     topic.name: topic
     for topic in (
-        Topic("task", Task, 5, 1.0, 1, 64 * KIB),
-        Topic("robot/state", JointState, 20, 0.5, 1, 64 * KIB),
-        Topic("sim/state", SimState, 20, 0.5, 1, 256 * KIB),
-        Topic("chunk", ActionChunk, 5, 2.0, 1, 256 * KIB),
-        Topic("command", Command, 5, 0.5, 32, 64 * KIB),
-        Topic("episode", Episode, 5, 1.0, 32, 64 * KIB),
+        Topic("task", Task, 5, 1.0, 16, 1, 64 * KIB),
+        Topic("robot/state", JointState, 20, 0.5, 16, 1, 64 * KIB),
+        Topic("sim/state", SimState, 20, 0.5, 16, 1, 256 * KIB),
+        Topic("chunk", ActionChunk, 5, 2.0, 16, 1, 256 * KIB),
+        Topic("command", Command, 5, 0.5, 32, 32, 64 * KIB),
+        Topic("episode", Episode, 5, 1.0, 32, 32, 64 * KIB),
     )
 }
-COLOR = Topic("<camera>/color", Frame, 15, 0.5, 1, 32 * MIB)
-REPORT = Topic("<process>/report", Report, 1, 3.0, 8, 64 * KIB)
+COLOR = Topic("<camera>/color", Frame, 15, 0.5, 1, 1, 32 * MIB)
+REPORT = Topic("<process>/report", Report, 1, 3.0, 8, 8, 64 * KIB)
 
 
 def topic(name: str, hz: float | None = None) -> Topic:
@@ -66,7 +68,7 @@ def topic(name: str, hz: float | None = None) -> Topic:
         raise ConfigError(f"expected one of {known}, got {name!r} for 'topic'")
     hz = hz or found.hz
     max_age_s = max(found.max_age_s, 2 / hz)  # a slow topic is not dead between two messages
-    return Topic(name, found.type, hz, max_age_s, found.high_water, found.max_bytes)
+    return replace(found, name=name, hz=hz, max_age_s=max_age_s)
 
 
 def color(camera: str) -> str:

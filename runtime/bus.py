@@ -1,0 +1,264 @@
+"""Publish and subscribe over ZeroMQ on one host: newest wins, and every input says how fresh it is.
+
+Each topic has its own `ipc` socket in the run directory, which belongs to one user. Publishers bind and subscribers
+connect, in any order. A publisher never waits: what a reader cannot take is dropped. A subscriber receives in a thread
+of its own, so that arrival times are true and nothing old waits in a socket while its owner is busy. Topics whose
+messages all count (`depth` above 1) keep a queue. There is no replay for late joiners: what must reach them is
+repeated by its sender. Knows topics and freshness; not what messages mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
+from trimvla.runtime.errors import ConfigError, WireError
+from trimvla.runtime.messages import Frame, Message
+from trimvla.runtime.topics import Topic
+from trimvla.runtime.wire import MAX_HEADER_BYTES, Codec, decode, encode
+
+MAX_IPC_PATH = 107  # bytes, by the operating system
+LINGER_MS = 200  # what a closing publisher may take to hand over its last messages
+POLL_MS = 50  # how long a closing subscriber may take to notice
+RATE_WINDOW = 10  # arrivals that a measured rate is made of
+RATE_OK = 0.8  # of the expected rate
+
+Delivery = tuple[int, list[bytes]]
+"""Arrival time [ns] and parts."""
+
+
+def endpoint(run_dir: Path, topic: Topic) -> str:
+    """Where a topic is bound. Raises ConfigError if the run directory's path is too long for a socket."""
+    path = str(run_dir / _file_name(topic))
+    if len(path.encode()) > MAX_IPC_PATH:
+        raise ConfigError(f"expected at most {MAX_IPC_PATH} bytes for the socket's path, got {len(path)}: {path}")
+    return f"ipc://{path}"
+
+
+def _file_name(topic: Topic) -> str:
+    return topic.name.replace("/", "-")
+
+
+class Publisher:
+    """The one sender of a topic. For one thread."""
+
+    def __init__(self, run_dir: Path, topic: Topic, codec: Codec = "raw_bgr8") -> None:
+        """Bind. `codec` is for frames. Raises ConfigError where the run directory cannot hold a socket."""
+        self.topic = topic
+        self._codec: Codec = codec
+        self.sent = 0
+        self._socket = zmq.Context.instance().socket(zmq.PUB)
+        self._socket.set_hwm(topic.high_water)
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self._path = run_dir / _file_name(topic)
+        try:
+            self._socket.bind(endpoint(run_dir, topic))
+        except (zmq.ZMQError, ConfigError) as error:
+            self._socket.close(0)
+            raise ConfigError(f"topic '{topic.name}': cannot bind: {error}") from None
+
+    def send(self, message: Message | Frame) -> None:
+        """Send with the next sequence number. Never waits. Raises WireError for a message that is not the topic's."""
+        parts = encode(self.topic, _numbered(message, self.sent), self._codec)
+        self._socket.send_multipart(parts, zmq.DONTWAIT)
+        self.sent += 1
+
+    def close(self) -> None:
+        """Hand over what is on its way; no new reader finds the topic."""
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+
+def _numbered(message: Message | Frame, sequence: int) -> Message | Frame:
+    if isinstance(message, Frame):
+        return replace(message, sequence=sequence)
+    return msgspec.structs.replace(message, sequence=sequence)
+
+
+class Input:
+    """What a subscriber knows of one topic as of its last `update`."""
+
+    def __init__(self, topic: Topic) -> None:
+        self.topic = topic
+        self.message: Message | Frame | None = None
+        """The newest."""
+        self.fresh: list[Message | Frame] = []
+        """All that came since the `update` before, oldest first; with `depth` 1 the newest alone."""
+        self.valid = False
+        """Whether the newest delivery was a message."""
+        self.problem = ""
+        """Why the last refused delivery was refused."""
+        self.received_ns = 0
+        self.received = self.refused = self.missed = 0
+        """Counts: messages, deliveries that were none, and gaps in the sequence numbers (superseded ones included)."""
+        self._arrivals: deque[int] = deque(maxlen=RATE_WINDOW)
+        self._now = 0
+
+    @property
+    def updated(self) -> bool:
+        """Whether the last `update` brought something."""
+        return bool(self.fresh)
+
+    @property
+    def silence_s(self) -> float:
+        """Time since the newest message came [s]; infinite before the first."""
+        return (self._now - self.received_ns) / NS_PER_S if self.message is not None else float("inf")
+
+    @property
+    def alive(self) -> bool:
+        """Whether the sender was heard of within the topic's age."""
+        return self.silence_s <= self.topic.max_age_s
+
+    @property
+    def hz(self) -> float:
+        """Measured over the last arrivals, falling as silence lasts."""
+        span = self._now - self._arrivals[0] if self._arrivals else 0
+        return (len(self._arrivals) - 1) * NS_PER_S / span if span > 0 else 0.0
+
+    @property
+    def rate_ok(self) -> bool:
+        """Whether messages come about as often as the topic promises."""
+        return self.hz >= RATE_OK * self.topic.hz
+
+    def take(self, deliveries: Iterable[Delivery], arrivals: Iterable[int], now: int) -> None:
+        """Decode what came; the thread's part of the counts comes with it."""
+        self._now = now
+        self._arrivals.extend(arrivals)
+        self.fresh = []
+        for received_ns, parts in deliveries:
+            self._take_one(received_ns, parts)
+
+    def _take_one(self, received_ns: int, parts: list[bytes]) -> None:
+        try:
+            message = decode(self.topic, parts)
+        except WireError as error:
+            self.valid, self.problem = False, str(error)
+            self.refused += 1
+            return
+        if self.message is not None:
+            self.missed += max(0, message.sequence - self.message.sequence - 1)
+        self.message, self.received_ns, self.valid = message, received_ns, True
+        self.received += 1
+        self.fresh.append(message)
+
+
+class _Line:
+    """One topic's socket, used by the receiving thread, and what it leaves for the next `update`."""
+
+    def __init__(self, run_dir: Path, topic: Topic) -> None:
+        self.deliveries: deque[Delivery] = deque(maxlen=topic.depth)
+        self.arrivals: deque[int] = deque(maxlen=RATE_WINDOW)
+        self._address = endpoint(run_dir, topic)
+        self.socket = zmq.Context.instance().socket(zmq.SUB)
+        self.socket.set_hwm(topic.high_water)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, topic.max_bytes + MAX_HEADER_BYTES)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.subscribe(topic.name.encode())
+        self.losses = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.socket.connect(self._address)
+
+    def empty(self) -> tuple[list[Delivery], list[int]]:
+        """Hand over what came."""
+        content = list(self.deliveries), list(self.arrivals)
+        self.deliveries.clear()
+        self.arrivals.clear()
+        return content
+
+    def reconnect(self) -> None:
+        """After a loss. ZeroMQ does so itself, except after a message that was too large: then it would stay deaf."""
+        recv_monitor_message(self.losses)
+        with contextlib.suppress(zmq.ZMQError):
+            self.socket.disconnect(self._address)
+        self.socket.connect(self._address)
+
+    def close(self) -> None:
+        """Free both sockets."""
+        self.socket.disable_monitor()
+        self.losses.close(0)
+        self.socket.close(0)
+
+
+class Subscriber:
+    """The newest of several topics: `inputs.update()`, then `inputs["chunk"].message`. For one thread."""
+
+    def __init__(self, run_dir: Path, topics: Sequence[Topic], now: Callable[[], int] = monotonic_ns) -> None:
+        """Connect; whether anyone publishes shows in `Input.alive`."""
+        self._inputs = {topic.name: Input(topic) for topic in topics}
+        self._lines = {topic.name: _Line(run_dir, topic) for topic in topics}
+        self._now = now
+        self._mail = threading.Condition()
+        self._waiting = False  # whether anything came since the last update
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._receive, name="subscriber", daemon=True)
+        self._thread.start()
+
+    def __getitem__(self, name: str) -> Input:
+        return self._inputs[name]
+
+    def update(self, timeout_s: float = 0.0) -> None:
+        """Take in what came; with a timeout, first wait for something to come."""
+        with self._mail:
+            self._mail.wait_for(lambda: self._waiting, timeout_s)
+            self._waiting = False
+            content = {name: line.empty() for name, line in self._lines.items()}
+        now = self._now()
+        for name, (deliveries, arrivals) in content.items():
+            self._inputs[name].take(deliveries, arrivals, now)
+
+    def wait_for(self, name: str, timeout_s: float) -> bool:
+        """Update until this topic has a message; False if it has none within the timeout."""
+        deadline = self._now() + to_ns(timeout_s)
+        while self[name].message is None and (remaining := deadline - self._now()) > 0:
+            self.update(remaining / NS_PER_S)
+        return self[name].message is not None
+
+    def close(self) -> None:
+        """End the thread and close its sockets."""
+        self._closing.set()
+        self._thread.join()
+
+    def __enter__(self) -> Subscriber:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def _receive(self) -> None:
+        """The thread: the sockets are used and closed here."""
+        poller = zmq.Poller()
+        handlers: dict[zmq.Socket[bytes], Callable[[], None]] = {}
+        for line in self._lines.values():
+            handlers[line.socket] = partial(self._deliver, line)
+            handlers[line.losses] = line.reconnect
+        for socket in handlers:
+            poller.register(socket, zmq.POLLIN)
+        while not self._closing.is_set():
+            for socket, _ in poller.poll(POLL_MS):
+                handlers[socket]()
+        for line in self._lines.values():
+            line.close()
+
+    def _deliver(self, line: _Line) -> None:
+        parts, now = line.socket.recv_multipart(), self._now()
+        with self._mail:
+            line.deliveries.append((now, parts))
+            line.arrivals.append(now)
+            self._waiting = True
+            self._mail.notify()

@@ -1,0 +1,197 @@
+"""The bus over real sockets: newest wins, queues keep, freshness is told, bad bytes are counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from trimvla.runtime.bus import Input, Publisher, Subscriber, endpoint
+from trimvla.runtime.clock import NS_PER_S, Rate
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.messages import Command, Frame, JointState, Task
+from trimvla.runtime.topics import topic
+from trimvla.runtime.wire import encode
+
+STATE, COMMAND, FRONT = topic("robot/state"), topic("command"), topic("front/color")
+
+
+def state(gripper: float = 1.0) -> JointState:
+    return JointState(time_ns=1, position=(0.0, 0.1), gripper=gripper)
+
+
+def command(value: float) -> Command:
+    return Command(time_ns=1, episode=0, kind="action", action=(value,))
+
+
+@pytest.fixture
+def subscriber(tmp_path: Path) -> Iterator[Subscriber]:
+    with Subscriber(tmp_path, [STATE, COMMAND, FRONT]) as inputs:
+        yield inputs
+
+
+def connect(publisher: Publisher, inputs: Subscriber, message: JointState | Command | Frame) -> None:
+    """Repeat a message until it arrives: late joiners miss what was sent before."""
+    deadline = time.monotonic() + 5
+    while inputs[publisher.topic.name].message is None:
+        assert time.monotonic() < deadline, "nothing arrived"
+        publisher.send(message)
+        inputs.update(0.02)
+
+
+def test_subscribers_may_come_first_and_see_the_newest(tmp_path, subscriber):
+    assert not subscriber["robot/state"].alive and subscriber["robot/state"].message is None
+    with Publisher(tmp_path, STATE) as publisher:
+        connect(publisher, subscriber, state())
+        for gripper in (0.1, 0.2, 0.3):
+            publisher.send(state(gripper))
+        time.sleep(0.1)
+        subscriber.update()
+    robot = subscriber["robot/state"]
+    assert isinstance(robot.message, JointState) and robot.message.gripper == 0.3
+    assert len(robot.fresh) == 1 and robot.updated and robot.alive and robot.valid
+    assert robot.missed == 2  # superseded, and counted
+    subscriber.update()
+    assert not robot.updated and robot.alive
+
+
+def test_queues_keep_every_message_in_order(tmp_path, subscriber):
+    with Publisher(tmp_path, COMMAND) as publisher:
+        connect(publisher, subscriber, command(0.0))
+        subscriber.update()
+        for value in range(1, 11):
+            publisher.send(command(float(value)))
+        time.sleep(0.1)
+        subscriber.update()
+    got = [m.action[0] for m in subscriber["command"].fresh if isinstance(m, Command)]
+    assert got[-10:] == [float(v) for v in range(1, 11)]
+    assert subscriber["command"].missed == 0
+
+
+def test_a_busy_reader_gets_the_newest_large_frame(tmp_path, subscriber):
+    image = np.zeros((480, 640, 3), np.uint8)
+    with Publisher(tmp_path, FRONT) as publisher:
+        connect(publisher, subscriber, Frame("front", 0, image))
+        for number in range(1, 21):
+            publisher.send(Frame("front", number, image))
+            time.sleep(0.01)
+        time.sleep(0.1)
+        subscriber.update()
+    newest = subscriber["front/color"].message
+    assert isinstance(newest, Frame) and newest.time_ns == 20
+
+
+def test_a_publisher_may_come_back(tmp_path, subscriber):
+    with Publisher(tmp_path, STATE) as publisher:
+        connect(publisher, subscriber, state())
+    with Publisher(tmp_path, STATE) as publisher:
+        deadline = time.monotonic() + 5
+        while getattr(subscriber["robot/state"].message, "gripper", None) != 0.5:
+            assert time.monotonic() < deadline
+            publisher.send(state(0.5))
+            subscriber.update(0.02)
+
+
+def test_update_waits_for_the_first_message_only_as_long_as_told(tmp_path, subscriber):
+    start = time.monotonic()
+    assert not subscriber.wait_for("robot/state", 0.1)
+    assert 0.08 < time.monotonic() - start < 2.0
+    with Publisher(tmp_path, STATE) as publisher:
+        stop = threading.Event()
+        sender = threading.Thread(target=lambda: [publisher.send(state()) or stop.wait(0.01) for _ in range(100)])
+        sender.start()
+        assert subscriber.wait_for("robot/state", 5.0)
+        stop.set()
+        sender.join()
+
+
+def test_bytes_that_are_no_message_are_counted_and_change_nothing(tmp_path, subscriber):
+    with Publisher(tmp_path, STATE) as publisher:
+        connect(publisher, subscriber, state(0.7))
+    robot = subscriber["robot/state"]
+    with zmq.Context.instance().socket(zmq.PUB) as liar:
+        liar.bind(endpoint(tmp_path, STATE))
+        for refused in (1, 2):
+            deadline = time.monotonic() + 5
+            while robot.refused < refused:
+                assert time.monotonic() < deadline
+                liar.send_multipart([b"robot/state", b"\xc1"])
+                subscriber.update(0.05)
+            liar.send_multipart([b"robot/state", bytes(STATE.max_bytes * 2)])  # too large: ends the connection alone
+    assert not robot.valid and "robot/state" in robot.problem
+    assert isinstance(robot.message, JointState) and robot.message.gripper == 0.7
+
+
+def test_freshness_follows_the_clock():
+    told, second = Input(STATE), NS_PER_S
+
+    def deliver(sequence: int, at: float) -> None:
+        parts = encode(STATE, JointState(sequence=sequence, time_ns=1, position=(), gripper=0.0))
+        told.take([(round(at * second), parts)], [round(at * second)], round(at * second))
+
+    for number in range(10):
+        deliver(number, 1 + number * 0.05)
+    assert told.alive and told.rate_ok and told.hz == pytest.approx(20)
+    deliver(14, 1.5)
+    assert told.missed == 4
+    told.take([], [], round(1.8 * second))
+    assert told.alive and not told.rate_ok and not told.updated
+    told.take([], [], round(2.1 * second))
+    assert not told.alive and told.silence_s == pytest.approx(0.6)
+
+
+def test_closing_leaves_no_socket_file_and_no_thread(tmp_path):
+    before = threading.active_count()
+    with Publisher(tmp_path, STATE), Subscriber(tmp_path, [STATE]):
+        assert any(tmp_path.iterdir())
+    deadline = time.monotonic() + 5
+    while any(tmp_path.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_places_that_hold_no_socket_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="'robot/state': cannot bind"):
+        Publisher(tmp_path / "absent", STATE)
+    with pytest.raises(ConfigError, match="at most 107 bytes for the socket's path"):
+        Subscriber(tmp_path / ("x" * 100), [STATE])
+
+
+def test_a_task_keeps_its_words(tmp_path):
+    with Subscriber(tmp_path, [topic("task")]) as inputs, Publisher(tmp_path, topic("task")) as publisher:
+        connect(publisher, inputs, Task(time_ns=1, episode=2, instruction="stapel die Würfel", started_ns=1))  # type: ignore[arg-type]
+        assert getattr(inputs["task"].message, "instruction", "") == "stapel die Würfel"
+
+
+class FakeTime:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.ns = 0
+
+    def now(self) -> int:
+        return self.ns
+
+    def sleep(self, duration_s: float) -> None:
+        self.ns += round(duration_s * NS_PER_S) + 1_000_000  # wakes 1 ms late
+
+
+def test_a_rate_does_not_drift_and_counts_what_it_missed():
+    clock = FakeTime()
+    rate = Rate(10, clock.now, clock.sleep)
+    deadlines = [rate.wait() for _ in range(100)]
+    assert deadlines == [k * 100_000_000 for k in range(1, 101)]
+    assert rate.report().late == 0 and rate.report().worst_lag_ms == pytest.approx(1.0)
+    assert rate.report().achieved_hz == pytest.approx(10, rel=1e-3)
+    clock.ns += 350_000_000  # a tick of three and a half periods
+    assert rate.wait() == 10_300_000_000
+    assert rate.report().skipped == 2 and rate.report().late == 1
+    assert rate.wait() == 10_400_000_000
+    with pytest.raises(ConfigError, match="'hz'"):
+        Rate(0)
