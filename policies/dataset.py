@@ -1,7 +1,7 @@
 """Demonstration shards in memory: pictures, prompts and normalised action chunks, in batches.
 
-A shard is an npz with `images` uint8[n, S, S, 3], `chunks` float32[n, g, H, A], `aux` float32[n, g, X] and `texts`
-str[n, g]: g sentences a picture, the first the one that was being pursued. Knows arrays; knows no simulator.
+A shard is an npz with `images` uint8[n, S, S, 3], `chunks` float32[n, g, H, A], `aux` float32[n, g, X], `points`
+float32[n, g, 2, 2] and `texts` str[n, g]: g sentences a picture, the first the one that was being pursued. Knows arrays; knows no simulator.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Batch:
 
     `image` uint8[b, S, S, 3]; `ids` int64[b, k, L] right-padded; `last` int64[b, k], where EOS stands; `nouns`
     int64[b, k, 2], where the object and what it goes on have been named; `actions` float32[b, k, H, A], normalised;
-    `aux` float32[b, k, X].
+    `aux` float32[b, k, X]; `points` float32[b, k, 2, 2], where object and target are in the picture (x, y in 0..1).
     """
 
     image: Tensor
@@ -36,6 +36,7 @@ class Batch:
     nouns: Tensor
     actions: Tensor
     aux: Tensor
+    points: Tensor
 
 
 def action_statistics(chunks: np.ndarray) -> dict[str, Any]:
@@ -76,6 +77,7 @@ class Demonstrations:
         self.statistics = statistics or action_statistics(chunks[:, 0])
         self.actions = normalise(chunks, self.statistics)
         self.aux = np.concatenate([shard["aux"] for shard in loaded])
+        self.points = np.concatenate([shard["points"] for shard in loaded])
         texts, places = np.unique(np.concatenate([shard["texts"] for shard in loaded]), return_inverse=True)
         ids = [prompt_ids(tokenizer, cfg.prompt, str(text)) for text in texts]
         self._last = np.array([len(row) - 1 for row in ids])
@@ -102,6 +104,7 @@ class Demonstrations:
             nouns=torch.from_numpy(self._nouns[text]),
             actions=torch.from_numpy(self.actions[rows[:, None], columns]),
             aux=torch.from_numpy(self.aux[rows[:, None], columns]),
+            points=torch.from_numpy(self.points[rows[:, None], columns]),
         )
 
 

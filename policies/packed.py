@@ -9,9 +9,9 @@ has learned to do without can be trimmed later.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from trimvla.policies.language import Decoder, rotary
+from trimvla.policies.language import Decoder, DecoderAttention, rotary, rotate
 
 
 def shared_prefix(ids: Tensor) -> int:
@@ -37,7 +37,8 @@ def packed_states(
     *,
     keep: Tensor | None = None,
     skip: frozenset[int] = frozenset(),
-) -> Tensor:
+    pointer: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """Final states of the tokens that each of k sentences has for itself.
 
     Args:
@@ -46,9 +47,11 @@ def packed_states(
         ids: int64[b, k, L], BOS first.
         keep: int64[P'], raster indices of the visual tokens to keep, ascending (default: all).
         skip: indices of layers that are left out.
+        pointer: index of a layer whose first head's scores are wanted.
 
     Returns:
-        float[b, k, L - c, D], after the final norm; c = `shared_prefix(ids)`, so the row of id j is j - c.
+        float[b, k, L - c, D], after the final norm; c = `shared_prefix(ids)`, so the row of id j is j - c; and
+        the scores float[b, k, L - c, P'] of these tokens for the kept visual tokens (None without `pointer`).
     """
     k = ids.shape[1]
     common = shared_prefix(ids)
@@ -59,10 +62,24 @@ def packed_states(
     positions = _positions(kept, visual.shape[1], common, k, length)
     cos, sin = rotary(positions, decoder.head_dim, decoder.theta)
     mask = packed_mask(prefix, k, length, ids.device)
+    scores = None
     for index, layer in enumerate(decoder.layers):
+        if index == pointer:
+            scores = first_head_scores(layer.self_attn, layer.input_layernorm(x), cos, sin, prefix, len(kept))
         if index not in skip:
             x = layer(x, cos, sin, mask)
-    return decoder.norm(x[:, prefix:]).unflatten(1, (k, length))
+    states = decoder.norm(x[:, prefix:]).unflatten(1, (k, length))
+    return states, None if scores is None else scores.unflatten(1, (k, length))
+
+
+def first_head_scores(
+    attention: DecoderAttention, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, visual: int
+) -> Tensor:
+    """Attention scores of the first head before softmax, float[b, n - prefix, visual]: text rows, visual columns."""
+    width = cos.shape[-1]
+    q, k = (nn.functional.linear(x, proj.weight[:width]) for proj in (attention.q_proj, attention.k_proj))
+    q, k = rotate(q, cos, sin)[:, prefix:], rotate(k, cos, sin)[:, 1 : 1 + visual]
+    return q @ k.transpose(-2, -1) * width**-0.5
 
 
 def take_last(states: Tensor, last: Tensor, common: int) -> Tensor:

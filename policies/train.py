@@ -40,6 +40,8 @@ class Recipe:
     warmup: int = 200
     ema: float = 0.998
     aux_weight: float = 2.0
+    pointer_weight: float = 0.3
+    pointer_layer: int = 4  # whose first head is taught to point from a noun to its thing
     drop_condition: float = 0.1
     drop_layer: float = 0.15
     tokens: tuple[tuple[int, float], ...] = ((64, 0.4), (128, 0.45), (256, 0.15))  # kept tokens, share of the batches
@@ -92,6 +94,7 @@ class Trainer:
             group["lr"] = self.recipe.learning_rate * self._schedule()
         losses = self._losses(batch, rng)
         loss = losses["diffusion"] + self.recipe.aux_weight * losses["aux"]
+        loss = loss + self.recipe.pointer_weight * losses["pointer"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -108,7 +111,9 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bfloat16):
             visual = self.policy.vision(batch.image)
             keep, skip = self._dropped(visual.shape[1], rng)
-            states = packed_states(self.policy.language, visual, batch.ids, keep=keep, skip=skip)
+            states, scores = packed_states(
+                self.policy.language, visual, batch.ids, keep=keep, skip=skip, pointer=self.recipe.pointer_layer
+            )
             common = shared_prefix(batch.ids)
             z = take_last(states, batch.last, common)
             readings = self.aux(states).float()
@@ -118,6 +123,7 @@ class Trainer:
         return {
             "diffusion": (epsilon.float() - noise).square().mean(),
             "aux": aux_loss(readings, target, aux_mask(batch, common, readings.shape[2])),
+            "pointer": pointer_loss(scores, batch, common, keep, visual.shape[1]),
             "object_cm": error[..., :2].mean() * AUX_SCALE * 100,
             "target_cm": error[..., 2:4].mean() * AUX_SCALE * 100,
             "tool_cm": error[..., 4:7].mean() * AUX_SCALE * 100,
@@ -128,7 +134,9 @@ class Trainer:
         count = int(rng.choice(counts, p=shares))
         keep = None if count == patches else torch.from_numpy(spread_tokens(patches, count, rng))
         layers, chance = self.cfg.language.layers, self.recipe.drop_layer * self._ramp()
-        return keep, frozenset(i for i in range(2, layers - 1) if rng.random() < chance)
+        return keep, frozenset(
+            i for i in range(2, layers - 1) if rng.random() < chance and i != self.recipe.pointer_layer
+        )
 
     def _ramp(self) -> float:
         """0 while the policy finds out what words mean, 1 from the middle of the run on."""
@@ -177,6 +185,7 @@ class Trainer:
 
 
 AUX_SCALE = 0.2  # metres that make 1.0 in the auxiliary loss
+POINTER_SIGMA = 0.8  # patches
 
 
 def spread_tokens(patches: int, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -196,6 +205,25 @@ def aux_mask(batch: Batch, common: int, length: int) -> Tensor:
     objects, targets = (inside & (place >= batch.nouns[..., i, None]) for i in (0, 1))
     rest = batch.aux.shape[-1] - 4
     return torch.stack([objects, objects, targets, targets, *[inside] * rest], dim=-1)
+
+
+def pointer_loss(scores: Tensor, batch: Batch, common: int, keep: Tensor | None, patches: int) -> Tensor:
+    """Cross entropy between where the nouns look and where their things are.
+
+    Args:
+        scores: float[b, k, n, P'] of the words for the kept visual tokens.
+        batch: its `nouns` and `points`.
+        common: ids that all prompts share.
+        keep: int64[P'], raster indices (None: all).
+        patches: P, a square.
+    """
+    side = math.isqrt(patches)
+    place = torch.arange(patches) if keep is None else keep
+    centre = torch.stack([place % side, place // side], dim=-1) + 0.5
+    distance = (batch.points[..., None, :] * side - centre).square().sum(-1)
+    truth = torch.softmax(-distance / (2 * POINTER_SIGMA**2), dim=-1)
+    rows = (batch.nouns - common)[..., None].expand(*batch.nouns.shape, scores.shape[-1])
+    return -(truth * scores.float().gather(2, rows).log_softmax(-1)).sum(-1).mean()
 
 
 def aux_loss(readings: Tensor, target: Tensor, mask: Tensor) -> Tensor:

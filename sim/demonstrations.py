@@ -19,6 +19,7 @@ from trimvla.sim import expert
 from trimvla.sim.expert import State
 from trimvla.sim.scene import Goal, Scene, sample_scene
 from trimvla.sim.tabletop import TabletopEnv
+from trimvla.sim.tabletop_model import project
 
 GOALS = 6  # sentences labelled per picture; the first is the one being pursued
 AUX = 8  # object x y, target x y, tool x y z [m], opening
@@ -57,6 +58,13 @@ def aux_label(scene: Scene, state: State, goal: Goal) -> np.ndarray:
     return np.array([x, y, tx, ty, *state.tool, state.opening], np.float32)
 
 
+def picture_points(scene: Scene, state: State, goal: Goal) -> np.ndarray:
+    """float32[2, 2]: where the object and its target are in the picture, in 0..1."""
+    thing = state.objects[goal.object]
+    target = thing if goal.verb == "pick" else expert.support(scene, state, goal)
+    return project(np.array([thing, target]), scene.look)
+
+
 class Shard:
     """Collects frames and writes them as one npz."""
 
@@ -64,6 +72,7 @@ class Shard:
         self.images: list[np.ndarray] = []
         self.chunks: list[np.ndarray] = []
         self.aux: list[np.ndarray] = []
+        self.points: list[np.ndarray] = []
         self.texts: list[list[str]] = []
 
     def add(self, image: np.ndarray, scene: Scene, state: State, goal: Goal, rng: np.random.Generator) -> None:
@@ -72,6 +81,7 @@ class Shard:
         self.images.append(image)
         self.chunks.append(np.stack([expert.chunk(scene, state, g) for g in goals]))
         self.aux.append(np.stack([aux_label(scene, state, g) for g in goals]))
+        self.points.append(np.stack([picture_points(scene, state, g) for g in goals]))
         self.texts.append([scene.instruction(g) for g in goals])
 
     def save(self, path: Path) -> None:
@@ -83,6 +93,7 @@ class Shard:
                 images=np.stack(self.images),
                 chunks=np.stack(self.chunks),
                 aux=np.stack(self.aux),
+                points=np.stack(self.points),
                 texts=np.array(self.texts),
             )
         partial.rename(path)

@@ -11,7 +11,7 @@ import math
 import mujoco
 import numpy as np
 
-from trimvla.sim.scene import COLORS, HALF_HEIGHT, THICKNESS, Item, Scene
+from trimvla.sim.scene import COLORS, HALF_HEIGHT, THICKNESS, Item, Look, Scene
 
 OBJECT_SLOTS, TARGET_SLOTS = 4, 2
 FINGER_TRAVEL = 0.05  # each finger [m]; open: 0.10 between the pads
@@ -148,6 +148,16 @@ def _apply_look(model: mujoco.MjModel, scene: Scene) -> None:
     model.cam("front").pos[:] = position
     model.cam("front").quat[:] = _look_at(position, np.asarray(CAMERA_AIM))
     model.cam("front").fovy[:] = CAMERA_FOVY
+
+
+def project(points: np.ndarray, look: Look) -> np.ndarray:
+    """World points float[n, 3] [m] -> where they are in the picture, float32[n, 2] (x right, y down, in 0..1)."""
+    position = np.add(CAMERA_POS, look.camera)
+    rotation = np.empty(9)
+    mujoco.mju_quat2Mat(rotation, _look_at(position, np.asarray(CAMERA_AIM)))
+    seen = (points - position) @ rotation.reshape(3, 3)
+    scale = 0.5 / math.tan(math.radians(CAMERA_FOVY) / 2)
+    return np.stack([0.5 - scale * seen[:, 0] / seen[:, 2], 0.5 + scale * seen[:, 1] / seen[:, 2]], axis=1).astype("f4")
 
 
 def _look_at(position: np.ndarray, aim: np.ndarray) -> np.ndarray:

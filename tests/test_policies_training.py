@@ -43,6 +43,7 @@ def shards(tmp_path: Path) -> list[Path]:
             images=rng.integers(0, 256, (6, 128, 128, 3), dtype=np.uint8),
             chunks=rng.uniform(-0.05, 0.05, (6, 3, 16, 7)).astype(np.float32),
             aux=rng.uniform(-0.2, 0.2, (6, 3, 8)).astype(np.float32),
+            points=rng.uniform(0, 1, (6, 3, 2, 2)).astype(np.float32),
             texts=np.array([SENTENCES] * 6),
         )
         paths.append(path)
@@ -60,7 +61,7 @@ def test_packed_sentences_equal_the_deployed_forward() -> None:
     last = torch.tensor([[len(row) - 1 for row in rows]])
     visual = torch.randn(1, cfg.patches, cfg.language.width)
     with torch.no_grad():
-        packed = take_last(packed_states(policy.language, visual, ids), last, shared_prefix(ids))[0]
+        packed = take_last(packed_states(policy.language, visual, ids)[0], last, shared_prefix(ids))[0]
         alone = torch.cat([policy.language.cognition(visual, ids[:, i], last[:, i]) for i in range(len(rows))])
     assert shared_prefix(ids) > 5, "the template's beginning is shared"
     torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
@@ -92,7 +93,7 @@ def test_normalised_actions_come_back_as_they_were() -> None:
 def test_training_learns_and_resumes_where_it_stopped(shards: list[Path], tmp_path: Path) -> None:
     cfg = small()
     data = Demonstrations(shards, cfg, make_tokenizer(cfg, SENTENCES), nouns=NOUNS)
-    recipe = Recipe(steps=12, pictures=4, sentences=2, warmup=2, compile=False, bfloat16=False, tokens=((64, 1.0),))
+    recipe = Recipe(steps=12, pictures=4, sentences=2, warmup=2, compile=False, bfloat16=False, tokens=((64, 1.0),), pointer_layer=2)
     losses: list[float] = []
     train(Trainer(cfg, recipe, 8), data, tmp_path / "whole", report=lambda _, row: losses.append(row["diffusion"]))
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
