@@ -1,0 +1,69 @@
+"""Counts and durations of one process, and the report that carries them. Knows numbers; not what they measure.
+
+Durations are kept in a bounded window, so that a long run costs no more than a short one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+
+from trimvla.runtime.clock import NS_PER_MS, monotonic_ns
+from trimvla.runtime.messages import Report, Summary
+
+WINDOW = 10_000  # durations kept by name
+
+
+def summarise(milliseconds: Iterable[float]) -> Summary:
+    """Nearest-rank percentiles of durations [ms]; all zero where there are none."""
+    ordered = sorted(milliseconds)
+    if not ordered:
+        return Summary(0, 0.0, 0.0, 0.0)
+    return Summary(len(ordered), _rank(ordered, 0.50), _rank(ordered, 0.99), ordered[-1])
+
+
+def _rank(ordered: list[float], quantile: float) -> float:
+    """The smallest value that at least `quantile` of all values do not exceed."""
+    return ordered[math.ceil(quantile * len(ordered)) - 1]
+
+
+class Telemetry:
+    """What one process counts and times."""
+
+    def __init__(self, process: str) -> None:
+        self.process = process
+        self.counters: Counter[str] = Counter()
+        self.values: dict[str, float] = {}
+        self.state = "starting"
+        self.reason = ""
+        self._durations: dict[str, deque[float]] = {}
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a counter."""
+        self.counters[name] += by
+
+    def time(self, name: str, milliseconds: float) -> None:
+        """Note a duration [ms]."""
+        self._durations.setdefault(name, deque(maxlen=WINDOW)).append(milliseconds)
+
+    def time_ns(self, name: str, nanoseconds: int) -> None:
+        """Note a duration [ns]."""
+        self.time(name, nanoseconds / NS_PER_MS)
+
+    def time_all(self, prefix: str, milliseconds: Mapping[str, float]) -> None:
+        """Note durations [ms] by part, as `prefix.part`."""
+        for part, duration in milliseconds.items():
+            self.time(f"{prefix}.{part}", duration)
+
+    def report(self) -> Report:
+        """Everything so far."""
+        return Report(
+            time_ns=monotonic_ns(),
+            process=self.process,
+            state=self.state,
+            reason=self.reason,
+            counters=dict(self.counters),
+            values=dict(self.values),
+            latencies={name: summarise(window) for name, window in self._durations.items()},
+        )

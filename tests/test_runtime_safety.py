@@ -1,0 +1,103 @@
+"""The gate over generated inputs, and holds by action kind."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.fallback import as_command, hold
+from trimvla.runtime.safety import Limits, check
+
+LIMITS = Limits(low=(-0.05, -0.4, 0.0), high=(0.05, 0.4, 1.0), max_change=(0.02, math.inf, math.inf))
+anything = st.floats(allow_nan=True, allow_infinity=True, width=64)
+
+
+@st.composite
+def limits(draw: st.DrawFn) -> Limits:
+    bounds = draw(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), min_size=1, max_size=8))
+    change = draw(st.lists(st.floats(1e-6, 1e4) | st.just(math.inf), min_size=len(bounds), max_size=len(bounds)))
+    return Limits(tuple(map(min, bounds)), tuple(map(max, bounds)), tuple(change))
+
+
+@settings(max_examples=400, deadline=None)
+@given(limits(), st.data())
+def test_nothing_passes_that_is_outside_the_limits(bounds, data):
+    size = len(bounds.low)
+    actions = data.draw(st.lists(st.lists(anything, min_size=size, max_size=size), min_size=1, max_size=5))
+    previous = None
+    for wanted in actions:
+        verdict = check(wanted, bounds, previous)
+        if verdict.action is None:
+            assert not np.isfinite(wanted).all() and verdict.reasons
+            continue
+        assert np.isfinite(verdict.action).all()
+        assert (verdict.action >= bounds.low).all() and (verdict.action <= bounds.high).all()
+        if previous is not None:
+            change = np.asarray(bounds.max_change)
+            assert (verdict.action <= previous + change).all() and (verdict.action >= previous - change).all()
+        assert bool(verdict.reasons) == (not np.array_equal(verdict.action, wanted))
+        again = check(verdict.action, bounds, previous)
+        assert again.action is not None and np.array_equal(again.action, verdict.action) and not again.reasons
+        previous = verdict.action
+
+
+def test_a_good_action_passes_unchanged():
+    verdict = check([0.01, -0.3, 1.0], LIMITS, [0.0, 0.0, 0.0])
+    assert verdict.action is not None and verdict.action.tolist() == [0.01, -0.3, 1.0] and verdict.reasons == ()
+
+
+def test_reasons_say_what_was_changed():
+    verdict = check([0.2, -0.5, 1.0], LIMITS, [0.0, 0.0, 0.0])
+    assert verdict.action is not None and verdict.action.tolist() == [0.02, -0.4, 1.0]
+    assert verdict.reasons == ("out of range in dimension 0, 1", "too sudden in dimension 0")
+
+
+@pytest.mark.parametrize(
+    ("action", "previous", "reason"),
+    [
+        ([0.0, math.nan, math.inf], None, "action: not finite in dimension 1, 2"),
+        ([0.0, 0.0], None, r"action: expected 3 numbers, got shape \[2\]"),
+        ([[0.0, 0.0, 0.0]], None, r"action: expected 3 numbers, got shape \[1, 3\]"),
+        ([0.0, 0.0, 0.0], [math.nan, 0.0, 0.0], "previous command: not finite in dimension 0"),
+    ],
+)
+def test_what_is_no_action_is_refused(action, previous, reason):
+    verdict = check(action, LIMITS, previous)
+    assert verdict.action is None
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError("; ".join(verdict.reasons))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (((0.0,), (1.0, 1.0), (1.0,)), "one length"),
+        (((2.0,), (1.0,), (1.0,)), "'low' <= 'high'"),
+        (((-math.inf,), (1.0,), (1.0,)), "finite"),
+        (((0.0,), (1.0,), (0.0,)), "'max_change'"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(fields, words):
+    with pytest.raises(ConfigError, match=words):
+        Limits(*fields)
+
+
+def test_a_hold_knows_the_action_space():
+    kinds = ("delta", "velocity", "absolute", "gripper")
+    assert hold(kinds, [0.3, 0.4, 0.5, 1.0]).tolist() == [0.0, 0.0, 0.5, 1.0]
+    with pytest.raises(ConfigError, match="'last'"):
+        hold(kinds, [0.0])
+
+
+def test_where_the_robot_is_can_be_held():
+    arm = as_command(("delta", "delta", "gripper"), (), 1.0)
+    assert arm is not None and arm.tolist() == [0.0, 0.0, 1.0]
+    joints = as_command(("absolute", "absolute", "gripper"), (0.1, 0.2), 0.0)
+    assert joints is not None and joints.tolist() == [0.1, 0.2, 0.0]
+    assert as_command(("absolute", "gripper"), (), 0.0) is None
+    assert as_command(("delta", "gripper"), (), math.nan) is None
