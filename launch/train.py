@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -64,7 +65,7 @@ def run(args: Args) -> Result:
         data = load_demonstrations(args.run, cfg)
         trainer = Trainer(cfg, recipe, demonstrations.AUX)
         fit(trainer, data, args.run, progress)
-    weights = checkpoint.save(trainer.averaged_policy(), args.run / "policy.safetensors")
+    weights = checkpoint.save(trainer.averaged_policy(), args.run / "policy.safetensors", dtype=torch.float16)
     described = describe(args, trainer, len(data))
     (args.run / "recipe.json").write_text(json.dumps(described, indent=1) + "\n")
     curve = draw_curve(trainer.history, args.run / "loss.png")

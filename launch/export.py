@@ -1,0 +1,115 @@
+"""`trimvla export`: a trained run or an official checkpoint -> a bundle. Finds the parts; `export.bundle` joins them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from tyro.conf import Positional
+
+from trimvla.export.bundle import export_policy
+from trimvla.launch.options import Options, Result
+from trimvla.launch.verify import as_table
+from trimvla.policies import checkpoint
+from trimvla.policies.cogact import CogAct
+from trimvla.policies.config import PRESETS
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.manifest import Plan
+
+WEIGHTS = "policy.safetensors"
+TOKENIZER = "tokenizer.json"
+STATISTICS = ("statistics.json", "dataset_statistics.json")  # ours, and the official layout's
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Export a policy to a bundle: ONNX stages, manifest, tokenizer, statistics, and the proof of parity."""
+
+    source: Positional[Path]
+    """A run folder of `trimvla train`, or a directory in the official checkpoint layout (then --preset is needed)."""
+
+    out: Path
+    """Where the bundle goes; its last part becomes the bundle's name."""
+
+    preset: str | None = None
+    """Sizes of an official checkpoint: cogact-small, cogact-base or cogact-large."""
+
+    tokenizer: Path | None = None
+    """`tokenizer.json`, where it does not lie in the source."""
+
+    statistics_key: str | None = None
+    """Which dataset's statistics un-normalise the actions; needed where there are several."""
+
+    control_hz: float = 5.0
+    """Rows of an action chunk per second (5 for the tabletop and WidowX, 3 for the Google robot)."""
+
+    overwrite: bool = False
+    """Replace a bundle that is there."""
+
+
+def run(args: Args) -> Result:
+    """Load, export, prove; the parity report."""
+    statistics = read_statistics(args.source)
+    key = choose_key(statistics, args.statistics_key)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        progress.add_task("exporting and comparing with torch", total=None)
+        manifest = export_policy(
+            load_policy(args),
+            Plan(),
+            statistics,
+            args.tokenizer or args.source / TOKENIZER,
+            args.out,
+            statistics_key=key,
+            control_hz=args.control_hz,
+            overwrite=args.overwrite,
+        )
+    if (args.source / WEIGHTS).exists():  # beside the bundle, where `trimvla verify` looks for them
+        shutil.copyfile(args.source / WEIGHTS, args.out.with_name(f"{args.out.name}.safetensors"))
+    args.console().print(as_table(manifest.parity))
+    return {"ok": True, "bundle": args.out, "parity": manifest.parity, "bytes": size(args.out)}
+
+
+def load_policy(args: Args) -> CogAct:
+    """The torch policy of the source.
+
+    Raises:
+        ConfigError: an official checkpoint without a known preset.
+        CheckpointError: weights that are missing, unknown or of another shape.
+    """
+    if (args.source / WEIGHTS).exists():
+        return checkpoint.load(args.source / WEIGHTS)
+    if args.preset not in PRESETS:
+        raise ConfigError(
+            f"{args.source}: no {WEIGHTS}, so an official checkpoint: expected --preset as one of "
+            f"{sorted(PRESETS)}, got {args.preset!r}"
+        )
+    return checkpoint.load_official(args.source, PRESETS[args.preset])
+
+
+def read_statistics(source: Path) -> dict[str, Any]:
+    """Action statistics by dataset. Raises ConfigError where the source has none."""
+    for name in STATISTICS:
+        if (source / name).exists():
+            return json.loads((source / name).read_text())
+    raise ConfigError(f"{source}: expected {' or '.join(STATISTICS)}, got neither")
+
+
+def choose_key(statistics: Iterable[str], asked: str | None) -> str:
+    """The dataset that is meant. Raises ConfigError where it is unknown or not said among several."""
+    keys = sorted(statistics)
+    if asked is None and len(keys) == 1:
+        return keys[0]
+    if asked not in keys:
+        raise ConfigError(f"expected --statistics-key as one of {keys}, got {asked!r}")
+    return asked
+
+
+def size(bundle: Path) -> int:
+    """Bytes of all files of a bundle."""
+    return sum(path.stat().st_size for path in bundle.iterdir())

@@ -1,0 +1,112 @@
+"""Films of episodes: pictures with the instruction, the clock and the outcome drawn under them, as MP4 or GIF.
+
+Knows pixels and files; knows no simulator. Pictures are uint8[h, w, 3] RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from trimvla.runtime.errors import ConfigError, TrimvlaError
+
+BAND = 56  # pixels under the picture
+LINGER_S = 1.2  # how long the last picture of an episode stays
+INK, PAPER = (235, 235, 235), (24, 26, 30)
+GOOD, BAD = (90, 200, 120), (230, 100, 90)
+
+
+class VideoError(TrimvlaError):
+    """A film could not be written, or does not play."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One episode: its pictures in order, what was asked and how it ended."""
+
+    pictures: Sequence[np.ndarray]
+    instruction: str
+    success: bool
+
+
+def write(path: Path, clips: Sequence[Clip], fps: float) -> Path:
+    """Write all clips, one after the other, as `.mp4` or `.gif`, and check that the film plays.
+
+    Raises:
+        ConfigError: another suffix, or nothing to show.
+        VideoError: the file does not have the pictures that were written.
+    """
+    writers = {".mp4": _write_mp4, ".gif": _write_gif}
+    if path.suffix not in writers:
+        raise ConfigError(f"expected one of {sorted(writers)}, got {path.suffix!r} for the video's suffix")
+    pictures = [picture for clip in clips for picture in drawn(clip, fps)]
+    if not pictures:
+        raise ConfigError("expected at least one picture, got none for the video")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writers[path.suffix](path, pictures, fps)
+    return path
+
+
+def drawn(clip: Clip, fps: float) -> Iterator[np.ndarray]:
+    """The clip's pictures with their band; the last one lingers and says how it ended."""
+    for i, picture in enumerate(clip.pictures):
+        yield with_band(picture, clip.instruction, f"{i / fps:.1f} s", INK)
+    if clip.pictures:
+        outcome, ink = ("done", GOOD) if clip.success else ("failed", BAD)
+        last = with_band(clip.pictures[-1], clip.instruction, outcome, ink)
+        yield from [last] * max(1, round(LINGER_S * fps))
+
+
+def with_band(picture: np.ndarray, title: str, status: str, ink: tuple[int, int, int]) -> np.ndarray:
+    """uint8[h + BAND, w, 3]: the picture above two lines of text; sides are even, as MP4 wants them."""
+    height, width = (side - side % 2 for side in picture.shape[:2])
+    canvas = Image.new("RGB", (width, height + BAND), PAPER)
+    canvas.paste(Image.fromarray(picture[:height, :width]))
+    draw = ImageDraw.Draw(canvas)
+    draw.text((10, height + 8), title, fill=INK, font=font(title, width - 20))
+    draw.text((10, height + 32), status, fill=ink, font=ImageFont.load_default(15))
+    return np.asarray(canvas)
+
+
+def font(text: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The largest size at which the text fits into the width [pixels]."""
+    for size in range(17, 8, -1):
+        candidate = ImageFont.load_default(size)
+        if candidate.getlength(text) <= width:
+            return candidate
+    return ImageFont.load_default(8)
+
+
+def _write_mp4(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
+    import cv2
+
+    height, width = pictures[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
+    if not writer.isOpened():
+        raise VideoError(f"{path}: this OpenCV writes no MP4; use a .gif")
+    for picture in pictures:
+        writer.write(np.ascontiguousarray(picture[..., ::-1]))
+    writer.release()
+    reader = cv2.VideoCapture(str(path))
+    count = 0
+    while reader.read()[0]:
+        count += 1
+    reader.release()
+    _check_count(path, len(pictures), count)
+
+
+def _write_gif(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
+    """One palette per picture; equal neighbours become one picture that stays longer, which is no loss."""
+    images = [Image.fromarray(picture).quantize(96) for picture in pictures]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0, optimize=False)
+    with Image.open(path) as film:
+        _check_count(path, 1, min(1, getattr(film, "n_frames", 0)))
+
+
+def _check_count(path: Path, expected: int, got: int) -> None:
+    if got < expected:
+        raise VideoError(f"{path}: expected {expected} pictures to play, got {got}")

@@ -1,0 +1,168 @@
+"""The simulated robot: the tabletop behind the sockets that a real robot has.
+
+It steps once per command and holds by its own watchdog when none comes; it publishes its joints, the whole state for
+cameras, and how the episode stands. A task with a new episode number sets the table anew. Knows physics through
+`TabletopEnv` and time through the clock; knows no picture and no policy.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.clock import Rate, monotonic_ns, to_ns
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.messages import Command, Episode, JointState, Message, SimState, Task
+from trimvla.runtime.telemetry import Telemetry
+from trimvla.runtime.topics import report, topic
+from trimvla.sim.tabletop import TabletopEnv
+
+NULL_DELTA = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)  # stay; the gripper value is replaced by the last one
+GRIPPER = 6
+
+
+@dataclass(frozen=True)
+class RobotConfig:
+    """How the simulated robot behaves."""
+
+    variant: str = "default"
+    """What the table looks like, where the task does not say."""
+    state_hz: float = 20.0
+    """How often it says where it is [Hz]."""
+    watchdog_s: float = 1.0
+    """Silent for longer, its commander counts as gone, and the robot holds."""
+
+    def __post_init__(self) -> None:
+        if self.state_hz <= 0 or self.watchdog_s <= 0:
+            raise ConfigError(f"expected state_hz > 0 and watchdog_s > 0, got {self.state_hz} and {self.watchdog_s}")
+
+
+class TabletopRobot:
+    """Episodes on the tabletop, driven by tasks and commands. Pure: what happens when is the caller's."""
+
+    def __init__(self, config: RobotConfig | None = None) -> None:
+        self._config = config or RobotConfig()
+        self._env = TabletopEnv(variant=self._config.variant, observe=False)
+        self._episode: int | None = None
+        self._gripper = 1.0
+        self._step = 0
+        self._last_ns = 0
+        self._success = self._done = False
+        self.holds = 0
+        """Steps that the watchdog made."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a table has been set."""
+        return self._episode is not None
+
+    def follow(self, task: Task, now: int) -> bool:
+        """Set the table if the task is of another episode; True if it was."""
+        if task.episode == self._episode:
+            return False
+        variant = str(task.options.get("variant", self._config.variant))
+        self._env.reset(seed=task.seed, options={"variant": variant})
+        self._episode, self._step, self._last_ns = task.episode, 0, now
+        self._gripper, self._success, self._done = 1.0, False, False
+        return True
+
+    def obey(self, command: Command, now: int) -> bool:
+        """Step with a command of this episode; False if it is of another or the episode is over."""
+        if command.episode != self._episode or self._done:
+            return False
+        self._advance(np.asarray(command.action, np.float32), now)
+        return True
+
+    def watch(self, now: int) -> None:
+        """Hold for one step if no command has come for too long while an episode is under way."""
+        started = self._step > 0 and not self._done
+        if started and now - self._last_ns > to_ns(self._config.watchdog_s):
+            self.holds += 1
+            hold = NULL_DELTA.copy()
+            hold[GRIPPER] = self._gripper
+            self._advance(hold, now)
+
+    def _advance(self, action: np.ndarray, now: int) -> None:
+        _, _, terminated, truncated, info = self._env.step(action)
+        self._gripper = float(action[GRIPPER])
+        self._step += 1
+        self._last_ns = now
+        self._success = bool(info["success"])
+        self._done = terminated or truncated
+
+    def messages(self, now: int) -> dict[str, Message]:
+        """What the robot says at this moment, by topic."""
+        episode = self._episode or 0
+        scene, state = self._env.scene(), self._env.state()
+        return {
+            "robot/state": JointState(time_ns=now, position=(*state.tool, state.yaw), gripper=state.opening),
+            "sim/state": SimState(
+                time_ns=now,
+                episode=episode,
+                step=self._step,
+                scene=scene.to_dict(),
+                qpos=tuple(map(float, self._env.qpos())),
+            ),
+            "episode": Episode(
+                time_ns=now,
+                episode=episode,
+                instruction=scene.instruction(),
+                step=self._step,
+                done=self._done,
+                success=self._success,
+                reason=self._reason(),
+            ),
+        }
+
+    def _reason(self) -> str:
+        if not self._done:
+            return ""
+        return "the goal is reached" if self._success else f"not reached within {self._step} steps"
+
+    def close(self) -> None:
+        """Free the simulator."""
+        self._env.close()
+
+
+def run(config: RobotConfig, run_dir: Path, stop: threading.Event) -> None:
+    """The process `robot`: hear, step, speak, keep time, until `stop`."""
+    robot, telemetry = TabletopRobot(config), Telemetry("robot")
+    says = [Publisher(run_dir, topic(name)) for name in ("robot/state", "sim/state", "episode")]
+    reports = Publisher(run_dir, topic(report("robot")))
+    hears = Subscriber(run_dir, [topic("task"), topic("command")])
+    rate = Rate(config.state_hz, sleep=stop.wait)
+    try:
+        while not stop.is_set():
+            hears.update()
+            act(robot, hears, telemetry)
+            speak(robot, says)
+            reports.send(telemetry.report())
+            rate.wait()
+    finally:
+        for closing in (hears, reports, *says, robot):
+            closing.close()
+
+
+def act(robot: TabletopRobot, hears: Subscriber, telemetry: Telemetry) -> None:
+    """Follow the newest task, obey the commands that came, hold if there are none."""
+    now = monotonic_ns()
+    for task in hears["task"].fresh:
+        telemetry.count("episodes", robot.follow(task, now))
+    for command in hears["command"].fresh:
+        obeyed = robot.ready and robot.obey(command, now)
+        telemetry.count("commands_obeyed" if obeyed else "commands_refused")
+    robot.watch(now)
+    telemetry.counters["watchdog_holds"] = robot.holds
+    telemetry.state = "ready" if robot.ready else "waiting"
+
+
+def speak(robot: TabletopRobot, says: list[Publisher]) -> None:
+    """Publish where everything is, once there is a table."""
+    if robot.ready:
+        messages = robot.messages(monotonic_ns())
+        for publisher in says:
+            publisher.send(messages[publisher.topic.name])
