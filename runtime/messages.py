@@ -67,6 +67,12 @@ class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     seed: Annotated[tuple[Count, ...], msgspec.Meta(max_length=8)]
     """The same observation and seed give the same actions."""
 
+    def __post_init__(self) -> None:
+        widths = {len(row) for row in self.actions}
+        if len(widths) != 1 or self.valid_rows > len(self.actions):
+            rows = f"rows of {sorted(widths)} numbers and {self.valid_rows} valid rows of {len(self.actions)}"
+            raise ValueError(f"expected rows of one length and at most that many valid ones for 'actions', got {rows}")
+
 
 class Command(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the robot does in this period. `time_ns` is when it was sent."""

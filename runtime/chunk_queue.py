@@ -1,0 +1,93 @@
+"""Which action is due now: the row of a chunk that belongs to a moment, or why there is none. Knows chunks and time.
+
+A chunk's row r is for the moment of its observation plus r control periods. So a chunk that took long to make starts
+further down: its first rows belong to moments that have passed. Pure: the caller says what time it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimvla.runtime.chunks import ALPHA, blend
+from trimvla.runtime.clock import NS_PER_S, to_ns
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.messages import ActionChunk
+
+Mode = Literal["latest", "ensemble"]
+
+
+@dataclass(frozen=True)
+class QueueConfig:
+    """How chunks become actions."""
+
+    mode: Mode = "latest"
+    """`latest`: the newest chunk decides. `ensemble`: the newest ones vote, as CogACT's adaptive ensemble."""
+    votes: int = 2
+    """Chunks that vote in an ensemble."""
+    alpha: float = ALPHA
+    actuation_s: float = 0.0
+    """From a command's sending to the robot's motion: a picture taken in that time does not show the command yet."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("latest", "ensemble"):
+            raise ConfigError(f"expected latest or ensemble, got {self.mode!r} for 'mode'")
+        if self.votes < 1 or self.actuation_s < 0:
+            raise ConfigError(f"expected 'votes' >= 1 and 'actuation_s' >= 0, got {self.votes} and {self.actuation_s}")
+
+
+@dataclass(frozen=True)
+class Due:
+    """The action float64[D] for a moment: `row` of `chunk`, the newest that has one; `voters` chunks had a say."""
+
+    action: NDArray[np.float64]
+    chunk: ActionChunk
+    row: int
+    voters: int
+
+
+def row_at(chunk: ActionChunk, now_ns: int, actuation_ns: int = 0) -> int:
+    """The row that belongs to this moment; below 0 before the observation, `valid_rows` or more once expired."""
+    return math.floor((now_ns - chunk.time_ns + actuation_ns) * chunk.control_hz / NS_PER_S)
+
+
+class ChunkQueue:
+    """The last chunks of one episode."""
+
+    def __init__(self, config: QueueConfig | None = None) -> None:
+        self._config = config or QueueConfig()
+        self._actuation_ns = to_ns(self._config.actuation_s)
+        kept = self._config.votes if self._config.mode == "ensemble" else 1
+        self._chunks: deque[ActionChunk] = deque(maxlen=kept)
+
+    def reset(self) -> None:
+        """Forget all chunks."""
+        self._chunks.clear()
+
+    def push(self, chunk: ActionChunk, now_ns: int) -> None:
+        """Take a chunk, unless it is no newer than the newest or more than a row ahead of time."""
+        newest = self._chunks[-1].time_ns if self._chunks else -1
+        if chunk.time_ns > newest and row_at(chunk, now_ns) >= -1:
+            self._chunks.append(chunk)
+
+    def due(self, now_ns: int) -> Due | str:
+        """The action for this moment, or why there is none."""
+        if not self._chunks:
+            return "no chunk yet"
+        rows = [(chunk, row_at(chunk, now_ns, self._actuation_ns)) for chunk in self._chunks]
+        voters = [(chunk, row) for chunk, row in rows if 0 <= row < chunk.valid_rows]
+        if not voters:
+            chunk, row = rows[-1]
+            return f"chunk {chunk.sequence} is not due: row {row} of {chunk.valid_rows} valid ones"
+        chunk, row = voters[-1]
+        return Due(self._blend(voters), chunk, row, len(voters))
+
+    def _blend(self, voters: list[tuple[ActionChunk, int]]) -> NDArray[np.float64]:
+        """What is not finite stays so, for the gate to refuse."""
+        predictions = np.array([chunk.actions[row] for chunk, row in voters])
+        return blend(predictions, self._config.alpha) if len(voters) > 1 else predictions[0]
