@@ -8,11 +8,15 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from trimvla.runtime.clock import NS_PER_MS, monotonic_ns
+from trimvla.runtime.bus import Publisher
+from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
 from trimvla.runtime.messages import Report, Summary
+from trimvla.runtime.topics import report, topic
 
 WINDOW = 10_000  # durations kept by name
+REPORT_PERIOD_S = 0.5
 
 
 def summarise(milliseconds: Iterable[float]) -> Summary:
@@ -67,3 +71,26 @@ class Telemetry:
             values=dict(self.values),
             latencies={name: summarise(window) for name, window in self._durations.items()},
         )
+
+
+class Reporter:
+    """Publishes a process's report, which is also its sign of life, now and then."""
+
+    def __init__(self, run_dir: Path, telemetry: Telemetry) -> None:
+        self.telemetry = telemetry
+        self._publisher = Publisher(run_dir, topic(report(telemetry.process)))
+        self._next_ns = 0
+
+    def beat(self) -> None:
+        """Publish if it is time."""
+        if monotonic_ns() >= self._next_ns:
+            self._publish()
+
+    def close(self) -> None:
+        """Publish once more, and end."""
+        self._publish()
+        self._publisher.close()
+
+    def _publish(self) -> None:
+        self._next_ns = monotonic_ns() + to_ns(REPORT_PERIOD_S)
+        self._publisher.send(self.telemetry.report())

@@ -1,0 +1,245 @@
+"""Cameras: where pictures come from, and the process that publishes them. Knows capture; not what is seen.
+
+A source is anything with `read() -> uint8[h, w, 3]` and `close()`; one that knows when its last picture was taken says
+so in `captured_ns`. OpenCV, which devices and video files need, is an extra and is imported when it is needed.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from trimvla.runtime.bus import Publisher
+from trimvla.runtime.clock import NS_PER_S, Rate, monotonic_ns, utc_ns
+from trimvla.runtime.errors import CameraError, ConfigError
+from trimvla.runtime.messages import Frame
+from trimvla.runtime.specs import ArraySpec
+from trimvla.runtime.telemetry import Reporter, Telemetry
+from trimvla.runtime.topics import CAMERA_NAME, color, topic
+from trimvla.runtime.wire import Codec
+
+Kind = Literal["device", "video", "image", "synthetic"]
+PICTURE = ArraySpec("picture", "uint8", (None, None, 3))
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """One camera."""
+
+    name: str = "front"
+    """Name of the camera, and of its topic `<name>/color`."""
+    kind: Kind = "device"
+    where: str = "0"
+    """A device's number or path, or a file."""
+    hz: float = 15.0
+    width: int = 640
+    height: int = 480
+    """Asked of devices and synthetic pictures; files keep their size."""
+    codec: Codec = "raw_bgr8"
+    start_timeout_s: float = 5.0
+    """Without a first picture by then, the camera counts as not started."""
+
+    def __post_init__(self) -> None:
+        if not CAMERA_NAME.fullmatch(self.name):
+            raise ConfigError(f"expected letters, digits, '_', '.' or '-', got {self.name!r} for 'name'")
+        if self.kind not in SOURCES or self.codec not in get_args(Codec):
+            raise ConfigError(f"unknown 'kind' {self.kind!r} or 'codec' {self.codec!r}")
+        if not (self.hz > 0 and self.start_timeout_s > 0 and self.width > 0 and self.height > 0):
+            raise ConfigError("expected numbers above 0 for 'hz', 'start_timeout_s', 'width' and 'height'")
+
+
+class Source(Protocol):
+    """Where pictures come from."""
+
+    def read(self) -> NDArray[np.uint8]:
+        """The next picture, RGB uint8[h, w, 3]; may wait for it. Raises CameraError if there is none."""
+        ...
+
+    def close(self) -> None:
+        """Free what is held."""
+        ...
+
+
+@runtime_checkable
+class TimedSource(Protocol):
+    """A source that knows when its last picture was taken."""
+
+    captured_ns: int
+
+
+class SyntheticSource:
+    """A test picture that changes with every frame: colour ramps and a bar that moves."""
+
+    def __init__(self, config: CameraConfig) -> None:
+        rows, columns = np.mgrid[: config.height, : config.width]
+        ramps = [255 * rows // config.height, 255 * columns // config.width, np.zeros_like(rows)]
+        self._background = np.stack(ramps, axis=-1).astype(np.uint8)
+        self._count = 0
+
+    def read(self) -> NDArray[np.uint8]:
+        """The next picture."""
+        picture = self._background.copy()
+        width = picture.shape[1]
+        picture[:, self._count % width, 2] = 255
+        self._count += 1
+        return picture
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class ImageSource:
+    """The same picture from a file, again and again."""
+
+    def __init__(self, config: CameraConfig) -> None:
+        try:
+            with Image.open(config.where) as picture:
+                self._picture = np.array(picture.convert("RGB"))
+        except OSError as error:
+            raise CameraError(f"camera '{config.name}': cannot read picture '{config.where}': {error}") from None
+
+    def read(self) -> NDArray[np.uint8]:
+        """The picture."""
+        return self._picture
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class VideoSource:
+    """A video file, from the start again when it ends."""
+
+    def __init__(self, config: CameraConfig) -> None:
+        self._cv2 = _opencv(config.name)
+        self._capture = self._cv2.VideoCapture(config.where)
+        self._words = f"camera '{config.name}': cannot read video '{config.where}'"
+
+    def read(self) -> NDArray[np.uint8]:
+        """The next picture."""
+        ok, picture = self._capture.read()
+        if not ok:
+            self._capture.set(self._cv2.CAP_PROP_POS_FRAMES, 0)
+            ok, picture = self._capture.read()
+        if not ok:
+            raise CameraError(self._words)
+        return picture[..., ::-1]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._capture.release()
+
+
+class DeviceSource:
+    """A camera that the operating system knows, through OpenCV."""
+
+    def __init__(self, config: CameraConfig) -> None:
+        cv2 = self._cv2 = _opencv(config.name)
+        self._words = f"camera '{config.name}': device '{config.where}'"
+        self._capture = cv2.VideoCapture(int(config.where) if config.where.isdigit() else config.where)
+        if not self._capture.isOpened():
+            raise CameraError(f"{self._words} cannot be opened")
+        self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, config.width)
+        self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, config.height)
+        self._capture.set(cv2.CAP_PROP_FPS, config.hz)
+        self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest picture, not the next one in a queue
+        self.captured_ns = 0
+
+    def read(self) -> NDArray[np.uint8]:
+        """The next picture."""
+        asked_ns = monotonic_ns()
+        ok, picture = self._capture.read()
+        if not ok:
+            raise CameraError(f"{self._words} gives no picture")
+        driver_ns = round(self._capture.get(self._cv2.CAP_PROP_POS_MSEC) * 1e6)
+        self.captured_ns = capture_time(driver_ns, asked_ns, monotonic_ns())
+        return picture[..., ::-1]
+
+    def close(self) -> None:
+        """Release the device."""
+        self._capture.release()
+
+
+SOURCES: dict[Kind, Callable[[CameraConfig], Source]] = {
+    "device": DeviceSource,
+    "video": VideoSource,
+    "image": ImageSource,
+    "synthetic": SyntheticSource,
+}
+
+
+def capture_time(driver_ns: int, asked_ns: int, now_ns: int) -> int:
+    """The driver's time stamp where it is on our clock and of the last second, else when the picture was asked for."""
+    return driver_ns if 0 <= now_ns - driver_ns < NS_PER_S else asked_ns
+
+
+def _opencv(camera: str) -> Any:  # noqa: ANN401 - a module
+    try:
+        import cv2
+    except ImportError:
+        words = "devices and video files need OpenCV: pip install 'trimvla[camera]'"
+        raise CameraError(f"camera '{camera}': {words}") from None
+    return cv2
+
+
+def start(open_source: Callable[[], Source], name: str, timeout_s: float) -> Source:
+    """Open a source and see its first picture. Raises CameraError if that fails or takes longer than the timeout."""
+    outcome: queue.Queue[Source | Exception] = queue.Queue()
+
+    def attempt() -> None:
+        try:
+            source = open_source()
+            PICTURE.validate(source.read())
+            outcome.put(source)
+        except Exception as error:  # handed over to the caller's thread
+            outcome.put(error)
+
+    threading.Thread(target=attempt, name=f"start-{name}", daemon=True).start()
+    try:
+        result = outcome.get(timeout=timeout_s)
+    except queue.Empty:
+        raise CameraError(f"camera '{name}': expected a first picture within {timeout_s:g} s, got none") from None
+    if isinstance(result, Exception):
+        raise result if isinstance(result, CameraError) else CameraError(f"camera '{name}': {result}") from result
+    return result
+
+
+def take(source: Source, name: str) -> Frame:
+    """The next picture with its time: the source's own, else when it was asked for, which is never too late."""
+    asked_ns = monotonic_ns()
+    image = np.ascontiguousarray(source.read())
+    time_ns = source.captured_ns if isinstance(source, TimedSource) else asked_ns
+    return Frame(camera=name, time_ns=time_ns, image=image, utc_ns=utc_ns())
+
+
+def stream(source: Source, frames: Publisher, hz: float, stop: threading.Event, reporter: Reporter) -> None:
+    """Take, publish, keep time, until `stop`. Raises CameraError when the source ends."""
+    camera, telemetry = frames.topic.name.rpartition("/")[0], reporter.telemetry
+    telemetry.state = "streaming"
+    rate = Rate(hz, sleep=stop.wait)
+    while not stop.is_set():
+        frame = take(source, camera)
+        telemetry.time_ns("read", monotonic_ns() - frame.time_ns)
+        frames.send(frame)
+        telemetry.count("frames_published")
+        reporter.beat()
+        rate.wait()
+
+
+def run(config: CameraConfig, run_dir: Path, stop: threading.Event) -> None:
+    """The process `camera-<name>`. Raises CameraError if the camera does not start, or ends."""
+    source = start(lambda: SOURCES[config.kind](config), config.name, config.start_timeout_s)
+    frames = Publisher(run_dir, topic(color(config.name), config.hz), config.codec)
+    reporter = Reporter(run_dir, Telemetry(f"camera-{config.name}"))
+    try:
+        stream(source, frames, config.hz, stop, reporter)
+    finally:
+        for closing in (reporter, frames, source):
+            closing.close()
