@@ -208,7 +208,7 @@ def aux_mask(batch: Batch, common: int, length: int) -> Tensor:
 
 
 def pointer_loss(scores: Tensor, batch: Batch, common: int, keep: Tensor | None, patches: int) -> Tensor:
-    """Cross entropy between where the nouns look and where their things are.
+    """Cross entropy between where the nouns, and the adjectives before them, look and where their things are.
 
     Args:
         scores: float[b, k, n, P'] of the words for the kept visual tokens.
@@ -222,8 +222,9 @@ def pointer_loss(scores: Tensor, batch: Batch, common: int, keep: Tensor | None,
     centre = torch.stack([place % side, place // side], dim=-1) + 0.5
     distance = (batch.points[..., None, :] * side - centre).square().sum(-1)
     truth = torch.softmax(-distance / (2 * POINTER_SIGMA**2), dim=-1)
-    rows = (batch.nouns - common)[..., None].expand(*batch.nouns.shape, scores.shape[-1])
-    return -(truth * scores.float().gather(2, rows).log_softmax(-1)).sum(-1).mean()
+    rows = torch.cat([batch.nouns, batch.nouns - 1], dim=-1)[..., None] - common
+    looks = scores.float().gather(2, rows.expand(*rows.shape[:-1], scores.shape[-1])).log_softmax(-1)
+    return -(torch.cat([truth, truth], dim=2) * looks).sum(-1).mean()
 
 
 def aux_loss(readings: Tensor, target: Tensor, mask: Tensor) -> Tensor:

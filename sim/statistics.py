@@ -26,4 +26,5 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
     rate, scale = successes / trials, 1 + z * z / trials
     middle = (rate + z * z / (2 * trials)) / scale
     half = z / scale * math.sqrt(rate * (1 - rate) / trials + (z / (2 * trials)) ** 2)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    low, high = middle - half, middle + half  # exactly 0 and 1 at the ends, but for rounding
+    return (low if successes else 0.0), (high if successes < trials else 1.0)
