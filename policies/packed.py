@@ -65,7 +65,9 @@ def packed_states(
     scores = None
     for index, layer in enumerate(decoder.layers):
         if index == pointer:
-            scores = first_head_scores(layer.self_attn, layer.input_layernorm(x), cos, sin, prefix, len(kept))
+            scores = first_head_scores(
+                layer.self_attn, layer.input_layernorm(x), cos, sin, prefix=prefix, visual=len(kept)
+            )
         if index not in skip:
             x = layer(x, cos, sin, mask)
     states = decoder.norm(x[:, prefix:]).unflatten(1, (k, length))
@@ -73,7 +75,7 @@ def packed_states(
 
 
 def first_head_scores(
-    attention: DecoderAttention, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, visual: int
+    attention: DecoderAttention, x: Tensor, cos: Tensor, sin: Tensor, *, prefix: int, visual: int
 ) -> Tensor:
     """Attention scores of the first head before softmax, float[b, n - prefix, visual]: text rows, visual columns."""
     width = cos.shape[-1]

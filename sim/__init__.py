@@ -6,8 +6,8 @@ TABLETOP = "trimvla/Tabletop-v0"
 
 
 def register() -> None:
-    """Make `gymnasium.make("trimvla/Tabletop-v0")` work; calling it again changes nothing."""
-    import gymnasium
+    """Make `gymnasium.make("trimvla/Tabletop-v0")` work; gymnasium calls it itself. Again changes nothing."""
+    from gymnasium.envs import registration
 
-    if TABLETOP not in gymnasium.registry:
-        gymnasium.register(TABLETOP, entry_point="trimvla.sim.tabletop:TabletopEnv", max_episode_steps=None)
+    if TABLETOP not in registration.registry:
+        registration.register(TABLETOP, entry_point="trimvla.sim.tabletop:TabletopEnv")

@@ -17,8 +17,8 @@ from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import Rate, monotonic_ns, utc_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Frame, SimState
-from trimvla.runtime.telemetry import Telemetry
-from trimvla.runtime.topics import color, report, topic
+from trimvla.runtime.telemetry import Reporter, Telemetry
+from trimvla.runtime.topics import CAMERA_NAME, color, topic
 from trimvla.sim.tabletop_model import TabletopRenderer
 
 
@@ -34,6 +34,8 @@ class SimCameraConfig:
     """Side of the square picture [pixels]."""
 
     def __post_init__(self) -> None:
+        if not CAMERA_NAME.fullmatch(self.name):
+            raise ConfigError(f"expected letters, digits, '_', '.' or '-', got {self.name!r} for 'name'")
         if self.hz <= 0 or self.side < 16:
             raise ConfigError(f"expected hz > 0 and side >= 16, got {self.hz} and {self.side}")
 
@@ -62,21 +64,21 @@ class SceneRenderer:
 
 
 def run(config: SimCameraConfig, run_dir: Path, stop: threading.Event) -> None:
-    """The process `camera`: take the newest state, draw it, publish, keep time, until `stop`."""
-    renderer, telemetry = SceneRenderer(config.side), Telemetry("camera")
-    frames = Publisher(run_dir, topic(color(config.name)))
-    reports = Publisher(run_dir, topic(report("camera")))
+    """The process `camera-<name>`: take the newest state, draw it, publish, keep time, until `stop`."""
+    renderer, reporter = SceneRenderer(config.side), Reporter(run_dir, Telemetry(f"camera-{config.name}"))
+    frames = Publisher(run_dir, topic(color(config.name), config.hz))
     states = Subscriber(run_dir, [topic("sim/state")])
     rate = Rate(config.hz, sleep=stop.wait)
     try:
         while not stop.is_set():
             states.update()
-            for state in states["sim/state"].fresh:
-                frames.send(capture(config.name, renderer, state, telemetry))
-            reports.send(telemetry.report())
+            state = states["sim/state"].message
+            if states["sim/state"].updated and isinstance(state, SimState):
+                frames.send(capture(config.name, renderer, state, reporter.telemetry))
+            reporter.beat()
             rate.wait()
     finally:
-        for closing in (states, reports, frames, renderer):
+        for closing in (states, reporter, frames, renderer):
             closing.close()
 
 

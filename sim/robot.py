@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from trimvla.runtime.bus import Publisher, Subscriber
-from trimvla.runtime.clock import Rate, monotonic_ns, to_ns
+from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Command, Episode, JointState, Message, SimState, Task
-from trimvla.runtime.telemetry import Telemetry
-from trimvla.runtime.topics import report, topic
+from trimvla.runtime.telemetry import Reporter, Telemetry
+from trimvla.runtime.topics import topic
 from trimvla.sim.tabletop import TabletopEnv
 
 NULL_DELTA = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)  # stay; the gripper value is replaced by the last one
@@ -32,7 +32,7 @@ class RobotConfig:
     variant: str = "default"
     """What the table looks like, where the task does not say."""
     state_hz: float = 20.0
-    """How often it says where it is [Hz]."""
+    """How often it says where it is, at least [Hz]."""
     watchdog_s: float = 1.0
     """Silent for longer, its commander counts as gone, and the robot holds."""
 
@@ -72,7 +72,7 @@ class TabletopRobot:
 
     def obey(self, command: Command, now: int) -> bool:
         """Step with a command of this episode; False if it is of another or the episode is over."""
-        if command.episode != self._episode or self._done:
+        if not self.ready or command.episode != self._episode or self._done:
             return False
         self._advance(np.asarray(command.action, np.float32), now)
         return True
@@ -129,31 +129,29 @@ class TabletopRobot:
 
 
 def run(config: RobotConfig, run_dir: Path, stop: threading.Event) -> None:
-    """The process `robot`: hear, step, speak, keep time, until `stop`."""
-    robot, telemetry = TabletopRobot(config), Telemetry("robot")
+    """The process `robot`: hear, step, speak, until `stop`. A command is executed when it comes, not at a later tick."""
+    robot, reporter = TabletopRobot(config), Reporter(run_dir, Telemetry("robot"))
     says = [Publisher(run_dir, topic(name)) for name in ("robot/state", "sim/state", "episode")]
-    reports = Publisher(run_dir, topic(report("robot")))
     hears = Subscriber(run_dir, [topic("task"), topic("command")])
-    rate = Rate(config.state_hz, sleep=stop.wait)
     try:
         while not stop.is_set():
-            hears.update()
-            act(robot, hears, telemetry)
+            hears.update(1 / config.state_hz)
+            act(robot, hears, reporter.telemetry)
             speak(robot, says)
-            reports.send(telemetry.report())
-            rate.wait()
+            reporter.beat()
     finally:
-        for closing in (hears, reports, *says, robot):
+        for closing in (hears, reporter, *says, robot):
             closing.close()
 
 
 def act(robot: TabletopRobot, hears: Subscriber, telemetry: Telemetry) -> None:
     """Follow the newest task, obey the commands that came, hold if there are none."""
     now = monotonic_ns()
-    for task in hears["task"].fresh:
+    task = hears["task"].message
+    if hears["task"].updated and isinstance(task, Task):
         telemetry.count("episodes", robot.follow(task, now))
     for command in hears["command"].fresh:
-        obeyed = robot.ready and robot.obey(command, now)
+        obeyed = isinstance(command, Command) and robot.obey(command, now)
         telemetry.count("commands_obeyed" if obeyed else "commands_refused")
     robot.watch(now)
     telemetry.counters["watchdog_holds"] = robot.holds

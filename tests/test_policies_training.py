@@ -93,7 +93,9 @@ def test_normalised_actions_come_back_as_they_were() -> None:
 def test_training_learns_and_resumes_where_it_stopped(shards: list[Path], tmp_path: Path) -> None:
     cfg = small()
     data = Demonstrations(shards, cfg, make_tokenizer(cfg, SENTENCES), nouns=NOUNS)
-    recipe = Recipe(steps=12, pictures=4, sentences=2, warmup=2, compile=False, bfloat16=False, tokens=((64, 1.0),), pointer_layer=2)
+    recipe = Recipe(
+        steps=12, pictures=4, sentences=2, warmup=2, compile=False, bfloat16=False, tokens=((64, 1.0),), pointer_layer=2
+    )
     losses: list[float] = []
     train(Trainer(cfg, recipe, 8), data, tmp_path / "whole", report=lambda _, row: losses.append(row["diffusion"]))
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
