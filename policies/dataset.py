@@ -1,8 +1,8 @@
 """Demonstration shards in memory: pictures, prompts and normalised action chunks, in batches.
 
 A shard is an npz with `images` uint8[n, S, S, 3], `chunks` float32[n, g, H, A], `aux` float32[n, g, X], `points`
-float32[n, g, 2, 2] and `texts` str[n, g]: g sentences a picture, the first the one that was being pursued. Knows arrays;
-knows no simulator.
+float32[n, g, 2, 2] and `texts` str[n, g]: g sentences a picture, the first the one that was being pursued. Knows
+arrays; knows no simulator.
 """
 
 from __future__ import annotations
