@@ -1,4 +1,4 @@
-"""TOML and dictionaries -> frozen dataclasses, strictly, with every mistake reported at once.
+"""Decoded TOML -> frozen dataclasses, strictly, with every mistake reported at once.
 
 Knows dataclasses, nested or in tuples; ranges are the components' own `__post_init__`. Reads no environment variable.
 """
@@ -18,15 +18,15 @@ from trimvla.runtime.errors import ConfigError
 T = TypeVar("T")
 
 
-def read(cls: type[T], path: Path) -> T:
-    """A TOML file as `cls`. Raises ConfigError that lists everything that is wrong in the file."""
+def decode_file(path: Path) -> dict[str, Any]:
+    """A TOML file, or a JSON file by its suffix. Raises ConfigError where it cannot be read."""
+    decode = msgspec.json.decode if path.suffix == ".json" else msgspec.toml.decode
     try:
-        data = msgspec.toml.decode(path.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
+        return decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path}: {error}") from None
-    return build(cls, data, str(path))
 
 
 def build(cls: type[T], data: Mapping[str, Any], source: str = "configuration") -> T:

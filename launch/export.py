@@ -1,4 +1,4 @@
-"""`trimvla export`: a trained run or an official checkpoint -> a bundle. Finds the parts; `export.bundle` joins them."""
+"""`trimvla export`: a trained run or an official checkpoint -> a bundle. Finds the parts; `export.bundle` makes it."""
 
 from __future__ import annotations
 

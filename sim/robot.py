@@ -129,7 +129,7 @@ class TabletopRobot:
 
 
 def run(config: RobotConfig, run_dir: Path, stop: threading.Event) -> None:
-    """The process `robot`: hear, step, speak, until `stop`. A command is executed when it comes, not at a later tick."""
+    """The process `robot`: hear, step, speak, until `stop`. A command is executed when it comes."""
     robot, reporter = TabletopRobot(config), Reporter(run_dir, Telemetry("robot"))
     says = [Publisher(run_dir, topic(name)) for name in ("robot/state", "sim/state", "episode")]
     hears = Subscriber(run_dir, [topic("task"), topic("command")])

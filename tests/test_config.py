@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trimvla.launch.config import build, read
+from trimvla.launch.config import build, decode_file
 from trimvla.runtime.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ def test_nested_tables_and_arrays(tmp_path: Path) -> None:
     cameras = '[[cameras]]\nname = "a"\nhz = 30.0\n[[cameras]]\nname = "b"\n'
     path.write_text(f'bundle = "mine"\n[main]\nname = "wrist"\n{cameras}')
     expected = System("mine", main=Camera("wrist"), cameras=(Camera("a", 30.0), Camera("b")))
-    assert read(System, path) == expected
+    assert build(System, decode_file(path)) == expected
 
 
 def test_every_mistake_is_reported_at_once() -> None:
@@ -65,12 +65,12 @@ def test_every_mistake_is_reported_at_once() -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such file"):
-        read(System, tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="No such file"):
+        decode_file(tmp_path / "none.toml")
 
 
 def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text("a = [")
     with pytest.raises(ConfigError, match=r"bad\.toml"):
-        read(System, path)
+        decode_file(path)

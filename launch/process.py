@@ -1,0 +1,44 @@
+"""`trimvla process`: one process of a system, in this very process. What `run` and `demo` start, one for each section."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from trimvla.launch.options import Options, Result
+from trimvla.launch.processes import configure, read_system
+from trimvla.launch.supervisor import stop_event
+from trimvla.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Run one process of a system until it is told to stop."""
+
+    name: Positional[str]
+    """The section's name."""
+
+    system: Path
+    """The TOML file of the system, or what `run` made of it."""
+
+    run_dir: Path
+    """Where the sockets are; the same for all processes of a system."""
+
+    supervised: bool = False
+    """Also stop when standard input ends: the parent is gone."""
+
+
+def run(args: Args) -> Result:
+    """Configure and run."""
+    stop = stop_event(watch_parent=args.supervised)
+    sections = read_system(args.system)
+    if args.name not in sections:
+        raise ConfigError(f"expected one of the processes {', '.join(sections)}, got {args.name!r}")
+    if not os.access(args.run_dir, os.W_OK):
+        raise ConfigError(f"expected a directory that can be written to, got {args.run_dir} for --run-dir")
+    module, config = configure(args.name, sections[args.name])
+    module.run(config, args.run_dir, stop)
+    return {"ok": True, "process": args.name}

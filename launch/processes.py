@@ -1,0 +1,111 @@
+"""The process table, and how a TOML file becomes running processes: one section a process.
+
+A section's name is the process's name; `process = "..."` inside says which row of the table it is, where the two
+differ. Knows names, modules and configurations; imports a module only to start or check its process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from trimvla.launch.config import build, decode_file
+from trimvla.runtime.errors import ConfigError
+
+Sections = dict[str, dict[str, Any]]
+"""Process name -> its settings, as they stand in the file."""
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Process:
+    """One row: `module.run(config, run_dir, stop)` with `module.<config>` as its configuration."""
+
+    name: str
+    module: str
+    config: str
+    summary: str
+
+    def load(self) -> ModuleType:
+        """The module, imported. Raises ConfigError where a package that it needs is not installed."""
+        try:
+            return importlib.import_module(self.module)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"process '{self.name}' needs {error.name}, which is not installed") from error
+
+
+PROCESSES = {
+    process.name: process
+    for process in (
+        Process("camera", "trimvla.runtime.camera", "CameraConfig", "a device, file or test picture -> frames"),
+        Process("policy", "trimvla.runtime.policy_process", "PolicyConfig", "frames and task -> action chunks"),
+        Process("control", "trimvla.runtime.control", "ControlConfig", "chunks -> commands, at a fixed rate"),
+        Process("sim-robot", "trimvla.sim.robot", "RobotConfig", "commands -> a simulated world"),
+        Process("sim-camera", "trimvla.sim.camera", "SimCameraConfig", "the simulated world -> frames"),
+    )
+}
+
+
+def read_system(source: str | Path, overrides: Sequence[str] = ()) -> Sections:
+    """Sections of a TOML or JSON file, or of a shipped configuration by name, with `section.key=value` overrides.
+
+    Raises ConfigError that lists everything that is wrong, in all sections.
+    """
+    shipped = CONFIGS / f"{source}.toml"
+    sections = decode_file(shipped if shipped.exists() else Path(source))
+    problems = [problem for text in overrides if (problem := override(sections, text))]
+    for name, section in sections.items():
+        try:
+            configure(name, section)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return sections
+
+
+def override(sections: Sections, text: str) -> str:
+    """Set `section.key=value`; the value is TOML, or a plain string. Returns what is wrong, if anything."""
+    place, _, value = text.partition("=")
+    name, _, key = place.rpartition(".")
+    if name not in sections or not isinstance(sections[name], dict):
+        return f"{place}: expected one of the sections {', '.join(sections)}, got {name!r}"
+    try:
+        sections[name][key] = msgspec.toml.decode(f"value = {value}")["value"]
+    except msgspec.DecodeError:
+        sections[name][key] = value
+    return ""
+
+
+def row_of(name: str, section: Mapping[str, Any]) -> Process:
+    """The table's row for a section. Raises ConfigError where there is none."""
+    kind = section.get("process", name)
+    if kind not in PROCESSES:
+        raise ConfigError(f"{name}: expected 'process' as one of {', '.join(PROCESSES)}, got {kind!r}")
+    return PROCESSES[kind]
+
+
+def configure(name: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
+    """The module of a section's process and its configuration, checked."""
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{name}: expected a section, got {section!r}")
+    process = row_of(name, section)
+    module = process.load()
+    settings = {key: value for key, value in section.items() if key != "process"}
+    return module, build(getattr(module, process.config), settings, name)
+
+
+def commands(sections: Sections, run_dir: Path) -> dict[str, list[str]]:
+    """The command line of every process; the sections are written to the run directory, where each finds its own."""
+    path = run_dir / "system.json"
+    path.write_bytes(msgspec.json.encode(sections))
+    program = [sys.executable, "-m", "trimvla.launch.cli", "process"]
+    options = ["--system", str(path), "--run-dir", str(run_dir), "--supervised"]
+    return {name: [*program, name, *options] for name in sections}
