@@ -6,7 +6,7 @@ TABLETOP = "trimvla/Tabletop-v0"
 
 
 def register() -> None:
-    """Make `gymnasium.make("trimvla/Tabletop-v0")` work; gymnasium calls it itself. Again changes nothing."""
+    """Make `gymnasium.make("trimvla/Tabletop-v0")` work; calling it again changes nothing."""
     from gymnasium.envs import registration
 
     if TABLETOP not in registration.registry:
