@@ -52,8 +52,13 @@ class Due:
 
 
 def row_at(chunk: ActionChunk, now_ns: int, actuation_ns: int = 0) -> int:
-    """The row that belongs to this moment; below 0 before the observation, `valid_rows` or more once expired."""
-    return math.floor((now_ns - chunk.time_ns + actuation_ns) * chunk.control_hz / NS_PER_S)
+    """The row that belongs to this moment; `valid_rows` or more once the chunk has expired.
+
+    Up to one period before the observation it is row 0: a late tick may look at a picture that was taken after the
+    moment for which the tick was planned. Earlier than that it is negative.
+    """
+    row = math.floor((now_ns - chunk.time_ns + actuation_ns) * chunk.control_hz / NS_PER_S)
+    return 0 if row == -1 else row
 
 
 class ChunkQueue:
@@ -70,9 +75,9 @@ class ChunkQueue:
         self._chunks.clear()
 
     def push(self, chunk: ActionChunk, now_ns: int) -> None:
-        """Take a chunk, unless it is no newer than the newest or more than a row ahead of time."""
+        """Take a chunk, unless it is no newer than the newest, or is from the future."""
         newest = self._chunks[-1].time_ns if self._chunks else -1
-        if chunk.time_ns > newest and row_at(chunk, now_ns) >= -1:
+        if chunk.time_ns > newest and row_at(chunk, now_ns) >= 0:
             self._chunks.append(chunk)
 
     def due(self, now_ns: int) -> Due | str:

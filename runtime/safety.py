@@ -46,11 +46,12 @@ def check(action: ArrayLike, limits: Limits, previous: ArrayLike | None = None) 
     Args:
         action: float[D], what the policy wants.
         limits: for D dimensions.
-        previous: float[D], the command before, which itself passed the gate; none for the first.
+        previous: float[D], the command before, or where the robot is; none to skip the check of changes.
             One that is not finite or not of D numbers is refused like an action.
 
     Returns:
-        A verdict whose action, if there is one, is finite, within range and within `max_change` of `previous`.
+        A verdict whose action, if there is one, is finite, within range and within `max_change` of `previous`;
+        where a `previous` out of range leaves no room for both, the range wins.
     """
     wanted = np.asarray(action, np.float64)
     before = wanted if previous is None else np.asarray(previous, np.float64)
@@ -62,7 +63,7 @@ def check(action: ArrayLike, limits: Limits, previous: ArrayLike | None = None) 
     if previous is None:
         return Verdict(ranged, reasons)
     change = np.asarray(limits.max_change)
-    stepped = np.clip(ranged, before - change, before + change)
+    stepped = np.clip(np.clip(ranged, before - change, before + change), limits.low, limits.high)
     return Verdict(stepped, reasons + _changed("too sudden", ranged, stepped))
 
 

@@ -46,6 +46,14 @@ def test_nothing_passes_that_is_outside_the_limits(bounds, data):
         previous = verdict.action
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(anything, min_size=3, max_size=3), st.lists(anything, min_size=3, max_size=3))
+def test_the_range_holds_whatever_came_before(wanted, previous):
+    action = check(wanted, LIMITS, previous).action
+    assert (action is None) == (not np.isfinite([*wanted, *previous]).all())
+    assert action is None or ((action >= LIMITS.low).all() and (action <= LIMITS.high).all())
+
+
 def test_a_good_action_passes_unchanged():
     verdict = check([0.01, -0.3, 1.0], LIMITS, [0.0, 0.0, 0.0])
     assert verdict.action is not None and verdict.action.tolist() == [0.01, -0.3, 1.0] and verdict.reasons == ()

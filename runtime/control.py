@@ -1,0 +1,114 @@
+"""The process `control`: at every tick of a drift-free clock update, decide, publish. Inference happens elsewhere.
+
+Knows sockets and time; what to do is `controller.Controller`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from trimvla.runtime.bus import Input, Publisher, Subscriber
+from trimvla.runtime.clock import Rate, monotonic_ns
+from trimvla.runtime.controller import ControlConfig, Controller, Decision, Inputs
+from trimvla.runtime.messages import ActionChunk, Command, JointState, Task
+from trimvla.runtime.telemetry import Reporter, Telemetry
+from trimvla.runtime.topics import topic
+
+log = logging.getLogger(__name__)
+Kind = TypeVar("Kind", Task, JointState, ActionChunk)
+
+
+class ControlLoop:
+    """One tick after the other, over real sockets."""
+
+    def __init__(self, config: ControlConfig, inputs: Subscriber, commands: Publisher, telemetry: Telemetry) -> None:
+        self._controller = Controller(config)
+        self._inputs, self._commands, self._telemetry = inputs, commands, telemetry
+
+    def tick(self, tick_ns: int) -> Decision:
+        """Update, decide, publish. `tick_ns` is the time for which the tick was planned."""
+        begin = monotonic_ns()
+        self._inputs.update()
+        decision = self._controller.decide(tick_ns, read_inputs(self._inputs))
+        self._publish(decision)
+        self._telemetry.time_ns("tick", monotonic_ns() - begin)
+        return decision
+
+    def stop(self) -> None:
+        """Leave the robot in hold."""
+        self._publish(self._controller.hold(monotonic_ns(), "control stops"))
+
+    def _publish(self, decision: Decision) -> None:
+        sent_ns = monotonic_ns()
+        if decision.command is not None:
+            self._commands.send(msgspec.structs.replace(decision.command, time_ns=sent_ns))
+            self._count(decision, decision.command, sent_ns)
+        if decision.state != self._telemetry.state:
+            log.info("%s -> %s %s", self._telemetry.state, decision.state, decision.reason)
+        self._telemetry.state, self._telemetry.reason = decision.state, decision.reason
+
+    def _count(self, decision: Decision, command: Command, sent_ns: int) -> None:
+        self._telemetry.count("holds" if command.kind == "hold" else "actions")
+        self._telemetry.count("gated", decision.gated)
+        if command.captured_ns is not None:
+            age_ns = sent_ns - command.captured_ns
+            self._telemetry.time_ns("action_age", age_ns)
+            if decision.first_of_chunk:
+                self._telemetry.time_ns("photon_to_action", age_ns)
+
+
+def read_inputs(inputs: Subscriber) -> Inputs:
+    """What the controller may know: nothing from senders that have fallen silent."""
+    return Inputs(
+        task=_alive(inputs["task"], Task),
+        robot=_alive(inputs["robot/state"], JointState),
+        chunk=_newest(inputs["chunk"], ActionChunk),
+    )
+
+
+def _alive(source: Input, kind: type[Kind]) -> Kind | None:
+    return _newest(source, kind) if source.alive else None
+
+
+def _newest(source: Input, kind: type[Kind]) -> Kind | None:
+    return source.message if isinstance(source.message, kind) else None
+
+
+def run(config: ControlConfig, run_dir: Path, stop: threading.Event) -> None:
+    """The process `control`, until `stop`; then the robot is told to hold."""
+    telemetry = Telemetry("control")
+    inputs = Subscriber(run_dir, [topic("task"), topic("robot/state"), topic("chunk")])
+    commands = Publisher(run_dir, topic("command", config.hz))
+    reporter = Reporter(run_dir, telemetry)
+    loop = ControlLoop(config, inputs, commands, telemetry)
+    try:
+        keep_time(loop, config.hz, stop, reporter)
+    finally:
+        loop.stop()
+        for closing in (reporter, commands, inputs):
+            closing.close()
+
+
+def keep_time(loop: ControlLoop, hz: float, stop: threading.Event, reporter: Reporter) -> None:
+    """Tick at the rate until `stop`."""
+    rate = Rate(hz, sleep=stop.wait)
+    while True:
+        tick_ns = rate.wait()
+        if stop.is_set():
+            return
+        loop.tick(tick_ns)
+        note_rate(rate, reporter.telemetry)
+        reporter.beat()
+
+
+def note_rate(rate: Rate, telemetry: Telemetry) -> None:
+    """Put what the clock counted into the report."""
+    report = rate.report()
+    telemetry.values.update(hz_asked=report.asked_hz, hz_achieved=report.achieved_hz, worst_lag_ms=report.worst_lag_ms)
+    for name in ("ticks", "late", "skipped"):
+        telemetry.counters[name] = getattr(report, name)

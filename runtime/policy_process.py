@@ -1,0 +1,198 @@
+"""The process `policy`: newest picture and task in, action chunk out, as often as it can. Never part of a control tick.
+
+Knows sockets, ages and a policy that infers; not what the network is. The noise's seed is made of the configured seed,
+the episode and the frame, and travels with the chunk: the same picture gives the same actions again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from trimvla.runtime.bus import Input, Publisher, Subscriber
+from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
+from trimvla.runtime.errors import CameraError, ConfigError, StaleError, TrimvlaError
+from trimvla.runtime.messages import ActionChunk, Frame, JointState, Task
+from trimvla.runtime.observe import AgeBudget, Observation, join
+from trimvla.runtime.policy import Policy
+from trimvla.runtime.telemetry import Reporter, Telemetry
+from trimvla.runtime.topics import color, topic
+
+log = logging.getLogger(__name__)
+WAIT_S = 0.1  # for messages, so that `stop` is seen
+
+
+@dataclass(frozen=True)
+class PolicyProcessConfig:
+    """What runs, on what it looks, and how much of its chunks may be executed."""
+
+    bundle: str = "tabletop"
+    """A bundle's path, or a shipped bundle's name."""
+    backend: str = "onnxruntime"
+    provider: str | None = None
+    threads: int = 1
+    """Of the backend; 0 takes all cores, also those of the control loop."""
+    camera: str = "front"
+    valid_rows: int = 8
+    """Rows of a chunk that may be executed; what is further ahead is a guess."""
+    max_hz: float = 10.0
+    """At most this many calls per second."""
+    seed: int = 0
+    budget: AgeBudget = field(default_factory=AgeBudget)
+    camera_timeout_s: float = 10.0
+    """Without a first picture this long into a task, the camera counts as not started."""
+
+    def __post_init__(self) -> None:
+        if self.valid_rows < 1 or self.seed < 0:
+            raise ConfigError(f"expected 'valid_rows' >= 1 and 'seed' >= 0, got {self.valid_rows} and {self.seed}")
+        if not (self.max_hz > 0 and self.camera_timeout_s > 0):
+            numbers = f"{self.max_hz} and {self.camera_timeout_s}"
+            raise ConfigError(f"expected numbers above 0 for 'max_hz' and 'camera_timeout_s', got {numbers}")
+
+
+class Chunk(Protocol):
+    """The part of a policy's result that travels."""
+
+    @property
+    def actions(self) -> np.ndarray:
+        """float[H, D], un-normalised."""
+        ...
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """Time by part, and `total`."""
+        ...
+
+
+class Infers(Protocol):
+    """What thinks; `runtime.policy.Policy` is one."""
+
+    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...]) -> Chunk:
+        """uint8[h, w, 3] and a sentence -> the next actions."""
+        ...
+
+
+class PolicyLoop:
+    """One inference after the other, over real sockets."""
+
+    def __init__(
+        self,
+        policy: Infers,
+        inputs: Subscriber,
+        chunks: Publisher,
+        telemetry: Telemetry,
+        *,
+        control_hz: float,
+        config: PolicyProcessConfig,
+    ) -> None:
+        """`control_hz`: rows of a chunk per second."""
+        self._policy, self._control_hz, self._config = policy, control_hz, config
+        self._inputs, self._chunks, self._telemetry = inputs, chunks, telemetry
+        self._color = color(config.camera)
+        self._seen_ns = -1
+
+    def step(self) -> bool:
+        """Wait for news; if there is a new picture, act on it. Returns whether a chunk was published.
+
+        Raises CameraError if a task is under way and the camera has never given a picture.
+        """
+        self._inputs.update(WAIT_S)
+        frame, task = self._inputs[self._color].message, _alive_task(self._inputs["task"])
+        self._telemetry.counters["frames_missed"] = self._inputs[self._color].missed
+        if not isinstance(frame, Frame):
+            self._check_camera(task)
+            return False
+        if frame.time_ns == self._seen_ns:
+            return False
+        self._seen_ns = frame.time_ns
+        return self._act(frame, task)
+
+    def _act(self, frame: Frame, task: Task | None) -> bool:
+        """Judge the picture; think; publish."""
+        robot = self._inputs["robot/state"].message
+        state = robot if isinstance(robot, JointState) else None
+        try:
+            observation = join(monotonic_ns(), {frame.camera: frame}, task, state, self._config.budget)
+            self._chunks.send(self._think(observation, frame))
+        except TrimvlaError as error:
+            self._refuse(error, task)
+            return False
+        self._telemetry.count("frames_used")
+        self._telemetry.state, self._telemetry.reason = "running", ""
+        return True
+
+    def _think(self, observation: Observation, frame: Frame) -> ActionChunk:
+        task = observation.task
+        seed = (self._config.seed, task.episode, frame.sequence)
+        result = self._policy.infer(frame.image, task.instruction, seed=seed)
+        produced_ns = monotonic_ns()
+        self._telemetry.time_all("inference", result.milliseconds)
+        self._telemetry.time_ns("photon_to_chunk", produced_ns - observation.time_ns)
+        return ActionChunk(
+            time_ns=observation.time_ns,
+            episode=task.episode,
+            actions=tuple(map(tuple, result.actions.tolist())),
+            control_hz=self._control_hz,
+            valid_rows=min(self._config.valid_rows, len(result.actions)),
+            produced_ns=produced_ns,
+            frame_sequence=frame.sequence,
+            seed=seed,
+        )
+
+    def _refuse(self, error: TrimvlaError, task: Task | None) -> None:
+        """No chunk, and the reason: the control loop holds once its last chunk has expired."""
+        if task is None or not task.active:
+            self._telemetry.state, self._telemetry.reason = "idle", str(error)
+            return
+        self._telemetry.count("frames_stale" if isinstance(error, StaleError) else "refused")
+        if str(error) != self._telemetry.reason and not isinstance(error, StaleError):
+            log.warning("refused: %s", error)
+        self._telemetry.state, self._telemetry.reason = "refusing", str(error)
+
+    def _check_camera(self, task: Task | None) -> None:
+        waited_s = (monotonic_ns() - task.started_ns) / NS_PER_S if task is not None and task.active else 0.0
+        if waited_s > self._config.camera_timeout_s:
+            within = f"within {self._config.camera_timeout_s:g} s of the task's start"
+            raise CameraError(
+                f"camera '{self._config.camera}': expected a first picture on '{self._color}' {within}, got none"
+            )
+
+
+def _alive_task(source: Input) -> Task | None:
+    return source.message if source.alive and isinstance(source.message, Task) else None
+
+
+def run(config: PolicyProcessConfig, run_dir: Path, stop: threading.Event) -> None:
+    """The process `policy`: load, warm up, then act on pictures until `stop`.
+
+    Raises BundleError or BackendError if the bundle cannot run, CameraError if the camera never starts.
+    """
+    telemetry = Telemetry("policy")
+    reporter = Reporter(run_dir, telemetry)
+    policy = Policy.load(config.bundle, backend=config.backend, provider=config.provider, threads=config.threads)
+    policy.infer(np.zeros((64, 64, 3), np.uint8), "warm up")
+    telemetry.state = "idle"
+    inputs = Subscriber(run_dir, [topic(color(config.camera)), topic("task"), topic("robot/state")])
+    chunks = Publisher(run_dir, topic("chunk"))
+    control_hz = policy.manifest.action.control_hz
+    loop = PolicyLoop(policy, inputs, chunks, telemetry, control_hz=control_hz, config=config)
+    try:
+        keep_thinking(loop, config.max_hz, stop, reporter)
+    finally:
+        for closing in (reporter, chunks, inputs, policy):
+            closing.close()
+
+
+def keep_thinking(loop: PolicyLoop, max_hz: float, stop: threading.Event, reporter: Reporter) -> None:
+    """Step until `stop`, resting so that no more than `max_hz` chunks come in a second."""
+    while not stop.is_set():
+        begin = monotonic_ns()
+        if loop.step():
+            rest_ns = begin + to_ns(1 / max_hz) - monotonic_ns()
+            stop.wait(max(0, rest_ns) / NS_PER_S)
+        reporter.beat()
