@@ -89,9 +89,11 @@ def parse(module: ModuleType, verb: Verb, argv: list[str]) -> Any:  # noqa: ANN4
     """Typed arguments of a verb; tyro prints what is wrong and exits with 2."""
     import tyro
 
-    from trimvla.launch.options import configure_logging
+    from trimvla.launch.options import collect_overrides, configure_logging
 
-    args = tyro.cli(module.Args, prog=f"trimvla {verb.name}", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    words = collect_overrides(argv) if hasattr(module.Args, "set") else argv
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction)
+    args = tyro.cli(module.Args, prog=f"trimvla {verb.name}", args=words, config=config)
     configure_logging()
     return args
 

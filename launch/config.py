@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 
 def decode_file(path: Path) -> dict[str, Any]:
-    """A TOML file, or a JSON file by its suffix. Raises ConfigError where it cannot be read."""
-    decode = msgspec.json.decode if path.suffix == ".json" else msgspec.toml.decode
+    """A TOML file, or msgpack by its suffix. Raises ConfigError where it cannot be read."""
+    decode = msgspec.msgpack.decode if path.suffix == ".msgpack" else msgspec.toml.decode
     try:
         return decode(path.read_bytes(), type=dict[str, Any])
     except OSError as error:

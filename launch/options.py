@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +30,24 @@ class Options:
         return Console(stderr=self.json)
 
 
+def collect_overrides(argv: Sequence[str]) -> list[str]:
+    """`--section.key value` becomes `--set section.key=value`; all else stays."""
+    collected: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or "." not in name:
+            collected.append(word)
+            continue
+        collected += ["--set", f"{name[2:]}={value if equals else next(words, '')}"]
+    return collected
+
+
 def configure_logging(level: int = logging.INFO) -> None:
-    """Logs go to stderr, one line each."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
+    """Logs go to stderr, one line each: ours from `level` up, other packages' from warnings up."""
+    handler: logging.Handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
     if not sys.stderr.isatty():
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("trimvla").setLevel(level)

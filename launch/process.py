@@ -1,4 +1,4 @@
-"""`trimvla process`: one process of a system, in this very process. What `run` and `demo` start, one for each section."""
+"""`trimvla process`: one process of a system, right here. What `run` and `demo` start, once for each section."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from trimvla.launch.config import decode_file
 from trimvla.launch.options import Options, Result
-from trimvla.launch.processes import configure, read_system
+from trimvla.launch.processes import configure
 from trimvla.launch.supervisor import stop_event
 from trimvla.runtime.errors import ConfigError
 
@@ -34,7 +35,7 @@ class Args(Options):
 def run(args: Args) -> Result:
     """Configure and run."""
     stop = stop_event(watch_parent=args.supervised)
-    sections = read_system(args.system)
+    sections = decode_file(args.system)  # the others' sections are the others' business
     if args.name not in sections:
         raise ConfigError(f"expected one of the processes {', '.join(sections)}, got {args.name!r}")
     if not os.access(args.run_dir, os.W_OK):

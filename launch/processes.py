@@ -54,7 +54,7 @@ PROCESSES = {
 
 
 def read_system(source: str | Path, overrides: Sequence[str] = ()) -> Sections:
-    """Sections of a TOML or JSON file, or of a shipped configuration by name, with `section.key=value` overrides.
+    """Sections of a TOML file, or of a shipped configuration by name, with `section.key=value` overrides.
 
     Raises ConfigError that lists everything that is wrong, in all sections.
     """
@@ -104,8 +104,8 @@ def configure(name: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
 
 def commands(sections: Sections, run_dir: Path) -> dict[str, list[str]]:
     """The command line of every process; the sections are written to the run directory, where each finds its own."""
-    path = run_dir / "system.json"
-    path.write_bytes(msgspec.json.encode(sections))
+    path = run_dir / "system.msgpack"  # not JSON, which has no infinity
+    path.write_bytes(msgspec.msgpack.encode(sections))
     program = [sys.executable, "-m", "trimvla.launch.cli", "process"]
     options = ["--system", str(path), "--run-dir", str(run_dir), "--supervised"]
     return {name: [*program, name, *options] for name in sections}

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -77,7 +77,7 @@ class Child:
 class Supervisor:
     """A group of children with one life: `with Supervisor(...) as group:` starts, `check` watches, leaving stops."""
 
-    def __init__(self, commands: dict[str, Sequence[str]], log_dir: Path) -> None:
+    def __init__(self, commands: Mapping[str, Sequence[str]], log_dir: Path) -> None:
         """`commands` is name -> argv, started in this order; one log a process goes to `log_dir`."""
         self._commands = commands
         self._log_dir = log_dir
@@ -128,6 +128,11 @@ def stop_event(watch_parent: bool) -> threading.Event:
     if watch_parent:
         threading.Thread(target=_set_at_end_of_input, args=(stop,), name="parent-watch", daemon=True).start()
     return stop
+
+
+def terminate_as_interrupt() -> None:
+    """Make SIGTERM raise KeyboardInterrupt, so that a parent stops its children and removes its files either way."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _set_at_end_of_input(stop: threading.Event) -> None:
