@@ -74,13 +74,16 @@ def read_system(source: str | Path, overrides: Sequence[str] = ()) -> Sections:
 def override(sections: Sections, text: str) -> str:
     """Set `section.key=value`; the value is TOML, or a plain string. Returns what is wrong, if anything."""
     place, _, value = text.partition("=")
-    name, _, key = place.rpartition(".")
-    if name not in sections or not isinstance(sections[name], dict):
-        return f"{place}: expected one of the sections {', '.join(sections)}, got {name!r}"
+    name, *inner, key = place.split(".") if "." in place else ("", place)
+    table: Any = sections.get(name)
+    for step in inner:
+        table = table.setdefault(step, {}) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        return f"{place}: expected section.key with a section of {', '.join(sections)}"
     try:
-        sections[name][key] = msgspec.toml.decode(f"value = {value}")["value"]
+        table[key] = msgspec.toml.decode(f"value = {value}")["value"]
     except msgspec.DecodeError:
-        sections[name][key] = value
+        table[key] = value
     return ""
 
 

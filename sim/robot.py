@@ -16,13 +16,15 @@ import numpy as np
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Command, Episode, JointState, Message, SimState, Task
+from trimvla.runtime.messages import Command, Episode, JointState, SimState, Task
 from trimvla.runtime.telemetry import Reporter, Telemetry
 from trimvla.runtime.topics import topic
 from trimvla.sim.tabletop import TabletopEnv
 
 NULL_DELTA = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)  # stay; the gripper value is replaced by the last one
 GRIPPER = 6
+NO_EPISODE = -1
+SAYS = ("robot/state", "sim/state", "episode")  # topics, in the order of `TabletopRobot.messages`
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class TabletopRobot:
 
     def __init__(self, config: RobotConfig | None = None) -> None:
         self._config = config or RobotConfig()
-        self._env = TabletopEnv(variant=self._config.variant, observe=False)
-        self._episode: int | None = None
+        self.env = TabletopEnv(variant=self._config.variant, observe=False)
+        self.episode = NO_EPISODE
         self._gripper = 1.0
         self._step = 0
         self._last_ns = 0
@@ -58,21 +60,21 @@ class TabletopRobot:
     @property
     def ready(self) -> bool:
         """Whether a table has been set."""
-        return self._episode is not None
+        return self.episode != NO_EPISODE
 
     def follow(self, task: Task, now: int) -> bool:
         """Set the table if the task is of another episode; True if it was."""
-        if task.episode == self._episode:
+        if task.episode == self.episode:
             return False
         variant = str(task.options.get("variant", self._config.variant))
-        self._env.reset(seed=task.seed, options={"variant": variant})
-        self._episode, self._step, self._last_ns = task.episode, 0, now
+        self.env.reset(seed=task.seed, options={"variant": variant})
+        self.episode, self._step, self._last_ns = task.episode, 0, now
         self._gripper, self._success, self._done = 1.0, False, False
         return True
 
     def obey(self, command: Command, now: int) -> bool:
         """Step with a command of this episode; False if it is of another or the episode is over."""
-        if not self.ready or command.episode != self._episode or self._done:
+        if not self.ready or command.episode != self.episode or self._done:
             return False
         self._advance(np.asarray(command.action, np.float32), now)
         return True
@@ -87,36 +89,35 @@ class TabletopRobot:
             self._advance(hold, now)
 
     def _advance(self, action: np.ndarray, now: int) -> None:
-        _, _, terminated, truncated, info = self._env.step(action)
+        _, _, terminated, truncated, info = self.env.step(action)
         self._gripper = float(action[GRIPPER])
         self._step += 1
         self._last_ns = now
         self._success = bool(info["success"])
         self._done = terminated or truncated
 
-    def messages(self, now: int) -> dict[str, Message]:
-        """What the robot says at this moment, by topic."""
-        episode = self._episode or 0
-        scene, state = self._env.scene(), self._env.state()
-        return {
-            "robot/state": JointState(time_ns=now, position=(*state.tool, state.yaw), gripper=state.opening),
-            "sim/state": SimState(
+    def messages(self, now: int) -> tuple[JointState, SimState, Episode]:
+        """What the robot says at this moment; see `SAYS` for the topics."""
+        scene, state = self.env.scene(), self.env.state()
+        return (
+            JointState(time_ns=now, position=(*state.tool, state.yaw), gripper=state.opening),
+            SimState(
                 time_ns=now,
-                episode=episode,
+                episode=self.episode,
                 step=self._step,
                 scene=scene.to_dict(),
-                qpos=tuple(map(float, self._env.qpos())),
+                qpos=tuple(map(float, self.env.qpos())),
             ),
-            "episode": Episode(
+            Episode(
                 time_ns=now,
-                episode=episode,
+                episode=self.episode,
                 instruction=scene.instruction(),
                 step=self._step,
                 done=self._done,
                 success=self._success,
                 reason=self._reason(),
             ),
-        }
+        )
 
     def _reason(self) -> str:
         if not self._done:
@@ -125,13 +126,13 @@ class TabletopRobot:
 
     def close(self) -> None:
         """Free the simulator."""
-        self._env.close()
+        self.env.close()
 
 
 def run(config: RobotConfig, run_dir: Path, stop: threading.Event) -> None:
     """The process `robot`: hear, step, speak, until `stop`. A command is executed when it comes."""
     robot, reporter = TabletopRobot(config), Reporter(run_dir, Telemetry("robot"))
-    says = [Publisher(run_dir, topic(name)) for name in ("robot/state", "sim/state", "episode")]
+    says = [Publisher(run_dir, topic(name)) for name in SAYS]
     hears = Subscriber(run_dir, [topic("task"), topic("command")])
     try:
         while not stop.is_set():
@@ -161,6 +162,5 @@ def act(robot: TabletopRobot, hears: Subscriber, telemetry: Telemetry) -> None:
 def speak(robot: TabletopRobot, says: list[Publisher]) -> None:
     """Publish where everything is, once there is a table."""
     if robot.ready:
-        messages = robot.messages(monotonic_ns())
-        for publisher in says:
-            publisher.send(messages[publisher.topic.name])
+        for publisher, message in zip(says, robot.messages(monotonic_ns()), strict=True):
+            publisher.send(message)

@@ -1,0 +1,93 @@
+"""`trimvla run`: the processes of a TOML file, started together, watched together, stopped together."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from trimvla.launch.options import Options, Result
+from trimvla.launch.processes import commands, read_system
+from trimvla.launch.supervisor import Supervisor, stop_event
+from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.clock import monotonic_ns
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.messages import Report, Task
+from trimvla.runtime.topics import report, topic
+
+PERIOD_S = 0.2
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Start a system and keep it running until Ctrl-C, or until one of its processes ends."""
+
+    system: Positional[str]
+    """A TOML file with one section a process, or a shipped one: robot, demo."""
+
+    task: str | None = None
+    """What the robot is to do; without it the system waits for a task on its socket."""
+
+    run_dir: Path | None = None
+    """Where the sockets and logs are; a temporary directory by default."""
+
+    seconds: float | None = None
+    """Stop after this time."""
+
+    set: tuple[str, ...] = ()
+    """Changes to the file, such as `policy.threads=2`; `--policy.threads 2` does the same."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what cannot be."""
+        if self.task is not None and not self.task.strip():
+            raise ConfigError("expected a sentence, got an empty one for --task")
+
+
+def run(args: Args) -> Result:
+    """Start, watch, stop; every process's last report."""
+    sections = read_system(args.system, args.set)
+    stop = stop_event(watch_parent=False)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="trimvla-") as temporary:
+        run_dir = args.run_dir or Path(temporary)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with (
+            Subscriber(run_dir, [topic(report(name)) for name in sections]) as hears,
+            Publisher(run_dir, topic("task")) as tasks,
+            Supervisor(commands(sections, run_dir), run_dir) as group,
+            Console(stderr=True).status("starting") as line,
+        ):
+            began_ns = monotonic_ns()
+            while not stop.is_set() and (args.seconds is None or time.monotonic() - start < args.seconds):
+                group.check()
+                if args.task is not None:
+                    tasks.send(as_task(args.task, began_ns))
+                hears.update()
+                line.update(status_line(newest(hears, sections)))
+                stop.wait(PERIOD_S)
+            group.stop()
+            hears.update(PERIOD_S)
+            reports = newest(hears, sections)
+    processes = {r.process: {"state": r.state, "counters": r.counters, "values": r.values} for r in reports}
+    return {"ok": True, "seconds": round(time.monotonic() - start, 1), "processes": processes}
+
+
+def as_task(sentence: str, began_ns: int) -> Task:
+    """The task that this run is for; it is repeated, because silence means that nobody wants it any more."""
+    return Task(time_ns=monotonic_ns(), episode=1, instruction=sentence, started_ns=began_ns, seed=0)
+
+
+def newest(hears: Subscriber, names: Iterable[str]) -> list[Report]:
+    """The newest report of every process that has spoken."""
+    messages = [hears[report(name)].message for name in names]
+    return [message for message in messages if isinstance(message, Report)]
+
+
+def status_line(reports: Iterable[Report]) -> str:
+    """State of every process, with the reason where there is one."""
+    return " | ".join(f"{r.process} {r.state}{f': {r.reason}' if r.reason else ''}" for r in reports) or "starting"

@@ -1,0 +1,189 @@
+"""The demo: first the sockets and timing with the expert as policy, then the whole program as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import pytest
+
+from tests import tiny_bundle
+from trimvla.launch import cli
+from trimvla.launch.demo import Args, plan
+from trimvla.launch.director import Director, EpisodeError, Request
+from trimvla.launch.processes import configure, read_system
+from trimvla.runtime import control
+from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.clock import monotonic_ns
+from trimvla.runtime.messages import ActionChunk
+from trimvla.runtime.telemetry import Telemetry
+from trimvla.runtime.topics import topic
+from trimvla.sim import expert
+from trimvla.sim.robot import SAYS, TabletopRobot, act, speak
+
+FAST_HZ = 20.0  # four times real time
+PROMISED = {"success", "episodes", "control_hz", "inference_ms", "photon_to_action_ms", "frames", "video"}
+
+
+def expert_system(run_dir: Path, stop: threading.Event) -> None:
+    """Robot and policy in one: after every step the expert says what comes next, as a chunk on the bus."""
+    robot, telemetry = TabletopRobot(), Telemetry("robot")
+    says = [Publisher(run_dir, topic(name)) for name in SAYS]
+    chunks = Publisher(run_dir, topic("chunk"))
+    hears = Subscriber(run_dir, [topic("task"), topic("command")])
+    while not stop.is_set():
+        hears.update(1 / 50)
+        act(robot, hears, telemetry)
+        speak(robot, says)
+        if robot.ready:
+            chunks.send(expert_chunk(robot))
+    for closing in (hears, chunks, *says, robot):
+        closing.close()
+
+
+def expert_chunk(robot: TabletopRobot) -> ActionChunk:
+    scene, now = robot.env.scene(), monotonic_ns()
+    actions = expert.chunk(scene, robot.env.state(), scene.goal)
+    return ActionChunk(
+        time_ns=now,
+        episode=robot.episode,
+        actions=tuple(map(tuple, actions.tolist())),
+        control_hz=FAST_HZ,
+        valid_rows=8,
+        produced_ns=now,
+        frame_sequence=0,
+        seed=(),
+    )
+
+
+@pytest.fixture
+def expert_run(tmp_path: Path) -> Iterator[Path]:
+    """The expert behind the sockets, with the real control loop."""
+    stop = threading.Event()
+    section = read_system("demo", [f"control.hz={FAST_HZ}"])["control"]
+    config = configure("control", section)[1]
+    threads = [
+        threading.Thread(target=expert_system, args=(tmp_path, stop)),
+        threading.Thread(target=control.run, args=(config, tmp_path, stop)),
+    ]
+    for thread in threads:
+        thread.start()
+    yield tmp_path
+    stop.set()
+    for thread in threads:
+        thread.join(5)
+
+
+def test_the_expert_reaches_its_goals_through_the_sockets(expert_run: Path) -> None:
+    requests = plan(Args(episodes=4, seed=40))
+    with Director(expert_run, ["control"], lambda: None) as director:
+        recordings = [director.play(request) for request in requests]
+        control_report = director.last_reports()["control"]
+    assert [recording.success for recording in recordings] == [True] * 4
+    for recording in recordings:
+        steps = [state.step for state in recording.states]
+        assert steps == sorted(set(steps)), "each state once, in order"
+        assert steps[0] == 0
+        assert steps[-1] == recording.steps
+    assert control_report.counters["actions"] >= sum(recording.steps for recording in recordings)
+    assert control_report.values["hz_achieved"] == pytest.approx(FAST_HZ, rel=0.3), "on a machine that is busy"
+
+
+def test_a_system_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimvla.launch.director.SET_TIMEOUT_S", 0.2)
+    expected = pytest.raises(EpisodeError, match=r"the table to be set within 0\.2 s; control is starting")
+    with Director(tmp_path, ["control"], lambda: None) as director, expected:
+        director.play(Request(1, 0, "pick up the red cube"))
+
+
+def test_the_plan_has_different_instructions() -> None:
+    requests = plan(Args(episodes=6, seed=0))
+    assert len({request.instruction for request in requests}) == 6
+    assert [request.number for request in requests] == [1, 2, 3, 4, 5, 6]
+    assert plan(Args(episodes=6, seed=0)) == requests
+
+
+def test_a_missing_bundle_is_refused_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "no-such-bundle", "--json"]) == 1
+    assert "no-such-bundle" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+
+
+@pytest.fixture
+def quick_demo(tmp_path: Path) -> list[str]:
+    """The demo's command line with a bundle that moves without sense, four times as fast."""
+    bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
+    program = [sys.executable, "-m", "trimvla.launch.cli", "demo", str(bundle), "--episodes", "1", "--json"]
+    return [*program, "--control.hz", str(FAST_HZ), "--video", str(tmp_path / "film.mp4")]
+
+
+def temporary(tmp_path: Path) -> dict[str, str]:
+    """An environment whose temporary files lie in one known place."""
+    home = tmp_path / "t"
+    home.mkdir()
+    return {**os.environ, "TMPDIR": str(home)}
+
+
+def test_the_program_runs_processes_and_leaves_nothing(quick_demo: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        quick_demo, env=temporary(tmp_path), capture_output=True, text=True, timeout=120, check=False
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert set(result) >= PROMISED, done.stderr
+    assert done.returncode == (0 if result["success"] else 1)
+    assert result["frames"]["used"] > 0
+    assert result["control_hz"]["asked"] == FAST_HZ
+    assert result["photon_to_action_ms"]["p50"] > 0
+    assert cv2.VideoCapture(result["video"]).read()[0]
+    assert not list((tmp_path / "t").glob("trimvla-*"))
+
+
+def test_an_interrupt_stops_everything(quick_demo: list[str], tmp_path: Path) -> None:
+    process = subprocess.Popen(quick_demo, env=temporary(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    children = wait_for_children(process.pid, 4)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 130
+    assert json.loads(output.splitlines()[-1]) == {"ok": False, "error": "interrupted"}
+    assert wait_until_gone(children)
+    assert not list((tmp_path / "t").glob("trimvla-*"))
+
+
+def wait_for_children(pid: int, count: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    if not path.parent.parent.exists() or not path.exists():
+        pytest.skip("this kernel does not list children")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        children = [int(word) for word in path.read_text().split()]
+        if len(children) >= count:
+            return children
+        time.sleep(0.05)
+    raise AssertionError(f"expected {count} children within 30 s")
+
+
+def wait_until_gone(pids: list[int]) -> bool:
+    """A child that was just being started ends by itself, when it finds its parent gone."""
+    deadline = time.monotonic() + 15
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.usefixtures("tabletop_bundle")
+def test_the_shipped_policy_does_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = cli.main(["demo", "--episodes", "3", "--video", str(tmp_path / "film.gif"), "--json"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (status, result["ok"]) == (0, True)
+    assert result["episodes"] == 3
+    assert result["success"] >= 1
+    assert result["control_hz"]["achieved"] == pytest.approx(result["control_hz"]["asked"], rel=0.1)
