@@ -27,12 +27,12 @@ State = Literal["idle", "running", "hold"]
 class ControlConfig:
     """How the robot is commanded."""
 
-    kinds: tuple[ActionKind, ...]
-    """What each dimension of an action means; from the bundle."""
     limits: Limits
     """Of the robot."""
+    kinds: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
+    """What each dimension of an action means; as the bundle says."""
     hz: float = 5.0
-    """Commands per second; from the bundle, unless the robot is to move slower or faster."""
+    """Commands per second; as the bundle says."""
     queue: QueueConfig = field(default_factory=QueueConfig)
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ WAIT_S = 0.1  # for messages, so that `stop` is seen
 
 
 @dataclass(frozen=True)
-class PolicyProcessConfig:
+class PolicyConfig:
     """What runs, on what it looks, and how much of its chunks may be executed."""
 
     bundle: str = "tabletop"
@@ -88,7 +88,7 @@ class PolicyLoop:
         telemetry: Telemetry,
         *,
         control_hz: float,
-        config: PolicyProcessConfig,
+        config: PolicyConfig,
     ) -> None:
         """`control_hz`: rows of a chunk per second."""
         self._policy, self._control_hz, self._config = policy, control_hz, config
@@ -167,7 +167,7 @@ def _alive_task(source: Input) -> Task | None:
     return source.message if source.alive and isinstance(source.message, Task) else None
 
 
-def run(config: PolicyProcessConfig, run_dir: Path, stop: threading.Event) -> None:
+def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     """The process `policy`: load, warm up, then act on pictures until `stop`.
 
     Raises BundleError or BackendError if the bundle cannot run, CameraError if the camera never starts.

@@ -6,6 +6,7 @@ brought back to it, and the verdict says so.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,19 +17,21 @@ from trimvla.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """Per dimension, in the action's own units; `max_change` is against the command before (infinite: any)."""
+    """Per dimension, in the action's own units."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
-    max_change: tuple[float, ...]
+    max_change: tuple[float, ...] | None = None
+    """Against the command before; infinite, or None for all: any change."""
 
     def __post_init__(self) -> None:
-        if not len(self.low) == len(self.high) == len(self.max_change):
-            lengths = [len(self.low), len(self.high), len(self.max_change)]
+        changes = self.max_change if self.max_change is not None else (math.inf,) * len(self.low)
+        lengths = [len(self.low), len(self.high), len(changes)]
+        if len(set(lengths)) != 1:
             raise ConfigError(f"expected one length for 'low', 'high' and 'max_change', got {lengths}")
         if not np.isfinite([self.low, self.high]).all() or np.any(np.greater(self.low, self.high)):
             raise ConfigError(f"expected finite 'low' <= 'high', got {self.low} and {self.high}")
-        if not all(change > 0 for change in self.max_change):
+        if not all(change > 0 for change in changes):
             raise ConfigError(f"expected numbers above 0 for 'max_change', got {self.max_change}")
 
 
@@ -60,7 +63,7 @@ def check(action: ArrayLike, limits: Limits, previous: ArrayLike | None = None) 
         return Verdict(None, problems)
     ranged = np.clip(wanted, limits.low, limits.high)
     reasons = _changed("out of range", wanted, ranged)
-    if previous is None:
+    if previous is None or limits.max_change is None:
         return Verdict(ranged, reasons)
     change = np.asarray(limits.max_change)
     stepped = np.clip(np.clip(ranged, before - change, before + change), limits.low, limits.high)
