@@ -1,7 +1,11 @@
 # Every target does all the set-up it needs; the stamps in .venv make the second run instant.
-#   make demo     the robot does its task, from camera to command          make train    behaviour cloning of the shipped policy
-#   make test     the test suite                                           make bench    latency of the shipped bundle, layer by layer
-#   make setup    only the set-up                                          make lint     ruff and pyright
+#   make demo    the simulated robot does its tasks, from camera to command
+#   make test    the test suite
+#   make train   behaviour cloning of the shipped policy; stop it at any time, it goes on
+#   make bench   latency of the shipped bundle, layer by layer
+#   make lint    ruff and pyright
+#   make setup   only the set-up
+# DEMO_ARGS, TEST_ARGS, TRAIN_ARGS and BENCH_ARGS are handed on: make demo DEMO_ARGS="--episodes 5"
 
 PYTHON ?= $(shell for p in python3.11 python3.13 python3.12 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
@@ -21,8 +25,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle threads sleep instead of spinning: cameras, policy and control share the cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo test train bench lint clean
+.PHONY: help setup demo test train bench lint clean
 .DEFAULT_GOAL := demo
+
+help:
+	@sed -n '1,/^$$/s/^# *//p' Makefile
 
 setup: $(READY)
 

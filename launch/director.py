@@ -79,7 +79,7 @@ class Director:
             self._record(recording)
             watch(recording)
             episode = self._episode(request)
-            return episode is not None and episode.done
+            return episode is not None and episode.done and _shows_end(recording)
 
         self._wait(ended, PLAY_TIMEOUT_S, f"episode {request.number} to end", task)
         recording.seconds = (monotonic_ns() - task.started_ns) / NS_PER_S
@@ -148,3 +148,8 @@ class Director:
             recording.states.append(state)
         if episode is not None:
             recording.success, recording.steps, recording.reason = episode.success, episode.step, episode.reason
+
+
+def _shows_end(recording: Recording) -> bool:
+    """Whether the last state is there too: it may come after the word that the episode is over."""
+    return bool(recording.states) and recording.states[-1].step == recording.steps
