@@ -25,6 +25,7 @@ from trimvla.runtime.topics import color, topic
 
 log = logging.getLogger(__name__)
 WAIT_S = 0.1  # for messages, so that `stop` is seen
+JITTER = 0.8  # of the period that `max_hz` asks for: cameras are not exact
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class PolicyConfig:
     valid_rows: int = 8
     """Rows of a chunk that may be executed; what is further ahead is a guess."""
     max_hz: float = 10.0
-    """At most this many calls per second."""
+    """About this many calls per second at most: pictures that follow the last one sooner are passed over, so that a
+    chunk is always made of a picture that has just come."""
     seed: int = 0
     budget: AgeBudget = field(default_factory=AgeBudget)
     camera_timeout_s: float = 10.0
@@ -94,10 +96,14 @@ class PolicyLoop:
         self._policy, self._control_hz, self._config = policy, control_hz, config
         self._inputs, self._chunks, self._telemetry = inputs, chunks, telemetry
         self._color = color(config.camera)
-        self._seen_ns = -1
+        self._gap_ns = to_ns(JITTER / config.max_hz)
+        self.seen_ns = -self._gap_ns
+        """Capture of the last picture that was looked at."""
 
     def step(self) -> bool:
         """Wait for news; if there is a new picture, act on it. Returns whether a chunk was published.
+
+        A picture is refused, with its reason in the report, if `join` or the policy refuses it.
 
         Raises CameraError if a task is under way and the camera has never given a picture.
         """
@@ -107,9 +113,9 @@ class PolicyLoop:
         if not isinstance(frame, Frame):
             self._check_camera(task)
             return False
-        if frame.time_ns == self._seen_ns:
+        if frame.time_ns - self.seen_ns < self._gap_ns:
             return False
-        self._seen_ns = frame.time_ns
+        self.seen_ns = frame.time_ns
         return self._act(frame, task)
 
     def _act(self, frame: Frame, task: Task | None) -> bool:
@@ -182,17 +188,9 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     control_hz = policy.manifest.action.control_hz
     loop = PolicyLoop(policy, inputs, chunks, telemetry, control_hz=control_hz, config=config)
     try:
-        keep_thinking(loop, config.max_hz, stop, reporter)
+        while not stop.is_set():
+            loop.step()
+            reporter.beat()
     finally:
         for closing in (reporter, chunks, inputs, policy):
             closing.close()
-
-
-def keep_thinking(loop: PolicyLoop, max_hz: float, stop: threading.Event, reporter: Reporter) -> None:
-    """Step until `stop`, resting so that no more than `max_hz` chunks come in a second."""
-    while not stop.is_set():
-        begin = monotonic_ns()
-        if loop.step():
-            rest_ns = begin + to_ns(1 / max_hz) - monotonic_ns()
-            stop.wait(max(0, rest_ns) / NS_PER_S)
-        reporter.beat()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -28,6 +29,7 @@ from trimvla.runtime.controller import ControlConfig, Controller, Inputs
 from trimvla.runtime.errors import CameraError, ConfigError, ObservationError, StaleError
 from trimvla.runtime.messages import ActionChunk, Command, Frame, JointState, Message, Report, Task
 from trimvla.runtime.observe import AgeBudget, join
+from trimvla.runtime.policy import Policy
 from trimvla.runtime.policy_process import PolicyConfig, PolicyLoop
 from trimvla.runtime.safety import Limits
 from trimvla.runtime.telemetry import Telemetry, summarise
@@ -352,18 +354,57 @@ def test_from_camera_to_command_through_real_processes(tmp_path):
     assert codes == {"camera": -signal.SIGKILL, "policy": 0, "control": 0}
 
 
-class Thinks:
-    """A policy without a network."""
-
-    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...]) -> Any:
-        raise AssertionError("there is no picture to think about")
+@pytest.fixture
+def policy(tmp_path: Path) -> Policy:
+    return Policy.load(write_bundle(tmp_path / "bundle"))
 
 
-def test_a_task_without_a_camera_is_a_clear_error(tmp_path):
-    names = ["front/color", "task", "robot/state"]
-    with Subscriber(tmp_path, [topic(n) for n in names]) as inputs, Publisher(tmp_path, topic("chunk")) as chunks:
-        config = PolicyConfig(camera_timeout_s=0.2)
-        loop = PolicyLoop(Thinks(), inputs, chunks, Telemetry("policy"), control_hz=5, config=config)
+@contextmanager
+def policy_loop(run_dir: Path, policy: Policy, config: PolicyConfig) -> Iterator[tuple[PolicyLoop, Telemetry]]:
+    telemetry, names = Telemetry("policy"), ["front/color", "task", "robot/state"]
+    with Subscriber(run_dir, [topic(n) for n in names]) as inputs, Publisher(run_dir, topic("chunk")) as chunks:
+        yield PolicyLoop(policy, inputs, chunks, telemetry, control_hz=5, config=config), telemetry
+
+
+def step_with(loop: PolicyLoop, frames: Publisher, tasks: Publisher, task: Task, time_ns: int) -> bool:
+    """Send until the frame has come; whether a chunk was made of it."""
+    for _ in range(100):
+        tasks.send(task)
+        frames.send(Frame("front", time_ns, np.zeros((4, 4, 3), np.uint8)))
+        time.sleep(0.005)
+        if loop.step():
+            return True
+        if loop.seen_ns >= time_ns:
+            return False
+    return False
+
+
+def test_pictures_are_passed_over_or_refused_with_a_reason(tmp_path, policy):
+    config = PolicyConfig(max_hz=10)
+    with (
+        policy_loop(tmp_path, policy, config) as (loop, telemetry),
+        Publisher(tmp_path, topic("front/color")) as frames,
+        Publisher(tmp_path, topic("task")) as tasks,
+    ):
+        now = monotonic_ns()
+        task = Task(time_ns=now, episode=1, instruction="pick up the red cube", started_ns=now - 2 * NS_PER_S)
+        step = partial(step_with, loop, frames, tasks)
+        for _ in range(60):  # until the sockets have met
+            tasks.send(task)
+            time.sleep(0.005)
+        assert not step(task, now - NS_PER_S)
+        assert telemetry.counters["frames_stale"] >= 1 and "500 ms of age" in telemetry.reason
+        assert step(task, now) and telemetry.counters["frames_used"] == 1
+        assert not step(task, now + NS_PER_S // 50) and loop.seen_ns == now  # too soon after the last
+        now = monotonic_ns() + NS_PER_S // 10
+        time.sleep(0.15)
+        assert not step(msgspec.structs.replace(task, instruction=" "), now)
+        assert telemetry.counters["refused"] == 1 and "instruction" in telemetry.reason
+        assert telemetry.report().latencies["inference.total"].count == 1
+
+
+def test_a_task_without_a_camera_is_a_clear_error(tmp_path, policy):
+    with policy_loop(tmp_path, policy, PolicyConfig(camera_timeout_s=0.2)) as (loop, _):
         assert not loop.step()  # no task: a camera may take its time
         words = "camera 'front': expected a first picture on 'front/color' within 0.2 s of the task's start, got none"
         with ExitStack() as stack, pytest.raises(CameraError, match=words):
