@@ -1,1 +1,1 @@
-"""What a robot needs to run a bundle: numpy, ONNX Runtime, OpenCV and ZeroMQ. Never torch."""
+"""What a robot needs to run a bundle: numpy, ONNX Runtime and ZeroMQ. Never torch."""
