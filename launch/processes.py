@@ -32,13 +32,15 @@ class Process:
     module: str
     config: str
     summary: str
+    extra: str = ""  # the optional install that it needs
 
     def load(self) -> ModuleType:
         """The module, imported. Raises ConfigError where a package that it needs is not installed."""
         try:
             return importlib.import_module(self.module)
         except ModuleNotFoundError as error:
-            raise ConfigError(f"process '{self.name}' needs {error.name}, which is not installed") from error
+            install = f"pip install 'trimvla[{self.extra}]'" if self.extra else "which is not installed"
+            raise ConfigError(f"process '{self.name}' needs {error.name}: {install}") from error
 
 
 PROCESSES = {
@@ -47,8 +49,8 @@ PROCESSES = {
         Process("camera", "trimvla.runtime.camera", "CameraConfig", "a device, file or test picture -> frames"),
         Process("policy", "trimvla.runtime.policy_process", "PolicyConfig", "frames and task -> action chunks"),
         Process("control", "trimvla.runtime.control", "ControlConfig", "chunks -> commands, at a fixed rate"),
-        Process("sim-robot", "trimvla.sim.robot", "RobotConfig", "commands -> a simulated world"),
-        Process("sim-camera", "trimvla.sim.camera", "SimCameraConfig", "the simulated world -> frames"),
+        Process("sim-robot", "trimvla.sim.robot", "RobotConfig", "commands -> a simulated world", "sim"),
+        Process("sim-camera", "trimvla.sim.camera", "SimCameraConfig", "the simulated world -> frames", "sim"),
     )
 }
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import tiny_bundle
 
 LIMIT_MB = 400
 IMPORT_LIMIT_S = 0.5
 
 
 @pytest.fixture(scope="module")
-def fresh_python(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fresh_python(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The interpreter of a new environment with only `pip install trimvla` in it."""
     home = tmp_path_factory.mktemp("runtime_only")
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
@@ -23,7 +27,8 @@ def fresh_python(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"the dependencies are not to be had here: {done.stderr.strip()[-300:]}")
-    return python
+    yield python
+    shutil.rmtree(home)
 
 
 @pytest.mark.slow
@@ -51,3 +56,21 @@ def test_the_command_line_answers_without_the_extras(fresh_python: Path) -> None
     done = subprocess.run([fresh_python.parent / "trimvla", "--help"], capture_output=True, text=True, check=True)
     assert "doctor" in done.stdout
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.slow
+def test_a_verb_that_needs_an_extra_names_it(fresh_python: Path, tmp_path: Path) -> None:
+    bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
+    for verb, extra in (("demo", "sim"), ("eval", "sim"), ("verify", "export"), ("train", "train")):
+        words = [fresh_python.parent / "trimvla", verb, *([] if verb == "train" else [bundle])]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert f"pip install 'trimvla[{extra}]'" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_bundle_runs_with_the_base_install(fresh_python: Path, tmp_path: Path) -> None:
+    bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
+    words = [fresh_python.parent / "trimvla", "bench", bundle, "--instruction", "pick up the red cube", "--rounds", "2"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
