@@ -43,8 +43,8 @@ class Args(Options):
     backend: str = "onnxruntime"
     """What executes the stages."""
 
-    threads: int = 0
-    """Threads of an operator; 0 leaves it to the backend."""
+    threads: int = 1
+    """Threads of an operator; 0 takes all cores."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError with everything that is out of range."""
@@ -77,7 +77,9 @@ def run(args: Args) -> Result:
             progress=count,
         )
     policy.close()
-    args.console().print(as_table(args, result))
+    console, (low, high) = args.console(), result["interval"]
+    console.print(as_table(args, result))
+    console.print(f"success rate {result['success_rate']:.3f}, 95 % interval {low:.3f} to {high:.3f}")
     return {"ok": True, "bundle": args.bundle, "env": args.env, "backend": args.backend} | result
 
 
@@ -94,13 +96,11 @@ def progress_bar() -> Progress:
 
 
 def as_table(args: Args, result: dict[str, Any]) -> Table:
-    """The card: rate and interval, then one row a verb."""
-    low, high = result["interval"]
+    """The card: one row a verb, and all."""
     title = f"{args.bundle} on {args.env} ({args.variant}{', swapped instruction' if args.swap_instruction else ''})"
     table = Table("task", "succeeded", "of", title=title, title_justify="left")
     for verb, (successes, episodes) in result["by_verb"].items():
         table.add_row(verb, str(successes), str(episodes))
     table.add_section()
     table.add_row("all", str(result["successes"]), str(result["episodes"]))
-    table.caption = f"success rate {result['success_rate']:.3f}, 95 % interval {low:.3f} to {high:.3f}"
     return table

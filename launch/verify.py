@@ -34,6 +34,7 @@ def run(args: Args) -> Result:
         progress.add_task("comparing", total=None)
         result = _reference(args.reference) if args.reference else _bundle(str(args.bundle))
     console.print(as_table(result))
+    console.print("all agree" if result["ok"] else f"{len(result['failed'])} differ")
     for failure in result["failed"]:
         console.print(f"  failed: {failure}", highlight=False, markup=False)
     return result
@@ -57,5 +58,4 @@ def as_table(result: Result) -> Table:
     for name, row in result["groups"].items():
         worst = f"{row['worst']:.2e}"
         table.add_row(name, str(row["compared"]), worst, f"{row['tolerance']:.0e}", str(row["worst_key"]))
-    table.caption = "all agree" if result["ok"] else f"{len(result['failed'])} differ"
     return table
