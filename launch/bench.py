@@ -132,7 +132,8 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 def as_table(result: Result) -> Table:
     """One row a part."""
-    table = Table("ms", "L0 p50", "L0 p99", "L2 p50", "L2 p99", title=f"{result['rounds']} rounds", title_justify="left")
+    title = f"{result['bundle']}, {result['rounds']} rounds"
+    table = Table("ms", "L0 p50", "L0 p99", "L2 p50", "L2 p99", title=title, title_justify="left")
     for name in ("preprocess", *STAGES, "total"):
         rows = (result[layer].get(name) for layer in ("L0_ms", "L2_ms"))
         cells = [f"{row[p]:.2f}" if row else "" for row in rows for p in ("p50", "p99")]
