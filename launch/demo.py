@@ -28,6 +28,7 @@ from trimvla.runtime.messages import Report, Summary
 
 SYSTEM = "demo"
 VIDEO_SIDE = 384  # pixels
+SLOW_PERIODS = 2  # control periods that one inference may take before a success would be luck
 NO_TIMES = Summary(0, 0.0, 0.0, 0.0)
 
 
@@ -71,6 +72,8 @@ def run(args: Args) -> Result:
     result = summarise(recordings, reports) | {"bundle": args.bundle, "video": film}
     console = args.console()
     console.print(as_table(result))
+    if result["inference_ms"]["p50"] > SLOW_PERIODS * 1e3 / result["control_hz"]["asked"]:
+        console.print("Inference is too slow here for this control rate: mostly the robot holds. Is the machine busy?")
     return result
 
 

