@@ -17,7 +17,7 @@ from trimvla.runtime.errors import ConfigError, TrimvlaError
 BAND = 56  # pixels under the picture
 LINGER_S = 1.2  # how long the last picture of an episode stays
 INK, PAPER = (235, 235, 235), (24, 26, 30)
-GIF_COLORS, GIF_PALETTE_FROM = 128, 16  # colours, and from how many pictures they are taken
+GIF_PALETTE_FROM = 16  # pictures
 GOOD, BAD = (90, 200, 120), (230, 100, 90)
 
 
@@ -102,12 +102,21 @@ def _write_mp4(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
 
 def _write_gif(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
     """One palette for all and no dithering: what does not move costs nothing."""
-    sample = np.concatenate(pictures[:: max(1, len(pictures) // GIF_PALETTE_FROM)])
-    palette = Image.fromarray(sample).quantize(GIF_COLORS)
+    palette = _palette(np.concatenate(pictures[:: max(1, len(pictures) // GIF_PALETTE_FROM)]))
     images = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
     with Image.open(path) as film:
         _check_count(path, 1, min(1, getattr(film, "n_frames", 0)))
+
+
+def _palette(sample: np.ndarray) -> Image.Image:
+    """256 colours: most for what covers much (shades of the table), some for what is small (a red can)."""
+    picture, colors = Image.fromarray(sample), []
+    for count, method in ((192, Image.Quantize.MEDIANCUT), (64, Image.Quantize.MAXCOVERAGE)):
+        colors += (picture.quantize(count, method).getpalette() or [])[: 3 * count]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colors)
+    return palette
 
 
 def _check_count(path: Path, expected: int, got: int) -> None:
