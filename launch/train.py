@@ -26,7 +26,7 @@ from trimvla.sim import demonstrations
 from trimvla.sim.scene import OBJECT_KINDS, TARGET_KINDS, all_instructions
 
 PRESET = "tabletop"
-CURVES = ("diffusion", "aux")  # what the picture shows, one panel each
+CURVES = ("diffusion", "aux", "object_cm")  # what the picture shows, one panel each
 SMOOTHING = 50  # steps
 
 
@@ -111,7 +111,8 @@ def fit(trainer: Trainer, data: Demonstrations, run: Path, progress: Progress) -
     task = progress.add_task("training", total=trainer.recipe.steps, note="")
 
     def report(step: int, losses: dict[str, float]) -> None:
-        progress.update(task, completed=step, note=" ".join(f"{k} {v:.3f}" for k, v in losses.items()))
+        note = f"loss {losses['diffusion']:.3f}, object {losses['object_cm']:.1f} cm"
+        progress.update(task, completed=step, note=note)
 
     train(trainer, data, run, report=report)
 
@@ -138,11 +139,11 @@ def draw_curve(history: list[dict[str, float]], path: Path) -> Path:
     import numpy as np
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = Figure(figsize=(10, 3), layout="constrained")
     window = min(SMOOTHING, len(history))
     for axes, name in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
         values = np.convolve([row[name] for row in history], np.ones(window) / window, mode="valid")
         axes.plot([row["step"] for row in history][window - 1 :], values)
-        axes.set(title=f"{name} loss", xlabel="step", yscale="log")
+        axes.set(title=name, xlabel="step", yscale="log")
     figure.savefig(path, dpi=120)
     return path
