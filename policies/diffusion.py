@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimvla.policies.cachers import CachedDit
 from trimvla.policies.head import Dit
 from trimvla.runtime.errors import ConfigError
 
@@ -84,7 +85,7 @@ def ddim_steps(train_steps: int, steps: int) -> list[DdimStep]:
     return [DdimStep(t, kept[t], following) for t, following in zip(visited, after, strict=True)]
 
 
-def guided(net: Dit, cognition: Tensor, guidance: float) -> Epsilon:
+def guided(net: Dit | CachedDit, cognition: Tensor, guidance: float) -> Epsilon:
     """Noise prediction under classifier-free guidance: eps = uncond + scale (cond - uncond).
 
     Both halves run as one batch; a scale of 1 or less runs the conditional half alone.
@@ -113,7 +114,9 @@ def ddim_trajectory(epsilon: Epsilon, noise: Tensor, steps: list[DdimStep]) -> I
         yield x, x0
 
 
-def ddim_sample(net: Dit, cognition: Tensor, noise: Tensor, *, train_steps: int, steps: int, guidance: float) -> Tensor:
+def ddim_sample(
+    net: Dit | CachedDit, cognition: Tensor, noise: Tensor, *, train_steps: int, steps: int, guidance: float
+) -> Tensor:
     """Sample an action chunk.
 
     Args:
