@@ -1,8 +1,8 @@
 """Schedules for the diffusion head: at which sampler steps its blocks run, and what the other steps reuse.
 
 The blocks are plain residual ones, so all their cached outputs collapse into one tensor, their sum: a reuse step is
-embed, add the sum, final layer (EfficientVLA, arXiv 2506.10100, section 3.4, gives the interval; the collapse is exact
-up to the order of summation). Fewer DDIM steps are the control that a schedule must beat.
+embed, add the sum, final layer (EfficientVLA, arXiv 2506.10100, gives the interval; the collapse is exact up to the
+order of summation). Fewer DDIM steps are the control that a schedule must beat.
 """
 
 from __future__ import annotations

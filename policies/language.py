@@ -94,7 +94,11 @@ class SwiGlu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[..., width] -> the same."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.channels(x))
+
+    def channels(self, x: Tensor) -> Tensor:
+        """What goes into down: float[..., width] -> float[..., hidden]."""
+        return F.silu(self.gate_proj(x)) * self.up_proj(x)
 
 
 class DecoderLayer(nn.Module):

@@ -1,7 +1,7 @@
 """Which visual tokens a trimmed decoder keeps: EfficientVLA's three groups, and the controls that they must beat.
 
 A selector is a pure function from what is known where tokens are dropped to ascending indices of a fixed number, so it
-exports as TopK and Gather. EfficientVLA (arXiv 2506.10100, section 3.3) writes relevance as visual-to-text attention;
+exports as TopK and Gather. EfficientVLA (arXiv 2506.10100) writes relevance as visual-to-text attention;
 under a causal mask with the picture in front that is zero, so it is read here as text (query) to visual (key). The
 paper does not say which features diversity compares: here, by default, the hidden states where tokens are dropped.
 """

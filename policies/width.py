@@ -1,7 +1,7 @@
 """MLP width: which channels of a decoder layer are worth keeping, without training.
 
-A channel is one row of gate, one row of up and one column of down. Its score is LoRAP's (arXiv 2404.09695, section
-3.2): the sum over the three of || |W| sqrt(E x^2) ||_2, x the input of that matrix over calibration data. LoRAP also
+A channel is one row of gate, one row of up and one column of down. Its score is LoRAP's (arXiv 2404.09695):
+the sum over the three of || |W| sqrt(E x^2) ||_2, x the input of that matrix over calibration data. LoRAP also
 keeps the least important 1 % of the channels, which matter although they score low. The projector is never narrowed.
 """
 

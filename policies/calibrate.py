@@ -1,0 +1,131 @@
+"""Calibration: pictures and prompts of one policy, and what its decoder does to them.
+
+One pass over the data gathers all that the criteria need: how much each layer turns the residual stream, and the mean
+squares that go into each MLP. Knows no criterion and decides nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimvla.policies.cogact import CogAct
+from trimvla.policies.config import PolicyConfig
+from trimvla.policies.language import Decoder, DecoderLayer
+from trimvla.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """n samples of one policy."""
+
+    policy: str
+    """Fingerprint of the policy's config."""
+    images: np.ndarray
+    """uint8[n, S, S, 3], RGB, already resized."""
+    input_ids: np.ndarray
+    """int64[n, L], BOS first, padded on the right."""
+    last: np.ndarray
+    """int64[n], index of EOS in the ids."""
+
+    def digest(self) -> str:
+        """sha256 of everything, in hexadecimal."""
+        digest = hashlib.sha256(self.policy.encode())
+        for array in (self.images, self.input_ids, self.last):
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write an archive without pickle."""
+        np.savez_compressed(path, policy=self.policy, images=self.images, input_ids=self.input_ids, last=self.last)
+
+
+def load_calibration(path: Path, cfg: PolicyConfig) -> Calibration:
+    """Read what `Calibration.save` wrote.
+
+    Raises:
+        ConfigError: no such archive, or the data of another policy.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            data = Calibration(str(arrays["policy"]), arrays["images"], arrays["input_ids"], arrays["last"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: expected calibration data, got: {error}") from error
+    check_calibration(data, cfg)
+    return data
+
+
+def check_calibration(data: Calibration, cfg: PolicyConfig) -> None:
+    """ConfigError where the data is empty or belongs to another policy."""
+    if data.policy != cfg.fingerprint:
+        raise ConfigError(
+            f"expected calibration data of policy '{cfg.name}' ({cfg.fingerprint}), got that of {data.policy}"
+        )
+    n, side = len(data.last), cfg.image_size
+    if not n or data.images.shape != (n, side, side, 3) or data.input_ids.shape[:1] != (n,):
+        shapes = [list(array.shape) for array in (data.images, data.input_ids, data.last)]
+        raise ConfigError(f"expected calibration data [n, {side}, {side}, 3], [n, L], [n], got {shapes}")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the dense decoder does on calibration data, layer by layer."""
+
+    similarity: Tensor
+    """float64[layers]: cosine between a layer's input and output; mean over positions, then over samples."""
+    inputs: Tensor
+    """float64[layers, width]: mean square of the MLP's input over all positions."""
+    channels: Tensor
+    """float64[layers, mlp_hidden]: mean square of what goes into the MLP's down projection."""
+    samples: int
+
+
+@torch.no_grad()
+def sequences(policy: CogAct, data: Calibration) -> Iterator[Tensor]:
+    """The decoder's input of each sample without padding, float[1, P + last + 1, D]."""
+    for image, ids, last in zip(data.images, data.input_ids, data.last, strict=True):
+        visual = policy.vision(torch.from_numpy(image)[None])
+        yield policy.language.embed(visual, torch.from_numpy(ids[: int(last) + 1])[None])
+
+
+@torch.no_grad()
+def measure(decoder: Decoder, inputs: Iterable[Tensor]) -> Statistics:
+    """Run the dense decoder over sequences float[1, n, D] and gather its statistics.
+
+    Raises:
+        ConfigError: there is no sequence.
+    """
+    similarity, squares, positions, samples = 0.0, (0.0, 0.0), 0, 0
+    for x in inputs:
+        rows = layer_rows(decoder, x)
+        similarity = similarity + torch.stack([row[0] for row in rows])
+        squares = tuple(total + torch.stack([row[i + 1] for row in rows]) for i, total in enumerate(squares))
+        positions, samples = positions + x.shape[1], samples + 1
+    if not isinstance(similarity, Tensor):
+        raise ConfigError("expected at least one calibration sample, got none")
+    into_mlp, into_down = (torch.as_tensor(total) / positions for total in squares)
+    return Statistics(similarity / samples, into_mlp, into_down, samples)
+
+
+def layer_rows(decoder: Decoder, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each layer: mean cosine float64[], sums of squares float64[width] and float64[mlp_hidden]."""
+    cos, sin, mask = decoder.context(x)
+    rows = []
+    for layer in decoder.layers:
+        assert isinstance(layer, DecoderLayer)
+        middle = x + layer.self_attn(layer.input_layernorm(x), cos, sin, mask)
+        normed = layer.post_attention_layernorm(middle)
+        channels = layer.mlp.channels(normed)
+        after = middle + layer.mlp.down_proj(channels)
+        cosine = F.cosine_similarity(x.double(), after.double(), dim=-1).mean()
+        rows.append((cosine, *(part.double().square().sum(dim=(0, 1)) for part in (normed, channels))))
+        x = after
+    return rows
