@@ -29,12 +29,15 @@ def every(interval: int, steps: int) -> tuple[int, ...]:
 class CachedDit:
     """A head that runs its blocks at some calls and reuses their sum at the others; for one sample only."""
 
-    def __init__(self, net: Dit, recompute: Iterable[int]) -> None:
-        """`recompute` holds the numbers of the calls, from 0 on, that run the blocks."""
+    def __init__(self, net: Dit, recompute: Iterable[int], residual: Tensor | None = None) -> None:
+        """`recompute` holds the numbers of the calls, from 0 on, that run the blocks.
+
+        `residual` float[b, 1 + H, width] is what the first calls reuse, where they do not run the blocks.
+        """
         self.net = net
         self.recompute = frozenset(recompute)
         self.calls = 0
-        self.residual: Tensor | None = None
+        self.residual = residual
 
     @property
     def uncondition(self) -> Tensor:

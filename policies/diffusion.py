@@ -20,7 +20,7 @@ from trimvla.runtime.errors import ConfigError
 
 MAX_BETA = 0.999
 SINGLE_STEP = 50  # the timestep that the public code visits when it takes one step only
-Epsilon = Callable[[Tensor, int], Tensor]
+Epsilon = Callable[[Tensor, int | Tensor], Tensor]
 
 
 def betas(train_steps: int) -> list[float]:
@@ -95,14 +95,17 @@ def guided(net: Dit | CachedDit, cognition: Tensor, guidance: float) -> Epsilon:
         return lambda x, t: net(x, _timestep(x, t, b), cognition)
     both = torch.cat([cognition, net.uncondition.expand(b, -1).to(cognition.dtype)])
 
-    def epsilon(x: Tensor, t: int) -> Tensor:
+    def epsilon(x: Tensor, t: int | Tensor) -> Tensor:
         conditional, unconditional = net(torch.cat([x, x]), _timestep(x, t, 2 * b), both).chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 
     return epsilon
 
 
-def _timestep(x: Tensor, t: int, count: int) -> Tensor:
+def _timestep(x: Tensor, t: int | Tensor, count: int) -> Tensor:
+    """A number is baked into an exported graph; a float[1] is an input of it."""
+    if isinstance(t, Tensor):
+        return t.expand(count)
     return torch.full((count,), float(t), device=x.device)
 
 
