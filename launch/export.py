@@ -20,7 +20,7 @@ from trimvla.policies import checkpoint
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PRESETS
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.manifest import Plan
+from trimvla.runtime.plan import Plan, load_plan
 
 WEIGHTS = "policy.safetensors"
 TOKENIZER = "tokenizer.json"
@@ -46,6 +46,9 @@ class Args(Options):
     statistics_key: str | None = None
     """Which dataset's statistics un-normalise the actions; needed where there are several."""
 
+    plan: Path | None = None
+    """What to keep: a plan made by `trimvla trim` (default: everything)."""
+
     control_hz: float = 5.0
     """Rows of an action chunk per second (5 for the tabletop and WidowX, 3 for the Google robot)."""
 
@@ -61,7 +64,7 @@ def run(args: Args) -> Result:
         progress.add_task("exporting and comparing with torch", total=None)
         manifest = export_policy(
             load_policy(args),
-            Plan(),
+            Plan() if args.plan is None else load_plan(args.plan),
             statistics,
             args.tokenizer or args.source / TOKENIZER,
             args.out,
