@@ -7,18 +7,20 @@ squares that go into each MLP. Knows no criterion and decides nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.language import Decoder, DecoderLayer
+from trimvla.policies.tokenizer import prompt_ids
 from trimvla.runtime.errors import ConfigError
 
 
@@ -73,6 +75,36 @@ def check_calibration(data: Calibration, cfg: PolicyConfig) -> None:
     if not n or data.images.shape != (n, side, side, 3) or data.input_ids.shape[:1] != (n,):
         shapes = [list(array.shape) for array in (data.images, data.input_ids, data.last)]
         raise ConfigError(f"expected calibration data [n, {side}, {side}, 3], [n, L], [n], got {shapes}")
+
+
+def calibration_from_shards(
+    shards: Sequence[Path], cfg: PolicyConfig, tokenizer: Callable[[], Tokenizer], frames: int, seed: int
+) -> Calibration:
+    """Frames drawn from shards of demonstrations (see `dataset`), each with the sentence that was being pursued.
+
+    Args:
+        shards: the files.
+        cfg: of the policy.
+        tokenizer: opens the policy's tokenizer.
+        frames: how many; all, where there are fewer.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: there are no shards, or no frames are wanted.
+    """
+    if not shards or frames < 1:
+        raise ConfigError(f"expected shards of demonstrations and at least 1 frame, got {len(shards)} and {frames}")
+    loaded = [np.load(path) for path in shards]
+    texts = np.concatenate([shard["texts"][:, 0] for shard in loaded])
+    rows = np.sort(np.random.default_rng(seed).permutation(len(texts))[:frames])
+    images = np.concatenate([shard["images"] for shard in loaded])[rows]
+    opened = tokenizer()
+    ids = [prompt_ids(opened, cfg.prompt, str(text)) for text in texts[rows]]
+    last = np.array([len(row) - 1 for row in ids])
+    padded = np.full((len(ids), int(last.max()) + 1), cfg.prompt.pad_id)
+    for place, row in zip(padded, ids, strict=True):
+        place[: len(row)] = row
+    return Calibration(cfg.fingerprint, images, padded, last)
 
 
 @dataclass(frozen=True)
