@@ -47,8 +47,12 @@ class LanguageStage(nn.Module):
         return self.language.cognition(visual, input_ids, last)
 
 
-class KeptLanguageStage(LanguageStage):
+class KeptLanguageStage(nn.Module):
     """The same where visual tokens are dropped; also says which ones were kept, so that a runtime can show them."""
+
+    def __init__(self, policy: CogAct) -> None:
+        super().__init__()
+        self.language = policy.language
 
     def forward(self, visual: Tensor, input_ids: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         """float[1, P, D], int64[1, L], int64[1] -> float[1, D], int64[1, K] raster indices."""

@@ -23,6 +23,9 @@ from trimvla.policies.language import Decoder, DecoderLayer
 from trimvla.policies.tokenizer import prompt_ids
 from trimvla.runtime.errors import ConfigError
 
+Sums = tuple[Tensor, Tensor, Tensor]
+"""float64[layers], float64[layers, width], float64[layers, mlp_hidden]: see `Statistics`."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -135,29 +138,30 @@ def measure(decoder: Decoder, inputs: Iterable[Tensor]) -> Statistics:
     Raises:
         ConfigError: there is no sequence.
     """
-    similarity, squares, positions, samples = 0.0, (0.0, 0.0), 0, 0
+    total: Sums | None = None
+    positions = samples = 0
     for x in inputs:
-        rows = layer_rows(decoder, x)
-        similarity = similarity + torch.stack([row[0] for row in rows])
-        squares = tuple(total + torch.stack([row[i + 1] for row in rows]) for i, total in enumerate(squares))
+        found = layer_sums(decoder, x)
+        total = found if total is None else (total[0] + found[0], total[1] + found[1], total[2] + found[2])
         positions, samples = positions + x.shape[1], samples + 1
-    if not isinstance(similarity, Tensor):
+    if total is None:
         raise ConfigError("expected at least one calibration sample, got none")
-    into_mlp, into_down = (torch.as_tensor(total) / positions for total in squares)
-    return Statistics(similarity / samples, into_mlp, into_down, samples)
+    similarity, into_mlp, into_down = total
+    return Statistics(similarity / samples, into_mlp / positions, into_down / positions, samples)
 
 
-def layer_rows(decoder: Decoder, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of each layer: mean cosine float64[], sums of squares float64[width] and float64[mlp_hidden]."""
+def layer_sums(decoder: Decoder, x: Tensor) -> Sums:
+    """Of one sequence float[1, n, D]: mean cosine of each layer; sums of squares into each MLP and into its down."""
     cos, sin, mask = decoder.context(x)
-    rows = []
+    cosines, into_mlp, into_down = [], [], []
     for layer in decoder.layers:
         assert isinstance(layer, DecoderLayer)
         middle = x + layer.self_attn(layer.input_layernorm(x), cos, sin, mask)
         normed = layer.post_attention_layernorm(middle)
         channels = layer.mlp.channels(normed)
         after = middle + layer.mlp.down_proj(channels)
-        cosine = F.cosine_similarity(x.double(), after.double(), dim=-1).mean()
-        rows.append((cosine, *(part.double().square().sum(dim=(0, 1)) for part in (normed, channels))))
+        cosines.append(F.cosine_similarity(x.double(), after.double(), dim=-1).mean())
+        into_mlp.append(normed.double().square().sum(dim=(0, 1)))
+        into_down.append(channels.double().square().sum(dim=(0, 1)))
         x = after
-    return rows
+    return torch.stack(cosines), torch.stack(into_mlp), torch.stack(into_down)

@@ -15,10 +15,12 @@ from tiny_policy import TINY, inputs, random_policy
 from trimvla.policies import tokens
 from trimvla.policies.cachers import CachedDit, every
 from trimvla.policies.calibrate import Calibration, load_calibration, measure, sequences
+from trimvla.policies.head import DitBlock
 from trimvla.policies.importance import CRITERIA, most_important
 from trimvla.policies.planner import Request, make_plan
 from trimvla.policies.tokens import Seen
 from trimvla.policies.trimmed import trim
+from trimvla.policies.trimmed_language import as_layer
 from trimvla.policies.width import channel_scores, kept_channels
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan, Provenance, TokenPlan, load_plan, mask, save_plan, unmask
@@ -124,8 +126,9 @@ def test_removed_layers_are_as_if_they_added_nothing(policy):
     silent = random_policy(DEEP)
     with torch.no_grad():
         for index in (1, 3):
-            silent.language.layers[index].self_attn.o_proj.weight.zero_()
-            silent.language.layers[index].mlp.down_proj.weight.zero_()
+            layer = as_layer(silent.language.layers[index])
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
     batch = inputs(DEEP)
     torch.testing.assert_close(run(policy, Plan(layers=(0, 2, 4)), batch), run(silent, Plan(), batch))
 
@@ -134,7 +137,7 @@ def test_removed_channels_are_as_if_they_added_nothing(policy):
     silent, dropped = random_policy(DEEP), list(range(5, 20))
     with torch.no_grad():
         for layer in silent.language.layers:
-            layer.mlp.down_proj.weight[:, dropped] = 0
+            as_layer(layer).mlp.down_proj.weight[:, dropped] = 0
     kept = mask([index for index in range(DEEP.language.mlp_hidden) if index not in dropped])
     batch = inputs(DEEP)
     torch.testing.assert_close(run(policy, Plan(channels=(kept,) * 5), batch), run(silent, Plan(), batch))
@@ -142,8 +145,8 @@ def test_removed_channels_are_as_if_they_added_nothing(policy):
 
 def test_matrices_are_really_smaller_and_the_rest_is_shared(policy):
     trimmed = trim(policy, Plan(layers=(0, 2), channels=(mask(range(30)), mask(range(20)))))
-    assert [layer.mlp.down_proj.weight.shape[1] for layer in trimmed.language.layers] == [30, 20]
-    assert trimmed.language.layers[1].self_attn is policy.language.layers[2].self_attn
+    assert [as_layer(layer).mlp.down_proj.weight.shape[1] for layer in trimmed.language.layers] == [30, 20]
+    assert as_layer(trimmed.language.layers[1]).self_attn is as_layer(policy.language.layers[2]).self_attn
     assert trimmed.vision is policy.vision
     assert trimmed.head is policy.head
 
@@ -167,7 +170,7 @@ def test_controls_order_layers_without_looking(policy, calibration):
 
 
 def test_channel_scores_follow_lorap(policy):
-    mlp = policy.language.layers[0].mlp
+    mlp = as_layer(policy.language.layers[0]).mlp
     x = torch.randn(50, 32)
     with torch.no_grad():
         hidden = mlp.channels(x)
@@ -277,6 +280,7 @@ def test_a_reuse_step_adds_what_every_block_added(policy):
         torch.testing.assert_close(cached(x, t, z), net(x, t, z))
         tokens_, added = net.embed(x, t, z), []
         for block in net.blocks:
+            assert isinstance(block, DitBlock)
             added.append(block.attn(block.norm1(tokens_)))
             tokens_ = tokens_ + added[-1]
             added.append(block.mlp(block.norm2(tokens_)))
