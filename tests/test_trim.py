@@ -20,7 +20,7 @@ from trimvla.policies.importance import CRITERIA, most_important
 from trimvla.policies.planner import Request, make_plan
 from trimvla.policies.tokens import Seen
 from trimvla.policies.trimmed import trim
-from trimvla.policies.trimmed_language import as_layer
+from trimvla.policies.trimmed_language import TrimmedDecoder, as_layer
 from trimvla.policies.width import channel_scores, kept_channels
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan, Provenance, TokenPlan, load_plan, mask, save_plan, unmask
@@ -251,6 +251,7 @@ def test_samples_of_a_batch_do_not_mix(policy, selector):
 
 def test_kept_tokens_are_chosen_by_the_picture(policy):
     trimmed = trim(policy, Plan(tokens=TokenPlan(keep=6, key=2)))
+    assert isinstance(trimmed.language, TrimmedDecoder)
     kept = set()
     for _ in range(4):
         image, ids, last, _ = inputs(DEEP)
