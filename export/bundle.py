@@ -18,10 +18,11 @@ from typing import Any
 
 import msgspec
 
-from trimvla.export.stages import STAGES, Stage, prompt_spec, stage_spec
+from trimvla.export.stages import Stage, prompt_spec, stage_spec, stages_under
 from trimvla.export.to_onnx import export_stage
 from trimvla.export.verify import open_runners, parity
 from trimvla.policies.cogact import CogAct
+from trimvla.policies.trimmed import trim
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import BundleError, ConfigError
 from trimvla.runtime.manifest import ActionKind, ActionSpec, ImageSpec, Manifest, Plan, StageSpec
@@ -48,7 +49,7 @@ def export_policy(
     """Export a policy to a bundle.
 
     Args:
-        policy: in float32, on the CPU.
+        policy: the dense policy, in float32, on the CPU.
         plan: what is kept of it; the empty plan is the dense policy.
         statistics: the official layout {key: {"action": {"q01": [A], "q99": [A], "mask": [A]}}}.
         tokenizer_path: the policy's `tokenizer.json`.
@@ -63,7 +64,7 @@ def export_policy(
         The manifest, with the parity report.
 
     Raises:
-        ConfigError: no tokenizer, no such statistics, or the target exists.
+        ConfigError: the plan does not fit, no tokenizer, no such statistics, or the target exists.
         BundleError: the graphs differ from torch by more than their tolerance. Nothing is left behind.
     """
     out, tokenizer = Path(out_dir), Path(tokenizer_path)
@@ -71,7 +72,7 @@ def export_policy(
         raise ConfigError(f"expected no bundle at {out}, got one: remove it or ask for overwriting")
     if not tokenizer.is_file():
         raise ConfigError(f"expected the policy's tokenizer at {tokenizer}, got no file{GATED}")
-    cfg = policy.cfg
+    cfg, policy = policy.cfg, trim(policy, plan)
     action = ActionSpec(cfg.head.horizon, cfg.head.action_dim, control_hz, tuple(kinds), statistics_key)
     with written_beside(out) as directory:
         shutil.copyfile(tokenizer, directory / bundles.TOKENIZER)
@@ -86,7 +87,7 @@ def export_policy(
             image=ImageSpec(cfg.image_size),
             prompt=prompt_spec(cfg),
             action=action,
-            stages={stage.name: export_to(policy, stage, directory) for stage in STAGES},
+            stages={stage.name: export_to(policy, stage, directory) for stage in stages_under(plan)},
         )
         return prove(policy, manifest, directory)
 
@@ -95,7 +96,7 @@ def export_to(policy: CogAct, stage: Stage, directory: Path) -> StageSpec:
     """Write one stage's graph into the directory."""
     file = f"{stage.name}.onnx"
     export_stage(policy, stage, directory / file)
-    return stage_spec(policy.cfg, stage, file)
+    return stage_spec(policy.cfg, stage, file, policy.plan)
 
 
 def prove(policy: CogAct, manifest: Manifest, directory: Path) -> Manifest:

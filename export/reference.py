@@ -1,23 +1,28 @@
 """Does this policy compute what the public code computed? Every stored array of a reference directory, compared.
 
-`GROUPS` says what is compared and how closely; `reference_modules` and `reference_runtime` say how each array comes
-about; the format of the directory is in docs/REFERENCE_FORMAT.md. Knows no sizes: they come from the directory.
+`GROUPS` says what is compared and how closely; `reference_modules`, `reference_runtime` and, for trimmed policies,
+`reference_trimmed` say how each array comes about. The format of the directory is in docs/REFERENCE_FORMAT.md. Knows no
+sizes: they come from the directory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import torch
 
 from trimvla.export import reference_modules as module
 from trimvla.export import reference_runtime as runtime
+from trimvla.export import reference_trimmed as trimmed
 from trimvla.export.compare import Comparison, report
+from trimvla.export.planned_stages import ExportedStages
 from trimvla.export.reference_directory import Reference, Values, open_reference
+from trimvla.export.reference_trimmed import left_out_when_exported
 from trimvla.runtime.errors import TrimvlaError
 
 
@@ -34,6 +39,7 @@ class Group:
     tolerance: float
     compute: Callable[[Reference], Values]
     required: bool = False
+    staged: bool = False  # computed by the stages of a bundle, so that exported graphs can take torch's place
 
     def covers(self, key: str) -> bool:
         """Whether the key belongs to this group."""
@@ -43,6 +49,7 @@ class Group:
 LAYERS = ("llm/inputs_embeds", "llm/layer_outputs", "llm/final_normed")
 SCHEDULE = ("diffusion/betas*", "action/*/timesteps", "action/*/alphas_cumprod*")
 SIMPLER = ("simpler/*/world_vector", "simpler/*/gripper", "simpler/*/terminate_episode", "simpler/*/raw_*")
+EVLA_SCORES = ("evla/*/probs", "evla/*/relevance", "evla/*/score01", "evla/*/diversity")
 
 GROUPS = (
     Group("pixels", ("in/pixel_*",), 1e-6, runtime.pixels),
@@ -55,39 +62,69 @@ GROUPS = (
     Group("ddim", ("action/*/x", "action/*/pred_xstart"), 3e-5, module.ddim, required=True),
     Group("normalized", ("action/normalized/*",), 3e-5, runtime.normalized),
     Group("unnormalized", ("action/unnormalized/*",), 1e-5, runtime.unnormalized),
-    Group("end_to_end", ("action/normalized/ddim10_cfg1.5",), 3e-5, runtime.end_to_end),
+    Group("end_to_end", ("action/normalized/ddim10_cfg1.5",), 3e-5, runtime.end_to_end, staged=True),
     Group("batch", ("batch/cognition_features", "batch/normalized"), 3e-5, runtime.batch),
     Group("batch_unnormalized", ("batch/unnormalized/*",), 1e-5, runtime.batch),
     Group("ensemble", ("ensemble/h*",), 1e-9, runtime.ensemble),
     Group("simpler", SIMPLER, 1e-9, runtime.simpler),
     Group("simpler_rotation", ("simpler/*/rot_axangle",), 1e-7, runtime.simpler),
     Group("deploy", ("deploy/resized*",), 0.0, runtime.deploy),
+    Group("bi_inputs", ("bi/sample*/inputs_embeds",), 5e-5, trimmed.calibration_inputs),
+    Group("bi", ("bi/scores", "bi/mean_cos_per_sample"), 1e-5, trimmed.influence),
+    Group("bi_order", ("bi/order_ascending",), 0.0, trimmed.influence),
+    Group("layerdrop", ("layerdrop/*/cognition_feature",), 3e-5, trimmed.dropped_layers, staged=True),
+    Group("layerdrop_kept", ("layerdrop/*/kept_layers",), 0.0, trimmed.dropped_layers),
+    Group("evla_scores", EVLA_SCORES, 2e-5, trimmed.token_scores),
+    Group("evla_hidden", ("evla/hidden_after_layer2",), 2e-4, trimmed.token_scores),
+    Group("evla_ranks", ("evla/*/key", "evla/*/task", "evla/*/div"), 0.0, trimmed.token_ranks),
+    Group("evla_kept", ("evla/*/kept",), 0.0, trimmed.kept_tokens, staged=True),
+    Group("evla", ("evla/*/cognition_feature", "evla/*_final_sample"), 3e-5, trimmed.token_features, staged=True),
+    Group("cache", ("cache/*/x", "cache/*/normalized"), 3e-5, trimmed.cache, staged=True),
+    Group("cache_steps", ("cache/*/recomputed_steps",), 0.0, trimmed.cache),
+    Group("cache_unnormalized", ("cache/*/unnormalized/*",), 1e-5, trimmed.cache_units),
 )
 
 
-def verify_reference(directory: Path | str, groups: Sequence[Group] = GROUPS) -> dict[str, Any]:
-    """Compare our policy, with the directory's weights, against the arrays that the public code gave.
+def verify_reference(
+    directory: Path | str, groups: Sequence[Group] = GROUPS, through: Literal["torch", "onnx"] = "torch"
+) -> dict[str, Any]:
+    """Compare our policy, with the directory's weights, against the stored arrays.
 
     Args:
         directory: a reference directory (docs/REFERENCE_FORMAT.md).
         groups: what to compare.
+        through: "onnx" exports the stages and runs them in ONNX Runtime, for the groups that are `staged`; the
+            others look inside the modules and always run in torch.
 
     Returns:
         {"ok", "compared": arrays, "failed": [{"group", "key", "reason"}], "absent": [groups without any array],
-        "groups": {name: {"compared", "worst", "worst_key", "mean", "cosine", "tolerance"}}}.
+        "groups": {name: {"compared", "worst", "worst_key", "mean", "cosine", "tolerance", "through"}}}.
 
     Raises:
         ConfigError, CheckpointError: the directory cannot be opened.
     """
     reference = open_reference(directory)
-    return report({group.name: compare_group(group, reference) for group in groups})
+    with TemporaryDirectory() as graphs:
+        staged = exported(reference, Path(graphs)) if through == "onnx" else reference
+        rows = {group.name: compare_group(group, staged if group.staged else reference) for group in groups}
+    result = report(rows)
+    for group in groups:
+        if group.name in result["groups"]:
+            result["groups"][group.name]["through"] = (staged if group.staged else reference).stages.backend
+    return result
+
+
+def exported(reference: Reference, directory: Path) -> Reference:
+    """The same reference with its stages exported into the directory."""
+    left_out = left_out_when_exported(list(reference.arrays))
+    return replace(reference, stages=ExportedStages(reference.policy, directory), left_out=frozenset(left_out))
 
 
 @torch.no_grad()
 def compare_group(group: Group, reference: Reference) -> Comparison:
     """Compare one group; what cannot be computed is a failure, not an exception."""
     comparison = Comparison(group.name, group.tolerance)
-    pending = {key for key in reference.arrays if group.covers(key)}
+    pending = {key for key in reference.keys if group.covers(key)}
     if not pending:
         if group.required:
             comparison.fail(None, f"expected arrays named {', '.join(group.keys)}, got none")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trimvla.export.architecture import policy_config
 from trimvla.export.compare import Value
+from trimvla.export.planned_stages import PlannedStages, TorchStages
 from trimvla.policies.checkpoint import load_official
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.diffusion import DdimStep, ddim_steps
@@ -31,11 +32,20 @@ RUN = re.compile(r"ddim(\d+)_cfg([\d.]+)")
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference directory, opened: the stored arrays and our policy with the stored weights."""
+    """A reference directory, opened: the stored arrays, our policy with the stored weights, and what runs it."""
 
     directory: Path
     arrays: Mapping[str, np.ndarray]
     policy: CogAct
+    stages: PlannedStages
+    """What runs the stages."""
+    left_out: frozenset[str] = frozenset()
+    """Stored arrays that are not compared."""
+
+    @property
+    def keys(self) -> list[str]:
+        """Stored arrays that may be compared."""
+        return [key for key in self.arrays if key not in self.left_out]
 
     def array(self, key: str) -> np.ndarray:
         """The stored array.
@@ -53,7 +63,7 @@ class Reference:
 
     def matches(self, pattern: str) -> list[tuple[str, re.Match[str]]]:
         """Stored keys that the regular expression matches entirely, with their matches."""
-        found = ((key, re.fullmatch(pattern, key)) for key in self.arrays)
+        found = ((key, re.fullmatch(pattern, key)) for key in self.keys)
         return [(key, match) for key, match in found if match]
 
     @property
@@ -94,7 +104,7 @@ def open_reference(directory: Path | str) -> Reference:
         arrays = np.load(directory / "reference.npz", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"expected an archive of arrays in {directory / 'reference.npz'}, got: {error}") from error
-    return Reference(directory, arrays, policy)
+    return Reference(directory, arrays, policy, TorchStages(policy))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

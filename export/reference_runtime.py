@@ -19,6 +19,7 @@ from torch import Tensor
 from trimvla.export.reference_directory import Reference, Values
 from trimvla.export.stages import prompt_spec
 from trimvla.runtime.chunks import AdaptiveEnsemble
+from trimvla.runtime.plan import Plan
 from trimvla.runtime.preprocess import Prompter, binarise, load_statistics, resize, unnormalise
 from trimvla.runtime.simpler_adapter import Robot, SimplerAdapter
 
@@ -79,10 +80,10 @@ def in_units(ref: Reference, actions: np.ndarray, statistics_key: str) -> np.nda
 
 def end_to_end(ref: Reference) -> Values:
     """From the picture and the ids to actions, through the whole policy."""
-    ids = ref.tensor("in/input_ids")[None]
-    last = torch.tensor([ids.shape[1] - 1])
-    diffusion = ref.policy.cfg.diffusion
-    sample = ref.policy(square_image(ref, "in/image"), ids, last, ref.tensor("action/noise"))
+    diffusion, stages, dense = ref.policy.cfg.diffusion, ref.stages, Plan()
+    visual = stages.visual(square_image(ref, "in/image"))
+    feature, _ = stages.cognition(dense, visual, ref.tensor("in/input_ids")[None])
+    sample = stages.sample(dense, feature, ref.tensor("action/noise"))
     yield f"action/normalized/ddim{diffusion.inference_steps}_cfg{diffusion.guidance}", binarise(sample[0].numpy())
 
 

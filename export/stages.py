@@ -1,20 +1,25 @@
-"""The exported stages: one row each, with inputs, output, symbolic axes and how close a backend must come to torch.
+"""The exported stages: one row each, with inputs, outputs, symbolic axes and how close a backend must come to torch.
 
 Shapes are worked out from a policy's config; batch is always 1. Knows no file format and no backend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from trimvla.policies.cachers import CachedDit
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
+from trimvla.policies.diffusion import guided
+from trimvla.policies.trimmed_language import TrimmedDecoder
 from trimvla.runtime.manifest import PromptSpec, StageSpec, TensorSpec
+from trimvla.runtime.plan import Plan
 
+DENSE = Plan()
 PROMPT_AXIS = "prompt"  # takes the values of the prompt buckets only
 
 
@@ -42,6 +47,20 @@ class LanguageStage(nn.Module):
         return self.language.cognition(visual, input_ids, last)
 
 
+class KeptLanguageStage(nn.Module):
+    """The same where visual tokens are dropped; also says which ones were kept, so that a runtime can show them."""
+
+    def __init__(self, policy: CogAct) -> None:
+        super().__init__()
+        self.language = policy.language
+
+    def forward(self, visual: Tensor, input_ids: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """float[1, P, D], int64[1, L], int64[1] -> float[1, D], int64[1, K] raster indices."""
+        language = self.language
+        assert isinstance(language, TrimmedDecoder)
+        return language.cognition_and_kept(visual, input_ids, last)
+
+
 class ActionStage(nn.Module):
     """Cognition feature and noise to an action chunk: all DDIM steps, unrolled, with guidance."""
 
@@ -54,28 +73,70 @@ class ActionStage(nn.Module):
         return self.policy.act(cognition, noise)
 
 
+class FullStep(nn.Module):
+    """One sampler step that runs the head's blocks: predicted noise, and what the blocks added to the stream."""
+
+    def __init__(self, policy: CogAct) -> None:
+        super().__init__()
+        self.head, self.guidance = policy.head, guidance_scale(policy)
+
+    def forward(self, cognition: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """float[1, D], float[1, H, A], float[1] -> float[1, H, A], float[b, 1 + H, w]; b = 2 under guidance."""
+        net = CachedDit(self.head, (0,))
+        epsilon = guided(net, cognition, self.guidance)(x, t)
+        assert net.residual is not None
+        return epsilon, net.residual
+
+
+class ReuseStep(FullStep):
+    """One sampler step that adds an earlier step's residual instead."""
+
+    def forward(self, cognition: Tensor, x: Tensor, t: Tensor, residual: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As `FullStep.forward`, with its residual as an input -> float[1, H, A]."""
+        return guided(CachedDit(self.head, (), residual), cognition, self.guidance)(x, t)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One graph. `tolerance` is the largest absolute difference from torch, in float32, on the same inputs."""
 
     name: str
-    module: type[VisionStage] | type[LanguageStage] | type[ActionStage]
+    module: Callable[[CogAct], nn.Module]
     inputs: tuple[str, ...]
-    output: str
+    outputs: tuple[str, ...]
     tolerance: float
 
 
 STAGES = (
-    Stage("vision", VisionStage, ("image",), "visual", 1e-4),
-    Stage("language", LanguageStage, ("visual", "input_ids", "last"), "cognition", 1e-4),
-    Stage("action", ActionStage, ("cognition", "noise"), "actions", 1e-4),
+    Stage("vision", VisionStage, ("image",), ("visual",), 1e-4),
+    Stage("language", LanguageStage, ("visual", "input_ids", "last"), ("cognition",), 1e-4),
+    Stage("action", ActionStage, ("cognition", "noise"), ("actions",), 1e-4),
 )
 
 
-def tensor_specs(cfg: PolicyConfig) -> dict[str, TensorSpec]:
+KEPT = Stage("language", KeptLanguageStage, STAGES[1].inputs, ("cognition", "kept"), 1e-4)
+STEP_STAGES = (
+    Stage("action_full", FullStep, ("cognition", "x", "t"), ("epsilon", "residual"), 1e-4),
+    Stage("action_reuse", ReuseStep, ("cognition", "x", "t", "residual"), ("epsilon",), 1e-4),
+)
+
+
+def stages_under(plan: Plan) -> tuple[Stage, ...]:
+    """The stages of a policy under a plan."""
+    return STAGES if plan.tokens is None else (STAGES[0], KEPT, STAGES[2])
+
+
+def guidance_scale(policy: CogAct) -> float:
+    """Of the plan, else of the config."""
+    return policy.cfg.diffusion.guidance if policy.plan.guidance is None else policy.plan.guidance
+
+
+def tensor_specs(cfg: PolicyConfig, plan: Plan = DENSE) -> dict[str, TensorSpec]:
     """Every tensor that crosses a stage's border, by name."""
     side, patches, width = cfg.image_size, cfg.patches, cfg.language.width
     chunk = (1, cfg.head.horizon, cfg.head.action_dim)
+    guided_by = cfg.diffusion.guidance if plan.guidance is None else plan.guidance
+    kept = patches if plan.tokens is None else plan.tokens.keep
     specs = (
         TensorSpec("image", "uint8", (1, side, side, 3)),
         TensorSpec("visual", "float32", (1, patches, width)),
@@ -84,14 +145,20 @@ def tensor_specs(cfg: PolicyConfig) -> dict[str, TensorSpec]:
         TensorSpec("cognition", "float32", (1, width)),
         TensorSpec("noise", "float32", chunk),
         TensorSpec("actions", "float32", chunk),
+        TensorSpec("kept", "int64", (1, kept)),
+        TensorSpec("x", "float32", chunk),
+        TensorSpec("t", "float32", (1,)),
+        TensorSpec("epsilon", "float32", chunk),
+        TensorSpec("residual", "float32", (2 if guided_by > 1.0 else 1, cfg.head.horizon + 1, cfg.head.width)),
     )
     return {spec.name: spec for spec in specs}
 
 
-def stage_spec(cfg: PolicyConfig, stage: Stage, file: str) -> StageSpec:
+def stage_spec(cfg: PolicyConfig, stage: Stage, file: str, plan: Plan = DENSE) -> StageSpec:
     """What crosses the stage's border, for the manifest."""
-    tensors = tensor_specs(cfg)
-    return StageSpec(file, tuple(tensors[name] for name in stage.inputs), (tensors[stage.output],))
+    tensors = tensor_specs(cfg, plan)
+    inputs, outputs = (tuple(tensors[name] for name in names) for names in (stage.inputs, stage.outputs))
+    return StageSpec(file, inputs, outputs)
 
 
 def prompt_spec(cfg: PolicyConfig) -> PromptSpec:
@@ -126,10 +193,12 @@ def example_inputs(cfg: PolicyConfig, bucket: int, generator: torch.Generator) -
     }
 
 
-def walk(policy: CogAct, tensors: dict[str, Tensor]) -> Iterator[tuple[Stage, dict[str, Tensor], Tensor]]:
-    """Run the stages in torch, in order; yield each with its inputs and its output. Adds outputs to `tensors`."""
-    for stage in STAGES:
+def walk(policy: CogAct, tensors: dict[str, Tensor]) -> Iterator[tuple[Stage, dict[str, Tensor], dict[str, Tensor]]]:
+    """Run the stages in torch, in order; yield each with its inputs and its outputs. Adds outputs to `tensors`."""
+    for stage in stages_under(policy.plan):
         inputs = {name: tensors[name] for name in stage.inputs}
         with torch.no_grad():
-            tensors[stage.output] = stage.module(policy)(**inputs)
-        yield stage, inputs, tensors[stage.output]
+            result = stage.module(policy)(**inputs)
+        outputs = dict(zip(stage.outputs, result if isinstance(result, tuple) else (result,), strict=True))
+        tensors.update(outputs)
+        yield stage, inputs, outputs

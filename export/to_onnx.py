@@ -44,7 +44,8 @@ def build_graph(policy: CogAct, stage: Stage) -> ir.Model:
     """Trace the stage in torch and convert it, with symbolic axes as its specs name them."""
     longest = max(policy.cfg.prompt.buckets)
     prompt = torch.export.Dim(PROMPT_AXIS, min=2, max=longest)
-    specs = [tensor_specs(policy.cfg)[name] for name in stage.inputs]
+    tensors = tensor_specs(policy.cfg, policy.plan)
+    specs = [tensors[name] for name in stage.inputs]
     with quiet_exporter():
         program = torch.onnx.export(
             stage.module(policy).eval(),
@@ -52,7 +53,7 @@ def build_graph(policy: CogAct, stage: Stage) -> ir.Model:
             dynamo=True,
             opset_version=OPSET,
             input_names=list(stage.inputs),
-            output_names=[stage.output],
+            output_names=list(stage.outputs),
             dynamic_shapes=tuple({i: prompt for i, axis in enumerate(s.shape) if axis == PROMPT_AXIS} for s in specs),
             verbose=False,
         )

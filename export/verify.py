@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from trimvla.export.compare import Comparison, report
-from trimvla.export.stages import STAGES, example_inputs, walk
+from trimvla.export.stages import STAGES, example_inputs, stages_under, walk
 from trimvla.policies.checkpoint import load as load_checkpoint
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
+from trimvla.policies.trimmed import trim
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import BundleError, CheckpointError
 from trimvla.runtime.manifest import StageSpec
+from trimvla.runtime.plan import Plan
 from trimvla.runtime.runner import Runner, create
 
 END_TO_END = "end_to_end"
@@ -41,7 +43,7 @@ def verify_bundle(
 
     Args:
         bundle: its path, or the name of a shipped one.
-        policy: the policy it was exported from; when left out, the checkpoint beside the bundle is loaded
+        policy: the dense policy it was exported from; when left out, the checkpoint beside the bundle is loaded
             (`<bundle>.safetensors`).
         backend: what runs the bundle; see `runtime.runner`.
         provider: what executes inside the backend.
@@ -61,6 +63,7 @@ def verify_bundle(
     policy = policy or checkpoint_beside(directory)
     if PolicyConfig.from_dict(manifest.policy) != policy.cfg:
         raise BundleError(f"bundle '{directory}': expected the config of policy '{policy.cfg.name}', got another")
+    policy = trim(policy, manifest.plan)
     runners = open_runners(directory, manifest.stages, backend=backend, provider=provider)
     result = parity(policy, runners, samples=samples, seed=seed)
     return {**result, "bundle": manifest.name}
@@ -83,16 +86,22 @@ def open_runners(
 
 def parity(policy: CogAct, runners: Mapping[str, Runner], *, samples: int, seed: int) -> dict[str, Any]:
     """Compare the runners with torch; the report of `verify_bundle` without the bundle's name."""
-    rows = {stage.output: Comparison(stage.output, stage.tolerance) for stage in STAGES}
+    rows = {name: Comparison(name, tolerance) for name, tolerance in tolerances(policy.plan).items()}
     rows[END_TO_END] = Comparison(END_TO_END, END_TO_END_TOLERANCE)
     for key, inputs in sample_inputs(policy.cfg, samples, seed):
         tensors = dict(inputs)
         for stage, stage_inputs, expected in walk(policy, tensors):
             got = runners[stage.name].run(as_arrays(stage_inputs))
-            rows[stage.output].add(key, expected, got[stage.output])
+            for name, value in expected.items():
+                rows[name].add(key, value, got[name])
         rows[END_TO_END].add(key, tensors["actions"].clamp(-1, 1), run_chain(runners, inputs).clip(-1, 1))
     ran = {name: runner.describe() for name, runner in runners.items()}
     return {**report(rows), "against": f"torch {torch.__version__}, float32", "runners": ran}
+
+
+def tolerances(plan: Plan) -> dict[str, float]:
+    """How far each output may be from torch's; an index not at all."""
+    return {name: 0.0 if name == "kept" else stage.tolerance for stage in stages_under(plan) for name in stage.outputs}
 
 
 def sample_inputs(cfg: PolicyConfig, samples: int, seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

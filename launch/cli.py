@@ -39,8 +39,10 @@ VERBS = (
     Verb("camera", "trimvla.launch.camera", "", "publish a camera, a video file or a test picture"),
     Verb("eval", "trimvla.launch.evaluate", "sim", "episodes in simulation: success rate and its interval", True),
     Verb("train", "trimvla.launch.train", "train", "behaviour cloning of the shipped policy; resumes", True),
+    Verb("trim", "trimvla.launch.trim", "export", "calibration frames to a plan: what is kept of a policy"),
     Verb("export", "trimvla.launch.export", "export", "checkpoint to bundle: ONNX stages, manifest, parity report"),
     Verb("verify", "trimvla.launch.verify", "export", "a bundle against torch, or torch against a reference"),
+    Verb("cost", "trimvla.launch.cost", "export", "parameters, operations and bytes of a policy under a plan"),
     Verb("bench", "trimvla.launch.bench", "", "latency of a bundle, layer by layer"),
     Verb("process", "trimvla.launch.process", "", "one process of a system (what `run` and `demo` start)", True),
 )

@@ -20,7 +20,7 @@ from trimvla.policies import checkpoint
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PRESETS
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.manifest import Plan
+from trimvla.runtime.plan import Plan, load_plan
 
 WEIGHTS = "policy.safetensors"
 TOKENIZER = "tokenizer.json"
@@ -46,6 +46,9 @@ class Args(Options):
     statistics_key: str | None = None
     """Which dataset's statistics un-normalise the actions; needed where there are several."""
 
+    plan: Path | None = None
+    """What to keep: a plan made by `trimvla trim` (default: everything)."""
+
     control_hz: float = 5.0
     """Rows of an action chunk per second (5 for the tabletop and WidowX, 3 for the Google robot)."""
 
@@ -60,8 +63,8 @@ def run(args: Args) -> Result:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         progress.add_task("exporting and comparing with torch", total=None)
         manifest = export_policy(
-            load_policy(args),
-            Plan(),
+            load_policy(args.source, args.preset),
+            Plan() if args.plan is None else load_plan(args.plan),
             statistics,
             args.tokenizer or args.source / TOKENIZER,
             args.out,
@@ -75,21 +78,21 @@ def run(args: Args) -> Result:
     return {"ok": True, "bundle": args.out, "parity": manifest.parity, "bytes": size(args.out)}
 
 
-def load_policy(args: Args) -> CogAct:
+def load_policy(source: Path, preset: str | None) -> CogAct:
     """The torch policy of the source.
 
     Raises:
         ConfigError: an official checkpoint without a known preset.
         CheckpointError: weights that are missing, unknown or of another shape.
     """
-    if (args.source / WEIGHTS).exists():
-        return checkpoint.load(args.source / WEIGHTS)
-    if args.preset not in PRESETS:
+    if (source / WEIGHTS).exists():
+        return checkpoint.load(source / WEIGHTS)
+    if preset not in PRESETS:
         raise ConfigError(
-            f"{args.source}: no {WEIGHTS}, so an official checkpoint: expected --preset as one of "
-            f"{sorted(PRESETS)}, got {args.preset!r}"
+            f"{source}: no {WEIGHTS}, so an official checkpoint: expected --preset as one of "
+            f"{sorted(PRESETS)}, got {preset!r}"
         )
-    return checkpoint.load_official(args.source, PRESETS[args.preset])
+    return checkpoint.load_official(source, PRESETS[preset])
 
 
 def read_statistics(source: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import Progress
@@ -24,6 +25,9 @@ class Args(Options):
     reference: Path | None = None
     """A directory of arrays that the public CogACT code gave (docs/REFERENCE_FORMAT.md): torch against these arrays."""
 
+    through: Literal["torch", "onnx"] = "torch"
+    """With --reference: run the stages in torch, or export them and run the graphs."""
+
 
 def run(args: Args) -> Result:
     """Verify one of the two; a table for people."""
@@ -32,7 +36,7 @@ def run(args: Args) -> Result:
     console = args.console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         progress.add_task("comparing", total=None)
-        result = _reference(args.reference) if args.reference else _bundle(str(args.bundle))
+        result = _reference(args.reference, args.through) if args.reference else _bundle(str(args.bundle))
     console.print(as_table(result))
     console.print("all agree" if result["ok"] else f"{len(result['failed'])} differ")
     for failure in result["failed"]:
@@ -40,10 +44,10 @@ def run(args: Args) -> Result:
     return result
 
 
-def _reference(directory: Path) -> Result:
+def _reference(directory: Path, through: Literal["torch", "onnx"]) -> Result:
     from trimvla.export.reference import verify_reference
 
-    return verify_reference(directory)
+    return verify_reference(directory, through=through)
 
 
 def _bundle(name: str) -> Result:

@@ -13,15 +13,16 @@ from trimvla.policies.diffusion import ddim_sample
 from trimvla.policies.head import Dit
 from trimvla.policies.language import Decoder
 from trimvla.policies.vision import VisionTower
+from trimvla.runtime.plan import Plan
 
 
 class CogAct(nn.Module):
-    """A vision-language-action policy of the CogACT shape."""
+    """A vision-language-action policy of the CogACT shape; `plan` says what is kept of it (`trimmed.trim`)."""
 
     def __init__(self, cfg: PolicyConfig) -> None:
         """Build the modules with torch's default weights: load a checkpoint, or call `initialise` before training."""
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.plan = cfg, Plan()
         self.vision = VisionTower(cfg)
         self.language = Decoder(cfg.language)
         self.head = Dit(cfg.head, condition=cfg.language.width)

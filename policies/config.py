@@ -6,6 +6,7 @@ arXiv 2411.19650; the `tabletop` preset is this project's own small policy of th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -147,6 +148,11 @@ class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     def vision_width(self) -> int:
         """Channels of the concatenated vision features."""
         return sum(vit.width for vit in self.vision)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names this config in plans and calibration data: 16 hexadecimal digits of its JSON form's sha256."""
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; `from_dict` is its inverse."""

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimvla.policies.cachers import CachedDit
 from trimvla.policies.head import Dit
 from trimvla.runtime.errors import ConfigError
 
 MAX_BETA = 0.999
 SINGLE_STEP = 50  # the timestep that the public code visits when it takes one step only
-Epsilon = Callable[[Tensor, int], Tensor]
+Epsilon = Callable[[Tensor, int | Tensor], Tensor]
 
 
 def betas(train_steps: int) -> list[float]:
@@ -84,7 +85,7 @@ def ddim_steps(train_steps: int, steps: int) -> list[DdimStep]:
     return [DdimStep(t, kept[t], following) for t, following in zip(visited, after, strict=True)]
 
 
-def guided(net: Dit, cognition: Tensor, guidance: float) -> Epsilon:
+def guided(net: Dit | CachedDit, cognition: Tensor, guidance: float) -> Epsilon:
     """Noise prediction under classifier-free guidance: eps = uncond + scale (cond - uncond).
 
     Both halves run as one batch; a scale of 1 or less runs the conditional half alone.
@@ -94,14 +95,17 @@ def guided(net: Dit, cognition: Tensor, guidance: float) -> Epsilon:
         return lambda x, t: net(x, _timestep(x, t, b), cognition)
     both = torch.cat([cognition, net.uncondition.expand(b, -1).to(cognition.dtype)])
 
-    def epsilon(x: Tensor, t: int) -> Tensor:
+    def epsilon(x: Tensor, t: int | Tensor) -> Tensor:
         conditional, unconditional = net(torch.cat([x, x]), _timestep(x, t, 2 * b), both).chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 
     return epsilon
 
 
-def _timestep(x: Tensor, t: int, count: int) -> Tensor:
+def _timestep(x: Tensor, t: int | Tensor, count: int) -> Tensor:
+    """A number is baked into an exported graph; a float[1] is an input of it."""
+    if isinstance(t, Tensor):
+        return t.expand(count)
     return torch.full((count,), float(t), device=x.device)
 
 
@@ -113,7 +117,9 @@ def ddim_trajectory(epsilon: Epsilon, noise: Tensor, steps: list[DdimStep]) -> I
         yield x, x0
 
 
-def ddim_sample(net: Dit, cognition: Tensor, noise: Tensor, *, train_steps: int, steps: int, guidance: float) -> Tensor:
+def ddim_sample(
+    net: Dit | CachedDit, cognition: Tensor, noise: Tensor, *, train_steps: int, steps: int, guidance: float
+) -> Tensor:
     """Sample an action chunk.
 
     Args:

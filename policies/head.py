@@ -116,6 +116,20 @@ class Dit(nn.Module):
         condition = self.t_embedder(t) + self.z_embedder(z)
         return torch.cat([condition[:, None], self.x_embedder(x)], dim=1) + self.positional_embedding
 
+    def run_blocks(self, tokens: Tensor) -> Tensor:
+        """float[b, 1 + H, width] -> the same."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def residual(self, tokens: Tensor) -> Tensor:
+        """What all blocks together add to float[b, 1 + H, width]."""
+        return self.run_blocks(tokens) - tokens
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """float[b, 1 + H, width] -> float[b, H, A], without the condition token."""
+        return self.final_layer(tokens)[:, 1:]
+
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """Predict the noise.
 
@@ -127,7 +141,4 @@ class Dit(nn.Module):
         Returns:
             float[b, H, A].
         """
-        tokens = self.embed(x, t, z)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.final_layer(tokens)[:, 1:]
+        return self.decode(self.run_blocks(self.embed(x, t, z)))

@@ -65,16 +65,21 @@ class DecoderAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, row: Tensor | None = None) -> Tensor:
         """See `DecoderLayer.forward`; x is already normalised."""
-        k = rotate(split_heads(self.k_proj(x), self.heads), cos, sin)
-        v = split_heads(self.v_proj(x), self.heads)
+        k, v = self.keys(x, cos, sin), split_heads(self.v_proj(x), self.heads)
         if row is not None:
-            x, cos, sin, mask = (
-                take_row(x, row),
-                cos[row][:, None, None],
-                sin[row][:, None, None],
-                mask[row][:, None, None],
-            )
-        q = rotate(split_heads(self.q_proj(x), self.heads), cos, sin)
+            x, cos, sin, mask = take_row(x, row), angles_at(cos, row), angles_at(sin, row), mask[row][:, None, None]
+        return self.mix(self.queries(x, cos, sin), k, v, mask)
+
+    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """float[b, n, width] -> float[b, heads, n, d], rotated."""
+        return rotate(split_heads(self.q_proj(x), self.heads), cos, sin)
+
+    def keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """float[b, n, width] -> float[b, heads, n, d], rotated."""
+        return rotate(split_heads(self.k_proj(x), self.heads), cos, sin)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Attention and the output projection: float[b, heads, n, d] -> float[b, n, width]."""
         return self.o_proj(merge_heads(attention(q, k, v, mask)))
 
 
@@ -89,7 +94,11 @@ class SwiGlu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[..., width] -> the same."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.channels(x))
+
+    def channels(self, x: Tensor) -> Tensor:
+        """What goes into down: float[..., width] -> float[..., hidden]."""
+        return F.silu(self.gate_proj(x)) * self.up_proj(x)
 
 
 class DecoderLayer(nn.Module):
@@ -107,23 +116,33 @@ class DecoderLayer(nn.Module):
 
         Args:
             x: float[b, n, width], the residual stream.
-            cos: float[n, d] (or broadcastable to [b, heads, n, d]) of every position.
+            cos: float[n, d], or float[b, 1, n, d] where sequences differ, of every position.
             sin: likewise.
             mask: bool[n, n] (or broadcastable to [b, heads, n, n]), True where a row may look.
-            row: int64[b]; when given, only this position of each sequence is computed (cos, sin and mask then in
-                their two-dimensional form).
+            row: int64[b]; when given, only this position of each sequence is computed (the mask then in its
+                two-dimensional form).
 
         Returns:
             float[b, n, width], or float[b, 1, width] with `row`.
         """
         mixed = self.self_attn(self.input_layernorm(x), cos, sin, mask, row)
-        x = mixed + (x if row is None else take_row(x, row))
+        return self.add_mlp(mixed + (x if row is None else take_row(x, row)))
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """The second half of the layer: float[b, n, width] -> the same."""
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 def take_row(x: Tensor, row: Tensor) -> Tensor:
     """float[b, n, width], int64[b] -> float[b, 1, width]."""
     return x.gather(1, row[:, None, None].expand(-1, 1, x.shape[-1]))
+
+
+def angles_at(angles: Tensor, row: Tensor) -> Tensor:
+    """Cosines or sines float[n, d] or float[b, 1, n, d] of one position int64[b] each: float[b, 1, 1, d]."""
+    if angles.dim() == 2:
+        return angles[row][:, None, None]
+    return take_row(angles[:, 0], row)[:, None]
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:

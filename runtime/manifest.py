@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from trimvla.runtime.errors import BundleError
+from trimvla.runtime.errors import BundleError, ConfigError
+from trimvla.runtime.plan import Plan
 from trimvla.runtime.specs import ArraySpec
 
 SCHEMA_VERSION = 1
@@ -25,10 +26,6 @@ READ_BYTES = 1 << 20
 
 ActionKind = Literal["delta", "absolute", "velocity", "gripper"]
 """What one action dimension means to the robot; it decides what a hold is (`fallback.py`)."""
-
-
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is kept of a policy. Empty: the dense policy. A decision that this version does not know is refused."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -163,7 +160,7 @@ def _decode(directory: Path) -> Manifest:
     try:
         _check_version(path, msgspec.json.decode(raw))
         return msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError, ConfigError) as error:
         raise BundleError(f"{path}: {error}") from None
 
 

@@ -1,0 +1,98 @@
+"""`trimvla cost`: what a policy would cost under a plan, before there is a plan, a weight or a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+from tyro.conf import Positional
+
+from trimvla.launch.options import Options, Result
+from trimvla.policies.config import PRESETS, PolicyConfig
+from trimvla.policies.cost import Shape, report, shape_by_counts, shape_of
+from trimvla.policies.trimmed import check
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.plan import TokenPlan, TokenSelector, load_plan
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Parameters, floating-point operations and bytes of weights, from the config alone."""
+
+    plan: Positional[Path | None] = None
+    """A plan file; without it, the options below say how much is kept."""
+
+    preset: str = "cogact-base"
+    """Which policy: cogact-small, cogact-base, cogact-large or tabletop."""
+
+    layers: int | None = None
+    """Language layers to keep (default: all)."""
+
+    mlp_keep: float = 1.0
+    """Share of the MLP channels to keep in every kept layer."""
+
+    tokens: int | None = None
+    """Visual tokens to keep after the second kept layer (default: all)."""
+
+    selector: TokenSelector = "efficientvla"
+    """Which tokens: some selectors need extra score rows."""
+
+    cache_interval: int = 1
+    """Run the head's blocks at every n-th DDIM step only."""
+
+    steps: int | None = None
+    """DDIM steps (default: as configured)."""
+
+    prompt: int | None = None
+    """Ids in the prompt, padding included (default: the smallest bucket)."""
+
+
+def run(args: Args) -> Result:
+    """Cost under the plan, and its share of the dense policy's."""
+    cfg = find_preset(args.preset)
+    dense = report(cfg, shape_by_counts(cfg), args.prompt)
+    result = report(cfg, wanted_shape(args, cfg), args.prompt)
+    shares = {name: result[name] / dense[name] for name in ("parameters", "flops", "weight_bytes")}
+    args.console().print(as_table(cfg.name, result, dense))
+    return {"preset": cfg.name, **result, "ratio_to_dense": shares}
+
+
+def find_preset(name: str) -> PolicyConfig:
+    """The config; ConfigError lists the names."""
+    if name not in PRESETS:
+        raise ConfigError(f"expected --preset as one of {sorted(PRESETS)}, got {name!r}")
+    return PRESETS[name]
+
+
+def wanted_shape(args: Args, cfg: PolicyConfig) -> Shape:
+    """What the plan file keeps, or as much as the options say."""
+    if args.plan is not None:
+        plan = load_plan(args.plan)
+        check(plan, cfg)
+        return shape_of(cfg, plan)
+    tokens = None if args.tokens is None else TokenPlan(keep=args.tokens, selector=args.selector)
+    return shape_by_counts(
+        cfg,
+        layers=args.layers,
+        mlp_keep=args.mlp_keep,
+        tokens=tokens,
+        cache_interval=args.cache_interval,
+        steps=args.steps,
+    )
+
+
+def as_table(name: str, result: Result, dense: Result) -> Table:
+    """One row a stage, and the whole."""
+    table = Table(name, "parameters", "GFLOP", "MB of float32", "of dense", title="cost of one action chunk")
+    rows = {**result["stages"], "all": {**result, "parameters": result["weight_bytes"] // 4}}
+    for stage, row in rows.items():
+        whole = dense["flops"] if stage == "all" else dense["stages"][stage]["flops"]
+        numbers = (
+            f"{row['parameters'] / 1e6:,.1f} M",
+            f"{row['flops'] / 1e9:,.2f}",
+            f"{row['weight_bytes'] / 1e6:,.1f}",
+        )
+        table.add_row(stage, *numbers, f"{row['flops'] / whole:.1%}")
+    table.caption = f"{result['parameters'] / 1e9:.3f} G parameters with those that never reach an action"
+    return table

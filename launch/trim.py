@@ -1,0 +1,139 @@
+"""`trimvla trim`: calibration frames -> a plan. Finds the parts; `policies.planner` decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from tokenizers import Tokenizer
+from tyro.conf import Positional
+
+from trimvla.launch.export import TOKENIZER, load_policy
+from trimvla.launch.options import Options, Result
+from trimvla.policies.calibrate import Calibration, calibration_from_shards, load_calibration
+from trimvla.policies.config import PolicyConfig
+from trimvla.policies.cost import report, shape_by_counts, shape_of
+from trimvla.policies.planner import Request, make_plan
+from trimvla.runtime.plan import Plan, TokenPlan, TokenSelector, save_plan
+
+SHARDS = "demos/*.npz"
+BAR = 40  # characters of the longest bar
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Decide what is kept of a policy; what is left out is kept. No training."""
+
+    source: Positional[Path]
+    """A run folder of `trimvla train`, or a directory in the official checkpoint layout (then --preset is needed)."""
+
+    out: Path
+    """Where the plan goes."""
+
+    preset: str | None = None
+    """Sizes of an official checkpoint: cogact-small, cogact-base or cogact-large."""
+
+    calibration: Path | None = None
+    """Calibration data (default: frames of the run folder's demonstrations)."""
+
+    frames: int = 64
+    """Frames to take from the demonstrations."""
+
+    layers: int | None = None
+    """Language layers to keep."""
+
+    criterion: str = "block-influence"
+    """What a layer is worth: block-influence, or the controls random and reverse-order."""
+
+    mlp_keep: float = 1.0
+    """Share of the MLP channels to keep in every kept layer."""
+
+    tokens: int | None = None
+    """Visual tokens to keep after the second kept layer."""
+
+    selector: TokenSelector = "efficientvla"
+    """Which tokens: efficientvla, or the controls fastv, random and uniform."""
+
+    key_tokens: int = 4
+    """The most relevant tokens, kept first; diversity is measured against them."""
+
+    alpha: float = 0.5
+    """Share of the other tokens that relevance chooses; diversity chooses the rest."""
+
+    cache_interval: int = 1
+    """Run the head's blocks at every n-th DDIM step only."""
+
+    steps: int | None = None
+    """DDIM steps: the control that a cache must beat."""
+
+    guidance: float | None = None
+    """Classifier-free guidance scale; 1 or less: none, and half the head's work."""
+
+    seed: int = 0
+    """Of the drawn frames and of the random controls."""
+
+
+def run(args: Args) -> Result:
+    """Measure, decide, write the plan; the scores as bars."""
+    policy = load_policy(args.source, args.preset)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        progress.add_task("measuring the policy on calibration frames", total=None)
+        plan = make_plan(policy, find_calibration(args, policy.cfg), request(args), now())
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    save_plan(plan, args.out)
+    args.console().print(as_table(plan))
+    cost, dense = (report(policy.cfg, shape) for shape in (shape_of(policy.cfg, plan), shape_by_counts(policy.cfg)))
+    ratio = {name: cost[name] / dense[name] for name in ("parameters", "flops", "weight_bytes")}
+    scores = list(plan.provenance.scores) if plan.provenance else []
+    return {"plan": args.out, "kept_layers": plan.layers, "scores": scores, "ratio_to_dense": ratio}
+
+
+def request(args: Args) -> Request:
+    """The options, as the planner takes them."""
+    return Request(
+        layers=args.layers,
+        criterion=args.criterion,
+        mlp_keep=args.mlp_keep,
+        tokens=token_plan(args),
+        cache_interval=args.cache_interval,
+        steps=args.steps,
+        guidance=args.guidance,
+        seed=args.seed,
+    )
+
+
+def token_plan(args: Args) -> TokenPlan | None:
+    """Which tokens to keep, if not all."""
+    if args.tokens is None:
+        return None
+    return TokenPlan(keep=args.tokens, selector=args.selector, key=args.key_tokens, alpha=args.alpha, seed=args.seed)
+
+
+def find_calibration(args: Args, cfg: PolicyConfig) -> Calibration:
+    """The data that is named, else frames of the run folder's demonstrations."""
+    if args.calibration is not None:
+        return load_calibration(args.calibration, cfg)
+    shards = sorted(args.source.glob(SHARDS))
+    tokenizer = args.source / TOKENIZER
+    return calibration_from_shards(shards, cfg, lambda: Tokenizer.from_file(str(tokenizer)), args.frames, args.seed)
+
+
+def now() -> str:
+    """The time stamp of a plan."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def as_table(plan: Plan) -> Table:
+    """One bar a layer: what it is worth, and whether it stays."""
+    scores = plan.provenance.scores if plan.provenance else ()
+    kept = set(range(len(scores)) if plan.layers is None else plan.layers)
+    table = Table("layer", "score", "", "kept", title="worth of each language layer")
+    highest = max(max(scores, default=0.0), 1e-12)
+    for index, score in enumerate(scores):
+        bar = "█" * max(0, round(BAR * score / highest))
+        table.add_row(str(index), f"{score:.4f}", bar, "yes" if index in kept else "-")
+    return table

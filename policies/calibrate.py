@@ -1,0 +1,167 @@
+"""Calibration: pictures and prompts of one policy, and what its decoder does to them.
+
+One pass over the data gathers all that the criteria need: how much each layer turns the residual stream, and the mean
+squares that go into each MLP. Knows no criterion and decides nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from trimvla.policies.cogact import CogAct
+from trimvla.policies.config import PolicyConfig
+from trimvla.policies.language import Decoder, DecoderLayer
+from trimvla.policies.tokenizer import prompt_ids
+from trimvla.runtime.errors import ConfigError
+
+Sums = tuple[Tensor, Tensor, Tensor]
+"""float64[layers], float64[layers, width], float64[layers, mlp_hidden]: see `Statistics`."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """n samples of one policy."""
+
+    policy: str
+    """Fingerprint of the policy's config."""
+    images: np.ndarray
+    """uint8[n, S, S, 3], RGB, already resized."""
+    input_ids: np.ndarray
+    """int64[n, L], BOS first, padded on the right."""
+    last: np.ndarray
+    """int64[n], index of EOS in the ids."""
+
+    def digest(self) -> str:
+        """sha256 of everything, in hexadecimal."""
+        digest = hashlib.sha256(self.policy.encode())
+        for array in (self.images, self.input_ids, self.last):
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write an archive without pickle."""
+        np.savez_compressed(path, policy=self.policy, images=self.images, input_ids=self.input_ids, last=self.last)
+
+
+def load_calibration(path: Path, cfg: PolicyConfig) -> Calibration:
+    """Read what `Calibration.save` wrote.
+
+    Raises:
+        ConfigError: no such archive, or the data of another policy.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            data = Calibration(str(arrays["policy"]), arrays["images"], arrays["input_ids"], arrays["last"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: expected calibration data, got: {error}") from error
+    check_calibration(data, cfg)
+    return data
+
+
+def check_calibration(data: Calibration, cfg: PolicyConfig) -> None:
+    """ConfigError where the data is empty or belongs to another policy."""
+    if data.policy != cfg.fingerprint:
+        raise ConfigError(
+            f"expected calibration data of policy '{cfg.name}' ({cfg.fingerprint}), got that of {data.policy}"
+        )
+    n, side = len(data.last), cfg.image_size
+    if not n or data.images.shape != (n, side, side, 3) or data.input_ids.shape[:1] != (n,):
+        shapes = [list(array.shape) for array in (data.images, data.input_ids, data.last)]
+        raise ConfigError(f"expected calibration data [n, {side}, {side}, 3], [n, L], [n], got {shapes}")
+
+
+def calibration_from_shards(
+    shards: Sequence[Path], cfg: PolicyConfig, tokenizer: Callable[[], Tokenizer], frames: int, seed: int
+) -> Calibration:
+    """Frames drawn from shards of demonstrations (see `dataset`), each with the sentence that was being pursued.
+
+    Args:
+        shards: the files.
+        cfg: of the policy.
+        tokenizer: opens the policy's tokenizer.
+        frames: how many; all, where there are fewer.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: there are no shards, or no frames are wanted.
+    """
+    if not shards or frames < 1:
+        raise ConfigError(f"expected shards of demonstrations and at least 1 frame, got {len(shards)} and {frames}")
+    loaded = [np.load(path) for path in shards]
+    texts = np.concatenate([shard["texts"][:, 0] for shard in loaded])
+    rows = np.sort(np.random.default_rng(seed).permutation(len(texts))[:frames])
+    images = np.concatenate([shard["images"] for shard in loaded])[rows]
+    opened = tokenizer()
+    ids = [prompt_ids(opened, cfg.prompt, str(text)) for text in texts[rows]]
+    last = np.array([len(row) - 1 for row in ids])
+    padded = np.full((len(ids), int(last.max()) + 1), cfg.prompt.pad_id)
+    for place, row in zip(padded, ids, strict=True):
+        place[: len(row)] = row
+    return Calibration(cfg.fingerprint, images, padded, last)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the dense decoder does on calibration data, layer by layer."""
+
+    similarity: Tensor
+    """float64[layers]: cosine between a layer's input and output; mean over positions, then over samples."""
+    inputs: Tensor
+    """float64[layers, width]: mean square of the MLP's input over all positions."""
+    channels: Tensor
+    """float64[layers, mlp_hidden]: mean square of what goes into the MLP's down projection."""
+    samples: int
+
+
+@torch.no_grad()
+def sequences(policy: CogAct, data: Calibration) -> Iterator[Tensor]:
+    """The decoder's input of each sample without padding, float[1, P + last + 1, D]."""
+    for image, ids, last in zip(data.images, data.input_ids, data.last, strict=True):
+        visual = policy.vision(torch.from_numpy(image)[None])
+        yield policy.language.embed(visual, torch.from_numpy(ids[: int(last) + 1])[None])
+
+
+@torch.no_grad()
+def measure(decoder: Decoder, inputs: Iterable[Tensor]) -> Statistics:
+    """Run the dense decoder over sequences float[1, n, D] and gather its statistics.
+
+    Raises:
+        ConfigError: there is no sequence.
+    """
+    total: Sums | None = None
+    positions = samples = 0
+    for x in inputs:
+        found = layer_sums(decoder, x)
+        total = found if total is None else (total[0] + found[0], total[1] + found[1], total[2] + found[2])
+        positions, samples = positions + x.shape[1], samples + 1
+    if total is None:
+        raise ConfigError("expected at least one calibration sample, got none")
+    similarity, into_mlp, into_down = total
+    return Statistics(similarity / samples, into_mlp / positions, into_down / positions, samples)
+
+
+def layer_sums(decoder: Decoder, x: Tensor) -> Sums:
+    """Of one sequence float[1, n, D]: mean cosine of each layer; sums of squares into each MLP and into its down."""
+    cos, sin, mask = decoder.context(x)
+    cosines, into_mlp, into_down = [], [], []
+    for layer in decoder.layers:
+        assert isinstance(layer, DecoderLayer)
+        middle = x + layer.self_attn(layer.input_layernorm(x), cos, sin, mask)
+        normed = layer.post_attention_layernorm(middle)
+        channels = layer.mlp.channels(normed)
+        after = middle + layer.mlp.down_proj(channels)
+        cosines.append(F.cosine_similarity(x.double(), after.double(), dim=-1).mean())
+        into_mlp.append(normed.double().square().sum(dim=(0, 1)))
+        into_down.append(channels.double().square().sum(dim=(0, 1)))
+        x = after
+    return torch.stack(cosines), torch.stack(into_mlp), torch.stack(into_down)

@@ -1,0 +1,63 @@
+"""`trimvla trim`: from a run folder to a plan file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from tiny_policy import TINY, random_policy
+from tokenizers import Tokenizer, models
+
+from trimvla.launch import cli
+from trimvla.policies.checkpoint import save
+from trimvla.runtime.plan import load_plan
+
+DEEP = msgspec.structs.replace(TINY, language=msgspec.structs.replace(TINY.language, layers=5))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder with random weights and one shard of pictures."""
+    save(random_policy(DEEP), tmp_path / "policy.safetensors")
+    words = {word: index for index, word in enumerate(("<pad>", "<s>", "</s>", "<empty>", "<unk>"))}
+    Tokenizer(models.WordLevel(words, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "demos").mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "demos" / "0.npz", images=images, texts=np.full((6, 2), "lift"))
+    return tmp_path
+
+
+def trim(folder: Path, *words: str) -> int:
+    return cli.main(["trim", str(folder), "--out", str(folder / "plan.json"), *words])
+
+
+def test_a_run_folder_gives_a_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--layers 4 --mlp-keep 0.75 --tokens 6 --key-tokens 2 --cache-interval 2 --frames 4 --json"
+    assert trim(folder, *words.split()) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    plan = load_plan(folder / "plan.json")
+    assert plan.policy == DEEP.fingerprint
+    assert list(plan.layers or ()) == result["kept_layers"]
+    assert len(plan.layers or ()) == 4
+    assert plan.provenance is not None
+    assert plan.provenance.frames == 4
+    assert len(result["scores"]) == 5
+    assert 0 < result["ratio_to_dense"]["flops"] < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--layers 6", "from 1 to 5 language layers"),
+        ("--tokens 3", "as many tokens as key tokens"),
+        ("--frames 0", "at least 1 frame"),
+        ("--calibration nowhere.npz", "expected calibration data"),
+    ],
+)
+def test_what_cannot_be_is_one_line(folder: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert trim(folder, *words.split()) == 1
+    assert message in capsys.readouterr().err
+    assert not (folder / "plan.json").exists()
