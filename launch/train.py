@@ -40,8 +40,14 @@ class Args(Options):
     shards: int = 44
     """Shards of demonstrations, 100 episodes each."""
 
+    corrections: int = 0
+    """Further shards in which the policy trained so far drives and the expert labels; then raise --steps too."""
+
     steps: int = Recipe.steps
     """Optimiser steps."""
+
+    weights: Path | None = None
+    """Start from these weights (safetensors) where the run has no state yet."""
 
     workers: int = os.cpu_count() or 1
     """Processes that make demonstrations."""
@@ -62,8 +68,11 @@ def run(args: Args) -> Result:
     cfg, recipe = PRESETS[PRESET], Recipe(steps=args.steps, seed=args.seed)
     with progress_bar() as progress:
         make_demonstrations(args, progress)
+        make_corrections(args, progress)
         data = load_demonstrations(args.run, cfg)
         trainer = Trainer(cfg, recipe, demonstrations.AUX)
+        if args.weights is not None:
+            trainer.start_from(checkpoint.load(args.weights, cfg))
         fit(trainer, data, args.run, progress)
     weights = checkpoint.save(trainer.averaged_policy(), args.run / "policy.safetensors", dtype=torch.float16)
     described = describe(args, trainer, len(data))
@@ -92,6 +101,21 @@ def make_demonstrations(args: Args, progress: Progress) -> None:
     progress.update(task, completed=present)
     for frames, successes in demonstrations.make_shards(args.run / "demos", args.shards, args.workers):
         progress.update(task, advance=1, note=f"{frames} frames, {successes} successes")
+
+
+def make_corrections(args: Args, progress: Progress) -> None:
+    """Write the missing shards of corrections, driven by the run's exported policy, `<run>/actor`."""
+    if args.corrections == 0:
+        return
+    task = progress.add_task("corrections", total=args.corrections, note="")
+    bundle, directory = args.run / "actor", args.run / "demos"
+    if not bundle.exists():
+        raise ConfigError(f"expected the policy so far as a bundle: trimvla export {args.run} --out {bundle}")
+    shards = demonstrations.make_shards(
+        directory, args.corrections, args.workers, first=args.shards, bundle=str(bundle)
+    )
+    for done, (frames, successes) in enumerate(shards, 1):
+        progress.update(task, completed=done, note=f"{frames} frames, {successes} successes")
 
 
 def load_demonstrations(run: Path, cfg: PolicyConfig) -> Demonstrations:
@@ -125,6 +149,7 @@ def describe(args: Args, trainer: Trainer, frames: int) -> dict[str, Any]:
         "recipe": asdict(trainer.recipe),
         "data": {
             "shards": args.shards,
+            "corrections": args.corrections,
             "episodes_per_shard": demonstrations.SHARD_EPISODES,
             "first_seed": demonstrations.FIRST_SEED,
             "frames": frames,

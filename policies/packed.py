@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trimvla.policies.language import Decoder, DecoderAttention, rotary, rotate
+from trimvla.policies.language import Decoder, DecoderLayer, rotary, rotate
 
 
 def shared_prefix(ids: Tensor) -> int:
@@ -37,8 +37,8 @@ def packed_states(
     *,
     keep: Tensor | None = None,
     skip: frozenset[int] = frozenset(),
-    pointer: int | None = None,
-) -> tuple[Tensor, Tensor | None]:
+    pointer: int = 0,
+) -> tuple[Tensor, Tensor]:
     """Final states of the tokens that each of k sentences has for itself.
 
     Args:
@@ -51,7 +51,7 @@ def packed_states(
 
     Returns:
         float[b, k, L - c, D], after the final norm; c = `shared_prefix(ids)`, so the row of id j is j - c; and
-        the scores float[b, k, L - c, P'] of these tokens for the kept visual tokens (None without `pointer`).
+        the scores float[b, k, L - c, P'] of these tokens for the kept visual tokens.
     """
     k = ids.shape[1]
     common = shared_prefix(ids)
@@ -62,23 +62,19 @@ def packed_states(
     positions = _positions(kept, visual.shape[1], common, k, length)
     cos, sin = rotary(positions, decoder.head_dim, decoder.theta)
     mask = packed_mask(prefix, k, length, ids.device)
-    scores = None
+    scores = x.new_zeros(0)
     for index, layer in enumerate(decoder.layers):
+        assert isinstance(layer, DecoderLayer)
         if index == pointer:
-            scores = first_head_scores(
-                layer.self_attn, layer.input_layernorm(x), cos, sin, prefix=prefix, visual=len(kept)
-            )
+            scores = first_head_scores(layer, x, cos, sin, prefix=prefix, visual=len(kept))
         if index not in skip:
             x = layer(x, cos, sin, mask)
-    states = decoder.norm(x[:, prefix:]).unflatten(1, (k, length))
-    return states, None if scores is None else scores.unflatten(1, (k, length))
+    return decoder.norm(x[:, prefix:]).unflatten(1, (k, length)), scores.unflatten(1, (k, length))
 
 
-def first_head_scores(
-    attention: DecoderAttention, x: Tensor, cos: Tensor, sin: Tensor, *, prefix: int, visual: int
-) -> Tensor:
-    """Attention scores of the first head before softmax, float[b, n - prefix, visual]: text rows, visual columns."""
-    width = cos.shape[-1]
+def first_head_scores(layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, *, prefix: int, visual: int) -> Tensor:
+    """A layer's attention scores before softmax, first head, float[b, n - prefix, visual]: text rows, visual columns."""
+    x, width, attention = layer.input_layernorm(x), cos.shape[-1], layer.self_attn
     q, k = (nn.functional.linear(x, proj.weight[:width]) for proj in (attention.q_proj, attention.k_proj))
     q, k = rotate(q, cos, sin)[:, prefix:], rotate(k, cos, sin)[:, 1 : 1 + visual]
     return q @ k.transpose(-2, -1) * width**-0.5

@@ -165,6 +165,11 @@ class Trainer:
         policy.load_state_dict({n[len(prefix) :]: v.clone() for n, v in self.average.items() if n.startswith(prefix)})
         return policy.eval()
 
+    def start_from(self, policy: CogAct) -> None:
+        """Take a trained policy's weights; the auxiliary head and the optimiser start anew."""
+        self.policy.load_state_dict(policy.state_dict())
+        self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
     def save(self, path: Path) -> None:
         """Replace the run's state in one move."""
         state = {

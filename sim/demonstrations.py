@@ -2,7 +2,9 @@
 
 Noise disturbs only what is executed; the label is always what the clean expert would do from there (DART, arXiv
 1703.09327). As the expert has no memory, each picture is labelled for several goals of its table, so one picture
-teaches what different sentences mean. Knows the simulator and the expert; knows no network and no tokenizer.
+teaches what different sentences mean. For the same reason a policy may drive while the expert labels (DAgger, arXiv
+1011.0686): these corrections show the states that the policy gets itself into. Knows the simulator, the expert and
+anything that infers; knows no tokenizer and no training.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
+from trimvla.runtime.policy import Policy
 from trimvla.sim import expert
+from trimvla.sim.actor import Actor
 from trimvla.sim.expert import State
 from trimvla.sim.scene import Goal, Scene, sample_scene
 from trimvla.sim.tabletop import TabletopEnv
@@ -25,6 +30,7 @@ GOALS = 6  # sentences labelled per picture; the first is the one being pursued
 AUX = 8  # object x y, target x y, tool x y z [m], opening
 FIRST_SEED = 1_000_000  # demonstrations use the seeds from here on; evaluation stays below
 SHARD_EPISODES = 100
+CORRECTED_STEPS, CORRECTED_EXECUTE = 40, 2  # the most steps of an episode; steps between two looks
 
 
 @dataclass(frozen=True)
@@ -132,23 +138,46 @@ def episode(env: TabletopEnv, seed: int, shard: Shard) -> bool:
     return False
 
 
-def make_shard(path: Path, first_seed: int, episodes: int) -> tuple[int, int]:
-    """Write one shard; (frames, successes)."""
+def corrected_episode(env: TabletopEnv, seed: int, shard: Shard, actor: Actor) -> bool:
+    """Let a policy drive, label every picture with what the expert would do; True when it ended in success."""
+    rng = np.random.default_rng(seed)
+    observation, _ = env.reset(seed=seed, options={"scene": sample_scene(rng)})
+    chunk = np.zeros((0, 7))
+    for k in range(CORRECTED_STEPS):
+        shard.add(observation["image"], env.scene(), env.state(), env.scene().goal, rng)
+        row = k % CORRECTED_EXECUTE
+        if row == 0:
+            noise = rng.standard_normal((16, 7), dtype=np.float32)
+            chunk = actor.infer(observation["image"], env.instruction, noise=noise).actions
+        observation, _, done, _, _ = env.step(chunk[row])
+        if done:
+            return True
+    return False
+
+
+def make_shard(path: Path, first_seed: int, episodes: int, bundle: str | None = None) -> tuple[int, int]:
+    """Write one shard, driven by the expert or by the policy of a bundle; (frames, successes)."""
     env, shard, successes = TabletopEnv(), Shard(), 0
+    actor = None if bundle is None else Policy.load(bundle, threads=1)
     for seed in range(first_seed, first_seed + episodes):
-        successes += episode(env, seed, shard)
+        successes += episode(env, seed, shard) if actor is None else corrected_episode(env, seed, shard, actor)
     env.close()
     shard.save(path)
     return len(shard.images), successes
 
 
-def make_shards(directory: Path, count: int, workers: int) -> Iterator[tuple[int, int]]:
-    """Write the missing ones of `count` shards; yields (frames, successes) as each is done."""
+def make_shards(
+    directory: Path, count: int, workers: int, *, first: int = 0, bundle: str | None = None
+) -> Iterator[tuple[int, int]]:
+    """Write the missing ones of `count` shards from number `first` on; yields (frames, successes) as each is done.
+
+    With `bundle` its policy drives (corrections), else the expert.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    missing = [i for i in range(count) if not shard_path(directory, i).exists()]
-    with ProcessPoolExecutor(max_workers=workers) as pool:
+    missing = [i for i in range(first, first + count) if not shard_path(directory, i).exists()]
+    with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
         jobs = [
-            pool.submit(make_shard, shard_path(directory, i), FIRST_SEED + i * SHARD_EPISODES, SHARD_EPISODES)
+            pool.submit(make_shard, shard_path(directory, i), FIRST_SEED + i * SHARD_EPISODES, SHARD_EPISODES, bundle)
             for i in missing
         ]
         for job in as_completed(jobs):

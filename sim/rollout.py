@@ -9,33 +9,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from trimvla.runtime.chunks import AdaptiveEnsemble
+from trimvla.sim.actor import Actor
 from trimvla.sim.demonstrations import FIRST_SEED
 from trimvla.sim.statistics import wilson
 from trimvla.sim.tabletop import MAX_STEPS, TabletopEnv
 
 VOTES = 2  # chunks that vote on an action, where every step infers
-
-
-class Chunk(Protocol):
-    """The part of a policy's result that an episode needs: `actions` float[H, 7], un-normalised."""
-
-    @property
-    def actions(self) -> np.ndarray:
-        """float[H, 7]."""
-        ...
-
-
-class Actor(Protocol):
-    """What drives an episode; `runtime.policy.Policy` is one."""
-
-    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray) -> Chunk:
-        """uint8[h, w, 3], a sentence, float32[H, A] noise -> the next actions."""
-        ...
 
 
 @dataclass(frozen=True)

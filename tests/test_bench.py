@@ -13,7 +13,17 @@ from trimvla.launch import cli
 
 def test_bench_reports_every_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
-    arguments = ["bench", str(bundle), "--instruction", "pick up the red cube", "--rounds", "4", "--warmup", "1", "--json"]
+    arguments = [
+        "bench",
+        str(bundle),
+        "--instruction",
+        "pick up the red cube",
+        "--rounds",
+        "4",
+        "--warmup",
+        "1",
+        "--json",
+    ]
     assert cli.main(arguments) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result["L0_ms"]) == {"vision", "language", "action", "total"}

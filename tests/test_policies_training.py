@@ -110,6 +110,15 @@ def test_training_learns_and_resumes_where_it_stopped(shards: list[Path], tmp_pa
         torch.testing.assert_close(value, whole[name], atol=1e-6, rtol=0, msg=name)
 
 
+def test_training_starts_from_given_weights() -> None:
+    cfg = small()
+    given = initialise(CogAct(cfg))
+    trainer = Trainer(cfg, Recipe(compile=False), 8)
+    trainer.start_from(given)
+    for name, value in given.state_dict().items():
+        torch.testing.assert_close(trainer.averaged_policy().state_dict()[name], value)
+
+
 def _stop_at(step: int):
     def report(now: int, _: dict[str, float]) -> None:
         if now == step:

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimvla.sim import expert
-from trimvla.sim.demonstrations import AUX, FIRST_SEED, GOALS, make_shard
+from trimvla.sim.demonstrations import (
+    AUX,
+    CORRECTED_STEPS,
+    FIRST_SEED,
+    GOALS,
+    Shard,
+    corrected_episode,
+    make_shard,
+)
 from trimvla.sim.rollout import evaluate, run_episode
 from trimvla.sim.statistics import wilson
 from trimvla.sim.tabletop import TabletopEnv
@@ -67,6 +75,14 @@ def test_doing_nothing_never_succeeds_and_the_summary_adds_up() -> None:
     assert sum(episodes for _, episodes in result["by_verb"].values()) == 4
     assert result["outcomes"] == [0, 0, 0, 0]
     assert result["mean_steps"] is None
+
+
+def test_corrections_label_the_policys_states_with_the_experts_actions() -> None:
+    env, shard = TabletopEnv(observe=False), Shard()
+    assert not corrected_episode(env, FIRST_SEED, shard, Idle())
+    assert len(shard.chunks) == CORRECTED_STEPS
+    assert np.abs(shard.chunks[-1][0][0, :3]).max() > 0.005, "the expert would move where the policy idles"
+    assert corrected_episode(env, FIRST_SEED, Shard(), ExpertActor(env))
 
 
 def test_seeds_of_demonstrations_are_refused() -> None:

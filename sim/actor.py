@@ -1,0 +1,24 @@
+"""What drives an episode: anything that turns a picture and a sentence into actions. Knows no policy."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Chunk(Protocol):
+    """The part of a policy's result that an episode needs: `actions` float[H, 7], un-normalised."""
+
+    @property
+    def actions(self) -> np.ndarray:
+        """float[H, 7]."""
+        ...
+
+
+class Actor(Protocol):
+    """What drives an episode; `runtime.policy.Policy` is one."""
+
+    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray) -> Chunk:
+        """uint8[h, w, 3], a sentence, float32[H, A] noise -> the next actions."""
+        ...
