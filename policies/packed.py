@@ -73,7 +73,7 @@ def packed_states(
 
 
 def first_head_scores(layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, *, prefix: int, visual: int) -> Tensor:
-    """A layer's attention scores before softmax, first head, float[b, n - prefix, visual]: text rows, visual columns."""
+    """A layer's attention scores before softmax, first head, float[b, n - prefix, visual]: text rows, visual tokens."""
     x, width, attention = layer.input_layernorm(x), cos.shape[-1], layer.self_attn
     q, k = (nn.functional.linear(x, proj.weight[:width]) for proj in (attention.q_proj, attention.k_proj))
     q, k = rotate(q, cos, sin)[:, prefix:], rotate(k, cos, sin)[:, 1 : 1 + visual]
