@@ -30,8 +30,14 @@ def test_wrong_arguments_are_all_named(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_run_can_be_made_again_from_its_description() -> None:
     recipe = Recipe(steps=5, seed=3, compile=False)
-    described = json.loads(json.dumps(describe(Args(shards=2), Trainer(TINY, recipe, AUX), frames=10)))
+    described = json.loads(json.dumps(describe(Args(shards=2, corrections=3), Trainer(TINY, recipe, AUX), frames=10)))
     assert PolicyConfig.from_dict(described["policy"]) == TINY
     assert described["recipe"]["steps"] == 5
     assert described["recipe"]["seed"] == 3
-    assert described["data"] == {"shards": 2, "episodes_per_shard": 100, "first_seed": FIRST_SEED, "frames": 10}
+    assert described["data"] == {
+        "shards": 2,
+        "corrections": 3,
+        "episodes_per_shard": 100,
+        "first_seed": FIRST_SEED,
+        "frames": 10,
+    }
