@@ -6,22 +6,27 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from tokenizers import Tokenizer
 from tyro.conf import Positional
 
+from trimvla.export.report import draw_plan, kept_over_image
 from trimvla.launch.export import TOKENIZER, load_policy
 from trimvla.launch.options import Options, Result
-from trimvla.policies.calibrate import Calibration, calibration_from_shards, load_calibration
+from trimvla.policies.calibrate import Calibration, calibration_from_shards, kept_tokens, load_calibration
+from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.cost import report, shape_by_counts, shape_of
 from trimvla.policies.planner import Request, make_plan
+from trimvla.policies.trimmed import kept_layers, trim
 from trimvla.runtime.plan import Plan, TokenPlan, TokenSelector, save_plan
 
 SHARDS = "demos/*.npz"
 BAR = 40  # characters of the longest bar
+PICTURES = 6  # frames in the picture of a plan that drops tokens
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Args(Options):
     """A run folder of `trimvla train`, or a directory in the official checkpoint layout (then --preset is needed)."""
 
     out: Path
-    """Where the plan goes."""
+    """Where the plan goes; a picture of it goes beside it (`.png`)."""
 
     preset: str | None = None
     """Sizes of an official checkpoint: cogact-small, cogact-base or cogact-large."""
@@ -78,18 +83,20 @@ class Args(Options):
 
 
 def run(args: Args) -> Result:
-    """Measure, decide, write the plan; the scores as bars."""
+    """Measure, decide, write the plan and its picture; the scores as bars."""
     policy = load_policy(args.source, args.preset)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         progress.add_task("measuring the policy on calibration frames", total=None)
-        plan = make_plan(policy, find_calibration(args, policy.cfg), request(args), now())
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+        data = find_calibration(args, policy.cfg)
+        plan = make_plan(policy, data, request(args), now())
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        picture = draw(policy, plan, data, args)
     save_plan(plan, args.out)
     args.console().print(as_table(plan))
     cost, dense = (report(policy.cfg, shape) for shape in (shape_of(policy.cfg, plan), shape_by_counts(policy.cfg)))
     ratio = {name: cost[name] / dense[name] for name in ("parameters", "flops", "weight_bytes")}
     scores = list(plan.provenance.scores) if plan.provenance else []
-    return {"plan": args.out, "kept_layers": plan.layers, "scores": scores, "ratio_to_dense": ratio}
+    return {"plan": args.out, "picture": picture, "kept_layers": plan.layers, "scores": scores, "ratio_to_dense": ratio}
 
 
 def request(args: Args) -> Request:
@@ -120,6 +127,22 @@ def find_calibration(args: Args, cfg: PolicyConfig) -> Calibration:
     shards = sorted(args.source.glob(SHARDS))
     tokenizer = args.source / TOKENIZER
     return calibration_from_shards(shards, cfg, lambda: Tokenizer.from_file(str(tokenizer)), args.frames, args.seed)
+
+
+def draw(policy: CogAct, plan: Plan, data: Calibration, args: Args) -> Path:
+    """Scores of the layers and, where tokens are dropped, what is kept of some frames; the path of the PNG."""
+    frames = []
+    if plan.tokens is not None:
+        grid = policy.cfg.vision[0].image_size // policy.cfg.vision[0].patch_size
+        for image, kept, ids in kept_tokens(trim(policy, plan), data, PICTURES):
+            frames.append((kept_over_image(image, kept, grid), image, sentence(args.source / TOKENIZER, ids)))
+    scores = plan.provenance.scores if plan.provenance else ()
+    return draw_plan(scores, kept_layers(plan, policy.cfg), frames, args.out.with_suffix(".png"))
+
+
+def sentence(tokenizer: Path, ids: np.ndarray) -> str:
+    """A prompt's text, where the tokenizer lies beside the policy."""
+    return Tokenizer.from_file(str(tokenizer)).decode(ids.tolist()) if tokenizer.is_file() else ""
 
 
 def now() -> str:

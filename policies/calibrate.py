@@ -21,6 +21,7 @@ from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.language import Decoder, DecoderLayer
 from trimvla.policies.tokenizer import prompt_ids
+from trimvla.policies.trimmed_language import TrimmedDecoder
 from trimvla.runtime.errors import ConfigError
 
 Sums = tuple[Tensor, Tensor, Tensor]
@@ -129,6 +130,27 @@ def sequences(policy: CogAct, data: Calibration) -> Iterator[Tensor]:
     for image, ids, last in zip(data.images, data.input_ids, data.last, strict=True):
         visual = policy.vision(torch.from_numpy(image)[None])
         yield policy.language.embed(visual, torch.from_numpy(ids[: int(last) + 1])[None])
+
+
+@torch.no_grad()
+def kept_tokens(policy: CogAct, data: Calibration, frames: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What a policy whose plan drops tokens keeps of some frames, evenly spread over the data.
+
+    Args:
+        policy: under such a plan (`trimmed.trim`).
+        data: calibration samples of that policy.
+        frames: how many at most.
+
+    Returns:
+        (picture uint8[S, S, 3], its kept visual tokens int64[K] in raster order, its prompt's ids int64[l]) of each.
+    """
+    decoder = policy.language
+    assert isinstance(decoder, TrimmedDecoder)
+    for row in np.unique(np.linspace(0, len(data.last) - 1, frames).round().astype(int)):
+        image, ids = data.images[row], data.input_ids[row, : int(data.last[row]) + 1]
+        visual, last = policy.vision(torch.from_numpy(image)[None]), torch.tensor([len(ids) - 1])
+        _, kept = decoder.cognition_and_kept(visual, torch.from_numpy(ids)[None], last)
+        yield image, kept[0].numpy(), ids
 
 
 @torch.no_grad()

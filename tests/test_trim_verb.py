@@ -46,6 +46,8 @@ def test_a_run_folder_gives_a_plan(folder: Path, capsys: pytest.CaptureFixture[s
     assert plan.provenance.frames == 4
     assert len(result["scores"]) == 5
     assert 0 < result["ratio_to_dense"]["flops"] < 1
+    assert result["picture"] == str(folder / "plan.png")
+    assert (folder / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
