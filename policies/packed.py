@@ -38,6 +38,7 @@ def packed_states(
     keep: Tensor | None = None,
     skip: frozenset[int] = frozenset(),
     pointer: int = 0,
+    thin: tuple[int, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Final states of the tokens that each of k sentences has for itself.
 
@@ -47,7 +48,9 @@ def packed_states(
         ids: int64[b, k, L], BOS first.
         keep: int64[P'], raster indices of the visual tokens to keep, ascending (default: all).
         skip: indices of layers that are left out.
-        pointer: index of a layer whose first head's scores are wanted.
+        pointer: index of a layer whose first head's scores are wanted; before `thin` drops anything.
+        thin: at the input of which layer further visual tokens are dropped, and which stay: int64[P''], ascending
+            places among the kept ones (default: none are).
 
     Returns:
         float[b, k, L - c, D], after the final norm; c = `shared_prefix(ids)`, so the row of id j is j - c; and
@@ -65,6 +68,11 @@ def packed_states(
     scores = x.new_zeros(0)
     for index, layer in enumerate(decoder.layers):
         assert isinstance(layer, DecoderLayer)
+        if thin is not None and index == thin[0]:
+            stay = torch.cat([thin[1].new_zeros(1), thin[1] + 1, torch.arange(1 + len(kept), x.shape[1])])
+            x, cos, sin = x[:, stay], cos[stay], sin[stay]
+            prefix = common + len(thin[1])
+            mask = packed_mask(prefix, k, length, ids.device)
         if index == pointer:
             scores = first_head_scores(layer, x, cos, sin, prefix=prefix, visual=len(kept))
         if index not in skip:

@@ -44,7 +44,9 @@ class Recipe:
     pointer_layer: int = 4  # whose first head is taught to point from a noun to its thing
     drop_condition: float = 0.1
     drop_layer: float = 0.15
-    tokens: tuple[tuple[int, float], ...] = ((64, 0.4), (128, 0.45), (256, 0.15))  # kept tokens, share of the batches
+    tokens: tuple[tuple[int, float], ...] = ((64, 0.25), (128, 0.45), (256, 0.3))  # kept tokens, share of the batches
+    thin: float = 0.6  # share of the batches that lose more tokens on the way
+    thin_layer: int = 5  # at whose input: the words have found their things
     seed: int = 0
     bfloat16: bool = True
     compile: bool = True
@@ -112,7 +114,13 @@ class Trainer:
             visual = self.policy.vision(batch.image)
             keep, skip = self._dropped(visual.shape[1], rng)
             states, scores = packed_states(
-                self.policy.language, visual, batch.ids, keep=keep, skip=skip, pointer=self.recipe.pointer_layer
+                self.policy.language,
+                visual,
+                batch.ids,
+                keep=keep,
+                skip=skip,
+                pointer=self.recipe.pointer_layer,
+                thin=self._thinned(visual.shape[1], keep, rng),
             )
             common = shared_prefix(batch.ids)
             z = take_last(states, batch.last, common)
@@ -137,6 +145,14 @@ class Trainer:
         return keep, frozenset(
             i for i in range(2, layers - 1) if rng.random() < chance and i != self.recipe.pointer_layer
         )
+
+    def _thinned(self, patches: int, keep: Tensor | None, rng: np.random.Generator) -> tuple[int, Tensor] | None:
+        """Tokens that stay from a layer on: unlike the first choice, whole regions go, as with a selector."""
+        if rng.random() >= self.recipe.thin:
+            return None
+        places = np.arange(patches) if keep is None else keep.numpy()
+        stay = patchy_tokens(patches, places, THINNED[len(places) * 256 // patches], rng)
+        return self.recipe.thin_layer, torch.from_numpy(stay)
 
     def _ramp(self) -> float:
         """0 while the policy finds out what words mean, 1 from the middle of the run on."""
@@ -191,6 +207,8 @@ class Trainer:
 
 AUX_SCALE = 0.2  # metres that make 1.0 in the auxiliary loss
 POINTER_SIGMA = 0.8  # patches
+THINNED = {64: 24, 128: 40, 256: 56}  # of so many tokens (of 256) so many stay
+CLOUD = 5  # supports per side of the random field that decides which regions stay
 
 
 def spread_tokens(patches: int, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -198,6 +216,15 @@ def spread_tokens(patches: int, count: int, rng: np.random.Generator) -> np.ndar
     side = math.isqrt(patches)
     blocks = np.arange(patches).reshape(side // 2, 2, side // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
     return np.sort(rng.permuted(blocks, axis=1)[:, : count * 4 // patches].ravel())
+
+
+def patchy_tokens(patches: int, places: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Which of the tokens at raster `places` stay, int64[count], ascending: where a smooth random field is high."""
+    side = math.isqrt(patches)
+    corners = torch.from_numpy(rng.standard_normal((1, 1, CLOUD, CLOUD)))
+    field = nn.functional.interpolate(corners, size=(side, side), mode="bilinear", align_corners=True).numpy().ravel()
+    score = field[places] + rng.uniform(0.1, 2.0) * rng.standard_normal(len(places))
+    return np.sort(np.argsort(-score)[:count])
 
 
 def aux_mask(batch: Batch, common: int, length: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from trimvla.policies.dataset import Demonstrations, action_statistics, make_tok
 from trimvla.policies.initialise import initialise
 from trimvla.policies.packed import packed_mask, packed_states, shared_prefix, take_last
 from trimvla.policies.tokenizer import prompt_ids
-from trimvla.policies.train import Recipe, Trainer, train
+from trimvla.policies.train import Recipe, Trainer, patchy_tokens, train
+from trimvla.policies.trimmed import trim
+from trimvla.runtime.plan import Plan, TokenPlan
 from trimvla.runtime.preprocess import ActionStatistics, unnormalise
 
 NOUNS = ("cube", "can", "plate")
@@ -66,6 +69,32 @@ def test_packed_sentences_equal_the_deployed_forward() -> None:
     assert shared_prefix(ids) > 5, "the template's beginning is shared"
     torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
     assert (packed[0] - packed[1]).abs().max() > 1e-3, "different sentences give different features"
+
+
+def test_thinned_sentences_equal_the_deployed_forward_under_a_plan() -> None:
+    torch.manual_seed(0)
+    cfg = small()
+    policy = initialise(CogAct(cfg)).eval()
+    trimmed = trim(policy, Plan(tokens=TokenPlan(keep=56, after=3, selector="random", seed=1)))
+    stay = torch.tensor(sorted(Random(1).sample(range(256), 56)))
+    tokenizer = make_tokenizer(cfg, SENTENCES)
+    row = prompt_ids(tokenizer, cfg.prompt, SENTENCES[0])
+    ids, last = torch.tensor([[row, row]]), torch.tensor([[len(row) - 1] * 2])
+    with torch.no_grad():
+        visual = policy.vision(torch.randint(0, 256, (1, 128, 128, 3), dtype=torch.uint8))
+        states, _ = packed_states(policy.language, visual, ids, pointer=2, thin=(3, stay))
+        got = take_last(states, last, shared_prefix(ids))[:, 1]
+        expected = trimmed.language.cognition(visual, ids[:, 1], last[:, 1])
+    assert (got - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_patchy_tokens_are_some_of_what_is_there(seed: int) -> None:
+    places = np.arange(0, 256, 2)
+    stay = patchy_tokens(256, places, 40, np.random.default_rng(seed))
+    assert len(set(stay.tolist())) == 40
+    assert (np.diff(stay) > 0).all()
+    assert stay.max() < len(places)
 
 
 def test_packed_mask_hides_other_sentences() -> None:
