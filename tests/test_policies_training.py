@@ -78,13 +78,16 @@ def test_thinned_sentences_equal_the_deployed_forward_under_a_plan() -> None:
     trimmed = trim(policy, Plan(tokens=TokenPlan(keep=56, after=3, selector="random", seed=1)))
     stay = torch.tensor(sorted(Random(1).sample(range(256), 56)))
     tokenizer = make_tokenizer(cfg, SENTENCES)
-    row = prompt_ids(tokenizer, cfg.prompt, SENTENCES[0])
-    ids, last = torch.tensor([[row, row]]), torch.tensor([[len(row) - 1] * 2])
+    rows = [prompt_ids(tokenizer, cfg.prompt, sentence) for sentence in SENTENCES]
+    width = max(map(len, rows))
+    ids = torch.tensor([[row + [0] * (width - len(row)) for row in rows]])
+    last = torch.tensor([[len(row) - 1 for row in rows]])
     with torch.no_grad():
         visual = policy.vision(torch.randint(0, 256, (1, 128, 128, 3), dtype=torch.uint8))
         states, _ = packed_states(policy.language, visual, ids, pointer=2, thin=(3, stay))
-        got = take_last(states, last, shared_prefix(ids))[:, 1]
-        expected = trimmed.language.cognition(visual, ids[:, 1], last[:, 1])
+        got = take_last(states, last, shared_prefix(ids))[0]
+        visual = visual.expand(len(rows), -1, -1)
+        expected = trimmed.language.cognition(visual, ids[0], last[0])
     assert (got - expected).abs().max() < 1e-5
 
 
