@@ -44,8 +44,8 @@ class Recipe:
     pointer_layer: int = 4  # whose first head is taught to point from a noun to its thing
     drop_condition: float = 0.1
     drop_layer: float = 0.15
-    tokens: tuple[tuple[int, float], ...] = ((64, 0.25), (128, 0.45), (256, 0.3))  # kept tokens, share of the batches
-    thin: float = 0.6  # share of the batches that lose more tokens on the way
+    tokens: tuple[tuple[int, float], ...] = ((64, 0.4), (128, 0.45), (256, 0.15))  # kept tokens, share of the batches
+    thin: float = 0.4  # share of the batches that lose more tokens on the way
     thin_layer: int = 5  # at whose input: the words have found their things
     seed: int = 0
     bfloat16: bool = True
