@@ -2,7 +2,7 @@
 #   make demo    the simulated robot does its tasks, from camera to command
 #   make test    the test suite
 #   make train   behaviour cloning of the shipped policy; stop it at any time, it goes on
-#   make bench   latency of the shipped bundle, layer by layer
+#   make bench   the ablation in the README: success, time and cost of every part of a plan (most of an hour)
 #   make lint    ruff and pyright
 #   make setup   only the set-up
 # DEMO_ARGS, TEST_ARGS, TRAIN_ARGS and BENCH_ARGS are handed on: make demo DEMO_ARGS="--episodes 5"
@@ -43,7 +43,7 @@ train: $(READY)
 	$(BIN)/trimvla train $(TRAIN_ARGS)
 
 bench: $(READY)
-	$(BIN)/trimvla bench tabletop $(BENCH_ARGS)
+	$(BIN)/trimvla ablate tabletop --readme README.md $(BENCH_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -44,6 +44,7 @@ VERBS = (
     Verb("verify", "trimvla.launch.verify", "export", "a bundle against torch, or torch against a reference"),
     Verb("cost", "trimvla.launch.cost", "export", "parameters, operations and bytes of a policy under a plan"),
     Verb("bench", "trimvla.launch.bench", "", "latency of a bundle, layer by layer"),
+    Verb("ablate", "trimvla.launch.ablate", "export", "every part of a plan: success, time and cost", True),
     Verb("process", "trimvla.launch.process", "", "one process of a system (what `run` and `demo` start)", True),
 )
 

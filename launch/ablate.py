@@ -1,0 +1,314 @@
+"""`trimvla ablate`: every part of a plan by itself and together, and the controls: success, time and cost in one table.
+
+Makes a plan and a bundle for every row (`export.ablation`), lets all of them take turns at the clock and play the same
+episodes, and writes JSON, table and picture (`ablate_report`). Bundles and outcomes are kept in the work folder, so a
+run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
+from tyro.conf import Positional
+
+from trimvla.export import benchmark
+from trimvla.export.ablation import DENSE, ROWS, Amounts, Row, request
+from trimvla.export.benchmark import COMPILED, EAGER, Samples, Subject
+from trimvla.export.bundle import export_policy
+from trimvla.export.verify import checkpoint_beside
+from trimvla.launch.ablate_report import as_markdown, as_table, insert, summarise
+from trimvla.launch.bench import CAMERA_SHAPE
+from trimvla.launch.bench_subjects import Asked, Party, open_party, torch_subjects
+from trimvla.launch.options import Options, Result
+from trimvla.launch.supervisor import terminate_as_interrupt
+from trimvla.launch.trim import now
+from trimvla.policies.calibrate import Calibration, calibration_from_shards
+from trimvla.policies.cogact import CogAct
+from trimvla.policies.planner import make_plan
+from trimvla.runtime import manifest as bundles
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.plan import Plan
+from trimvla.runtime.policy import Policy
+from trimvla.sim import demonstrations, rollout
+from trimvla.sim.actor import Actor
+from trimvla.sim.rollout import Outcome, Round, Setting
+from trimvla.sim.workers import spread
+
+OUTCOMES = "outcomes.jsonl"
+INSTRUCTION = "pick up the red cube"
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Success, time and cost of a dense bundle, of every part of its trimming, and of the controls, in one run."""
+
+    bundle: Positional[str] = "tabletop"
+    """The dense bundle, with its checkpoint beside it."""
+
+    layers: int = 11
+    """Language layers to keep."""
+
+    mlp_keep: float = 0.75
+    """Share of the MLP channels to keep."""
+
+    tokens: int = 56
+    """Visual tokens to keep."""
+
+    after: int = 2
+    """Kept language layers that still see every token."""
+
+    cache_interval: int = 5
+    """Run the head's blocks at every n-th DDIM step only."""
+
+    milder_layers: int = 14
+    """Layers of the milder plan."""
+
+    milder_tokens: int = 112
+    """Tokens of the milder plan."""
+
+    episodes: int = 300
+    """Of every row, on the same seeds."""
+
+    seed: int = 1000
+    """Of the first episode."""
+
+    execute: int = 2
+    """Steps of a chunk that are executed before the next look."""
+
+    margin: float = 0.05
+    """Loss of success that still counts as not inferior."""
+
+    rounds: int = 50
+    """Turns of every row at the clock."""
+
+    warmup: int = 3
+    """Turns that are not counted."""
+
+    threads: int = 1
+    """Threads of an operator, while the clock runs."""
+
+    compiled: bool = True
+    """Also compile the rows that are no controls (minutes)."""
+
+    workers: int = 2
+    """Processes that play episodes."""
+
+    frames: int = 64
+    """Calibration frames, drawn from demonstrations that are made for it."""
+
+    work: Path = Path("runs/ablation")
+    """Bundles and outcomes, so that a stopped run goes on."""
+
+    out: Path = Path("benchmarks")
+    """Where `ablation.json` and `ablation.png` go."""
+
+    readme: Path | None = None
+    """A text whose part between the two marks becomes the table."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError with everything that is out of range."""
+        positive = ("episodes", "execute", "rounds", "workers", "frames")
+        wrong = [f"--{name}" for name in positive if getattr(self, name) < 1]
+        if wrong:
+            raise ConfigError(f"expected at least 1 for {', '.join(wrong)}")
+
+    def amounts(self, row: Row) -> Amounts:
+        """What the knobs of a row keep."""
+        full = Amounts(self.layers, self.mlp_keep, self.tokens, self.after, self.cache_interval)
+        return replace(full, layers=self.milder_layers, tokens=self.milder_tokens) if row.milder else full
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What every row is made from: the dense bundle, its policy, calibration data; and where the rows' bundles go."""
+
+    dense: Path
+    policy: CogAct
+    data: Calibration
+    work: Path
+
+
+def run(args: Args) -> Result:
+    """Export, time, play, write; the table for people."""
+    terminate_as_interrupt()
+    dense = bundles.resolve(args.bundle)
+    policy, work = checkpoint_beside(dense), args.work / weights_digest(dense)[:12]
+    with progress_bar() as progress:
+        origin = Origin(dense, policy, calibrate(args, dense, policy, progress), work)
+        made = make_bundles(args, origin, progress)
+        samples, subjects = take_times(args, made, progress)
+        played = play(args, made, work, progress)
+    result = {"ok": True} | summarise(made, subjects, samples, played, args.margin)
+    result["settings"] = {name: value for name, value in asdict(args).items() if name not in ("json", "work", "out")}
+    save(result, args)
+    console = args.console()
+    console.print(as_table(result["rows"]))
+    return result
+
+
+def save(result: Result, args: Args) -> None:
+    """JSON, picture, and the table in the text that is named."""
+    from trimvla.export.report import draw_tradeoff
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "ablation.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
+    points = [row | {"ms": row["backends"]["onnxruntime"]["p50_ms"]} for row in result["rows"]]
+    draw_tradeoff(points, args.out / "ablation.png")
+    if args.readme is not None:
+        args.readme.write_text(insert(args.readme.read_text(), as_markdown(result["rows"])))
+
+
+def progress_bar() -> Progress:
+    """On stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def weights_digest(directory: Path) -> str:
+    """sha256 of the checkpoint beside a bundle."""
+    return hashlib.sha256(directory.with_name(f"{directory.name}.safetensors").read_bytes()).hexdigest()
+
+
+def calibrate(args: Args, directory: Path, policy: CogAct, progress: Progress) -> Calibration:
+    """Frames of fresh demonstrations, which no policy was trained on."""
+    task = progress.add_task("calibration frames", total=1)
+    shards = args.work / "demos"
+    first = demonstrations.FIRST_SEED // demonstrations.SHARD_EPISODES  # seeds from 2,000,000 on
+    for _ in demonstrations.make_shards(shards, 1, 1, first=first):
+        pass
+    tokenizer = directory / bundles.TOKENIZER
+    path = demonstrations.shard_path(shards, first)
+    data = calibration_from_shards(
+        [path], policy.cfg, lambda: Tokenizer.from_file(str(tokenizer)), args.frames, args.seed
+    )
+    progress.update(task, completed=1)
+    return data
+
+
+def make_bundles(args: Args, origin: Origin, progress: Progress) -> dict[str, Path]:
+    """Row -> bundle; those that are there already are kept."""
+    task = progress.add_task("exports", total=len(ROWS))
+    made: dict[str, Path] = {}
+    for row in ROWS:
+        made[row.name] = origin.dense if row.name == DENSE else make_bundle(args, row, origin)
+        progress.advance(task)
+    return made
+
+
+def make_bundle(args: Args, row: Row, origin: Origin) -> Path:
+    """The row's bundle, made if it is not there."""
+    policy, dense, directory = origin.policy, origin.dense, origin.work / row.slug
+    steps, source = policy.cfg.diffusion.inference_steps, bundles.load(dense)
+    plan = make_plan(policy, origin.data, request(row, args.amounts(row), steps, args.seed), now())
+    if not (directory.exists() and same(plan, bundles.load(directory).plan)):
+        statistics = json.loads((dense / bundles.STATISTICS).read_text())
+        export_policy(
+            policy,
+            plan,
+            statistics,
+            dense / bundles.TOKENIZER,
+            directory,
+            statistics_key=source.action.statistics_key,
+            control_hz=source.action.control_hz,
+            overwrite=True,
+        )
+    return directory
+
+
+def same(one: Plan, other: Plan) -> bool:
+    """Whether two plans keep the same, whenever they were made."""
+    return msgspec.structs.replace(one, provenance=None) == msgspec.structs.replace(other, provenance=None)
+
+
+def take_times(args: Args, made: Mapping[str, Path], progress: Progress) -> tuple[Samples, list[Subject]]:
+    """All rows in turns: ONNX Runtime, eager torch and, but for controls, compiled torch."""
+    picture = np.random.default_rng(0).integers(0, 256, CAMERA_SHAPE, np.uint8)
+    asked = Asked(picture, INSTRUCTION)
+    with ExitStack() as stack:
+        parties = [
+            replace(open_party(str(path), "onnxruntime", args.threads, stack), dense=name == DENSE, name=name)
+            for name, path in made.items()
+        ]
+        controls = {row.name for row in ROWS if row.control}
+        subjects = [own(party, asked) for party in parties]
+        task = progress.add_task("torch", total=None)
+        subjects += torch_subjects(parties, (EAGER,), args.threads, asked, stack)
+        if args.compiled:
+            compiled = [party for party in parties if party.name not in controls]
+            subjects += torch_subjects(compiled, (COMPILED,), args.threads, asked, stack)
+        progress.update(task, total=1, completed=1)
+        turns = progress.add_task("turns at the clock", total=args.warmup + args.rounds)
+        samples = benchmark.measure(
+            subjects,
+            rounds=args.rounds,
+            warmup=args.warmup,
+            watch=lambda turn: progress.update(turns, completed=turn),
+        )
+    return samples, subjects
+
+
+def own(party: Party, asked: Asked) -> Subject:
+    """The bundle by ONNX Runtime, without sockets."""
+    calls = benchmark.policy_calls(party.policy, asked.picture, asked.instruction)
+    return Subject(party.name, party.name, "onnxruntime", party.dense, calls)
+
+
+def play(args: Args, made: Mapping[str, Path], work: Path, progress: Progress) -> dict[str, list[Outcome]]:
+    """Every row on the same seeds; what was played before is read back."""
+    setting = Setting(execute=args.execute)
+    what = repr(([(name, fingerprint(path)) for name, path in made.items()], setting))
+    path = work / f"{hashlib.sha256(what.encode()).hexdigest()[:12]}-{OUTCOMES}"
+    rounds = read_rounds(path)
+    seeds = range(args.seed, args.seed + args.episodes)
+    left = [seed for seed in seeds if seed not in rounds]
+    task = progress.add_task("episodes", total=len(seeds), completed=len(seeds) - len(left))
+    with path.open("a") as file:
+        for played in spread(partial(rollout.play, partial(open_all, dict(made)), setting), left, args.workers):
+            rounds[next(iter(played.values())).seed] = played
+            file.write(json.dumps({name: asdict(outcome) for name, outcome in played.items()}) + "\n")
+            file.flush()
+            progress.advance(task)
+    return {name: [rounds[seed][name] for seed in seeds] for name in made}
+
+
+def fingerprint(bundle: Path) -> str:
+    """sha256 of a bundle's graphs."""
+    digest = hashlib.sha256()
+    for path in sorted(bundle.glob("*.onnx")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def read_rounds(path: Path) -> dict[int, Round]:
+    """Seeds that were played; a line that was cut off is not counted."""
+    rounds: dict[int, Round] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            played = {name: Outcome(**fields) for name, fields in json.loads(line).items()}
+        except ValueError:
+            continue
+        rounds[next(iter(played.values())).seed] = played
+    return rounds
+
+
+@contextmanager
+def open_all(made: Mapping[str, Path]) -> Iterator[Mapping[str, Actor]]:
+    """All bundles, in a process that plays."""
+    actors: dict[str, Policy] = {name: Policy.load(path, threads=1) for name, path in made.items()}
+    try:
+        yield actors
+    finally:
+        for actor in actors.values():
+            actor.close()
+

@@ -1,0 +1,93 @@
+"""The ablation: every row asks for what its name says, the report adds up, a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from trimvla.export.ablation import DENSE, ROWS, Amounts, request
+from trimvla.launch.ablate import Args, read_rounds
+from trimvla.launch.ablate_report import BEGIN, END, as_markdown, cells, insert
+from trimvla.policies.planner import Request
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.plan import TokenPlan
+from trimvla.sim.rollout import Outcome
+
+AMOUNTS = Amounts(layers=11, mlp_keep=0.75, tokens=56, after=2, cache_interval=5)
+BY_NAME = {row.name: row for row in ROWS}
+TIMES = {"p50_ms": 20.0, "p99_ms": 22.0, "ratio_to_dense": 2.0, "ratio_low": 1.9, "ratio_high": 2.1}
+PAIRED = {"difference": -0.01, "interval": (-0.04, 0.02), "non_inferior": True}
+LINE = {
+    "name": "all",
+    "success": 0.8,
+    "interval": (0.75, 0.84),
+    "against_dense": PAIRED,
+    "backends": {"onnxruntime": TIMES},
+    "flops_ratio": 0.4,
+    "parameters": 6_000_000,
+}
+
+
+def asked(name: str) -> Request:
+    return request(BY_NAME[name], AMOUNTS, 10, 7)
+
+
+def test_the_rows_are_those_of_the_paper_and_six_controls() -> None:
+    assert asked(DENSE) == Request(seed=7)
+    assert asked("layers + width + cache") == Request(layers=11, mlp_keep=0.75, cache_interval=5, seed=7)
+    tokens = TokenPlan(keep=56, after=2, seed=7)
+    assert asked("all") == Request(layers=11, mlp_keep=0.75, tokens=tokens, cache_interval=5, seed=7)
+    assert [row.name for row in ROWS if row.control] == [
+        "FastV tokens", "random tokens", "uniform grid", "random layers", "deepest layers", "fewer DDIM steps",
+    ]  # fmt: skip
+
+
+def test_controls_spend_what_the_method_spends() -> None:
+    assert asked("fewer DDIM steps") == Request(steps=2, seed=7)  # as many as the cache runs in full
+    assert asked("random layers") == Request(layers=11, criterion="random", seed=7)
+    grid = asked("uniform grid").tokens
+    assert grid is not None
+    assert (grid.selector, grid.keep) == ("uniform", 56)
+
+
+def test_milder_amounts_belong_to_the_milder_row_only() -> None:
+    args = Args(milder_layers=14, milder_tokens=112)
+    assert args.amounts(BY_NAME["all, milder"]) == Amounts(14, 0.75, 112, 2, 5)
+    assert args.amounts(BY_NAME["all"]) == AMOUNTS
+
+
+def test_names_of_files_differ() -> None:
+    assert len({row.slug for row in ROWS}) == len(ROWS)
+    assert BY_NAME["layers + width + cache"].slug == "layers-width-cache"
+
+
+def test_a_row_reads_as_it_should() -> None:
+    assert cells(LINE) == (
+        "all", "80.0% (75.0% to 84.0%)", "-1.0 (-4.0 to +2.0) *", "20.0 ms (2.00x)", "", "", "40.0%", "6.00 M",
+    )  # fmt: skip
+
+
+def test_the_table_takes_the_place_between_the_marks() -> None:
+    table = as_markdown([LINE])
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert insert(text, table) == f"before\n{BEGIN}\n{table}\n{END}\nafter\n"
+    assert insert(insert(text, table), table) == insert(text, table)
+    with pytest.raises(ConfigError, match="expected the marks"):
+        insert("no marks", table)
+
+
+def test_played_seeds_are_read_back_but_not_a_line_that_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "outcomes.jsonl"
+    assert read_rounds(path) == {}
+    played = {DENSE: Outcome(1000, "pick", "pick up the cube", True, 9)}
+    line = json.dumps({name: asdict(outcome) for name, outcome in played.items()})
+    path.write_text(f"{line}\n{line[:-5]}")
+    assert read_rounds(path) == {1000: played}
+
+
+def test_what_is_out_of_range_is_one_error() -> None:
+    with pytest.raises(ConfigError, match="--episodes, --rounds"):
+        Args(episodes=0, rounds=0)
