@@ -26,7 +26,7 @@ from trimvla.policies.trimmed import trim
 from trimvla.runtime.errors import BackendError, BundleError, CheckpointError
 from trimvla.runtime.manifest import Manifest, StageSpec
 from trimvla.runtime.policy import Policy
-from trimvla.runtime.runner import check_inputs
+from trimvla.runtime.runner import Runner, check_inputs
 
 TOLERANCE = 1e-3  # on the raw sample; rounding is 1e-5
 
@@ -87,12 +87,13 @@ def load_model(directory: Path, manifest: Manifest, otherwise: Path | None = Non
 
 def on_torch(policy: Policy, model: CogAct, backend: str) -> Policy:
     """The policy with torch behind its stages; `model` is its torch twin under the same plan."""
-    made = copy(policy)
-    made.runners = {
+    runners: dict[str, Runner] = {
         stage.name: TorchRunner(stage.module(model), policy.manifest.stages[stage.name], backend)
         for stage in stages_under(policy.manifest.plan)
     }
-    return made
+    twin = copy(policy)
+    twin.runners = runners
+    return twin
 
 
 def check_same(policy: Policy, baseline: Policy, picture: np.ndarray, instruction: str) -> None:

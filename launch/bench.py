@@ -20,7 +20,7 @@ from tyro.conf import Positional
 from trimvla.export import benchmark
 from trimvla.export.benchmark import COMPILED, EAGER, Samples, Subject
 from trimvla.export.floor import Floor, Machine, better, measure_machine
-from trimvla.launch.bench_report import SAMPLES_AS, as_table, explain, write_samples
+from trimvla.launch.bench_report import SAMPLES_AS, as_table, doubts, explain, write_samples
 from trimvla.launch.bench_socket import socket_policy
 from trimvla.launch.bench_subjects import (
     UNMEASURED,
@@ -111,7 +111,7 @@ def run(args: Args) -> Result:
     result = summarise(args, measured)
     console = args.console()
     console.print(as_table(result))
-    for line in (*explain(result), *measured.notes):
+    for line in explain(result):
         console.print(line, highlight=False, markup=False)
     return result
 
@@ -184,6 +184,7 @@ def take_turns(subjects: Sequence[Subject], args: Args) -> Samples:
 
 def summarise(args: Args, measured: Measured) -> Result:
     """Everything as one JSON-able object."""
+    rows = benchmark.rows(measured.subjects, measured.samples, measured.floors)
     own = next(subject for subject in reversed(measured.subjects) if subject.backend == args.backend)
     backends = dict.fromkeys(subject.backend for subject in measured.subjects)
     return {
@@ -199,8 +200,7 @@ def summarise(args: Args, measured: Measured) -> Result:
             "gbytes_per_s": round(measured.machine.gbytes_per_s, 2),
         },
         "runtime_cost_ms": benchmark.over_l0(measured.samples[own.name], "L3"),
-        "frames_asked_again": measured.asked_again,
-        "notes": measured.notes,
+        "notes": [*measured.notes, *doubts(rows, measured.asked_again)],
         "samples": args.samples,
-        "rows": benchmark.rows(measured.subjects, measured.samples, measured.floors),
+        "rows": rows,
     }

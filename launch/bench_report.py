@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def as_table(result: Result) -> Table:
     title = f"{result['rounds']} turns, {result['threads'] or 'all'} threads"
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
     for column in ("", "policy", "p50 ms", "p99 ms", "x dense", "quartiles", "x eager", "floor ms"):
-        table.add_column(column, justify="left" if column in ("", "policy") else "right")
+        table.add_column(column, justify="left" if column in ("", "policy") else "right", overflow="fold")
     block = ""
     for row in result["rows"]:
         here = f"{row['layer']} {row['part']}"
@@ -56,15 +56,25 @@ def explain(result: Result) -> Iterator[str]:
     machine = result["machine"]
     yield f"Measured peak {machine['gflops']:.0f} GFLOP/s, bandwidth {machine['gbytes_per_s']:.1f} GB/s."
     yield f"The runtime itself costs {result['runtime_cost_ms']:.2f} ms (L3 - L0, median)."
-    if result["frames_asked_again"]:
-        yield f"{result['frames_asked_again']} frames had to be sent again: this machine is too busy to measure on."
+    yield from result["notes"]
+
+
+def doubts(rows: Sequence[dict[str, Any]], asked_again: int) -> Iterator[str]:
+    """Signs that the machine did other things too, so that the figures are not to be trusted."""
+    impossible = [row["name"] for row in rows if row["floor_ms"] is not None and row["p50_ms"] < row["floor_ms"]]
+    if impossible:
+        yield f"Busy machine: below their floor, whose peak was measured apart from them: {', '.join(impossible)}."
+    if asked_again:
+        yield f"Busy machine: {asked_again} frames had to be sent again."
 
 
 def write_samples(samples: Samples, path: Path) -> None:
     """Milliseconds of every turn, under "NAME LAYER PART": arrays of an .npz, or lists in a .json."""
-    table = {f"{name} {layer} {part}": took for name, cells in samples.items() for (layer, part), took in cells.items()}
+    table: dict[str, Any] = {
+        f"{name} {layer} {part}": took for name, cells in samples.items() for (layer, part), took in cells.items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
         path.write_text(json.dumps(table) + "\n")
         return
-    np.savez_compressed(path, **{name: np.array(took) for name, took in table.items()})
+    np.savez_compressed(path, **table)

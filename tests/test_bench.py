@@ -14,6 +14,8 @@ from tests import tiny_bundle
 from trimvla.export.benchmark import COMPILED, EAGER
 from trimvla.launch import cli
 from trimvla.launch.bench import Args, Baselines
+from trimvla.policies.config import PRESETS
+from trimvla.policies.cost import vision_cost
 
 INSTRUCTION = ("--instruction", "pick up the red cube")
 FIELDS = {
@@ -75,7 +77,9 @@ def test_a_bundle_against_itself_in_two_backends(tabletop_bundle: Path, capsys: 
     assert faster == pytest.approx(eager["p50_ms"] / rows["tabletop", "L0"]["p50_ms"], rel=0.5)
     stages = [rows[f"tabletop/{stage}", "L0"] for stage in ("vision", "language", "action")]
     assert rows["tabletop", "L0"]["floor_ms"] == pytest.approx(sum(row["floor_ms"] for row in stages), abs=5e-3)
-    assert all(0 < row["floor_ms"] < row["p50_ms"] for row in stages)
+    vision = vision_cost(PRESETS["tabletop"]).flops / result["machine"]["gflops"] / 1e6
+    assert stages[0]["floor_ms"] == pytest.approx(vision, rel=0.02)
+    assert [row["floor_by"] for row in stages] == ["operations"] * 3
 
 
 def test_without_torch_there_is_one_clear_line(tiny: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

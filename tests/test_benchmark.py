@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -13,6 +16,7 @@ from trimvla.export.benchmark import COMPILED, EAGER, Subject, measure, rows
 from trimvla.export.benchmark_torch import TorchRunner
 from trimvla.export.floor import MATRIX_PRODUCT, Floor, Machine, better, floor, floors, measure_machine
 from trimvla.export.stages import stage_spec, stages_under
+from trimvla.launch.bench_report import doubts, write_samples
 from trimvla.policies.config import PRESETS
 from trimvla.policies.cost import Cost
 from trimvla.policies.trimmed import trim
@@ -76,6 +80,31 @@ def test_ratios_are_of_the_same_turn() -> None:
     assert found["trimmed", "L2"]["ratio_to_eager_dense"] is None
     assert found["dense", "L0"]["ratio_to_dense"] == 1.0
     assert found["dense@torch-eager", "L0"]["ratio_to_dense"] == 1.0
+
+
+def test_a_disturbed_measurement_is_doubted() -> None:
+    rows = [
+        {"name": "a", "floor_ms": 2.0, "p50_ms": 1.9},
+        {"name": "b", "floor_ms": 2.0, "p50_ms": 2.1},
+        {"name": "c", "floor_ms": None, "p50_ms": 2.1},
+    ]
+    below, again = doubts(rows, asked_again=3)
+    assert below.endswith(" a.")
+    assert "3 frames" in again
+    assert list(doubts(rows[1:], asked_again=0)) == []
+
+
+def test_samples_are_kept_as_arrays_or_lists(tmp_path: Path) -> None:
+    samples = {"dense": {TOTALS[0]: [1.0, 2.0]}, "trimmed": {TOTALS[1]: [0.5, 0.25]}}
+    for name in ("new/samples.npz", "samples.json"):
+        write_samples(samples, tmp_path / name)
+    assert json.loads((tmp_path / "samples.json").read_text()) == {
+        "dense L0 total": [1.0, 2.0],
+        "trimmed L2 total": [0.5, 0.25],
+    }
+    with np.load(tmp_path / "new" / "samples.npz") as arrays:
+        assert sorted(arrays) == ["dense L0 total", "trimmed L2 total"]
+        np.testing.assert_array_equal(arrays["trimmed L2 total"], [0.5, 0.25])
 
 
 def test_no_ratio_without_a_dense_policy() -> None:
