@@ -1,141 +1,206 @@
-"""`trimvla bench`: where the time of one action chunk goes, layer by layer, measured in turns within one run.
+"""`trimvla bench`: where the time of one action chunk goes, layer by layer, beside the dense policy and beside torch.
 
-L0 is the stages' graphs alone, on inputs that lie ready. L2 is the policy: picture and instruction in, chunk out. The
-difference is what the runtime itself costs. Turns are interleaved, so that a slow moment of the machine hits both.
+Wires the parts: bundles and their torch twins (`bench_subjects`) take turns (`export.benchmark`), each stage gets its
+floor (`export.floor`), and the policy's real process answers over its sockets (`bench_socket`).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from rich.table import Table
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional
 
+from trimvla.export import benchmark
+from trimvla.export.benchmark import COMPILED, EAGER, Samples, Subject
+from trimvla.export.floor import Floor, Machine, better, measure_machine
+from trimvla.launch.bench_report import SAMPLES_AS, as_table, doubts, explain, write_samples
+from trimvla.launch.bench_socket import socket_policy
+from trimvla.launch.bench_subjects import (
+    UNMEASURED,
+    Asked,
+    Party,
+    open_parties,
+    own_subject,
+    party_floors,
+    torch_subjects,
+)
 from trimvla.launch.options import Options, Result
+from trimvla.launch.supervisor import terminate_as_interrupt
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.manifest import STAGES
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.runner import Runner
 
 CAMERA_SHAPE = (480, 640, 3)  # a usual camera; the policy shrinks it
+BASELINES = {"none": (), "eager": (EAGER,), "all": (EAGER, COMPILED)}
+Baselines = Literal["auto", "none", "eager", "all"]
 
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Measure a bundle's latency, layer by layer."""
+    """Measure a bundle's latency layer by layer; with --against, beside the dense bundle and the dense torch policy."""
 
     bundle: Positional[str] = "tabletop"
     """A bundle's path or a shipped bundle's name."""
+
+    against: str | None = None
+    """The dense bundle that it is compared with, turn by turn; a ratio above 1 is faster than it."""
 
     instruction: str = "pick up the red cube"
     """What the policy is asked."""
 
     rounds: int = 50
-    """Turns of every layer, after the warm-up."""
+    """Turns that count."""
 
     warmup: int = 5
-    """Turns that are not counted."""
+    """Turns before them that do not."""
 
     backend: str = "onnxruntime"
     """What executes the stages."""
 
     threads: int = 1
-    """Threads of an operator; 0 takes all cores."""
+    """Threads of an operator, in every backend; 0 takes all cores."""
+
+    baselines: Baselines = "auto"
+    """The same policies in eager torch, and in compiled torch too: `auto` is `all` with --against, if torch and the
+    checkpoint are there, else `none`. Compiling takes minutes, but only once on a machine."""
+
+    samples: Path | None = None
+    """Also write the time of every single turn here: .npz or .json."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where there is nothing to measure."""
+        """Raise ConfigError where there is nothing to measure, or nowhere to write it."""
         if self.rounds < 1 or self.warmup < 0:
             raise ConfigError(f"expected --rounds >= 1 and --warmup >= 0, got {self.rounds} and {self.warmup}")
+        if self.threads < 0:
+            raise ConfigError(f"expected --threads >= 0, got {self.threads}")
+        if self.samples is not None and self.samples.suffix not in SAMPLES_AS:
+            raise ConfigError(f"expected {' or '.join(SAMPLES_AS)} at the end of --samples, got {self.samples}")
+
+    @property
+    def torch_backends(self) -> tuple[str, ...]:
+        """The baselines that are to be measured."""
+        asked = ("none" if self.against is None else "all") if self.baselines == "auto" else self.baselines
+        return BASELINES[asked]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of it; `notes` say what was left out and why."""
+
+    subjects: list[Subject]
+    samples: Samples
+    machine: Machine
+    floors: dict[str, dict[str, Floor]]
+    runs_on: dict[str, dict[str, str]]
+    asked_again: int
+    notes: list[str]
 
 
 def run(args: Args) -> Result:
-    """Measure; milliseconds by layer and by stage."""
-    policy = Policy.load(args.bundle, backend=args.backend, threads=args.threads)
-    picture = np.random.default_rng(0).integers(0, 256, CAMERA_SHAPE, np.uint8)
-    l0: dict[str, list[float]] = {name: [] for name in (*STAGES, "total")}
-    l2: dict[str, list[float]] = {}
-    stages = stage_calls(policy, picture, args.instruction)
-    for turn in range(args.warmup + args.rounds):
-        alone, whole = time_stages(stages), policy.infer(picture, args.instruction, seed=turn).milliseconds
-        if turn >= args.warmup:
-            for store, times in ((l0, alone), (l2, whole)):
-                for name, took in times.items():
-                    store.setdefault(name, []).append(took)
-    result: Result = {
-        "ok": True,
-        "bundle": args.bundle,
-        "rounds": args.rounds,
-        "runs_on": policy.describe(),
-        "L0_ms": {name: percentiles(values) for name, values in l0.items()},
-        "L2_ms": {name: percentiles(values) for name, values in l2.items()},
-    }
-    result["runtime_cost_ms"] = round(result["L2_ms"]["total"]["p50"] - result["L0_ms"]["total"]["p50"], 3)
-    policy.close()
+    """Measure; the rows, and a table for people."""
+    terminate_as_interrupt()
+    with ExitStack() as stack:
+        measured = measure(args, stack)
+    if args.samples is not None:
+        write_samples(measured.samples, args.samples)
+    result = summarise(args, measured)
     console = args.console()
     console.print(as_table(result))
-    console.print("L0: the graphs alone. L2: picture in, chunk out. L2 - L0 is what the runtime itself costs:")
-    console.print(f"{result['runtime_cost_ms']:.2f} ms in the median")
+    for line in explain(result):
+        console.print(line, highlight=False, markup=False)
     return result
 
 
-def stage_calls(policy: Policy, picture: np.ndarray, instruction: str) -> dict[str, Callable[[], object]]:
-    """Each stage with the inputs that it has in this policy, ready to be called."""
-    runners = dict(policy.runners)
-    heard = {name: Listener(runner) for name, runner in runners.items()}
-    policy.runners.update(heard)
-    policy.infer(picture, instruction)
-    policy.runners.update(runners)
-    return {name: partial(runners[name].run, heard[name].inputs) for name in STAGES}
+def measure(args: Args, stack: ExitStack) -> Measured:
+    """Open everything, let all take turns; `stack` closes it."""
+    notes: list[str] = []
+    asked = Asked(np.random.default_rng(0).integers(0, 256, CAMERA_SHAPE, np.uint8), args.instruction)
+    parties = open_parties(args.bundle, args.against, args.backend, args.threads, stack)
+    sockets = [
+        stack.enter_context(
+            socket_policy(party.directory, asked.picture, asked.instruction, backend=args.backend, threads=args.threads)
+        )
+        for party in parties
+    ]
+    twins = baselines(args, parties, asked, stack, notes)
+    for socket in sockets:
+        socket.connect()
+    own = [own_subject(party, socket, args.backend, asked) for party, socket in zip(parties, sockets, strict=True)]
+    before = measure_machine(args.threads)
+    samples = take_turns([*own, *twins], args)
+    machine = better(before, measure_machine(args.threads))
+    return Measured(
+        [*own, *twins],
+        samples,
+        machine,
+        floors={party.name: known_floors(party, asked, machine, notes) for party in parties},
+        runs_on=parties[-1].policy.describe(),
+        asked_again=sum(socket.asked_again for socket in sockets),
+        notes=notes,
+    )
 
 
-class Listener:
-    """A runner that passes everything on and keeps the last inputs."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self.spec = runner.spec
-        self.inputs: Mapping[str, np.ndarray] = {}
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """As the runner does."""
-        self.inputs = inputs
-        return self._runner.run(inputs)
-
-    def describe(self) -> dict[str, str]:
-        """As the runner does."""
-        return self._runner.describe()
-
-    def close(self) -> None:
-        """As the runner does."""
-        self._runner.close()
+def baselines(args: Args, parties: Sequence[Party], asked: Asked, stack: ExitStack, notes: list[str]) -> list[Subject]:
+    """The torch twins. With `auto`, what cannot be measured becomes a note instead of an error."""
+    found: list[Subject] = []
+    if not args.torch_backends:
+        return found
+    try:
+        with Console(stderr=True).status("torch: compiling takes minutes, the first time on a machine"):
+            found.extend(torch_subjects(parties, args.torch_backends, args.threads, asked, stack))
+    except UNMEASURED as error:
+        if args.baselines != "auto":
+            raise
+        notes.append(f"Not measured in torch: {error}")
+    return found
 
 
-def time_stages(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Milliseconds of each stage and of all."""
-    times = {}
-    for name, call in calls.items():
-        start = time.monotonic_ns()
-        call()
-        times[name] = (time.monotonic_ns() - start) / 1e6
-    return {**times, "total": sum(times.values())}
+def known_floors(party: Party, asked: Asked, machine: Machine, notes: list[str]) -> dict[str, Floor]:
+    """The party's floors; a note where they are not known."""
+    try:
+        return party_floors(party, asked, machine)
+    except ConfigError as error:
+        notes.append(f"No floor for '{party.name}': {error}")
+        return {}
 
 
-def percentiles(values: list[float]) -> dict[str, float]:
-    """p50 and p99 [ms]."""
-    p50, p99 = np.percentile(values, (50, 99))
-    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
+def take_turns(subjects: Sequence[Subject], args: Args) -> Samples:
+    """All turns, with a progress bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("turns", total=args.warmup + args.rounds)
+        return benchmark.measure(
+            subjects,
+            rounds=args.rounds,
+            warmup=args.warmup,
+            watch=lambda turn: progress.update(bar, completed=turn),
+        )
 
 
-def as_table(result: Result) -> Table:
-    """One row a part."""
-    title = f"{result['bundle']}, {result['rounds']} rounds"
-    table = Table("ms", "L0 p50", "L0 p99", "L2 p50", "L2 p99", title=title, title_justify="left")
-    for name in ("preprocess", *STAGES, "total"):
-        rows = (result[layer].get(name) for layer in ("L0_ms", "L2_ms"))
-        cells = [f"{row[p]:.2f}" if row else "" for row in rows for p in ("p50", "p99")]
-        table.add_row(name, *cells)
-    return table
+def summarise(args: Args, measured: Measured) -> Result:
+    """Everything as one JSON-able object."""
+    rows = benchmark.rows(measured.subjects, measured.samples, measured.floors)
+    own = next(subject for subject in reversed(measured.subjects) if subject.backend == args.backend)
+    backends = dict.fromkeys(subject.backend for subject in measured.subjects)
+    return {
+        "ok": True,
+        "bundle": args.bundle,
+        "against": args.against,
+        "rounds": args.rounds,
+        "threads": args.threads,
+        "backends": list(backends),
+        "runs_on": measured.runs_on,
+        "machine": {
+            "gflops": round(measured.machine.gflops, 1),
+            "gbytes_per_s": round(measured.machine.gbytes_per_s, 2),
+        },
+        "runtime_cost_ms": benchmark.over_l0(measured.samples[own.name], "L3"),
+        "notes": [*measured.notes, *doubts(rows, measured.asked_again)],
+        "samples": args.samples,
+        "rows": rows,
+    }

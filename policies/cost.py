@@ -3,7 +3,7 @@
 Operations are those of matrix products (one multiplication and one addition each: 2 m n k), batch 1, as the exported
 stages really compute them: the last language layer for the cognition position only, both guidance halves, every
 sampler step, prompts padded to a bucket. Norms, softmax and activations are left out, as torch's counter leaves them
-out. Knows no weights and no time.
+out. Knows no weights and no time, and needs no torch: a robot states its floor too.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from itertools import pairwise
 from typing import Any
 
 from trimvla.policies.config import HeadConfig, PolicyConfig, VitConfig
-from trimvla.policies.tokens import score_rows
-from trimvla.policies.width import kept_count
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan, TokenPlan, unmask
 
@@ -44,6 +42,13 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.parameters + other.parameters, self.flops + other.flops)
+
+
+def kept_count(hidden: int, keep: float) -> int:
+    """Channels that a share of `hidden` is; ConfigError outside (0, 1]."""
+    if not 0.0 < keep <= 1.0:
+        raise ConfigError(f"expected a share of MLP channels above 0 and up to 1, got {keep}")
+    return max(1, round(keep * hidden))
 
 
 def shape_of(cfg: PolicyConfig, plan: Plan) -> Shape:
@@ -179,7 +184,7 @@ def decoder_layer_cost(width: int, hidden: int, n: int, rows: int) -> Cost:
 
 def _scores(cfg: PolicyConfig, tokens: TokenPlan | None, prompt: int) -> Cost:
     """The extra score rows, and diversity's cosines."""
-    if tokens is None or score_rows(tokens) is None:
+    if tokens is None or tokens.scored is None:
         return Cost(0, 0)
     width, rows, n = cfg.language.width, prompt - 1, prompt + cfg.patches
     flops = 2 * rows * n * width

@@ -40,11 +40,6 @@ class Groups:
 Select = Callable[[TokenPlan, Seen], Tensor]
 
 
-def score_rows(plan: TokenPlan) -> str | None:
-    """Whose attention the selector needs: a value of `TokenPlan.rows`, or none at all."""
-    return {"efficientvla": plan.rows, "fastv": "last"}.get(plan.selector)
-
-
 def relevance(probabilities: Tensor, rows: str, last: Tensor, patches: int) -> Tensor:
     """How much the chosen text rows look at each visual token.
 
@@ -124,7 +119,7 @@ def raster(indices: Tensor) -> Tensor:
 
 
 def _needed(seen: Seen) -> Tensor:
-    assert seen.relevance is not None  # `score_rows` asks for it
+    assert seen.relevance is not None  # `TokenPlan.scored` asks for it
     return seen.relevance
 
 

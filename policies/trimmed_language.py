@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trimvla.policies.attention import split_heads
 from trimvla.policies.language import Decoder, DecoderLayer, SwiGlu, causal_mask
-from trimvla.policies.tokens import SELECTORS, Seen, relevance, score_rows
+from trimvla.policies.tokens import SELECTORS, Seen, relevance
 from trimvla.runtime.plan import Plan, TokenPlan, unmask
 
 Context = tuple[Tensor, Tensor, Tensor]
@@ -62,7 +62,7 @@ class TrimmedDecoder(Decoder):
         context = self.context(x)
         for layer in self.layers[: plan.after - 1]:
             x = layer(x, *context)
-        rows = score_rows(plan)
+        rows = plan.scored
         if rows is None:
             x, scores = self.layers[plan.after - 1](x, *context), None
         else:

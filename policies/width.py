@@ -11,17 +11,10 @@ import math
 
 from torch import Tensor
 
+from trimvla.policies.cost import kept_count
 from trimvla.policies.language import SwiGlu
-from trimvla.runtime.errors import ConfigError
 
 LEAST = 0.01  # share of the channels, the least important ones, that is kept
-
-
-def kept_count(hidden: int, keep: float) -> int:
-    """Channels that a share of `hidden` is; ConfigError outside (0, 1]."""
-    if not 0.0 < keep <= 1.0:
-        raise ConfigError(f"expected a share of MLP channels above 0 and up to 1, got {keep}")
-    return max(1, round(keep * hidden))
 
 
 def channel_scores(mlp: SwiGlu, inputs: Tensor, hidden: Tensor) -> Tensor:

@@ -50,6 +50,11 @@ class TokenPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         if not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"expected a share from 0 to 1 for 'alpha' of tokens, got {self.alpha}")
 
+    @property
+    def scored(self) -> str | None:
+        """Whose attention the selector needs: a value of `rows`, or none at all."""
+        return {"efficientvla": self.rows, "fastv": "last"}.get(self.selector)
+
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """How a plan came about, so that it can be made again and doubted."""

@@ -1,0 +1,213 @@
+"""Latency of several policies, layer by layer, measured in turns within one run: calls in; p50, p99 and ratios out.
+
+L0 is the stages' graphs alone, on inputs that lie ready. L1 begins with picture and instruction: resize, tokenise, draw
+noise, graphs. L2 is the policy: the action chunk out, in the robot's units. L3 is the policy's process, socket in and
+socket out; it comes from `launch`, which may start processes. All subjects take turns and every second turn runs
+backwards, so that a slow moment of the machine, and what a neighbour left in the caches, hit all of them alike. Knows
+policies and runners by their contract; no torch, no process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from trimvla.export.floor import Floor
+from trimvla.runtime.manifest import STAGES
+from trimvla.runtime.policy import Policy
+from trimvla.runtime.runner import Runner
+
+TOTAL = "total"
+EAGER, COMPILED = "torch-eager", "torch-compile"
+QUARTILES = (25, 50, 75)
+
+Cell = tuple[str, str]
+"""Layer and part: ("L0", "vision"), ("L2", "total")."""
+Times = dict[Cell, float]
+"""Milliseconds of one call."""
+Call = Callable[[int], Times]
+"""What is timed; takes the number of the turn."""
+Samples = dict[str, dict[Cell, list[float]]]
+"""Subject -> cell -> milliseconds, one number a turn."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One policy on one backend. `dense`: what the others on this backend are compared with."""
+
+    name: str
+    bundle: str
+    backend: str
+    dense: bool
+    calls: tuple[Call, ...]
+
+
+def measure(
+    subjects: Sequence[Subject], *, rounds: int, warmup: int, watch: Callable[[int], object] = lambda turn: None
+) -> Samples:
+    """Let all subjects take turns.
+
+    Args:
+        subjects: with different names; the order decides who stands beside whom in a turn.
+        rounds: turns that count.
+        warmup: turns before them that do not.
+        watch: called after every turn with the number of turns so far.
+
+    Returns:
+        The samples; the n-th of every cell are of the same turn.
+    """
+    samples: Samples = {subject.name: {} for subject in subjects}
+    for turn in range(warmup + rounds):
+        for name, times in one_turn(subjects, turn):
+            for cell, took in times.items() if turn >= warmup else ():
+                samples[name].setdefault(cell, []).append(took)
+        watch(turn + 1)
+    return samples
+
+
+def one_turn(subjects: Sequence[Subject], turn: int) -> Iterator[tuple[str, Times]]:
+    """The first call of everyone, then the second of everyone, and so on; odd turns go backwards through them."""
+    order = subjects[::-1] if turn % 2 else subjects
+    for index in range(max(len(subject.calls) for subject in subjects)):
+        for subject in order:
+            if index < len(subject.calls):
+                yield subject.name, subject.calls[index](turn)
+
+
+def policy_calls(policy: Policy, picture: np.ndarray, instruction: str) -> tuple[Call, Call]:
+    """L0, and L1 with L2, of a policy for this picture uint8[h, w, 3] and instruction."""
+    inputs = stage_inputs(policy, picture, instruction)
+    stages = {name: partial(policy.runners[name].run, inputs[name]) for name in STAGES}
+    return partial(graphs_alone, stages), partial(whole_policy, policy, picture, instruction)
+
+
+def graphs_alone(stages: Mapping[str, Callable[[], object]], turn: int) -> Times:
+    """L0: each stage, and all."""
+    times = {("L0", name): timed(call) for name, call in stages.items()}
+    return {**times, ("L0", TOTAL): sum(times.values())}
+
+
+def whole_policy(policy: Policy, picture: np.ndarray, instruction: str, turn: int) -> Times:
+    """L1 and L2, of one call: the policy times its own parts."""
+    parts = dict(policy.infer(picture, instruction, seed=turn).milliseconds)
+    whole = parts.pop("total")
+    return {("L1", "preprocess"): parts["preprocess"], ("L1", TOTAL): sum(parts.values()), ("L2", TOTAL): whole}
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Milliseconds of one call."""
+    start = time.monotonic_ns()
+    call()
+    return (time.monotonic_ns() - start) / 1e6
+
+
+def stage_inputs(policy: Policy, picture: np.ndarray, instruction: str) -> dict[str, Mapping[str, np.ndarray]]:
+    """What each stage gets in this policy, by stage and tensor name."""
+    runners = dict(policy.runners)
+    heard = {name: Listener(runner) for name, runner in runners.items()}
+    policy.runners.update(heard)
+    try:
+        policy.infer(picture, instruction)
+    finally:
+        policy.runners.update(runners)
+    return {name: listener.inputs for name, listener in heard.items()}
+
+
+class Listener:
+    """A runner that passes everything on and keeps the last inputs."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.spec = runner.spec
+        self.inputs: Mapping[str, np.ndarray] = {}
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """As the runner does."""
+        self.inputs = inputs
+        return self._runner.run(inputs)
+
+    def describe(self) -> dict[str, str]:
+        """As the runner does."""
+        return self._runner.describe()
+
+    def close(self) -> None:
+        """As the runner does."""
+        self._runner.close()
+
+
+def rows(
+    subjects: Sequence[Subject], samples: Samples, floors: Mapping[str, Mapping[str, Floor]]
+) -> list[dict[str, Any]]:
+    """The report: one row for each layer, part and subject, in this order.
+
+    Args:
+        subjects: as they were measured.
+        samples: from `measure`.
+        floors: bundle -> stage or "total" -> floor, where it is known.
+
+    Returns:
+        {"name": the subject's, with the part behind a slash unless it is the total, "layer", "part", "subject",
+        "bundle", "backend", "p50_ms", "p99_ms", "ratio_to_dense": the dense policy's time on the same backend over
+        this one's, turn by turn: the median, "ratio_low", "ratio_high": its quartiles, "ratio_to_eager_dense": the
+        same against the dense policy in eager torch, "over_l0_ms": what a layer takes beyond the graphs, "floor_ms",
+        "floor_by"}; None for what there is not. A ratio above 1 is faster.
+    """
+    cells = sorted({cell: None for cells in samples.values() for cell in cells}, key=lambda cell: cell[0])
+    return [
+        _row(subject, cell, subjects, samples) | _floor(floors.get(subject.bundle, {}), cell)
+        for cell in cells  # sorting keeps the order of the parts
+        for subject in subjects
+        if cell in samples[subject.name]
+    ]
+
+
+def _row(subject: Subject, cell: Cell, peers: Sequence[Subject], samples: Samples) -> dict[str, Any]:
+    took, (layer, part) = samples[subject.name][cell], cell
+    p50, p99 = np.percentile(took, (50, 99))
+    low, ratio, high = _ratios(dense_samples(peers, samples, subject.backend, cell), took)
+    return {
+        "name": subject.name if part == TOTAL else f"{subject.name}/{part}",
+        "layer": layer,
+        "part": part,
+        "subject": subject.name,
+        "bundle": subject.bundle,
+        "backend": subject.backend,
+        "p50_ms": round(float(p50), 3),
+        "p99_ms": round(float(p99), 3),
+        "ratio_to_dense": ratio,
+        "ratio_low": low,
+        "ratio_high": high,
+        "ratio_to_eager_dense": _ratios(dense_samples(peers, samples, EAGER, cell), took)[1],
+        "over_l0_ms": over_l0(samples[subject.name], layer) if part == TOTAL else None,
+    }
+
+
+def dense_samples(peers: Sequence[Subject], samples: Samples, backend: str, cell: Cell) -> list[float] | None:
+    """The dense policy's times on a backend; None where it was not measured."""
+    dense = next((peer for peer in peers if peer.dense and peer.backend == backend), None)
+    return None if dense is None else samples[dense.name].get(cell)
+
+
+def _ratios(dense: Sequence[float] | None, took: Sequence[float]) -> tuple[float | None, ...]:
+    """Quartiles of dense over took, turn by turn."""
+    if dense is None:
+        return (None,) * len(QUARTILES)
+    return tuple(round(float(value), 4) for value in np.percentile(np.divide(dense, took), QUARTILES))
+
+
+def over_l0(cells: Mapping[Cell, Sequence[float]], layer: str) -> float:
+    """What a layer takes beyond the graphs alone [ms]: median over the turns."""
+    return round(float(np.median(np.subtract(cells[layer, TOTAL], cells["L0", TOTAL]))), 3)
+
+
+def _floor(floors: Mapping[str, Floor], cell: Cell) -> dict[str, Any]:
+    layer, part = cell
+    floor = floors.get(part) if layer == "L0" else None
+    if floor is None:
+        return {"floor_ms": None, "floor_by": None}
+    return {"floor_ms": round(floor.ms, 3), "floor_by": floor.by}

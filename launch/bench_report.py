@@ -1,0 +1,80 @@
+"""A benchmark for people and for other programs: the table, what it means, and the samples behind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from trimvla.export.benchmark import TOTAL, Samples
+from trimvla.launch.options import Result
+
+SAMPLES_AS = (".npz", ".json")
+MEANING = (
+    "L0: the graphs alone. L1: picture in. L2: policy, chunk out. L3: socket in, socket out.",
+    "x dense: times as fast as the dense policy on the same backend, turn by turn: median (quartiles).",
+    "x eager: the same against the dense policy in eager torch.",
+    "floor: operations at this machine's measured peak or weights at its measured bandwidth, whichever takes longer.",
+)
+
+
+def as_table(result: Result) -> Table:
+    """One block a layer and part, with one row for each policy and backend."""
+    title = f"{result['rounds']} turns, {result['threads'] or 'all'} threads"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
+    for column in ("", "policy", "p50 ms", "p99 ms", "x dense", "quartiles", "x eager", "floor ms"):
+        table.add_column(column, justify="left" if column in ("", "policy") else "right", overflow="fold")
+    block = ""
+    for row in result["rows"]:
+        here = f"{row['layer']} {row['part']}"
+        if block not in ("", here):
+            table.add_section()
+        table.add_row(here if here != block else "", *_cells(row), style="bold" if row["part"] == TOTAL else None)
+        block = here
+    return table
+
+
+def _cells(row: dict[str, Any]) -> Iterator[str]:
+    yield row["subject"]
+    yield from (_number(row[name]) for name in ("p50_ms", "p99_ms", "ratio_to_dense"))
+    yield "" if row["ratio_low"] is None else f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}"
+    yield from (_number(row[name]) for name in ("ratio_to_eager_dense", "floor_ms"))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def explain(result: Result) -> Iterator[str]:
+    """What the columns are, and the figures that have no row."""
+    yield from MEANING
+    machine = result["machine"]
+    yield f"Measured peak {machine['gflops']:.0f} GFLOP/s, bandwidth {machine['gbytes_per_s']:.1f} GB/s."
+    yield f"The runtime itself costs {result['runtime_cost_ms']:.2f} ms (L3 - L0, median)."
+    yield from result["notes"]
+
+
+def doubts(rows: Sequence[dict[str, Any]], asked_again: int) -> Iterator[str]:
+    """Signs that the machine did other things too, so that the figures are not to be trusted."""
+    impossible = [row["name"] for row in rows if row["floor_ms"] is not None and row["p50_ms"] < row["floor_ms"]]
+    if impossible:
+        yield f"Busy machine: below their floor, whose peak was measured apart from them: {', '.join(impossible)}."
+    if asked_again:
+        yield f"Busy machine: {asked_again} frames had to be sent again."
+
+
+def write_samples(samples: Samples, path: Path) -> None:
+    """Milliseconds of every turn, under "NAME LAYER PART": arrays of an .npz, or lists in a .json."""
+    table: dict[str, Any] = {
+        f"{name} {layer} {part}": took for name, cells in samples.items() for (layer, part), took in cells.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(table) + "\n")
+        return
+    np.savez_compressed(path, **table)

@@ -1,0 +1,105 @@
+"""Who takes part in a benchmark: the bundles as they run on a robot, and their twins in torch.
+
+Finds bundles and checkpoints, starts processes, and says what had to be left out. Measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from trimvla.export.benchmark import Subject, policy_calls, stage_inputs
+from trimvla.export.floor import Floor, Machine, floors
+from trimvla.launch.bench_socket import SocketPolicy
+from trimvla.policies.config import PolicyConfig
+from trimvla.runtime import manifest as bundles
+from trimvla.runtime.errors import BackendError, CheckpointError, ConfigError
+from trimvla.runtime.policy import Policy
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every policy is given: a picture uint8[h, w, 3] and an instruction."""
+
+    picture: np.ndarray
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Party:
+    """One bundle of the comparison. `dense`: the others are compared with it."""
+
+    name: str
+    directory: Path
+    policy: Policy
+    dense: bool
+
+
+def open_parties(bundle: str, against: str | None, backend: str, threads: int, stack: ExitStack) -> list[Party]:
+    """The dense bundle, where there is one to compare with, and the bundle; `stack` closes them.
+
+    Raises:
+        BundleError: one cannot be loaded.
+        ConfigError: what it is compared with is not dense.
+    """
+    parties = [] if against is None else [open_party(against, backend, threads, stack)]
+    if against is not None and not parties[0].dense:
+        raise ConfigError(f"expected a dense bundle for --against, got '{against}', which has a plan")
+    party = open_party(bundle, backend, threads, stack)
+    if against is None:
+        return [party]
+    name = parties[0].name
+    dense = replace(parties[0], name=f"{name} (dense)" if name == party.name else name)
+    return [dense, replace(party, dense=False)]
+
+
+def open_party(bundle: str, backend: str, threads: int, stack: ExitStack) -> Party:
+    """A bundle by itself."""
+    policy = Policy.load(bundle, backend=backend, threads=threads)
+    stack.callback(policy.close)
+    return Party(policy.manifest.name, bundles.resolve(bundle), policy, policy.manifest.plan.dense)
+
+
+def own_subject(party: Party, socket: SocketPolicy, backend: str, asked: Asked) -> Subject:
+    """The bundle as it runs on a robot: all four layers."""
+    calls = (*policy_calls(party.policy, asked.picture, asked.instruction), socket.turn)
+    return Subject(party.name, party.name, backend, party.dense, calls)
+
+
+def torch_subjects(
+    parties: Sequence[Party], backends: Sequence[str], threads: int, asked: Asked, stack: ExitStack
+) -> Iterator[Subject]:
+    """The same policies in torch: L0 to L2. The first party's checkpoint serves those that have none.
+
+    Raises:
+        ConfigError: torch is not installed.
+        CheckpointError: there are no weights.
+        BackendError: torch cannot compile a stage, or gives other actions.
+    """
+    try:
+        from trimvla.export.benchmark_torch import check_same, load_model, on_torch, torch_threads
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is not installed: pip install 'trimvla[export]'") from error
+    stack.enter_context(torch_threads(threads))
+    models = [load_model(party.directory, party.policy.manifest, parties[0].directory) for party in parties]
+    for backend in backends:
+        for party, model in zip(parties, models, strict=True):
+            twin = on_torch(party.policy, model, backend)
+            check_same(party.policy, twin, asked.picture, asked.instruction)
+            calls = policy_calls(twin, asked.picture, asked.instruction)
+            yield Subject(f"{party.name}@{backend}", party.name, backend, party.dense, calls)
+
+
+UNMEASURED = (ConfigError, CheckpointError, BackendError)
+"""What `torch_subjects` raises."""
+
+
+def party_floors(party: Party, asked: Asked, machine: Machine) -> dict[str, Floor]:
+    """The floor of every stage and of all of them. Raises ConfigError where the manifest does not say the sizes."""
+    manifest = party.policy.manifest
+    prompt = stage_inputs(party.policy, asked.picture, asked.instruction)["language"]["input_ids"].shape[1]
+    return floors(PolicyConfig.from_dict(manifest.policy), manifest.plan, prompt, machine)
