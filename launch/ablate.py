@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
@@ -35,6 +36,7 @@ from trimvla.launch.supervisor import terminate_as_interrupt
 from trimvla.launch.trim import now
 from trimvla.policies.calibrate import Calibration, calibration_from_shards
 from trimvla.policies.cogact import CogAct
+from trimvla.policies.config import PolicyConfig
 from trimvla.policies.planner import make_plan
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import ConfigError
@@ -131,10 +133,9 @@ class Args(Options):
 
 @dataclass(frozen=True)
 class Origin:
-    """What every row is made from: the dense bundle, its policy, calibration data; and where the rows' bundles go."""
+    """What every row is made from: the dense bundle and calibration data; and where the rows' bundles go."""
 
     dense: Path
-    policy: CogAct
     data: Calibration
     work: Path
 
@@ -143,9 +144,9 @@ def run(args: Args) -> Result:
     """Export, time, play, write; the table for people."""
     terminate_as_interrupt()
     dense = bundles.resolve(args.bundle)
-    policy, work = checkpoint_beside(dense), args.work / weights_digest(dense)[:12]
+    work = args.work / weights_digest(dense)[:12]
     with progress_bar() as progress:
-        origin = Origin(dense, policy, calibrate(args, dense, policy, progress), work)
+        origin = Origin(dense, calibrate(args, dense, progress), work)
         made = make_bundles(args, origin, progress)
         samples, subjects = take_times(args, made, progress)
         played = play(args, made, work, progress)
@@ -180,7 +181,7 @@ def weights_digest(directory: Path) -> str:
     return hashlib.sha256(directory.with_name(f"{directory.name}.safetensors").read_bytes()).hexdigest()
 
 
-def calibrate(args: Args, directory: Path, policy: CogAct, progress: Progress) -> Calibration:
+def calibrate(args: Args, directory: Path, progress: Progress) -> Calibration:
     """Frames of fresh demonstrations, which no policy was trained on."""
     task = progress.add_task("calibration frames", total=1)
     shards = args.work / "demos"
@@ -189,26 +190,33 @@ def calibrate(args: Args, directory: Path, policy: CogAct, progress: Progress) -
         pass
     tokenizer = directory / bundles.TOKENIZER
     path = demonstrations.shard_path(shards, first)
-    data = calibration_from_shards(
-        [path], policy.cfg, lambda: Tokenizer.from_file(str(tokenizer)), args.frames, args.seed
-    )
+    cfg = PolicyConfig.from_dict(bundles.load(directory).policy)
+    data = calibration_from_shards([path], cfg, lambda: Tokenizer.from_file(str(tokenizer)), args.frames, args.seed)
     progress.update(task, completed=1)
     return data
 
 
 def make_bundles(args: Args, origin: Origin, progress: Progress) -> dict[str, Path]:
-    """Row -> bundle; those that are there already are kept."""
+    """Row -> bundle, in the order of the table."""
     task = progress.add_task("exports", total=len(ROWS))
     made: dict[str, Path] = {}
-    for row in ROWS:
-        made[row.name] = origin.dense if row.name == DENSE else make_bundle(args, row, origin)
+    for name, path in spread(partial(make_some, args, origin), ROWS, args.workers):
+        made[name] = path
         progress.advance(task)
-    return made
+    return {row.name: made[row.name] for row in ROWS}
 
 
-def make_bundle(args: Args, row: Row, origin: Origin) -> Path:
+def make_some(args: Args, origin: Origin, rows: Sequence[Row]) -> Iterator[tuple[str, Path]]:
+    """Some rows' bundles, in a process of its own."""
+    torch.set_num_threads(1)
+    policy = checkpoint_beside(origin.dense)
+    for row in rows:
+        yield row.name, origin.dense if row.name == DENSE else make_bundle(args, row, origin, policy)
+
+
+def make_bundle(args: Args, row: Row, origin: Origin, policy: CogAct) -> Path:
     """The row's bundle, made if it is not there."""
-    policy, dense, directory = origin.policy, origin.dense, origin.work / row.slug
+    dense, directory = origin.dense, origin.work / row.slug
     steps, source = policy.cfg.diffusion.inference_steps, bundles.load(dense)
     plan = make_plan(policy, origin.data, request(row, args.amounts(row), steps, args.seed), now())
     if not (directory.exists() and same(plan, bundles.load(directory).plan)):
@@ -311,4 +319,3 @@ def open_all(made: Mapping[str, Path]) -> Iterator[Mapping[str, Actor]]:
     finally:
         for actor in actors.values():
             actor.close()
-
