@@ -68,11 +68,10 @@ def draw_plan(
 
     columns = max(len(frames), 1)
     figure = Figure(figsize=(max(7.0, 2.4 * columns), 3.0 + 4.6 * bool(frames)), layout="constrained")
-    parts = figure.subfigures(2, 1, height_ratios=(3.0, 4.6)) if frames else [figure]
-    draw_scores(parts[0].subplots(), scores, layers)
-    if frames:
-        for pair, frame in zip(parts[1].subplots(2, columns, squeeze=False).T, frames, strict=True):
-            draw_frame(pair, *frame)
+    layout = figure.add_gridspec(1 + 2 * bool(frames), columns, height_ratios=(3.0, 2.3, 2.3)[: 1 + 2 * bool(frames)])
+    draw_scores(figure.add_subplot(layout[0, :]), scores, layers)
+    for column, frame in enumerate(frames):
+        draw_frame([figure.add_subplot(layout[row, column]) for row in (1, 2)], *frame)
     figure.savefig(path, dpi=110)
     return path
 

@@ -44,7 +44,7 @@ def verify_bundle(
     Args:
         bundle: its path, or the name of a shipped one.
         policy: the dense policy it was exported from; when left out, the checkpoint beside the bundle is loaded
-            (`<bundle>.safetensors`).
+            (`<bundle>.safetensors`, or `<policy>.safetensors`).
         backend: what runs the bundle; see `runtime.runner`.
         provider: what executes inside the backend.
         samples: inputs per bucket.
@@ -70,11 +70,18 @@ def verify_bundle(
 
 
 def checkpoint_beside(directory: Path) -> CogAct:
-    """The policy that a bundle was exported from, where its checkpoint lies beside it."""
-    path = directory.resolve().with_name(f"{directory.resolve().name}.safetensors")
-    if not path.is_file():
-        raise CheckpointError(f"expected the policy of bundle '{directory.name}' in {path}, got no such file")
-    return load_checkpoint(path)
+    """The dense policy that a bundle was exported from, where its checkpoint lies beside it.
+
+    It is called like the bundle, or like the policy: bundles of one policy under several plans share it.
+    """
+    directory = directory.resolve()
+    names = dict.fromkeys((directory.name, str(bundles.load(directory).policy["name"])))
+    paths = [directory.with_name(f"{name}.safetensors") for name in names]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        wanted = " or ".join(str(path) for path in paths)
+        raise CheckpointError(f"expected the policy of bundle '{directory.name}' in {wanted}, got no such file")
+    return load_checkpoint(found)
 
 
 def open_runners(

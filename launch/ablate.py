@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tokenizers import Tokenizer
 from tyro.conf import Positional
 
 from trimvla.export import benchmark
@@ -33,8 +32,8 @@ from trimvla.launch.bench import CAMERA_SHAPE
 from trimvla.launch.bench_subjects import Asked, Party, open_party, torch_subjects
 from trimvla.launch.options import Options, Result
 from trimvla.launch.supervisor import terminate_as_interrupt
-from trimvla.launch.trim import now
-from trimvla.policies.calibrate import Calibration, calibration_from_shards
+from trimvla.launch.trim import now, simulate
+from trimvla.policies.calibrate import Calibration
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.planner import make_plan
@@ -42,7 +41,7 @@ from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan
 from trimvla.runtime.policy import Policy
-from trimvla.sim import demonstrations, rollout
+from trimvla.sim import rollout
 from trimvla.sim.actor import Actor
 from trimvla.sim.rollout import Outcome, Round, Setting
 from trimvla.sim.workers import spread
@@ -150,7 +149,7 @@ def run(args: Args) -> Result:
         made = make_bundles(args, origin, progress)
         samples, subjects = take_times(args, made, progress)
         played = play(args, made, work, progress)
-    result = {"ok": True} | summarise(made, subjects, samples, played, args.margin)
+    result: Result = {"ok": True} | summarise(made, subjects, samples, played, args.margin)
     result["settings"] = {name: value for name, value in asdict(args).items() if name not in ("json", "work", "out")}
     save(result, args)
     console = args.console()
@@ -182,16 +181,10 @@ def weights_digest(directory: Path) -> str:
 
 
 def calibrate(args: Args, directory: Path, progress: Progress) -> Calibration:
-    """Frames of fresh demonstrations, which no policy was trained on."""
+    """Frames of fresh demonstrations."""
     task = progress.add_task("calibration frames", total=1)
-    shards = args.work / "demos"
-    first = demonstrations.FIRST_SEED // demonstrations.SHARD_EPISODES  # seeds from 2,000,000 on
-    for _ in demonstrations.make_shards(shards, 1, 1, first=first):
-        pass
-    tokenizer = directory / bundles.TOKENIZER
-    path = demonstrations.shard_path(shards, first)
     cfg = PolicyConfig.from_dict(bundles.load(directory).policy)
-    data = calibration_from_shards([path], cfg, lambda: Tokenizer.from_file(str(tokenizer)), args.frames, args.seed)
+    data = simulate(args.work / "demos", cfg, directory / bundles.TOKENIZER, args.frames, args.seed)
     progress.update(task, completed=1)
     return data
 

@@ -14,11 +14,13 @@ from rich.progress import Progress
 from tyro.conf import Positional
 
 from trimvla.export.bundle import export_policy
+from trimvla.export.verify import checkpoint_beside
 from trimvla.launch.options import Options, Result
 from trimvla.launch.verify import as_table
 from trimvla.policies import checkpoint
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PRESETS
+from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan, load_plan
 
@@ -32,7 +34,8 @@ class Args(Options):
     """Export a policy to a bundle: ONNX stages, manifest, tokenizer, statistics, and the proof of parity."""
 
     source: Positional[Path]
-    """A run folder of `trimvla train`, or a directory in the official checkpoint layout (then --preset is needed)."""
+    """A run folder of `trimvla train`, a bundle with its checkpoint beside it (by path, or a shipped one by name), or a
+    directory in the official checkpoint layout (then --preset is needed)."""
 
     out: Path
     """Where the bundle goes; its last part becomes the bundle's name."""
@@ -58,24 +61,30 @@ class Args(Options):
 
 def run(args: Args) -> Result:
     """Load, export, prove; the parity report."""
-    statistics = read_statistics(args.source)
+    source = find_source(args.source)
+    statistics = read_statistics(source)
     key = choose_key(statistics, args.statistics_key)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         progress.add_task("exporting and comparing with torch", total=None)
         manifest = export_policy(
-            load_policy(args.source, args.preset),
+            load_policy(source, args.preset),
             Plan() if args.plan is None else load_plan(args.plan),
             statistics,
-            args.tokenizer or args.source / TOKENIZER,
+            args.tokenizer or source / TOKENIZER,
             args.out,
             statistics_key=key,
             control_hz=args.control_hz,
             overwrite=args.overwrite,
         )
-    if (args.source / WEIGHTS).exists():  # beside the bundle, where `trimvla verify` looks for them
-        shutil.copyfile(args.source / WEIGHTS, args.out.with_name(f"{args.out.name}.safetensors"))
+    if (source / WEIGHTS).exists():  # beside the bundle, where `trimvla verify` looks for them
+        shutil.copyfile(source / WEIGHTS, args.out.with_name(f"{args.out.name}.safetensors"))
     args.console().print(as_table(manifest.parity))
     return {"ok": True, "bundle": args.out, "parity": manifest.parity, "bytes": size(args.out)}
+
+
+def find_source(source: Path) -> Path:
+    """The folder that is meant: a path, or the name of a shipped bundle."""
+    return source if source.exists() else bundles.resolve(str(source))
 
 
 def load_policy(source: Path, preset: str | None) -> CogAct:
@@ -87,6 +96,8 @@ def load_policy(source: Path, preset: str | None) -> CogAct:
     """
     if (source / WEIGHTS).exists():
         return checkpoint.load(source / WEIGHTS)
+    if (source / bundles.MANIFEST).exists():
+        return checkpoint_beside(source)
     if preset not in PRESETS:
         raise ConfigError(
             f"{source}: no {WEIGHTS}, so an official checkpoint: expected --preset as one of "

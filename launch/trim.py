@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 from tyro.conf import Positional
 
 from trimvla.export.report import draw_plan, kept_over_image
-from trimvla.launch.export import TOKENIZER, load_policy
+from trimvla.launch.export import TOKENIZER, find_source, load_policy
 from trimvla.launch.options import Options, Result
 from trimvla.policies.calibrate import Calibration, calibration_from_shards, kept_tokens, load_calibration
 from trimvla.policies.cogact import CogAct
@@ -26,6 +27,8 @@ from trimvla.runtime.plan import Plan, TokenPlan, TokenSelector, save_plan
 
 SHARDS = "demos/*.npz"
 BAR = 40  # characters of the longest bar
+SIMULATED = "tabletop"  # the policy whose pictures come from our own simulator
+FRESH_SHARD = 10_000  # seeds from 2,000,000 on
 PICTURES = 6  # frames in the picture of a plan that drops tokens
 
 
@@ -34,7 +37,8 @@ class Args(Options):
     """Decide what is kept of a policy; what is left out is kept. No training."""
 
     source: Positional[Path]
-    """A run folder of `trimvla train`, or a directory in the official checkpoint layout (then --preset is needed)."""
+    """A run folder of `trimvla train`, a bundle with its checkpoint beside it (by path, or a shipped one by name), or a
+    directory in the official checkpoint layout (then --preset is needed)."""
 
     out: Path
     """Where the plan goes; a picture of it goes beside it (`.png`)."""
@@ -43,7 +47,7 @@ class Args(Options):
     """Sizes of an official checkpoint: cogact-small, cogact-base or cogact-large."""
 
     calibration: Path | None = None
-    """Calibration data (default: frames of the run folder's demonstrations)."""
+    """Calibration data (default: frames of the run folder's demonstrations; for a tabletop bundle, of fresh ones)."""
 
     frames: int = 64
     """Frames to take from the demonstrations."""
@@ -58,7 +62,10 @@ class Args(Options):
     """Share of the MLP channels to keep in every kept layer."""
 
     tokens: int | None = None
-    """Visual tokens to keep after the second kept layer."""
+    """Visual tokens to keep."""
+
+    after: int = 2
+    """Kept language layers that still see every token."""
 
     selector: TokenSelector = "efficientvla"
     """Which tokens: efficientvla, or the controls fastv, random and uniform."""
@@ -84,13 +91,14 @@ class Args(Options):
 
 def run(args: Args) -> Result:
     """Measure, decide, write the plan and its picture; the scores as bars."""
-    policy = load_policy(args.source, args.preset)
+    source = find_source(args.source)
+    policy = load_policy(source, args.preset)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         progress.add_task("measuring the policy on calibration frames", total=None)
-        data = find_calibration(args, policy.cfg)
+        data = find_calibration(args, source, policy.cfg)
         plan = make_plan(policy, data, request(args), now())
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        picture = draw(policy, plan, data, args)
+        picture = draw(policy, plan, data, source / TOKENIZER, args.out.with_suffix(".png"))
     save_plan(plan, args.out)
     args.console().print(as_table(plan))
     cost, dense = (report(policy.cfg, shape) for shape in (shape_of(policy.cfg, plan), shape_by_counts(policy.cfg)))
@@ -117,27 +125,46 @@ def token_plan(args: Args) -> TokenPlan | None:
     """Which tokens to keep, if not all."""
     if args.tokens is None:
         return None
-    return TokenPlan(keep=args.tokens, selector=args.selector, key=args.key_tokens, alpha=args.alpha, seed=args.seed)
+    return TokenPlan(
+        keep=args.tokens,
+        after=args.after,
+        selector=args.selector,
+        key=args.key_tokens,
+        alpha=args.alpha,
+        seed=args.seed,
+    )
 
 
-def find_calibration(args: Args, cfg: PolicyConfig) -> Calibration:
-    """The data that is named, else frames of the run folder's demonstrations."""
+def find_calibration(args: Args, source: Path, cfg: PolicyConfig) -> Calibration:
+    """The data that is named, else frames of the run folder's demonstrations, else of fresh ones."""
     if args.calibration is not None:
         return load_calibration(args.calibration, cfg)
-    shards = sorted(args.source.glob(SHARDS))
-    tokenizer = args.source / TOKENIZER
+    shards, tokenizer = sorted(source.glob(SHARDS)), source / TOKENIZER
+    if not shards and cfg.name == SIMULATED:
+        with tempfile.TemporaryDirectory() as directory:
+            return simulate(Path(directory), cfg, tokenizer, args.frames, args.seed)
     return calibration_from_shards(shards, cfg, lambda: Tokenizer.from_file(str(tokenizer)), args.frames, args.seed)
 
 
-def draw(policy: CogAct, plan: Plan, data: Calibration, args: Args) -> Path:
+def simulate(directory: Path, cfg: PolicyConfig, tokenizer: Path, frames: int, seed: int) -> Calibration:
+    """Frames of a shard of tabletop demonstrations that no policy was trained on; it stays in the directory."""
+    from trimvla.sim import demonstrations
+
+    for _ in demonstrations.make_shards(directory, 1, 1, first=FRESH_SHARD):
+        pass
+    shard = demonstrations.shard_path(directory, FRESH_SHARD)
+    return calibration_from_shards([shard], cfg, lambda: Tokenizer.from_file(str(tokenizer)), frames, seed)
+
+
+def draw(policy: CogAct, plan: Plan, data: Calibration, tokenizer: Path, path: Path) -> Path:
     """Scores of the layers and, where tokens are dropped, what is kept of some frames; the path of the PNG."""
     frames = []
     if plan.tokens is not None:
         grid = policy.cfg.vision[0].image_size // policy.cfg.vision[0].patch_size
         for image, kept, ids in kept_tokens(trim(policy, plan), data, PICTURES):
-            frames.append((kept_over_image(image, kept, grid), image, sentence(args.source / TOKENIZER, ids)))
+            frames.append((kept_over_image(image, kept, grid), image, sentence(tokenizer, ids)))
     scores = plan.provenance.scores if plan.provenance else ()
-    return draw_plan(scores, kept_layers(plan, policy.cfg), frames, args.out.with_suffix(".png"))
+    return draw_plan(scores, kept_layers(plan, policy.cfg), frames, path)
 
 
 def sentence(tokenizer: Path, ids: np.ndarray) -> str:

@@ -234,6 +234,17 @@ def test_verify_finds_the_checkpoint_beside_the_bundle(bundle, policy):
         path.unlink()
 
 
+def test_bundles_of_one_policy_share_its_checkpoint(bundle, policy):
+    path = save(policy, bundle.with_name(f"{TINY.name}.safetensors"))
+    other = bundle.with_name("another-plan")
+    shutil.copytree(bundle, other)
+    try:
+        assert checkpoint_beside(other).cfg == TINY
+    finally:
+        path.unlink()
+        shutil.rmtree(other)
+
+
 def test_verify_names_the_boundary_that_differs(bundle, policy):
     other = random_policy()
     other.load_state_dict(policy.state_dict())

@@ -50,6 +50,23 @@ def test_a_run_folder_gives_a_plan(folder: Path, capsys: pytest.CaptureFixture[s
     assert (folder / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_tokens_may_leave_later(folder: Path) -> None:
+    assert trim(folder, "--tokens", "6", "--after", "3") == 0
+    tokens = load_plan(folder / "plan.json").tokens
+    assert tokens is not None
+    assert (tokens.keep, tokens.after) == (6, 3)
+
+
+@pytest.mark.slow
+def test_a_shipped_bundle_is_trimmed_on_fresh_demonstrations(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    assert cli.main(["trim", "tabletop", "--tokens", "56", "--frames", "8", "--out", str(path)]) == 0
+    provenance = load_plan(path).provenance
+    assert provenance is not None
+    assert provenance.frames == 8
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["plan.json", "plan.png"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
