@@ -13,7 +13,8 @@ from trimvla.policies.planner import Request
 from trimvla.runtime.plan import TokenPlan, TokenSelector
 
 Knob = Literal["layers", "width", "tokens", "cache"]
-DENSE = "dense"
+DENSE, WHOLE = "dense", "all"
+EARLY = 2  # the paper's layer
 ALL: tuple[Knob, ...] = ("layers", "width", "tokens", "cache")
 
 
@@ -30,7 +31,8 @@ class Amounts:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `milder`: with the milder amounts; `control`: what the method must beat."""
+    """One line of the table. `milder`: with the milder amounts; `early`: tokens leave at the paper's layer 2, where a
+    small policy's words have not found their things; `control`: what the method must beat."""
 
     name: str
     on: tuple[Knob, ...] = ()
@@ -39,6 +41,7 @@ class Row:
     selector: TokenSelector = "efficientvla"
     criterion: str = "block-influence"
     fewer_steps: bool = False
+    early: bool = False
 
     @property
     def slug(self) -> str:
@@ -56,8 +59,9 @@ ROWS = (
     Row("layers + tokens", ("layers", "tokens")),
     Row("layers + width + cache", ("layers", "width", "cache")),
     Row("tokens + cache", ("tokens", "cache")),
-    Row("all", ALL),
+    Row(WHOLE, ALL),
     Row("all, milder", ALL, milder=True),
+    Row("tokens at layer 2", ("tokens",), early=True),
     Row("FastV tokens", ("tokens",), control=True, selector="fastv"),
     Row("random tokens", ("tokens",), control=True, selector="random"),
     Row("uniform grid", ("tokens",), control=True, selector="uniform"),
@@ -76,7 +80,8 @@ def request(row: Row, amounts: Amounts, steps: int, seed: int) -> Request:
         steps: the dense sampler's; the control takes as many as the cache runs in full.
         seed: of the random controls.
     """
-    tokens = TokenPlan(keep=amounts.tokens, after=amounts.after, selector=row.selector, seed=seed)
+    after = EARLY if row.early else amounts.after
+    tokens = TokenPlan(keep=amounts.tokens, after=after, selector=row.selector, seed=seed)
     asked = Request(criterion=row.criterion, seed=seed)
     if "layers" in row.on:
         asked = replace(asked, layers=amounts.layers)

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tyro.conf import Positional
 
 from trimvla.export import benchmark
-from trimvla.export.ablation import DENSE, ROWS, Amounts, Row, request
+from trimvla.export.ablation import DENSE, ROWS, WHOLE, Amounts, Row, request
 from trimvla.export.benchmark import COMPILED, EAGER, Samples, Subject
 from trimvla.export.bundle import export_policy
 from trimvla.export.verify import checkpoint_beside
@@ -47,6 +47,7 @@ from trimvla.sim.rollout import Outcome, Round, Setting
 from trimvla.sim.workers import spread
 
 OUTCOMES = "outcomes.jsonl"
+MAIN = (DENSE, WHOLE)  # rows that play more episodes, and are compiled
 INSTRUCTION = "pick up the red cube"
 
 
@@ -66,7 +67,7 @@ class Args(Options):
     tokens: int = 56
     """Visual tokens to keep."""
 
-    after: int = 2
+    after: int = 5
     """Kept language layers that still see every token."""
 
     cache_interval: int = 5
@@ -79,7 +80,10 @@ class Args(Options):
     """Tokens of the milder plan."""
 
     episodes: int = 300
-    """Of every row, on the same seeds."""
+    """Of the dense bundle and of the whole plan, on the same seeds."""
+
+    others: int = 100
+    """Episodes of every other row: the first of these seeds."""
 
     seed: int = 1000
     """Of the first episode."""
@@ -100,7 +104,7 @@ class Args(Options):
     """Threads of an operator, while the clock runs."""
 
     compiled: bool = True
-    """Also compile the rows that are no controls (minutes)."""
+    """Also compile the dense policy and the one under the whole plan (minutes)."""
 
     workers: int = 2
     """Processes that play episodes."""
@@ -119,7 +123,7 @@ class Args(Options):
 
     def __post_init__(self) -> None:
         """Raise ConfigError with everything that is out of range."""
-        positive = ("episodes", "execute", "rounds", "workers", "frames")
+        positive = ("episodes", "others", "execute", "rounds", "workers", "frames")
         wrong = [f"--{name}" for name in positive if getattr(self, name) < 1]
         if wrong:
             raise ConfigError(f"expected at least 1 for {', '.join(wrong)}")
@@ -241,12 +245,11 @@ def take_times(args: Args, made: Mapping[str, Path], progress: Progress) -> tupl
             replace(open_party(str(path), "onnxruntime", args.threads, stack), dense=name == DENSE, name=name)
             for name, path in made.items()
         ]
-        controls = {row.name for row in ROWS if row.control}
         subjects = [own(party, asked) for party in parties]
         task = progress.add_task("torch", total=None)
         subjects += torch_subjects(parties, (EAGER,), args.threads, asked, stack)
         if args.compiled:
-            compiled = [party for party in parties if party.name not in controls]
+            compiled = [party for party in parties if party.name in MAIN]
             subjects += torch_subjects(compiled, (COMPILED,), args.threads, asked, stack)
         progress.update(task, total=1, completed=1)
         turns = progress.add_task("turns at the clock", total=args.warmup + args.rounds)
@@ -266,14 +269,25 @@ def own(party: Party, asked: Asked) -> Subject:
 
 
 def play(args: Args, made: Mapping[str, Path], work: Path, progress: Progress) -> dict[str, list[Outcome]]:
-    """Every row on the same seeds; what was played before is read back."""
+    """Row -> its outcomes by rising seed; the dense bundle and the whole plan play the most seeds."""
+    main = {name: path for name, path in made.items() if name in MAIN}
+    others = {name: path for name, path in made.items() if name not in MAIN}
+    count = min(args.others, args.episodes)
+    played = play_some(args, main, args.episodes, work, progress) | play_some(args, others, count, work, progress)
+    return {name: played[name] for name in made}
+
+
+def play_some(
+    args: Args, made: Mapping[str, Path], episodes: int, work: Path, progress: Progress
+) -> dict[str, list[Outcome]]:
+    """Some rows on the same seeds; what was played before is read back."""
     setting = Setting(execute=args.execute)
     what = repr(([(name, fingerprint(path)) for name, path in made.items()], setting))
     path = work / f"{hashlib.sha256(what.encode()).hexdigest()[:12]}-{OUTCOMES}"
     rounds = read_rounds(path)
-    seeds = range(args.seed, args.seed + args.episodes)
+    seeds = range(args.seed, args.seed + episodes)
     left = [seed for seed in seeds if seed not in rounds]
-    task = progress.add_task("episodes", total=len(seeds), completed=len(seeds) - len(left))
+    task = progress.add_task(f"episodes of {len(made)} rows", total=len(seeds), completed=len(seeds) - len(left))
     with path.open("a") as file:
         for played in spread(partial(rollout.play, partial(open_all, dict(made)), setting), left, args.workers):
             rounds[next(iter(played.values())).seed] = played

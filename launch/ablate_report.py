@@ -42,7 +42,7 @@ def summarise(
         made: row -> bundle.
         subjects: that took turns at the clock.
         samples: their times.
-        played: row -> its outcomes, on the same seeds.
+        played: row -> its outcomes; fewer than the dense bundle's are of its first seeds.
         margin: of non-inferiority.
     """
     times = benchmark.rows(subjects, samples, {})
@@ -56,7 +56,7 @@ def row_of(
     manifest = bundles.load(path)
     cfg = PolicyConfig.from_dict(manifest.policy)
     cost, dense = report(cfg, shape_of(cfg, manifest.plan)), report(cfg, shape_by_counts(cfg))
-    success, reference = add_up(list(played[name])), add_up(list(played[DENSE]))
+    success, reference = add_up(list(played[name])), add_up(list(played[DENSE][: len(played[name])]))
     paired = compare(success["outcomes"], reference["outcomes"], margin=margin)
     return {
         "name": name,
@@ -92,7 +92,7 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     low, high = row["interval"]
     return (
         row["name"],
-        f"{row['success']:.1%} ({low:.1%} to {high:.1%})",
+        f"{row['success']:.1%} ({low:.1%} to {high:.1%}) of {row['episodes']}",
         paired(row["against_dense"]),
         *(duration(row["backends"].get(backend)) for backend in BACKENDS),
         f"{row['flops_ratio']:.1%}",

@@ -52,8 +52,8 @@ class Args(Options):
     variant: Literal["default", "lighting", "texture", "camera", "distractors", "all"] = "default"
     """What the pictures look like."""
 
-    execute: int = 1
-    """Steps of a chunk that are executed before the next look; 1 lets the last chunks vote."""
+    execute: int = 2
+    """Steps of a chunk that are executed before the next look; with 1 the last chunks vote on every action."""
 
     backend: str = "onnxruntime"
     """What executes the stages."""

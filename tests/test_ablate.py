@@ -16,7 +16,7 @@ from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import TokenPlan
 from trimvla.sim.rollout import Outcome
 
-AMOUNTS = Amounts(layers=11, mlp_keep=0.75, tokens=56, after=2, cache_interval=5)
+AMOUNTS = Amounts(layers=11, mlp_keep=0.75, tokens=56, after=5, cache_interval=5)
 BY_NAME = {row.name: row for row in ROWS}
 TIMES = {"p50_ms": 20.0, "p99_ms": 22.0, "ratio_to_dense": 2.0, "ratio_low": 1.9, "ratio_high": 2.1}
 PAIRED = {"difference": -0.01, "interval": (-0.04, 0.02), "non_inferior": True}
@@ -24,6 +24,7 @@ LINE = {
     "name": "all",
     "success": 0.8,
     "interval": (0.75, 0.84),
+    "episodes": 300,
     "against_dense": PAIRED,
     "backends": {"onnxruntime": TIMES},
     "flops_ratio": 0.4,
@@ -38,7 +39,7 @@ def asked(name: str) -> Request:
 def test_the_rows_are_those_of_the_paper_and_six_controls() -> None:
     assert asked(DENSE) == Request(seed=7)
     assert asked("layers + width + cache") == Request(layers=11, mlp_keep=0.75, cache_interval=5, seed=7)
-    tokens = TokenPlan(keep=56, after=2, seed=7)
+    tokens = TokenPlan(keep=56, after=5, seed=7)
     assert asked("all") == Request(layers=11, mlp_keep=0.75, tokens=tokens, cache_interval=5, seed=7)
     assert [row.name for row in ROWS if row.control] == [
         "FastV tokens", "random tokens", "uniform grid", "random layers", "deepest layers", "fewer DDIM steps",
@@ -48,6 +49,9 @@ def test_the_rows_are_those_of_the_paper_and_six_controls() -> None:
 def test_controls_spend_what_the_method_spends() -> None:
     assert asked("fewer DDIM steps") == Request(steps=2, seed=7)  # as many as the cache runs in full
     assert asked("random layers") == Request(layers=11, criterion="random", seed=7)
+    early = asked("tokens at layer 2").tokens
+    assert early is not None
+    assert early.after == 2
     grid = asked("uniform grid").tokens
     assert grid is not None
     assert (grid.selector, grid.keep) == ("uniform", 56)
@@ -55,7 +59,7 @@ def test_controls_spend_what_the_method_spends() -> None:
 
 def test_milder_amounts_belong_to_the_milder_row_only() -> None:
     args = Args(milder_layers=14, milder_tokens=112)
-    assert args.amounts(BY_NAME["all, milder"]) == Amounts(14, 0.75, 112, 2, 5)
+    assert args.amounts(BY_NAME["all, milder"]) == Amounts(14, 0.75, 112, 5, 5)
     assert args.amounts(BY_NAME["all"]) == AMOUNTS
 
 
@@ -66,7 +70,7 @@ def test_names_of_files_differ() -> None:
 
 def test_a_row_reads_as_it_should() -> None:
     assert cells(LINE) == (
-        "all", "80.0% (75.0% to 84.0%)", "-1.0 (-4.0 to +2.0) *", "20.0 ms (2.00x)", "", "", "40.0%", "6.00 M",
+        "all", "80.0% (75.0% to 84.0%) of 300", "-1.0 (-4.0 to +2.0) *", "20.0 ms (2.00x)", "", "", "40.0%", "6.00 M",
     )  # fmt: skip
 
 
