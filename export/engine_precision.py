@@ -63,7 +63,8 @@ def matrix_precision(trt: Any, network: Any) -> str:  # noqa: ANN401 - the libra
 
 def dtype_name(dtype: Any) -> str:  # noqa: ANN401 - the library's enumeration
     """The library's DataType by our name."""
-    return NAMES.get(dtype.name, dtype.name.lower())
+    name = str(dtype.name)
+    return NAMES.get(name, name.lower())
 
 
 def read_back(

@@ -152,8 +152,8 @@ def describe(model: onnx.ModelProto) -> Graph:
 
 def type_name(element: int) -> str:
     """ONNX's number of an element type by our name."""
-    names = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
-    return names.get(element, TensorProto.DataType.Name(element).lower())
+    name = TensorProto.DataType.Name(element).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def node_problems(node: NodeProto, graph: Graph) -> Iterator[str]:
