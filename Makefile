@@ -69,4 +69,5 @@ $(READY): pyproject.toml | .venv/bin/python
 	fi
 	@echo "installing trimvla and what its verbs need"
 	@$(BIN)/pip install -qq --editable ".[camera,train,export,sim,dev]"
+	@$(BIN)/pip install -qq --editable ".[tensorrt-rtx]" || echo "no TensorRT for RTX here: its tests are skipped" >&2
 	@touch $@

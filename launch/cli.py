@@ -41,6 +41,7 @@ VERBS = (
     Verb("train", "trimvla.launch.train", "train", "behaviour cloning of the shipped policy; resumes", True),
     Verb("trim", "trimvla.launch.trim", "export", "calibration frames to a plan: what is kept of a policy"),
     Verb("export", "trimvla.launch.export", "export", "checkpoint to bundle: ONNX stages, manifest, parity report"),
+    Verb("build", "trimvla.launch.build", "", "bundle to TensorRT engines for this device, cached"),
     Verb("verify", "trimvla.launch.verify", "export", "a bundle against torch, or torch against a reference"),
     Verb("cost", "trimvla.launch.cost", "export", "parameters, operations and bytes of a policy under a plan"),
     Verb("bench", "trimvla.launch.bench", "", "latency of a bundle, layer by layer"),

@@ -11,9 +11,12 @@ from tyro.conf import Positional
 from trimvla.launch.options import Options, Result
 from trimvla.policies.config import PRESETS, PolicyConfig
 from trimvla.policies.cost import Shape, report, shape_by_counts, shape_of
-from trimvla.policies.trimmed import check
+from trimvla.policies.memory import BOARDS, GIB, fit_rows
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import TokenPlan, TokenSelector, load_plan
+
+# EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP and interval 5.
+PUBLISHED = ((28, 112), (28, 56), (22, 112), (22, 56))
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,21 @@ class Args(Options):
     prompt: int | None = None
     """Ids in the prompt, padding included (default: the smallest bucket)."""
 
+    boards: bool = False
+    """Also say which boards have the memory, in every precision; of a dense CogACT also for published trimmings."""
+
 
 def run(args: Args) -> Result:
     """Cost under the plan, and its share of the dense policy's."""
     cfg = find_preset(args.preset)
     dense = report(cfg, shape_by_counts(cfg), args.prompt)
-    result = report(cfg, wanted_shape(args, cfg), args.prompt)
+    shape = wanted_shape(args, cfg)
+    result = report(cfg, shape, args.prompt)
     shares = {name: result[name] / dense[name] for name in ("parameters", "flops", "weight_bytes")}
     args.console().print(as_table(cfg.name, result, dense))
+    if args.boards:
+        result["boards"] = fit_rows(cfg, named_shapes(cfg, shape))
+        args.console().print(board_table(cfg.name, result["boards"]))
     return {"preset": cfg.name, **result, "ratio_to_dense": shares}
 
 
@@ -68,6 +78,8 @@ def find_preset(name: str) -> PolicyConfig:
 def wanted_shape(args: Args, cfg: PolicyConfig) -> Shape:
     """What the plan file keeps, or as much as the options say."""
     if args.plan is not None:
+        from trimvla.policies.trimmed import check  # needs torch; the counts do not
+
         plan = load_plan(args.plan)
         check(plan, cfg)
         return shape_of(cfg, plan)
@@ -80,6 +92,19 @@ def wanted_shape(args: Args, cfg: PolicyConfig) -> Shape:
         cache_interval=args.cache_interval,
         steps=args.steps,
     )
+
+
+def named_shapes(cfg: PolicyConfig, shape: Shape) -> list[tuple[str, Shape]]:
+    """The shape that was asked for; if that is all of a CogACT, the published trimmings beside it."""
+    if shape != shape_by_counts(cfg):
+        return [("as asked", shape)]
+    points = PUBLISHED if cfg.name.startswith("cogact") else ()
+    return [("dense", shape), *((f"L{layers} T{tokens}", published(cfg, layers, tokens)) for layers, tokens in points)]
+
+
+def published(cfg: PolicyConfig, layers: int, tokens: int) -> Shape:
+    """One row of `PUBLISHED`."""
+    return shape_by_counts(cfg, layers=layers, mlp_keep=0.75, tokens=TokenPlan(keep=tokens), cache_interval=5)
 
 
 def as_table(name: str, result: Result, dense: Result) -> Table:
@@ -95,4 +120,15 @@ def as_table(name: str, result: Result, dense: Result) -> Table:
         )
         table.add_row(stage, *numbers, f"{row['flops'] / whole:.1%}")
     table.caption = f"{result['parameters'] / 1e9:.3f} G parameters with those that never reach an action"
+    return table
+
+
+def board_table(name: str, rows: list[Result]) -> Table:
+    """One row for every plan and precision, one column a board."""
+    titles = (board.title for board in BOARDS.values())
+    table = Table(name, "precision", "GiB to run", "to build", *titles, title="which boards have the memory")
+    for row in rows:
+        sizes = (f"{row[key] / GIB:.1f}" for key in ("running_bytes", "building_bytes"))
+        table.add_row(row["plan"], row["precision"], *sizes, *(row["boards"][board] for board in BOARDS))
+    table.caption = "yes: builds and runs; runs: the engines would fit, but the board cannot build them in one piece"
     return table

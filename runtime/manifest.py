@@ -214,16 +214,17 @@ def _check_file(directory: Path, name: str, spec: FileSpec, verify_hash: bool) -
         raise BundleError(f"bundle '{directory}': file '{name}' is missing")
     if path.stat().st_size != spec.bytes:
         raise BundleError(f"{path}: expected {spec.bytes} bytes, got {path.stat().st_size}: truncated or changed")
-    if verify_hash and (got := _sha256(path)) != spec.sha256:
+    if verify_hash and (got := sha256_of(path)) != spec.sha256:
         raise BundleError(f"{path}: expected sha256 {spec.sha256}, got {got}")
 
 
 def _describe_files(directory: Path) -> dict[str, FileSpec]:
     paths = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST)
-    return {p.relative_to(directory).as_posix(): FileSpec(_sha256(p), p.stat().st_size) for p in paths}
+    return {p.relative_to(directory).as_posix(): FileSpec(sha256_of(p), p.stat().st_size) for p in paths}
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """A file's sha256, read in blocks: graphs and engines may be larger than memory."""
     digest = hashlib.sha256()
     with path.open("rb") as source:
         while block := source.read(READ_BYTES):

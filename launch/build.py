@@ -1,0 +1,124 @@
+"""`trimvla build`: a bundle's graphs -> engines for this device. Checks memory first; `export.to_tensorrt` builds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from tyro.conf import Positional
+
+from trimvla.export.to_tensorrt import WORKSPACE_MB, Engine, Report, Request, build_bundle
+from trimvla.launch.options import Options, Result
+from trimvla.policies.config import PolicyConfig
+from trimvla.policies.cost import shape_of
+from trimvla.policies.memory import BOARDS, MIB, MemoryPlan, plan_memory, require_memory, usable_on
+from trimvla.runtime import manifest as bundles
+from trimvla.runtime.device import Device, find_device, free_bytes
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.manifest import Manifest
+from trimvla.runtime.trt_library import TrtBackend, load_trt
+
+ENGINES = Path("out/engines")
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Build TensorRT engines for this device from a bundle. What is built already is taken from the cache."""
+
+    bundle: Positional[str]
+    """A bundle's path or a shipped bundle's name."""
+
+    backend: TrtBackend = "tensorrt"
+    """Which library builds: TensorRT (on Jetson it comes with JetPack), or TensorRT for RTX."""
+
+    workspace_mb: int = WORKSPACE_MB
+    """Scratch memory that the builder may use [MiB]."""
+
+    out: Path | None = None
+    """The folder of engines (default: out/engines/ and the bundle's name)."""
+
+    board: str | None = None
+    """Refuse what does not fit on this board: orin-nano, orin-nx, orin or thor (default: this machine's memory)."""
+
+
+def run(args: Args) -> Result:
+    """Check memory, build, list the engines."""
+    if args.workspace_mb < 1:
+        raise ConfigError(f"expected at least 1 for --workspace-mb, got {args.workspace_mb}")
+    directory = bundles.resolve(args.bundle)
+    manifest, device = bundles.load(directory), find_device()
+    memory = check_memory(args, manifest, device)
+    library = load_trt(args.backend)
+    out = args.out or ENGINES / manifest.name
+    request = Request(library, device, out, args.workspace_mb * MIB)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        built = build_bundle(directory, manifest, request, reporter(progress, list(manifest.stages)))
+    args.console().print(as_table(manifest.name, built))
+    return {
+        "ok": True,
+        "bundle": directory,
+        "library": library.title,
+        "device": asdict(device),
+        "memory": None if memory is None else memory.to_dict(),
+        "engines": [as_row(engine, out) for engine in built],
+    }
+
+
+def check_memory(args: Args, manifest: Manifest, device: Device) -> MemoryPlan | None:
+    """Refuse what is too large before anything is built; None for a bundle that does not tell its policy's sizes.
+
+    Raises:
+        ConfigError: the board, or this machine, has too little memory.
+    """
+    if not manifest.policy:
+        return None
+    cfg = PolicyConfig.from_dict(manifest.policy)
+    shape = shape_of(cfg, manifest.plan)
+    plan = plan_memory(cfg, shape, manifest.precision, args.backend, args.workspace_mb * MIB)
+    if args.board is not None:
+        require_memory(plan, usable_on(args.board), BOARDS[args.board].title)
+    elif (free := free_bytes()) is not None:
+        require_memory(plan, free, "this machine", run_here=device.has_gpu)
+    return plan
+
+
+def reporter(progress: Progress, stages: list[str]) -> Report:
+    """Shows which stage is worked on, and how many are done."""
+    task = progress.add_task("building", total=len(stages))
+
+    def report(stage: str, what: str) -> None:
+        progress.update(task, description=f"{stage}: {what}", completed=stages.index(stage))
+
+    return report
+
+
+def as_row(engine: Engine, out: Path) -> dict[str, Any]:
+    """One engine as data."""
+    record = engine.record
+    return {
+        "stage": record.key.stage,
+        "file": out / record.key.file,
+        "bytes": record.bytes,
+        "seconds": record.seconds,
+        "precision": record.precision,
+        "cached": engine.cached,
+        "read_back": record.read_back,
+    }
+
+
+def as_table(name: str, built: list[Engine]) -> Table:
+    """One row an engine, and what is not known about it."""
+    table = Table(name, "MB", "seconds", "precision", "read back", title="engines")
+    for engine in built:
+        record = engine.record
+        answer = record.read_back
+        compared = f"{answer['compared']} tensors agree" if answer["ok"] else "not possible here"
+        seconds = "cached" if engine.cached else f"{record.seconds:.1f}"
+        table.add_row(record.key.stage, f"{record.bytes / 1e6:.1f}", seconds, record.precision, compared)
+    reasons = dict.fromkeys(engine.record.read_back.get("why") for engine in built)
+    table.caption = "; ".join(reason for reason in reasons if reason) or None
+    return table

@@ -1,0 +1,191 @@
+"""`trimvla build`: every shipped stage really parses and builds; what cannot be built is refused with its reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from tests import tiny_bundle
+from tests.trt_parts import bundle_with, library_or_skip
+from trimvla.export import to_tensorrt
+from trimvla.export.engine_precision import asked_types, read_back
+from trimvla.launch import cli
+from trimvla.runtime import manifest as bundles
+from trimvla.runtime.device import Device, find_device
+from trimvla.runtime.errors import BackendError
+from trimvla.runtime.trt_library import TrtLibrary, load_trt
+
+FLOAT = TensorProto.FLOAT
+
+
+@pytest.fixture(scope="session")
+def library() -> TrtLibrary:
+    return library_or_skip()
+
+
+@pytest.fixture(scope="session")
+def shipped(library: TrtLibrary, tabletop_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> list:
+    """Every stage of the shipped bundle, built once."""
+    manifest = bundles.load(tabletop_bundle)
+    request = to_tensorrt.Request(library, find_device(), tmp_path_factory.mktemp("engines"))
+    return to_tensorrt.build_bundle(tabletop_bundle, manifest, request, lambda stage, what: None)
+
+
+def run_verb(capsys: pytest.CaptureFixture[str], *words: object, status: int = 0) -> dict:
+    assert cli.main(["build", *map(str, words), "--backend", "tensorrt-rtx", "--json"]) == status
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_every_shipped_stage_builds(shipped: list, tabletop_bundle: Path) -> None:
+    assert [engine.record.key.stage for engine in shipped] == list(bundles.load(tabletop_bundle).stages)
+    for engine in shipped:
+        assert not engine.cached
+        assert engine.record.precision == "float32"
+        assert engine.record.bytes > (tabletop_bundle / f"{engine.record.key.stage}.onnx").stat().st_size
+
+
+def test_what_was_built_is_read_back_or_not_claimed(shipped: list) -> None:
+    expected = True if find_device().has_gpu else None
+    for engine in shipped:
+        assert engine.record.read_back["ok"] is expected
+        assert expected or "machine has none" in engine.record.read_back["why"]
+
+
+def test_the_verb_builds_and_then_takes_from_the_cache(library, tmp_path, capsys) -> None:
+    bundle, out = tiny_bundle.write_bundle(tmp_path / "tiny"), tmp_path / "engines"
+    first = run_verb(capsys, bundle, "--out", out)
+    assert first["ok"]
+    assert [engine["stage"] for engine in first["engines"]] == ["vision", "language", "action"]
+    for engine in first["engines"]:
+        assert Path(engine["file"]).stat().st_size == engine["bytes"]
+        assert engine["seconds"] > 0
+        assert not engine["cached"]
+    second = run_verb(capsys, bundle, "--out", out)
+    assert [{**engine, "cached": False} for engine in second["engines"]] == first["engines"]
+    assert all(engine["cached"] for engine in second["engines"])
+
+
+def test_a_damaged_engine_is_built_again(library, tmp_path, capsys) -> None:
+    bundle, out = tiny_bundle.write_bundle(tmp_path / "tiny"), tmp_path / "engines"
+    engines = run_verb(capsys, bundle, "--out", out)["engines"]
+    Path(engines[1]["file"]).write_bytes(b"half an engine")
+    again = run_verb(capsys, bundle, "--out", out)["engines"]
+    assert [engine["cached"] for engine in again] == [True, False, True]
+    assert Path(again[1]["file"]).stat().st_size == again[1]["bytes"] > 1000
+
+
+def test_there_is_a_profile_for_every_bucket(library, tmp_path) -> None:
+    manifest = bundles.load(tiny_bundle.write_bundle(tmp_path / "tiny"))
+    spec = manifest.stages["language"]
+    parsed = to_tensorrt.parse(library, tmp_path / "tiny" / spec.file)
+    config = parsed.builder.create_builder_config()
+    to_tensorrt.add_profiles(parsed.builder, config, spec, manifest.prompt.buckets)
+    assert config.num_optimization_profiles == len(tiny_bundle.BUCKETS)
+
+
+def action_stage(*nodes: onnx.NodeProto, **constants: np.ndarray) -> onnx.ModelProto:
+    """A graph at the tiny action stage's border."""
+    inputs = [
+        helper.make_tensor_value_info("cognition", FLOAT, [1, tiny_bundle.WIDTH]),
+        helper.make_tensor_value_info("noise", FLOAT, [1, tiny_bundle.HORIZON, tiny_bundle.DIM]),
+    ]
+    outputs = [helper.make_tensor_value_info("actions", FLOAT, None)]
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(list(nodes), "planted", inputs, outputs, tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_an_unsupported_operator_is_named(library, tmp_path, capsys) -> None:
+    planted = action_stage(helper.make_node("Unique", ["noise"], ["actions"], name="find_unique"))
+    bundle = bundle_with(tmp_path / "planted", action=planted)
+    error = run_verb(capsys, bundle, "--out", tmp_path / "engines", status=1)["error"]
+    assert "action.onnx: node 'find_unique' (operator Unique): tensorrt-rtx" in error
+    assert "does not support it" in error
+    assert not list((tmp_path / "engines").glob("action*"))
+
+
+def test_a_limit_that_only_the_builder_knows_is_told(library, tmp_path, capsys) -> None:
+    nodes = (
+        helper.make_node("Expand", ["noise", "shape"], ["large"]),
+        helper.make_node("TopK", ["large", "k"], ["actions", "which"], axis=0, name="too_many"),
+    )
+    planted = action_stage(*nodes, shape=np.array([5000, 16, 7]), k=np.array([4000]))
+    bundle = bundle_with(tmp_path / "planted", action=planted)
+    error = run_verb(capsys, bundle, "--out", tmp_path / "engines", status=1)["error"]
+    assert "stage 'action'" in error
+    assert "too_many" in error
+    assert "3840" in error
+
+
+def test_a_file_that_is_no_graph_is_one_clear_error(library, tmp_path) -> None:
+    (tmp_path / "noise.onnx").write_bytes(b"\x00not a graph")
+    with pytest.raises(BackendError, match=r"noise\.onnx: tensorrt-rtx .* found no graph in it"):
+        to_tensorrt.parse(library, tmp_path / "noise.onnx")
+    with pytest.raises(BackendError, match=r"absent\.onnx: tensorrt-rtx .* cannot parse the graph"):
+        to_tensorrt.parse(library, tmp_path / "absent.onnx")
+
+
+def test_another_precision_than_the_manifest_says_is_an_error(library, tmp_path, capsys) -> None:
+    bundle = bundle_with(tmp_path / "half", precision="float16")
+    error = run_verb(capsys, bundle, "--out", tmp_path / "engines", status=1)["error"]
+    assert "expected float16 as the manifest says, the graph is in float32" in error
+
+
+def test_a_missing_library_says_what_to_install(tmp_path, capsys) -> None:
+    try:
+        load_trt("tensorrt")
+    except BackendError:
+        pass
+    else:
+        pytest.skip("TensorRT is installed here")
+    bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
+    assert cli.main(["build", str(bundle), "--out", str(tmp_path / "engines")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "backend 'tensorrt' is not installed" in error
+    assert "JetPack" in error
+
+
+def test_a_small_board_is_refused_before_anything_is_built(tabletop_bundle, tmp_path, capsys) -> None:
+    manifest = bundles.load(tabletop_bundle)
+    policy = json.loads(json.dumps(manifest.policy))
+    policy["language"]["vocab"] = 40_000_000  # 29 GiB of embeddings
+    bundle = tiny_bundle.write_bundle(tmp_path / "huge")
+    bundles.write(bundle, msgspec.structs.replace(tiny_bundle.manifest(), policy=policy))
+    error = run_verb(capsys, bundle, "--board", "orin-nx", "--out", tmp_path / "engines", status=1)["error"]
+    assert "Orin NX 16 GB is too small" in error
+    assert "stage 'language' alone" in error
+    assert not (tmp_path / "engines").exists()
+
+
+def test_an_unknown_board_lists_the_known_ones(tabletop_bundle, tmp_path, capsys) -> None:
+    error = run_verb(capsys, tabletop_bundle, "--board", "abacus", "--out", tmp_path, status=1)["error"]
+    assert "['orin-nano', 'orin-nx', 'orin', 'thor'] for 'board', got 'abacus'" in error
+
+
+def test_without_a_gpu_nothing_is_claimed_and_with_one_a_bad_engine_is_an_error(library, tmp_path) -> None:
+    manifest = bundles.load(tiny_bundle.write_bundle(tmp_path / "tiny"))
+    parsed = to_tensorrt.parse(library, tmp_path / "tiny" / manifest.stages["action"].file)
+    asked = asked_types(parsed.network)
+    assert asked["actions"] == "float32"
+    assert read_back(library, b"no engine", asked, Device())["ok"] is None
+    with pytest.raises(BackendError, match="does not load on a GPU that is not there"):
+        read_back(library, b"no engine", asked, Device(gpu="a GPU that is not there"))
+
+
+def test_times_are_kept_between_builds(library, tmp_path) -> None:
+    """The functions are TensorRT's; TensorRT for RTX has them, warns, and keeps a header."""
+    path = tmp_path / "engines" / "times.cache"
+    config = library.module.Builder(library.logger).create_builder_config()
+    with pytest.warns(DeprecationWarning):
+        to_tensorrt.load_timing_cache(config, path)
+        to_tensorrt.save_timing_cache(config, path)
+        size = path.stat().st_size
+        to_tensorrt.load_timing_cache(config, path)
+    assert size > 0
