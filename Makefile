@@ -68,5 +68,5 @@ $(READY): pyproject.toml | .venv/bin/python
 		$(BIN)/pip install -qq $$index "$(TORCH)"; \
 	fi
 	@echo "installing trimvla and what its verbs need"
-	@$(BIN)/pip install -qq --editable ".[camera,train,export,sim,dev]"
+	@$(BIN)/pip install -qq --editable ".[camera,train,export,sim,record,metrics,dev]"
 	@touch $@
