@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import rerun as rr
 from numpy.typing import NDArray
 
 from trimvla.export.report import kept_over_image
@@ -14,7 +15,8 @@ from trimvla.runtime.errors import ConfigError
 
 
 def write(path: Path, story: CallStory, actions: NDArray[np.float64]) -> None:
-    """Write the file; `actions` float64[H, D]. Raises ConfigError where it cannot be written."""
+    """Write the file; `actions` float64[H, D]. Raises ConfigError where it cannot be written, or without `rerun`."""
+    rr = _rerun()
     stream = rr.RecordingStream("trimvla")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,3 +31,10 @@ def write(path: Path, story: CallStory, actions: NDArray[np.float64]) -> None:
         stream.set_time("row", sequence=row)
         stream.log("actions", rr.Scalars(action))
     stream.flush()
+
+
+def _rerun() -> Any:  # noqa: ANN401 - a large optional package, without types where it is not installed
+    try:
+        return importlib.import_module("rerun")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--rerun needs {error.name}: pip install 'trimvla[inspect]'") from None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tyro.conf import Positional
 
-from trimvla.launch import call_picture
+from trimvla.launch import call_picture, call_rerun
 from trimvla.launch.call_picture import CallStory
 from trimvla.launch.options import Options, Result
 from trimvla.launch.replay import open_policy
@@ -78,8 +78,6 @@ def run(args: Args) -> Result:
     call_picture.write(args.out, story)
     answer = as_answer(policy.manifest, look, story) | {"runs": policy.describe(), "picture": args.out}
     if args.rerun is not None:
-        from trimvla.launch import call_rerun
-
         call_rerun.write(args.rerun, story, result.actions)
         answer["rerun"] = args.rerun
     policy.close()

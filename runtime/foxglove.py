@@ -76,7 +76,7 @@ def as_picture(header: FrameHeader, payload: bytes, utc_ns: int) -> Picture:
     return RawImage(time, header.camera, header.width, header.height, header.pixel_format, step, payload, header)
 
 
-def schema_name(kind: type[Message] | type[Picture] | type[Log]) -> str:
+def schema_name(kind: type[msgspec.Struct]) -> str:
     """Foxglove knows its own by name."""
     return f"foxglove.{kind.__name__}" if kind in (RawImage, CompressedImage, Log) else f"trimvla.{kind.__name__}"
 

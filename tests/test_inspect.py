@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,11 @@ def test_rerun_gets_the_call(trimmed: Path, picture: Path, tmp_path: Path) -> No
     out, rerun = str(tmp_path / "call.png"), tmp_path / "call.rrd"
     assert cli.main(inspect(trimmed, picture, "--out", out, "--rerun", str(rerun))) == 0
     assert rerun.read_bytes()[:3] == b"RRF"
+
+
+def test_without_rerun_the_install_is_named(
+    trimmed: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    assert cli.main(inspect(trimmed, picture, "--out", str(tmp_path / "c.png"), "--rerun", "c.rrd")) == 1
+    assert "pip install 'trimvla[inspect]'" in capsys.readouterr().out
