@@ -14,7 +14,7 @@ from tyro.conf import Positional
 from trimvla.launch.options import Options, Result
 from trimvla.launch.processes import Sections, commands, read_system
 from trimvla.launch.supervisor import Supervisor, stop_event
-from trimvla.launch.watching import RECORDER, outcome, with_metrics, with_recorder
+from trimvla.launch.watching import RECORDER, WATCHERS, outcome, with_metrics, with_recorder
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import ConfigError
@@ -66,7 +66,7 @@ def run(args: Args) -> Result:
         with (
             Subscriber(run_dir, [topic(report(name)) for name in sections]) as hears,
             Publisher(run_dir, topic("task")) as tasks,
-            Supervisor(commands(sections, run_dir, args.log_format), run_dir) as group,
+            Supervisor(commands(sections, run_dir, args.log_format), run_dir, WATCHERS) as group,
             Console(stderr=True).status("starting") as line,
         ):
             began_ns = monotonic_ns()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -18,6 +20,7 @@ import pytest
 
 pytest.importorskip("mcap")
 
+from trimvla.launch import cli
 from trimvla.launch.processes import commands
 from trimvla.launch.supervisor import Supervisor
 from trimvla.runtime import recorder
@@ -263,3 +266,39 @@ def test_no_space_left_is_given_up_like_any_other_error(tmp_path: Path) -> None:
 def test_settings_out_of_range(change: dict, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected queues"):
         config(tmp_path / "a.mcap", **change)
+
+
+def test_the_verb_finds_what_there_is_to_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stop = threading.Event()
+
+    def robot() -> None:
+        with (
+            Publisher(tmp_path, topic("wrist/color")) as frames,
+            Publisher(tmp_path, topic("command")) as orders,
+            Publisher(tmp_path, topic(report("control"))) as reports,
+        ):
+            while not stop.wait(0.02):
+                frames.send(Frame("wrist", time.monotonic_ns(), NOISE))
+                orders.send(command(1))
+                reports.send(Telemetry("control").report())
+
+    thread = threading.Thread(target=robot)
+    thread.start()
+    try:
+        path = tmp_path / "verb.mcap"
+        assert cli.main(["record", str(path), "--run-dir", str(tmp_path), "--seconds", "4", "--json"]) == 0
+    finally:
+        stop.set()
+        thread.join(10)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    counted = Counter(entry.topic for entry in Recording(path))
+    assert set(counted) == {"wrist/color", "command", "control/report"}
+    assert (result["frames"], result["messages"]) == (counted["wrist/color"], counted.total() - counted["wrist/color"])
+
+
+def test_a_directory_without_a_system_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimvla.launch.record.FIND_S", 0.2)
+    assert cli.main(["record", str(tmp_path / "a.mcap"), "--run-dir", str(tmp_path), "--json"]) == 1
+    assert "expected the sockets of a running system" in capsys.readouterr().out
