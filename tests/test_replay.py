@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +17,14 @@ pytest.importorskip("mcap")
 from tests import tiny_bundle
 from trimvla.launch import cli
 from trimvla.runtime import wire
+from trimvla.runtime.bus import Subscriber
 from trimvla.runtime.messages import ActionChunk, Frame
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.recording import Recording, RecordingWriter, fact
 from trimvla.runtime.replay import Calls, replay
 from trimvla.runtime.topics import topic
 
+CHUNKS, TIMEOUT_S = 5, 60.0
 SYSTEM = """
 [camera-front]
 process = "camera"
@@ -44,11 +50,22 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_file(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Camera, policy and recorder as processes, with JPEG pictures, for a few seconds."""
+    """Camera, policy and recorder as processes, with JPEG pictures, until there were a few chunks."""
     home = tmp_path_factory.mktemp("run")
     (home / "system.toml").write_text(SYSTEM.format(codec="jpeg", bundle=bundle))
-    arguments = [str(home / "system.toml"), "--task", "pick up the red cube", "--record", str(home / "run.mcap")]
-    assert cli.main(["run", *arguments, "--seconds", "8", "--json"]) == 0
+    program = [sys.executable, "-m", "trimvla.launch.cli", "run", str(home / "system.toml"), "--json"]
+    options = ["--task", "pick up the red cube", "--record", str(home / "run.mcap"), "--run-dir", str(home)]
+    with (
+        Subscriber(home, [topic("chunk")]) as hears,
+        subprocess.Popen([*program, *options], stdout=subprocess.PIPE, text=True) as process,
+    ):
+        deadline = time.monotonic() + TIMEOUT_S
+        while hears["chunk"].received < CHUNKS and process.poll() is None and time.monotonic() < deadline:
+            hears.update(0.1)
+        process.send_signal(signal.SIGINT)
+        result = json.loads(process.communicate(timeout=30)[0].splitlines()[-1])
+    assert result["ok"], result
+    assert result["recording"]["frames"] > 0
     return home / "run.mcap"
 
 
