@@ -9,7 +9,7 @@ from the partial file. Facts about the run stand in the file as metadata.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -149,8 +149,12 @@ class Recording:
         for record in self._all_records():
             if isinstance(record, Channel):
                 channels[record.id] = record
-            elif isinstance(record, Record) and wanted(channels[record.channel_id].topic):
-                yield channels[record.channel_id], record
+            elif isinstance(record, Record):
+                channel = channels.get(record.channel_id)
+                if channel is None:
+                    raise RecordingError(f"{self.path}: expected a channel {record.channel_id}, got none")
+                if wanted(channel.topic):
+                    yield channel, record
 
     def _all_records(self) -> Iterator[object]:
         """Every record, to the end or to where the file was cut off."""
@@ -206,8 +210,3 @@ def fact(recording: Recording, name: str) -> Any:  # noqa: ANN401 - whatever JSO
     """One fact, decoded from JSON; None where it was not recorded."""
     text = recording.facts.get(name)
     return None if text is None else msgspec.json.decode(text)
-
-
-def names(entries: Collection[str]) -> Callable[[str], bool]:
-    """A filter for `Recording.entries`."""
-    return lambda name: name in entries
