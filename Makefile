@@ -68,6 +68,6 @@ $(READY): pyproject.toml | .venv/bin/python
 		$(BIN)/pip install -qq $$index "$(TORCH)"; \
 	fi
 	@echo "installing trimvla and what its verbs need"
-	@$(BIN)/pip install -qq --editable ".[camera,train,export,sim,dev]"
+	@$(BIN)/pip install -qq --editable ".[camera,train,export,sim,record,metrics,dev]"
 	@$(BIN)/pip install -qq --editable ".[tensorrt-rtx]" || echo "no TensorRT for RTX here: its tests are skipped" >&2
 	@touch $@

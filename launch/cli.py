@@ -46,6 +46,9 @@ VERBS = (
     Verb("cost", "trimvla.launch.cost", "export", "parameters, operations and bytes of a policy under a plan"),
     Verb("bench", "trimvla.launch.bench", "", "latency of a bundle, layer by layer"),
     Verb("ablate", "trimvla.launch.ablate", "export", "every part of a plan: success, time and cost", True),
+    Verb("record", "trimvla.launch.record", "record", "write what travels in a running system to an MCAP file"),
+    Verb("replay", "trimvla.launch.replay", "record", "a recording's policy calls once more: the same actions?"),
+    Verb("inspect", "trimvla.launch.inspection", "record", "one policy call: kept tokens, layers, steps, times"),
     Verb("process", "trimvla.launch.process", "", "one process of a system (what `run` and `demo` start)", True),
 )
 
@@ -98,7 +101,7 @@ def parse(module: ModuleType, verb: Verb, argv: list[str]) -> Any:  # noqa: ANN4
     words = collect_overrides(argv) if hasattr(module.Args, "set") else argv
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction)
     args = tyro.cli(module.Args, prog=f"trimvla {verb.name}", args=words, config=config)
-    configure_logging()
+    configure_logging(log_format=args.log_format)
     return args
 
 

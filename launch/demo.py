@@ -22,6 +22,7 @@ from trimvla.launch.director import Director, Recording, Request
 from trimvla.launch.options import Options, Result
 from trimvla.launch.processes import commands, read_system
 from trimvla.launch.supervisor import Supervisor, terminate_as_interrupt
+from trimvla.launch.watching import RECORDER, WATCHERS, outcome, with_recorder
 from trimvla.runtime import manifest
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Report, Summary
@@ -51,6 +52,9 @@ class Args(Options):
     video: Path = Path("out/demo.mp4")
     """Where the film goes: .mp4 or .gif."""
 
+    record: Path | None = None
+    """Also write everything that travels to this file, usually *.mcap."""
+
     set: tuple[str, ...] = ()
     """Changes to launch/configs/demo.toml, such as `control.hz=4`; `--control.hz 4` does the same."""
 
@@ -64,12 +68,17 @@ def run(args: Args) -> Result:
     """Start everything, play the episodes, stop everything; then the film and the card."""
     bundle = manifest.resolve(args.bundle)
     sections = read_system(SYSTEM, [f"policy.bundle={bundle.resolve()}", *args.set])
+    if args.record is not None:
+        sections = with_recorder(sections, args.record)
     requests = plan(args)
     terminate_as_interrupt()
     with tempfile.TemporaryDirectory(prefix="trimvla-") as name:
         recordings, reports = play(sections, Path(name), requests, Console(stderr=True))
     film = video.write(args.video, list(clips(recordings)), fps=sections["control"]["hz"])
     result = summarise(recordings, reports) | {"bundle": args.bundle, "video": film}
+    if args.record is not None:
+        result["recording"] = outcome(reports.get(RECORDER), args.record)
+        result["ok"] = result["ok"] and result["recording"]["ok"]
     console = args.console()
     console.print(as_table(result))
     if result["inference_ms"]["p50"] > SLOW_PERIODS * 1e3 / result["control_hz"]["asked"]:
@@ -98,7 +107,7 @@ def play(
 ) -> tuple[list[Recording], dict[str, Report]]:
     """All episodes on one running system, with a live line; recordings and the processes' last reports."""
     with (
-        Supervisor(commands(sections, run_dir), run_dir) as group,
+        Supervisor(commands(sections, run_dir), run_dir, WATCHERS) as group,
         Director(run_dir, list(sections), group.check) as director,
         console.status("starting") as line,
     ):
@@ -188,4 +197,13 @@ def as_table(result: Result) -> Table:
     table.add_row("frames", f"{frames['published']} published, {frames['used']} used, {frames['stale']} stale")
     table.add_row("commands", f"{sent['actions']} actions, {sent['holds']} holds, {sent['gated']} changed by the gate")
     table.add_row("film", str(result["video"]))
+    if "recording" in result:
+        table.add_row("recording", describe_recording(result["recording"]))
     return table
+
+
+def describe_recording(recording: Result) -> str:
+    """Where it is and what it lost, or why there is none."""
+    if not recording["ok"]:
+        return f"failed: {recording['error']}"
+    return f"{recording['file']}, {recording['mib']:.1f} MiB, {recording['dropped']} messages dropped"

@@ -29,6 +29,8 @@ OPTIONAL_PACKAGES = {  # package -> the extra that brings it
     "safetensors": "export",
     "gymnasium": "sim",
     "mujoco": "sim",
+    "mcap": "record",
+    "prometheus-client": "metrics",
 }
 REMOTE_PROVIDERS = {"AzureExecutionProvider"}  # listed by every build; calls a cloud service
 RENDERERS = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}  # MUJOCO_GL -> Debian packages

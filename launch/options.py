@@ -5,15 +5,20 @@ A verb is a module with a frozen dataclass `Args(Options)`, whose docstring is i
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime, timezone
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.logging import RichHandler
 
+from trimvla.runtime.clock import monotonic_ns
+
+LogFormat = Literal["text", "json"]
 Result = dict[str, Any]
 """One JSON-able object; a verb that measured a failure says so with `"ok": False`."""
 
@@ -24,6 +29,9 @@ class Options:
 
     json: bool = False
     """Print exactly one JSON object as the last line of stdout; everything meant for people goes to stderr."""
+
+    log_format: LogFormat = "text"
+    """How logs on stderr look: for people, or one JSON object a line."""
 
     def console(self) -> Console:
         """Where cards and tables go: stdout for people, stderr where stdout belongs to a program."""
@@ -43,11 +51,34 @@ def collect_overrides(argv: Sequence[str]) -> list[str]:
     return collected
 
 
-def configure_logging(level: int = logging.INFO) -> None:
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; `monotonic_ns` is the clock of the messages between the processes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        line = {
+            "utc": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "monotonic_ns": monotonic_ns(),
+            "level": record.levelname,
+            "logger": record.name,
+            "pid": record.process,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def configure_logging(level: int = logging.INFO, log_format: LogFormat = "text") -> None:
     """Logs go to stderr, one line each: ours from `level` up, other packages' from warnings up."""
-    handler: logging.Handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
-    if not sys.stderr.isatty():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[_handler(log_format)], force=True)
     logging.getLogger("trimvla").setLevel(level)
+
+
+def _handler(log_format: LogFormat) -> logging.Handler:
+    if log_format == "text" and sys.stderr.isatty():
+        return RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
+    handler = logging.StreamHandler()
+    text = logging.Formatter("%(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if log_format == "json" else text)
+    return handler

@@ -22,6 +22,7 @@ from trimvla.runtime.errors import ConfigError
 Sections = dict[str, dict[str, Any]]
 """Process name -> its settings, as they stand in the file."""
 CONFIGS = Path(__file__).parent / "configs"
+SYSTEM_FILE = "system.msgpack"  # in the run directory; not JSON, which has no infinity
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ PROCESSES = {
         Process("camera", "trimvla.runtime.camera", "CameraConfig", "a device, file or test picture -> frames"),
         Process("policy", "trimvla.runtime.policy_process", "PolicyConfig", "frames and task -> action chunks"),
         Process("control", "trimvla.runtime.control", "ControlConfig", "chunks -> commands, at a fixed rate"),
+        Process("recorder", "trimvla.runtime.recorder", "RecorderConfig", "all of it -> an MCAP file", "record"),
+        Process("metrics", "trimvla.runtime.metrics", "MetricsConfig", "reports -> a Prometheus page", "metrics"),
         Process("sim-robot", "trimvla.sim.robot", "RobotConfig", "commands -> a simulated world", "sim"),
         Process("sim-camera", "trimvla.sim.camera", "SimCameraConfig", "the simulated world -> frames", "sim"),
     )
@@ -107,10 +110,10 @@ def configure(name: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
     return module, build(getattr(module, process.config), settings, name)
 
 
-def commands(sections: Sections, run_dir: Path) -> dict[str, list[str]]:
+def commands(sections: Sections, run_dir: Path, log_format: str = "text") -> dict[str, list[str]]:
     """The command line of every process; the sections are written to the run directory, where each finds its own."""
-    path = run_dir / "system.msgpack"  # not JSON, which has no infinity
+    path = run_dir / SYSTEM_FILE
     path.write_bytes(msgspec.msgpack.encode(sections))
     program = [sys.executable, "-m", "trimvla.launch.cli", "process"]
-    options = ["--system", str(path), "--run-dir", str(run_dir), "--supervised"]
+    options = ["--system", str(path), "--run-dir", str(run_dir), "--supervised", "--log-format", log_format]
     return {name: [*program, name, *options] for name in sections}

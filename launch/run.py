@@ -12,8 +12,9 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options, Result
-from trimvla.launch.processes import commands, read_system
+from trimvla.launch.processes import Sections, commands, read_system
 from trimvla.launch.supervisor import Supervisor, stop_event
+from trimvla.launch.watching import RECORDER, WATCHERS, outcome, with_metrics, with_recorder
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import ConfigError
@@ -39,6 +40,12 @@ class Args(Options):
     seconds: float | None = None
     """Stop after this time."""
 
+    record: Path | None = None
+    """Also write everything that travels to this file, usually *.mcap."""
+
+    metrics: int | None = None
+    """Also serve a Prometheus page on this port of this host; 9464 is usual."""
+
     set: tuple[str, ...] = ()
     """Changes to the file, such as `policy.threads=2`; `--policy.threads 2` does the same."""
 
@@ -50,7 +57,7 @@ class Args(Options):
 
 def run(args: Args) -> Result:
     """Start, watch, stop; every process's last report."""
-    sections = read_system(args.system, args.set)
+    sections = system(args)
     stop = stop_event(watch_parent=False)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="trimvla-") as temporary:
@@ -59,7 +66,7 @@ def run(args: Args) -> Result:
         with (
             Subscriber(run_dir, [topic(report(name)) for name in sections]) as hears,
             Publisher(run_dir, topic("task")) as tasks,
-            Supervisor(commands(sections, run_dir), run_dir) as group,
+            Supervisor(commands(sections, run_dir, args.log_format), run_dir, WATCHERS) as group,
             Console(stderr=True).status("starting") as line,
         ):
             began_ns = monotonic_ns()
@@ -74,7 +81,19 @@ def run(args: Args) -> Result:
             hears.update(PERIOD_S)
             reports = newest(hears, sections)
     processes = {r.process: {"state": r.state, "counters": r.counters, "values": r.values} for r in reports}
-    return {"ok": True, "seconds": round(time.monotonic() - start, 1), "processes": processes}
+    result: Result = {"ok": True, "seconds": round(time.monotonic() - start, 1), "processes": processes}
+    if args.record is not None:
+        result["recording"] = outcome(next((r for r in reports if r.process == RECORDER), None), args.record)
+        result["ok"] = result["recording"]["ok"]
+    return result
+
+
+def system(args: Args) -> Sections:
+    """The file's processes, and those that watch them."""
+    sections = read_system(args.system, args.set)
+    if args.metrics is not None:
+        sections = with_metrics(sections, args.metrics)
+    return sections if args.record is None else with_recorder(sections, args.record)
 
 
 def as_task(sentence: str, began_ns: int) -> Task:

@@ -7,18 +7,20 @@ closes and the child stops (`stop_event`). A child that does not stop is termina
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from trimvla.runtime.errors import TrimvlaError
 
+log = logging.getLogger(__name__)
 GRACE_S = 5.0  # from the closed pipe to SIGTERM, and from there to SIGKILL
 LOG_TAIL_LINES = 5
 
@@ -77,9 +79,12 @@ class Child:
 class Supervisor:
     """A group of children with one life: `with Supervisor(...) as group:` starts, `check` watches, leaving stops."""
 
-    def __init__(self, commands: Mapping[str, Sequence[str]], log_dir: Path) -> None:
-        """`commands` is name -> argv, started in this order; one log a process goes to `log_dir`."""
-        self._commands = commands
+    def __init__(self, commands: Mapping[str, Sequence[str]], log_dir: Path, dispensable: Collection[str] = ()) -> None:
+        """`commands` is name -> argv, started in this order; one log a process goes to `log_dir`.
+
+        The group lives on without those that are dispensable.
+        """
+        self._commands, self._dispensable = commands, set(dispensable)
         self._log_dir = log_dir
         self.children: list[Child] = []
 
@@ -96,11 +101,16 @@ class Supervisor:
         self.stop()
 
     def check(self) -> None:
-        """Raise ProcessEndedError if a child has ended, with its own last words."""
+        """Raise ProcessEndedError if a child has ended, with its own last words; a dispensable one is only logged."""
         for child in self.children:
-            if child.status() is not None:
-                words = child.last_words()
-                raise ProcessEndedError(f"process '{child.name}' ended with status {child.status()}: {words}")
+            if child.status() is None:
+                continue
+            text = f"process '{child.name}' ended with status {child.status()}: {child.last_words()}"
+            if child.name not in self._dispensable:
+                raise ProcessEndedError(text)
+            log.error("%s; the others go on", text)
+            self.children.remove(child)
+            return
 
     def stop(self) -> None:
         """Ask all to stop, wait for all together, then insist."""

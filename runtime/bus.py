@@ -214,13 +214,20 @@ class Subscriber:
 
     def update(self, timeout_s: float = 0.0) -> None:
         """Take in what came; with a timeout, first wait for something to come."""
-        with self._mail:
-            self._mail.wait_for(lambda: self._waiting, timeout_s)
-            self._waiting = False
-            content = {name: line.empty() for name, line in self._lines.items()}
+        content = self._empty(timeout_s)
         now = self._now()
         for name, (deliveries, arrivals) in content.items():
             self._inputs[name].take(deliveries, arrivals, now)
+
+    def drain(self, timeout_s: float = 0.0) -> dict[str, list[Delivery]]:
+        """What came by topic, oldest first, as bytes, for one that keeps it; no `Input` learns of it."""
+        return {name: deliveries for name, (deliveries, _) in self._empty(timeout_s).items()}
+
+    def _empty(self, timeout_s: float) -> dict[str, tuple[list[Delivery], list[int]]]:
+        with self._mail:
+            self._mail.wait_for(lambda: self._waiting, timeout_s)
+            self._waiting = False
+            return {name: line.empty() for name, line in self._lines.items()}
 
     def wait_for(self, name: str, timeout_s: float) -> bool:
         """Update until this topic has a message; False if it has none within the timeout."""

@@ -10,7 +10,8 @@ TrimvlaError
 |  `- StaleError        it is older than its budget
 |- BackendError         a backend or provider that was asked for and is not given
 |- CameraError          a camera that does not start or stops
-`- WireError            bytes that are no message
+|- WireError            bytes that are no message
+`- RecordingError       a recording that cannot be written, or read
 """
 
 from __future__ import annotations
@@ -58,3 +59,7 @@ class CameraError(TrimvlaError):
 
 class WireError(TrimvlaError):
     """Bytes that are no message."""
+
+
+class RecordingError(TrimvlaError):
+    """A recording cannot be written, or is none."""

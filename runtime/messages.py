@@ -66,6 +66,8 @@ class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     frame_sequence: Count
     seed: Annotated[tuple[Count, ...], msgspec.Meta(max_length=8)]
     """The same observation and seed give the same actions."""
+    instruction: Text = ""
+    """What the policy was told: with the picture and the seed, all that a replay needs."""
 
     def __post_init__(self) -> None:
         widths = {len(row) for row in self.actions}
@@ -116,6 +118,10 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     p50: float
     p99: float
     max: float
+    sum: float = 0.0
+    """Of all since the start, like the buckets; what stands above is of a window."""
+    buckets: tuple[Count, ...] = ()
+    """How many fell between one of `telemetry.BUCKETS_MS` and the next; the last counts those beyond."""
 
 
 class Report(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -27,13 +27,15 @@ class PolicyResult:
     """What one call gave.
 
     `sample` float32[H, A]: the head's raw output. `normalized` float32[H, A]: clipped, gripper 0 or 1. `actions`
-    float64[H, A]: in the robot's units, first row due first. `milliseconds`: time by part.
+    float64[H, A]: in the robot's units, first row due first. `milliseconds`: time by part. `kept` int64[K]: raster
+    indices of the visual tokens that the language stage kept, where it drops some.
     """
 
     sample: np.ndarray
     normalized: np.ndarray
     actions: np.ndarray
     milliseconds: dict[str, float]
+    kept: np.ndarray | None = None
 
 
 class Policy:
@@ -97,14 +99,16 @@ class Policy:
             visual = self.runners["vision"].run({"image": square})["visual"]
         with watch.part("language"):
             prompt = {"visual": visual, "input_ids": ids, "last": last}
-            cognition = self.runners["language"].run(prompt)["cognition"]
+            language = self.runners["language"].run(prompt)
         with watch.part("action"):
-            sample = self.runners["action"].run({"cognition": cognition, "noise": noise[None]})["actions"][0]
+            start = {"cognition": language["cognition"], "noise": noise[None]}
+            sample = self.runners["action"].run(start)["actions"][0]
         if not np.isfinite(sample).all():  # a clipped NaN in the gripper would read as "open"
             raise BackendError("expected finite numbers for 'actions', got NaN or infinity")
         normalized = binarise(sample, self._gripper)
         actions = unnormalise(normalized, self._statistics)
-        return PolicyResult(sample, normalized, actions, watch.milliseconds())
+        kept = language["kept"][0] if "kept" in language else None
+        return PolicyResult(sample, normalized, actions, watch.milliseconds(), kept)
 
     def draw_noise(self, seed: int | Sequence[int]) -> np.ndarray:
         """float32[H, A], the same for the same seed."""

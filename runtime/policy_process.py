@@ -123,7 +123,9 @@ class PolicyLoop:
         robot = self._inputs["robot/state"].message
         state = robot if isinstance(robot, JointState) else None
         try:
-            observation = join(monotonic_ns(), {frame.camera: frame}, task, state, self._config.budget)
+            now = monotonic_ns()
+            observation = join(now, {frame.camera: frame}, task, state, self._config.budget)
+            self._telemetry.time_ns("observation_age", now - observation.time_ns)
             self._chunks.send(self._think(observation, frame))
         except TrimvlaError as error:
             self._refuse(error, task)
@@ -148,6 +150,7 @@ class PolicyLoop:
             produced_ns=produced_ns,
             frame_sequence=frame.sequence,
             seed=seed,
+            instruction=task.instruction,
         )
 
     def _refuse(self, error: TrimvlaError, task: Task | None) -> None:

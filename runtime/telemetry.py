@@ -1,14 +1,17 @@
 """Counts and durations of one process, and the report that carries them. Knows numbers; not what they measure.
 
-Durations are kept in a bounded window, so that a long run costs no more than a short one.
+Percentiles are of a bounded window and histograms are counts, so that a long run costs no more than a short one.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import msgspec
 
 from trimvla.runtime.bus import Publisher
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
@@ -17,6 +20,7 @@ from trimvla.runtime.topics import report, topic
 
 WINDOW = 10_000  # durations kept by name
 REPORT_PERIOD_S = 0.5
+BUCKETS_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # upper bounds; one more bucket lies beyond
 
 
 def summarise(milliseconds: Iterable[float]) -> Summary:
@@ -32,6 +36,25 @@ def _rank(ordered: list[float], quantile: float) -> float:
     return ordered[math.ceil(quantile * len(ordered)) - 1]
 
 
+class Distribution:
+    """Durations under one name: a window for percentiles, a histogram since the start."""
+
+    def __init__(self) -> None:
+        self._window: deque[float] = deque(maxlen=WINDOW)
+        self._sum = 0.0
+        self._buckets = [0] * (len(BUCKETS_MS) + 1)
+
+    def add(self, milliseconds: float) -> None:
+        """Note one."""
+        self._window.append(milliseconds)
+        self._sum += milliseconds
+        self._buckets[bisect_left(BUCKETS_MS, milliseconds)] += 1
+
+    def summary(self) -> Summary:
+        """Both, so far."""
+        return msgspec.structs.replace(summarise(self._window), sum=self._sum, buckets=tuple(self._buckets))
+
+
 class Telemetry:
     """What one process counts and times."""
 
@@ -41,7 +64,7 @@ class Telemetry:
         self.values: dict[str, float] = {}
         self.state = "starting"
         self.reason = ""
-        self._durations: dict[str, deque[float]] = {}
+        self._durations: dict[str, Distribution] = {}
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter."""
@@ -49,7 +72,7 @@ class Telemetry:
 
     def time(self, name: str, milliseconds: float) -> None:
         """Note a duration [ms]."""
-        self._durations.setdefault(name, deque(maxlen=WINDOW)).append(milliseconds)
+        self._durations.setdefault(name, Distribution()).add(milliseconds)
 
     def time_ns(self, name: str, nanoseconds: int) -> None:
         """Note a duration [ns]."""
@@ -69,7 +92,7 @@ class Telemetry:
             reason=self.reason,
             counters=dict(self.counters),
             values=dict(self.values),
-            latencies={name: summarise(window) for name, window in self._durations.items()},
+            latencies={name: durations.summary() for name, durations in self._durations.items()},
         )
 
 

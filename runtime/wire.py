@@ -137,7 +137,18 @@ def _encode_image(image: NDArray[np.uint8], codec: Codec) -> bytes:
     return sink.getvalue()
 
 
-def _decode_frame(topic: Topic, raw_header: bytes, payload: bytes) -> Frame:
+def decode_header(topic: Topic, parts: Sequence[bytes]) -> FrameHeader:
+    """What a camera's parts say of their picture, which stays packed. Raises WireError."""
+    if topic.type is not Frame or len(parts) != 3 or parts[0] != topic.name.encode():
+        raise WireError(f"topic '{topic.name}': expected the 3 parts of a camera frame, got {len(parts)}")
+    _check_size(topic, parts[1:])
+    try:
+        return _checked_header(topic, parts[1], parts[2])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise WireError(f"topic '{topic.name}': {error}") from None
+
+
+def _checked_header(topic: Topic, raw_header: bytes, payload: bytes) -> FrameHeader:
     if len(raw_header) > MAX_HEADER_BYTES:
         raise WireError(f"topic '{topic.name}': expected a header of at most {MAX_HEADER_BYTES} bytes")
     _check_version(topic, _json_version_decoder.decode(raw_header).schema_version)
@@ -145,6 +156,11 @@ def _decode_frame(topic: Topic, raw_header: bytes, payload: bytes) -> Frame:
     for name, expected, got in _frame_facts(topic, header, payload):
         if got != expected:
             raise WireError(f"topic '{topic.name}': expected {expected!r} for '{name}', got {got!r}")
+    return header
+
+
+def _decode_frame(topic: Topic, raw_header: bytes, payload: bytes) -> Frame:
+    header = _checked_header(topic, raw_header, payload)
     image = _decode_image(topic, header, payload)
     image.flags.writeable = False
     return Frame(

@@ -10,6 +10,7 @@ from trimvla.launch import cli
 from trimvla.launch.config import decode_file
 from trimvla.launch.options import collect_overrides
 from trimvla.launch.processes import CONFIGS, PROCESSES, commands, configure, override, read_system
+from trimvla.launch.watching import with_metrics, with_recorder
 from trimvla.runtime.errors import ConfigError
 
 
@@ -92,3 +93,23 @@ def test_the_camera_verb(capsys: pytest.CaptureFixture[str]) -> None:
     picture = ["--kind", "synthetic", "--width", "32", "--height", "24"]
     assert cli.main(["camera", *picture, "--seconds", "0.5", "--json"]) == 0
     assert '"frames_published": ' in capsys.readouterr().out
+
+
+def test_watchers_are_added_to_a_system(tmp_path: Path) -> None:
+    plain = read_system("demo")
+    watched = with_recorder(with_metrics(plain, 0), tmp_path / "a.mcap")
+    assert list(watched) == ["recorder", "metrics", *plain]
+    assert watched["metrics"]["processes"] == list(plain)
+    assert watched["recorder"]["cameras"] == ["front"]
+    assert watched["recorder"]["processes"] == list(plain)
+    assert watched["recorder"]["system"]["policy"] == plain["policy"]
+    for name, section in watched.items():
+        configure(name, section)
+    with pytest.raises(ConfigError, match="without a section 'recorder'"):
+        with_recorder(watched, tmp_path / "b.mcap")
+
+
+def test_a_recording_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "a.mcap").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match=r"expected no file at .*a\.mcap"):
+        with_recorder(read_system("demo"), tmp_path / "a.mcap")

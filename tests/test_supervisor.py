@@ -53,6 +53,17 @@ def test_a_child_that_ended_is_reported_with_its_error(tmp_path: Path) -> None:
             group.check()
 
 
+def test_a_dispensable_child_may_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Supervisor({"recorder": python(BROKEN), "control": python(OBEDIENT)}, tmp_path, ["recorder"]) as group:
+        assert wait_until(lambda: group.children[0].status() is not None)
+        for _ in range(3):
+            group.check()
+        assert [child.name for child in group.children] == ["control"]
+    assert [record.message for record in caplog.records] == [
+        "process 'recorder' ended with status 1: error: bundle is not there; the others go on"
+    ]
+
+
 def test_a_stubborn_child_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "GRACE_S", 0.2)
     with Supervisor({"stubborn": python(STUBBORN)}, tmp_path) as group:

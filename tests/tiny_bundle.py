@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.manifest import ActionSpec, ImageSpec, Manifest, PromptSpec, StageSpec, TensorSpec
+from trimvla.runtime.plan import Plan, TokenPlan
 
 SIZE, PATCHES, WIDTH, HORIZON, DIM = 8, 4, 6, 16, 7
 BOS, EOS, PAD, EMPTY = 1, 2, 0, 3
@@ -42,18 +44,22 @@ ACTIONS = TensorSpec("actions", "float32", (1, HORIZON, DIM))
 ELEMENT = {"uint8": TensorProto.UINT8, "int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
 
 
-def write_bundle(directory: Path, *, gain: float = 1.0) -> Path:
-    """Write the bundle and return its directory. `gain` scales the network's output; infinity breaks it."""
+def write_bundle(directory: Path, *, gain: float = 1.0, kept: tuple[int, ...] = ()) -> Path:
+    """Write the bundle and return its directory.
+
+    `gain` scales the network's output; infinity breaks it. With `kept` it says that these visual tokens were kept, as
+    a trimmed bundle does; its plan also leaves out layers and sampler steps.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    stages = {"vision": _vision(rng), "language": _language(rng), "action": _action(rng, gain)}
+    stages = {"vision": _vision(rng), "language": _language(rng, kept), "action": _action(rng, gain)}
     for name, model in stages.items():
         onnx.save(model, directory / f"{name}.onnx")
     _tokenizer().save(str(directory / bundles.TOKENIZER))
     low, high, mask = [-0.05] * 6 + [0.0], [0.05] * 6 + [1.0], [True] * 6 + [False]
     statistics = {"tiny": {"action": {"q01": low, "q99": high, "mask": mask}}}
     (directory / bundles.STATISTICS).write_text(json.dumps(statistics))
-    bundles.write(directory, manifest())
+    bundles.write(directory, trimmed(manifest(), kept) if kept else manifest())
     return directory
 
 
@@ -75,6 +81,19 @@ def manifest() -> Manifest:
     )
 
 
+def trimmed(dense: Manifest, kept: tuple[int, ...]) -> Manifest:
+    """The manifest with a plan."""
+    plan = Plan(layers=(0, 2), tokens=TokenPlan(selector="uniform", keep=len(kept), after=1), recompute=(0, 3), steps=6)
+    stage = dense.stages["language"]
+    stages = {**dense.stages, "language": StageSpec(stage.file, stage.inputs, (*stage.outputs, kept_spec(kept)))}
+    policy = {"language": {"layers": 4}, "diffusion": {"inference_steps": 10}}
+    return msgspec.structs.replace(dense, plan=plan, stages=stages, policy=policy)
+
+
+def kept_spec(kept: tuple[int, ...]) -> TensorSpec:
+    return TensorSpec("kept", "int64", (1, len(kept)))
+
+
 def _vision(rng: np.random.Generator) -> onnx.ModelProto:
     weights = {
         "scale": np.float32(255),
@@ -90,8 +109,8 @@ def _vision(rng: np.random.Generator) -> onnx.ModelProto:
     return _model("vision", nodes, (IMAGE,), (VISUAL,), weights)
 
 
-def _language(rng: np.random.Generator) -> onnx.ModelProto:
-    """tanh(mean of the visual tokens + sum of the embeddings up to the last token)."""
+def _language(rng: np.random.Generator, kept: tuple[int, ...]) -> onnx.ModelProto:
+    """tanh(mean of the visual tokens + sum of the embeddings up to the last token); `kept` is a constant."""
     weights = {
         "table": rng.normal(size=(len(WORDS), WIDTH)) / 4,
         "axis": np.int64(1),
@@ -106,7 +125,11 @@ def _language(rng: np.random.Generator) -> onnx.ModelProto:
         helper.make_node("Add", ["text", "picture"], ["sum"]),
         helper.make_node("Tanh", ["sum"], ["cognition"]),
     ]
-    return _model("language", nodes, (VISUAL, IDS, LAST), (COGNITION,), weights)
+    if not kept:
+        return _model("language", nodes, (VISUAL, IDS, LAST), (COGNITION,), weights)
+    nodes.append(helper.make_node("Identity", ["constant"], ["kept"]))
+    weights["constant"] = np.array([kept], np.int64)
+    return _model("language", nodes, (VISUAL, IDS, LAST), (COGNITION, kept_spec(kept)), weights)
 
 
 def _action(rng: np.random.Generator, gain: float) -> onnx.ModelProto:

@@ -1,0 +1,121 @@
+"""`trimvla replay`: every recorded policy call once more, with the recorded noise; the actions must be the same."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from tyro.conf import Positional
+
+from trimvla.launch.options import Options, Result
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.policy import Policy
+from trimvla.runtime.recorder import processor
+from trimvla.runtime.recording import Recording, fact
+from trimvla.runtime.replay import Difference, Outcome, replay
+
+COMPARED = ("trimvla", "onnxruntime", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Repeat a recording's policy calls. Succeeds if every action is the same, bit for bit unless told otherwise."""
+
+    file: Positional[Path]
+    """A recording, complete or cut off."""
+
+    bundle: str | None = None
+    """A bundle's path or a shipped bundle's name; the recorded one by default."""
+
+    backend: str | None = None
+    """What runs it; the recorded one by default."""
+
+    provider: str | None = None
+    """What executes inside the backend; the recorded one by default."""
+
+    threads: int | None = None
+    """Of the backend; as recorded by default."""
+
+    tolerance: float = 0.0
+    """Differences up to this are no failure, in the robot's units; 0 asks for the same bits."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what cannot be."""
+        if self.tolerance < 0:
+            raise ConfigError(f"expected a --tolerance of at least 0, got {self.tolerance}")
+
+
+def run(args: Args) -> Result:
+    """Repeat, compare, report."""
+    recording = Recording(args.file)
+    policy = open_policy(recording, args.bundle, args.backend, args.provider, args.threads)
+    start = time.monotonic()
+    outcome = replay(recording, policy)
+    result: Result = {
+        "ok": outcome.same(args.tolerance),
+        "calls": outcome.calls,
+        "repeated": outcome.repeated,
+        "exact": outcome.exact,
+        "worst": as_plain(outcome.worst),
+        "left_out": outcome.left_out,
+        "cut_off": recording.cut_off,
+        "differs_here": changes(recording),
+        "runs": policy.describe(),
+        "seconds": round(time.monotonic() - start, 2),
+    }
+    policy.close()
+    args.console().print(as_table(outcome, result))
+    return result
+
+
+def open_policy(
+    recording: Recording, bundle: str | None, backend: str | None, provider: str | None, threads: int | None
+) -> Policy:
+    """A policy as it was when it was recorded, but for what is asked otherwise."""
+    recorded: dict[str, Any] = ((fact(recording, "system") or {}).get("policy")) or {}
+    name = bundle or recorded.get("bundle")
+    if name is None:
+        raise ConfigError(f"expected --bundle: {recording.path} does not say which bundle it was made with")
+    return Policy.load(
+        name,
+        backend=backend or recorded.get("backend", "onnxruntime"),
+        provider=provider or (None if backend else recorded.get("provider")),
+        threads=recorded.get("threads", 1) if threads is None else threads,
+    )
+
+
+def changes(recording: Recording) -> dict[str, list[str]]:
+    """What is not as it was when it was recorded: then and now. Each of these may change the last bits."""
+    versions: dict[str, str] = fact(recording, "versions") or {}
+    pairs = {name: [versions.get(name, "unknown"), version(name)] for name in COMPARED}
+    pairs["processor"] = [fact(recording, "processor") or "unknown", processor()]
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def as_plain(worst: Difference | None) -> dict[str, Any] | None:
+    """JSON has no infinity: other shapes have no largest difference."""
+    if worst is None:
+        return None
+    return asdict(worst) | ({"largest": None, "why": "another shape"} if worst.largest == float("inf") else {})
+
+
+def as_table(outcome: Outcome, result: Result) -> Table:
+    """The card."""
+    table = Table(title="trimvla replay", show_header=False, title_justify="left")
+    table.add_row("calls", f"{outcome.calls} recorded, {outcome.repeated} repeated")
+    table.add_row("same to the bit", f"{outcome.exact} of {outcome.repeated}")
+    if outcome.worst is not None:
+        worst = outcome.worst
+        where = f"dimension {worst.dimension} of row {worst.row}, chunk {worst.chunk}"
+        table.add_row("largest difference", f"{worst.largest:.3g} in {where}")
+    for why, count in outcome.left_out.items():
+        table.add_row("left out", f"{count}: {why}")
+    for name, (then, now) in result["differs_here"].items():
+        table.add_row(name, f"{then} then, {now} now")
+    if result["cut_off"]:
+        table.add_row("file", "cut off; read up to its last whole chunk")
+    return table

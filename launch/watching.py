@@ -1,0 +1,59 @@
+"""Processes that watch a system without being part of it: its recorder and its metrics page, added on request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trimvla.launch.options import Result
+from trimvla.launch.processes import Sections, configure, row_of
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.messages import Report
+
+RECORDER, METRICS = "recorder", "metrics"
+WATCHERS = (RECORDER, METRICS)
+"""The robot goes on when one of these ends."""
+
+
+def with_recorder(sections: Sections, path: Path) -> Sections:
+    """The same system and a recorder that starts first. Raises ConfigError if it has one, or the file exists."""
+    settings = {
+        "path": str(path.absolute()),
+        "cameras": cameras(sections),
+        "processes": [name for name in sections if name != METRICS],
+        "system": sections,
+    }
+    return _first(RECORDER, settings, sections)
+
+
+def with_metrics(sections: Sections, port: int) -> Sections:
+    """The same system and a metrics page. Raises ConfigError if it has one."""
+    return _first(METRICS, {"port": port, "processes": list(sections)}, sections)
+
+
+def _first(name: str, settings: dict[str, Any], sections: Sections) -> Sections:
+    if name in sections:
+        raise ConfigError(f"expected a system without a section '{name}', got one")
+    configure(name, settings)
+    return {name: settings, **sections}
+
+
+def cameras(sections: Sections) -> list[str]:
+    """Names of the cameras that a system starts, or that its policy looks through."""
+    started = [
+        configure(name, section)[1].name
+        for name, section in sections.items()
+        if row_of(name, section).name in ("camera", "sim-camera")
+    ]
+    looked = [section["camera"] for section in sections.values() if "camera" in section]
+    return list(dict.fromkeys([*started, *looked]))
+
+
+def outcome(last: Report | None, path: Path) -> Result:
+    """What became of a recording, for a verb's answer."""
+    if last is None:
+        return {"ok": False, "file": path, "error": "the recorder never reported"}
+    counters, ok = last.counters, last.state == "complete"
+    counts = {name: counters.get(name, 0) for name in ("frames", "messages", "dropped", "refused")}
+    size = round(last.values.get("file_mib", 0.0), 3)
+    return {"ok": ok, "file": path, "mib": size, **counts} | ({} if ok else {"error": last.reason or last.state})

@@ -1,0 +1,141 @@
+"""The process `metrics`: the reports of all processes as a Prometheus page, `http://127.0.0.1:9464/metrics`.
+
+Knows reports; measures nothing itself. What operators ask for has a name of its own in a table; every other counter
+and value is there under its own label. The page is for this host alone unless `host` says otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from trimvla.runtime.bus import Subscriber
+from trimvla.runtime.clock import NS_PER_S, monotonic_ns
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.messages import Report, Summary
+from trimvla.runtime.telemetry import BUCKETS_MS, Reporter, Telemetry
+from trimvla.runtime.topics import report, topic
+
+log = logging.getLogger(__name__)
+NAME = "metrics"
+WAIT_S = 0.2
+BOUNDS_S = [*(f"{bound / 1e3:g}" for bound in BUCKETS_MS), "+Inf"]
+
+#   counter of a process's report -> metric, what it counts
+COUNTERS = {
+    "late": ("trimvla_deadline_misses", "Control ticks that began late"),
+    "skipped": ("trimvla_skipped_ticks", "Deadlines that passed while an earlier tick was at work"),
+    "frames_stale": ("trimvla_stale_frames", "Pictures that were refused for their age"),
+    "gated": ("trimvla_gate_interventions", "Actions that the gate changed"),
+    "holds": ("trimvla_holds", "Commands to hold"),
+    "dropped": ("trimvla_recording_drops", "Messages that the recording lost"),
+}
+#   duration of a process's report -> metric, what it is
+DURATIONS = {
+    "observation_age": ("trimvla_observation_age_seconds", "Age of a picture when the policy took it up"),
+    "photon_to_action": ("trimvla_photon_to_action_seconds", "From a picture's capture to its first command"),
+}
+STAGE = ("trimvla_stage_seconds", "Duration of one part of a process's work")
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """Whose reports are shown, and where."""
+
+    processes: tuple[str, ...] = ("policy", "control")
+    host: str = "127.0.0.1"
+    port: int = 9464
+    """0 takes any free one, which the log names."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"expected a port from 0 to 65535, got {self.port} for 'port'")
+
+
+class Page:
+    """A collector: the newest report of every process, as metrics."""
+
+    def __init__(self) -> None:
+        self.reports: Sequence[Report] = ()
+        """Replaced as a whole: the page is drawn in another thread."""
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics as of now."""
+        reports, now = self.reports, monotonic_ns()
+        yield from _counters(reports)
+        yield from _durations(reports)
+        yield from _gauges(reports, now)
+
+
+def _counters(reports: Iterable[Report]) -> Iterator[Metric]:
+    families: dict[str, CounterMetricFamily] = {}
+    for said in reports:
+        for name, count in said.counters.items():
+            metric, text = COUNTERS.get(name, ("trimvla_events", "Anything else that a process counts"))
+            labels = ["process"] if name in COUNTERS else ["process", "event"]
+            family = families.setdefault(metric, CounterMetricFamily(metric, text, labels=labels))
+            family.add_metric([said.process, name][: len(labels)], count)
+    yield from families.values()
+
+
+def _durations(reports: Iterable[Report]) -> Iterator[Metric]:
+    families: dict[str, HistogramMetricFamily] = {}
+    for said in reports:
+        for name, summary in said.latencies.items():
+            metric, text = DURATIONS.get(name, STAGE)
+            labels = ["process"] if name in DURATIONS else ["process", "stage"]
+            family = families.setdefault(metric, HistogramMetricFamily(metric, text, labels=labels))
+            family.add_metric([said.process, name][: len(labels)], _cumulated(summary), summary.sum / 1e3)
+    yield from families.values()
+
+
+def _cumulated(summary: Summary) -> list[tuple[str, float]]:
+    """Upper bound [s] and how many were not above it."""
+    counts = summary.buckets or (0,) * len(BOUNDS_S)
+    return list(zip(BOUNDS_S, map(float, accumulate(counts)), strict=True))
+
+
+def _gauges(reports: Iterable[Report], now_ns: int) -> Iterator[Metric]:
+    state = GaugeMetricFamily("trimvla_state", "1 for the state that a process is in", labels=["process", "state"])
+    silent = GaugeMetricFamily("trimvla_report_age_seconds", "Since a process's last report", labels=["process"])
+    value = GaugeMetricFamily("trimvla_value", "What else a process reports", labels=["process", "name"])
+    for said in reports:
+        state.add_metric([said.process, said.state], 1)
+        silent.add_metric([said.process], (now_ns - said.time_ns) / NS_PER_S)
+        for name, number in said.values.items():
+            value.add_metric([said.process, name], number)
+    yield from (state, silent, value)
+
+
+def run(config: MetricsConfig, run_dir: Path, stop: threading.Event) -> None:
+    """The process `metrics`, until `stop`. Raises ConfigError where the port is taken."""
+    page, registry = Page(), CollectorRegistry()
+    registry.register(page)
+    try:
+        server, thread = start_http_server(config.port, config.host, registry)
+    except OSError as error:
+        raise ConfigError(f"metrics: cannot listen on {config.host}:{config.port}: {error.strerror}") from None
+    telemetry = Telemetry(NAME)
+    telemetry.state, telemetry.values["port"] = "serving", server.server_port
+    log.info("http://%s:%d/metrics", config.host, server.server_port)
+    names = [report(name) for name in config.processes]
+    reporter, hears = Reporter(run_dir, telemetry), Subscriber(run_dir, [topic(name) for name in names])
+    try:
+        while not stop.is_set():
+            hears.update(WAIT_S)
+            messages = [hears[name].message for name in names]
+            page.reports = [message for message in messages if isinstance(message, Report)]
+            reporter.beat()
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        for closing in (hears, reporter):
+            closing.close()

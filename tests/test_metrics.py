@@ -1,0 +1,138 @@
+"""The Prometheus page: what processes report is what a scraper reads; and logs that programs can read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("prometheus_client")
+from prometheus_client.parser import text_string_to_metric_families
+
+from trimvla.launch.options import JsonFormatter
+from trimvla.runtime import metrics
+from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.messages import Report
+from trimvla.runtime.metrics import MetricsConfig
+from trimvla.runtime.telemetry import BUCKETS_MS, Telemetry
+from trimvla.runtime.topics import report, topic
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def said() -> Report:
+    telemetry = Telemetry("control")
+    telemetry.state = 'hold "now"'
+    telemetry.counters.update(late=3, gated=2, actions=7)
+    telemetry.values["hz_achieved"] = 4.5
+    for milliseconds in (0.4, 3.0, 3.0, 60_000.0):
+        telemetry.time("tick", milliseconds)
+    return telemetry.report()
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[int]:
+    """A page on a free port, fed by one process."""
+    stop = threading.Event()
+    settings = MetricsConfig(processes=("control", "policy"), port=0)
+    thread = threading.Thread(target=metrics.run, args=(settings, tmp_path, stop))
+    with (
+        Subscriber(tmp_path, [topic(report("metrics"))]) as hears,
+        Publisher(tmp_path, topic(report("control"))) as out,
+    ):
+        thread.start()
+        assert hears.wait_for(report("metrics"), 20)
+        message = hears[report("metrics")].message
+        assert isinstance(message, Report)
+        found = int(message.values["port"])
+        deadline = time.monotonic() + 20
+        while "control" not in page(found) and time.monotonic() < deadline:
+            out.send(said())
+            time.sleep(0.05)
+        yield found
+        stop.set()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def page(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return answer.read().decode()
+
+
+def samples(port: int) -> Samples:
+    families = text_string_to_metric_families(page(port))
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def test_a_scraper_reads_what_was_reported(port: int) -> None:
+    found = samples(port)
+    of = ("process", "control")
+    assert found["trimvla_deadline_misses_total", (of,)] == 3
+    assert found["trimvla_gate_interventions_total", (of,)] == 2
+    assert found["trimvla_events_total", (("event", "actions"), of)] == 7
+    assert found["trimvla_value", (("name", "hz_achieved"), of)] == 4.5
+    assert found["trimvla_state", (of, ("state", 'hold "now"'))] == 1
+    assert 0 <= found["trimvla_report_age_seconds", (of,)] < 60
+
+
+def test_a_histogram_counts_since_the_start(port: int) -> None:
+    found = samples(port)
+    of, stage = ("process", "control"), ("stage", "tick")
+    buckets = {bound: found["trimvla_stage_seconds_bucket", (("le", bound), of, stage)] for bound in metrics.BOUNDS_S}
+    assert [buckets[bound] for bound in ("0.0005", "0.002", "0.005", "5", "+Inf")] == [1, 1, 3, 3, 4]
+    assert found["trimvla_stage_seconds_count", (of, stage)] == 4
+    assert found["trimvla_stage_seconds_sum", (of, stage)] == pytest.approx(60.0064)
+
+
+def test_histograms_outlive_the_window_of_percentiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimvla.runtime.telemetry.WINDOW", 10)
+    telemetry = Telemetry("control")
+    for _ in range(25):
+        telemetry.time("tick", 1.0)
+    summary = telemetry.report().latencies["tick"]
+    assert summary.count == 10
+    assert (sum(summary.buckets), summary.sum) == (25, 25.0)
+    assert summary.buckets[BUCKETS_MS.index(1)] == 25, "a bound belongs to its bucket"
+
+
+def test_a_port_that_is_taken_is_an_error(port: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+        metrics.run(MetricsConfig(port=port), tmp_path, threading.Event())
+
+
+def test_a_port_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="expected a port"):
+        MetricsConfig(port=70_000)
+
+
+def test_json_logs_are_one_object_a_line() -> None:
+    record = logging.LogRecord("trimvla.x", logging.WARNING, __file__, 1, "two\nlines %d", (7,), None)
+    text = JsonFormatter().format(record)
+    line = json.loads(text)
+    assert "\n" not in text
+    assert (line["level"], line["logger"], line["message"]) == ("WARNING", "trimvla.x", "two\nlines 7")
+    assert abs(line["monotonic_ns"] - time.monotonic_ns()) < 60e9
+    assert line["utc"].endswith("+00:00")
+
+
+def test_a_program_can_read_the_logs_of_a_process(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text('[metrics]\nport = 0\nprocesses = ["control"]\n')
+    program = [sys.executable, "-m", "trimvla.launch.cli", "process", "metrics", "--log-format", "json"]
+    options = ["--system", str(tmp_path / "s.toml"), "--run-dir", str(tmp_path), "--supervised"]
+    with subprocess.Popen([*program, *options], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = json.loads(process.stderr.readline())
+        process.communicate(timeout=20)
+    assert first["message"].startswith("http://127.0.0.1:")
+    assert first["logger"] == "trimvla.runtime.metrics"
+    assert process.returncode == 0

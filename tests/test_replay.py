@@ -1,0 +1,205 @@
+"""A recorded run is done again: real processes, real sockets, and the same bits."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mcap")
+
+from tests import tiny_bundle
+from trimvla.launch import cli
+from trimvla.runtime import wire
+from trimvla.runtime.bus import Subscriber
+from trimvla.runtime.messages import ActionChunk, Frame
+from trimvla.runtime.policy import Policy
+from trimvla.runtime.recording import Recording, RecordingWriter, fact
+from trimvla.runtime.replay import Calls, replay
+from trimvla.runtime.topics import topic
+
+CHUNKS, TIMEOUT_S = 5, 60.0
+SYSTEM = """
+[camera-front]
+process = "camera"
+name = "front"
+kind = "synthetic"
+width = 40
+height = 30
+hz = 10.0
+codec = "{codec}"
+
+[policy]
+bundle = '{bundle}'
+threads = 1
+seed = 7
+budget.frame_s = 30.0
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle.write_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def run_file(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Camera, policy and recorder as processes, with JPEG pictures, until there were a few chunks."""
+    home = tmp_path_factory.mktemp("run")
+    (home / "system.toml").write_text(SYSTEM.format(codec="jpeg", bundle=bundle))
+    program = [sys.executable, "-m", "trimvla.launch.cli", "run", str(home / "system.toml"), "--json"]
+    options = ["--task", "pick up the red cube", "--record", str(home / "run.mcap"), "--run-dir", str(home)]
+    with (
+        Subscriber(home, [topic("chunk")]) as hears,
+        subprocess.Popen([*program, *options], stdout=subprocess.PIPE, text=True) as process,
+    ):
+        deadline = time.monotonic() + TIMEOUT_S
+        while hears["chunk"].received < CHUNKS and process.poll() is None and time.monotonic() < deadline:
+            hears.update(0.1)
+        process.send_signal(signal.SIGINT)
+        result = json.loads(process.communicate(timeout=30)[0].splitlines()[-1])
+    assert result["ok"], result
+    assert result["recording"]["frames"] > 0
+    return home / "run.mcap"
+
+
+def answer(capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_recorded_run_replays_bit_for_bit(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["replay", str(run_file), "--json"]) == 0
+    result = answer(capsys)
+    assert result["calls"] == result["repeated"] + sum(result["left_out"].values())
+    assert result["exact"] == result["repeated"] > 0
+    assert (result["worst"], result["cut_off"], result["differs_here"]) == (None, False, {})
+
+
+def test_the_recording_says_what_ran(run_file: Path, bundle: Path) -> None:
+    recording = Recording(run_file)
+    assert fact(recording, "system")["policy"]["bundle"] == str(bundle)
+    assert fact(recording, "versions")["numpy"] == np.__version__
+    chunks = [entry.message for entry in recording.entries(lambda name: name == "chunk")]
+    assert all(isinstance(chunk, ActionChunk) and chunk.seed[0] == 7 for chunk in chunks)
+    assert {chunk.instruction for chunk in chunks if isinstance(chunk, ActionChunk)} == {"pick up the red cube"}
+    topics = {entry.topic for entry in recording}
+    assert {"task", "chunk", "front/color", "policy/report", "camera-front/report"} <= topics
+
+
+def test_another_bundle_gives_other_actions_and_says_so(
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny_bundle.write_bundle(tmp_path / "other", gain=0.9)
+    assert cli.main(["replay", str(run_file), "--bundle", str(other), "--json"]) == 1
+    result = answer(capsys)
+    assert result["exact"] < result["repeated"]
+    assert 0 < result["worst"]["largest"] <= 1.0
+    assert cli.main(["replay", str(run_file), "--bundle", str(other), "--tolerance", "1.0", "--json"]) == 0
+
+
+def test_the_inspected_call_is_the_recorded_one(
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "call.png"
+    assert cli.main(["inspect", str(run_file), "--call", "-1", "--out", str(picture), "--json"]) == 0
+    result = answer(capsys)
+    assert result["same_as_recorded"] is True
+    assert result["seed"][0] == 7
+    assert picture.stat().st_size > 0
+
+
+@pytest.fixture(scope="module")
+def policy(bundle: Path) -> Policy:
+    return Policy.load(bundle, threads=1)
+
+
+def frame(number: int) -> Frame:
+    image = np.random.default_rng(number).integers(0, 256, (12, 16, 3), np.uint8)
+    return Frame("front", 1000 + number, image, number)
+
+
+def chunk_of(policy: Policy, seen: Frame, **changes) -> ActionChunk:
+    seed = (0, 1, seen.sequence)
+    actions = policy.infer(seen.image, "pick up the cube", seed=seed).actions
+    values = {
+        "time_ns": seen.time_ns,
+        "sequence": seen.sequence,
+        "episode": 1,
+        "actions": tuple(map(tuple, actions.tolist())),
+        "control_hz": 5.0,
+        "valid_rows": 8,
+        "produced_ns": seen.time_ns + 1,
+        "frame_sequence": seen.sequence,
+        "seed": seed,
+        "instruction": "pick up the cube",
+    }
+    return ActionChunk(**{**values, **changes})
+
+
+def record(path: Path, messages: list[Frame | ActionChunk]) -> Recording:
+    with path.open("wb") as stream:
+        writer = RecordingWriter(stream, {})
+        for message in messages:
+            row = topic("front/color" if isinstance(message, Frame) else "chunk")
+            writer.add(row, message.time_ns, wire.encode(row, message))
+        writer.finish()
+    return Recording(path)
+
+
+def test_one_changed_bit_is_found(policy: Policy, tmp_path: Path) -> None:
+    seen = [frame(number) for number in range(3)]
+    chunks = [chunk_of(policy, one) for one in seen]
+    rows = [list(row) for row in chunks[1].actions]
+    rows[4][2] = float(np.nextafter(rows[4][2], 1.0))
+    altered = chunk_of(policy, seen[1], actions=tuple(map(tuple, rows)))
+    outcome = replay(record(tmp_path / "a.mcap", [*seen, chunks[0], altered, chunks[2]]), policy)
+    assert (outcome.calls, outcome.repeated, outcome.exact) == (3, 3, 2)
+    assert outcome.worst is not None
+    assert (outcome.worst.chunk, outcome.worst.row, outcome.worst.dimension) == (1, 4, 2)
+    assert 0 < outcome.worst.largest < 1e-15
+    assert not outcome.same()
+    assert outcome.same(tolerance=1e-12)
+
+
+def test_calls_that_cannot_be_repeated_are_named(policy: Policy, tmp_path: Path) -> None:
+    early, first, lost = frame(0), frame(1), frame(2)
+    chunks = [chunk_of(policy, one) for one in (early, first, lost)]
+    before = replay(record(tmp_path / "before.mcap", [first, *chunks[:2]]), policy)
+    assert before.left_out == {"its picture is from before the recording": 1}
+    assert before.same(), "nothing was lost: the recorder came later"
+    gap = replay(record(tmp_path / "gap.mcap", [first, *chunks[1:]]), policy)
+    assert gap.left_out == {"its picture is not in the recording": 1}
+    assert not gap.same()
+    mute = replay(record(tmp_path / "mute.mcap", [first, chunk_of(policy, first, seed=())]), policy)
+    assert mute.left_out == {"the chunk does not say its seed and instruction": 1}
+    assert not mute.same()
+
+
+def test_another_shape_is_a_difference(policy: Policy, tmp_path: Path) -> None:
+    seen = frame(0)
+    short = chunk_of(policy, seen, actions=((0.0,) * 7,), valid_rows=1)
+    outcome = replay(record(tmp_path / "a.mcap", [seen, short]), policy)
+    assert outcome.worst is not None
+    assert outcome.worst.largest == float("inf")
+
+
+def test_two_calls_on_one_picture_are_both_repeated(policy: Policy, tmp_path: Path) -> None:
+    seen = frame(0)
+    chunks = [chunk_of(policy, seen), chunk_of(policy, seen, sequence=1)]
+    calls = Calls(record(tmp_path / "a.mcap", [seen, *chunks]))
+    assert [call.chunk.sequence for call in calls] == [0, 1]
+    assert [call.chunk.sequence for call in calls] == [0, 1], "and once more"
+
+
+def test_a_recording_without_a_bundle_asks_for_one(
+    policy: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(tmp_path / "a.mcap", [frame(0), chunk_of(policy, frame(0))])
+    assert cli.main(["replay", str(tmp_path / "a.mcap"), "--json"]) == 1
+    assert "expected --bundle" in answer(capsys)["error"]
