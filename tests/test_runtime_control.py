@@ -38,7 +38,7 @@ from trimvla.runtime.topics import topic
 START = 10 * NS_PER_S
 PERIOD = NS_PER_S // 5
 LIMITS = Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,))
-CONFIG = ControlConfig(LIMITS)
+CONFIG = ControlConfig(LIMITS, state_s=60.0)  # one ROBOT serves all moments
 ROBOT = JointState(time_ns=START, position=(0.0, 0.0), gripper=1.0)
 TASK = Task(time_ns=START, episode=1, instruction="pick up the red cube", started_ns=START)
 
@@ -116,7 +116,7 @@ def test_an_episode_from_start_to_end():
     controller = Controller(CONFIG)
     assert controller.decide(at(0), Inputs()).state == "idle"
     waiting = controller.decide(at(0), told())
-    assert (waiting.state, waiting.reason, waiting.command) == ("idle", "no chunk yet", None)
+    assert (waiting.state, waiting.reason, waiting.command) == ("armed", "no chunk yet", None)
     first = controller.decide(at(1), told(chunk=chunk()))
     assert first.state == "running" and first.first_of_chunk and first.command is not None
     assert (first.command.captured_ns, first.command.row, first.command.kind) == (at(0.5), 0, "action")
@@ -152,9 +152,9 @@ def test_a_new_episode_starts_without_the_chunks_of_the_last_one():
     controller = Controller(CONFIG)
     assert controller.decide(at(1), told(chunk=chunk())).state == "running"
     following = msgspec.structs.replace(TASK, episode=2, started_ns=at(1.5))
-    assert controller.decide(at(2), told(task=following, chunk=chunk())).state == "idle"
+    assert controller.decide(at(2), told(task=following, chunk=chunk())).state == "armed"
     early = chunk(1.4, episode=2)  # a picture from before the task
-    assert controller.decide(at(2), told(task=following, chunk=early)).state == "idle"
+    assert controller.decide(at(2), told(task=following, chunk=early)).state == "armed"
     assert controller.decide(at(2), told(task=following, chunk=chunk(1.6, episode=2))).state == "running"
 
 
@@ -167,7 +167,7 @@ def test_the_gate_has_the_last_word():
 
 def test_an_absolute_robot_starts_from_where_it_is():
     limits = Limits((-3.0, 0.0), (3.0, 1.0), (0.1, math.inf))
-    controller = Controller(ControlConfig(limits, ("absolute", "gripper")))
+    controller = Controller(ControlConfig(limits, ("absolute", "gripper"), state_s=60.0))
     wanted = chunk(actions=((2.0, 1.0),), valid_rows=1)
     lost = JointState(time_ns=0, position=(math.nan,), gripper=1.0)
     assert controller.decide(at(1), told(robot=lost, chunk=wanted)).command is None
