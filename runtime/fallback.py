@@ -31,7 +31,8 @@ def hold(kinds: Sequence[ActionKind], last: ArrayLike, ramp: ArrayLike = np.inf)
     values = np.asarray(last, np.float64)
     if values.shape != (len(kinds),):
         raise ConfigError(f"expected {len(kinds)} numbers for 'last', got shape {list(values.shape)}")
-    braked = np.where([kind == "velocity" for kind in kinds], np.sign(values) * np.maximum(abs(values) - ramp, 0), 0.0)
+    slower = np.sign(values) * np.maximum(abs(values) - np.asarray(ramp, np.float64), 0.0)
+    braked = np.where([kind == "velocity" for kind in kinds], slower, 0.0)
     return np.where([HOLDS_LAST[kind] for kind in kinds], values, braked)
 
 

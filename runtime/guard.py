@@ -111,11 +111,11 @@ class Guard:
     ) -> Iterator[tuple[Event, str]]:
         self._estop_heard |= estop is not None
         yield from self._task_events(task)
-        for request in (message.request for message in requests):
-            if request != "arm":
+        for message in requests:
+            if message.request != "arm":
                 self._stopped_ns = now_ns
-            if request != "arm" or self._episode is not None:
-                yield request, WORDS[request]
+            if message.request != "arm" or self._episode is not None:
+                yield message.request, WORDS[message.request]
         if estop is not None and estop.pressed:
             yield "estop", f"the emergency stop is pressed{f' by {estop.source}' if estop.source else ''}"
         elif estop is None and self._config.estop and self._estop_heard:

@@ -210,7 +210,8 @@ class PolicyLoop:
 
 
 def _kind(error: TrimvlaError) -> Kind:
-    return next((kind for cause, kind in KINDS.items() if isinstance(error, cause)), "other")
+    kinds: list[Kind] = [kind for cause, kind in KINDS.items() if isinstance(error, cause)]
+    return kinds[0] if kinds else "other"
 
 
 def _alive_task(source: Input) -> Task | None:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from tiny_bundle import write_bundle
 
+from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.chunk_queue import ChunkQueue, Due, QueueConfig
-from trimvla.runtime.clock import NS_PER_MS, NS_PER_S
+from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from trimvla.runtime.controller import ControlConfig, Controller, Inputs
 from trimvla.runtime.errors import ConfigError, FrozenError, SkewError, StaleError
 from trimvla.runtime.frozen import Still, StillWatch, same_pixels
 from trimvla.runtime.messages import ActionChunk, Frame, JointState, Refusal, Task
 from trimvla.runtime.observe import AgeBudget, join
+from trimvla.runtime.policy import Policy
+from trimvla.runtime.policy_process import PolicyConfig, PolicyLoop
 from trimvla.runtime.safety import Limits
+from trimvla.runtime.telemetry import Telemetry
+from trimvla.runtime.topics import topic
 
 START = 10 * NS_PER_S
 TASK = Task(time_ns=START, episode=1, instruction="pick up the red cube", started_ns=START)
@@ -172,3 +180,38 @@ def test_the_robots_own_word_has_an_age():
     assert reason(robot(700)) == "expected a past time for 'robot/state', got one 200 ms ahead"
     assert reason(None) == "robot/state is silent"
     assert reason(robot(550)) == "", "a late tick may know more than it was planned for"
+
+
+def test_the_policy_publishes_what_it_refuses(tmp_path: Path):
+    budget = AgeBudget(frame_s=5.0, skew_s=5.0, frozen_s=0.05)
+    config = PolicyConfig(max_hz=50.0, more_cameras=("wrist",), budget=budget)
+    names = ["front/color", "wrist/color", "task", "robot/state"]
+    telemetry = Telemetry("policy")
+    heard: dict[str, Refusal] = {}
+    with (
+        closing(Policy.load(write_bundle(tmp_path / "bundle"))) as policy,
+        Subscriber(tmp_path, [topic(name) for name in names]) as inputs,
+        Subscriber(tmp_path, [topic("refusal")]) as hears,
+        Publisher(tmp_path, topic("chunk")) as chunks,
+        Publisher(tmp_path, topic("refusal")) as refusals,
+        Publisher(tmp_path, topic("front/color")) as front,
+        Publisher(tmp_path, topic("wrist/color")) as wrist,
+        Publisher(tmp_path, topic("task")) as tasks,
+    ):
+        loop = PolicyLoop(policy, inputs, chunks, telemetry, control_hz=5, config=config, refusals=refusals)
+        started = monotonic_ns()
+        deadline = time.monotonic() + 60
+        while not {"other", "frozen"} <= set(heard) and time.monotonic() < deadline:
+            now = monotonic_ns()
+            tasks.send(Task(time_ns=now, episode=1, instruction="go", started_ns=started))
+            front.send(Frame("front", now, picture(front.sent)))
+            if "other" in heard:  # before, nothing has come from the second camera
+                wrist.send(Frame("wrist", now, picture()))
+            loop.step()
+            hears.update(0.01)
+            if isinstance(newest := hears["refusal"].message, Refusal):
+                heard[newest.kind] = newest
+    message = heard["frozen"]
+    assert "new pixels on 'wrist/color', got the same for" in message.reason and message.since_ns is not None
+    assert telemetry.counters["refused_frozen"] >= 1 and telemetry.state == "refusing"
+    assert telemetry.counters["frames_used"] >= 1, "the second camera was well at first"
