@@ -64,6 +64,7 @@ def examine() -> Result:
         "rendering": {name: ask("rendering", env={"MUJOCO_GL": name}) for name in RENDERERS},
         "cameras": sorted(str(path) for path in Path("/dev").glob("video*")),
         "timer": timer_jitter(),
+        "realtime": ask("realtime"),
     }
     missing = [name for name in PACKAGES if result["packages"][name] is None]
     result["advice"] = advice(result)
@@ -197,6 +198,8 @@ def as_table(result: Result) -> Table:
     table.add_row("cameras", ", ".join(result["cameras"]) or "none")
     timer = result["timer"]
     table.add_row("timer", f"wakes {timer['p50_us']:.0f} us late (p99 {timer['p99_us']:.0f} us)")
+    realtime = result["realtime"]
+    table.add_row("real time", mark(realtime, ", ".join(realtime.get("granted", []))))
     return table
 
 

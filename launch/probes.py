@@ -101,11 +101,23 @@ def rendering(_: str) -> Answer:
     return {"ok": red, "ms": round(took, 2), "why": "" if red else "the frame is empty"}
 
 
+def realtime(_: str) -> Answer:
+    """Everything that `runtime.realtime` can ask for, in this process that is good for nothing else."""
+    from trimvla.runtime.realtime import RealtimeConfig, set_up
+
+    cores = (min(os.sched_getaffinity(0)),) if hasattr(os, "sched_getaffinity") else (0,)
+    grants = set_up(RealtimeConfig(priority=1, cores=cores, lock_memory=True, freeze_gc=True))
+    refused = {grant.name: grant.refused for grant in grants if grant.refused}
+    granted = [grant.name for grant in grants if not grant.refused]
+    return {"ok": not refused, "granted": granted, "why": "; ".join(f"{name}: {why}" for name, why in refused.items())}
+
+
 PROBES: dict[str, Callable[[str], Answer]] = {
     "provider": provider,
     "openvino": openvino,
     "tensorrt": tensorrt,
     "rendering": rendering,
+    "realtime": realtime,
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimvla.runtime.chunks import ALPHA, blend
-from trimvla.runtime.clock import NS_PER_S, to_ns
+from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, to_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import ActionChunk
 
@@ -31,6 +31,8 @@ class QueueConfig:
     votes: int = 2
     """Chunks that vote in an ensemble."""
     alpha: float = ALPHA
+    max_age_s: float = 2.0
+    """Of the picture behind an action, whatever its chunk says about its valid rows."""
     actuation_s: float = 0.0
     """From a command's sending to the robot's motion: a picture taken in that time does not show the command yet."""
 
@@ -39,6 +41,8 @@ class QueueConfig:
             raise ConfigError(f"expected latest or ensemble, got {self.mode!r} for 'mode'")
         if self.votes < 1 or self.actuation_s < 0:
             raise ConfigError(f"expected 'votes' >= 1 and 'actuation_s' >= 0, got {self.votes} and {self.actuation_s}")
+        if not self.max_age_s > 0:
+            raise ConfigError(f"expected a time above 0 s, got {self.max_age_s!r} for 'max_age_s'")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class ChunkQueue:
 
     def __init__(self, config: QueueConfig | None = None) -> None:
         self._config = config or QueueConfig()
-        self._actuation_ns = to_ns(self._config.actuation_s)
+        self._actuation_ns, self._max_age_ns = to_ns(self._config.actuation_s), to_ns(self._config.max_age_s)
         kept = self._config.votes if self._config.mode == "ensemble" else 1
         self._chunks: deque[ActionChunk] = deque(maxlen=kept)
 
@@ -80,11 +84,20 @@ class ChunkQueue:
         if chunk.time_ns > newest and row_at(chunk, now_ns) >= 0:
             self._chunks.append(chunk)
 
+    def withdraw(self, start_ns: int, end_ns: int) -> None:
+        """Forget the chunks that were made from pictures captured after `start_ns` and until `end_ns`."""
+        kept = [chunk for chunk in self._chunks if not start_ns < chunk.time_ns <= end_ns]
+        self._chunks = deque(kept, self._chunks.maxlen)
+
     def due(self, now_ns: int) -> Due | str:
         """The action for this moment, or why there is none."""
         if not self._chunks:
             return "no chunk yet"
-        rows = [(chunk, row_at(chunk, now_ns, self._actuation_ns)) for chunk in self._chunks]
+        young = [chunk for chunk in self._chunks if now_ns - chunk.time_ns <= self._max_age_ns]
+        if not young:
+            age_ms = (now_ns - self._chunks[-1].time_ns) / NS_PER_MS
+            return f"expected a picture of at most {self._config.max_age_s * 1e3:.0f} ms, got one of {age_ms:.0f} ms"
+        rows = [(chunk, row_at(chunk, now_ns, self._actuation_ns)) for chunk in young]
         voters = [(chunk, row) for chunk, row in rows if 0 <= row < chunk.valid_rows]
         if not voters:
             chunk, row = rows[-1]

@@ -15,12 +15,14 @@ import msgspec
 from trimvla.runtime.bus import Input, Publisher, Subscriber
 from trimvla.runtime.clock import Rate, monotonic_ns
 from trimvla.runtime.controller import ControlConfig, Controller, Decision, Inputs
-from trimvla.runtime.messages import ActionChunk, Command, JointState, Task
+from trimvla.runtime.messages import ActionChunk, Command, Deadman, EStop, JointState, Operator, Refusal, Task
+from trimvla.runtime.realtime import RealtimeConfig, set_up
 from trimvla.runtime.telemetry import Reporter, Telemetry
 from trimvla.runtime.topics import topic
 
 log = logging.getLogger(__name__)
-Kind = TypeVar("Kind", Task, JointState, ActionChunk)
+Kind = TypeVar("Kind", Task, JointState, ActionChunk, Refusal, EStop, Deadman, Operator)
+HEARS = ("task", "robot/state", "chunk", "refusal", "estop", "deadman", "operator")
 
 
 class ControlLoop:
@@ -49,7 +51,9 @@ class ControlLoop:
             self._commands.send(msgspec.structs.replace(decision.command, time_ns=sent_ns))
             self._count(decision, decision.command, sent_ns)
         if decision.state != self._telemetry.state:
-            log.info("%s -> %s %s", self._telemetry.state, decision.state, decision.reason)
+            self._telemetry.count(f"entered_{decision.state}")
+            level = logging.WARNING if decision.state == "fault" else logging.INFO
+            log.log(level, "%s -> %s %s", self._telemetry.state, decision.state, decision.reason)
         self._telemetry.state, self._telemetry.reason = decision.state, decision.reason
 
     def _count(self, decision: Decision, command: Command, sent_ns: int) -> None:
@@ -68,7 +72,16 @@ def read_inputs(inputs: Subscriber) -> Inputs:
         task=_alive(inputs["task"], Task),
         robot=_alive(inputs["robot/state"], JointState),
         chunk=_newest(inputs["chunk"], ActionChunk),
+        refusal=_newest(inputs["refusal"], Refusal),
+        estop=next((message for message in _fresh(inputs["estop"], EStop) if message.pressed), None)
+        or _alive(inputs["estop"], EStop),
+        deadman=_alive(inputs["deadman"], Deadman),
+        requests=tuple(_fresh(inputs["operator"], Operator)),
     )
+
+
+def _fresh(source: Input, kind: type[Kind]) -> list[Kind]:
+    return [message for message in source.fresh if isinstance(message, kind)]
 
 
 def _alive(source: Input, kind: type[Kind]) -> Kind | None:
@@ -82,16 +95,25 @@ def _newest(source: Input, kind: type[Kind]) -> Kind | None:
 def run(config: ControlConfig, run_dir: Path, stop: threading.Event) -> None:
     """The process `control`, until `stop`; then the robot is told to hold."""
     telemetry = Telemetry("control")
-    inputs = Subscriber(run_dir, [topic("task"), topic("robot/state"), topic("chunk")])
+    inputs = Subscriber(run_dir, [topic(name) for name in HEARS])
     commands = Publisher(run_dir, topic("command", config.hz))
     reporter = Reporter(run_dir, telemetry)
     loop = ControlLoop(config, inputs, commands, telemetry)
     try:
+        prepare(config.realtime, telemetry)
         keep_time(loop, config.hz, stop, reporter)
     finally:
         loop.stop()
         for closing in (reporter, commands, inputs):
             closing.close()
+
+
+def prepare(config: RealtimeConfig, telemetry: Telemetry) -> None:
+    """Set the process up for real time, after its threads have started; what was granted goes to log and report."""
+    for grant in set_up(config):
+        telemetry.values[f"realtime.{grant.name}"] = float(not grant.refused)
+        level = logging.WARNING if grant.refused else logging.INFO
+        log.log(level, "%s: asked for %s, got %s %s", grant.name, grant.asked, grant.got, grant.refused)
 
 
 def keep_time(loop: ControlLoop, hz: float, stop: threading.Event, reporter: Reporter) -> None:

@@ -1,26 +1,31 @@
-"""What to command at a moment: idle, run or hold, and why. Pure: no socket, no clock, no inference.
+"""What to command at a moment: an action, a hold or nothing, and why. Pure: no socket, no clock, no inference.
 
-idle     no live task, or no action in it yet: nothing is sent
-running  the action that is due, as the gate let it through
-hold     there was an action before and there is none to trust now: the fallback for the action's kinds
+`machine` says which states there are; here each tick's inputs become events, and a state becomes a command:
+
+running       the action that is due, as the gate let it through
+hold, fault   the fallback for the action's kinds, once an action was sent in this episode
+idle, armed   nothing; a velocity is first brought to zero
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimvla.runtime.chunk_queue import ChunkQueue, Due, QueueConfig
+from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, to_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.fallback import as_command, hold
+from trimvla.runtime.fallback import as_command, hold, moves
+from trimvla.runtime.guard import Guard, GuardConfig
+from trimvla.runtime.machine import State
 from trimvla.runtime.manifest import ActionKind
-from trimvla.runtime.messages import ActionChunk, Command, JointState, Task
-from trimvla.runtime.safety import Limits, check
+from trimvla.runtime.messages import ActionChunk, Command, Deadman, EStop, JointState, Operator, Refusal, Task
+from trimvla.runtime.realtime import RealtimeConfig
+from trimvla.runtime.safety import Limits, Motion, check, place, speed
 
-State = Literal["idle", "running", "hold"]
+LOST = "robot/state does not say where the robot is"
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,15 @@ class ControlConfig:
     """What each dimension of an action means; as the bundle says."""
     hz: float = 5.0
     """Commands per second; as the bundle says."""
+    state_s: float = 0.5
+    """How old the robot's word on where it is may be."""
     queue: QueueConfig = field(default_factory=QueueConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    realtime: RealtimeConfig = field(default_factory=RealtimeConfig)
 
     def __post_init__(self) -> None:
-        if not self.hz > 0:
-            raise ConfigError(f"expected a rate above 0 Hz, got {self.hz!r} for 'hz'")
+        if not (self.hz > 0 and self.state_s > 0):
+            raise ConfigError(f"expected numbers above 0, got {self.hz!r} for 'hz' and {self.state_s!r} for 'state_s'")
         if len(self.kinds) != len(self.limits.low):
             raise ConfigError(f"expected limits for {len(self.kinds)} dimensions, got {len(self.limits.low)}")
         still = hold(self.kinds, self.limits.low)
@@ -53,6 +62,13 @@ class Inputs:
     robot: JointState | None = None
     chunk: ActionChunk | None = None
     """The newest, whether it was there at the last tick or not."""
+    refusal: Refusal | None = None
+    """The newest, likewise."""
+    estop: EStop | None = None
+    """The newest, or one since the last tick that was pressed."""
+    deadman: Deadman | None = None
+    requests: tuple[Operator, ...] = ()
+    """All since the last tick."""
 
 
 @dataclass(frozen=True)
@@ -72,53 +88,106 @@ class Controller:
 
     def __init__(self, config: ControlConfig) -> None:
         self._config = config
-        self._queue = ChunkQueue(config.queue)
+        self._queue, self._guard = ChunkQueue(config.queue), Guard(config.guard)
+        self._ramp = config.limits.row("acceleration") / config.hz
+        self._rest = np.zeros(len(config.kinds))
         self._episode: int | None = None
         self._last: NDArray[np.float64] | None = None
+        """The last command, and the episode that it was for; none before the first."""
+        self._last_episode = 0
+        self._velocity = self._rest
         self._captured_ns: int | None = None
+        self._withdrawn = (0, -1)
 
     def decide(self, now_ns: int, inputs: Inputs) -> Decision:
         """What to send for the tick that was planned for `now_ns`."""
-        task = inputs.task
-        if task is None or not task.active:
-            self._begin(None)
-            return Decision("idle", "no live task" if task is None else "the task is not active")
-        if task.episode != self._episode:
-            self._begin(task.episode)
-        if inputs.chunk is not None and _serves(inputs.chunk, task, len(self._config.kinds)):
-            self._queue.push(inputs.chunk, now_ns)
-        if inputs.robot is None:
-            return self.hold(now_ns, "robot/state is silent")
-        due = self._queue.due(now_ns)
-        return self.hold(now_ns, due) if isinstance(due, str) else self._run(now_ns, due, inputs.robot)
+        self._follow(now_ns, inputs)
+        self._guard.hear(now_ns, inputs.task, inputs.requests, inputs.estop)
+        if not self._guard.may_move:
+            return self._stay(now_ns)
+        if reason := self._guard.released(now_ns, inputs.deadman):
+            self._guard.feed("release", reason)
+            return self._stay(now_ns)
+        due = self._due(now_ns, inputs.robot)
+        if isinstance(due, str) or inputs.robot is None:
+            self._guard.lose(str(due))
+            return self._stay(now_ns)
+        return self._act(now_ns, due, inputs.robot)
 
     def hold(self, now_ns: int, reason: str) -> Decision:
-        """Stay, as the fallback says; idle if nothing was sent in this episode."""
-        if self._last is None or self._episode is None:
-            return Decision("idle", reason)
-        self._last = hold(self._config.kinds, self._last)
-        command = Command(
-            time_ns=now_ns, episode=self._episode, kind="hold", action=tuple(self._last.tolist()), reason=reason
-        )
-        return Decision("hold", reason, command)
+        """The last word before nothing more is said: stay, and do not ramp a velocity that nobody would ramp on."""
+        self._guard.lose(reason)
+        return self._stay(now_ns, np.full_like(self._ramp, np.inf))
+
+    def _follow(self, now_ns: int, inputs: Inputs) -> None:
+        """The task, and the chunks that serve it."""
+        live = inputs.task if inputs.task is not None and inputs.task.active else None
+        episode = live.episode if live is not None else None
+        if episode != self._episode:
+            self._begin(episode)
+        if live is not None and inputs.chunk is not None and _serves(inputs.chunk, live, len(self._config.kinds)):
+            self._queue.push(inputs.chunk, now_ns)
+        if inputs.refusal is not None and inputs.refusal.since_ns is not None:
+            self._withdrawn = (inputs.refusal.since_ns, inputs.refusal.time_ns)
+        self._queue.withdraw(*self._withdrawn)
 
     def _begin(self, episode: int | None) -> None:
-        """Forget the last episode."""
-        self._episode, self._last, self._captured_ns = episode, None, None
+        """Forget the last episode, but not a velocity that it left."""
+        self._episode, self._captured_ns = episode, None
         self._queue.reset()
+        if self._last is not None and not moves(self._config.kinds, self._last):
+            self._forget()
 
-    def _run(self, now_ns: int, due: Due, robot: JointState) -> Decision:
+    def _forget(self) -> None:
+        self._last, self._velocity = None, self._rest
+
+    def _due(self, now_ns: int, robot: JointState | None) -> Due | str:
+        """The action for this moment, or why there is none."""
+        if robot is None:
+            return "robot/state is silent"
+        age_ns = now_ns - robot.time_ns
+        if age_ns > to_ns(self._config.state_s):
+            limit = f"at most {self._config.state_s * 1e3:.0f} ms of age for 'robot/state'"
+            return f"expected {limit}, got {age_ns / NS_PER_MS:.0f} ms"
+        if age_ns < -NS_PER_S / self._config.hz:  # a late tick may know a state from after its planned time
+            return f"expected a past time for 'robot/state', got one {-age_ns / NS_PER_MS:.0f} ms ahead"
+        return self._queue.due(now_ns)
+
+    def _act(self, now_ns: int, due: Due, robot: JointState) -> Decision:
         """The gate has the last word."""
-        before = as_command(self._config.kinds, robot.position, robot.gripper) if self._last is None else self._last
+        kinds, hz = self._config.kinds, self._config.hz
+        before = as_command(kinds, robot.position, robot.gripper) if self._last is None else self._last
         if before is None:
-            return self.hold(now_ns, "robot/state does not say where the robot is")
-        verdict = check(due.action, self._config.limits, before)
+            self._guard.lose(LOST)
+            return self._stay(now_ns)
+        motion = Motion(kinds, hz, self._velocity, place(kinds, robot.position))
+        verdict = check(due.action, self._config.limits, before, motion)
         reason = "; ".join(verdict.reasons)
         if verdict.action is None:
-            return self.hold(now_ns, f"refused by the gate: {reason}")
+            self._guard.refuse(now_ns, f"refused by the gate: {reason}")
+            return self._stay(now_ns)
+        self._guard.act(reason)
         first = due.chunk.time_ns != self._captured_ns
-        self._last, self._captured_ns = verdict.action, due.chunk.time_ns
-        return Decision("running", reason, _command(now_ns, due, verdict.action, reason), bool(reason), first)
+        self._captured_ns, self._last_episode = due.chunk.time_ns, due.chunk.episode
+        self._remember(verdict.action, before)
+        command = _command(now_ns, due, verdict.action, reason)
+        return Decision(self._guard.state, reason, command, bool(reason), first)
+
+    def _stay(self, now_ns: int, ramp: NDArray[np.float64] | None = None) -> Decision:
+        """Whatever the state, nothing that moves: the fallback, or nothing where none is needed."""
+        state, reason, kinds = self._guard.state, self._guard.reason, self._config.kinds
+        if self._last is not None and state in ("idle", "armed") and not moves(kinds, self._last):
+            self._forget()
+        if self._last is None:
+            return Decision(state, reason)
+        self._remember(hold(kinds, self._last, self._ramp if ramp is None else ramp), self._last)
+        action = tuple(self._last.tolist())
+        command = Command(time_ns=now_ns, episode=self._last_episode, kind="hold", action=action, reason=reason)
+        return Decision(state, reason, command)
+
+    def _remember(self, action: NDArray[np.float64], before: NDArray[np.float64]) -> None:
+        self._velocity = speed(self._config.kinds, self._config.hz, action, before)
+        self._last = action
 
 
 def _serves(chunk: ActionChunk, task: Task, dim: int) -> bool:

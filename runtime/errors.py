@@ -8,6 +8,8 @@ TrimvlaError
 |- PromptError          an instruction: empty, or longer than the largest bucket
 |- ObservationError     what the policy would look at
 |  `- StaleError        it is older than its budget
+|     |- SkewError      its pictures are of different moments
+|     `- FrozenError    its pictures are new, what they show is not
 |- BackendError         a backend or provider that was asked for and is not given
 |- CameraError          a camera that does not start or stops
 |- WireError            bytes that are no message
@@ -47,6 +49,18 @@ class ObservationError(TrimvlaError):
 
 class StaleError(ObservationError):
     """The observation is older than its budget."""
+
+
+class SkewError(StaleError):
+    """The pictures of one observation were taken too far apart."""
+
+
+class FrozenError(StaleError):
+    """A camera goes on sending the same picture, first captured at `since_ns`."""
+
+    def __init__(self, words: str, since_ns: int) -> None:
+        super().__init__(words)
+        self.since_ns = since_ns
 
 
 class BackendError(TrimvlaError):

@@ -1,6 +1,7 @@
 """What to command when there is no action to trust: a hold that knows what each dimension means. Pure.
 
-A delta becomes null, a velocity zero; an absolute target stays where it was, and the gripper keeps its grip.
+A delta becomes null; a velocity goes to zero, as fast as the robot may brake; an absolute target stays where it was,
+and the gripper keeps its grip.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from trimvla.runtime.manifest import ActionKind
 HOLDS_LAST: dict[ActionKind, bool] = {"delta": False, "velocity": False, "absolute": True, "gripper": True}
 
 
-def hold(kinds: Sequence[ActionKind], last: ArrayLike) -> NDArray[np.float64]:
-    """The command that changes nothing.
+def hold(kinds: Sequence[ActionKind], last: ArrayLike, ramp: ArrayLike = np.inf) -> NDArray[np.float64]:
+    """The command that stops, or keeps the robot where it is.
 
     Args:
         kinds: what each of the D dimensions means.
         last: float[D], the last command, or `as_command` of the measured state.
+        ramp: float[D] or one number, by how much a velocity may fall from one command to the next.
 
     Returns:
         float64[D]. Raises ConfigError if the lengths differ.
@@ -29,7 +31,14 @@ def hold(kinds: Sequence[ActionKind], last: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(last, np.float64)
     if values.shape != (len(kinds),):
         raise ConfigError(f"expected {len(kinds)} numbers for 'last', got shape {list(values.shape)}")
-    return np.where([HOLDS_LAST[kind] for kind in kinds], values, 0.0)
+    slower = np.sign(values) * np.maximum(abs(values) - np.asarray(ramp, np.float64), 0.0)
+    braked = np.where([kind == "velocity" for kind in kinds], slower, 0.0)
+    return np.where([HOLDS_LAST[kind] for kind in kinds], values, braked)
+
+
+def moves(kinds: Sequence[ActionKind], last: ArrayLike) -> bool:
+    """Whether the robot goes on moving after this command if nothing more is sent: its velocity is not zero."""
+    return any(kind == "velocity" and value != 0 for kind, value in zip(kinds, np.asarray(last), strict=True))
 
 
 def as_command(kinds: Sequence[ActionKind], position: Sequence[float], gripper: float) -> NDArray[np.float64] | None:

@@ -91,6 +91,36 @@ class Command(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     row: Count | None = None
 
 
+class Refusal(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An observation that the policy did not act on. `time_ns` is when that was decided."""
+
+    episode: Count
+    kind: Literal["stale", "skewed", "frozen", "other"]
+    reason: Text
+    since_ns: TimeNs | None = None
+    """Pictures captured after then and until `time_ns` did not show the world; None where they are merely too old."""
+
+
+class EStop(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The emergency stop as software sees it, repeated all the time. It does not replace one that cuts the power."""
+
+    pressed: bool
+    source: Text = ""
+    """Who or what pressed it."""
+
+
+class Deadman(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether a person holds the enabling switch, repeated while they do."""
+
+    held: bool
+
+
+class Operator(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A person's word on whether the robot may move; each message counts once."""
+
+    request: Literal["arm", "disarm", "reset"]
+
+
 class SimState(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The simulated world, for processes that draw it."""
 

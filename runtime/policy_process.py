@@ -10,14 +10,15 @@ import logging
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from trimvla.runtime.bus import Input, Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
-from trimvla.runtime.errors import CameraError, ConfigError, StaleError, TrimvlaError
-from trimvla.runtime.messages import ActionChunk, Frame, JointState, Task
+from trimvla.runtime.errors import CameraError, ConfigError, FrozenError, SkewError, StaleError, TrimvlaError
+from trimvla.runtime.frozen import Still, StillWatch
+from trimvla.runtime.messages import ActionChunk, Frame, JointState, Refusal, Task
 from trimvla.runtime.observe import AgeBudget, Observation, join
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.telemetry import Reporter, Telemetry
@@ -25,6 +26,8 @@ from trimvla.runtime.topics import color, topic
 
 log = logging.getLogger(__name__)
 WAIT_S = 0.1  # for messages, so that `stop` is seen
+Kind = Literal["stale", "skewed", "frozen", "other"]
+KINDS: dict[type[TrimvlaError], Kind] = {FrozenError: "frozen", SkewError: "skewed", StaleError: "stale"}
 JITTER = 0.8  # of the period that `max_hz` asks for: cameras are not exact
 
 
@@ -39,6 +42,8 @@ class PolicyConfig:
     threads: int = 1
     """Of the backend; 0 takes all cores, also those of the control loop."""
     camera: str = "front"
+    more_cameras: tuple[str, ...] = ()
+    """Cameras that the policy does not look through and that must be as fresh as its own."""
     valid_rows: int = 8
     """Rows of a chunk that may be executed; what is further ahead is a guess."""
     max_hz: float = 10.0
@@ -91,11 +96,14 @@ class PolicyLoop:
         *,
         control_hz: float,
         config: PolicyConfig,
+        refusals: Publisher | None = None,
     ) -> None:
-        """`control_hz`: rows of a chunk per second."""
+        """`control_hz`: rows of a chunk per second; `refusals` says what was not acted on, and why."""
         self._policy, self._control_hz, self._config = policy, control_hz, config
         self._inputs, self._chunks, self._telemetry = inputs, chunks, telemetry
+        self._refusals = refusals
         self._color = color(config.camera)
+        self._watches = {camera: StillWatch() for camera in (config.camera, *config.more_cameras)}
         self._gap_ns = to_ns(JITTER / config.max_hz)
         self.seen_ns = -self._gap_ns
         """Capture of the last picture that was looked at."""
@@ -108,24 +116,40 @@ class PolicyLoop:
         Raises CameraError if a task is under way and the camera has never given a picture.
         """
         self._inputs.update(WAIT_S)
-        frame, task = self._inputs[self._color].message, _alive_task(self._inputs["task"])
+        frame, task = self._frame(self._config.camera), _alive_task(self._inputs["task"])
         self._telemetry.counters["frames_missed"] = self._inputs[self._color].missed
-        if not isinstance(frame, Frame):
+        if frame is None:
             self._check_camera(task)
             return False
-        if frame.time_ns - self.seen_ns < self._gap_ns:
+        stills = self._look()
+        if 0 <= frame.time_ns - self.seen_ns < self._gap_ns:
+            self._note_silence(frame, task)
             return False
         self.seen_ns = frame.time_ns
-        return self._act(frame, task)
+        return self._act(frame, task, stills)
 
-    def _act(self, frame: Frame, task: Task | None) -> bool:
+    def _frame(self, camera: str) -> Frame | None:
+        message = self._inputs[color(camera)].message
+        return message if isinstance(message, Frame) else None
+
+    def _look(self) -> dict[str, Still]:
+        """How long every camera's picture has been the same."""
+        frames = {camera: self._frame(camera) for camera in self._watches}
+        return {name: self._watches[name].look(frame, self._robot()) for name, frame in frames.items() if frame}
+
+    def _robot(self) -> JointState | None:
+        message = self._inputs["robot/state"].message
+        return message if isinstance(message, JointState) else None
+
+    def _observe(self, task: Task | None, stills: dict[str, Still] | None = None) -> Observation:
+        frames = {camera: self._frame(camera) for camera in self._watches}
+        return join(monotonic_ns(), frames, task, self._robot(), self._config.budget, stills=stills)
+
+    def _act(self, frame: Frame, task: Task | None, stills: dict[str, Still]) -> bool:
         """Judge the picture; think; publish."""
-        robot = self._inputs["robot/state"].message
-        state = robot if isinstance(robot, JointState) else None
         try:
-            now = monotonic_ns()
-            observation = join(now, {frame.camera: frame}, task, state, self._config.budget)
-            self._telemetry.time_ns("observation_age", now - observation.time_ns)
+            observation = self._observe(task, stills)
+            self._telemetry.time_ns("observation_age", monotonic_ns() - observation.time_ns)
             self._chunks.send(self._think(observation, frame))
         except TrimvlaError as error:
             self._refuse(error, task)
@@ -134,15 +158,24 @@ class PolicyLoop:
         self._telemetry.state, self._telemetry.reason = "running", ""
         return True
 
+    def _note_silence(self, frame: Frame, task: Task | None) -> None:
+        """A camera that fell silent gives nothing to judge: say once that its last picture is too old by now."""
+        overdue = monotonic_ns() - frame.time_ns > to_ns(self._config.budget.of_camera(frame.camera))
+        if overdue and self._telemetry.state == "running":
+            try:
+                self._observe(task)
+            except TrimvlaError as error:
+                self._refuse(error, task)
+
     def _think(self, observation: Observation, frame: Frame) -> ActionChunk:
         task = observation.task
         seed = (self._config.seed, task.episode, frame.sequence)
         result = self._policy.infer(frame.image, task.instruction, seed=seed)
         produced_ns = monotonic_ns()
         self._telemetry.time_all("inference", result.milliseconds)
-        self._telemetry.time_ns("photon_to_chunk", produced_ns - observation.time_ns)
+        self._telemetry.time_ns("photon_to_chunk", produced_ns - frame.time_ns)
         return ActionChunk(
-            time_ns=observation.time_ns,
+            time_ns=frame.time_ns,
             episode=task.episode,
             actions=tuple(map(tuple, result.actions.tolist())),
             control_hz=self._control_hz,
@@ -158,10 +191,17 @@ class PolicyLoop:
         if task is None or not task.active:
             self._telemetry.state, self._telemetry.reason = "idle", str(error)
             return
+        kind = _kind(error)
         self._telemetry.count("frames_stale" if isinstance(error, StaleError) else "refused")
-        if str(error) != self._telemetry.reason and not isinstance(error, StaleError):
+        self._telemetry.count(f"refused_{kind}")
+        news = self._telemetry.state != "refusing" or (kind == "other" and str(error) != self._telemetry.reason)
+        if news and kind != "stale":
             log.warning("refused: %s", error)
         self._telemetry.state, self._telemetry.reason = "refusing", str(error)
+        since_ns = error.since_ns if isinstance(error, FrozenError) else None
+        refusal = Refusal(time_ns=monotonic_ns(), episode=task.episode, kind=kind, reason=str(error), since_ns=since_ns)
+        if self._refusals is not None:
+            self._refusals.send(refusal)
 
     def _check_camera(self, task: Task | None) -> None:
         waited_s = (monotonic_ns() - task.started_ns) / NS_PER_S if task is not None and task.active else 0.0
@@ -170,6 +210,11 @@ class PolicyLoop:
             raise CameraError(
                 f"camera '{self._config.camera}': expected a first picture on '{self._color}' {within}, got none"
             )
+
+
+def _kind(error: TrimvlaError) -> Kind:
+    kinds: list[Kind] = [kind for cause, kind in KINDS.items() if isinstance(error, cause)]
+    return kinds[0] if kinds else "other"
 
 
 def _alive_task(source: Input) -> Task | None:
@@ -186,14 +231,15 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     policy = Policy.load(config.bundle, backend=config.backend, provider=config.provider, threads=config.threads)
     policy.infer(np.zeros((64, 64, 3), np.uint8), "warm up")
     telemetry.state = "idle"
-    inputs = Subscriber(run_dir, [topic(color(config.camera)), topic("task"), topic("robot/state")])
-    chunks = Publisher(run_dir, topic("chunk"))
+    cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
+    inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
+    chunks, refusals = Publisher(run_dir, topic("chunk")), Publisher(run_dir, topic("refusal"))
     control_hz = policy.manifest.action.control_hz
-    loop = PolicyLoop(policy, inputs, chunks, telemetry, control_hz=control_hz, config=config)
+    loop = PolicyLoop(policy, inputs, chunks, telemetry, control_hz=control_hz, config=config, refusals=refusals)
     try:
         while not stop.is_set():
             loop.step()
             reporter.beat()
     finally:
-        for closing in (reporter, chunks, inputs, policy):
+        for closing in (reporter, chunks, refusals, inputs, policy):
             closing.close()

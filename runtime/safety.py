@@ -1,49 +1,116 @@
-"""The last gate before the wire: finite, in range, no jump. Pure functions; knows numbers, not robots or time.
+"""The last gate before the wire: finite, in range, in the workspace, no faster and no more abrupt than allowed.
 
-An action that is not even numbers of the right count is refused: the caller holds. One that goes beyond a limit is
-brought back to it, and the verdict says so.
+Pure functions; they know numbers and what a dimension means, not robots or time. An action that is not even numbers of
+the right count is refused: the caller holds. One that goes beyond a limit is brought back to it, and the verdict says
+so, limit by limit and dimension by dimension.
+
+Every limit is an interval of the action. They are nested in the order of `window`: each is cut to what those before it
+leave, so that where two cannot both be kept the earlier one is. All functions take batches: [..., D].
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.manifest import ActionKind
+
+Array = NDArray[np.float64]
+Row = tuple[float, ...]
+
+#        kind        relative: to the command before, else to nothing
+#                           per_tick: moves by this much a tick, else this much a second
+MEANING: dict[ActionKind, tuple[bool, bool]] = {
+    "delta": (False, True),
+    "velocity": (False, False),
+    "absolute": (True, True),
+    "gripper": (True, True),
+}
+UNLIMITED = {
+    "max_change": np.inf,
+    "velocity": np.inf,
+    "acceleration": np.inf,
+    "workspace_low": -np.inf,
+    "workspace_high": np.inf,
+}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Per dimension, in the action's own units."""
+    """Per dimension. All but `low` and `high` may be infinite, or None for all: no such limit."""
 
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    max_change: tuple[float, ...] | None = None
-    """Against the command before; infinite, or None for all: any change."""
+    low: Row
+    high: Row
+    """Range of the action, in its own units."""
+    max_change: Row | None = None
+    """Of the action, against the command before."""
+    velocity: Row | None = None
+    """Of the motion that is commanded [unit/s], whatever the kind of action."""
+    acceleration: Row | None = None
+    """Of that motion [unit/s^2]. A hold of a delta or an absolute target may stop faster."""
+    workspace_low: Row | None = None
+    workspace_high: Row | None = None
+    """Of the position. The i-th dimension that is no gripper moves the i-th entry of `JointState.position`. Outside,
+    only motions back are let through; before the border the speed falls so that `acceleration` suffices to stop."""
 
     def __post_init__(self) -> None:
-        changes = self.max_change if self.max_change is not None else (math.inf,) * len(self.low)
-        lengths = [len(self.low), len(self.high), len(changes)]
-        if len(set(lengths)) != 1:
-            raise ConfigError(f"expected one length for 'low', 'high' and 'max_change', got {lengths}")
+        lengths = {name: len(row) for name, row in vars(self).items() if row is not None}
+        if len(set(lengths.values())) != 1:
+            raise ConfigError(f"expected one length for all limits, got {lengths}")
         if not np.isfinite([self.low, self.high]).all() or np.any(np.greater(self.low, self.high)):
             raise ConfigError(f"expected finite 'low' <= 'high', got {self.low} and {self.high}")
-        if not all(change > 0 for change in changes):
-            raise ConfigError(f"expected numbers above 0 for 'max_change', got {self.max_change}")
+        for name in ("max_change", "velocity", "acceleration"):
+            row = getattr(self, name)
+            if row is not None and not all(value > 0 for value in row):
+                raise ConfigError(f"expected numbers above 0 for '{name}', got {row}")
+        if not np.all(np.less(self.row("workspace_low"), self.row("workspace_high"))):
+            borders = f"{self.workspace_low} and {self.workspace_high}"
+            raise ConfigError(f"expected 'workspace_low' < 'workspace_high', got {borders}")
+
+    def row(self, name: str) -> Array:
+        """One limit, float64[D]; infinite where there is none."""
+        value = getattr(self, name)
+        return np.full(len(self.low), UNLIMITED[name]) if value is None else np.array(value, np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """What is known of the robot's motion, for the limits on it."""
+
+    kinds: tuple[ActionKind, ...]
+    hz: float
+    """Commands per second."""
+    velocity: Array
+    """float64[..., D]: as last commanded [unit/s]; null at rest."""
+    position: Array
+    """float64[..., D], where it is measured; what is not known is not a number. See `place`."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What the gate lets through. `action` float64[D] within the limits, or None; `reasons` is empty if unchanged."""
 
-    action: NDArray[np.float64] | None
+    action: Array | None
     reasons: tuple[str, ...] = ()
 
 
-def check(action: ArrayLike, limits: Limits, previous: ArrayLike | None = None) -> Verdict:
+@dataclass(frozen=True)
+class Bound:
+    """One limit as an interval float64[..., D] of the action, and what is said of an action outside."""
+
+    what: str
+    low: Array
+    high: Array
+
+
+def check(
+    action: ArrayLike, limits: Limits, previous: ArrayLike | None = None, motion: Motion | None = None
+) -> Verdict:
     """Judge one action.
 
     Args:
@@ -51,26 +118,110 @@ def check(action: ArrayLike, limits: Limits, previous: ArrayLike | None = None) 
         limits: for D dimensions.
         previous: float[D], the command before, or where the robot is; none to skip the check of changes.
             One that is not finite or not of D numbers is refused like an action.
+        motion: for the limits of workspace, velocity and acceleration; they need `previous` too.
 
     Returns:
-        A verdict whose action, if there is one, is finite, within range and within `max_change` of `previous`;
-        where a `previous` out of range leaves no room for both, the range wins.
+        A verdict whose action, if there is one, is finite and keeps all limits, or the earlier ones of `window` where
+        they contradict each other.
     """
     wanted = np.asarray(action, np.float64)
     before = wanted if previous is None else np.asarray(previous, np.float64)
     problems = (*_problems("action", wanted, limits), *_problems("previous command", before, limits))
-    if problems:
+    if problems or (problems := _unplaced(limits, motion)):
         return Verdict(None, problems)
-    ranged = np.clip(wanted, limits.low, limits.high)
-    reasons = _changed("out of range", wanted, ranged)
-    if previous is None or limits.max_change is None:
-        return Verdict(ranged, reasons)
-    change = np.asarray(limits.max_change)
-    stepped = np.clip(np.clip(ranged, before - change, before + change), limits.low, limits.high)
-    return Verdict(stepped, reasons + _changed("too sudden", ranged, stepped))
+    bounds = window(limits, None if previous is None else before, motion)
+    low, high = nest(bounds)
+    allowed = np.minimum(np.maximum(wanted, low), high)
+    changed = allowed != wanted
+    return Verdict(allowed, _reasons(wanted, changed, bounds) if changed.any() else ())
 
 
-def _problems(name: str, value: NDArray[np.float64], limits: Limits) -> tuple[str, ...]:
+def window(limits: Limits, previous: Array | None, motion: Motion | None) -> list[Bound]:
+    """All limits as intervals of the action, the ones that are kept first at first.
+
+    Args:
+        limits: for D dimensions.
+        previous: float64[..., D], the command before, finite.
+        motion: of the robot.
+    """
+    rows = _rows(limits)
+    bounds = [Bound("out of range", rows["low"], rows["high"])]
+    if previous is None:
+        return bounds
+    if motion is not None:
+        bounds += _motion_bounds(rows, previous, motion)
+    change = Bound("too sudden", previous - rows["max_change"], previous + rows["max_change"])
+    return [*bounds, change]
+
+
+def nest(bounds: Sequence[Bound]) -> tuple[Array, Array]:
+    """The interval of the first bound, cut by each of the others to what is left; never empty."""
+    low, high = bounds[0].low, bounds[0].high
+    for bound in bounds[1:]:
+        inner_low = np.minimum(np.maximum(bound.low, low), high)
+        high = np.minimum(np.maximum(bound.high, low), high)
+        low = inner_low
+    return low, high
+
+
+def speed(kinds: tuple[ActionKind, ...], hz: float, action: Array, previous: Array) -> Array:
+    """The motion float64[..., D] that an action commands after `previous` [unit/s]."""
+    relative, per_second = _meaning(kinds, hz)
+    return (action - np.where(relative, previous, 0.0)) * per_second
+
+
+def place(kinds: Sequence[ActionKind], position: Sequence[float]) -> Array:
+    """`JointState.position` as float64[D]: each entry at its dimension, not a number where there is none."""
+    entries = iter(position)
+    placed = np.array([np.nan if kind == "gripper" else next(entries, np.nan) for kind in kinds])
+    return np.where(np.isfinite(placed), placed, np.nan)
+
+
+def _motion_bounds(rows: dict[str, Array], previous: Array, motion: Motion) -> list[Bound]:
+    """Limits of the motion [unit/s], turned into intervals of the action."""
+    relative, per_second = _meaning(motion.kinds, motion.hz)
+    base = np.where(relative, previous, 0.0)
+    here = np.where(relative, previous, motion.position)
+    room = _room(here - rows["workspace_low"]), _room(rows["workspace_high"] - here)
+    back, ahead = (_stoppable(distance, rows["acceleration"], motion.hz) for distance in room)
+    step = rows["acceleration"] / motion.hz
+    intervals = [
+        ("out of the workspace", -back, ahead),
+        ("too fast", -rows["velocity"], rows["velocity"]),
+        ("too abrupt", motion.velocity - step, motion.velocity + step),
+    ]
+    return [Bound(what, base + low / per_second, base + high / per_second) for what, low, high in intervals]
+
+
+def _room(distance: Array) -> Array:
+    """How far it is to a border; beyond it nothing, and any way where there is no border or no position."""
+    return np.where(np.isnan(distance), np.inf, np.maximum(distance, 0.0))
+
+
+def _stoppable(distance: Array, acceleration: Array, hz: float) -> Array:
+    """The speed v from which it is possible to stop within a distance d, moving on for one period T at first.
+
+    d = v T + v^2 / (2 A), solved for v without cancellation; with A without limit v = d / T.
+    """
+    period = 1 / hz
+    free = np.isinf(distance)
+    d = np.where(free, 0.0, distance)
+    return np.where(free, np.inf, 2 * d / (np.sqrt(period**2 + 2 * d / acceleration) + period))
+
+
+@lru_cache(maxsize=16)
+def _rows(limits: Limits) -> dict[str, Array]:
+    return {"low": np.array(limits.low), "high": np.array(limits.high)} | {name: limits.row(name) for name in UNLIMITED}
+
+
+@lru_cache(maxsize=16)
+def _meaning(kinds: tuple[ActionKind, ...], hz: float) -> tuple[NDArray[np.bool_], Array]:
+    """Per dimension: whether it is relative to the command before, and commands' units to units per second."""
+    relative = np.array([MEANING[kind][0] for kind in kinds])
+    return relative, np.array([hz if MEANING[kind][1] else 1.0 for kind in kinds])
+
+
+def _problems(name: str, value: Array, limits: Limits) -> tuple[str, ...]:
     """Why `value` cannot be judged, if it cannot."""
     if value.shape != (len(limits.low),):
         return (f"{name}: expected {len(limits.low)} numbers, got shape {list(value.shape)}",)
@@ -79,9 +230,19 @@ def _problems(name: str, value: NDArray[np.float64], limits: Limits) -> tuple[st
     return ()
 
 
-def _changed(what: str, before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[str, ...]:
-    changed = before != after
-    return (f"{what} in dimension {_where(changed)}",) if changed.any() else ()
+def _unplaced(limits: Limits, motion: Motion | None) -> tuple[str, ...]:
+    """A workspace cannot be kept by a robot that does not say where it is. Absolute targets say so themselves."""
+    if motion is None or (limits.workspace_low is None and limits.workspace_high is None):
+        return ()
+    rows = _rows(limits)
+    bordered = np.isfinite(rows["workspace_low"]) | np.isfinite(rows["workspace_high"])
+    lost = bordered & ~_meaning(motion.kinds, motion.hz)[0] & ~np.isfinite(motion.position)
+    return (f"position: unknown in dimension {_where(lost)}",) if lost.any() else ()
+
+
+def _reasons(wanted: Array, changed: NDArray[np.bool_], bounds: Sequence[Bound]) -> tuple[str, ...]:
+    outside = [(bound.what, changed & ((wanted < bound.low) | (wanted > bound.high))) for bound in bounds]
+    return tuple(f"{what} in dimension {_where(mask)}" for what, mask in outside if mask.any())
 
 
 def _where(mask: NDArray[np.bool_]) -> str:

@@ -103,10 +103,11 @@ class Reporter:
         self.telemetry = telemetry
         self._publisher = Publisher(run_dir, topic(report(telemetry.process)))
         self._next_ns = 0
+        self._said = ""
 
     def beat(self) -> None:
-        """Publish if it is time."""
-        if monotonic_ns() >= self._next_ns:
+        """Publish if it is time, or if the state is another one."""
+        if monotonic_ns() >= self._next_ns or self.telemetry.state != self._said:
             self._publish()
 
     def close(self) -> None:
@@ -115,5 +116,5 @@ class Reporter:
         self._publisher.close()
 
     def _publish(self) -> None:
-        self._next_ns = monotonic_ns() + to_ns(REPORT_PERIOD_S)
+        self._next_ns, self._said = monotonic_ns() + to_ns(REPORT_PERIOD_S), self.telemetry.state
         self._publisher.send(self.telemetry.report())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import multiprocessing
 import signal
@@ -13,7 +14,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 import numpy as np
@@ -27,18 +28,32 @@ from trimvla.runtime.chunks import blend
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.controller import ControlConfig, Controller, Inputs
 from trimvla.runtime.errors import CameraError, ConfigError, ObservationError, StaleError
-from trimvla.runtime.messages import ActionChunk, Command, Frame, JointState, Message, Report, Task
+from trimvla.runtime.guard import GuardConfig
+from trimvla.runtime.messages import (
+    ActionChunk,
+    Command,
+    Deadman,
+    EStop,
+    Frame,
+    JointState,
+    Message,
+    Operator,
+    Report,
+    Task,
+)
 from trimvla.runtime.observe import AgeBudget, join
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.policy_process import PolicyConfig, PolicyLoop
+from trimvla.runtime.realtime import RealtimeConfig
 from trimvla.runtime.safety import Limits
 from trimvla.runtime.telemetry import Telemetry, summarise
 from trimvla.runtime.topics import topic
 
 START = 10 * NS_PER_S
 PERIOD = NS_PER_S // 5
+Request = Literal["arm", "disarm", "reset"]
 LIMITS = Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,))
-CONFIG = ControlConfig(LIMITS)
+CONFIG = ControlConfig(LIMITS, state_s=60.0)  # one ROBOT serves all moments
 ROBOT = JointState(time_ns=START, position=(0.0, 0.0), gripper=1.0)
 TASK = Task(time_ns=START, episode=1, instruction="pick up the red cube", started_ns=START)
 
@@ -116,7 +131,7 @@ def test_an_episode_from_start_to_end():
     controller = Controller(CONFIG)
     assert controller.decide(at(0), Inputs()).state == "idle"
     waiting = controller.decide(at(0), told())
-    assert (waiting.state, waiting.reason, waiting.command) == ("idle", "no chunk yet", None)
+    assert (waiting.state, waiting.reason, waiting.command) == ("armed", "no chunk yet", None)
     first = controller.decide(at(1), told(chunk=chunk()))
     assert first.state == "running" and first.first_of_chunk and first.command is not None
     assert (first.command.captured_ns, first.command.row, first.command.kind) == (at(0.5), 0, "action")
@@ -152,9 +167,9 @@ def test_a_new_episode_starts_without_the_chunks_of_the_last_one():
     controller = Controller(CONFIG)
     assert controller.decide(at(1), told(chunk=chunk())).state == "running"
     following = msgspec.structs.replace(TASK, episode=2, started_ns=at(1.5))
-    assert controller.decide(at(2), told(task=following, chunk=chunk())).state == "idle"
+    assert controller.decide(at(2), told(task=following, chunk=chunk())).state == "armed"
     early = chunk(1.4, episode=2)  # a picture from before the task
-    assert controller.decide(at(2), told(task=following, chunk=early)).state == "idle"
+    assert controller.decide(at(2), told(task=following, chunk=early)).state == "armed"
     assert controller.decide(at(2), told(task=following, chunk=chunk(1.6, episode=2))).state == "running"
 
 
@@ -167,7 +182,7 @@ def test_the_gate_has_the_last_word():
 
 def test_an_absolute_robot_starts_from_where_it_is():
     limits = Limits((-3.0, 0.0), (3.0, 1.0), (0.1, math.inf))
-    controller = Controller(ControlConfig(limits, ("absolute", "gripper")))
+    controller = Controller(ControlConfig(limits, ("absolute", "gripper"), state_s=60.0))
     wanted = chunk(actions=((2.0, 1.0),), valid_rows=1)
     lost = JointState(time_ns=0, position=(math.nan,), gripper=1.0)
     assert controller.decide(at(1), told(robot=lost, chunk=wanted)).command is None
@@ -186,6 +201,8 @@ def test_an_absolute_robot_starts_from_where_it_is():
         lambda: ControlConfig(Limits((0.1,), (1.0,)), ("delta",)),
         lambda: QueueConfig(mode=cast("Any", "guess")),
         lambda: QueueConfig(votes=0),
+        lambda: QueueConfig(max_age_s=0),
+        lambda: ControlConfig(LIMITS, state_s=0),
         lambda: AgeBudget(frame_s=0),
         lambda: PolicyConfig(valid_rows=0),
         lambda: PolicyConfig(max_hz=0),
@@ -429,3 +446,79 @@ def test_the_loop_keeps_time_until_told_to_stop(tmp_path):
         report = inputs["control/report"].message
     assert not process.is_alive()
     assert isinstance(report, Report) and report.state == "idle" and report.counters["ticks"] >= 15
+
+
+class Desk:
+    """Everything around the process `control`, with a policy that always has an action."""
+
+    def __init__(self, run_dir: Path, stack: ExitStack) -> None:
+        names = ("task", "robot/state", "chunk", "estop", "deadman", "operator")
+        self._says = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in names}
+        self.hears = stack.enter_context(Subscriber(run_dir, [topic("command"), topic("control/report")]))
+        self.task = Task(time_ns=0, episode=1, instruction="go", started_ns=monotonic_ns())
+        self.pressed, self.held = False, True
+
+    def speak(self) -> None:
+        now = monotonic_ns()
+        observed = chunk(time_ns=now, produced_ns=now, actions=((0.001,) + (0.0,) * 6,), valid_rows=1, control_hz=1.0)
+        for name, message in {
+            "task": msgspec.structs.replace(self.task, time_ns=now),
+            "robot/state": JointState(time_ns=now, position=(0.0,), gripper=1.0),
+            "chunk": observed,
+            "estop": EStop(time_ns=now, pressed=self.pressed, source="wall"),
+            "deadman": Deadman(time_ns=now, held=self.held),
+        }.items():
+            self._says[name].send(message)
+
+    def wait_for(self, state: str, words: str = "", request: Request | None = None) -> Report:
+        """Speak until control is in this state for this reason; the request is repeated until then."""
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            self.speak()
+            if request is not None:
+                self._says["operator"].send(Operator(time_ns=monotonic_ns(), request=request))
+            self.hears.update(0.02)
+            report = self.hears["control/report"].message
+            if isinstance(report, Report) and report.state == state and words in report.reason:
+                return report
+        raise AssertionError(f"expected control to be in {state} {words}, got {self.hears['control/report'].message}")
+
+    def newest(self) -> Command:
+        message = self.hears["command"].message
+        assert isinstance(message, Command)
+        return message
+
+
+def test_stop_and_switch_reach_the_robot_through_real_sockets(tmp_path):
+    guard = GuardConfig(deadman=True, deadman_s=2.0)
+    config = ControlConfig(LIMITS, hz=50, state_s=5.0, guard=guard, realtime=RealtimeConfig(freeze_gc=True))
+    with ExitStack() as stack:
+        desk = Desk(tmp_path, stack)
+        stack.enter_context(controlling(config, tmp_path))
+        assert desk.wait_for("running").values["realtime.gc.freeze"] == 1
+        desk.held = False
+        desk.wait_for("hold", "released")
+        desk.held = True
+        desk.wait_for("running")
+        desk.pressed = True
+        desk.wait_for("fault", "the emergency stop is pressed by wall")
+        desk.pressed = False
+        desk.hears.update(0.1)
+        assert desk.newest().kind == "hold" and desk.newest().action[:6] == (0.0,) * 6
+        desk.wait_for("idle", "reset", "reset")
+        desk.wait_for("running", "", "arm")
+
+
+@contextmanager
+def controlling(config: ControlConfig, run_dir: Path) -> Iterator[None]:
+    """The process `control` in a thread."""
+    stop = threading.Event()
+    process = threading.Thread(target=control.run, args=(config, run_dir, stop))
+    process.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        process.join(5)
+        gc.unfreeze()
+    assert not process.is_alive()

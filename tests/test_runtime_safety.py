@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.fallback import as_command, hold
-from trimvla.runtime.safety import Limits, check
+from trimvla.runtime.fallback import as_command, hold, moves
+from trimvla.runtime.manifest import ActionKind
+from trimvla.runtime.safety import Limits, Motion, check, place
 
 LIMITS = Limits(low=(-0.05, -0.4, 0.0), high=(0.05, 0.4, 1.0), max_change=(0.02, math.inf, math.inf))
 anything = st.floats(allow_nan=True, allow_infinity=True, width=64)
@@ -81,6 +82,48 @@ def test_what_is_no_action_is_refused(action, previous, reason):
         raise AssertionError("; ".join(verdict.reasons))
 
 
+WIDE = Limits((-9.0,), (9.0,), velocity=(1.0,), acceleration=(2.0,), workspace_low=(-0.5,), workspace_high=(0.5,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "wanted", "allowed", "what"),  # before: last command, its velocity, position
+    [
+        ("delta", (0.1, 1.0, 0.0), 0.3, 0.1, "too fast"),  # 1.0 per second at 10 Hz
+        ("velocity", (1.0, 1.0, 0.0), 3.0, 1.0, "too fast"),
+        ("absolute", (-0.2, 1.0, 9.0), 0.5, -0.1, "too fast"),
+        ("delta", (0.0, 0.0, 0.0), 0.05, 0.02, "too abrupt"),  # 2.0 per second squared: 0.2 per second after one tick
+        ("velocity", (0.0, 0.0, 0.0), 0.5, 0.2, "too abrupt"),
+        ("absolute", (0.2, 0.0, 9.0), 0.3, 0.22, "too abrupt"),
+        ("delta", (0.0, 0.0, 0.5), 0.01, 0.0, "out of the workspace"),
+        ("delta", (0.0, 0.0, 0.9), 0.01, 0.0, "out of the workspace"),  # outside: not further
+        ("delta", (0.0, 0.0, 0.9), -0.01, -0.01, ""),  # but back
+        (
+            "delta",
+            (0.01, 0.1, 0.47),
+            0.03,
+            0.02,
+            "out of the workspace",
+        ),  # 0.02 now, then 0.01 are left to stop from 0.2
+    ],
+)
+def test_motions_have_limits_whatever_the_kind(kind: ActionKind, before, wanted, allowed, what):
+    previous, velocity, position = before
+    motion = Motion((kind,), 10.0, np.array([velocity]), np.array([position]))
+    verdict = check([wanted], WIDE, [previous], motion)
+    assert verdict.action is not None and verdict.action[0] == pytest.approx(allowed, abs=1e-12)
+    assert what in "; ".join(verdict.reasons) and bool(what) == bool(verdict.reasons)
+
+
+def test_a_workspace_needs_to_know_where_the_robot_is():
+    kinds: tuple[ActionKind, ...] = ("delta", "gripper", "delta")
+    assert place(kinds, (0.1, 0.2)).tolist() == pytest.approx([0.1, math.nan, 0.2], nan_ok=True)
+    limits = Limits((-1.0,) * 3, (1.0,) * 3, workspace_high=(math.inf, math.inf, 0.5))
+    motions = [Motion(kinds, 10.0, np.zeros(3), place(kinds, p)) for p in ((math.nan, 0.2), (0.1,), (0.1, math.inf))]
+    verdicts = [check([0.1, 0.0, 0.1], limits, [0.0] * 3, motion) for motion in motions]
+    assert [v.reasons for v in verdicts] == [(), *[("position: unknown in dimension 2",)] * 2]
+    assert [v.action is None for v in verdicts] == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -88,6 +131,9 @@ def test_what_is_no_action_is_refused(action, previous, reason):
         (((2.0,), (1.0,), (1.0,)), "'low' <= 'high'"),
         (((-math.inf,), (1.0,), (1.0,)), "finite"),
         (((0.0,), (1.0,), (0.0,)), "'max_change'"),
+        (((0.0,), (1.0,), None, (-1.0,)), "'velocity'"),
+        (((0.0,), (1.0,), None, None, (0.0,)), "'acceleration'"),
+        (((0.0,), (1.0,), None, None, None, (1.0,), (0.0,)), "'workspace_low'"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(fields, words):
@@ -100,6 +146,16 @@ def test_a_hold_knows_the_action_space():
     assert hold(kinds, [0.3, 0.4, 0.5, 1.0]).tolist() == [0.0, 0.0, 0.5, 1.0]
     with pytest.raises(ConfigError, match="'last'"):
         hold(kinds, [0.0])
+
+
+def test_a_velocity_is_ramped_to_zero_and_not_beyond():
+    kinds = ("delta", "velocity", "velocity", "gripper")
+    command, ramp, seen = np.array([0.3, 0.5, -0.25, 1.0]), [0.1, 0.2, 0.2, 0.1], []
+    while moves(kinds, command):
+        command = hold(kinds, command, ramp)
+        seen.append(command.tolist())
+    expected = [[0, 0.3, -0.05, 1], [0, 0.1, 0, 1], [0, 0, 0, 1]]
+    assert len(seen) == 3 and np.allclose(seen, expected, atol=1e-12)
 
 
 def test_where_the_robot_is_can_be_held():

@@ -1,0 +1,217 @@
+"""Cameras that freeze, lag or disagree: what is measured, what is refused, and what control makes of it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from tiny_bundle import write_bundle
+
+from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.chunk_queue import ChunkQueue, Due, QueueConfig
+from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, monotonic_ns
+from trimvla.runtime.controller import ControlConfig, Controller, Inputs
+from trimvla.runtime.errors import ConfigError, FrozenError, SkewError, StaleError
+from trimvla.runtime.frozen import Still, StillWatch, same_pixels
+from trimvla.runtime.messages import ActionChunk, Frame, JointState, Refusal, Task
+from trimvla.runtime.observe import AgeBudget, join
+from trimvla.runtime.policy import Policy
+from trimvla.runtime.policy_process import PolicyConfig, PolicyLoop
+from trimvla.runtime.safety import Limits
+from trimvla.runtime.telemetry import Telemetry
+from trimvla.runtime.topics import topic
+
+START = 10 * NS_PER_S
+TASK = Task(time_ns=START, episode=1, instruction="pick up the red cube", started_ns=START)
+LIMITS = Limits((-0.05,), (0.05,))
+
+
+def at(milliseconds: float) -> int:
+    return START + round(milliseconds * NS_PER_MS)
+
+
+def picture(seed: int = 0, height: int = 48, width: int = 64) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def seen(ms: float, seed: int = 0, camera: str = "front", sequence: int | None = None) -> Frame:
+    return Frame(camera, at(ms), picture(seed), sequence=int(ms) if sequence is None else sequence)
+
+
+def robot(ms: float, x: float = 0.0) -> JointState:
+    return JointState(time_ns=at(ms), position=(x, 0.0), gripper=1.0)
+
+
+def test_one_pixel_in_any_place_makes_a_picture_another():
+    first = picture()
+    for place in [(0, 0, 0), (47, 63, 2), (17, 5, 1)]:
+        second = first.copy()
+        second[place] ^= 1
+        assert not same_pixels(first, second)
+    assert same_pixels(first, first.copy()) and not same_pixels(first, first[:-1])
+
+
+def test_equal_pictures_are_counted_and_new_ones_start_again():
+    watch = StillWatch()
+    assert watch.look(seen(0)) == Still(at(0))
+    assert watch.look(seen(100)) == Still(at(0), 1)
+    assert watch.look(seen(100)) == Still(at(0), 1), "the same frame looked at twice is no repeat"
+    assert watch.look(seen(200)) == Still(at(0), 2)
+    assert watch.look(seen(300, seed=1)) == Still(at(300))
+    assert watch.look(seen(400, seed=0)) == Still(at(400)), "only what follows directly is a repeat"
+
+
+def test_only_motion_between_the_captures_counts():
+    watch = StillWatch()
+    watch.look(seen(0), robot(-50, 0.5))
+    still = watch.look(seen(100), robot(50, 0.1))
+    still = watch.look(seen(200), robot(250, 0.9))
+    assert (still.repeats, still.moved) == (2, 0.0), "one state lies between the captures; nothing is known to move"
+    still = watch.look(seen(300), robot(280, 0.2))
+    assert still.moved == pytest.approx(0.8)
+
+
+def test_looking_is_cheap():
+    """The best of many looks, for the machine may be busy; the slowest case is a frozen picture."""
+    image = picture(height=480, width=640)
+    watch, times = StillWatch(), []
+    for i in range(200):
+        frame = Frame("front", at(i), image.copy(), sequence=i)
+        start = time.perf_counter()
+        watch.look(frame)
+        times.append(time.perf_counter() - start)
+    assert min(times[1:]) < 1e-3
+
+
+def test_every_camera_has_its_own_age():
+    budget = AgeBudget(frame_s=0.3, cameras={"wrist": 0.05}, skew_s=None)
+    frames = {"front": seen(100), "wrist": seen(300, camera="wrist")}
+    assert join(at(340), frames, TASK, None, budget).time_ns == at(100)
+    with pytest.raises(StaleError, match="at most 50 ms of age for 'wrist/color', got 60 ms"):
+        join(at(360), frames, TASK, None, budget)
+    with pytest.raises(StaleError, match="at most 300 ms of age for 'front/color', got 301 ms"):
+        join(at(401), {**frames, "wrist": seen(400, camera="wrist")}, TASK, None, budget)
+
+
+def test_the_set_has_an_age_and_a_skew():
+    frames = {"front": seen(100), "wrist": seen(400, camera="wrist")}
+    with pytest.raises(SkewError, match="at most 100 ms between 'front/color' and 'wrist/color', got 300 ms"):
+        join(at(410), frames, TASK)
+    with pytest.raises(StaleError, match="at most 200 ms of age for all pictures together, got 310 ms from 'front"):
+        join(at(410), frames, TASK, None, AgeBudget(set_s=0.2, skew_s=None))
+
+
+def test_a_frozen_camera_is_refused():
+    budget = AgeBudget(frozen_s=0.2)
+    frame = {"front": seen(300)}
+    assert join(at(310), frame, TASK, None, budget, stills={"front": Still(at(100), 2)})
+    with pytest.raises(
+        FrozenError, match=r"new pixels on 'front/color', got the same for 201 ms \(3 pictures\)"
+    ) as got:
+        join(at(310), frame, TASK, None, budget, stills={"front": Still(at(99), 2)})
+    assert got.value.since_ns == at(99)
+    moved = {"front": Still(at(100), 2, 0.05)}
+    with pytest.raises(FrozenError, match=r"the same for 200 ms while the robot moved by 0\.05"):
+        join(at(310), frame, TASK, None, AgeBudget(), stills=moved)
+    assert join(at(310), frame, TASK, None, AgeBudget(frozen_moved=None), stills=moved)
+    assert join(at(310), frame, TASK, None, AgeBudget(), stills={"front": Still(at(100), 1, 0.05)}), "one may be late"
+
+
+@pytest.mark.parametrize("fields", [{"frame_s": 0.0}, {"cameras": {"a": -1.0}}, {"skew_s": 0.0}, {"frozen_s": -1.0}])
+def test_budgets_that_make_no_sense_are_refused(fields):
+    with pytest.raises(ConfigError, match=next(iter(fields))):
+        AgeBudget(**fields)
+
+
+def chunk(ms: float, rows: int = 50, x: float = 0.01) -> ActionChunk:
+    return ActionChunk(
+        sequence=int(ms),
+        time_ns=at(ms),
+        episode=1,
+        actions=((x,),) * rows,
+        control_hz=10,
+        valid_rows=rows,
+        produced_ns=at(ms),
+        frame_sequence=0,
+        seed=(0,),
+    )
+
+
+def test_no_chunk_outlives_the_age_of_its_picture():
+    queue = ChunkQueue(QueueConfig(max_age_s=0.5))
+    queue.push(chunk(0), at(10))
+    assert isinstance(queue.due(at(500)), Due)
+    assert queue.due(at(501)) == "expected a picture of at most 500 ms, got one of 501 ms"
+    voters = ChunkQueue(QueueConfig(mode="ensemble", votes=2, max_age_s=0.5))
+    voters.push(chunk(0), at(10))
+    voters.push(chunk(300), at(310))
+    due = [voters.due(at(ms)) for ms in (400, 600)]
+    assert [d.voters for d in due if isinstance(d, Due)] == [2, 1]
+
+
+def test_a_frozen_camera_stops_what_was_made_from_its_pictures():
+    controller = Controller(ControlConfig(LIMITS, ("delta",), hz=10))
+
+    def decide(ms: float, made: ActionChunk, refusal: Refusal | None = None) -> tuple[str, str]:
+        inputs = Inputs(task=TASK, robot=robot(ms), chunk=made, refusal=refusal)
+        decision = controller.decide(at(ms), inputs)
+        return decision.state, decision.reason
+
+    stale = Refusal(time_ns=at(250), episode=1, kind="stale", reason="late")
+    frozen = msgspec.structs.replace(stale, kind="frozen", time_ns=at(450), since_ns=at(100))
+    assert decide(100, chunk(50))[0] == "running"
+    assert decide(300, chunk(200), stale)[0] == "running", "what is merely late is bounded by its age"
+    assert decide(500, chunk(200), frozen) == ("hold", "no chunk yet")
+    assert decide(600, chunk(200), stale)[0] == "hold", "what was withdrawn stays so"
+    assert decide(700, chunk(650), stale)[0] == "running"
+
+
+def test_the_robots_own_word_has_an_age():
+    controller = Controller(ControlConfig(LIMITS, ("delta",), hz=10, state_s=0.2))
+
+    def reason(state: JointState | None) -> str:
+        return controller.decide(at(500), Inputs(task=TASK, robot=state, chunk=chunk(450))).reason
+
+    assert reason(robot(290)) == "expected at most 200 ms of age for 'robot/state', got 210 ms"
+    assert reason(robot(700)) == "expected a past time for 'robot/state', got one 200 ms ahead"
+    assert reason(None) == "robot/state is silent"
+    assert reason(robot(550)) == "", "a late tick may know more than it was planned for"
+
+
+def test_the_policy_publishes_what_it_refuses(tmp_path: Path):
+    budget = AgeBudget(frame_s=5.0, skew_s=5.0, frozen_s=0.05)
+    config = PolicyConfig(max_hz=50.0, more_cameras=("wrist",), budget=budget)
+    names = ["front/color", "wrist/color", "task", "robot/state"]
+    telemetry = Telemetry("policy")
+    heard: dict[str, Refusal] = {}
+    with (
+        closing(Policy.load(write_bundle(tmp_path / "bundle"))) as policy,
+        Subscriber(tmp_path, [topic(name) for name in names]) as inputs,
+        Subscriber(tmp_path, [topic("refusal")]) as hears,
+        Publisher(tmp_path, topic("chunk")) as chunks,
+        Publisher(tmp_path, topic("refusal")) as refusals,
+        Publisher(tmp_path, topic("front/color")) as front,
+        Publisher(tmp_path, topic("wrist/color")) as wrist,
+        Publisher(tmp_path, topic("task")) as tasks,
+    ):
+        loop = PolicyLoop(policy, inputs, chunks, telemetry, control_hz=5, config=config, refusals=refusals)
+        started = monotonic_ns()
+        deadline = time.monotonic() + 60
+        while not {"other", "frozen"} <= set(heard) and time.monotonic() < deadline:
+            now = monotonic_ns()
+            tasks.send(Task(time_ns=now, episode=1, instruction="go", started_ns=started))
+            front.send(Frame("front", now, picture(front.sent)))
+            if "other" in heard:  # before, nothing has come from the second camera
+                wrist.send(Frame("wrist", now, picture()))
+            loop.step()
+            hears.update(0.01)
+            if isinstance(newest := hears["refusal"].message, Refusal):
+                heard[newest.kind] = newest
+    message = heard["frozen"]
+    assert "new pixels on 'wrist/color', got the same for" in message.reason and message.since_ns is not None
+    assert telemetry.counters["refused_frozen"] >= 1 and telemetry.state == "refusing"
+    assert telemetry.counters["frames_used"] >= 1, "the second camera was well at first"
