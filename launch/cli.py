@@ -39,7 +39,7 @@ VERBS = (
     Verb("camera", "trimvla.launch.camera", "", "publish a camera, a video file or a test picture"),
     Verb("eval", "trimvla.launch.evaluate", "sim", "episodes in simulation: success rate and its interval", True),
     Verb("train", "trimvla.launch.train", "train", "behaviour cloning of the shipped policy; resumes", True),
-    Verb("trim", "trimvla.launch.trim", "export", "calibration frames to a plan: what is kept of a policy"),
+    Verb("trim", "trimvla.launch.trim", "export", "calibration frames to a plan: what is kept of a policy", True),
     Verb("export", "trimvla.launch.export", "export", "checkpoint to bundle: ONNX stages, manifest, parity report"),
     Verb("build", "trimvla.launch.build", "", "bundle to TensorRT engines for this device, cached"),
     Verb("verify", "trimvla.launch.verify", "export", "a bundle against torch, or torch against a reference"),
