@@ -75,7 +75,7 @@ def checkpoint_beside(directory: Path) -> CogAct:
     It is called like the bundle, or like the policy: bundles of one policy under several plans share it.
     """
     directory = directory.resolve()
-    names = dict.fromkeys((directory.name, str(bundles.load(directory).policy["name"])))
+    names = dict.fromkeys((directory.name, str(bundles.load(directory).policy.get("name", directory.name))))
     paths = [directory.with_name(f"{name}.safetensors") for name in names]
     found = next((path for path in paths if path.is_file()), None)
     if found is None:

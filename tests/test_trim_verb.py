@@ -57,16 +57,6 @@ def test_tokens_may_leave_later(folder: Path) -> None:
     assert (tokens.keep, tokens.after) == (6, 3)
 
 
-@pytest.mark.slow
-def test_a_shipped_bundle_is_trimmed_on_fresh_demonstrations(tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    assert cli.main(["trim", "tabletop", "--tokens", "56", "--frames", "8", "--out", str(path)]) == 0
-    provenance = load_plan(path).provenance
-    assert provenance is not None
-    assert provenance.frames == 8
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["plan.json", "plan.png"]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
