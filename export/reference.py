@@ -86,7 +86,11 @@ GROUPS = (
 
 
 def verify_reference(
-    directory: Path | str, groups: Sequence[Group] = GROUPS, through: Literal["torch", "onnx"] = "torch"
+    directory: Path | str,
+    groups: Sequence[Group] = GROUPS,
+    through: Literal["torch", "onnx"] = "torch",
+    *,
+    every_plan: bool = False,
 ) -> dict[str, Any]:
     """Compare our policy, with the directory's weights, against the stored arrays.
 
@@ -95,6 +99,7 @@ def verify_reference(
         groups: what to compare.
         through: "onnx" exports the stages and runs them in ONNX Runtime, for the groups that are `staged`; the
             others look inside the modules and always run in torch.
+        every_plan: export every plan that the arrays name; else those that `left_out_when_exported` leaves.
 
     Returns:
         {"ok", "compared": arrays, "failed": [{"group", "key", "reason"}], "absent": [groups without any array],
@@ -105,7 +110,7 @@ def verify_reference(
     """
     reference = open_reference(directory)
     with TemporaryDirectory() as graphs:
-        staged = exported(reference, Path(graphs)) if through == "onnx" else reference
+        staged = exported(reference, Path(graphs), every_plan) if through == "onnx" else reference
         rows = {group.name: compare_group(group, staged if group.staged else reference) for group in groups}
     result = report(rows)
     for group in groups:
@@ -114,9 +119,9 @@ def verify_reference(
     return result
 
 
-def exported(reference: Reference, directory: Path) -> Reference:
+def exported(reference: Reference, directory: Path, every_plan: bool) -> Reference:
     """The same reference with its stages exported into the directory."""
-    left_out = left_out_when_exported(list(reference.arrays))
+    left_out = () if every_plan else left_out_when_exported(list(reference.arrays))
     return replace(reference, stages=ExportedStages(reference.policy, directory), left_out=frozenset(left_out))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from trimvla.export.ablation import DENSE, ROWS, WHOLE, Amounts, Row, request
 from trimvla.export.benchmark import COMPILED, EAGER, Samples, Subject
 from trimvla.export.bundle import export_policy
 from trimvla.export.verify import checkpoint_beside
+from trimvla.launch.ablate_play import play
 from trimvla.launch.ablate_report import as_markdown, as_table, insert, summarise
 from trimvla.launch.bench import CAMERA_SHAPE
 from trimvla.launch.bench_subjects import Asked, Party, open_party, torch_subjects
@@ -40,13 +41,9 @@ from trimvla.policies.planner import make_plan
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan
-from trimvla.runtime.policy import Policy
-from trimvla.sim import rollout
-from trimvla.sim.actor import Actor
-from trimvla.sim.rollout import Outcome, Round, Setting
+from trimvla.sim.rollout import Outcome
 from trimvla.sim.workers import spread
 
-OUTCOMES = "outcomes.jsonl"
 MAIN = (DENSE, WHOLE)  # rows that play more episodes, and are compiled
 INSTRUCTION = "pick up the red cube"
 
@@ -152,7 +149,7 @@ def run(args: Args) -> Result:
         origin = Origin(dense, calibrate(args, dense, progress), work)
         made = make_bundles(args, origin, progress)
         samples, subjects = take_times(args, made, progress)
-        played = play(args, made, work, progress)
+        played = play_all(args, made, work, progress)
     result: Result = {"ok": True} | summarise(made, subjects, samples, played, args.margin)
     result["settings"] = {name: value for name, value in asdict(args).items() if name not in ("json", "work", "out")}
     save(result, args)
@@ -268,61 +265,11 @@ def own(party: Party, asked: Asked) -> Subject:
     return Subject(party.name, party.name, "onnxruntime", party.dense, calls)
 
 
-def play(args: Args, made: Mapping[str, Path], work: Path, progress: Progress) -> dict[str, list[Outcome]]:
+def play_all(args: Args, made: Mapping[str, Path], work: Path, progress: Progress) -> dict[str, list[Outcome]]:
     """Row -> its outcomes by rising seed; the dense bundle and the whole plan play the most seeds."""
-    main = {name: path for name, path in made.items() if name in MAIN}
-    others = {name: path for name, path in made.items() if name not in MAIN}
-    count = min(args.others, args.episodes)
-    played = play_some(args, main, args.episodes, work, progress) | play_some(args, others, count, work, progress)
+    played: dict[str, list[Outcome]] = {}
+    for is_main, episodes in ((True, args.episodes), (False, min(args.others, args.episodes))):
+        rows = {name: path for name, path in made.items() if (name in MAIN) == is_main}
+        seeds = range(args.seed, args.seed + episodes)
+        played |= play(rows, seeds, execute=args.execute, workers=args.workers, work=work, progress=progress)
     return {name: played[name] for name in made}
-
-
-def play_some(
-    args: Args, made: Mapping[str, Path], episodes: int, work: Path, progress: Progress
-) -> dict[str, list[Outcome]]:
-    """Some rows on the same seeds; what was played before is read back."""
-    setting = Setting(execute=args.execute)
-    what = repr(([(name, fingerprint(path)) for name, path in made.items()], setting))
-    path = work / f"{hashlib.sha256(what.encode()).hexdigest()[:12]}-{OUTCOMES}"
-    rounds = read_rounds(path)
-    seeds = range(args.seed, args.seed + episodes)
-    left = [seed for seed in seeds if seed not in rounds]
-    task = progress.add_task(f"episodes of {len(made)} rows", total=len(seeds), completed=len(seeds) - len(left))
-    with path.open("a") as file:
-        for played in spread(partial(rollout.play, partial(open_all, dict(made)), setting), left, args.workers):
-            rounds[next(iter(played.values())).seed] = played
-            file.write(json.dumps({name: asdict(outcome) for name, outcome in played.items()}) + "\n")
-            file.flush()
-            progress.advance(task)
-    return {name: [rounds[seed][name] for seed in seeds] for name in made}
-
-
-def fingerprint(bundle: Path) -> str:
-    """sha256 of a bundle's graphs."""
-    digest = hashlib.sha256()
-    for path in sorted(bundle.glob("*.onnx")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def read_rounds(path: Path) -> dict[int, Round]:
-    """Seeds that were played; a line that was cut off is not counted."""
-    rounds: dict[int, Round] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            played = {name: Outcome(**fields) for name, fields in json.loads(line).items()}
-        except ValueError:
-            continue
-        rounds[next(iter(played.values())).seed] = played
-    return rounds
-
-
-@contextmanager
-def open_all(made: Mapping[str, Path]) -> Iterator[Mapping[str, Actor]]:
-    """All bundles, in a process that plays."""
-    actors: dict[str, Policy] = {name: Policy.load(path, threads=1) for name, path in made.items()}
-    try:
-        yield actors
-    finally:
-        for actor in actors.values():
-            actor.close()

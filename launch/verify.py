@@ -28,6 +28,9 @@ class Args(Options):
     through: Literal["torch", "onnx"] = "torch"
     """With --reference: run the stages in torch, or export them and run the graphs."""
 
+    every_plan: bool = False
+    """With --through onnx: export every reading of the tokens at every count, not each reading once (minutes more)."""
+
 
 def run(args: Args) -> Result:
     """Verify one of the two; a table for people."""
@@ -36,7 +39,7 @@ def run(args: Args) -> Result:
     console = args.console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         progress.add_task("comparing", total=None)
-        result = _reference(args.reference, args.through) if args.reference else _bundle(str(args.bundle))
+        result = _reference(args.reference, args) if args.reference else _bundle(str(args.bundle))
     console.print(as_table(result))
     console.print("all agree" if result["ok"] else f"{len(result['failed'])} differ")
     for failure in result["failed"]:
@@ -44,10 +47,10 @@ def run(args: Args) -> Result:
     return result
 
 
-def _reference(directory: Path, through: Literal["torch", "onnx"]) -> Result:
+def _reference(directory: Path, args: Args) -> Result:
     from trimvla.export.reference import verify_reference
 
-    return verify_reference(directory, through=through)
+    return verify_reference(directory, through=args.through, every_plan=args.every_plan)
 
 
 def _bundle(name: str) -> Result:

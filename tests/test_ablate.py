@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from trimvla.export.ablation import DENSE, ROWS, Amounts, request
-from trimvla.launch.ablate import Args, read_rounds
+from trimvla.launch.ablate import Args
+from trimvla.launch.ablate_play import read_rounds
 from trimvla.launch.ablate_report import BEGIN, END, as_markdown, cells, insert
 from trimvla.policies.planner import Request
 from trimvla.runtime.errors import ConfigError

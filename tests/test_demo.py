@@ -132,9 +132,7 @@ def temporary(tmp_path: Path) -> dict[str, str]:
 
 
 def test_the_program_runs_processes_and_leaves_nothing(quick_demo: list[str], tmp_path: Path) -> None:
-    done = subprocess.run(
-        quick_demo, env=temporary(tmp_path), capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run(quick_demo, env=temporary(tmp_path), capture_output=True, text=True, timeout=120, check=False)
     result = json.loads(done.stdout.splitlines()[-1])
     assert set(result) >= PROMISED, done.stderr
     assert done.returncode == (0 if result["success"] else 1)

@@ -45,7 +45,8 @@ def test_official_patch_embedding_is_the_convolution(tmp_path, groups):
 def test_unused_groups_and_absent_dead_weights_are_fine(tmp_path, groups):
     del groups["llm_backbone"]["llm.lm_head.weight"]
     groups["ema_diffusion"] = {"net.whatever": torch.zeros(1)}
-    load_official(write_official(tmp_path, groups), TINY)
+    policy = load_official(write_official(tmp_path, groups), TINY)
+    assert "whatever" not in str(policy.state_dict().keys())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -70,3 +72,15 @@ def test_what_cannot_be_is_one_line(folder: Path, words: str, message: str, caps
     assert trim(folder, *words.split()) == 1
     assert message in capsys.readouterr().err
     assert not (folder / "plan.json").exists()
+
+
+@pytest.mark.slow
+def test_a_shipped_bundle_is_trimmed_on_fresh_demonstrations(tmp_path: Path) -> None:
+    """In a process of its own: how MuJoCo renders is chosen before its first import."""
+    path = tmp_path / "plan.json"
+    words = ("trim", "tabletop", "--tokens", "56", "--frames", "8", "--out", str(path))
+    subprocess.run([sys.executable, "-m", "trimvla.launch.cli", *words], check=True, timeout=300)
+    provenance = load_plan(path).provenance
+    assert provenance is not None
+    assert provenance.frames == 8
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["plan.json", "plan.png"]
