@@ -86,16 +86,18 @@ def shortest(call: Callable[[], object], trial_s: float) -> float:
     return min(took) / 1e9
 
 
-def floors(cfg: PolicyConfig, plan: Plan, prompt: int, machine: Machine) -> dict[str, Floor]:
+def floors(
+    cfg: PolicyConfig, plan: Plan, prompt: int, machine: Machine, *, weight_bytes: int = FLOAT32_BYTES
+) -> dict[str, Floor]:
     """The floor of every stage under a plan, for a prompt of so many ids, and their sum as "total"."""
     costs = stage_costs(cfg, shape_of(cfg, plan), prompt)
-    found = {name: floor(cost, machine) for name, cost in costs.items()}
+    found = {name: floor(cost, machine, weight_bytes) for name, cost in costs.items()}
     limits = {each.by for each in found.values()}
     return {**found, "total": Floor(sum(each.ms for each in found.values()), " and ".join(sorted(limits)))}
 
 
-def floor(cost: Cost, machine: Machine) -> Floor:
-    """The floor of one stage."""
+def floor(cost: Cost, machine: Machine, weight_bytes: int = FLOAT32_BYTES) -> Floor:
+    """The floor of one stage, with weights of so many bytes each."""
     by_operations = cost.flops / machine.gflops / 1e6
-    by_bytes = FLOAT32_BYTES * cost.parameters / machine.gbytes_per_s / 1e6
+    by_bytes = weight_bytes * cost.parameters / machine.gbytes_per_s / 1e6
     return Floor(by_operations, "operations") if by_operations >= by_bytes else Floor(by_bytes, "bytes")

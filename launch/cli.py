@@ -44,6 +44,7 @@ VERBS = (
     Verb("build", "trimvla.launch.build", "", "bundle to TensorRT engines for this device, cached"),
     Verb("verify", "trimvla.launch.verify", "export", "a bundle against torch, or torch against a reference"),
     Verb("cost", "trimvla.launch.cost", "export", "parameters, operations and bytes of a policy under a plan"),
+    Verb("gpu-bench", "trimvla.launch.gpu_bench", "", "latency of a full-size policy on a GPU, with random weights"),
     Verb("bench", "trimvla.launch.bench", "", "latency of a bundle, layer by layer"),
     Verb("ablate", "trimvla.launch.ablate", "export", "every part of a plan: success, time and cost", True),
     Verb("record", "trimvla.launch.record", "record", "write what travels in a running system to an MCAP file"),
@@ -152,7 +153,7 @@ def unknown_verb(name: str) -> str:
 
 def overview() -> str:
     """The text of `trimvla --help`, from the table."""
-    rows = "\n".join(f"  {verb.name:<9}{verb.summary}" for verb in VERBS)
+    rows = "\n".join(f"  {verb.name:<11}{verb.summary}" for verb in VERBS)
     return (
         "usage: trimvla VERB [options]\n\n"
         "Trim, export and run vision-language-action policies on a robot's own computer.\n\n"

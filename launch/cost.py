@@ -9,10 +9,9 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options, Result
-from trimvla.policies.config import PRESETS, PolicyConfig
+from trimvla.policies.config import PolicyConfig, find_preset
 from trimvla.policies.cost import Shape, report, shape_by_counts, shape_of
 from trimvla.policies.memory import BOARDS, GIB, fit_rows
-from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import TokenPlan, TokenSelector, load_plan
 
 # EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP and interval 5.
@@ -66,13 +65,6 @@ def run(args: Args) -> Result:
         result["boards"] = fit_rows(cfg, named_shapes(cfg, shape))
         args.console().print(board_table(cfg.name, result["boards"]))
     return {"preset": cfg.name, **result, "ratio_to_dense": shares}
-
-
-def find_preset(name: str) -> PolicyConfig:
-    """The config; ConfigError lists the names."""
-    if name not in PRESETS:
-        raise ConfigError(f"expected --preset as one of {sorted(PRESETS)}, got {name!r}")
-    return PRESETS[name]
 
 
 def wanted_shape(args: Args, cfg: PolicyConfig) -> Shape:

@@ -223,3 +223,10 @@ PRESETS: dict[str, PolicyConfig] = {
     },
     "tabletop": TABLETOP,
 }
+
+
+def find_preset(name: str) -> PolicyConfig:
+    """The config; ConfigError lists the names."""
+    if name not in PRESETS:
+        raise ConfigError(f"expected --preset as one of {sorted(PRESETS)}, got {name!r}")
+    return PRESETS[name]

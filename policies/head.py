@@ -36,7 +36,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """int or float[b] -> float[b, width]."""
-        return self.mlp(frequency_embedding(t, self.frequency))
+        return self.mlp(frequency_embedding(t, self.frequency).to(self.mlp[0].weight.dtype))
 
 
 class ActionEmbedder(nn.Module):
@@ -48,7 +48,7 @@ class ActionEmbedder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[b, H, A] -> float[b, H, width]."""
-        return self.linear(x)
+        return self.linear(x.to(self.linear.weight.dtype))
 
 
 class ConditionEmbedder(nn.Module):

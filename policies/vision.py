@@ -58,7 +58,7 @@ class PatchEmbed(nn.Module):
         b, channels, height, width = pixels.shape
         p = self.patch_size
         grid = pixels.reshape(b, channels, height // p, p, width // p, p)
-        return self.proj(grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
+        return self.proj(grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2).to(self.proj.weight.dtype))
 
 
 class Vit(nn.Module):
@@ -76,7 +76,7 @@ class Vit(nn.Module):
 
     def normalise(self, image: Tensor) -> Tensor:
         """uint8[b, S, S, 3] RGB -> float[b, 3, S, S], standardised with this encoder's mean and std."""
-        mean, std = (image.new_tensor(values, dtype=torch.float32) for values in (self.mean, self.std))
+        mean, std = (_constants(values, image) for values in (self.mean, self.std))
         return ((image.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
 
     def embed(self, pixels: Tensor) -> Tensor:
@@ -91,6 +91,13 @@ class Vit(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x[:, self.prefix :]
+
+
+def _constants(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """float32[n] on another tensor's device; filled there, for a copy from the host ends a CUDA graph's capture."""
+    if like.is_cuda:
+        return torch.cat([torch.full((1,), value, device=like.device) for value in values])
+    return like.new_tensor(values, dtype=torch.float32)
 
 
 def build_projector(cfg: PolicyConfig) -> nn.Sequential:
