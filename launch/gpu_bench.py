@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -227,9 +228,7 @@ def missing_backends() -> list[str]:
             notes.append("ONNX Runtime CUDA: not measured, this onnxruntime has no CUDA provider")
     except ImportError:
         notes.append("ONNX Runtime CUDA: not measured, onnxruntime is not installed")
-    try:
-        import tensorrt  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
+    if find_spec("tensorrt") is None:
         notes.append("TensorRT: not measured, tensorrt is not installed")
     return notes
 
@@ -268,4 +267,4 @@ def summarise(bench: Bench, samples: Samples, machine: Machine, dtype: torch.dty
 
 
 if __name__ == "__main__":
-    run(Args(**({"out": Path(sys.argv[1])} if len(sys.argv) > 1 else {})))
+    run(Args(out=Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks")))

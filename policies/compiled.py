@@ -27,7 +27,8 @@ def compile_blocks(policy: CogAct, backend: str = "inductor") -> CogAct:
 def _compile_below(module: Module, backend: str) -> Module:
     made = shallow(module)
     if isinstance(made, BLOCKS):
-        made.forward = torch.compile(made.forward, backend=backend, dynamic=False, fullgraph=True)
+        compiled = torch.compile(made.forward, backend=backend, dynamic=False, fullgraph=True)
+        object.__setattr__(made, "forward", compiled)
         return made
     for name, part in module.named_children():
         made._modules[name] = _compile_below(part, backend)
