@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from rich.table import Table
 
+from trimvla.launch.jetson_state import read_state
 from trimvla.launch.options import Options, Result
 from trimvla.launch.probes import ask
 
@@ -65,6 +67,7 @@ def examine() -> Result:
         "cameras": sorted(str(path) for path in Path("/dev").glob("video*")),
         "timer": timer_jitter(),
         "realtime": ask("realtime"),
+        "board": read_state().as_dict(),
     }
     missing = [name for name in PACKAGES if result["packages"][name] is None]
     result["advice"] = advice(result)
@@ -152,7 +155,7 @@ def advice(result: Result) -> list[str]:
     extras = {extra for name, extra in OPTIONAL_PACKAGES.items() if result["packages"][name] is None}
     lines += [f"pip install 'trimvla[{extra}]'   (for the verbs that {extra})" for extra in sorted(extras)]
     lines += rendering_advice(result)
-    lines += gpu_advice(result)
+    lines += gpu_advice(result) + read_state().advice()
     if is_intel() and "OpenVINOExecutionProvider" not in result["backends"]:
         lines.append("pip install 'trimvla[openvino]'   (a faster provider on this Intel processor)")
     return lines
@@ -196,11 +199,27 @@ def as_table(result: Result) -> Table:
     for name, answer in result["rendering"].items():
         table.add_row(f"rendering, {name}", mark(answer, f"{answer.get('ms')} ms a 128x128 frame"))
     table.add_row("cameras", ", ".join(result["cameras"]) or "none")
+    for name, text in board_rows(result["board"]):
+        table.add_row(name, text)
     timer = result["timer"]
     table.add_row("timer", f"wakes {timer['p50_us']:.0f} us late (p99 {timer['p99_us']:.0f} us)")
     realtime = result["realtime"]
     table.add_row("real time", mark(realtime, ", ".join(realtime.get("granted", []))))
     return table
+
+
+def board_rows(board: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Jetson release and power mode, clocks, the hottest zone; only what the machine tells."""
+    if board["release"] is not None:
+        yield "Jetson", f"{board['release']}, power mode {board['power_mode'] or 'unknown'}"
+    clocks = [clock for clock in board["clocks"] if clock["now_mhz"] is not None]
+    if clocks:
+        yield (
+            "clocks",
+            ", ".join(f"{each['name']} {each['now_mhz']:.0f} of {each['most_mhz'] or 0:.0f} MHz" for each in clocks),
+        )
+    if board["hottest"] is not None:
+        yield "hottest", f"{board['hottest'][0]}, {board['hottest'][1]:.0f} degrees Celsius"
 
 
 def mark(answer: dict[str, Any], detail: str = "") -> str:

@@ -1,0 +1,123 @@
+"""What a Jetson says of itself: release, power mode, clocks, temperatures. Most of it any Linux says too.
+
+Reads files below a root and changes nothing; what is not there is None. Says in one line what slows the board down.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trimvla.runtime.device import tegra_release
+
+HOT_C = 90.0  # Orin's modules begin to slow down a little above
+ROOT = Path("/")
+
+
+@dataclass(frozen=True)
+class Clock:
+    """One clock: where it stands and the most that it may reach, and could reach [MHz]."""
+
+    name: str
+    now_mhz: float | None
+    allowed_mhz: float | None
+    most_mhz: float | None
+
+
+@dataclass(frozen=True)
+class State:
+    """Of one board; None and empty where it does not tell."""
+
+    release: str | None
+    power_mode: str | None
+    clocks: tuple[Clock, ...]
+    hottest: tuple[str, float] | None
+    """Name and temperature [degrees Celsius] of the hottest zone."""
+
+    @property
+    def is_jetson(self) -> bool:
+        """Whether this is one at all."""
+        return self.release is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def advice(self) -> list[str]:
+        """What slows this board down, one line each; nothing on other machines."""
+        if not self.is_jetson:
+            return []
+        lines = [
+            f"jetson_clocks   ({clock.name} may reach {clock.allowed_mhz:.0f} of {clock.most_mhz:.0f} MHz)"
+            for clock in self.clocks
+            if clock.allowed_mhz and clock.most_mhz and clock.allowed_mhz < clock.most_mhz
+        ]
+        if self.power_mode is not None and "MAXN" not in self.power_mode:
+            lines.append(f"nvpmodel -m 0   (the power mode is {self.power_mode}; the fastest is MAXN)")
+        if self.hottest is not None and self.hottest[1] >= HOT_C:
+            lines.append(f"cool the board   ({self.hottest[0]} is at {self.hottest[1]:.0f} degrees: it slows down)")
+        return lines
+
+
+def read_state(root: Path = ROOT) -> State:
+    """This machine's state, from the files below `root`."""
+    release = read(root / "etc/nv_tegra_release")
+    zones = sorted(temperatures(root), key=lambda zone: zone[1])
+    return State(
+        release=None if release is None else tegra_release(release),
+        power_mode=power_mode(root),
+        clocks=tuple(clocks(root)),
+        hottest=zones[-1] if zones else None,
+    )
+
+
+def power_mode(root: Path) -> str | None:
+    """Name of the mode that nvpmodel set, or its number where the table of names is not readable."""
+    found = re.search(r"pmode:(\d+)", read(root / "var/lib/nvpmodel/status") or "")
+    if found is None:
+        return None
+    number = int(found[1])
+    named = re.findall(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\w+)", read(root / "etc/nvpmodel.conf") or "")
+    names = {int(mode): name for mode, name in named}
+    return names.get(number, str(number))
+
+
+def clocks(root: Path) -> Iterator[Clock]:
+    """CPU 0 and the GPU, where the kernel shows them."""
+    cpu = root / "sys/devices/system/cpu/cpu0/cpufreq"
+    if cpu.is_dir():
+        yield Clock("CPU", *(megahertz(cpu / name, 1e3) for name in CPU_FILES))
+    for device in sorted((root / "sys/class/devfreq").glob("*")):
+        if re.search(r"gpu|gv11b|ga10b|gb10b", device.name):
+            now, allowed = (megahertz(device / name, 1e6) for name in ("cur_freq", "max_freq"))
+            steps = [int(step) / 1e6 for step in (read(device / "available_frequencies") or "").split()]
+            yield Clock("GPU", now, allowed, max(steps, default=allowed))
+
+
+CPU_FILES = ("scaling_cur_freq", "scaling_max_freq", "cpuinfo_max_freq")
+
+
+def megahertz(path: Path, unit: float) -> float | None:
+    """A frequency that is written in units of so many per MHz."""
+    text = read(path)
+    return int(text) / unit if text and text.isdigit() else None
+
+
+def temperatures(root: Path) -> Iterator[tuple[str, float]]:
+    """Every thermal zone's name and temperature [degrees Celsius]; zones that are off are passed over."""
+    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        text = read(zone / "temp")
+        if text is not None and text.lstrip("-").isdigit() and int(text) > 0:
+            yield read(zone / "type") or zone.name, int(text) / 1e3
+
+
+def read(path: Path) -> str | None:
+    """A small file's text; None where it cannot be read."""
+    try:
+        return path.read_text().strip("\0\n ")
+    except OSError:
+        return None
