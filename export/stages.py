@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trimvla.policies.cachers import CachedDit
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
-from trimvla.policies.diffusion import guided
+from trimvla.policies.diffusion import Known, guided
 from trimvla.policies.trimmed_language import TrimmedDecoder
 from trimvla.runtime.manifest import PromptSpec, StageSpec, TensorSpec
 from trimvla.runtime.plan import Plan
@@ -76,6 +76,14 @@ class ActionStage(nn.Module):
         return self.policy.act(cognition, noise)
 
 
+class GuidedActionStage(ActionStage):
+    """The same, with rows that are known: frozen or guided towards (real-time chunking)."""
+
+    def forward(self, cognition: Tensor, noise: Tensor, known: Tensor, weight: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As `ActionStage.forward`; float[1, H, A] and float[1, H, 1] from 0 (free) to 1 (frozen)."""
+        return self.policy.act(cognition, noise, Known(known, weight))
+
+
 class FullStep(nn.Module):
     """One sampler step that runs the head's blocks: predicted noise, and what the blocks added to the stream."""
 
@@ -108,6 +116,8 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     tolerance: float
+    weights_of: str | None = None
+    """The stage in whose file this one's weights are, where it has the same."""
 
 
 STAGES = (
@@ -117,6 +127,14 @@ STAGES = (
 )
 
 
+GUIDED = Stage(
+    "action_guided",
+    GuidedActionStage,
+    ("cognition", "noise", "known", "weight"),
+    ("guided_actions",),
+    SAMPLED_TOLERANCE,
+    weights_of="action",
+)
 KEPT = Stage("language", KeptLanguageStage, STAGES[1].inputs, ("cognition", "kept"), 1e-4)
 STEP_STAGES = (
     Stage("action_full", FullStep, ("cognition", "x", "t"), ("epsilon", "residual"), 1e-4),
@@ -124,9 +142,10 @@ STEP_STAGES = (
 )
 
 
-def stages_under(plan: Plan) -> tuple[Stage, ...]:
-    """The stages of a policy under a plan."""
-    return STAGES if plan.tokens is None else (STAGES[0], KEPT, STAGES[2])
+def stages_under(plan: Plan, guided: bool = False) -> tuple[Stage, ...]:
+    """The stages of a policy under a plan; `guided` with the optional one."""
+    stages = STAGES if plan.tokens is None else (STAGES[0], KEPT, STAGES[2])
+    return (*stages, GUIDED) if guided else stages
 
 
 def guidance_scale(policy: CogAct) -> float:
@@ -148,6 +167,9 @@ def tensor_specs(cfg: PolicyConfig, plan: Plan = DENSE) -> dict[str, TensorSpec]
         TensorSpec("cognition", "float32", (1, width)),
         TensorSpec("noise", "float32", chunk),
         TensorSpec("actions", "float32", chunk),
+        TensorSpec("known", "float32", chunk),
+        TensorSpec("weight", "float32", (1, cfg.head.horizon, 1)),
+        TensorSpec("guided_actions", "float32", chunk),
         TensorSpec("kept", "int64", (1, kept)),
         TensorSpec("x", "float32", chunk),
         TensorSpec("t", "float32", (1,)),
@@ -196,12 +218,29 @@ def example_inputs(cfg: PolicyConfig, bucket: int, generator: torch.Generator) -
     }
 
 
-def walk(policy: CogAct, tensors: dict[str, Tensor]) -> Iterator[tuple[Stage, dict[str, Tensor], dict[str, Tensor]]]:
-    """Run the stages in torch, in order; yield each with its inputs and its outputs. Adds outputs to `tensors`."""
-    for stage in stages_under(policy.plan):
+def walk(
+    policy: CogAct, tensors: dict[str, Tensor], guided: bool = False
+) -> Iterator[tuple[Stage, dict[str, Tensor], dict[str, Tensor]]]:
+    """Run the stages in torch, in order; yield each with its inputs and its outputs. Adds outputs to `tensors`.
+
+    Where the optional stage is `guided`, the chunk that was sampled without it, three rows on, is what is known.
+    """
+    for stage in stages_under(policy.plan, guided):
+        if stage is GUIDED:
+            tensors |= known_rows(tensors["actions"])
         inputs = {name: tensors[name] for name in stage.inputs}
         with torch.no_grad():
             result = stage.module(policy)(**inputs)
         outputs = dict(zip(stage.outputs, result if isinstance(result, tuple) else (result,), strict=True))
         tensors.update(outputs)
         yield stage, inputs, outputs
+
+
+def known_rows(actions: Tensor, shift: int = 3) -> dict[str, Tensor]:
+    """Inputs for the guided stage: float[1, H, A] `shift` rows on, two frozen, then ever less guided, the last free."""
+    ahead = actions.shape[1] - shift
+    known = torch.zeros_like(actions)
+    known[:, :ahead] = actions[:, shift:]
+    weight = torch.zeros(1, actions.shape[1], 1)
+    weight[0, :ahead, 0] = torch.linspace(1.0 + 2.0 / ahead, 0.0, ahead).clamp(max=1.0)
+    return {"known": known, "weight": weight}

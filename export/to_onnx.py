@@ -2,12 +2,14 @@
 
 The graph comes from torch's exporter; then everything that tells of the machine that made it (stack traces, module
 scopes) is removed, and weights that half precision holds exactly are stored in half behind a Cast, which every backend
-folds while loading. Files beyond protobuf's limit keep their weights beside the graph. Knows nothing of bundles.
+folds while loading. Files beyond protobuf's limit keep their weights beside the graph; a stage with the weights of
+another one reads them from that one's file. Knows nothing of bundles.
 """
 
 from __future__ import annotations
 
 import logging
+import mmap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +22,12 @@ import torch
 
 from trimvla.export.stages import PROMPT_AXIS, Stage, tensor_specs
 from trimvla.policies.cogact import CogAct
-from trimvla.runtime.manifest import TensorSpec
+from trimvla.runtime.manifest import TensorSpec, sha256_of
 
 OPSET = 20
 IR_VERSION = 10  # what ONNX Runtime 1.18 and TensorRT 10.3 read
 INLINE_LIMIT = 1 << 30  # bytes of weights; protobuf itself ends at 2 GiB
+SHARED_FROM = 512  # bytes; below, a reference costs more than it saves
 HALF_FROM = 1024  # elements; below, a Cast costs more than it saves
 
 
@@ -33,11 +36,51 @@ def export_stage(policy: CogAct, stage: Stage, path: Path) -> list[Path]:
     model = build_graph(policy, stage)
     strip(model)
     store_in_half(model)
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if stage.weights_of is not None:
+        share_weights(model, path, path.with_name(f"{stage.weights_of}.onnx"))
+    weights = sum(tensor.nbytes for tensor in own_weights(model))
     beside = f"{path.name}.data" if weights > INLINE_LIMIT else None
     ir.save(model, path, external_data=beside)
     onnx.checker.check_model(str(path), full_check=True)
     return [path] if beside is None else [path, path.with_name(beside)]
+
+
+def own_weights(model: ir.Model) -> list[ir.TensorProtocol]:
+    """Those that are not in another file."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return [tensor for tensor in tensors if tensor is not None and not isinstance(tensor, ir.ExternalTensor)]
+
+
+def share_weights(model: ir.Model, path: Path, owner: Path) -> None:
+    """Let every weight that lies in another stage's file be read from there: ONNX's external data, at its offset.
+
+    The owner's sha256 is written into the graph, so that what is built from it is of these weights and no others.
+    """
+    for file in (owner, owner.with_name(f"{owner.name}.data")):
+        if not file.exists():
+            continue
+        model.metadata_props[f"sha256 of {file.name}"] = sha256_of(file)
+        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            _point_into(model, content, file.name, path.parent)
+
+
+def _point_into(model: ir.Model, content: mmap.mmap, location: str, directory: Path) -> None:
+    """Weights follow each other in much the same order: the search goes on where the last one was found."""
+    place = 0
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes < SHARED_FROM:
+            continue
+        raw = tensor.tobytes()
+        found = content.find(raw, place)
+        place = content.find(raw) if found < 0 else found
+        if place >= 0:
+            shape = ir.Shape(tensor.shape)
+            outside = ir.ExternalTensor(
+                location, place, len(raw), tensor.dtype, shape=shape, name=name, base_dir=directory
+            )
+            value.const_value = outside
+        place = max(place, 0)
 
 
 def build_graph(policy: CogAct, stage: Stage) -> ir.Model:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from trimvla.policies.config import PolicyConfig
-from trimvla.policies.diffusion import ddim_sample
+from trimvla.policies.diffusion import Known, ddim_sample
 from trimvla.policies.head import Dit
 from trimvla.policies.language import Decoder
 from trimvla.policies.vision import VisionTower
@@ -27,8 +27,8 @@ class CogAct(nn.Module):
         self.language = Decoder(cfg.language)
         self.head = Dit(cfg.head, condition=cfg.language.width)
 
-    def act(self, cognition: Tensor, noise: Tensor) -> Tensor:
-        """float[b, D], float[b, H, A] -> float[b, H, A]: sample with the configured steps and guidance."""
+    def act(self, cognition: Tensor, noise: Tensor, known: Known | None = None) -> Tensor:
+        """float[b, D], float[b, H, A] -> float[b, H, A]: sample with the configured steps; `known` rows guide it."""
         diffusion = self.cfg.diffusion
         return ddim_sample(
             self.head,
@@ -37,6 +37,7 @@ class CogAct(nn.Module):
             train_steps=diffusion.train_steps,
             steps=diffusion.inference_steps,
             guidance=diffusion.guidance,
+            known=known,
         )
 
     def forward(self, image: Tensor, input_ids: Tensor, last: Tensor, noise: Tensor) -> Tensor:

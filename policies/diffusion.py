@@ -76,6 +76,15 @@ class DdimStep:
         x0 = math.sqrt(1.0 / self.kept) * x - math.sqrt(1.0 / self.kept - 1.0) * epsilon
         return math.sqrt(self.kept_next) * x0 + math.sqrt(1.0 - self.kept_next) * epsilon, x0
 
+    @property
+    def pull(self) -> float:
+        """How much of a change to the predicted clean actions arrives in the actions after the step.
+
+        The noise is changed with them, so that both still explain what the step began with.
+        """
+        along = math.sqrt((1.0 - self.kept_next) * self.kept / (1.0 - self.kept))
+        return math.sqrt(self.kept_next) - along
+
 
 def ddim_steps(train_steps: int, steps: int) -> list[DdimStep]:
     """The sampler as a table, in visiting order."""
@@ -109,16 +118,39 @@ def _timestep(x: Tensor, t: int | Tensor, count: int) -> Tensor:
     return torch.full((count,), float(t), device=x.device)
 
 
-def ddim_trajectory(epsilon: Epsilon, noise: Tensor, steps: list[DdimStep]) -> Iterator[tuple[Tensor, Tensor]]:
+@dataclass(frozen=True)
+class Known:
+    """What an action chunk is guided towards: `actions` float[b, H, A], normalised, and how much, float[b, H, 1].
+
+    Weight 1 keeps a row as it is known, 0 leaves it to the sampler. See docs/CHUNKS.md.
+    """
+
+    actions: Tensor
+    weight: Tensor
+
+
+def ddim_trajectory(
+    epsilon: Epsilon, noise: Tensor, steps: list[DdimStep], known: Known | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (actions after the step, predicted clean actions) for each step, from float[b, H, A] noise."""
     x = noise
     for step in steps:
         x, x0 = step.apply(x, epsilon(x, step.t))
+        if known is not None:
+            change = known.weight * (known.actions - x0)
+            x, x0 = x + step.pull * change, x0 + change
         yield x, x0
 
 
 def ddim_sample(
-    net: Dit | CachedDit, cognition: Tensor, noise: Tensor, *, train_steps: int, steps: int, guidance: float
+    net: Dit | CachedDit,
+    cognition: Tensor,
+    noise: Tensor,
+    *,
+    train_steps: int,
+    steps: int,
+    guidance: float,
+    known: Known | None = None,
 ) -> Tensor:
     """Sample an action chunk.
 
@@ -129,9 +161,10 @@ def ddim_sample(
         train_steps: length of the training schedule.
         steps: DDIM steps.
         guidance: classifier-free guidance scale.
+        known: rows that are known, and how much they count.
 
     Returns:
         float[b, H, A], normalised and not clipped.
     """
-    trajectory = ddim_trajectory(guided(net, cognition, guidance), noise, ddim_steps(train_steps, steps))
+    trajectory = ddim_trajectory(guided(net, cognition, guidance), noise, ddim_steps(train_steps, steps), known)
     return list(trajectory)[-1][0]

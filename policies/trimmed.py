@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trimvla.policies.cachers import CachedDit
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
-from trimvla.policies.diffusion import ddim_sample, timesteps
+from trimvla.policies.diffusion import Known, ddim_sample, timesteps
 from trimvla.policies.trimmed_language import TrimmedDecoder
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan, TokenPlan, unmask
@@ -87,7 +87,7 @@ class TrimmedCogAct(CogAct):
         self.language = TrimmedDecoder(dense.language, plan)
         self.train(dense.training)
 
-    def act(self, cognition: Tensor, noise: Tensor) -> Tensor:
+    def act(self, cognition: Tensor, noise: Tensor, known: Known | None = None) -> Tensor:
         """See `CogAct.act`; with the plan's steps, guidance and schedule."""
         plan, diffusion = self.plan, self.cfg.diffusion
         return ddim_sample(
@@ -97,4 +97,5 @@ class TrimmedCogAct(CogAct):
             train_steps=diffusion.train_steps,
             steps=sampler_steps(plan, self.cfg),
             guidance=diffusion.guidance if plan.guidance is None else plan.guidance,
+            known=known,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 from trimvla.runtime.chunks import ALPHA, blend
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, to_ns
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.manifest import ActionKind
 from trimvla.runtime.messages import ActionChunk
 
-Mode = Literal["latest", "ensemble"]
+Mode = Literal["latest", "ensemble", "blend"]
+MAX_FADING = 8  # chunks that fade into each other at once; older ones weigh next to nothing
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,28 @@ class QueueConfig:
     """How chunks become actions."""
 
     mode: Mode = "latest"
-    """`latest`: the newest chunk decides. `ensemble`: the newest ones vote, as CogACT's adaptive ensemble."""
+    """`latest`: the newest chunk decides. `ensemble`: the newest ones vote, as CogACT's adaptive ensemble. `blend`: from
+    what is left of the old chunk to the new one in equal steps. Real-time chunking is the policy's affair
+    (`policy.rtc`), with `latest` here."""
     votes: int = 2
     """Chunks that vote in an ensemble."""
     alpha: float = ALPHA
+    blend_s: float = 0.4
+    """How long the old chunk still counts in a blend; the gripper follows the new one at once."""
+    max_jump: tuple[float, ...] = ()
+    """By how much a command may differ from the one before, per dimension, where a chunk follows another; what is left
+    is caught up at the same pace. By default the gate's `max_change`."""
     max_age_s: float = 2.0
     """Of the picture behind an action, whatever its chunk says about its valid rows."""
     actuation_s: float = 0.0
     """From a command's sending to the robot's motion: a picture taken in that time does not show the command yet."""
 
     def __post_init__(self) -> None:
-        if self.mode not in ("latest", "ensemble"):
-            raise ConfigError(f"expected latest or ensemble, got {self.mode!r} for 'mode'")
+        if self.mode not in ("latest", "ensemble", "blend"):
+            raise ConfigError(f"expected latest, ensemble or blend, got {self.mode!r} for 'mode'")
+        if not self.blend_s > 0 or not all(bound > 0 for bound in self.max_jump):
+            numbers = f"{self.blend_s} and {list(self.max_jump)}"
+            raise ConfigError(f"expected numbers above 0 for 'blend_s' and 'max_jump', got {numbers}")
         if self.votes < 1 or self.actuation_s < 0:
             raise ConfigError(f"expected 'votes' >= 1 and 'actuation_s' >= 0, got {self.votes} and {self.actuation_s}")
         if not self.max_age_s > 0:
@@ -68,11 +81,15 @@ def row_at(chunk: ActionChunk, now_ns: int, actuation_ns: int = 0) -> int:
 class ChunkQueue:
     """The last chunks of one episode."""
 
-    def __init__(self, config: QueueConfig | None = None) -> None:
+    def __init__(self, config: QueueConfig | None = None, kinds: Sequence[ActionKind] = ()) -> None:
+        """`kinds` of the action's dimensions: a gripper is not blended."""
         self._config = config or QueueConfig()
         self._actuation_ns, self._max_age_ns = to_ns(self._config.actuation_s), to_ns(self._config.max_age_s)
-        kept = self._config.votes if self._config.mode == "ensemble" else 1
+        self._gripper = [index for index, kind in enumerate(kinds) if kind == "gripper"]
+        kept = {"latest": 1, "ensemble": self._config.votes, "blend": MAX_FADING}[self._config.mode]
         self._chunks: deque[ActionChunk] = deque(maxlen=kept)
+        self._since: dict[int, int] = {}
+        """When each of them came, by the time of its picture [ns]."""
 
     def reset(self) -> None:
         """Forget all chunks."""
@@ -83,6 +100,7 @@ class ChunkQueue:
         newest = self._chunks[-1].time_ns if self._chunks else -1
         if chunk.time_ns > newest and row_at(chunk, now_ns) >= 0:
             self._chunks.append(chunk)
+            self._since = {kept.time_ns: self._since.get(kept.time_ns, now_ns) for kept in self._chunks}
 
     def withdraw(self, start_ns: int, end_ns: int) -> None:
         """Forget the chunks that were made from pictures captured after `start_ns` and until `end_ns`."""
@@ -103,9 +121,34 @@ class ChunkQueue:
             chunk, row = rows[-1]
             return f"chunk {chunk.sequence} is not due: row {row} of {chunk.valid_rows} valid ones"
         chunk, row = voters[-1]
-        return Due(self._blend(voters), chunk, row, len(voters))
+        return Due(self._merge(voters, now_ns), chunk, row, len(voters))
 
-    def _blend(self, voters: list[tuple[ActionChunk, int]]) -> NDArray[np.float64]:
+    def _merge(self, voters: list[tuple[ActionChunk, int]], now_ns: int) -> NDArray[np.float64]:
         """What is not finite stays so, for the gate to refuse."""
         predictions = np.array([chunk.actions[row] for chunk, row in voters])
-        return blend(predictions, self._config.alpha) if len(voters) > 1 else predictions[0]
+        if len(voters) == 1:
+            return predictions[0]
+        if self._config.mode == "ensemble":
+            return blend(predictions, self._config.alpha)
+        return fade(predictions, [self._progress(chunk, now_ns) for chunk, _ in voters], self._gripper)
+
+    def _progress(self, chunk: ActionChunk, now_ns: int) -> float:
+        """Of a chunk's taking over, above 0 and up to 1: the first command after it came already moves its way."""
+        waited = (now_ns - self._since[chunk.time_ns]) * chunk.control_hz / NS_PER_S
+        return min(1.0, (waited + 1.0) / (self._config.blend_s * chunk.control_hz + 1.0))
+
+
+def fade(predictions: NDArray[np.float64], progress: Sequence[float], gripper: Sequence[int]) -> NDArray[np.float64]:
+    """One chunk after the other takes over from those before it.
+
+    Args:
+        predictions: float64[n, D] for one moment, the newest chunk's last.
+        progress: of each chunk, from 0 to 1; the first one's does not matter.
+        gripper: dimensions that are the newest's alone.
+    """
+    action = predictions[0]
+    for prediction, share in zip(predictions[1:], progress[1:], strict=True):
+        action = prediction if share == 1.0 else (1.0 - share) * action + share * prediction
+    faded = action.copy()
+    faded[list(gripper)] = predictions[-1][list(gripper)]
+    return faded

@@ -59,6 +59,7 @@ class ControlLoop:
     def _count(self, decision: Decision, command: Command, sent_ns: int) -> None:
         self._telemetry.count("holds" if command.kind == "hold" else "actions")
         self._telemetry.count("gated", decision.gated)
+        self._telemetry.count("eased", decision.eased)
         if command.captured_ns is not None:
             age_ns = sent_ns - command.captured_ns
             self._telemetry.time_ns("action_age", age_ns)

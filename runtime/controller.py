@@ -24,6 +24,7 @@ from trimvla.runtime.manifest import ActionKind
 from trimvla.runtime.messages import ActionChunk, Command, Deadman, EStop, JointState, Operator, Refusal, Task
 from trimvla.runtime.realtime import RealtimeConfig
 from trimvla.runtime.safety import Limits, Motion, check, place, speed
+from trimvla.runtime.seam import Seam
 
 LOST = "robot/state does not say where the robot is"
 
@@ -47,6 +48,8 @@ class ControlConfig:
     def __post_init__(self) -> None:
         if not (self.hz > 0 and self.state_s > 0):
             raise ConfigError(f"expected numbers above 0, got {self.hz!r} for 'hz' and {self.state_s!r} for 'state_s'")
+        if self.queue.max_jump and len(self.queue.max_jump) != len(self.kinds):
+            raise ConfigError(f"expected {len(self.kinds)} numbers for 'max_jump', got {len(self.queue.max_jump)}")
         if len(self.kinds) != len(self.limits.low):
             raise ConfigError(f"expected limits for {len(self.kinds)} dimensions, got {len(self.limits.low)}")
         still = hold(self.kinds, self.limits.low)
@@ -81,6 +84,8 @@ class Decision:
     gated: bool = False
     first_of_chunk: bool = False
     """Whether this is the first action that this chunk caused."""
+    eased: bool = False
+    """Whether the action was brought nearer to the command before, as a chunk had followed another."""
 
 
 class Controller:
@@ -88,7 +93,8 @@ class Controller:
 
     def __init__(self, config: ControlConfig) -> None:
         self._config = config
-        self._queue, self._guard = ChunkQueue(config.queue), Guard(config.guard)
+        self._queue, self._guard = ChunkQueue(config.queue, config.kinds), Guard(config.guard)
+        self._seam = Seam(config.queue.max_jump or config.limits.row("max_change"))
         self._ramp = config.limits.row("acceleration") / config.hz
         self._rest = np.zeros(len(config.kinds))
         self._episode: int | None = None
@@ -135,6 +141,7 @@ class Controller:
         """Forget the last episode, but not a velocity that it left."""
         self._episode, self._captured_ns = episode, None
         self._queue.reset()
+        self._seam.reset()
         if self._last is not None and not moves(self._config.kinds, self._last):
             self._forget()
 
@@ -161,7 +168,8 @@ class Controller:
             self._guard.lose(LOST)
             return self._stay(now_ns)
         motion = Motion(kinds, hz, self._velocity, place(kinds, robot.position))
-        verdict = check(due.action, self._config.limits, before, motion)
+        wanted = self._seam.ease(due.action, due.chunk.time_ns, before)
+        verdict = check(wanted, self._config.limits, before, motion)
         reason = "; ".join(verdict.reasons)
         if verdict.action is None:
             self._guard.refuse(now_ns, f"refused by the gate: {reason}")
@@ -171,7 +179,8 @@ class Controller:
         self._captured_ns, self._last_episode = due.chunk.time_ns, due.chunk.episode
         self._remember(verdict.action, before)
         command = _command(now_ns, due, verdict.action, reason)
-        return Decision(self._guard.state, reason, command, bool(reason), first)
+        eased = not np.array_equal(wanted, due.action)
+        return Decision(self._guard.state, reason, command, bool(reason), first, eased)
 
     def _stay(self, now_ns: int, ramp: NDArray[np.float64] | None = None) -> Decision:
         """Whatever the state, nothing that moves: the fallback, or nothing where none is needed."""

@@ -22,6 +22,8 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 STATISTICS = "statistics.json"
 STAGES = ("vision", "language", "action")
+GUIDED = "action_guided"
+OPTIONAL_STAGES = (GUIDED,)
 READ_BYTES = 1 << 20
 
 ActionKind = Literal["delta", "absolute", "velocity", "gripper"]
@@ -179,8 +181,8 @@ def _check_consistency(manifest: Manifest) -> None:
 
 def _problems(manifest: Manifest) -> Iterator[str]:
     action, prompt = manifest.action, manifest.prompt
-    if set(manifest.stages) != set(STAGES):
-        yield f"expected stages {list(STAGES)}, got {list(manifest.stages)}"
+    if set(manifest.stages) - set(OPTIONAL_STAGES) != set(STAGES):
+        yield f"expected stages {list(STAGES)}, and perhaps {list(OPTIONAL_STAGES)}, got {list(manifest.stages)}"
         return
     if len(action.kinds) != action.dim:
         yield f"expected {action.dim} entries for 'action.kinds', got {len(action.kinds)}"
@@ -195,11 +197,14 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 
 def _shape_problems(manifest: Manifest) -> Iterator[str]:
     side, chunk = manifest.image.size, (1, manifest.action.horizon, manifest.action.dim)
-    expected = (
+    expected = [
         ("vision", "image", (1, side, side, 3)),
         ("action", "noise", chunk),
         ("action", "actions", chunk),
-    )
+    ]
+    if GUIDED in manifest.stages:
+        expected += [(GUIDED, name, chunk) for name in ("noise", "known", "guided_actions")]
+        expected.append((GUIDED, "weight", (1, manifest.action.horizon, 1)))
     for stage, name, shape in expected:
         got = manifest.stages[stage].tensor(name).shape
         if got != shape:

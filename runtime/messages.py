@@ -52,6 +52,19 @@ class JointState(Message, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """1 = open, 0 = closed."""
 
 
+class Guidance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a chunk was guided by the one before (`guide.py`): with both chunks, all that a replay needs."""
+
+    chunk: Count
+    """Sequence of the chunk before."""
+    shift: Count
+    """Its row that belongs to this chunk's row 0."""
+    frozen: Count
+    """Rows that were taken over as they are."""
+    weights: Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_ROWS)]
+    """Of each row, from 0 (free) to 1 (frozen)."""
+
+
 class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the policy wants to do next. `time_ns` is the capture of the oldest picture that it was made from."""
 
@@ -68,6 +81,12 @@ class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The same observation and seed give the same actions."""
     instruction: Text = ""
     """What the policy was told: with the picture and the seed, all that a replay needs."""
+    guidance: Guidance | None = None
+    """How the chunk before guided it, if it did."""
+    rung: Text = ""
+    """The bundle on the quality ladder that made it; empty where there is no ladder."""
+    rung_reason: Text = ""
+    """Why it was this one."""
 
     def __post_init__(self) -> None:
         widths = {len(row) for row in self.actions}

@@ -15,9 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from trimvla.runtime import manifest as bundles
-from trimvla.runtime.errors import BackendError
-from trimvla.runtime.manifest import STATISTICS, TOKENIZER, Manifest
-from trimvla.runtime.preprocess import ActionStatistics, Prompter, binarise, load_statistics, resize, unnormalise
+from trimvla.runtime.errors import BackendError, BundleError
+from trimvla.runtime.manifest import GUIDED, STAGES, STATISTICS, TOKENIZER, Manifest
+from trimvla.runtime.preprocess import (
+    ActionStatistics,
+    Prompter,
+    binarise,
+    load_statistics,
+    normalise,
+    resize,
+    unnormalise,
+)
 from trimvla.runtime.runner import Runner, create
 from trimvla.runtime.specs import ArraySpec
 
@@ -38,8 +46,16 @@ class PolicyResult:
     kept: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Known:
+    """What guides a chunk: `actions` float64[H, A] in the robot's units, `weights` float32[H] from 0 to 1."""
+
+    actions: np.ndarray
+    weights: np.ndarray
+
+
 class Policy:
-    """The three stages of a bundle, ready to run."""
+    """The stages of a bundle, ready to run."""
 
     def __init__(
         self, manifest: Manifest, runners: dict[str, Runner], prompter: Prompter, statistics: ActionStatistics
@@ -55,9 +71,17 @@ class Policy:
 
     @classmethod
     def load(
-        cls, bundle: str | Path, *, backend: str = "onnxruntime", provider: str | None = None, threads: int = 0
+        cls,
+        bundle: str | Path,
+        *,
+        backend: str = "onnxruntime",
+        provider: str | None = None,
+        threads: int = 0,
+        guided: bool = False,
     ) -> Policy:
         """Open a bundle by path or by a shipped bundle's name; `runner.create` says what the options are.
+
+        `guided`: also open the optional stage with which a chunk can be guided towards known rows.
 
         Raises:
             BundleError: it is incomplete, changed, or of another schema version.
@@ -67,14 +91,23 @@ class Policy:
         manifest = bundles.load(directory)
         prompter = Prompter.load(directory / TOKENIZER, manifest.prompt)
         statistics = load_statistics(directory / STATISTICS, manifest.action.statistics_key)
+        if guided and GUIDED not in manifest.stages:
+            raise BundleError(f"bundle '{manifest.name}': expected the stage '{GUIDED}': export it with --guided")
         runners = {
             name: create(backend, directory / stage.file, stage, provider=provider, threads=threads)
             for name, stage in manifest.stages.items()
+            if guided or name in STAGES
         }
         return cls(manifest, runners, prompter, statistics)
 
     def infer(
-        self, image: np.ndarray, instruction: str, *, noise: np.ndarray | None = None, seed: int | Sequence[int] = 0
+        self,
+        image: np.ndarray,
+        instruction: str,
+        *,
+        noise: np.ndarray | None = None,
+        seed: int | Sequence[int] = 0,
+        known: Known | None = None,
     ) -> PolicyResult:
         """One action chunk.
 
@@ -83,6 +116,7 @@ class Policy:
             instruction: what to do.
             noise: float32[H, A], standard normal; where there is none it is drawn from
             seed: one or several integers, such as the policy's and the frame's.
+            known: rows that the chunk is guided towards; needs a policy that was loaded `guided`.
 
         Raises:
             ObservationError: the picture's dtype or shape.
@@ -101,14 +135,24 @@ class Policy:
             prompt = {"visual": visual, "input_ids": ids, "last": last}
             language = self.runners["language"].run(prompt)
         with watch.part("action"):
-            start = {"cognition": language["cognition"], "noise": noise[None]}
-            sample = self.runners["action"].run(start)["actions"][0]
+            sample = self._sample(language["cognition"], noise[None], known)[0]
         if not np.isfinite(sample).all():  # a clipped NaN in the gripper would read as "open"
             raise BackendError("expected finite numbers for 'actions', got NaN or infinity")
         normalized = binarise(sample, self._gripper)
         actions = unnormalise(normalized, self._statistics)
         kept = language["kept"][0] if "kept" in language else None
         return PolicyResult(sample, normalized, actions, watch.milliseconds(), kept)
+
+    def _sample(self, cognition: np.ndarray, noise: np.ndarray, known: Known | None) -> np.ndarray:
+        """float32[1, H, A]; a dimension without spread is guided to 0, where training left it."""
+        start = {"cognition": cognition, "noise": noise}
+        if known is None:
+            return self.runners["action"].run(start)["actions"]
+        if GUIDED not in self.runners:
+            raise BackendError(f"expected a policy that was loaded with the stage '{GUIDED}', to guide it")
+        rows = normalise(known.actions, self._statistics)
+        towards = {"known": rows[None], "weight": known.weights[None, :, None]}
+        return self.runners[GUIDED].run(start | towards)["guided_actions"]
 
     def draw_noise(self, seed: int | Sequence[int]) -> np.ndarray:
         """float32[H, A], the same for the same seed."""

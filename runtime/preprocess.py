@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PICTURE = ArraySpec("image", "uint8", (None, None, 3))
 GRIPPER_THRESHOLD = 0.5
+MIN_SPREAD = 1e-8  # between the quantiles of a dimension; below, it does not move
 CACHED_PROMPTS = 64
 
 
@@ -135,6 +136,15 @@ def binarise(sample: NDArray[np.float32], gripper: Sequence[int] = (6,)) -> NDAr
     columns = list(gripper)
     clipped[..., columns] = np.where(clipped[..., columns] < GRIPPER_THRESHOLD, 0.0, 1.0)
     return clipped
+
+
+def normalise(actions: NDArray[np.float64], statistics: ActionStatistics) -> NDArray[np.float32]:
+    """The inverse of `unnormalise`; dimensions without spread, which it cannot tell apart, become 0."""
+    low, high = np.array(statistics.q01), np.array(statistics.q99)
+    mask = np.ones(low.shape, bool) if statistics.mask is None else np.array(statistics.mask)
+    spread = np.where(high - low > MIN_SPREAD, high - low, np.inf)
+    scaled = 2.0 * (actions - low) / spread - (spread < np.inf)
+    return np.where(mask, scaled, actions).astype(np.float32)
 
 
 def unnormalise(normalized: NDArray[np.float32], statistics: ActionStatistics) -> NDArray[np.float64]:
