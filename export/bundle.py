@@ -45,6 +45,7 @@ def export_policy(
     kinds: Sequence[ActionKind] = SIX_DELTAS_AND_GRIPPER,
     created_utc: str | None = None,
     overwrite: bool = False,
+    guided: bool = False,
 ) -> Manifest:
     """Export a policy to a bundle.
 
@@ -59,6 +60,7 @@ def export_policy(
         kinds: what each action dimension is.
         created_utc: time stamp; now when left out.
         overwrite: replace an existing bundle.
+        guided: also export the optional stage that real-time chunking needs.
 
     Returns:
         The manifest, with the parity report.
@@ -87,7 +89,7 @@ def export_policy(
             image=ImageSpec(cfg.image_size),
             prompt=prompt_spec(cfg),
             action=action,
-            stages={stage.name: export_to(policy, stage, directory) for stage in stages_under(plan)},
+            stages={stage.name: export_to(policy, stage, directory) for stage in stages_under(plan, guided)},
         )
         return prove(policy, manifest, directory)
 

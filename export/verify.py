@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trimvla.export.compare import Comparison, report
-from trimvla.export.stages import SAMPLED_TOLERANCE, STAGES, example_inputs, stages_under, walk
+from trimvla.export.stages import GUIDED, SAMPLED_TOLERANCE, STAGES, example_inputs, stages_under, walk
 from trimvla.policies.checkpoint import load as load_checkpoint
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
@@ -92,11 +92,12 @@ def open_runners(
 
 def parity(policy: CogAct, runners: Mapping[str, Runner], *, samples: int, seed: int) -> dict[str, Any]:
     """Compare the runners with torch; the report of `verify_bundle` without the bundle's name."""
-    rows = {name: Comparison(name, tolerance) for name, tolerance in tolerances(policy.plan).items()}
+    guided = GUIDED.name in runners
+    rows = {name: Comparison(name, tolerance) for name, tolerance in tolerances(policy.plan, guided).items()}
     rows[END_TO_END] = Comparison(END_TO_END, SAMPLED_TOLERANCE)
     for key, inputs in sample_inputs(policy.cfg, samples, seed):
         tensors = dict(inputs)
-        for stage, stage_inputs, expected in walk(policy, tensors):
+        for stage, stage_inputs, expected in walk(policy, tensors, guided):
             got = runners[stage.name].run(as_arrays(stage_inputs))
             for name, value in expected.items():
                 rows[name].add(key, value, got[name])
@@ -105,9 +106,10 @@ def parity(policy: CogAct, runners: Mapping[str, Runner], *, samples: int, seed:
     return {**report(rows), "against": f"torch {torch.__version__}, float32", "runners": ran}
 
 
-def tolerances(plan: Plan) -> dict[str, float]:
+def tolerances(plan: Plan, guided: bool = False) -> dict[str, float]:
     """How far each output may be from torch's; an index not at all."""
-    return {name: 0.0 if name == "kept" else stage.tolerance for stage in stages_under(plan) for name in stage.outputs}
+    pairs = ((name, stage.tolerance) for stage in stages_under(plan, guided) for name in stage.outputs)
+    return {name: 0.0 if name == "kept" else tolerance for name, tolerance in pairs}
 
 
 def sample_inputs(cfg: PolicyConfig, samples: int, seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -55,6 +55,9 @@ class Args(Options):
     control_hz: float = 5.0
     """Rows of an action chunk per second (5 for the tabletop and WidowX, 3 for the Google robot)."""
 
+    guided: bool = False
+    """Also export the action stage with rows that are known, for real-time chunking; it shares the other's weights."""
+
     overwrite: bool = False
     """Replace a bundle that is there."""
 
@@ -75,6 +78,7 @@ def run(args: Args) -> Result:
             statistics_key=key,
             control_hz=args.control_hz,
             overwrite=args.overwrite,
+            guided=args.guided,
         )
     if (source / WEIGHTS).exists():  # beside the bundle, where `trimvla verify` looks for them
         shutil.copyfile(source / WEIGHTS, args.out.with_name(f"{args.out.name}.safetensors"))

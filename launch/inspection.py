@@ -18,7 +18,7 @@ from tyro.conf import Positional
 from trimvla.launch import call_picture, call_rerun
 from trimvla.launch.call_picture import CallStory
 from trimvla.launch.options import Options, Result
-from trimvla.launch.replay import open_policy
+from trimvla.launch.replay import open_rungs
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import ConfigError, RecordingError
 from trimvla.runtime.manifest import Manifest
@@ -72,8 +72,9 @@ class Look:
 def run(args: Args) -> Result:
     """Make the call, tell its story, draw it."""
     policy, look = prepare(args)
-    policy.infer(look.image, look.instruction, seed=look.seed)  # the first call is slower
-    result = policy.infer(look.image, look.instruction, seed=look.seed)
+    known = {} if look.call is None else look.call.known
+    policy.infer(look.image, look.instruction, seed=look.seed, **known)  # the first call is slower
+    result = policy.infer(look.image, look.instruction, seed=look.seed, **known)
     story = tell(policy, look, result)
     call_picture.write(args.out, story)
     answer = as_answer(policy.manifest, look, story) | {"runs": policy.describe(), "picture": args.out}
@@ -90,7 +91,10 @@ def prepare(args: Args) -> tuple[Policy, Look]:
     if Path(args.what).is_file():
         recording = Recording(Path(args.what))
         call = pick(recording, args.call)
-        policy = open_policy(recording, args.bundle, args.backend, None, None)
+        rungs = open_rungs(recording, args.bundle, args.backend, None, None)
+        policy = rungs.pop(call.chunk.rung, None) or rungs.pop(next(iter(rungs)))
+        for other in rungs.values():
+            other.close()
         return policy, Look(call.frame.image, call.chunk.instruction, call.chunk.seed, call)
     bundle = bundles.resolve(args.what)
     if args.image is None or args.instruction is None:

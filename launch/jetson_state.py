@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trimvla.runtime.board import ROOT, read, temperatures
 from trimvla.runtime.device import tegra_release
 
 HOT_C = 90.0  # Orin's modules begin to slow down a little above
-ROOT = Path("/")
 
 
 @dataclass(frozen=True)
@@ -105,19 +105,3 @@ def megahertz(path: Path, unit: float) -> float | None:
     """A frequency that is written in units of so many per MHz."""
     text = read(path)
     return int(text) / unit if text and text.isdigit() else None
-
-
-def temperatures(root: Path) -> Iterator[tuple[str, float]]:
-    """Every thermal zone's name and temperature [degrees Celsius]; zones that are off are passed over."""
-    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
-        text = read(zone / "temp")
-        if text is not None and text.lstrip("-").isdigit() and int(text) > 0:
-            yield read(zone / "type") or zone.name, int(text) / 1e3
-
-
-def read(path: Path) -> str | None:
-    """A small file's text; None where it cannot be read."""
-    try:
-        return path.read_text().strip("\0\n ")
-    except OSError:
-        return None

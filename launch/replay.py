@@ -52,9 +52,10 @@ class Args(Options):
 def run(args: Args) -> Result:
     """Repeat, compare, report."""
     recording = Recording(args.file)
-    policy = open_policy(recording, args.bundle, args.backend, args.provider, args.threads)
+    rungs = open_rungs(recording, args.bundle, args.backend, args.provider, args.threads)
+    policy = next(iter(rungs.values()))
     start = time.monotonic()
-    outcome = replay(recording, policy)
+    outcome = replay(recording, policy, rungs)
     result: Result = {
         "ok": outcome.same(args.tolerance),
         "calls": outcome.calls,
@@ -67,25 +68,30 @@ def run(args: Args) -> Result:
         "runs": policy.describe(),
         "seconds": round(time.monotonic() - start, 2),
     }
-    policy.close()
+    for rung in rungs.values():
+        rung.close()
     args.console().print(as_table(outcome, result))
     return result
 
 
-def open_policy(
+def open_rungs(
     recording: Recording, bundle: str | None, backend: str | None, provider: str | None, threads: int | None
-) -> Policy:
-    """A policy as it was when it was recorded, but for what is asked otherwise."""
+) -> dict[str, Policy]:
+    """The policies by name as they were when they were recorded, but for what is asked otherwise; the top one first.
+
+    With `bundle` one policy makes every call, whatever rung made it then.
+    """
     recorded: dict[str, Any] = ((fact(recording, "system") or {}).get("policy")) or {}
-    name = bundle or recorded.get("bundle")
-    if name is None:
+    names = [bundle] if bundle else recorded.get("rungs") or [recorded.get("bundle")]
+    if names == [None]:
         raise ConfigError(f"expected --bundle: {recording.path} does not say which bundle it was made with")
-    return Policy.load(
-        name,
-        backend=backend or recorded.get("backend", "onnxruntime"),
-        provider=provider or (None if backend else recorded.get("provider")),
-        threads=recorded.get("threads", 1) if threads is None else threads,
-    )
+    options: dict[str, Any] = {
+        "backend": backend or recorded.get("backend", "onnxruntime"),
+        "provider": provider or (None if backend else recorded.get("provider")),
+        "threads": recorded.get("threads", 1) if threads is None else threads,
+        "guided": recorded.get("thought", {}).get("rtc", {}).get("enabled", False),
+    }
+    return {str(name): Policy.load(str(name), **options) for name in names}
 
 
 def changes(recording: Recording) -> dict[str, list[str]]:

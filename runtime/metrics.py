@@ -35,12 +35,18 @@ COUNTERS = {
     "frames_stale": ("trimvla_stale_frames", "Pictures that were refused for their age"),
     "gated": ("trimvla_gate_interventions", "Actions that the gate changed"),
     "holds": ("trimvla_holds", "Commands to hold"),
+    "rung_switches": ("trimvla_rung_switches", "Changes of the bundle on the quality ladder"),
+    "eased": ("trimvla_eased_commands", "Commands that were brought nearer to the one before, at a change of chunks"),
     "dropped": ("trimvla_recording_drops", "Messages that the recording lost"),
 }
 #   duration of a process's report -> metric, what it is
 DURATIONS = {
     "observation_age": ("trimvla_observation_age_seconds", "Age of a picture when the policy took it up"),
     "photon_to_action": ("trimvla_photon_to_action_seconds", "From a picture's capture to its first command"),
+}
+#   value of a process's report -> metric, what it is
+VALUES = {
+    "rung": ("trimvla_rung", "Number of the bundle on the quality ladder that thinks; 0 is the top"),
 }
 STAGE = ("trimvla_stage_seconds", "Duration of one part of a process's work")
 
@@ -106,12 +112,16 @@ def _gauges(reports: Iterable[Report], now_ns: int) -> Iterator[Metric]:
     state = GaugeMetricFamily("trimvla_state", "1 for the state that a process is in", labels=["process", "state"])
     silent = GaugeMetricFamily("trimvla_report_age_seconds", "Since a process's last report", labels=["process"])
     value = GaugeMetricFamily("trimvla_value", "What else a process reports", labels=["process", "name"])
+    named = {name: GaugeMetricFamily(*row, labels=["process"]) for name, row in VALUES.items()}
     for said in reports:
         state.add_metric([said.process, said.state], 1)
         silent.add_metric([said.process], (now_ns - said.time_ns) / NS_PER_S)
         for name, number in said.values.items():
-            value.add_metric([said.process, name], number)
-    yield from (state, silent, value)
+            if name in named:
+                named[name].add_metric([said.process], number)
+            else:
+                value.add_metric([said.process, name], number)
+    yield from (state, silent, value, *named.values())
 
 
 def run(config: MetricsConfig, run_dir: Path, stop: threading.Event) -> None:

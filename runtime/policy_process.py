@@ -10,9 +10,9 @@ import logging
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
-import numpy as np
+import msgspec
 
 from trimvla.runtime.bus import Input, Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
@@ -22,6 +22,7 @@ from trimvla.runtime.messages import ActionChunk, Frame, JointState, Refusal, Ta
 from trimvla.runtime.observe import AgeBudget, Observation, join
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.telemetry import Reporter, Telemetry
+from trimvla.runtime.thinker import Infers, Thinker, ThoughtConfig, check_rungs, warm_up
 from trimvla.runtime.topics import color, topic
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ class PolicyConfig:
 
     bundle: str = "tabletop"
     """A bundle's path, or a shipped bundle's name."""
+    rungs: tuple[str, ...] = ()
+    """Instead: the bundles of a quality ladder, the best first. All are loaded at the start."""
     backend: str = "onnxruntime"
     provider: str | None = None
     threads: int = 1
@@ -51,6 +54,8 @@ class PolicyConfig:
     chunk is always made of a picture that has just come."""
     seed: int = 0
     budget: AgeBudget = field(default_factory=AgeBudget)
+    thought: ThoughtConfig = field(default_factory=ThoughtConfig)
+    """`thought.ladder`: when to change the rung. `thought.rtc`: real-time chunking."""
     camera_timeout_s: float = 10.0
     """Without a first picture this long into a task, the camera counts as not started."""
 
@@ -60,28 +65,8 @@ class PolicyConfig:
         if not (self.max_hz > 0 and self.camera_timeout_s > 0):
             numbers = f"{self.max_hz} and {self.camera_timeout_s}"
             raise ConfigError(f"expected numbers above 0 for 'max_hz' and 'camera_timeout_s', got {numbers}")
-
-
-class Chunk(Protocol):
-    """The part of a policy's result that travels."""
-
-    @property
-    def actions(self) -> np.ndarray:
-        """float[H, D], un-normalised."""
-        ...
-
-    @property
-    def milliseconds(self) -> dict[str, float]:
-        """Time by part, and `total`."""
-        ...
-
-
-class Infers(Protocol):
-    """What thinks; `runtime.policy.Policy` is one."""
-
-    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...]) -> Chunk:
-        """uint8[h, w, 3] and a sentence -> the next actions."""
-        ...
+        if len(set(self.rungs)) != len(self.rungs):
+            raise ConfigError(f"expected bundles that differ for 'rungs', got {list(self.rungs)}")
 
 
 class PolicyLoop:
@@ -89,7 +74,7 @@ class PolicyLoop:
 
     def __init__(
         self,
-        policy: Infers,
+        policy: Infers | Thinker,
         inputs: Subscriber,
         chunks: Publisher,
         telemetry: Telemetry,
@@ -99,7 +84,8 @@ class PolicyLoop:
         refusals: Publisher | None = None,
     ) -> None:
         """`control_hz`: rows of a chunk per second; `refusals` says what was not acted on, and why."""
-        self._policy, self._control_hz, self._config = policy, control_hz, config
+        self._thinker = policy if isinstance(policy, Thinker) else Thinker({config.bundle: policy}, config.thought)
+        self._control_hz, self._config = control_hz, config
         self._inputs, self._chunks, self._telemetry = inputs, chunks, telemetry
         self._refusals = refusals
         self._color = color(config.camera)
@@ -150,7 +136,9 @@ class PolicyLoop:
         try:
             observation = self._observe(task, stills)
             self._telemetry.time_ns("observation_age", monotonic_ns() - observation.time_ns)
-            self._chunks.send(self._think(observation, frame))
+            chunk = self._think(observation, frame)
+            self._thinker.said(msgspec.structs.replace(chunk, sequence=self._chunks.sent))
+            self._chunks.send(chunk)
         except TrimvlaError as error:
             self._refuse(error, task)
             return False
@@ -170,8 +158,8 @@ class PolicyLoop:
     def _think(self, observation: Observation, frame: Frame) -> ActionChunk:
         task = observation.task
         seed = (self._config.seed, task.episode, frame.sequence)
-        result = self._policy.infer(frame.image, task.instruction, seed=seed)
-        produced_ns = monotonic_ns()
+        thought = self._thinker.think(observation, frame.image, seed, self._telemetry)
+        result, produced_ns = thought.result, monotonic_ns()
         self._telemetry.time_all("inference", result.milliseconds)
         self._telemetry.time_ns("photon_to_chunk", produced_ns - frame.time_ns)
         return ActionChunk(
@@ -184,6 +172,7 @@ class PolicyLoop:
             frame_sequence=frame.sequence,
             seed=seed,
             instruction=task.instruction,
+            **thought.about,
         )
 
     def _refuse(self, error: TrimvlaError, task: Task | None) -> None:
@@ -228,18 +217,30 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     """
     telemetry = Telemetry("policy")
     reporter = Reporter(run_dir, telemetry)
-    policy = Policy.load(config.bundle, backend=config.backend, provider=config.provider, threads=config.threads)
-    policy.infer(np.zeros((64, 64, 3), np.uint8), "warm up")
+    policies = load_rungs(config)
+    action, guided = next(iter(policies.values())).manifest.action, config.thought.rtc.enabled
+    costs_s = [warm_up(policy, guided) for policy in policies.values()]
+    thinker = Thinker(policies, config.thought, costs_s=costs_s, kinds=action.kinds)
     telemetry.state = "idle"
     cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
     inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
     chunks, refusals = Publisher(run_dir, topic("chunk")), Publisher(run_dir, topic("refusal"))
-    control_hz = policy.manifest.action.control_hz
-    loop = PolicyLoop(policy, inputs, chunks, telemetry, control_hz=control_hz, config=config, refusals=refusals)
+    loop = PolicyLoop(
+        thinker, inputs, chunks, telemetry, control_hz=action.control_hz, config=config, refusals=refusals
+    )
     try:
         while not stop.is_set():
             loop.step()
             reporter.beat()
     finally:
-        for closing in (reporter, chunks, refusals, inputs, policy):
+        for closing in (reporter, chunks, refusals, inputs, *policies.values()):
             closing.close()
+
+
+def load_rungs(config: PolicyConfig) -> dict[str, Policy]:
+    """The bundles of the ladder, or the one that there is, by name. Raises BundleError, BackendError or ConfigError."""
+    options = {"backend": config.backend, "provider": config.provider, "threads": config.threads}
+    guided = config.thought.rtc.enabled
+    policies = {name: Policy.load(name, guided=guided, **options) for name in config.rungs or (config.bundle,)}
+    check_rungs(policies)
+    return policies

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from trimvla.runtime.guide import known_rows
 from trimvla.runtime.messages import ActionChunk, Frame
-from trimvla.runtime.policy_process import Infers
+from trimvla.runtime.policy import Known
 from trimvla.runtime.recording import Recording
+from trimvla.runtime.thinker import Infers
 
 Key = tuple[int, int]
 """Sequence and capture time [ns] of a picture."""
@@ -29,6 +31,15 @@ class Call:
 
     frame: Frame
     chunk: ActionChunk
+    before: ActionChunk | None = None
+    """The chunk that guided it, if one did."""
+
+    @property
+    def known(self) -> dict[str, Known]:
+        """What guided it, as `Policy.infer` takes it."""
+        if self.chunk.guidance is None or self.before is None:
+            return {}
+        return {"known": Known(*known_rows(self.before, self.chunk.guidance))}
 
     @property
     def actions(self) -> NDArray[np.float64]:
@@ -69,6 +80,9 @@ class Calls:
         """Read all chunks; which of them can be repeated shows after iterating."""
         self._recording = recording
         self._chunks: dict[Key, list[ActionChunk]] = {}
+        self._said: dict[int, ActionChunk] = {}
+        self._before: dict[int, ActionChunk] = {}
+        """By the number of a chunk that was guided, the one that guided it."""
         self.count = 0
         self._mute: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
@@ -79,10 +93,23 @@ class Calls:
 
     def _take(self, chunk: ActionChunk) -> None:
         self.count += 1
+        self._said[chunk.sequence] = chunk
+        if chunk.guidance is not None and (why := self._find(chunk, chunk.guidance.chunk)):
+            self._mute[why] += 1
+            return
         if not chunk.seed or not chunk.instruction:
             self._mute["the chunk does not say its seed and instruction"] += 1
             return
         self._chunks.setdefault((chunk.frame_sequence, chunk.time_ns), []).append(chunk)
+
+    def _find(self, chunk: ActionChunk, sequence: int) -> str:
+        """Note which chunk guided this one; why not, if it cannot be found."""
+        before = self._said.get(sequence)
+        if before is None or before.episode != chunk.episode:
+            early = self.count == 1 or sequence < min(self._said)
+            return f"the chunk that guided it is {'from before' if early else 'not in'} the recording"
+        self._before[id(chunk)] = before
+        return ""
 
     def __iter__(self) -> Iterator[Call]:
         waiting, first_ns = dict(self._chunks), None
@@ -91,7 +118,7 @@ class Calls:
             assert isinstance(frame, Frame)
             first_ns = frame.time_ns if first_ns is None else min(first_ns, frame.time_ns)
             for chunk in waiting.pop((frame.sequence, frame.time_ns), ()):
-                yield Call(frame, chunk)
+                yield Call(frame, chunk, self._before.get(id(chunk)))
         self.left_out = Counter(self._mute)
         for (_, time_ns), chunks in waiting.items():
             early = first_ns is not None and time_ns < first_ns
@@ -114,12 +141,16 @@ class Outcome(msgspec.Struct):
         return self.repeated > 0 and not lost and (self.worst is None or self.worst.largest <= tolerance)
 
 
-def replay(recording: Recording, policy: Infers) -> Outcome:
-    """Repeat every recorded call. Raises RecordingError for a damaged file, and what the policy raises."""
+def replay(recording: Recording, policy: Infers, rungs: Mapping[str, Infers] | None = None) -> Outcome:
+    """Repeat every recorded call, with the rung that made it, else with `policy`.
+
+    Raises RecordingError for a damaged file, and what the policy raises.
+    """
     calls = Calls(recording)
     outcome = Outcome(calls=calls.count)
     for call in calls:
-        result = policy.infer(call.frame.image, call.chunk.instruction, seed=call.chunk.seed)
+        infers = (rungs or {}).get(call.chunk.rung, policy)
+        result = infers.infer(call.frame.image, call.chunk.instruction, seed=call.chunk.seed, **call.known)
         difference = compare(call, np.asarray(result.actions, np.float64))
         outcome.repeated += 1
         outcome.exact += difference is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -139,7 +140,7 @@ def run_delayed(actor: Guided, env: TabletopEnv, seed: int, delay: Delay) -> tup
 
 def jumps(ticks: list[Tick]) -> NDArray[np.float64]:
     """float64[n, 7]: by how much the command changed wherever one chunk followed another."""
-    pairs = zip(ticks, ticks[1:], strict=False)
+    pairs = pairwise(ticks)
     changes = [
         np.abs(after.action - before.action)
         for before, after in pairs
