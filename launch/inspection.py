@@ -72,9 +72,9 @@ class Look:
 def run(args: Args) -> Result:
     """Make the call, tell its story, draw it."""
     policy, look = prepare(args)
-    known = {} if look.call is None else look.call.known
-    policy.infer(look.image, look.instruction, seed=look.seed, **known)  # the first call is slower
-    result = policy.infer(look.image, look.instruction, seed=look.seed, **known)
+    known = None if look.call is None else look.call.known
+    policy.infer(look.image, look.instruction, seed=look.seed, known=known)  # the first call is slower
+    result = policy.infer(look.image, look.instruction, seed=look.seed, known=known)
     story = tell(policy, look, result)
     call_picture.write(args.out, story)
     answer = as_answer(policy.manifest, look, story) | {"runs": policy.describe(), "picture": args.out}

@@ -158,7 +158,7 @@ class PolicyLoop:
     def _think(self, observation: Observation, frame: Frame) -> ActionChunk:
         task = observation.task
         seed = (self._config.seed, task.episode, frame.sequence)
-        thought = self._thinker.think(observation, frame.image, seed, self._telemetry)
+        thought = self._thinker.think(task, frame, seed, self._telemetry)
         result, produced_ns = thought.result, monotonic_ns()
         self._telemetry.time_all("inference", result.milliseconds)
         self._telemetry.time_ns("photon_to_chunk", produced_ns - frame.time_ns)

@@ -35,11 +35,11 @@ class Call:
     """The chunk that guided it, if one did."""
 
     @property
-    def known(self) -> dict[str, Known]:
-        """What guided it, as `Policy.infer` takes it."""
+    def known(self) -> Known | None:
+        """What guided it."""
         if self.chunk.guidance is None or self.before is None:
-            return {}
-        return {"known": Known(*known_rows(self.before, self.chunk.guidance))}
+            return None
+        return Known(*known_rows(self.before, self.chunk.guidance))
 
     @property
     def actions(self) -> NDArray[np.float64]:
@@ -150,7 +150,8 @@ def replay(recording: Recording, policy: Infers, rungs: Mapping[str, Infers] | N
     outcome = Outcome(calls=calls.count)
     for call in calls:
         infers = (rungs or {}).get(call.chunk.rung, policy)
-        result = infers.infer(call.frame.image, call.chunk.instruction, seed=call.chunk.seed, **call.known)
+        known = {} if call.known is None else {"known": call.known}
+        result = infers.infer(call.frame.image, call.chunk.instruction, seed=call.chunk.seed, **known)
         difference = compare(call, np.asarray(result.actions, np.float64))
         outcome.repeated += 1
         outcome.exact += difference is None

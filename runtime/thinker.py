@@ -21,8 +21,7 @@ from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.guide import RtcConfig, guide, known_rows
 from trimvla.runtime.ladder import Conditions, Ladder, LadderConfig
 from trimvla.runtime.manifest import ActionKind
-from trimvla.runtime.messages import ActionChunk, Guidance
-from trimvla.runtime.observe import Observation
+from trimvla.runtime.messages import ActionChunk, Frame, Guidance, Task
 from trimvla.runtime.phase import Phase, PhaseConfig
 from trimvla.runtime.policy import Known, Policy
 from trimvla.runtime.telemetry import Telemetry
@@ -102,16 +101,14 @@ class Thinker:
         """The number of the bundle that thinks next, from the top."""
         return 0 if self._ladder is None else self._ladder.rung
 
-    def think(
-        self, observation: Observation, image: np.ndarray, seed: tuple[int, ...], telemetry: Telemetry
-    ) -> Thought:
+    def think(self, task: Task, frame: Frame, seed: tuple[int, ...], telemetry: Telemetry) -> Thought:
         """One call. Raises what the policy raises."""
         start_ns = self._now_ns()
         self._choose(start_ns, telemetry)
-        guidance = self._guidance(observation, start_ns)
+        guidance = self._guidance(task, frame, start_ns)
         known = {} if guidance is None or self._last is None else {"known": Known(*known_rows(self._last, guidance))}
         policy = self._policies[self.rung]
-        result = policy.infer(image, observation.task.instruction, seed=seed, **known)
+        result = policy.infer(frame.image, task.instruction, seed=seed, **known)
         self._note(self._now_ns(), start_ns, telemetry)
         about: dict[str, Any] = {"guidance": guidance}
         if self._ladder is not None:
@@ -131,9 +128,9 @@ class Thinker:
         took = self._took[self.rung]
         return float(np.quantile(took, QUANTILE)) if took else 0.0
 
-    def _guidance(self, observation: Observation, now_ns: int) -> Guidance | None:
+    def _guidance(self, task: Task, frame: Frame, now_ns: int) -> Guidance | None:
         ready_ns = now_ns + round(self.expected_s() * NS_PER_S)
-        return guide(self._config.rtc, self._last, observation.task.episode, observation.time_ns, ready_ns)
+        return guide(self._config.rtc, self._last, task.episode, frame.time_ns, ready_ns)
 
     def _note(self, now_ns: int, start_ns: int, telemetry: Telemetry) -> None:
         seconds = (now_ns - start_ns) / NS_PER_S

@@ -67,8 +67,7 @@ class Tick:
     action: NDArray[np.float64]
     chunk: ActionChunk | None
     """None: there was none that was due."""
-    picture: NDArray[np.uint8]
-    success: bool
+    success: bool = False
 
 
 class Mind:
@@ -110,24 +109,35 @@ class Mind:
         )
 
 
+class Follower:
+    """Chunks in, one command a tick out, as the process `control` does it, without a gate."""
+
+    def __init__(self, queue: QueueConfig) -> None:
+        self._queue = ChunkQueue(queue, KINDS)
+        self._seam = Seam(queue.max_jump or np.full(len(KINDS), np.inf))
+        self._before = STILL
+
+    def step(self, step: int, chunk: ActionChunk | None) -> tuple[NDArray[np.float64], ActionChunk | None]:
+        """The command of a tick, and the chunk that it is from, if it is from one."""
+        now = step * PERIOD_NS
+        if chunk is not None:
+            self._queue.push(chunk, now)
+        due = self._queue.due(now)
+        if isinstance(due, Due):
+            self._before = self._seam.ease(due.action, due.chunk.time_ns, self._before)
+            return self._before, due.chunk
+        self._before = hold(KINDS, self._before)
+        return self._before, None
+
+
 def play_delayed(actor: Guided, env: TabletopEnv, seed: int, delay: Delay) -> Iterator[Tick]:
     """Play one episode, command by command."""
     observation, _ = env.reset(seed=seed)
-    mind = Mind(actor, env.instruction, seed, delay)
-    queue, before = ChunkQueue(delay.queue, KINDS), STILL
-    seam = Seam(delay.queue.max_jump or np.full(len(KINDS), np.inf))
+    mind, follower = Mind(actor, env.instruction, seed, delay), Follower(delay.queue)
     for step in range(MAX_STEPS):
-        now = step * PERIOD_NS
-        picture = observation["image"]
-        if (chunk := mind.look(step, picture)) is not None:
-            queue.push(chunk, now)
-        due = queue.due(now)
-        if isinstance(due, Due):
-            before, source = seam.ease(due.action, due.chunk.time_ns, before), due.chunk
-        else:
-            before, source = hold(KINDS, before), None
-        observation, _, done, _, info = env.step(before)
-        yield Tick(step, before, source, picture, bool(info["success"]))
+        action, source = follower.step(step, mind.look(step, observation["image"]))
+        observation, _, done, _, info = env.step(action)
+        yield Tick(step, action, source, bool(info["success"]))
         if done:
             return
 

@@ -40,26 +40,35 @@ LAST = TensorSpec("last", "int64", (1,))
 COGNITION = TensorSpec("cognition", "float32", (1, WIDTH))
 NOISE = TensorSpec("noise", "float32", (1, HORIZON, DIM))
 ACTIONS = TensorSpec("actions", "float32", (1, HORIZON, DIM))
+KNOWN = TensorSpec("known", "float32", (1, HORIZON, DIM))
+WEIGHT = TensorSpec("weight", "float32", (1, HORIZON, 1))
+GUIDED_ACTIONS = TensorSpec("guided_actions", "float32", (1, HORIZON, DIM))
 
 ELEMENT = {"uint8": TensorProto.UINT8, "int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
 
 
-def write_bundle(directory: Path, *, gain: float = 1.0, kept: tuple[int, ...] = ()) -> Path:
+def write_bundle(directory: Path, *, gain: float = 1.0, kept: tuple[int, ...] = (), guided: bool = False) -> Path:
     """Write the bundle and return its directory.
 
     `gain` scales the network's output; infinity breaks it. With `kept` it says that these visual tokens were kept, as
-    a trimmed bundle does; its plan also leaves out layers and sampler steps.
+    a trimmed bundle does; its plan also leaves out layers and sampler steps. `guided` adds the optional stage.
     """
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     stages = {"vision": _vision(rng), "language": _language(rng, kept), "action": _action(rng, gain)}
+    if guided:
+        stages[bundles.GUIDED] = _action(np.random.default_rng(0), gain, guided=True)
     for name, model in stages.items():
         onnx.save(model, directory / f"{name}.onnx")
     _tokenizer().save(str(directory / bundles.TOKENIZER))
     low, high, mask = [-0.05] * 6 + [0.0], [0.05] * 6 + [1.0], [True] * 6 + [False]
     statistics = {"tiny": {"action": {"q01": low, "q99": high, "mask": mask}}}
     (directory / bundles.STATISTICS).write_text(json.dumps(statistics))
-    bundles.write(directory, trimmed(manifest(), kept) if kept else manifest())
+    made = trimmed(manifest(), kept) if kept else manifest()
+    if guided:
+        stage = StageSpec(f"{bundles.GUIDED}.onnx", (COGNITION, NOISE, KNOWN, WEIGHT), (GUIDED_ACTIONS,))
+        made = msgspec.structs.replace(made, stages={**made.stages, bundles.GUIDED: stage})
+    bundles.write(directory, made)
     return directory
 
 
@@ -132,7 +141,7 @@ def _language(rng: np.random.Generator, kept: tuple[int, ...]) -> onnx.ModelProt
     return _model("language", nodes, (VISUAL, IDS, LAST), (COGNITION, kept_spec(kept)), weights)
 
 
-def _action(rng: np.random.Generator, gain: float) -> onnx.ModelProto:
+def _action(rng: np.random.Generator, gain: float, guided: bool = False) -> onnx.ModelProto:
     weights = {
         "decode": rng.normal(size=(WIDTH, HORIZON * DIM)) / 4,
         "shape": np.array([1, HORIZON, DIM], np.int64),
@@ -146,7 +155,14 @@ def _action(rng: np.random.Generator, gain: float) -> onnx.ModelProto:
         helper.make_node("Add", ["chunk", "little"], ["sum"]),
         helper.make_node("Mul", ["sum", "gain"], ["actions"]),
     ]
-    return _model("action", nodes, (COGNITION, NOISE), (ACTIONS,), weights)
+    if not guided:
+        return _model("action", nodes, (COGNITION, NOISE), (ACTIONS,), weights)
+    nodes += [
+        helper.make_node("Sub", ["known", "actions"], ["change"]),
+        helper.make_node("Mul", ["change", "weight"], ["pull"]),
+        helper.make_node("Add", ["actions", "pull"], ["guided_actions"]),
+    ]
+    return _model("guided", nodes, (COGNITION, NOISE, KNOWN, WEIGHT), (GUIDED_ACTIONS,), weights)
 
 
 def _model(
