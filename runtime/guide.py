@@ -30,6 +30,8 @@ class RtcConfig:
     """Needs a bundle with the stage `action_guided`: `trimvla export --guided`."""
     schedule: Schedule = "exponential"
     """How the weight falls after the frozen rows: as in the paper, or straight."""
+    strength: float = 0.1
+    """Of the weights after the frozen rows; 1 nearly repeats the old chunk (docs/CHUNKS.md), 0 leaves them free."""
     overlap: int = 0
     """Rows that are frozen or guided at most; 0: as far as the old chunk reaches."""
     margin_s: float = 0.05
@@ -38,20 +40,24 @@ class RtcConfig:
     def __post_init__(self) -> None:
         if self.schedule not in ("exponential", "linear"):
             raise ConfigError(f"expected exponential or linear, got {self.schedule!r} for 'schedule'")
+        if not 0 <= self.strength <= 1:
+            raise ConfigError(f"expected a number from 0 to 1 for 'strength', got {self.strength}")
         if self.overlap < 0 or not 0 <= self.margin_s < math.inf:
             numbers = f"{self.overlap} and {self.margin_s}"
             raise ConfigError(f"expected at least 0 for 'overlap' and 'margin_s', got {numbers}")
 
 
-def weights(horizon: int, frozen: int, overlap: int, schedule: Schedule) -> NDArray[np.float32]:
+def weights(
+    horizon: int, frozen: int, overlap: int, schedule: Schedule = "exponential", strength: float = 1.0
+) -> NDArray[np.float32]:
     """float32[H]: 1 for the frozen rows, falling from there, 0 from row `overlap` on.
 
-    With c = (overlap - row) / (overlap - frozen + 1) the weight is c, or c (e^c - 1) / (e - 1).
+    With c = (overlap - row) / (overlap - frozen + 1) the weight is `strength` times c, or c (e^c - 1) / (e - 1).
     """
     rows = np.arange(horizon)
     share = np.clip((overlap - rows) / max(overlap - frozen + 1, 1), 0.0, 1.0)
     falling = share if schedule == "linear" else share * np.expm1(share) / np.expm1(1.0)
-    return np.where(rows < frozen, 1.0, falling).astype(np.float32)
+    return np.where(rows < frozen, 1.0, strength * falling).astype(np.float32)
 
 
 def guide(config: RtcConfig, old: ActionChunk | None, episode: int, time_ns: int, ready_ns: int) -> Guidance | None:
@@ -74,7 +80,7 @@ def guide(config: RtcConfig, old: ActionChunk | None, episode: int, time_ns: int
     if frozen < 1:  # the old chunk will have run out
         return None
     overlap = min(left, max(config.overlap, frozen) if config.overlap else left)
-    row_weights = weights(horizon, frozen, overlap, config.schedule)
+    row_weights = weights(horizon, frozen, overlap, config.schedule, config.strength)
     return Guidance(chunk=old.sequence, shift=shift, frozen=frozen, weights=tuple(row_weights.tolist()))
 
 

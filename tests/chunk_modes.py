@@ -63,10 +63,11 @@ def recorded() -> Recorded:
 
 
 @cache
-def runner(stage: str) -> Runner:
-    """A stage of the shipped bundle."""
-    spec = bundles.load(BUNDLE, verify_hashes=False).stages[stage]
-    return create("onnxruntime", BUNDLE / spec.file, spec, threads=1)
+def runner(stage: str, bundle: str = "tabletop") -> Runner:
+    """A stage of a shipped bundle."""
+    directory = bundles.resolve(bundle)
+    spec = bundles.load(directory, verify_hashes=False).stages[stage]
+    return create("onnxruntime", directory / spec.file, spec, threads=1)
 
 
 def sample(seed: int, step: int, cognition: np.ndarray, known: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:

@@ -9,13 +9,14 @@ from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_bundle import KINDS, write_bundle
 
-from trimvla.runtime import control, policy_process
+from trimvla.runtime import control, manifest, policy_process
 from trimvla.runtime.board import Board, read_board
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
@@ -216,3 +217,114 @@ def test_the_thinker_changes_rungs_with_its_board_and_says_why():
     assert (top.calls, bottom.calls) == (8, 4)
     assert (telemetry.counters["rung_switches"], telemetry.counters["rung_by_heat"]) == (2, 1)
     assert telemetry.values == {"rung": 0.0, "temperature_c": 40.0}
+
+
+# Real bundles in the real loop, over real sockets
+
+LIMITS = Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,))
+FLIPS, FLIP_S = 40, 0.1
+
+
+def memory_mib() -> float:
+    """What this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+class Stage:
+    """Everything around policy and control: a camera, a task, a robot; and a board that can be heated."""
+
+    def __init__(self, run_dir: Path, stack: ExitStack) -> None:
+        says = ("front/color", "task", "robot/state")
+        self._says = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in says}
+        names = ("command", "chunk", "control/report")
+        self.hears = stack.enter_context(Subscriber(run_dir, [topic(name) for name in names]))
+        self.board = Board(40.0)
+        self.chunks: list[ActionChunk] = []
+        self._began = monotonic_ns()
+
+    def live(self, seconds: float) -> None:
+        """Speak at 50 Hz, and keep the chunks."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            now = monotonic_ns()
+            self._says["front/color"].send(Frame("front", now, np.full((8, 8, 3), now // 10**7 % 256, np.uint8)))
+            task = Task(time_ns=now, episode=1, instruction="pick up the red cube", started_ns=self._began)
+            self._says["task"].send(task)
+            self._says["robot/state"].send(JointState(time_ns=now, position=(0.0,) * 6, gripper=1.0))
+            self.hears.update(0.02)
+            self.chunks += [m for m in self.hears["chunk"].fresh if isinstance(m, ActionChunk)]
+
+    def control(self) -> Report:
+        """The newest report."""
+        message = self.hears["control/report"].message
+        assert isinstance(message, Report)
+        return message
+
+
+@contextmanager
+def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Telemetry]:
+    """`control` as it is, and the policy's loop with the stage's board as its sensor, each in a thread."""
+    stop, telemetry = threading.Event(), Telemetry("policy")
+    policies = policy_process.load_rungs(config)
+    costs_s = [policy_process.warm_up(policy, config.thought.rtc.enabled) for policy in policies.values()]
+    thinker = Thinker(policies, config.thought, costs_s=costs_s, kinds=KINDS, sense=lambda: stage.board)
+    with ExitStack() as stack:
+        inputs = stack.enter_context(Subscriber(run_dir, [topic(n) for n in ("front/color", "task", "robot/state")]))
+        chunks = stack.enter_context(Publisher(run_dir, topic("chunk")))
+        loop = policy_process.PolicyLoop(thinker, inputs, chunks, telemetry, control_hz=5.0, config=config)
+
+        def think() -> None:
+            while not stop.is_set():
+                loop.step()
+
+        threads = [
+            threading.Thread(target=think),
+            threading.Thread(target=control.run, args=(ControlConfig(LIMITS, hz=20, state_s=5.0), run_dir, stop)),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield telemetry
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(5)
+
+
+def test_chunks_keep_coming_while_rungs_change(tmp_path, monkeypatch):
+    monkeypatch.setattr("trimvla.runtime.thinker.SENSE_NS", 0)
+    bundles = tuple(str(write_bundle(tmp_path / name, gain=gain)) for name, gain in (("top", 1.0), ("bottom", 0.5)))
+    ladder = LadderConfig(deadline_s=5.0, dwell_s=FLIP_S / 4, hot_c=80.0)
+    config = PolicyConfig(rungs=bundles, thought=ThoughtConfig(ladder=ladder), max_hz=50, valid_rows=12)
+    with ExitStack() as stack:
+        stage = Stage(tmp_path, stack)
+        telemetry = stack.enter_context(system(tmp_path, stage, config))
+        while not stage.chunks or not isinstance(stage.hears["control/report"].message, Report):
+            stage.live(0.2)
+        stage.live(1.0)
+        held, before = memory_mib(), stage.control().counters
+        stage.chunks.clear()
+        for flip in range(FLIPS):
+            stage.board = Board(90.0 if flip % 2 == 0 else 40.0)
+            stage.live(FLIP_S)
+        stage.live(0.6)  # for the last report
+        after, grown = stage.control().counters, memory_mib() - held
+    told = stage.chunks
+    changes = [(a, b) for a, b in pairwise(told) if a.rung != b.rung]
+    assert {chunk.rung for chunk in told} == set(bundles) and len(changes) >= FLIPS // 2
+    assert telemetry.counters["rung_switches"] >= FLIPS // 2 and telemetry.counters["rung_by_heat"] >= FLIPS // 4
+    assert all("hot" in chunk.rung_reason for chunk in told if chunk.rung == bundles[1])
+    assert all(b.sequence == a.sequence + 1 for a, b in changes)  # the next chunk, and none was left out
+    assert after.get("holds", 0) == before.get("holds", 0), "a switch left the robot without an action"
+    ticks, late = (after[name] - before[name] for name in ("ticks", "late"))
+    assert ticks > 0 and late <= max(5, ticks // 4), f"{late} of {ticks} ticks were late"
+    assert grown < 8, f"{grown:.1f} MiB more after {len(changes)} switches"
+
+
+def test_rungs_of_different_robots_are_refused(tmp_path):
+    top, other = write_bundle(tmp_path / "top"), write_bundle(tmp_path / "other")
+    made = manifest.load(other)
+    slower = msgspec.structs.replace(made.action, control_hz=3.0)
+    manifest.write(other, msgspec.structs.replace(made, action=slower))
+    with pytest.raises(ConfigError, match=r"rungs: 'action.control_hz' is 5.0 in '.*top', got 3.0 in '.*other'"):
+        policy_process.load_rungs(PolicyConfig(rungs=(str(top), str(other))))
