@@ -7,7 +7,7 @@ picture, instruction and noise give the same actions, bit for bit on one backend
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from trimvla.runtime import manifest as bundles
+from trimvla.runtime.chain import Chain, open_chain
 from trimvla.runtime.errors import BackendError
 from trimvla.runtime.manifest import STATISTICS, TOKENIZER, Manifest
 from trimvla.runtime.preprocess import ActionStatistics, Prompter, binarise, load_statistics, resize, unnormalise
-from trimvla.runtime.runner import Runner, create
+from trimvla.runtime.runner import Runner
 from trimvla.runtime.specs import ArraySpec
 
 
@@ -41,12 +42,10 @@ class PolicyResult:
 class Policy:
     """The three stages of a bundle, ready to run."""
 
-    def __init__(
-        self, manifest: Manifest, runners: dict[str, Runner], prompter: Prompter, statistics: ActionStatistics
-    ) -> None:
+    def __init__(self, manifest: Manifest, chain: Chain, prompter: Prompter, statistics: ActionStatistics) -> None:
         """Use `Policy.load`."""
         self.manifest = manifest
-        self.runners = runners
+        self.chain = chain
         self._prompter, self._statistics = prompter, statistics
         action = manifest.action
         self._gripper = tuple(i for i, kind in enumerate(action.kinds) if kind == "gripper")
@@ -55,7 +54,13 @@ class Policy:
 
     @classmethod
     def load(
-        cls, bundle: str | Path, *, backend: str = "onnxruntime", provider: str | None = None, threads: int = 0
+        cls,
+        bundle: str | Path,
+        *,
+        backend: str = "onnxruntime",
+        provider: str | None = None,
+        threads: int = 0,
+        engines: Path | None = None,
     ) -> Policy:
         """Open a bundle by path or by a shipped bundle's name; `runner.create` says what the options are.
 
@@ -67,11 +72,13 @@ class Policy:
         manifest = bundles.load(directory)
         prompter = Prompter.load(directory / TOKENIZER, manifest.prompt)
         statistics = load_statistics(directory / STATISTICS, manifest.action.statistics_key)
-        runners = {
-            name: create(backend, directory / stage.file, stage, provider=provider, threads=threads)
-            for name, stage in manifest.stages.items()
-        }
-        return cls(manifest, runners, prompter, statistics)
+        chain = open_chain(directory, manifest, backend=backend, provider=provider, threads=threads, engines=engines)
+        return cls(manifest, chain, prompter, statistics)
+
+    @property
+    def runners(self) -> Mapping[str, Runner]:
+        """Each stage by itself."""
+        return self.chain.runners
 
     def infer(
         self, image: np.ndarray, instruction: str, *, noise: np.ndarray | None = None, seed: int | Sequence[int] = 0
@@ -95,19 +102,14 @@ class Policy:
             square = resize(image, self.manifest.image.size)[None]
             ids, last = self._prompter.ids(instruction)
             noise = self.draw_noise(seed) if noise is None else self._noise.validate(noise)
-        with watch.part("vision"):
-            visual = self.runners["vision"].run({"image": square})["visual"]
-        with watch.part("language"):
-            prompt = {"visual": visual, "input_ids": ids, "last": last}
-            language = self.runners["language"].run(prompt)
-        with watch.part("action"):
-            start = {"cognition": language["cognition"], "noise": noise[None]}
-            sample = self.runners["action"].run(start)["actions"][0]
+        outputs, took = self.chain.run({"image": square, "input_ids": ids, "last": last, "noise": noise[None]})
+        watch.add(took)
+        sample = outputs["actions"][0]
         if not np.isfinite(sample).all():  # a clipped NaN in the gripper would read as "open"
             raise BackendError("expected finite numbers for 'actions', got NaN or infinity")
         normalized = binarise(sample, self._gripper)
         actions = unnormalise(normalized, self._statistics)
-        kept = language["kept"][0] if "kept" in language else None
+        kept = outputs["kept"][0] if "kept" in outputs else None
         return PolicyResult(sample, normalized, actions, watch.milliseconds(), kept)
 
     def draw_noise(self, seed: int | Sequence[int]) -> np.ndarray:
@@ -119,9 +121,8 @@ class Policy:
         return {name: runner.describe() for name, runner in self.runners.items()}
 
     def close(self) -> None:
-        """Free all runners."""
-        for runner in self.runners.values():
-            runner.close()
+        """Free the device."""
+        self.chain.close()
 
 
 class Stopwatch:
@@ -137,6 +138,10 @@ class Stopwatch:
         start = time.monotonic_ns()
         yield
         self._parts[name] = (time.monotonic_ns() - start) / 1e6
+
+    def add(self, parts: Mapping[str, float]) -> None:
+        """Parts that somebody else timed [ms]."""
+        self._parts |= parts
 
     def milliseconds(self) -> dict[str, float]:
         """Parts, and `total` since the start."""

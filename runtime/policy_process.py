@@ -41,6 +41,8 @@ class PolicyConfig:
     provider: str | None = None
     threads: int = 1
     """Of the backend; 0 takes all cores, also those of the control loop."""
+    engines: str | None = None
+    """The folder of built engines, for a backend that runs them; by default the one that `trimvla build` takes."""
     camera: str = "front"
     more_cameras: tuple[str, ...] = ()
     """Cameras that the policy does not look through and that must be as fresh as its own."""
@@ -221,6 +223,14 @@ def _alive_task(source: Input) -> Task | None:
     return source.message if source.alive and isinstance(source.message, Task) else None
 
 
+def load_policy(config: PolicyConfig) -> Policy:
+    """The bundle, on the backend that the configuration asks for."""
+    engines = None if config.engines is None else Path(config.engines).expanduser()
+    return Policy.load(
+        config.bundle, backend=config.backend, provider=config.provider, threads=config.threads, engines=engines
+    )
+
+
 def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     """The process `policy`: load, warm up, then act on pictures until `stop`.
 
@@ -228,7 +238,7 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     """
     telemetry = Telemetry("policy")
     reporter = Reporter(run_dir, telemetry)
-    policy = Policy.load(config.bundle, backend=config.backend, provider=config.provider, threads=config.threads)
+    policy = load_policy(config)
     policy.infer(np.zeros((64, 64, 3), np.uint8), "warm up")
     telemetry.state = "idle"
     cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
