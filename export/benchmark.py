@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from trimvla.export.floor import Floor
+from trimvla.runtime.chain import HostChain
 from trimvla.runtime.manifest import STAGES
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.runner import Runner
@@ -108,13 +110,10 @@ def timed(call: Callable[[], object]) -> float:
 
 def stage_inputs(policy: Policy, picture: np.ndarray, instruction: str) -> dict[str, Mapping[str, np.ndarray]]:
     """What each stage gets in this policy, by stage and tensor name."""
-    runners = dict(policy.runners)
-    heard = {name: Listener(runner) for name, runner in runners.items()}
-    policy.runners.update(heard)
-    try:
-        policy.infer(picture, instruction)
-    finally:
-        policy.runners.update(runners)
+    twin = copy(policy)
+    heard = {name: Listener(runner) for name, runner in policy.runners.items()}
+    twin.chain = HostChain(heard)
+    twin.infer(picture, instruction)
     return {name: listener.inputs for name, listener in heard.items()}
 
 

@@ -23,10 +23,11 @@ from trimvla.export.verify import checkpoint_beside
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.trimmed import trim
+from trimvla.runtime.chain import HostChain
 from trimvla.runtime.errors import BackendError, BundleError, CheckpointError
 from trimvla.runtime.manifest import Manifest, StageSpec
 from trimvla.runtime.policy import Policy
-from trimvla.runtime.runner import Runner, check_inputs
+from trimvla.runtime.runner import check_inputs
 
 TOLERANCE = 1e-3  # on the raw sample; rounding is 1e-5
 
@@ -87,12 +88,12 @@ def load_model(directory: Path, manifest: Manifest, otherwise: Path | None = Non
 
 def on_torch(policy: Policy, model: CogAct, backend: str) -> Policy:
     """The policy with torch behind its stages; `model` is its torch twin under the same plan."""
-    runners: dict[str, Runner] = {
+    runners = {
         stage.name: TorchRunner(stage.module(model), policy.manifest.stages[stage.name], backend)
         for stage in stages_under(policy.manifest.plan)
     }
     twin = copy(policy)
-    twin.runners = runners
+    twin.chain = HostChain(runners)
     return twin
 
 

@@ -15,21 +15,8 @@ from typing import Any
 
 from trimvla.runtime.device import Device
 from trimvla.runtime.errors import BackendError
-from trimvla.runtime.trt_library import TrtLibrary
+from trimvla.runtime.trt_library import TrtLibrary, dtype_name
 
-NAMES = {  # the library's DataType -> ours
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-    "FP8": "float8",
-    "FP4": "float4",
-    "INT4": "int4",
-}
 # The inspector's "Format/Datatype" -> ours: "Row major linear FP16 format" in some versions, "Half" in others.
 WRITTEN = (
     (re.compile(r"\b(BF16|BFloat16)\b", re.IGNORECASE), "bfloat16"),
@@ -59,12 +46,6 @@ def matrix_precision(trt: Any, network: Any) -> str:  # noqa: ANN401 - the libra
     layers = (network.get_layer(index) for index in range(network.num_layers))
     found = Counter(dtype_name(layer.get_output(0).dtype) for layer in layers if layer.type in kinds)
     return found.most_common(1)[0][0] if found else "none"
-
-
-def dtype_name(dtype: Any) -> str:  # noqa: ANN401 - the library's enumeration
-    """The library's DataType by our name."""
-    name = str(dtype.name)
-    return NAMES.get(name, name.lower())
 
 
 def read_back(

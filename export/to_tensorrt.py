@@ -76,25 +76,17 @@ def build_bundle(directory: Path, manifest: Manifest, request: Request, report: 
     return [build_stage(directory, manifest, name, request, report) for name in manifest.stages]
 
 
-def stage_key(name: str, spec: StageSpec, manifest: Manifest, request: Request) -> EngineKey:
-    """What the stage's engine is tied to."""
-    weights = [file.sha256 for path, file in sorted(manifest.files.items()) if path.startswith(spec.file)]
-    return EngineKey(
-        stage=name,
-        onnx_sha256=weights[0] if len(weights) == 1 else sha256("".join(weights).encode()).hexdigest(),
-        backend=request.library.backend,
-        version=request.library.version,
-        gpu=request.device.gpu,
-        jetpack=request.device.jetpack,
-        buckets=manifest.prompt.buckets if symbolic_inputs(spec) else (),
-        workspace_bytes=request.workspace_bytes,
-    )
-
-
 def build_stage(directory: Path, manifest: Manifest, name: str, request: Request, report: Report) -> Engine:
     """One engine, from the cache or built into it. See `build_bundle`."""
     spec = manifest.stages[name]
-    key = stage_key(name, spec, manifest, request)
+    key = engines.stage_key(
+        manifest,
+        name,
+        backend=request.library.backend,
+        version=request.library.version,
+        device=request.device,
+        workspace_bytes=request.workspace_bytes,
+    )
     found = engines.find(request.out, key)
     if found is not None:
         return Engine(found, cached=True)
@@ -170,14 +162,9 @@ def build(request: Request, parsed: Parsed, spec: StageSpec, key: EngineKey) -> 
     return memoryview(built).cast("B")  # not copied: engines take gigabytes
 
 
-def symbolic_inputs(spec: StageSpec) -> list[str]:
-    """Inputs with an axis that takes the lengths of the prompt buckets."""
-    return [tensor.name for tensor in spec.inputs if any(isinstance(axis, str) for axis in tensor.shape)]
-
-
 def add_profiles(builder: Any, config: Any, spec: StageSpec, buckets: Sequence[int]) -> None:  # noqa: ANN401
     """One profile for each bucket, in which the symbolic axis has that length and no other."""
-    if not symbolic_inputs(spec):
+    if not engines.symbolic_inputs(spec):
         return
     for bucket in buckets:
         profile = builder.create_optimization_profile()

@@ -1,7 +1,8 @@
 """The engine cache: built engines under a key of everything that they are tied to, with a record of what was built.
 
 An engine is there or it is not: both files are written beside and renamed, the record last, and an engine that does not
-match its record is as good as absent. Knows no backend and reads nothing of an engine.
+match its record is as good as absent. Who builds and who runs ask for the same key. Knows no backend and reads nothing
+of an engine.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ import hashlib
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from trimvla.runtime.manifest import sha256_of
+from trimvla.runtime.device import Device
+from trimvla.runtime.errors import BackendError
+from trimvla.runtime.manifest import Manifest, StageSpec, sha256_of
 
+CACHE = Path("~/.cache/trimvla/engines")
 DIGEST_LENGTH = 16  # hexadecimal digits in a file's name
 
 log = logging.getLogger("trimvla.engines")
@@ -66,6 +71,71 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """What the built engine says of itself: `export.engine_precision.read_back`."""
 
 
+def default_directory(name: str) -> Path:
+    """Where the engines of a bundle of this name lie, unless somebody says otherwise."""
+    return CACHE.expanduser() / name
+
+
+def stage_key(
+    manifest: Manifest, stage: str, *, backend: str, version: str, device: Device, workspace_bytes: int = 0
+) -> EngineKey:
+    """What the engine of a bundle's stage is tied to, for this library on this device."""
+    spec = manifest.stages[stage]
+    graph = [file.sha256 for path, file in sorted(manifest.files.items()) if path.startswith(spec.file)]
+    return EngineKey(
+        stage=stage,
+        onnx_sha256=graph[0] if len(graph) == 1 else hashlib.sha256("".join(graph).encode()).hexdigest(),
+        backend=backend,
+        version=version,
+        gpu=device.gpu,
+        jetpack=device.jetpack,
+        buckets=manifest.prompt.buckets if symbolic_inputs(spec) else (),
+        workspace_bytes=workspace_bytes,
+    )
+
+
+def symbolic_inputs(spec: StageSpec) -> list[str]:
+    """Inputs with an axis that takes the lengths of the prompt buckets."""
+    return [tensor.name for tensor in spec.inputs if any(isinstance(axis, str) for axis in tensor.shape)]
+
+
+def require(directory: Path, wanted: EngineKey, bundle: Path) -> EngineRecord:
+    """The record of a whole engine that was built for `wanted`, with whatever workspace, the largest first.
+
+    Raises:
+        BackendError: there is none; says what is there instead, and how to build it.
+    """
+    records = sorted(_records(directory, wanted.stage), key=lambda record: -record.key.workspace_bytes)
+    for record in records:
+        if not differences(record.key, wanted) and find(directory, record.key) is not None:
+            return record
+    there = [", ".join(differences(record.key, wanted)) or "this device, but damaged" for record in records[:3]]
+    what = f" (there is one for {'; one for '.join(there)})" if there else ""
+    raise BackendError(
+        f"no engine of stage '{wanted.stage}' for this device in {directory}{what}: "
+        f"run `trimvla build {bundle} --backend {wanted.backend} --out {directory}`"
+    )
+
+
+def differences(key: EngineKey, wanted: EngineKey) -> list[str]:
+    """What of `key` keeps its engine from serving `wanted`, in words; the builder's workspace is none of it."""
+    names = [name for name in EngineKey.__struct_fields__ if name != "workspace_bytes"]
+    return [
+        f"{name} {getattr(key, name)!r} (here {getattr(wanted, name)!r})"
+        for name in names
+        if getattr(key, name) != getattr(wanted, name)
+    ]
+
+
+def _records(directory: Path, stage: str) -> Iterator[EngineRecord]:
+    """Every readable record of a stage."""
+    for path in sorted(directory.glob(f"{stage}-*.json")):
+        try:
+            yield msgspec.json.decode(path.read_bytes(), type=EngineRecord)
+        except msgspec.DecodeError:
+            continue  # `find` speaks of it when it is built again
+
+
 def store(directory: Path, engine: bytes | memoryview, record: EngineRecord) -> Path:
     """Write an engine and then its record; returns the engine's path."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -83,11 +153,11 @@ def find(directory: Path, key: EngineKey) -> EngineRecord | None:
     try:
         record = msgspec.json.decode(path.read_bytes(), type=EngineRecord)
     except msgspec.DecodeError as error:
-        log.warning("%s: not readable (%s), building again", path, error)
+        log.warning("%s: not readable (%s), it counts as absent", path, error)
         return None
     problem = _problem(directory / key.file, record)
     if record.key != key or problem:
-        log.warning("%s: %s, building again", directory / key.file, problem or "made for another key")
+        log.warning("%s: %s, it counts as absent", directory / key.file, problem or "made for another key")
         return None
     return record
 

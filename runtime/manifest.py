@@ -23,6 +23,7 @@ TOKENIZER = "tokenizer.json"
 STATISTICS = "statistics.json"
 STAGES = ("vision", "language", "action")
 GUIDED = "action_guided"
+GUIDED_STAGES = ("vision", "language", GUIDED)  # one call, where known rows guide it
 OPTIONAL_STAGES = (GUIDED,)
 READ_BYTES = 1 << 20
 

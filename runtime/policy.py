@@ -7,7 +7,7 @@ picture, instruction and noise give the same actions, bit for bit on one backend
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from trimvla.runtime import manifest as bundles
+from trimvla.runtime.chain import Chain, open_chain
 from trimvla.runtime.errors import BackendError, BundleError
-from trimvla.runtime.manifest import GUIDED, STAGES, STATISTICS, TOKENIZER, Manifest
+from trimvla.runtime.manifest import GUIDED, GUIDED_STAGES, STAGES, STATISTICS, TOKENIZER, Manifest
 from trimvla.runtime.preprocess import (
     ActionStatistics,
     Prompter,
@@ -26,7 +27,7 @@ from trimvla.runtime.preprocess import (
     resize,
     unnormalise,
 )
-from trimvla.runtime.runner import Runner, create
+from trimvla.runtime.runner import Runner
 from trimvla.runtime.specs import ArraySpec
 
 
@@ -57,12 +58,10 @@ class Known:
 class Policy:
     """The stages of a bundle, ready to run."""
 
-    def __init__(
-        self, manifest: Manifest, runners: dict[str, Runner], prompter: Prompter, statistics: ActionStatistics
-    ) -> None:
+    def __init__(self, manifest: Manifest, chain: Chain, prompter: Prompter, statistics: ActionStatistics) -> None:
         """Use `Policy.load`."""
         self.manifest = manifest
-        self.runners = runners
+        self.chain = chain
         self._prompter, self._statistics = prompter, statistics
         action = manifest.action
         self._gripper = tuple(i for i, kind in enumerate(action.kinds) if kind == "gripper")
@@ -78,6 +77,7 @@ class Policy:
         provider: str | None = None,
         threads: int = 0,
         guided: bool = False,
+        engines: Path | None = None,
     ) -> Policy:
         """Open a bundle by path or by a shipped bundle's name; `runner.create` says what the options are.
 
@@ -93,12 +93,21 @@ class Policy:
         statistics = load_statistics(directory / STATISTICS, manifest.action.statistics_key)
         if guided and GUIDED not in manifest.stages:
             raise BundleError(f"bundle '{manifest.name}': expected the stage '{GUIDED}': export it with --guided")
-        runners = {
-            name: create(backend, directory / stage.file, stage, provider=provider, threads=threads)
-            for name, stage in manifest.stages.items()
-            if guided or name in STAGES
-        }
-        return cls(manifest, runners, prompter, statistics)
+        chain = open_chain(
+            directory,
+            manifest,
+            backend=backend,
+            provider=provider,
+            threads=threads,
+            engines=engines,
+            stages=(*STAGES, GUIDED) if guided else STAGES,
+        )
+        return cls(manifest, chain, prompter, statistics)
+
+    @property
+    def runners(self) -> Mapping[str, Runner]:
+        """Each stage by itself."""
+        return self.chain.runners
 
     def infer(
         self,
@@ -129,30 +138,27 @@ class Policy:
             square = resize(image, self.manifest.image.size)[None]
             ids, last = self._prompter.ids(instruction)
             noise = self.draw_noise(seed) if noise is None else self._noise.validate(noise)
-        with watch.part("vision"):
-            visual = self.runners["vision"].run({"image": square})["visual"]
-        with watch.part("language"):
-            prompt = {"visual": visual, "input_ids": ids, "last": last}
-            language = self.runners["language"].run(prompt)
-        with watch.part("action"):
-            sample = self._sample(language["cognition"], noise[None], known)[0]
+        start = {"image": square, "input_ids": ids, "last": last, "noise": noise[None]}
+        if known is None:
+            outputs, took = self.chain.run(start, STAGES)
+            sample = outputs["actions"][0]
+        else:
+            outputs, took = self.chain.run(start | self._towards(known), GUIDED_STAGES)
+            sample = outputs["guided_actions"][0]
+        watch.add(took)
         if not np.isfinite(sample).all():  # a clipped NaN in the gripper would read as "open"
             raise BackendError("expected finite numbers for 'actions', got NaN or infinity")
         normalized = binarise(sample, self._gripper)
         actions = unnormalise(normalized, self._statistics)
-        kept = language["kept"][0] if "kept" in language else None
+        kept = outputs["kept"][0] if "kept" in outputs else None
         return PolicyResult(sample, normalized, actions, watch.milliseconds(), kept)
 
-    def _sample(self, cognition: np.ndarray, noise: np.ndarray, known: Known | None) -> np.ndarray:
-        """float32[1, H, A]; a dimension without spread is guided to 0, where training left it."""
-        start = {"cognition": cognition, "noise": noise}
-        if known is None:
-            return self.runners["action"].run(start)["actions"]
+    def _towards(self, known: Known) -> dict[str, np.ndarray]:
+        """The guided stage's own inputs; a dimension without spread is guided to 0, where training left it."""
         if GUIDED not in self.runners:
             raise BackendError(f"expected a policy that was loaded with the stage '{GUIDED}', to guide it")
         rows = normalise(known.actions, self._statistics)
-        towards = {"known": rows[None], "weight": known.weights[None, :, None]}
-        return self.runners[GUIDED].run(start | towards)["guided_actions"]
+        return {"known": rows[None], "weight": known.weights[None, :, None]}
 
     def draw_noise(self, seed: int | Sequence[int]) -> np.ndarray:
         """float32[H, A], the same for the same seed."""
@@ -163,9 +169,8 @@ class Policy:
         return {name: runner.describe() for name, runner in self.runners.items()}
 
     def close(self) -> None:
-        """Free all runners."""
-        for runner in self.runners.values():
-            runner.close()
+        """Free the device."""
+        self.chain.close()
 
 
 class Stopwatch:
@@ -181,6 +186,10 @@ class Stopwatch:
         start = time.monotonic_ns()
         yield
         self._parts[name] = (time.monotonic_ns() - start) / 1e6
+
+    def add(self, parts: Mapping[str, float]) -> None:
+        """Parts that somebody else timed [ms]."""
+        self._parts |= parts
 
     def milliseconds(self) -> dict[str, float]:
         """Parts, and `total` since the start."""

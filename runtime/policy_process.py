@@ -44,6 +44,8 @@ class PolicyConfig:
     provider: str | None = None
     threads: int = 1
     """Of the backend; 0 takes all cores, also those of the control loop."""
+    engines: str | None = None
+    """The folder of built engines, for a backend that runs them; by default the one that `trimvla build` takes."""
     camera: str = "front"
     more_cameras: tuple[str, ...] = ()
     """Cameras that the policy does not look through and that must be as fresh as its own."""
@@ -239,8 +241,16 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
 
 def load_rungs(config: PolicyConfig) -> dict[str, Policy]:
     """The bundles of the ladder, or the one that there is, by name. Raises BundleError, BackendError or ConfigError."""
-    options = {"backend": config.backend, "provider": config.provider, "threads": config.threads}
-    guided = config.thought.rtc.enabled
-    policies = {name: Policy.load(name, guided=guided, **options) for name in config.rungs or (config.bundle,)}
+    policies = {
+        name: Policy.load(
+            name,
+            backend=config.backend,
+            provider=config.provider,
+            threads=config.threads,
+            engines=None if config.engines is None else Path(config.engines).expanduser(),
+            guided=config.thought.rtc.enabled,
+        )
+        for name in config.rungs or (config.bundle,)
+    }
     check_rungs(policies)
     return policies

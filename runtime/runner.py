@@ -1,7 +1,8 @@
 """The contract that every backend keeps: one stage, named arrays in, named arrays out.
 
 A runner is made for one stage of one bundle and owns what it needs on its device. `tests/runner_contract.py` holds the
-contract as a reusable test. Knows no backend: `create` imports the one that is asked for, when it is asked for.
+contract as a reusable test. Knows no backend: its module is imported when it is asked for. How stages follow each other
+is `chain.py`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,20 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 
 from trimvla.runtime.errors import BackendError, SpecError
 from trimvla.runtime.manifest import StageSpec
 
-BACKENDS = {"onnxruntime": "trimvla.runtime.ort_runner"}
+BACKENDS = {
+    "onnxruntime": "trimvla.runtime.ort_runner",
+    "tensorrt": "trimvla.runtime.trt_runner",
+    "tensorrt-rtx": "trimvla.runtime.trt_runner",
+}
+BUILT = ("tensorrt", "tensorrt-rtx")  # run the engines that `trimvla build` made; the others load a bundle's graphs
 
 
 class Runner(Protocol):
@@ -41,23 +48,45 @@ class Runner(Protocol):
         ...
 
 
-def create(backend: str, model: Path, spec: StageSpec, *, provider: str | None = None, threads: int = 0) -> Runner:
+def create(
+    backend: str,
+    model: Path,
+    spec: StageSpec,
+    *,
+    provider: str | None = None,
+    threads: int = 0,
+    engines: Path | None = None,
+) -> Runner:
     """A runner for one stage.
 
     Args:
         backend: a key of `BACKENDS`.
-        model: the stage's graph.
+        model: the stage's graph; for a backend that runs engines, in its bundle.
         spec: its inputs and outputs.
         provider: what executes inside the backend, by the backend's own name; None is its plain default.
         threads: threads for one operator; 0 leaves it to the backend.
+        engines: the folder of built engines, for a backend in `BUILT`; None is `engines.default_directory`.
 
     Raises:
         BackendError: the backend is unknown, not installed, or did not give what was asked for.
         BundleError: the graph cannot be read, or does not match the spec.
     """
+    module, options = find_backend(backend, provider, threads, engines)
+    return module.create(model, spec, **options)
+
+
+def find_backend(
+    backend: str, provider: str | None, threads: int, engines: Path | None
+) -> tuple[ModuleType, dict[str, Any]]:
+    """The backend's module, and the options that its functions take; see `create`."""
     if backend not in BACKENDS:
         raise BackendError(f"expected one of {sorted(BACKENDS)}, got {backend!r} for 'backend'")
-    return importlib.import_module(BACKENDS[backend]).create(model, spec, provider=provider, threads=threads)
+    options: dict[str, Any] = {"provider": provider, "threads": threads}
+    if backend in BUILT:
+        options |= {"backend": backend, "engines": engines}
+    elif engines is not None:
+        raise BackendError(f"'engines' is for {' and '.join(BUILT)}: backend '{backend}' loads the bundle's graphs")
+    return importlib.import_module(BACKENDS[backend]), options
 
 
 def check_inputs(spec: StageSpec, inputs: Mapping[str, np.ndarray]) -> None:

@@ -29,6 +29,19 @@ INSTALL = {
     ),
     "tensorrt-rtx": "pip install 'trimvla[tensorrt-rtx]'",
 }
+NAMES = {  # the library's DataType -> ours
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "FP8": "float8",
+    "FP4": "float4",
+    "INT4": "int4",
+}
 KEPT_MESSAGES = 20
 NOISE = "has Int64 binding"  # a hint about every int64 input; a stage's spec says int64 already
 
@@ -75,6 +88,12 @@ def creation_flags(trt: Any) -> int:  # noqa: ANN401 - a module without types
     """Strongly typed where that is a choice; where the flag is gone, it is the only mode."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
+
+
+def dtype_name(dtype: Any) -> str:  # noqa: ANN401 - the library's enumeration
+    """The library's DataType by our name."""
+    name = str(dtype.name)
+    return NAMES.get(name, name.lower())
 
 
 def _import_first(backend: str) -> Any:  # noqa: ANN401 - a module without types

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from trimvla.launch.rendering import choose_renderer
+from trimvla.runtime.chain import HostChain
 
 choose_renderer()  # before anything imports mujoco
 
@@ -122,7 +123,7 @@ class Notes:
     def __init__(self, policy: Policy) -> None:
         self._policy, self._action = policy, policy.runners["action"]
         self.spec, self.describe, self.close = self._action.spec, self._action.describe, self._action.close
-        policy.runners["action"] = self
+        policy.chain = HostChain({**policy.runners, "action": self})
         self.kept: dict[str, list[Any]] = {"seed": [], "step": [], "cognition": [], "actions": []}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

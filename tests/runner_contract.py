@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+from trimvla.runtime.chain import Chain, borders
 from trimvla.runtime.errors import SpecError
 from trimvla.runtime.runner import Runner
 
@@ -44,3 +45,23 @@ def _check_refusals(runner: Runner, inputs: Mapping[str, np.ndarray]) -> None:
     for case in wrong:
         with pytest.raises(SpecError, match=f"{name}|surplus"):
             runner.run(case)
+
+
+def check_chain(chain: Chain, host: Chain, inputs: Mapping[str, np.ndarray], tolerance: float = 0.0) -> None:
+    """A chain gives what its stages give one after the other on the host, again and again, and times each of them.
+
+    `inputs` may hold more than the chain takes; `host` is the same bundle in ONNX Runtime.
+    """
+    wanted, made = borders(chain.runners)
+    given = {name: inputs[name] for name in wanted}
+    expected, _ = host.run(given)
+    first, took = chain.run(given)
+    second, _ = chain.run(given)
+    assert set(made) <= first.keys()
+    assert list(took) == list(chain.runners)
+    for name in made:
+        np.testing.assert_allclose(first[name], expected[name], atol=tolerance, rtol=0)
+        np.testing.assert_array_equal(second[name], first[name])
+        assert not np.shares_memory(second[name], first[name])
+    with pytest.raises(SpecError, match=wanted[0]):
+        chain.run({**given, wanted[0]: given[wanted[0]].astype(np.float64)})

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from runner_contract import check_runner
+from runner_contract import check_chain, check_runner
 from tiny_bundle import COGNITION, HORIZON, IMAGE, VISUAL, WIDTH, manifest, write_bundle
 
+from trimvla.runtime.chain import open_chain
 from trimvla.runtime.errors import BackendError, BundleError
 from trimvla.runtime.manifest import StageSpec, TensorSpec
-from trimvla.runtime.ort_runner import CPU, session_options
+from trimvla.runtime.ort_runner import CPU, CUDA, BoundChain, session_options
+from trimvla.runtime.ort_runner import create as open_stage
 from trimvla.runtime.runner import create
 
 INPUTS = {
@@ -37,6 +39,25 @@ def test_every_stage_keeps_the_contract(bundle: Path, stage: str) -> None:
     check_runner(runner, INPUTS[stage])
     assert runner.describe()["provider"] == CPU
     runner.close()
+
+
+ALL_INPUTS = {**INPUTS["vision"], **INPUTS["language"], **INPUTS["action"]}
+
+
+def test_bound_stages_are_the_same_chain(bundle: Path) -> None:
+    """What CUDA's provider gets, on the CPU's memory."""
+    host = open_chain(bundle, manifest())
+    runners = {name: open_stage(bundle / spec.file, spec) for name, spec in manifest().stages.items()}
+    check_chain(BoundChain(runners, "cpu"), host, ALL_INPUTS)
+
+
+def test_on_cuda(bundle: Path) -> None:
+    try:
+        chain = open_chain(bundle, manifest(), provider=CUDA)
+    except BackendError as error:
+        pytest.skip(str(error))
+    assert {runner.describe()["provider"] for runner in chain.runners.values()} == {CUDA}
+    check_chain(chain, open_chain(bundle, manifest()), ALL_INPUTS, tolerance=1e-4)
 
 
 def test_an_unknown_backend_is_refused(bundle: Path) -> None:
