@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from trimvla.launch.networking import use_network
 from trimvla.launch.options import Options, Result
 from trimvla.launch.supervisor import stop_event
 from trimvla.runtime import camera
@@ -25,7 +26,7 @@ class Args(Options):
     """Where the pictures come from."""
 
     where: str = "0"
-    """A device's number or path, or a file."""
+    """A device's number or path, a file, or `tcp://host:port/name` of a LeRobot camera."""
 
     name: str = "front"
     """Name of the camera, and of its topic."""
@@ -45,6 +46,15 @@ class Args(Options):
     run_dir: Path | None = None
     """Where the sockets are; a temporary directory by default."""
 
+    network: Path | None = None
+    """A TOML file with the topics that cross hosts and their keys."""
+
+    swap_red_blue: bool = False
+    """Exchange red and blue."""
+
+    allow_plain: bool = False
+    """A LeRobot camera may be on another host; what it sends is not encrypted."""
+
     seconds: float | None = None
     """Stop after this time."""
 
@@ -61,6 +71,7 @@ def run(args: Args) -> Result:
         threading.Timer(args.seconds, stop.set).start()
     with tempfile.TemporaryDirectory(prefix="trimvla-") as temporary:
         run_dir = args.run_dir or Path(temporary)
+        use_network(args.network, run_dir)
         name = f"camera-{config.name}"
         with Subscriber(run_dir, [topic(report(name))]) as reports:
             args.console().print(f"publishing '{config.name}/color' in {run_dir}; Ctrl-C stops")

@@ -9,6 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from trimvla.launch.config import decode_file
+from trimvla.launch.networking import use_network
 from trimvla.launch.options import Options, Result
 from trimvla.launch.processes import configure
 from trimvla.launch.supervisor import stop_event
@@ -28,6 +29,9 @@ class Args(Options):
     run_dir: Path
     """Where the sockets are; the same for all processes of a system."""
 
+    network: Path | None = None
+    """A TOML file with the topics that cross hosts and their keys."""
+
     supervised: bool = False
     """Also stop when standard input ends: the parent is gone."""
 
@@ -40,6 +44,7 @@ def run(args: Args) -> Result:
         raise ConfigError(f"expected one of the processes {', '.join(sections)}, got {args.name!r}")
     if not os.access(args.run_dir, os.W_OK):
         raise ConfigError(f"expected a directory that can be written to, got {args.run_dir} for --run-dir")
+    use_network(args.network, args.run_dir)
     module, config = configure(args.name, sections[args.name])
     module.run(config, args.run_dir, stop)
     return {"ok": True, "process": args.name}

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import Positional
 
+from trimvla.launch.networking import use_network
 from trimvla.launch.options import Options, Result
 from trimvla.launch.processes import Sections, commands, read_system
 from trimvla.launch.supervisor import Supervisor, stop_event
@@ -37,6 +38,9 @@ class Args(Options):
     run_dir: Path | None = None
     """Where the sockets and logs are; a temporary directory by default."""
 
+    network: Path | None = None
+    """A TOML file with the topics that cross hosts and their keys."""
+
     seconds: float | None = None
     """Stop after this time."""
 
@@ -62,7 +66,8 @@ def run(args: Args) -> Result:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="trimvla-") as temporary:
         run_dir = args.run_dir or Path(temporary)
-        run_dir.mkdir(parents=True, exist_ok=True)
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        use_network(args.network, run_dir)
         with (
             Subscriber(run_dir, [topic(report(name)) for name in sections]) as hears,
             Publisher(run_dir, topic("task")) as tasks,

@@ -1,6 +1,7 @@
-"""Publish and subscribe over ZeroMQ on one host: newest wins, and every input says how fresh it is.
+"""Publish and subscribe over ZeroMQ: newest wins, and every input says how fresh it is.
 
-Each topic has its own `ipc` socket in the run directory, which belongs to one user. Publishers bind and subscribers
+Each topic has its own `ipc` socket in the run directory, which belongs to one user; or, where `network` says so, a TCP
+address, with keys. Publishers bind and subscribers
 connect, in any order. A publisher never waits: what a reader cannot take is dropped. A subscriber receives in a thread
 of its own, so that arrival times are true and nothing old waits in a socket while its owner is busy. Topics whose
 messages all count (`depth` above 1) keep a queue. There is no replay for late joiners: what must reach them is
@@ -10,6 +11,7 @@ repeated by its sender. Knows topics and freshness; not what messages mean.
 from __future__ import annotations
 
 import contextlib
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -23,14 +25,18 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
+from trimvla.runtime.doorkeeper import Doorkeeper
 from trimvla.runtime.errors import ConfigError, WireError
 from trimvla.runtime.messages import Frame, Message
+from trimvla.runtime.network import Far, far_end, localise, stamp
 from trimvla.runtime.topics import Topic
 from trimvla.runtime.wire import MAX_HEADER_BYTES, Codec, decode, encode
 
+SOCKET_MODE = 0o700  # whatever the directory's mode and the umask are
 MAX_IPC_PATH = 107  # bytes, by the operating system
 LINGER_MS = 200  # what a closing publisher may take to hand over its last messages
 POLL_MS = 50  # how long a closing subscriber may take to notice
+RECONNECT_NS = 200_000_000  # between two tries to reach a publisher that cuts us off
 RATE_WINDOW = 10  # arrivals that a measured rate is made of
 RATE_OK = 0.8  # of the expected rate
 
@@ -46,6 +52,12 @@ def endpoint(run_dir: Path, topic: Topic) -> str:
     return f"ipc://{path}"
 
 
+def _check_owner(run_dir: Path) -> None:
+    """Who can write to the directory can put a socket of theirs in the place of ours."""
+    if run_dir.is_dir() and run_dir.stat().st_mode & stat.S_IWOTH:
+        raise ConfigError(f"expected a directory that its owner alone may write to, got {run_dir}; chmod 700 it")
+
+
 def _file_name(topic: Topic) -> str:
     return topic.name.replace("/", "-")
 
@@ -58,26 +70,46 @@ class Publisher:
         self.topic = topic
         self._codec: Codec = codec
         self.sent = 0
-        self._socket = zmq.Context.instance().socket(zmq.PUB)
+        self._path = run_dir / _file_name(topic)
+        far = far_end(run_dir, topic.name)
+        self._door = Doorkeeper(far.keys, allow_plain=far.allow_plain) if far else None
+        self._stamped = far is not None and topic.type is not Frame
+        self._socket = (self._door.context if self._door else zmq.Context.instance()).socket(zmq.PUB)
         self._socket.set_hwm(topic.high_water)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
-        self._path = run_dir / _file_name(topic)
         try:
-            self._socket.bind(endpoint(run_dir, topic))
+            self._bind(run_dir, far)
         except (zmq.ZMQError, ConfigError) as error:
             self._socket.close(0)
+            self._close_door()
             raise ConfigError(f"topic '{topic.name}': cannot bind: {error}") from None
+
+    def _bind(self, run_dir: Path, far: Far | None) -> None:
+        if far is None or self._door is None:
+            _check_owner(run_dir)
+            self._socket.bind(endpoint(run_dir, self.topic))
+            self._path.chmod(SOCKET_MODE)
+        else:
+            far.check()
+            self._door.bind(self._socket, far.place.endpoint)
 
     def send(self, message: Message | Frame) -> None:
         """Send with the next sequence number. Never waits. Raises WireError for a message that is not the topic's."""
         parts = encode(self.topic, _numbered(message, self.sent), self._codec)
+        if self._stamped:
+            parts.append(stamp())
         self._socket.send_multipart(parts, zmq.DONTWAIT)
         self.sent += 1
 
     def close(self) -> None:
         """Hand over what is on its way; no new reader finds the topic."""
         self._socket.close()
+        self._close_door()
         self._path.unlink(missing_ok=True)
+
+    def _close_door(self) -> None:
+        if self._door is not None:
+            self._door.close()
 
     def __enter__(self) -> Publisher:
         return self
@@ -165,14 +197,24 @@ class _Line:
     def __init__(self, run_dir: Path, topic: Topic) -> None:
         self.deliveries: deque[Delivery] = deque(maxlen=topic.depth)
         self.arrivals: deque[int] = deque(maxlen=RATE_WINDOW)
-        self._address = endpoint(run_dir, topic)
+        self.topic = topic
+        self._far = far_end(run_dir, topic.name)
+        self._address = self._far.place.endpoint if self._far else endpoint(run_dir, topic)
         self.socket = zmq.Context.instance().socket(zmq.SUB)
         self.socket.set_hwm(topic.high_water)
         self.socket.setsockopt(zmq.MAXMSGSIZE, topic.max_bytes + MAX_HEADER_BYTES)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.subscribe(topic.name.encode())
+        if self._far is not None:
+            self._far.connect(self.socket)
+        self._lost, self._due_ns = False, 0
         self.losses = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.socket.connect(self._address)
+
+    def receive(self) -> list[bytes]:
+        """The next message, on this host's clock."""
+        parts = self.socket.recv_multipart()
+        return localise(self.topic, parts) if self._far else parts
 
     def empty(self) -> tuple[list[Delivery], list[int]]:
         """Hand over what came."""
@@ -181,9 +223,16 @@ class _Line:
         self.arrivals.clear()
         return content
 
-    def reconnect(self) -> None:
-        """After a loss. ZeroMQ does so itself, except after a message that was too large: then it would stay deaf."""
+    def lose(self) -> None:
+        """Note that the connection is gone."""
         recv_monitor_message(self.losses)
+        self._lost = True
+
+    def mend(self) -> None:
+        """After a loss. ZeroMQ does so itself, except after a message that was too large: then it would stay deaf."""
+        if not self._lost or monotonic_ns() < self._due_ns:
+            return
+        self._lost, self._due_ns = False, monotonic_ns() + RECONNECT_NS
         with contextlib.suppress(zmq.ZMQError):
             self.socket.disconnect(self._address)
         self.socket.connect(self._address)
@@ -253,17 +302,19 @@ class Subscriber:
         handlers: dict[zmq.Socket[bytes], Callable[[], None]] = {}
         for line in self._lines.values():
             handlers[line.socket] = partial(self._deliver, line)
-            handlers[line.losses] = line.reconnect
+            handlers[line.losses] = line.lose
         for socket in handlers:
             poller.register(socket, zmq.POLLIN)
         while not self._closing.is_set():
             for socket, _ in poller.poll(POLL_MS):
                 handlers[socket]()
+            for line in self._lines.values():
+                line.mend()
         for line in self._lines.values():
             line.close()
 
     def _deliver(self, line: _Line) -> None:
-        parts, now = line.socket.recv_multipart(), self._now()
+        parts, now = line.receive(), self._now()
         with self._mail:
             line.deliveries.append((now, parts))
             line.arrivals.append(now)

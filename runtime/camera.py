@@ -20,13 +20,14 @@ from PIL import Image
 from trimvla.runtime.bus import Publisher
 from trimvla.runtime.clock import NS_PER_S, Rate, monotonic_ns, utc_ns
 from trimvla.runtime.errors import CameraError, ConfigError
+from trimvla.runtime.lerobot import LeRobotSource
 from trimvla.runtime.messages import Frame
 from trimvla.runtime.specs import ArraySpec
 from trimvla.runtime.telemetry import Reporter, Telemetry
 from trimvla.runtime.topics import CAMERA_NAME, color, topic
 from trimvla.runtime.wire import Codec
 
-Kind = Literal["device", "video", "image", "synthetic"]
+Kind = Literal["device", "video", "image", "synthetic", "lerobot"]
 PICTURE = ArraySpec("picture", "uint8", (None, None, 3))
 
 
@@ -38,7 +39,7 @@ class CameraConfig:
     """Name of the camera, and of its topic `<name>/color`."""
     kind: Kind = "device"
     where: str = "0"
-    """A device's number or path, or a file."""
+    """A device's number or path, a file, or `tcp://host:port/name` of a LeRobot camera."""
     hz: float = 15.0
     width: int = 640
     height: int = 480
@@ -46,6 +47,10 @@ class CameraConfig:
     codec: Codec = "raw_bgr8"
     start_timeout_s: float = 5.0
     """Without a first picture by then, the camera counts as not started."""
+    swap_red_blue: bool = False
+    """Exchange red and blue, for a source that has them the wrong way round."""
+    allow_plain: bool = False
+    """A LeRobot camera may be on another host; what it sends is not encrypted."""
 
     def __post_init__(self) -> None:
         if not CAMERA_NAME.fullmatch(self.name):
@@ -172,6 +177,7 @@ SOURCES: dict[Kind, Callable[[CameraConfig], Source]] = {
     "video": VideoSource,
     "image": ImageSource,
     "synthetic": SyntheticSource,
+    "lerobot": lambda c: LeRobotSource(c.where, c.name, c.start_timeout_s, allow_plain=c.allow_plain),
 }
 
 
@@ -211,21 +217,30 @@ def start(open_source: Callable[[], Source], name: str, timeout_s: float) -> Sou
     return result
 
 
-def take(source: Source, name: str) -> Frame:
+def take(source: Source, name: str, swap_red_blue: bool = False) -> Frame:
     """The next picture with its time: the source's own, else when it was asked for, which is never too late."""
     asked_ns = monotonic_ns()
-    image = np.ascontiguousarray(source.read())
+    read = source.read()
+    image = np.ascontiguousarray(read[..., ::-1] if swap_red_blue else read)
     time_ns = source.captured_ns if isinstance(source, TimedSource) else asked_ns
     return Frame(camera=name, time_ns=time_ns, image=image, utc_ns=utc_ns())
 
 
-def stream(source: Source, frames: Publisher, hz: float, stop: threading.Event, reporter: Reporter) -> None:
+def stream(
+    source: Source,
+    frames: Publisher,
+    hz: float,
+    stop: threading.Event,
+    reporter: Reporter,
+    *,
+    swap_red_blue: bool = False,
+) -> None:
     """Take, publish, keep time, until `stop`. Raises CameraError when the source ends."""
     camera, telemetry = frames.topic.name.rpartition("/")[0], reporter.telemetry
     telemetry.state = "streaming"
     rate = Rate(hz, sleep=stop.wait)
     while not stop.is_set():
-        frame = take(source, camera)
+        frame = take(source, camera, swap_red_blue)
         telemetry.time_ns("read", monotonic_ns() - frame.time_ns)
         frames.send(frame)
         telemetry.count("frames_published")
@@ -239,7 +254,7 @@ def run(config: CameraConfig, run_dir: Path, stop: threading.Event) -> None:
     frames = Publisher(run_dir, topic(color(config.name), config.hz), config.codec)
     reporter = Reporter(run_dir, Telemetry(f"camera-{config.name}"))
     try:
-        stream(source, frames, config.hz, stop, reporter)
+        stream(source, frames, config.hz, stop, reporter, swap_red_blue=config.swap_red_blue)
     finally:
         for closing in (reporter, frames, source):
             closing.close()

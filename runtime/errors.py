@@ -13,6 +13,7 @@ TrimvlaError
 |- BackendError         a backend or provider that was asked for and is not given
 |- CameraError          a camera that does not start or stops
 |- WireError            bytes that are no message
+|- BusyError            a client asks for more than its share, or everybody does
 `- RecordingError       a recording that cannot be written, or read
 """
 
@@ -73,6 +74,10 @@ class CameraError(TrimvlaError):
 
 class WireError(TrimvlaError):
     """Bytes that are no message."""
+
+
+class BusyError(TrimvlaError):
+    """A server that has no room for this now."""
 
 
 class RecordingError(TrimvlaError):

@@ -138,8 +138,7 @@ def load(directory: Path, verify_hashes: bool = True) -> Manifest:
 
     Raises BundleError with the first thing that is wrong. `verify_hashes=False` still checks presence and sizes.
     """
-    manifest = _decode(directory)
-    _check_consistency(manifest)
+    manifest = parse(_read(directory), directory / MANIFEST)
     for name, spec in manifest.files.items():
         _check_file(directory, name, spec, verify_hashes)
     return manifest
@@ -154,17 +153,22 @@ def write(directory: Path, manifest: Manifest) -> Manifest:
     return complete
 
 
-def _decode(directory: Path) -> Manifest:
-    path = directory / MANIFEST
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"bundle '{directory}': cannot read {MANIFEST}: {error.strerror}") from None
+def parse(raw: bytes, path: Path) -> Manifest:
+    """A manifest's text, checked in itself; `path` is for the error's words. Raises BundleError and nothing else."""
     try:
         _check_version(path, msgspec.json.decode(raw))
-        return msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, RecursionError, ConfigError) as error:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ConfigError) as error:
         raise BundleError(f"{path}: {error}") from None
+    _check_consistency(manifest)
+    return manifest
+
+
+def _read(directory: Path) -> bytes:
+    try:
+        return (directory / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(f"bundle '{directory}': cannot read {MANIFEST}: {error.strerror}") from None
 
 
 def _check_version(path: Path, data: object) -> None:

@@ -128,12 +128,16 @@ def unmask(text: str) -> tuple[int, ...]:
 def load_plan(path: Path) -> Plan:
     """Read a plan; ConfigError with the field that is wrong."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Plan)
+        return parse_plan(path.read_bytes(), path)
     except OSError as error:
         raise ConfigError(f"{path}: expected a plan, got: {error.strerror}") from None
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except ConfigError as error:
+
+
+def parse_plan(raw: bytes, path: Path) -> Plan:
+    """A plan's text; `path` is for the error's words. Raises ConfigError and nothing else."""
+    try:
+        return msgspec.json.decode(raw, type=Plan)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from None
 
 

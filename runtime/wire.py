@@ -148,6 +148,16 @@ def decode_header(topic: Topic, parts: Sequence[bytes]) -> FrameHeader:
         raise WireError(f"topic '{topic.name}': {error}") from None
 
 
+def shift_header(topic: Topic, parts: Sequence[bytes], utc_to_monotonic: int) -> list[bytes]:
+    """A frame from another host, its capture put on our clock by its wall-clock time. Raises WireError."""
+    header = decode_header(topic, parts)
+    captured_ns = header.captured_utc_ns + utc_to_monotonic
+    if not 0 <= captured_ns < 2**63:
+        raise WireError(f"topic '{topic.name}': expected a time since this host's start for 'captured_utc_ns'")
+    moved = msgspec.structs.replace(header, captured_monotonic_ns=captured_ns)
+    return [parts[0], msgspec.json.encode(moved), parts[2]]
+
+
 def _checked_header(topic: Topic, raw_header: bytes, payload: bytes) -> FrameHeader:
     if len(raw_header) > MAX_HEADER_BYTES:
         raise WireError(f"topic '{topic.name}': expected a header of at most {MAX_HEADER_BYTES} bytes")

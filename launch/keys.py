@@ -1,0 +1,58 @@
+"""`trimvla keys`: keys for hosts that talk to each other over TCP."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from trimvla.launch.options import Options, Result
+from trimvla.runtime import curve
+from trimvla.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Make a host's pair of keys, or list who is trusted here.
+
+    Copy the public NAME.key, and never the secret, into the directory of every host that should trust this one; remove
+    it there, and this host is refused.
+    """
+
+    action: Positional[Literal["new", "list"]]
+    """`new` makes a pair, `list` says whose keys are here."""
+
+    name: Positional[str] = field(default_factory=lambda: platform.node().split(".")[0] or "host")
+    """Of the host; its own name by default."""
+
+    dir: Path = Path("keys")
+    """Where the keys are."""
+
+
+def run(args: Args) -> Result:
+    """Make, or list."""
+    return new(args) if args.action == "new" else listed(args)
+
+
+def new(args: Args) -> Result:
+    """A new pair."""
+    public, secret = curve.create(args.dir, args.name)
+    key = curve.public_key(args.dir, args.name)
+    args.console().print(f"{secret}: stays here\n{public}: copy it to every host that should trust this one")
+    return {"ok": True, "name": args.name, "public": public, "secret": secret, "key": key.decode()}
+
+
+def listed(args: Args) -> Result:
+    """Everyone who may come in, and who we are."""
+    if not args.dir.is_dir():
+        raise ConfigError(f"expected a directory of keys, got {args.dir}; `trimvla keys new` makes one")
+    keys = curve.Keys.load(args.dir)
+    allowed = {name: key.decode() for key, name in keys.allowed().items()}
+    for name, key in sorted(allowed.items()):
+        args.console().print(
+            f"{key}  {name}{'  (this host)' if name == keys.name else ''}", markup=False, soft_wrap=True
+        )
+    return {"ok": True, "host": keys.name, "allowed": allowed}

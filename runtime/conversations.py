@@ -1,0 +1,159 @@
+"""What openpi's and vla-eval's clients say over a websocket and what they expect, without the websocket: pure.
+
+A conversation hears one message at a time and gives what to send back at once, or a question for the policy. Knows
+frames and their order; not connections, and not how an answer comes about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trimvla.runtime.clock import monotonic_ns, utc_ns
+from trimvla.runtime.errors import ObservationError, WireError
+from trimvla.runtime.packing import pack, unpack
+from trimvla.runtime.query import Query, normalise
+from trimvla.runtime.serving import Answer
+from trimvla.runtime.sessions import Session
+
+PROTOCOL_VERSION = 1  # vla-eval's
+KINDS = ("hello", "observation", "episode_start", "episode_end", "error")
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A query, and which message asked it."""
+
+    query: Query
+    seq: int = 0
+
+
+class Conversation(Protocol):
+    """One client's side of a protocol."""
+
+    def greeting(self) -> bytes | None:
+        """What is sent before anything is heard."""
+        ...
+
+    def hear(self, raw: bytes | str, session: Session) -> Question | bytes | None:
+        """A question, or what to send at once, if anything. Raises WireError, ObservationError or BusyError."""
+        ...
+
+    def answer(self, question: Question, answer: Answer) -> bytes:
+        """What to send."""
+        ...
+
+    def refusal(self, error: Exception, seq: int = 0) -> bytes | str:
+        """What to send where there is no answer."""
+        ...
+
+
+class Openpi:
+    """Observations in, action chunks out; the server speaks first."""
+
+    def __init__(self, metadata: Mapping[str, Any], camera: str = "") -> None:
+        self._metadata, self._camera = metadata, camera
+        self._previous_ms = 0.0
+
+    def greeting(self) -> bytes:
+        """The metadata."""
+        return pack({**self._metadata, "monotonic_ns": monotonic_ns()}, "openpi")
+
+    def hear(self, raw: bytes | str, session: Session) -> Question:
+        """Every message is an observation."""
+        return Question(normalise(_unpacked(raw), self._camera))
+
+    def answer(self, question: Question, answer: Answer) -> bytes:
+        """`actions` float32[H, D], and `server_timing` as openpi's own server tells it."""
+        timing = {"infer_ms": answer.info["infer_ms"], "prev_total_ms": self._previous_ms}
+        self._previous_ms = answer.info["queue_ms"] + answer.info["infer_ms"]
+        return pack({"actions": answer.actions, "server_timing": timing, **answer.info}, "openpi")
+
+    def refusal(self, error: Exception, seq: int = 0) -> str:
+        """Text where the client expects bytes: that is how it knows an error."""
+        return str(error)
+
+
+class VlaEval:
+    """vla-eval's envelopes `{type, payload, seq, timestamp}`: one row a step, or the whole chunk."""
+
+    def __init__(self, metadata: Mapping[str, Any], camera: str = "", *, whole_chunks: bool = False) -> None:
+        self._metadata, self._camera, self._whole_chunks = metadata, camera, whole_chunks
+
+    def greeting(self) -> None:
+        """The client speaks first."""
+
+    def hear(self, raw: bytes | str, session: Session) -> Question | bytes | None:
+        """HELLO is answered, an episode's start resets the session, an observation is a question."""
+        kind, payload, seq = envelope(raw)
+        try:
+            if kind == "hello":
+                return _wrap("hello", self._hello(payload), seq)
+            if kind == "observation":
+                return Question(normalise(payload, self._camera), seq)
+            if kind == "episode_start":
+                session.reset(_episode_seed(payload))
+        except ObservationError as error:
+            return self.refusal(error, seq)
+        return None
+
+    def answer(self, question: Question, answer: Answer) -> bytes:
+        """`actions` float32[D], or float32[H, D]."""
+        actions = answer.actions if self._whole_chunks else answer.row
+        return _wrap("action", {"actions": actions, **answer.info}, question.seq)
+
+    def refusal(self, error: Exception, seq: int = 0) -> bytes:
+        """An ERROR envelope."""
+        return _wrap("error", {"error": str(error)}, seq)
+
+    def _hello(self, payload: Mapping[Any, Any]) -> dict[str, Any]:
+        version = payload.get("protocol_version")
+        if version != PROTOCOL_VERSION:
+            raise ObservationError(f"expected {PROTOCOL_VERSION} for 'protocol_version', got {str(version)[:40]}")
+        images = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
+        language = {"name": "language", "dims": 0, "format": "language"}
+        actions = {"name": "raw", "dims": self._metadata["action_dim"], "format": "raw"}
+        return {
+            "harness_version": self._metadata["server"],
+            "protocol_version": PROTOCOL_VERSION,
+            "model_server": self._metadata["policy"],
+            "capabilities": {},
+            "action_spec": {"actions": actions},
+            "observation_spec": {"image": images, "language": language},
+            "metadata": {**self._metadata, "monotonic_ns": monotonic_ns()},
+        }
+
+
+def envelope(raw: bytes | str) -> tuple[str, Mapping[Any, Any], int]:
+    """Type, payload and number of a vla-eval message. Raises WireError."""
+    message = _unpacked(raw)
+    if not isinstance(message, Mapping):
+        raise WireError(f"expected a map, got {type(message).__name__}")
+    kind, payload, seq = message.get("type"), message.get("payload"), message.get("seq")
+    if kind not in KINDS:
+        raise WireError(f"expected one of {', '.join(KINDS)} for 'type', got {str(kind)[:40]!r}")
+    if not isinstance(payload, Mapping):
+        raise WireError(f"expected a map for 'payload', got {type(payload).__name__}")
+    if type(seq) is not int or not 0 <= seq < 2**63:
+        raise WireError(f"expected an integer from 0 on for 'seq', got {str(seq)[:40]}")
+    return str(kind), payload, seq
+
+
+def _unpacked(raw: bytes | str) -> Any:  # noqa: ANN401 - whatever was sent
+    if isinstance(raw, str):
+        raise WireError("expected a binary message, got text")
+    return unpack(raw)
+
+
+def _episode_seed(payload: Mapping[Any, Any]) -> int | None:
+    """A task's seed, where it has one."""
+    task = payload.get("task")
+    seed = task.get("seed") if isinstance(task, Mapping) else None
+    if seed is not None and not (type(seed) is int and 0 <= seed < 2**63):
+        raise ObservationError(f"expected an integer from 0 to 2^63 - 1 for 'task.seed', got {str(seed)[:40]}")
+    return seed
+
+
+def _wrap(kind: str, payload: Mapping[str, Any], seq: int) -> bytes:
+    return pack({"type": kind, "payload": payload, "seq": seq, "timestamp": utc_ns() / 1e9}, "vla-eval")

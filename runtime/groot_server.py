@@ -1,0 +1,136 @@
+"""The ZeroMQ server that GR00T's client talks to. Knows sockets; `groot` knows what is said.
+
+Clients use REQ sockets; inside is a ROUTER, so that one slow client keeps nobody waiting: questions wait in the
+service's queue, and answers that a client does not take are dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections import deque
+from concurrent.futures import Future
+from functools import partial
+
+import zmq
+
+from trimvla.runtime.clock import monotonic_ns
+from trimvla.runtime.curve import Keys
+from trimvla.runtime.doorkeeper import Doorkeeper
+from trimvla.runtime.errors import BackendError, ConfigError, TrimvlaError, WireError
+from trimvla.runtime.groot import action_reply, error_reply, modality_config, parse, reply
+from trimvla.runtime.packing import MAX_BYTES
+from trimvla.runtime.serving import Answer, Service
+
+log = logging.getLogger(__name__)
+HIGH_WATER = 4  # messages of one client, either way
+POLL_MS = 100
+
+
+class GrootServer:
+    """A service at a ZeroMQ address. Its socket is used by its own thread alone."""
+
+    def __init__(
+        self, service: Service, endpoint: str, keys: Keys | None = None, *, allow_plain: bool = False, token: str = ""
+    ) -> None:
+        """Bind. Raises ConfigError where that must not or cannot be."""
+        self._service, self._token = service, token
+        self._door = Doorkeeper(keys, allow_plain=allow_plain)
+        self._socket = self._door.context.socket(zmq.ROUTER)
+        self._socket.set_hwm(HIGH_WATER)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        try:
+            self.endpoint = self._door.bind(self._socket, endpoint)
+        except ConfigError:
+            self._socket.close(0)
+            self._door.close()
+            raise
+        self._done: deque[tuple[bytes, bytes]] = deque()
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_in, False)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="groot-server", daemon=True)
+        self._thread.start()
+
+    @property
+    def refused(self) -> int:
+        """Connections that were."""
+        return self._door.refusals.total
+
+    def close(self) -> None:
+        """End; what is being answered is not sent any more. Close the service first."""
+        self._closing.set()
+        self._wake()
+        self._thread.join()
+        self._door.close()
+        os.close(self._wake_in)
+        os.close(self._wake_out)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake_out, zmq.POLLIN)
+        while not self._closing.is_set():
+            ready = dict(poller.poll(POLL_MS))
+            if self._wake_out in ready:
+                os.read(self._wake_out, 4096)
+                while self._done:
+                    self._send(*self._done.popleft())
+            if self._socket in ready:
+                self._hear()
+        self._socket.close(0)
+
+    def _hear(self) -> None:
+        """One request, of whichever client's turn it is."""
+        client, *rest = self._socket.recv_multipart()
+        if len(rest) != 2 or rest[0]:  # no REQ socket: nobody would hear an answer
+            self._service.counters["malformed"] += 1
+            return
+        try:
+            content = self._begin(client, rest[1])
+        except TrimvlaError as error:
+            self._service.counters["malformed" if isinstance(error, WireError) else "refused"] += 1
+            content = error_reply(error)
+        except Exception:  # one client's request must not end the server for all
+            log.exception("a request failed")
+            content = error_reply(BackendError("an internal error; see the server's log"))
+        if content is not None:
+            self._send(client, content)
+
+    def _begin(self, client: bytes, raw: bytes) -> bytes | None:
+        """The answer, or None where it will come later."""
+        service = self._service
+        request = parse(raw, service.config.camera, self._token)
+        if request.endpoint == "ping":
+            return reply({"status": "ok", "message": service.metadata["server"], "monotonic_ns": monotonic_ns()})
+        if request.endpoint == "get_modality_config":
+            return reply(modality_config(service.metadata, service.config.camera))
+        session = service.sessions.of(client)
+        if request.query is None:
+            session.reset(request.seed)
+            return reply({"episode": session.episode})
+        service.ask(session, request.query).add_done_callback(partial(self._finish, client))
+        return None
+
+    def _finish(self, client: bytes, future: Future[Answer]) -> None:
+        """In the inference thread: hand the answer to ours."""
+        try:
+            content = action_reply(future.result(), self._service.metadata)
+        except TrimvlaError as error:
+            content = error_reply(error)
+        self._done.append((client, content))
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # then it is awake
+            os.write(self._wake_in, b".")
+
+    def _send(self, client: bytes, content: bytes) -> None:
+        """To a client that reads; for one that does not, ZeroMQ drops it."""
+        try:
+            self._socket.send_multipart([client, b"", content], zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            log.warning("an answer was dropped: %s", error)

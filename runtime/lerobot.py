@@ -1,0 +1,113 @@
+"""Cameras of LeRobot's image server: one JSON text with base64 JPEG pictures of all of them. Knows its form alone.
+
+That server encodes RGB as if it were BGR and its reader undoes that, so what stands in the JPEG has red and blue
+exchanged; so do we. Its time stamps are wall-clock seconds and there is no sequence number and no encryption.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+from PIL import Image
+
+from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns, utc_ns
+from trimvla.runtime.curve import check_plain
+from trimvla.runtime.errors import CameraError, ConfigError, WireError
+from trimvla.runtime.topics import MIB
+from trimvla.runtime.wire import MAX_PIXELS
+
+MAX_BYTES = 32 * MIB
+
+
+class _Pictures(msgspec.Struct):
+    images: dict[str, str]
+    timestamps: dict[str, float] = {}
+
+
+_decoder = msgspec.json.Decoder(_Pictures)
+
+
+def decode(raw: bytes, camera: str) -> tuple[NDArray[np.uint8], float | None]:
+    """One camera's picture, RGB uint8[h, w, 3], and its wall-clock time [s]. Raises WireError and nothing else."""
+    if len(raw) > MAX_BYTES:
+        raise WireError(f"expected at most {MAX_BYTES} bytes from a LeRobot camera, got {len(raw)}")
+    try:
+        pictures = _decoder.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise WireError(f"no LeRobot pictures: {error}") from None
+    if camera not in pictures.images:
+        names = ", ".join(sorted(pictures.images)[:8]) or "none"
+        raise WireError(f"expected a picture of '{camera[:64]}', got {names[:200]}")
+    return _unpack(pictures.images[camera]), pictures.timestamps.get(camera)
+
+
+def _unpack(text: str) -> NDArray[np.uint8]:
+    """The picture's size is checked before its pixels are unpacked."""
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["JPEG"]) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise WireError(f"expected at most {MAX_PIXELS} pixels, got {picture.size}")
+            return np.asarray(picture.convert("RGB"))[..., ::-1]
+    except WireError:
+        raise
+    except binascii.Error as error:
+        raise WireError(f"expected base64 in 'images', got: {error}") from None
+    except Exception as error:  # damaged pictures make the decoders raise almost anything
+        raise WireError(f"no JPEG picture in 'images': {error}") from None
+
+
+class LeRobotSource:
+    """The newest picture of one camera of a LeRobot image server at `tcp://host:port/name`."""
+
+    def __init__(self, where: str, camera: str, timeout_s: float, *, allow_plain: bool = False) -> None:
+        """Connect; `camera` where the address names none. Raises CameraError for an address that is none."""
+        parts = urlsplit(where)
+        self._name = parts.path.strip("/") or camera
+        self._words = f"camera '{camera}': '{where}'"
+        self._timeout_ns = to_ns(timeout_s)
+        self.captured_ns = 0
+        endpoint = f"{parts.scheme}://{parts.netloc}"
+        self._socket = zmq.Context.instance().socket(zmq.SUB)
+        try:
+            check_plain(endpoint, allow_plain)
+            for option, value in ((zmq.LINGER, 0), (zmq.CONFLATE, 1), (zmq.MAXMSGSIZE, MAX_BYTES)):
+                self._socket.setsockopt(option, value)
+            self._socket.subscribe(b"")
+            self._socket.connect(endpoint)
+        except (zmq.ZMQError, ConfigError) as error:
+            self._socket.close(0)
+            raise CameraError(f"{self._words}: {error}") from None
+
+    def read(self) -> NDArray[np.uint8]:
+        """The next picture; messages that are none are passed over. Raises CameraError where none comes in time."""
+        deadline, problem = monotonic_ns() + self._timeout_ns, "nothing came"
+        while (left_ns := deadline - monotonic_ns()) > 0:
+            if not self._socket.poll(left_ns // 1_000_000):
+                continue
+            try:
+                picture, taken_s = decode(self._socket.recv(), self._name)
+            except WireError as error:
+                problem = str(error)
+                continue
+            self.captured_ns = _captured(taken_s)
+            return picture
+        raise CameraError(f"{self._words} gives no picture: {problem}")
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._socket.close(0)
+
+
+def _captured(taken_s: float | None) -> int:
+    """Wall-clock seconds on our clock; now where there are none, and the start of time where they make no sense."""
+    if taken_s is None:
+        return monotonic_ns()
+    age_s = utc_ns() / NS_PER_S - taken_s
+    return max(0, monotonic_ns() - to_ns(age_s)) if abs(age_s) < 1e9 else 0
