@@ -27,8 +27,8 @@ FOCAL, CENTRE = 623.588, (319.501, 239.545)  # of the official camera [pixels]
 CONTROL_HZ = 5.0
 OFFICIAL = 24
 FINGERS = (0.015, 0.037)  # a finger's travel, closed and open [m]
+SETTLED = 0.03  # so far an object may move while it comes to rest [m]
 NEAR = 0.01  # a drawn state is not this close to an official one [m]
-TABLE = 0.8695  # height of the table's top [m]
 DOWNLOAD = "python -m mani_skill.utils.download_asset bridge_v2_real2sim widowx250s, or set MS_ASSET_DIR"
 
 
@@ -49,17 +49,17 @@ class Twin:
 
 TWINS = {
     "widowx_carrot_on_plate": Twin(
-        "PutCarrotOnPlateInScene-v1", 60, Job(0.016, math.pi, 0.030, 0.09, 0.020, 0.882), (0.01, 0.01), 0.35, 0.11
+        "PutCarrotOnPlateInScene-v1", 60, Job(0.016, math.pi, 0.030, 0.09, 0.020, 0.886), (0.01, 0.01), 0.15, 0.11
     ),
     "widowx_spoon_on_towel": Twin(
-        "PutSpoonOnTableClothInScene-v1", 60, Job(0.012, math.pi, 0.022, 0.08, 0.020, 0.879), (0.01, 0.01), 0.35, 0.11
+        "PutSpoonOnTableClothInScene-v1", 60, Job(0.012, math.pi, 0.022, 0.08, 0.020, 0.888), (0.01, 0.01), 0.15, 0.11
     ),
     "widowx_stack_cube": Twin(
         "StackGreenCubeOnYellowCubeBakedTexInScene-v1", 60,
-        Job(0.015, math.pi / 2, 0.034, 0.075, 0.006, 0.882), (0.01, 0.01), 0.35, 0.07,
+        Job(0.015, math.pi / 2, 0.034, 0.075, 0.006, 0.885), (0.01, 0.01), 0.10, 0.07,
     ),
     "widowx_put_eggplant_in_basket": Twin(
-        "PutEggplantInBasketScene-v1", 120, Job(0.02, math.pi, 0.055, 0.11, 0.020, 0.925), (0.02, 0.02), 0.35, 0.0
+        "PutEggplantInBasketScene-v1", 120, Job(0.02, math.pi, 0.055, 0.11, 0.020, 0.925), (0.005, 0.01), 0.35, 0.0
     ),
 }  # fmt: skip
 
@@ -94,7 +94,7 @@ class SimplerTask:
 
     def __init__(self, name: str, *, width: int = WIDTH) -> None:
         """`width` of the rendered picture; its height follows. 640 is official, 320 looks alike at 128 x 128."""
-        self.name, self.twin, self.limit = f"simpler:{name}", TWINS[name], TWINS[name].limit
+        self.name, self.twin, self.limit, self.width = f"simpler:{name}", TWINS[name], TWINS[name].limit, width
         self._env = _make(self.twin.env, width)
         self._grid = self._env.xyz_configs.clone(), self._env.quat_configs.clone()
 
@@ -102,14 +102,23 @@ class SimplerTask:
         """Start official episode `index`, or one from a state drawn with `index` as seed."""
         if official and not 0 <= index < OFFICIAL:
             raise ConfigError(f"expected an official episode from 0 to {OFFICIAL - 1}, got {index} for {self.name!r}")
+        return self._start(*self._grid, index) if official else self._draw(np.random.default_rng(index))
+
+    def _draw(self, rng: np.random.Generator) -> SimplerEpisode:
+        """Draw until the object stays where it is put: at the sink's wall it may be thrown out."""
         import torch
 
-        self._env.xyz_configs, self._env.quat_configs = self._grid
-        if not official:
-            xyz, quat = draw(self.twin, *(part.numpy() for part in self._grid), np.random.default_rng(index))
-            self._env.xyz_configs, self._env.quat_configs = (torch.from_numpy(p[None]).float() for p in (xyz, quat))
-        with torch.random.fork_rng():  # the official loop draws nothing that matters; what is drawn is fixed
-            self._env.reset(seed=0, options={"reconfigure": True, "episode_id": index if official else 0})
+        grid = [part.numpy() for part in self._grid]
+        while True:
+            xyz, quat = draw(self.twin, grid[0], grid[1], rng)
+            episode = self._start(torch.from_numpy(xyz[None]).float(), torch.from_numpy(quat[None]).float(), 0)
+            if math.dist(episode.state().thing, xyz[0]) < SETTLED:
+                return episode
+
+    def _start(self, xyz: Any, quat: Any, index: int) -> SimplerEpisode:
+        """Rebuild the scene in configuration `index` of these."""
+        self._env.xyz_configs, self._env.quat_configs = xyz, quat
+        self._env.reset(seed=0, options={"reconfigure": True, "episode_id": index})
         return SimplerEpisode(self)
 
     @property
@@ -222,11 +231,10 @@ def _times_yaw(angle: float, q: np.ndarray) -> np.ndarray:
 
 
 def _finger_yaw(q: np.ndarray) -> float:
-    """Yaw of the axis along which the fingers open (the tool's y), 0 where it is the world's y; in (-pi/2, pi] mod pi."""
+    """Yaw of the axis along which the fingers open (the tool's -y), 0 where it is the world's y."""
     w, x, y, z = q
     across, along = 2 * (x * y - w * z), 1 - 2 * (x * x + z * z)
-    yaw = math.atan2(-across, along)
-    return (yaw + math.pi / 3 + 0.3) % math.pi - math.pi / 3 - 0.3
+    return math.atan2(across, -along)
 
 
 def _long_yaw(q: np.ndarray) -> float:
