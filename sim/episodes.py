@@ -1,0 +1,107 @@
+"""What an evaluation needs of any environment: tasks that give episodes, episodes that take a policy's actions.
+
+A task keeps what is slow to make (a renderer, a physics scene) and is not shared between processes; every episode
+starts from a state that its index alone decides, whatever was played before. Knows the names of the environments and
+where they are made; knows no policy and no statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Protocol
+
+import numpy as np
+
+from trimvla.runtime.errors import ConfigError
+
+
+class Episode(Protocol):
+    """One episode in progress; its task plays one at a time."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """uint8[h, w, 3] RGB, what the policy's camera sees now."""
+        ...
+
+    @property
+    def instruction(self) -> str:
+        """What is asked now; read it before every step, as it may change with the sub-task."""
+        ...
+
+    @property
+    def success(self) -> bool:
+        """The official score as of the last step (not "at any step")."""
+        ...
+
+    def step(self, action: np.ndarray) -> bool:
+        """Execute one action for one control period; True when the episode is over.
+
+        Args:
+            action: float[7], un-normalised: delta xyz [m], delta roll, pitch, yaw [rad], gripper (1 = open, 0 = close).
+        """
+        ...
+
+    def expert(self) -> np.ndarray:
+        """float32[7]: what the scripted expert, which sees the privileged state and has no memory, would do now.
+
+        Raises:
+            ConfigError: this environment has no expert.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what belongs to this episode alone; the task stays usable."""
+        ...
+
+
+class Task(Protocol):
+    """A source of episodes."""
+
+    @property
+    def name(self) -> str:
+        """As given to `make_task`."""
+        ...
+
+    @property
+    def control_hz(self) -> float:
+        """Steps per second of the robot."""
+        ...
+
+    @property
+    def limit(self) -> int:
+        """The most steps of an episode."""
+        ...
+
+    @property
+    def official(self) -> int:
+        """Episodes of the official grid; 0 where there is none."""
+        ...
+
+    def episode(self, index: int, *, official: bool) -> Episode:
+        """Start an episode: of the official grid (index < `official`), or from a state drawn with `index` as seed."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+MAKERS = {  # what a task's name begins with -> module and function that take the rest of the name
+    "tabletop": ("trimvla.sim.tabletop_task", "make"),
+    "simpler": ("trimvla.sim.simpler", "make"),
+}
+
+
+def make_task(name: str) -> Task:
+    """The task of this name: `tabletop`, `tabletop:lighting` (any variant), `simpler:widowx_stack_cube`, ...
+
+    Raises:
+        ConfigError: no such task, or something that it needs is not installed.
+    """
+    family, _, rest = name.partition(":")
+    if family not in MAKERS:
+        raise ConfigError(f"expected an environment that begins with one of {sorted(MAKERS)}, got {name!r}")
+    module, function = MAKERS[family]
+    make: Callable[[str], Task] = getattr(import_module(module), function)
+    return make(rest)
