@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -181,4 +182,4 @@ def film(args: Args, match: Match, rounds: Mapping[Deal, Round], places: Sequenc
                 if outcome != rounds[condition, seed][role]:
                     log.warning("seed %d of %s ended otherwise when it was filmed: %s", seed, role, outcome)
                 clip = Clip(pictures, outcome.instruction, outcome.success)
-                write(args.out / f"{role.replace('/', '-')}-{seed}.mp4", [clip], task.control_hz)
+                write(args.out / f"{Path(role).name}-{seed}.mp4", [clip], task.control_hz)
