@@ -19,6 +19,7 @@ from trimvla.runtime.policy import Policy
 from trimvla.sim import rollout
 from trimvla.sim.actor import Actor
 from trimvla.sim.rollout import Outcome, Round, Setting
+from trimvla.sim.virtual_time import Pace
 from trimvla.sim.workers import spread
 
 OUTCOMES = "outcomes.jsonl"
@@ -40,7 +41,7 @@ def play(
     Returns:
         Row -> its outcomes, in the order of the seeds.
     """
-    setting = Setting(execute=execute)
+    setting = Setting(pace=Pace(execute=execute))
     what = repr(([(name, fingerprint(path)) for name, path in made.items()], setting))
     path = work / f"{hashlib.sha256(what.encode()).hexdigest()[:12]}-{OUTCOMES}"
     rounds = read_rounds(path)

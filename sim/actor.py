@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+EXPERT = "expert"  # in an actor's place: the scripted expert of the task itself
+
 
 class Chunk(Protocol):
     """The part of a policy's result that an episode needs: `actions` float[H, 7], un-normalised."""

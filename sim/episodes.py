@@ -90,11 +90,14 @@ class Task(Protocol):
 MAKERS = {  # what a task's name begins with -> module and function that take the rest of the name
     "tabletop": ("trimvla.sim.tabletop_task", "make"),
     "simpler": ("trimvla.sim.simpler", "make"),
+    "simpler_env": ("trimvla.sim.simpler_original", "make"),
 }
 
 
 def make_task(name: str) -> Task:
     """The task of this name: `tabletop`, `tabletop:lighting` (any variant), `simpler:widowx_stack_cube`, ...
+
+    `simpler_env:google_robot_move_near` is the original SimplerEnv package, which alone has the Google robot's tasks.
 
     Raises:
         ConfigError: no such task, or something that it needs is not installed.

@@ -1,95 +1,172 @@
-"""Episodes of one or several policies on the tabletop, in simulated time: outcomes, success rates, intervals.
+"""Episodes of one or several policies on a task: outcomes, success rates, intervals.
 
-Every episode is fixed by its seed: the table, the goal and the policy's noise. Several policies play each seed in turn,
-so that their outcomes are pairs wherever a run is stopped. The simulator waits while a policy thinks. Knows the
-environment and anything that infers; knows no backend and no socket.
+Every episode is fixed by its seed: the initial state, the policy's noise and, where its latency is charged to the
+simulated clock, what is drawn of it. Several policies play each seed in turn, so that their outcomes are pairs wherever
+a run is stopped. Knows tasks and anything that infers; knows no environment, no backend and no socket.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from trimvla.runtime.chunks import AdaptiveEnsemble
-from trimvla.sim.actor import Actor
+from trimvla.runtime.errors import ConfigError
+from trimvla.sim.actor import EXPERT, Actor
 from trimvla.sim.demonstrations import FIRST_SEED
+from trimvla.sim.episodes import Episode, Task, make_task
+from trimvla.sim.latency import Latency
 from trimvla.sim.statistics import wilson_interval
-from trimvla.sim.tabletop import MAX_STEPS, TabletopEnv
+from trimvla.sim.virtual_time import Look, Pace, Pilot
 from trimvla.sim.workers import spread
 
-VOTES = 2  # chunks that vote on an action, where every step infers
+HORIZON = 16  # rows of a chunk, as every CogACT has them
+WAITS = ""  # the condition in which the simulator waits while the policy thinks
+Player = Actor | str
+"""Who drives an episode; `EXPERT` is the task's own scripted expert."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One episode."""
+    """One episode. `seed` is its index on the task; `verb` the kind of what was asked."""
 
     seed: int
     verb: str
     instruction: str
     success: bool
     steps: int
+    latency: str = WAITS
+    """The condition: the name of the latency that was charged."""
+    latency_ms: float = 0.0
+    """What a look was charged on average."""
+    held: int = 0
+    """Steps without an action that was due."""
+    inference_ms: float = field(default=0.0, compare=False)
+    """What a look took on the machine that played, median: the one field that differs from run to run."""
 
 
 Round = dict[str, Outcome]
 """One seed, played by every actor: name -> outcome."""
-Load = Callable[[], AbstractContextManager[Mapping[str, Actor]]]
+Load = Callable[[], AbstractContextManager[Mapping[str, Player]]]
 """Opens the actors, by name and in the order in which they play, and closes them; in every process that plays."""
+Deal = tuple[str, int]
+"""What is to be played: the condition and the seed."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all episodes of an evaluation have in common; see `run_episode` and `TabletopEnv`."""
+    """What all episodes of an evaluation have in common."""
 
-    variant: str = "default"
-    swap_instruction: bool = False
-    execute: int = 1
+    task: str = "tabletop"
+    """As `make_task` knows it."""
+    official: bool = False
+    """Whether seeds are places of the task's official grid."""
+    pace: Pace = field(default_factory=Pace)
+    latencies: Mapping[str, Mapping[str, Latency]] = field(default_factory=dict)
+    """Condition -> the latency of each actor; of an actor that is not named, the simulator waits."""
 
 
 def run_episode(
-    actor: Actor, env: TabletopEnv, seed: int, *, swap_instruction: bool = False, execute: int = 1, horizon: int = 16
+    player: Player,
+    task: Task,
+    seed: int,
+    setting: Setting,
+    *,
+    latency: Latency | None = None,
+    watch: Callable[[Episode], None] = lambda episode: None,
 ) -> Outcome:
-    """Play one episode.
-
-    Args:
-        actor: the policy.
-        env: reused between episodes.
-        seed: of the table and of the noise.
-        swap_instruction: say a sentence about another object; success is still judged by the original goal.
-        execute: steps of each chunk that are executed before the next picture is looked at; 1 also lets the last
-            `VOTES` chunks vote (CogACT's adaptive ensemble).
-        horizon: rows of a chunk.
-    """
-    observation, info = env.reset(seed=seed)
-    sentence = env.swapped_instruction() if swap_instruction else env.instruction
-    ensemble, chunk, done, step = AdaptiveEnsemble(VOTES), np.zeros((0, 7)), False, 0
-    while not done and step < MAX_STEPS:
-        row = step % execute
-        if row == 0:
-            noise = np.random.default_rng((seed, step)).standard_normal((horizon, 7), dtype=np.float32)
-            chunk = actor.infer(observation["image"], sentence, noise=noise).actions
-        action = ensemble.step(chunk) if execute == 1 else chunk[row]
-        observation, _, done, _, info = env.step(action)
-        step += 1
-    return Outcome(seed, env.scene().goal.verb, sentence, bool(info["success"]), step)
-
-
-def play(load: Load, setting: Setting, seeds: Sequence[int]) -> Generator[Round, None, None]:
-    """Play the seeds in turn, each with every actor before the next."""
-    env = TabletopEnv(variant=setting.variant)
-    options = {"swap_instruction": setting.swap_instruction, "execute": setting.execute}
+    """Play one episode to its end; `watch` sees it before every step and after the last."""
+    episode = task.episode(seed, official=setting.official)
     try:
-        with load() as actors:
-            for seed in seeds:
-                yield {name: run_episode(actor, env, seed, **options) for name, actor in actors.items()}
+        sentence, verb = episode.instruction, kind_of(episode)
+        pilot = Pilot(look_of(player, episode, seed), task.control_hz, setting.pace, latency, seed)
+        step, done = 0, False
+        while not done and step < task.limit:
+            watch(episode)
+            done = episode.step(pilot.act(step, episode.instruction))
+            step += 1
+        watch(episode)
+        return Outcome(
+            seed,
+            verb,
+            sentence,
+            episode.success,
+            step,
+            latency=latency.name if latency else WAITS,
+            latency_ms=0.0 if latency is None or latency.kind == "wall" else mean(pilot.latencies_ms),
+            held=pilot.held,
+            inference_ms=round(float(np.median(pilot.wall_ms)), 3),
+        )
     finally:
-        env.close()
+        episode.close()
+
+
+def look_of(player: Player, episode: Episode, seed: int) -> Look:
+    """What a player makes of the picture that is there now; its noise is fixed by seed and tick."""
+    if isinstance(player, str):
+        return lambda tick: episode.expert()[None]
+
+    def look(tick: int) -> np.ndarray:
+        noise = np.random.default_rng((seed, tick)).standard_normal((HORIZON, 7), dtype=np.float32)
+        return player.infer(episode.image, episode.instruction, noise=noise).actions
+
+    return look
+
+
+def kind_of(episode: Episode) -> str:
+    """By what outcomes are grouped: what the environment calls it, or the first word of the sentence."""
+    return getattr(episode, "kind", None) or episode.instruction.split()[0]
+
+
+def mean(values: Sequence[float]) -> float:
+    """0 where there are none."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def play(load: Load, setting: Setting, deals: Sequence[Deal | int]) -> Generator[Round, None, None]:
+    """Play the deals in turn, each with every actor before the next; a seed alone is the condition `WAITS`."""
+    with closing(make_task(setting.task)) as task, load() as actors:
+        for deal in deals:
+            condition, seed = (WAITS, deal) if isinstance(deal, int) else deal
+            late = setting.latencies.get(condition, {})
+            yield {
+                name: run_episode(actor, task, seed, setting, latency=late.get(name)) for name, actor in actors.items()
+            }
+
+
+Spread = Callable[[Callable[..., Iterable[Round]], Sequence[Deal], int], Generator[Round, None, None]]
+"""Work, deals and a number of processes -> rounds as they come; `workers.spread` or one over machines."""
+
+
+def deal_all(
+    load: Load, setting: Setting, deals: Sequence[Deal], workers: int = 1, over: Spread = spread
+) -> Generator[Round, None, None]:
+    """Play the deals in so many processes; rounds come as they are ready.
+
+    With one worker and no other `over` it happens in this process.
+    """
+    check_seeds(setting, [seed for _, seed in deals])
+    work = partial(play, load, setting)
+    if over is spread and min(workers, len(deals)) == 1:
+        return work(deals)
+    return over(work, deals, workers)
+
+
+def check_seeds(setting: Setting, seeds: Sequence[int]) -> None:
+    """Demonstrations have seeds of their own. Raises ValueError."""
+    if not setting.official and seeds and max(seeds) >= FIRST_SEED:
+        raise ValueError(f"expected seeds below {FIRST_SEED} (demonstrations use the rest), got {max(seeds)}")
+
+
+def check_expert(players: Iterable[str], setting: Setting) -> None:
+    """The expert says one action at a time, and what to do now: it must look at every step and cannot be late."""
+    if EXPERT in players and (setting.pace.execute != 1 or any(setting.latencies.values())):
+        raise ConfigError("expected --execute 1 and no --latency with the scripted expert: it gives one action a look")
 
 
 def evaluate_all(
@@ -101,7 +178,7 @@ def evaluate_all(
     workers: int = 1,
     progress: Callable[[Round], None] = lambda played: None,
 ) -> dict[str, dict[str, Any]]:
-    """Every actor's success rate over the same seeds, `seed` ... `seed + episodes - 1`.
+    """Every actor's success rate over the same seeds, `seed` ... `seed + episodes - 1`; the simulator waits.
 
     Args:
         load: opens the actors; with several workers it must be picklable, as each process calls it.
@@ -112,43 +189,24 @@ def evaluate_all(
         progress: is told each seed's outcomes, as they come.
 
     Returns:
-        For each actor `summarise`, with "seed", "variant", "swap_instruction" and "execute"; outcomes by rising seed.
+        For each actor `summarise`, with "seed"; outcomes by rising seed.
     """
-    seeds = range(seed, seed + episodes)
-    if seeds.stop > FIRST_SEED:
-        raise ValueError(f"expected seeds below {FIRST_SEED} (demonstrations use the rest), got {seeds}")
-    work = partial(play, load, setting)
+    deals = [(WAITS, number) for number in range(seed, seed + episodes)]
     by_actor: dict[str, list[Outcome]] = defaultdict(list)
-    with closing(work(seeds) if workers == 1 else spread(work, seeds, workers)) as rounds:
+    with closing(deal_all(load, setting, deals, workers)) as rounds:
         for played in rounds:
             progress(played)
             for name, outcome in played.items():
                 by_actor[name].append(outcome)
-    return {name: summarise(results) | {"seed": seed} | asdict(setting) for name, results in by_actor.items()}
+    return {name: summarise(results) | {"seed": seed} for name, results in by_actor.items()}
 
 
-def evaluate(
-    actor: Actor,
-    *,
-    episodes: int,
-    seed: int,
-    swap_instruction: bool = False,
-    variant: str = "default",
-    execute: int = 1,
-    progress: Callable[[Outcome], None] = lambda outcome: None,
-) -> dict[str, Any]:
+def evaluate(player: Player, setting: Setting, *, episodes: int, seed: int) -> dict[str, Any]:
     """One actor's success rate, in this process; see `evaluate_all`."""
-    results = evaluate_all(
-        lambda: nullcontext({"actor": actor}),
-        Setting(variant, swap_instruction, execute),
-        episodes=episodes,
-        seed=seed,
-        progress=lambda played: progress(played["actor"]),
-    )
-    return results["actor"]
+    return evaluate_all(lambda: nullcontext({"actor": player}), setting, episodes=episodes, seed=seed)["actor"]
 
 
-def summarise(results: list[Outcome]) -> dict[str, Any]:
+def summarise(results: Sequence[Outcome]) -> dict[str, Any]:
     """What outcomes add up to, in any order of the seeds.
 
     Returns:

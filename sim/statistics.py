@@ -1,4 +1,4 @@
-"""What successes say: Wilson's interval of one rate, and two policies compared on the same episodes.
+"""What successes say: one rate, two policies on the same episodes, simulation against reality.
 
 Two policies that play the same seeds are compared by the episodes in which they differ (the discordant pairs):
 McNemar's exact test, Tango's score interval and a bootstrap interval of the difference, non-inferiority at a margin.
@@ -186,3 +186,35 @@ def _score(pairs: Pairs, difference: float) -> float:
     variance = n * ((root - linear) / (2 * n) + difference * (1 - difference))
     distance = won - lost - n * difference
     return distance / math.sqrt(variance) if variance > 0 else math.inf  # from below, `distance` is not negative
+
+
+def pearson(simulated: Sequence[float], real: Sequence[float]) -> float:
+    """Pearson's correlation of policies' success rates; in either order.
+
+    Raises:
+        ValueError: fewer than two policies, or all of them alike.
+    """
+    x, y = _rates(simulated, real)
+    x, y = x - x.mean(), y - y.mean()
+    scale = math.sqrt(float(x @ x) * float(y @ y))
+    if scale == 0:
+        raise ValueError("expected success rates that differ, got all alike")
+    return float(x @ y) / scale
+
+
+def mean_maximum_rank_violation(simulated: Sequence[float], real: Sequence[float]) -> float:
+    """SIMPLER's MMRV: for every policy the largest real difference to one that the simulator ranks wrongly; their mean.
+
+    0 is best. Not symmetric: what counts is the real difference. A tie on one side alone is a violation. Li et al. 2024
+    (arXiv 2405.05941).
+    """
+    x, y = _rates(simulated, real)
+    wrong = (x[:, None] > x[None]) != (y[:, None] > y[None])
+    return float((abs(y[:, None] - y[None]) * wrong).max(axis=1).mean())
+
+
+def _rates(simulated: Sequence[float], real: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(simulated, np.float64), np.asarray(real, np.float64)
+    if not (x.ndim == y.ndim == 1 and len(x) == len(y) > 1):
+        raise ValueError(f"expected as many rates of both, at least 2, got {list(x.shape)} and {list(y.shape)}")
+    return x, y

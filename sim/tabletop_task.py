@@ -9,15 +9,18 @@ from trimvla.sim import expert
 from trimvla.sim.scene import VARIANTS
 from trimvla.sim.tabletop import CONTROL_HZ, MAX_STEPS, TabletopEnv
 
+SWAPPED = "swapped"
+
 
 class TabletopEpisode:
     """One table and one sentence; see `episodes.Episode`."""
 
-    def __init__(self, env: TabletopEnv, seed: int) -> None:
+    def __init__(self, env: TabletopEnv, seed: int, swapped: bool) -> None:
         observation, info = env.reset(seed=seed)
         self._env = env
         self.image: np.ndarray = observation["image"]
-        self.instruction = env.instruction
+        self.instruction = env.swapped_instruction() if swapped else env.instruction
+        self.kind = env.scene().goal.verb
         self.success = bool(info["success"])
 
     def step(self, action: np.ndarray) -> bool:
@@ -43,24 +46,26 @@ class TabletopTask:
     limit = MAX_STEPS
     official = 0
 
-    def __init__(self, variant: str) -> None:
-        self.name = "tabletop" if variant == "default" else f"tabletop:{variant}"
-        self._env = TabletopEnv(variant=variant)
+    def __init__(self, variant: str = "default", *, swapped: bool = False, observe: bool = True) -> None:
+        """`swapped`: a sentence about another object is said; success is still judged by the original goal."""
+        words = [variant] * (variant != "default") + [SWAPPED] * swapped
+        self.name = ":".join(["tabletop", "+".join(words)]) if words else "tabletop"
+        self._env, self._swapped = TabletopEnv(variant=variant, observe=observe), swapped
 
     def episode(self, index: int, *, official: bool) -> TabletopEpisode:
         """The table of seed `index`."""
         if official:
             raise ConfigError("expected further seeds for 'tabletop': it has no official episodes")
-        return TabletopEpisode(self._env, index)
+        return TabletopEpisode(self._env, index, self._swapped)
 
     def close(self) -> None:
         """Free the renderer."""
         self._env.close()
 
 
-def make(variant: str) -> TabletopTask:
-    """The task `tabletop` (no variant) or `tabletop:<variant>`."""
-    known = {"default", *VARIANTS}
-    if variant not in {"", *known}:
-        raise ConfigError(f"expected a variant out of {sorted(known)}, got {variant!r} for 'tabletop'")
-    return TabletopTask(variant or "default")
+def make(words: str) -> TabletopTask:
+    """The task `tabletop`, `tabletop:<variant>`, `tabletop:swapped` or `tabletop:<variant>+swapped`."""
+    variant, *rest = [word for word in words.split("+") if word != SWAPPED] or [""]
+    if rest or variant not in {"", *VARIANTS}:
+        raise ConfigError(f"expected a variant out of {sorted(VARIANTS)}, got {words!r} for 'tabletop'")
+    return TabletopTask(variant or "default", swapped=SWAPPED in words.split("+"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from tests import tiny_bundle
 from trimvla.launch import cli
-from trimvla.launch.evaluate import sentence
+from trimvla.launch.evaluate_report import sentence
 from trimvla.runtime import manifest as bundles
 
 ALONE = {
@@ -137,6 +138,94 @@ def wait_for_workers(pid: int, count: int) -> list[int]:
             return workers
         time.sleep(0.05)
     raise AssertionError(f"expected {count} workers within 60 s")
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    episodes, out = 12, tmp_path / "out"
+    words = ["--policy", "expert", "--episodes", str(episodes), "--json"]
+    log = out / "outcomes.jsonl"
+    command = [sys.executable, "-m", "trimvla.launch.cli", "eval", *words, "--workers", "2", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    least, deadline = random.randint(2, episodes), time.monotonic() + 120
+    while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < least):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = log.read_text().splitlines()[1:]
+    with log.open("a") as file:
+        file.write('{"role": "candidate", "seed": 1003, "verb"')  # as a kill within a write would leave it
+    told = evaluate(capsys, *words, "--out", str(out))[1]
+    assert told == evaluate(capsys, *words, "--workers", "1")[1]
+    lines = log.read_text().splitlines()[1:]
+    assert lines[: len(before)] == before, "what was played is not played again"
+    played = [json.loads(line)["seed"] for line in lines if line.endswith("}")]
+    assert sorted(played) == list(range(1000, 1000 + episodes))
+    assert f"{told['successes']}" in (out / "table.txt").read_text()
+    assert (out / "picture.png").stat().st_size > 5000
+    status, told, _ = evaluate(capsys, *words, "--seed", "5", "--out", str(out))
+    assert status == 1
+    assert f"with 'seeds' [1000, {1000 + episodes}] instead of [5, {5 + episodes}]" in told["error"]
+
+
+def test_a_ladder_over_latencies_and_a_film(
+    pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ("--rungs", pair[1], "--episodes", "1", "--execute", "16", "--latency", "0,3000", "--workers", "1")
+    status, told, card = evaluate(capsys, pair[0], *words, "--out", str(out), "--film", "0")
+    assert status == 0
+    assert [(row["bundle"], row["ms"]) for row in told["curve"]] == [
+        (bundle, ms) for ms in (0.0, 3000.0) for bundle in pair
+    ]
+    assert [row["against_top"] is None for row in told["curve"]] == [True, False, True, False]
+    assert [row["held"] for row in told["curve"][2:]] == [1.0, 1.0], "after 3 s no row of a chunk is valid any more"
+    assert told["curve"][0]["held"] < 1
+    assert {path.name for path in out.glob("*.mp4")} == {"candidate-1000.mp4", "second-1000.mp4"}
+    assert "success against latency" in card
+    assert "ended otherwise" not in card
+
+
+def test_the_expert_plays_without_a_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--policy", "expert", "--episodes", "3", "--workers", "1")
+    status, told, _ = evaluate(capsys, *words)
+    assert (status, told["bundle"], told["successes"], told["execute"]) == (0, "expert", 3, 1)
+    assert told == evaluate(capsys, *words)[1]
+    status, told, _ = evaluate(capsys, *words, "--latency", "100")
+    assert status == 1
+    assert "no --latency with the scripted expert" in told["error"]
+
+
+def test_devices_are_estimates_and_a_measurement_is_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("tabletop", "--episodes", "1", "--workers", "1")
+    status, told, _ = evaluate(capsys, *words, "--latency", "orin,orin:0.5,thor")
+    assert status == 0
+    orin, half, thor = told["curve"]
+    assert half["ms"] == pytest.approx(2 * orin["ms"], abs=0.01)
+    assert 50 < thor["ms"] < orin["ms"] < 200, "CogACT-Base, not the tabletop policy"
+    assert all(it["estimate"] and it["bundle_ms"] < 1 for it in told["estimates"])
+    assert orin["outcomes"] == thor["outcomes"], "both cost one step"
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--env", "kitchen"), "expected an environment that begins with one of"),
+        (("--env", "simpler_env:widowx_stack_cube", "--variant", "lighting"), "they are the tabletop's"),
+        (("--film", "0"), "expected --out for --film"),
+        (("--latency", "soon"), "expected milliseconds"),
+        (("--latency", "orin:much"), "expected a device and the share"),
+        (("--ray", "auto"), "ray"),
+    ],
+)
+def test_what_cannot_be_played_is_said(
+    words: tuple[str, ...], error: str, pair: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, told, _ = evaluate(capsys, pair[0], "--episodes", "1", *words)
+    assert status == 1
+    assert error in told["error"]
 
 
 @pytest.mark.slow

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import pytest
 
+from trimvla.runtime.errors import ConfigError
 from trimvla.sim import expert
+from trimvla.sim.actor import EXPERT
 from trimvla.sim.demonstrations import (
     AUX,
     CORRECTED_STEPS,
@@ -20,9 +22,13 @@ from trimvla.sim.demonstrations import (
     corrected_episode,
     make_shard,
 )
-from trimvla.sim.rollout import Setting, evaluate, evaluate_all, play, run_episode
+from trimvla.sim.episodes import make_task
+from trimvla.sim.latency import constant
+from trimvla.sim.rollout import Setting, check_expert, evaluate, evaluate_all, play, run_episode
 from trimvla.sim.statistics import compare
 from trimvla.sim.tabletop import TabletopEnv
+from trimvla.sim.tabletop_task import TabletopTask
+from trimvla.sim.virtual_time import Pace
 
 
 @dataclass(frozen=True)
@@ -46,19 +52,53 @@ class ExpertActor:
         return Actions(expert.chunk(scene, self.env.state(), goal))
 
 
+def blind(swapped: bool = False) -> TabletopTask:
+    """A task that costs no rendering."""
+    return TabletopTask(swapped=swapped, observe=False)
+
+
 @pytest.mark.parametrize("execute", [1, 4])
 def test_an_expert_actor_succeeds(execute: int) -> None:
-    env = TabletopEnv(observe=False)
-    outcomes = [run_episode(ExpertActor(env), env, seed, execute=execute) for seed in range(20)]
+    task, setting = blind(), Setting(pace=Pace(execute=execute))
+    outcomes = [run_episode(ExpertActor(task._env), task, seed, setting) for seed in range(20)]
     assert sum(outcome.success for outcome in outcomes) >= 18, [(o.seed, o.verb, o.success) for o in outcomes]
 
 
+def test_the_tasks_own_expert_plays_in_an_actors_place() -> None:
+    task = blind()
+    outcomes = [run_episode(EXPERT, task, seed, Setting()) for seed in range(10)]
+    assert sum(outcome.success for outcome in outcomes) >= 9
+    assert outcomes == [run_episode(EXPERT, blind(), seed, Setting()) for seed in range(10)]
+    check_expert([EXPERT], Setting())
+    with pytest.raises(ConfigError, match="expected --execute 1"):
+        check_expert([EXPERT], Setting(pace=Pace(execute=2)))
+
+
 def test_a_swapped_instruction_fails_the_original_goal() -> None:
-    env = TabletopEnv(observe=False)
-    actor = ExpertActor(env)
-    outcomes = [run_episode(actor, env, seed, swap_instruction=True) for seed in range(6)]
+    task = blind(swapped=True)
+    actor = ExpertActor(task._env)
+    outcomes = [run_episode(actor, task, seed, Setting()) for seed in range(6)]
     assert sum(outcome.success for outcome in outcomes) <= 1
     assert all(outcome.steps > 1 for outcome in outcomes)
+    assert make_task("tabletop:lighting+swapped").name == "tabletop:lighting+swapped"
+    with pytest.raises(ConfigError, match="expected a variant"):
+        make_task("tabletop:dusk")
+
+
+def test_latency_costs_success_and_is_the_same_every_time() -> None:
+    """At 5 Hz, 57 ms and 200 ms both cost one step."""
+    task, setting = blind(), Setting(pace=Pace(execute=1, votes=1))
+    late = {ms: [run_episode(ExpertActor(task._env), task, s, setting, latency=constant("late", ms)) for s in range(8)]
+            for ms in (0.0, 57.0, 200.0, 1500.0)}  # fmt: skip
+    steps = {ms: sum(outcome.steps for outcome in outcomes) for ms, outcomes in late.items()}
+    waiting = [run_episode(ExpertActor(task._env), task, seed, setting) for seed in range(8)]
+    assert steps[0.0] == sum(outcome.steps for outcome in waiting)
+    assert [(o.success, o.steps, o.held) for o in late[57.0]] == [(o.success, o.steps, o.held) for o in late[200.0]]
+    assert steps[0.0] < steps[200.0] < steps[1500.0]
+    assert sum(outcome.held for outcome in late[1500.0]) > steps[1500.0] / 4
+    assert late[200.0] == [
+        run_episode(ExpertActor(task._env), task, s, setting, latency=constant("late", 200.0)) for s in range(8)
+    ]
 
 
 class Idle:
@@ -71,7 +111,7 @@ class Idle:
 
 
 def test_doing_nothing_never_succeeds_and_the_summary_adds_up() -> None:
-    result = evaluate(Idle(), episodes=4, seed=1000, execute=16)
+    result = evaluate(Idle(), Setting(pace=Pace(execute=16)), episodes=4, seed=1000)
     assert (result["successes"], result["episodes"], result["success_rate"]) == (0, 4, 0.0)
     assert sum(episodes for _, episodes in result["by_verb"].values()) == 4
     assert result["outcomes"] == [0, 0, 0, 0]
@@ -79,7 +119,7 @@ def test_doing_nothing_never_succeeds_and_the_summary_adds_up() -> None:
 
 
 EXECUTE, EPISODES, FIRST = 8, 4, 1000
-SETTING = Setting(execute=EXECUTE)
+SETTING = Setting(pace=Pace(execute=EXECUTE))
 CANDIDATE_WINS, REFERENCE_WINS = frozenset({1000, 1001}), frozenset({1001, 1003})
 
 
@@ -140,7 +180,7 @@ def test_a_run_that_is_stopped_early_is_still_paired() -> None:
 
 def test_two_actors_get_what_each_gets_alone() -> None:
     both = evaluate_all(twins, SETTING, episodes=2, seed=FIRST)
-    alone = evaluate(Twin(CANDIDATE_WINS), episodes=2, seed=FIRST, **asdict(SETTING))
+    alone = evaluate(Twin(CANDIDATE_WINS), SETTING, episodes=2, seed=FIRST)
     assert both["candidate"] == alone
 
 
@@ -161,7 +201,7 @@ def test_corrections_label_the_policys_states_with_the_experts_actions() -> None
 
 def test_seeds_of_demonstrations_are_refused() -> None:
     with pytest.raises(ValueError, match="expected seeds below"):
-        evaluate(Idle(), episodes=2, seed=FIRST_SEED - 1)
+        evaluate(Idle(), Setting(), episodes=2, seed=FIRST_SEED - 1)
 
 
 def test_a_shard_is_complete_deterministic_and_labelled(tmp_path) -> None:

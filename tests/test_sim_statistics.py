@@ -15,6 +15,8 @@ from trimvla.sim.statistics import (
     compare,
     count_pairs,
     mcnemar_p,
+    mean_maximum_rank_violation,
+    pearson,
     tango_interval,
     wilson_interval,
 )
@@ -35,6 +37,16 @@ def exchanged(it: Pairs) -> Pairs:
 def test_wilson_matches_published_values() -> None:
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-3)  # Newcombe 1998, table I
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "expected"),
+    [(81, 263, (0.255288520, 0.366209577)), (533, 600, (0.860620721, 0.911105025)),
+     (14, 24, (0.388346659, 0.755323974)), (1, 30, (0.005908590, 0.166703910))],
+)  # fmt: skip
+def test_wilson_agrees_with_scipy(successes: int, n: int, expected: tuple[float, float]) -> None:
+    """scipy 1.18: binomtest(successes, n).proportion_ci(method="wilson")."""
+    assert wilson_interval(successes, n) == pytest.approx(expected, abs=1e-8)
 
 
 @given(st.integers(1, 500), st.data())
@@ -190,3 +202,51 @@ def test_a_wider_margin_never_undoes_non_inferiority(it: Pairs, margin: float) -
 def test_a_margin_that_cannot_be_is_refused(margin: float) -> None:
     with pytest.raises(ValueError, match="expected 0 < margin < 1"):
         compare([1], [1], margin=margin)
+
+
+# Success of six policies on "move near", in the simulator (visual matching) and on the robot: RT-2-X, RT-1 converged,
+# RT-1 at 15 %, RT-1-X, RT-1 at the beginning, Octo-Base. SIMPLER's own table (Li et al. 2024, arXiv 2405.05941).
+SIMULATED = (0.779, 0.442, 0.354, 0.317, 0.050, 0.042)
+REAL = (0.733, 0.633, 0.583, 0.450, 0.017, 0.350)
+
+
+def test_rank_violation_of_a_published_table() -> None:
+    """One pair is out of order: Octo-Base is ranked below RT-1 at the beginning. Both are charged their real gap."""
+    assert mean_maximum_rank_violation(SIMULATED, REAL) == pytest.approx(2 * (0.350 - 0.017) / 6)
+
+
+def test_rank_violation_is_not_symmetric_and_counts_ties_on_one_side() -> None:
+    """By hand: the only wrong pair is (2, 3), 0.4 apart in reality and 0.1 in the simulator."""
+    assert mean_maximum_rank_violation((0.1, 0.5, 0.6), (0.0, 0.9, 0.5)) == pytest.approx((0.4 + 0.4) / 3)
+    assert mean_maximum_rank_violation((0.0, 0.9, 0.5), (0.1, 0.5, 0.6)) == pytest.approx((0.1 + 0.1) / 3)
+    assert mean_maximum_rank_violation((0.5, 0.5), (0.2, 0.8)) == pytest.approx(0.3)
+    assert mean_maximum_rank_violation((0.2, 0.4, 0.9), (0.1, 0.3, 0.5)) == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), min_size=2, max_size=8))
+@settings(deadline=None)
+def test_rank_violation_is_its_definition(rates: list[tuple[int, int]]) -> None:
+    n = len(rates)
+    total = 0.0
+    for i in range(n):
+        worst = 0.0
+        for j in range(n):
+            if (rates[i][0] > rates[j][0]) != (rates[i][1] > rates[j][1]):
+                worst = max(worst, abs(rates[i][1] - rates[j][1]))
+        total += worst
+    assert mean_maximum_rank_violation(*zip(*rates, strict=True)) == pytest.approx(total / n)
+
+
+def test_pearson_of_a_worked_example() -> None:
+    """Anscombe's first set (1973): r = 0.816, printed to three digits; and of the published table."""
+    x = (10, 8, 13, 9, 11, 14, 6, 4, 12, 7, 5)
+    y = (8.04, 6.95, 7.58, 8.81, 8.33, 9.96, 7.24, 4.26, 10.84, 4.82, 5.68)
+    assert pearson(x, y) == pytest.approx(0.81642, abs=5e-6)
+    assert pearson(y, x) == pearson(x, y)
+    assert pearson(SIMULATED, REAL) == pytest.approx(np.corrcoef(SIMULATED, REAL)[0, 1])
+
+
+@pytest.mark.parametrize(("simulated", "real"), [([0.5], [0.5]), ([0.1, 0.2], [0.1]), ([0.3, 0.3], [0.1, 0.2])])
+def test_rates_that_say_nothing_are_refused(simulated: list[float], real: list[float]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        pearson(simulated, real)

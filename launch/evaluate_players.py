@@ -1,0 +1,134 @@
+"""Who plays in `trimvla eval`, and how long each is taken to think, as measured or as estimated.
+
+Knows bundles by name and latencies by the words of `--latency`; plays nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from trimvla.policies.config import PRESETS, PolicyConfig
+from trimvla.policies.roofline import DEVICES, SCALE, estimate_ms, find_device, same_plan
+from trimvla.runtime import manifest as bundles
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.manifest import Manifest
+from trimvla.runtime.policy import Policy
+from trimvla.sim.actor import EXPERT
+from trimvla.sim.episodes import make_task
+from trimvla.sim.latency import Latency, constant, parse
+from trimvla.sim.rollout import Player
+
+TASK_FIELDS = ("horizon", "dim", "control_hz", "kinds")  # of a manifest's `action`: alike, or it is another robot
+MEASURED = "measured"
+CALLS, WARMUP = 40, 5  # of a measurement
+
+
+@dataclass(frozen=True)
+class Bundles:
+    """Opens policies, by role and in the order in which they play; travels to other processes."""
+
+    names: Mapping[str, str]
+    backend: str
+    threads: int
+
+    @contextmanager
+    def __call__(self) -> Iterator[dict[str, Player]]:
+        """Load all, and close them in the end."""
+        with ExitStack() as stack:
+            load = partial(Policy.load, backend=self.backend, threads=self.threads)
+            yield {
+                role: EXPERT if name == EXPERT else stack.enter_context(closing(load(name)))
+                for role, name in self.names.items()
+            }
+
+
+def check_same_task(names: Sequence[str]) -> None:
+    """ConfigError where bundles do not drive the same robot as the first."""
+    reference, *others = [(name, bundles.load(bundles.resolve(name)).action) for name in names if name != EXPERT]
+    for name, action in others:
+        for field in TASK_FIELDS:
+            expected, got = getattr(reference[1], field), getattr(action, field)
+            if expected != got:
+                raise ConfigError(
+                    f"expected bundles for the same task: 'action.{field}' is {expected} in '{reference[0]}', "
+                    f"got {got} in '{name}'"
+                )
+
+
+def identity(name: str) -> str:
+    """What a bundle computes, wherever it lies: sha256 of its manifest's table of files, shortened."""
+    if name == EXPERT:
+        return EXPERT
+    files = bundles.load(bundles.resolve(name)).files
+    return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
+
+
+def resolve_latency(word: str, names: Mapping[str, str], players: Bundles, task: str) -> dict[str, Latency]:
+    """One condition: role -> its latency. `measured`, `orin`, `thor`, `orin:0.5`, or what `sim.latency` knows."""
+    device, _, share = word.partition(":")
+    if device in DEVICES:
+        attained = _share(word, share)
+        return {role: constant(word, round(estimate(name, device, attained)["ms"], 3)) for role, name in names.items()}
+    if word == MEASURED:
+        with players() as opened:
+            return {role: Latency(word, "trace", measure(player, task)) for role, player in opened.items()}
+    latency = parse(word)
+    return dict.fromkeys(names, latency)
+
+
+def _share(word: str, share: str) -> float:
+    try:
+        return float(share or 1)
+    except ValueError:
+        raise ConfigError(f"expected a device and the share that it attains, as in 'orin:0.5', got {word!r}") from None
+
+
+def estimate(name: str, device: str, attained: float = 1.0) -> dict[str, Any]:
+    """The roofline of a bundle: {"ms": of CogACT-Base under the bundle's plan, "bundle_ms": of the bundle itself}.
+
+    An estimate, and a lower bound; see `policies.roofline`.
+    """
+    manifest, found = bundles.load(bundles.resolve(name)), find_device(device)
+    cfg, larger = config_of(manifest), PRESETS[SCALE]
+    large = estimate_ms(larger, same_plan(cfg, manifest.plan, larger), found, attained)
+    own = estimate_ms(cfg, same_plan(cfg, manifest.plan, cfg), found, attained)
+    return {
+        "device": asdict(found),
+        "attained": attained,
+        "scale": SCALE,
+        "ms": large["total"],
+        "bundle_ms": own["total"],
+    }
+
+
+def config_of(manifest: Manifest) -> PolicyConfig:
+    """The policy's sizes; ConfigError where the manifest does not say them."""
+    try:
+        return PolicyConfig.from_dict(manifest.policy)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"expected a bundle that says its policy's sizes, for an estimate; got: {error}") from None
+
+
+def measure(player: Player, task: str) -> tuple[float, ...]:
+    """Milliseconds of calls on the first picture of the task, one after the other, on this machine."""
+    if isinstance(player, str):
+        raise ConfigError("expected a bundle for '--latency measured': the expert does not think")
+    with closing(make_task(task)) as opened:
+        episode = opened.episode(0, official=opened.official > 0)
+        image, sentence = episode.image, episode.instruction
+        episode.close()
+    noise = np.zeros((16, 7), np.float32)
+    took = []
+    for _ in range(WARMUP + CALLS):
+        started = time.perf_counter_ns()
+        player.infer(image, sentence, noise=noise)
+        took.append((time.perf_counter_ns() - started) / 1e6)
+    return tuple(round(ms, 3) for ms in took[WARMUP:])

@@ -1,0 +1,112 @@
+"""A run's outcomes on disk: a line that says what is played, then one line for every finished episode.
+
+A run that was killed reads back what it had, whole rounds only, and plays the rest; a line cut off does not count.
+Knows lines and outcomes; plays nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trimvla.runtime.errors import ConfigError
+from trimvla.sim.rollout import Deal, Outcome, Round
+
+Header = Mapping[str, Any]
+"""JSON-able; two runs with the same header give the same outcomes."""
+
+
+class OutcomeLog:
+    """The file of one run, open for more."""
+
+    def __init__(self, path: Path, header: Header, roles: Sequence[str]) -> None:
+        """Open or create.
+
+        Raises:
+            ConfigError: the file is of another run; says which field differs.
+        """
+        self.rounds: dict[Deal, Round] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text() if path.exists() else ""
+        if text.strip():
+            check_header(path, text, header)
+            self.rounds = whole_rounds(read_lines(text), roles)
+        self._file = path.open("a")
+        if not text.strip():
+            self._write({"run": header})
+        elif not text.endswith("\n"):
+            self._file.write("\n")  # what was cut off stays a line of its own
+
+    def __enter__(self) -> OutcomeLog:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._file.close()
+
+    def add(self, played: Round) -> None:
+        """Keep a round; on disk when this returns, but for a power cut."""
+        self.rounds[deal_of(played)] = played
+        for role, outcome in played.items():
+            self._write({"role": role, **asdict(outcome)})
+
+    def missing(self, deals: Sequence[Deal]) -> list[Deal]:
+        """What is still to be played."""
+        return [deal for deal in deals if deal not in self.rounds]
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def deal_of(played: Round) -> Deal:
+    """Condition and seed of a round."""
+    first = next(iter(played.values()))
+    return first.latency, first.seed
+
+
+def read_lines(text: str) -> Iterator[dict[str, Any]]:
+    """The lines that are whole."""
+    for line in text.splitlines():
+        try:
+            told = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(told, dict):
+            yield told
+
+
+def read_header(path: Path) -> Header | None:
+    """What a run's file is of; None where there is no such file."""
+    lines = read_lines(path.read_text()) if path.exists() else iter(())
+    return next(lines, {}).get("run")
+
+
+def check_header(path: Path, text: str, header: Header) -> None:
+    """Raises ConfigError where the file is of another run."""
+    found = next(read_lines(text), {}).get("run")
+    if not isinstance(found, dict):
+        raise ConfigError(f'{path}: expected a line that begins with {{"run": ...}} first, got another file')
+    wanted = json.loads(json.dumps(header))
+    differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+    if differing:
+        name = differing[0]
+        raise ConfigError(
+            f"{path}: expected the outcomes of this run, got those of one with {name!r} "
+            f"{json.dumps(found.get(name))[:200]} instead of {json.dumps(wanted.get(name))[:200]}; name another --out"
+        )
+
+
+def whole_rounds(lines: Iterator[dict[str, Any]], roles: Sequence[str]) -> dict[Deal, Round]:
+    """Rounds in which every role has played."""
+    rounds: dict[Deal, Round] = defaultdict(dict)
+    for line in lines:
+        if "role" in line:
+            role = line.pop("role")
+            outcome = Outcome(**line)
+            rounds[outcome.latency, outcome.seed][role] = outcome
+    whole = {deal: played for deal, played in rounds.items() if set(played) == set(roles)}
+    return {deal: {role: played[role] for role in roles} for deal, played in whole.items()}

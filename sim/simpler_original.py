@@ -1,0 +1,173 @@
+"""The original SimplerEnv package (ManiSkill2_real2sim) as tasks of an evaluation; imported only when a task is made.
+
+The protocol is that of its own evaluator: an environment is built anew for every episode (drive targets survive a
+reset), the score is the `done` of the last step, an episode goes on until its limit, the sentence is read again at
+every step, and the robot's adapter starts anew with every new sentence, as CogACT's does. Not on a registry: users
+clone it. Knows its documented API and the grids; knows no policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimvla.runtime.chunks import HORIZONS
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.simpler_adapter import SimplerAdapter
+from trimvla.sim.simpler_grids import ORIGINALS, SETS, Cell, Original, Set, official
+
+SIM_HZ = {"google_robot": 513, "widowx_bridge": 500}
+TERMINATE = 7  # an eighth number above 0 says that the sub-task is done; CogACT never says so
+
+
+@dataclass(frozen=True)
+class Package:
+    """What is used of SimplerEnv."""
+
+    make: Any
+    """`make(task)`: the prepackaged visual matching."""
+    build: Any
+    """`build_maniskill2_env(env_id, **options)`."""
+    control_mode: Any
+    """`get_robot_control_mode(robot, policy)`."""
+    image: Any
+    """`get_image_from_maniskill2_obs_dict(env, observation)`."""
+    photographs: Path
+    """The folder `real_inpainting` of its assets."""
+
+    @classmethod
+    def load(cls) -> Package:
+        """Import it; ConfigError where it is not installed."""
+        try:
+            builder = import_module("simpler_env.utils.env.env_builder")
+            return cls(
+                import_module("simpler_env").make,
+                builder.build_maniskill2_env,
+                builder.get_robot_control_mode,
+                import_module("simpler_env.utils.env.observation_utils").get_image_from_maniskill2_obs_dict,
+                Path(import_module("mani_skill2_real2sim").ASSET_DIR) / "real_inpainting",
+            )
+        except ImportError as error:
+            raise ConfigError(
+                f"expected the original SimplerEnv package for 'simpler_env:': {error}; clone simpler-env/SimplerEnv "
+                "with its submodule and `pip install -e` both (without it, WidowX tasks run as 'simpler:widowx_...')"
+            ) from None
+
+
+class OriginalEpisode:
+    """One episode in an environment of its own; see `episodes.Episode`."""
+
+    def __init__(self, package: Package, env: Any, observation: Any, original: Original, kind: str) -> None:  # noqa: ANN401 - an env of gymnasium
+        self._package, self._env, self._original = package, env, original
+        self._adapter = SimplerAdapter(original.robot, ensemble=False)
+        self._steps = 0
+        self.success = False
+        self.stats: dict[str, Any] = {}
+        """The environment's own `episode_stats`."""
+        self.instruction: str = self._env.unwrapped.get_language_instruction()
+        self.kind = kind or self.instruction.split()[0]
+        self.image = self._picture(observation)
+
+    def step(self, action: np.ndarray) -> bool:
+        """See `episodes.Episode`; an eighth number above 0 ends the sub-task, and with the last one the episode."""
+        action, inner = np.asarray(action, np.float64), self._env.unwrapped
+        ends = len(action) > TERMINATE and bool(action[TERMINATE] > 0)
+        final = bool(inner.is_final_subtask())
+        if ends and not final:
+            inner.advance_to_next_subtask()
+        _, parts = self._adapter.step(action[None, :TERMINATE])
+        command = np.concatenate([parts["world_vector"], parts["rot_axangle"], parts["gripper"]])
+        observation, _, done, truncated, info = self._env.step(command)
+        self._steps += 1
+        self.success, self.stats = bool(done), dict(info.get("episode_stats", {}))
+        self.image = self._picture(observation)
+        self._hear(inner.get_language_instruction())
+        return bool(truncated) or (ends and final) or self._steps >= self._original.limit
+
+    def expert(self) -> np.ndarray:
+        """See `episodes.Episode`."""
+        raise ConfigError("expected a policy for 'simpler_env:': the original package has no scripted expert")
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def _hear(self, sentence: str) -> None:
+        if sentence != self.instruction:
+            self.instruction = sentence
+            self._adapter.reset()
+
+    def _picture(self, observation: Any) -> np.ndarray:  # noqa: ANN401
+        image = np.ascontiguousarray(self._package.image(self._env.unwrapped, observation))
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ConfigError(f"expected uint8[h, w, 3] from SimplerEnv's camera, got {image.dtype}{list(image.shape)}")
+        return image
+
+
+class OriginalTask:
+    """A task of the original package, with one of its official sets of episodes; see `episodes.Task`."""
+
+    execute = 1  # CogACT's evaluation looks at every step
+
+    def __init__(self, name: str, which: Set) -> None:
+        self.name = f"simpler_env:{name}:{which}"
+        self._task, self._original = name, ORIGINALS[name]
+        self._package = Package.load()
+        self._cells = official(name, which)
+        self.control_hz, self.limit, self.official = self._original.hz, self._original.limit, len(self._cells)
+        self.votes = HORIZONS[self._original.robot]
+
+    def episode(self, index: int, *, official: bool) -> OriginalEpisode:
+        """See `episodes.Task`; other episodes than the official ones are the prepackaged task's, by seed."""
+        cell = self._cell(index) if official else None
+        env = self._package.make(self._task) if cell is None else self._build(cell)
+        options = {"reconfigure": True, **({} if cell is None else arrays(cell.init_options))}
+        observation, _ = env.reset(seed=index, options=options) if cell is None else env.reset(options=options)
+        return OriginalEpisode(self._package, env, observation, self._original, "" if cell is None else cell.kind)
+
+    def close(self) -> None:
+        """Nothing: environments are the episodes'."""
+
+    def _cell(self, index: int) -> Cell:
+        if not 0 <= index < self.official:
+            raise ConfigError(f"expected an official episode below {self.official} of '{self.name}', got {index}")
+        return self._cells[index]
+
+    def _build(self, cell: Cell) -> Any:  # noqa: ANN401 - an env of gymnasium
+        """As SimplerEnv's evaluator builds it."""
+        overlay = None if cell.overlay is None else str(self._package.photographs / cell.overlay)
+        return self._package.build(
+            cell.env_id,
+            **cell.options,
+            obs_mode="rgbd",
+            robot=cell.robot,
+            sim_freq=SIM_HZ[self._original.robot],
+            control_mode=self._package.control_mode(cell.robot, "cogact"),
+            control_freq=int(self._original.hz),
+            max_episode_steps=self._original.limit,
+            scene_name=cell.scene,
+            camera_cfgs={"add_segmentation": True},
+            rgb_overlay_path=overlay,
+        )
+
+
+def arrays(options: dict[str, Any]) -> dict[str, Any]:
+    """Tuples as arrays, as the environments expect places and quaternions."""
+    if all(not isinstance(value, dict) for value in options.values()):
+        return {key: np.array(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    return {key: arrays(value) for key, value in options.items()}
+
+
+def make(words: str) -> OriginalTask:
+    """`google_robot_pick_coke_can` (visual matching) or `google_robot_pick_coke_can:variants`."""
+    name, _, rest = words.partition(":")
+    if name not in ORIGINALS:
+        raise ConfigError(f"expected one of {sorted(ORIGINALS)} for 'simpler_env:', got {name!r}")
+    for which in SETS:
+        if which == (rest or "matching"):
+            return OriginalTask(name, which)
+    raise ConfigError(f"expected one of {list(SETS)} after 'simpler_env:{name}:', got {rest!r}")

@@ -1,0 +1,123 @@
+"""A policy behind its latency, in simulated time: what it decides on the picture of one tick is due only later.
+
+The policy looks at the picture of tick k when it is free, and its chunk is there at t_k + latency. Until then the robot
+executes what is due of the last chunk, by the queue that also runs on the robot (`runtime.chunk_queue`), or holds.
+Pictures exist at ticks only, so a latency acts in whole control periods, rounded up. Without a latency the simulator
+waits while the policy thinks. Knows ticks and chunks; knows no policy and no environment.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimvla.runtime.chunk_queue import ChunkQueue, QueueConfig
+from trimvla.runtime.clock import NS_PER_MS, NS_PER_S
+from trimvla.runtime.fallback import hold
+from trimvla.runtime.manifest import ActionKind
+from trimvla.runtime.messages import ActionChunk
+from trimvla.sim.latency import Latency
+
+KINDS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
+START = np.array([0.0] * 6 + [1.0])  # held before the first action: still, the gripper open
+FOREVER_S = 1e6
+Look = Callable[[int], NDArray[np.floating]]
+"""Tick -> the chunk float[H, 7] that the policy makes of that tick's picture."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often a policy looks, and how much of what it says is executed."""
+
+    execute: int = 1
+    """Ticks from one look to the next, at least; with 1 the last chunks vote on every action."""
+    votes: int = 2
+    """Chunks that vote (CogACT's adaptive ensemble)."""
+    valid_rows: int = 8
+    """Rows of a chunk that may be executed where there is a latency; as on the robot."""
+    max_age_s: float = 2.0
+    """Of the picture behind an action where there is a latency; as on the robot."""
+
+    def queue(self, late: bool) -> ChunkQueue:
+        """The robot's queue; where the simulator waits, a chunk lasts until the next look."""
+        age_s = self.max_age_s if late else FOREVER_S
+        voting = self.execute == 1 and self.votes > 1
+        return ChunkQueue(QueueConfig("ensemble" if voting else "latest", self.votes, max_age_s=age_s))
+
+
+class Pilot:
+    """Drives one episode: asked at every tick, gives the action for that tick."""
+
+    def __init__(self, look: Look, hz: float, pace: Pace, latency: Latency | None = None, seed: int = 0) -> None:
+        """`seed` decides what is drawn of the latency."""
+        self._look, self._pace, self._hz = look, pace, hz
+        self._period_ns = math.ceil(NS_PER_S / hz)  # rounded down, a row would begin one nanosecond after its tick
+        self._late = latency is not None
+        self._draws = latency.draws(seed) if latency is not None and latency.kind != "wall" else None
+        self._queue = pace.queue(self._late)
+        self._coming: ActionChunk | None = None
+        self._free_ns, self._looked = 0, -pace.execute
+        self._sentence: str | None = None
+        self._last: NDArray[np.float64] = START
+        self.wall_ms: list[float] = []
+        """What each look took on this machine."""
+        self.latencies_ms: list[float] = []
+        """What each look was charged."""
+        self.held = 0
+        """Ticks without an action that was due."""
+
+    def act(self, tick: int, sentence: str) -> NDArray[np.float64]:
+        """The action float64[7] of this tick; ticks rise by one."""
+        now_ns = tick * self._period_ns
+        self._hear(sentence)
+        self._take(now_ns)
+        if now_ns >= self._free_ns and tick - self._looked >= self._pace.execute:
+            self._think(tick, now_ns)
+            self._take(now_ns)
+        due = self._queue.due(now_ns)
+        if isinstance(due, str):
+            self.held += 1
+            self._last = hold(KINDS, self._last)
+        else:
+            self._last = due.action
+        return self._last
+
+    def _hear(self, sentence: str) -> None:
+        """What was thought about another sentence is void."""
+        if sentence != self._sentence:
+            self._queue.reset()
+            self._coming = None
+            self._sentence = sentence
+
+    def _take(self, now_ns: int) -> None:
+        if self._coming is not None and self._coming.produced_ns <= now_ns:
+            self._queue.push(self._coming, now_ns)
+            self._coming = None
+
+    def _think(self, tick: int, now_ns: int) -> None:
+        started_ns = time.perf_counter_ns()
+        rows = self._look(tick)
+        self.wall_ms.append((time.perf_counter_ns() - started_ns) / NS_PER_MS)
+        charged_ms = self._charge()
+        self._looked, self._free_ns = tick, now_ns + round(charged_ms * NS_PER_MS)
+        self._coming = ActionChunk(
+            time_ns=now_ns,
+            episode=0,
+            actions=tuple(map(tuple, rows.tolist())),
+            control_hz=self._hz,
+            valid_rows=min(self._pace.valid_rows, len(rows)) if self._late else len(rows),
+            produced_ns=self._free_ns,
+            frame_sequence=tick,
+            seed=(),
+        )
+
+    def _charge(self) -> float:
+        if not self._late:
+            return 0.0
+        self.latencies_ms.append(self.wall_ms[-1] if self._draws is None else next(self._draws))
+        return self.latencies_ms[-1]
