@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trimvla.export.compare import Comparison, report
 from trimvla.export.stages import Stage, example_inputs, stage_spec, stages_under
-from trimvla.export.stream import Journal, write_stage
+from trimvla.export.stream import Journal, Writer
 from trimvla.export.verify import as_arrays, tolerances
 from trimvla.export.weightless import skeleton, stand_in
 from trimvla.policies.cogact import CogAct
@@ -94,9 +94,7 @@ def slice_of(cfg: PolicyConfig, plan: Plan) -> tuple[PolicyConfig, Plan]:
     return small, cut
 
 
-def compare(
-    weights: Weights, cfg: PolicyConfig, plan: Plan, precision: str, rows: Mapping[str, Comparison]
-) -> None:
+def compare(weights: Weights, cfg: PolicyConfig, plan: Plan, precision: str, rows: Mapping[str, Comparison]) -> None:
     """Export the slice stage by stage and add every output's difference to its row."""
     policy = stand_in(cfg, plan, DTYPES[precision])
     generator = torch.Generator().manual_seed(0)
@@ -118,7 +116,7 @@ def compare(
 def _write(policy: CogAct, stage: Stage, weights: Weights, path: Path) -> None:
     journal = Journal(path.with_suffix(".journal"), {})
     bones = skeleton(policy, stage, f"{path.name}.data")
-    write_stage(bones, policy.plan, weights, path, journal, lambda file, count: None)
+    Writer(policy.plan, weights, journal).write_stage(bones, path)
     journal.close()
 
 
@@ -133,7 +131,7 @@ def _run(
 
 
 def load_part(weights: Weights, cfg: PolicyConfig, plan: Plan, stage: str, dtype: torch.dtype) -> CogAct:
-    """The policy under the plan, in float32, with the values that `dtype` leaves of one stage's weights; others none."""
+    """The policy under the plan in float32, with what `dtype` leaves of one stage's weights; it has no others."""
     dense = build_meta(cfg)
     stored = {name: weight.dtype for name, weight in in_precision(dense, dtype).state_dict().items()}
     needed = {part_of(name, plan).name for name in trim(dense, plan).state_dict() if name.startswith(PARTS[stage])}

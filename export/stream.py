@@ -1,4 +1,4 @@
-"""Weights written one at a time into the file beside a graph, so that a policy is never held; and going on after a kill.
+"""Weights written one at a time into the file beside a graph: a policy is never held, and a kill costs little.
 
 Each weight goes from where it lies through the plan and the precision into its place, block by block. A journal says
 how many weights of which file have reached the disk; the graph is written last, with the weights' hash in it, so a
@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -80,47 +81,50 @@ def _read_lines(file: IO[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def write_stage(
-    skeleton: Skeleton, plan: Plan, weights: Weights, path: Path, journal: Journal, report: Report
-) -> None:
-    """Write a stage's weights and then its graph to `path`, checked.
+@dataclass(frozen=True)
+class Writer:
+    """Writes stages of one policy: `weights` are the dense policy's, `report` is told of every weight."""
 
-    Raises:
-        BundleError: the file of weights is not as long as its slots say.
-        onnx.checker.ValidationError: the graph is not valid.
-    """
-    data = path.with_name(f"{path.name}.data")
-    write_weights(skeleton.slots, plan, weights, data, journal, report)
-    if data.stat().st_size != skeleton.bytes:
-        raise BundleError(f"{data}: expected {skeleton.bytes} bytes, got {data.stat().st_size}")
-    skeleton.model.metadata_props[HASH_KEY] = sha256_of(data)
-    beside = path.with_name(f"{path.name}.partial")
-    ir.save(skeleton.model, beside, format="protobuf")
-    onnx.checker.check_model(str(beside), full_check=True)
-    beside.rename(path)
+    plan: Plan
+    weights: Weights
+    journal: Journal
+    report: Report = lambda file, count: None
 
+    def write_stage(self, skeleton: Skeleton, path: Path) -> None:
+        """Write a stage's weights and then its graph to `path`, checked.
 
-def write_weights(
-    slots: Sequence[Slot], plan: Plan, weights: Weights, path: Path, journal: Journal, report: Report
-) -> None:
-    """Write the slots that the journal does not know yet."""
-    done = journal.done(path.name)
-    with path.open("r+b" if done else "wb") as file:
-        start = slots[done - 1].end if done else 0
-        file.truncate(start)
-        report(path.name, start)
-        written = synced = start
-        for index, slot in enumerate(slots[done:], done + 1):
-            file.seek(slot.offset)
-            for block in blocks(slot, plan, weights):
-                file.write(block)
-            report(path.name, slot.end - written)
-            written = slot.end
-            if written - synced >= SYNC_BYTES or index == len(slots):
-                file.flush()
-                os.fsync(file.fileno())
-                journal.note(path.name, index)
-                synced = written
+        Raises:
+            BundleError: the file of weights is not as long as its slots say.
+            onnx.checker.ValidationError: the graph is not valid.
+        """
+        data = path.with_name(f"{path.name}.data")
+        self.write_weights(skeleton.slots, data)
+        if data.stat().st_size != skeleton.bytes:
+            raise BundleError(f"{data}: expected {skeleton.bytes} bytes, got {data.stat().st_size}")
+        skeleton.model.metadata_props[HASH_KEY] = sha256_of(data)
+        beside = path.with_name(f"{path.name}.partial")
+        ir.save(skeleton.model, beside, format="protobuf")
+        onnx.checker.check_model(str(beside), full_check=True)
+        beside.rename(path)
+
+    def write_weights(self, slots: Sequence[Slot], path: Path) -> None:
+        """Write the slots that the journal does not know yet."""
+        done = self.journal.done(path.name)
+        written = slots[done - 1].end if done else 0
+        self.report(path.name, written)
+        with path.open("r+b" if done else "wb") as file:
+            file.truncate(written)
+            synced = written
+            for index, slot in enumerate(slots[done:], done + 1):
+                file.seek(slot.offset)
+                file.writelines(blocks(slot, self.plan, self.weights))
+                self.report(path.name, slot.end - written)
+                written = slot.end
+                if written - synced >= SYNC_BYTES or index == len(slots):
+                    file.flush()
+                    os.fsync(file.fileno())
+                    self.journal.note(path.name, index)
+                    synced = written
 
 
 def blocks(slot: Slot, plan: Plan, weights: Weights) -> Iterator[memoryview]:
@@ -141,4 +145,4 @@ def _rows(tensor: Tensor) -> int:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data

@@ -16,10 +16,10 @@ from torch import nn
 from trimvla.export.stages import Stage
 from trimvla.export.to_onnx import quiet_exporter, strip, trace
 from trimvla.policies.cogact import CogAct
+from trimvla.policies.config import PolicyConfig
 from trimvla.policies.half import in_precision
 from trimvla.policies.layout import build_meta
 from trimvla.policies.trimmed import trim
-from trimvla.policies.config import PolicyConfig
 from trimvla.runtime.plan import Plan
 
 PAGE = 1 << 16  # where a large weight may begin: what every system can map
@@ -150,7 +150,7 @@ def _assign_slots(graph: ir.Graph, used: list[_Use], data_file: str) -> tuple[Sl
     for use in used:
         value = use.value
         assert value.name is not None and value.shape is not None and value.dtype is not None
-        shape = tuple(int(axis) for axis in value.shape)
+        shape = value.shape.numpy()
         slot = Slot(value.name, use.weight, use.transposed, TORCH_TYPES[value.dtype], shape, offset)
         aligned = PAGE if slot.bytes >= SMALL else SMALL_ALIGNED
         slot = Slot(slot.name, slot.weight, slot.transposed, slot.dtype, shape, -(-offset // aligned) * aligned)

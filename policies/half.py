@@ -8,7 +8,6 @@ strongly typed network needs no flag. Knows no file; a policy without values, on
 from __future__ import annotations
 
 from copy import copy
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +15,8 @@ from torch import Tensor, nn
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.head import FinalLayer
 from trimvla.policies.language import RmsNorm
-from trimvla.runtime.errors import ConfigError
-
-Module = TypeVar("Module", bound=nn.Module)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-SPELLINGS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16"}
-
-
-def precision_named(text: str) -> str:
-    """A key of `DTYPES` for what a user wrote; ConfigError lists the names."""
-    name = SPELLINGS.get(text, text)
-    if name not in DTYPES:
-        raise ConfigError(f"expected --dtype as one of {[*DTYPES, *SPELLINGS]}, got {text!r}")
-    return name
 
 
 class WideLayerNorm(nn.LayerNorm):
@@ -84,27 +71,23 @@ def in_precision(policy: CogAct, dtype: torch.dtype) -> CogAct:
     if dtype == torch.float32:
         return policy
     made = _convert(policy, dtype)
+    assert isinstance(made, CogAct)
     made.vision.projector.append(Widen())
-    made.language.norm = _clone(made.language.norm, LastRmsNorm)
+    made.language.norm.__class__ = LastRmsNorm
     return made
 
 
-def _convert(module: Module, dtype: torch.dtype) -> Module:
-    """A converted copy of the module and of all its parts."""
-    kind = WIDE.get(type(module))
-    made = _clone(module, kind or type(module))
-    norm = isinstance(module, (nn.LayerNorm, RmsNorm))
-    made._parameters = {
-        name: None if weight is None else nn.Parameter(weight.detach().to(torch.float32 if norm else dtype), False)
-        for name, weight in module._parameters.items()
-    }
-    made._modules = {name: part and _convert(part, dtype) for name, part in module._modules.items()}
-    return made  # pyright: ignore[reportReturnType]
-
-
-def _clone(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """The same module with the same parts, as a `kind`: these only differ in `forward`."""
+def _convert(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A converted copy of the module and of all its parts. The wide kinds only differ in `forward`."""
     made = copy(module)
-    made.__class__ = kind
-    made._modules = module._modules.copy()
+    made.__class__ = WIDE.get(type(module), type(module))
+    own = torch.float32 if isinstance(module, (nn.LayerNorm, RmsNorm)) else dtype
+    made._parameters = {
+        name: None if weight is None else _as(weight, own) for name, weight in module._parameters.items()
+    }
+    made._modules = {name: None if part is None else _convert(part, dtype) for name, part in module._modules.items()}
     return made
+
+
+def _as(weight: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(weight.detach().to(dtype), requires_grad=False)
