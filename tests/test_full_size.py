@@ -26,7 +26,7 @@ from trimvla.launch import cli
 from trimvla.policies.checkpoint import load_official
 from trimvla.policies.config import PRESETS, PolicyConfig
 from trimvla.policies.cost import shape_by_counts, shape_of
-from trimvla.policies.half import in_precision
+from trimvla.policies.half import DTYPES, in_precision
 from trimvla.policies.kept import part_of
 from trimvla.policies.memory import plan_memory
 from trimvla.policies.sizes import plan_by_sizes, spread
@@ -120,30 +120,28 @@ def test_half_precision_is_typed_in_the_graph() -> None:
     plan = scattered(TINY)
     stage = stages_under(plan)[1]
     bones = skeleton(stand_in(TINY, plan, torch.float16), stage, "language.onnx.data")
-    types = {(node.op_type, node.inputs[0].dtype) for node in bones.model.graph}
+    types = {(node.op_type, value.dtype) for node in bones.model.graph for value in node.inputs[:1] if value}
     assert {dtype for kind, dtype in types if kind in SENSITIVE} == {ir.DataType.FLOAT}
     assert ("MatMul", ir.DataType.FLOAT16) in types
     assert [output.dtype for output in bones.model.graph.outputs] == [ir.DataType.FLOAT, ir.DataType.INT64]
     held = {slot.weight: slot.dtype for slot in bones.slots}
     assert held["language.layers.0.input_layernorm.weight"] == torch.float32
     assert held["language.layers.0.mlp.gate_proj.weight"] == torch.float16
-    assert bones.bytes == pytest.approx(
-        plan_memory(TINY, shape_of(TINY, plan), "float16").weights["language"], rel=0.05
-    )
+    expected = plan_memory(TINY, shape_of(TINY, plan), "float16").weights["language"]
+    assert bones.bytes == pytest.approx(expected, rel=0.05)  # of so small a policy, norms are a few percent
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_in_torch_is_near_float32(dtype: torch.dtype) -> None:
     policy, generator = random_policy(), torch.Generator().manual_seed(0)
-    tensors = example_inputs(TINY, TINY.prompt.buckets[0], generator)
-    exact = {name: value for _, _, out in walk(policy, dict(tensors)) for name, value in out.items()}
-    near = {
-        name: value for _, _, out in walk(in_precision(policy, dtype), dict(tensors)) for name, value in out.items()
-    }
-    for name, value in exact.items():
+    exact = example_inputs(TINY, TINY.prompt.buckets[0], generator)
+    near = dict(exact)
+    outputs = [name for _, _, result in walk(policy, exact) for name in result]
+    assert [name for _, _, result in walk(in_precision(policy, dtype), near) for name in result] == outputs
+    for name in outputs:
         assert near[name].dtype == torch.float32
-        difference = float((near[name] - value).abs().max() / value.square().mean().sqrt())
-        assert 0 < difference < 10 * torch.finfo(dtype).eps * 10, (name, difference)
+        difference = float((near[name] - exact[name]).abs().max() / exact[name].square().mean().sqrt())
+        assert 0 < difference < 20 * torch.finfo(dtype).eps, (name, difference)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +220,17 @@ def test_a_plan_by_sizes_costs_what_its_counts_cost() -> None:
     assert plan.provenance is not None and plan.provenance.criterion == "sizes alone"
     assert plan_by_sizes(cfg, created_utc="now").dense
     assert spread(5, 1) == (0,) and spread(5, 5) == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_full_size_exports_weigh_what_cost_says(precision: str) -> None:
+    cfg = PRESETS["cogact-base"]
+    counts = {"layers": 22, "mlp_keep": 0.75, "tokens": TokenPlan(keep=56), "cache_interval": 5}
+    policy = stand_in(cfg, plan_by_sizes(cfg, **counts, created_utc="now"), DTYPES[precision])
+    expected = plan_memory(cfg, shape_by_counts(cfg, **counts), precision).weights
+    for stage, part in zip(bundles.STAGES, (policy.vision, policy.language, policy.head), strict=True):
+        held = sum(weight.nbytes for weight in part.state_dict().values())
+        assert held == pytest.approx(expected[stage], rel=0.001), stage
 
 
 @pytest.mark.parametrize(
