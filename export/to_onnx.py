@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from torch import nn
 
 from trimvla.export.stages import PROMPT_AXIS, Stage, tensor_specs
 from trimvla.policies.cogact import CogAct
@@ -85,13 +86,18 @@ def _point_into(model: ir.Model, content: mmap.mmap, location: str, directory: P
 
 def build_graph(policy: CogAct, stage: Stage) -> ir.Model:
     """Trace the stage in torch and convert it, with symbolic axes as its specs name them."""
+    return trace(policy, stage, stage.module(policy)).model
+
+
+def trace(policy: CogAct, stage: Stage, module: nn.Module, optimize: bool = True) -> torch.onnx.ONNXProgram:
+    """The program of a stage's module, simplified or as it was traced."""
     longest = max(policy.cfg.prompt.buckets)
     prompt = torch.export.Dim(PROMPT_AXIS, min=2, max=longest)
     tensors = tensor_specs(policy.cfg, policy.plan)
     specs = [tensors[name] for name in stage.inputs]
     with quiet_exporter():
         program = torch.onnx.export(
-            stage.module(policy).eval(),
+            module.eval(),
             tuple(blank(spec, longest) for spec in specs),
             dynamo=True,
             opset_version=OPSET,
@@ -99,10 +105,11 @@ def build_graph(policy: CogAct, stage: Stage) -> ir.Model:
             output_names=list(stage.outputs),
             dynamic_shapes=tuple({i: prompt for i, axis in enumerate(s.shape) if axis == PROMPT_AXIS} for s in specs),
             verbose=False,
+            optimize=optimize,
         )
     if program is None:
         raise RuntimeError(f"torch.onnx.export gave no program for stage '{stage.name}'")
-    return program.model
+    return program
 
 
 def blank(spec: TensorSpec, prompt: int) -> torch.Tensor:

@@ -69,6 +69,28 @@ class Args(Options):
     """The same policies in eager torch, and in compiled torch too: `auto` is `all` with --against, if torch and the
     checkpoint are there, else `none`. Compiling takes minutes, but only once on a machine."""
 
+    random_weights: bool = False
+    """Instead of a bundle: the stages of `preset` at full size with random weights, one in memory at a time. It is
+    exported to out/random/ first, and kept there; `against`, `instruction`, `baselines` and `samples` do not count."""
+
+    preset: str = "cogact-base"
+    """With random weights: which policy, cogact-small, cogact-base, cogact-large or tabletop."""
+
+    dtype: str = "float16"
+    """Likewise: float32, float16 or bfloat16."""
+
+    layers: int | None = None
+    """Likewise: language layers to keep (default: all)."""
+
+    mlp_keep: float = 1.0
+    """Likewise: share of the MLP channels to keep in every kept layer."""
+
+    tokens: int | None = None
+    """Likewise: visual tokens to keep after the second kept layer (default: all)."""
+
+    cache_interval: int = 1
+    """Likewise: run the head's blocks at every n-th DDIM step only."""
+
     samples: Path | None = None
     """Also write the time of every single turn here: .npz or .json."""
 
@@ -104,6 +126,8 @@ class Measured:
 def run(args: Args) -> Result:
     """Measure; the rows, and a table for people."""
     terminate_as_interrupt()
+    if args.random_weights:
+        return full_size(args)
     with ExitStack() as stack:
         measured = measure(args, stack)
     if args.samples is not None:
@@ -114,6 +138,28 @@ def run(args: Args) -> Result:
     for line in explain(result):
         console.print(line, highlight=False, markup=False)
     return result
+
+
+def full_size(args: Args) -> Result:
+    """Random weights: another export under every name, measured stage by stage."""
+    from trimvla.launch.bench_random import PLACE, Turns, run_random
+    from trimvla.launch.export import Args as ExportArgs
+
+    counts = (f"L{args.layers}", f"M{args.mlp_keep:g}", f"T{args.tokens}", f"C{args.cache_interval}")
+    given = (args.layers is not None, args.mlp_keep != 1.0, args.tokens is not None, args.cache_interval != 1)
+    parts = (args.preset, *(count for count, is_given in zip(counts, given, strict=True) if is_given), args.dtype)
+    asked = ExportArgs(
+        json=args.json,
+        out=PLACE / "-".join(parts),
+        preset=args.preset,
+        random_weights=True,
+        dtype=args.dtype,
+        layers=args.layers,
+        mlp_keep=args.mlp_keep,
+        tokens=args.tokens,
+        cache_interval=args.cache_interval,
+    )
+    return run_random(asked, Turns(args.backend, args.threads, args.rounds, args.warmup))
 
 
 def measure(args: Args, stack: ExitStack) -> Measured:

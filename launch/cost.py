@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from trimvla.launch.options import Options, Result
 from trimvla.policies.config import PolicyConfig, find_preset
 from trimvla.policies.cost import Shape, report, shape_by_counts, shape_of
-from trimvla.policies.memory import BOARDS, GIB, fit_rows
+from trimvla.policies.memory import BOARDS, GIB, fit_rows, plan_memory, precision_named
 from trimvla.runtime.plan import TokenPlan, TokenSelector, load_plan
 
 # EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP and interval 5.
@@ -49,22 +49,32 @@ class Args(Options):
     prompt: int | None = None
     """Ids in the prompt, padding included (default: the smallest bucket)."""
 
+    dtype: str = "float32"
+    """Precision of the weights: float32, float16, bfloat16, int8 or int4 (fp32, fp16 and bf16 are understood)."""
+
     boards: bool = False
     """Also say which boards have the memory, in every precision; of a dense CogACT also for published trimmings."""
 
 
 def run(args: Args) -> Result:
     """Cost under the plan, and its share of the dense policy's."""
-    cfg = find_preset(args.preset)
-    dense = report(cfg, shape_by_counts(cfg), args.prompt)
+    cfg, precision = find_preset(args.preset), precision_named(args.dtype)
+    dense = in_precision(cfg, shape_by_counts(cfg), args.prompt, precision)
     shape = wanted_shape(args, cfg)
-    result = report(cfg, shape, args.prompt)
+    result = in_precision(cfg, shape, args.prompt, precision)
     shares = {name: result[name] / dense[name] for name in ("parameters", "flops", "weight_bytes")}
-    args.console().print(as_table(cfg.name, result, dense))
+    args.console().print(as_table(cfg.name, precision, result, dense))
     if args.boards:
         result["boards"] = fit_rows(cfg, named_shapes(cfg, shape))
         args.console().print(board_table(cfg.name, result["boards"]))
-    return {"preset": cfg.name, **result, "ratio_to_dense": shares}
+    return {"preset": cfg.name, "dtype": precision, **result, "ratio_to_dense": shares}
+
+
+def in_precision(cfg: PolicyConfig, shape: Shape, prompt: int | None, precision: str) -> Result:
+    """`cost.report`, with bytes of weights as this precision stores them."""
+    result, weights = report(cfg, shape, prompt), plan_memory(cfg, shape, precision).weights
+    stages = {name: row | {"weight_bytes": weights[name]} for name, row in result["stages"].items()}
+    return result | {"weight_bytes": sum(weights.values()), "stages": stages}
 
 
 def wanted_shape(args: Args, cfg: PolicyConfig) -> Shape:
@@ -99,10 +109,11 @@ def published(cfg: PolicyConfig, layers: int, tokens: int) -> Shape:
     return shape_by_counts(cfg, layers=layers, mlp_keep=0.75, tokens=TokenPlan(keep=tokens), cache_interval=5)
 
 
-def as_table(name: str, result: Result, dense: Result) -> Table:
+def as_table(name: str, dtype: str, result: Result, dense: Result) -> Table:
     """One row a stage, and the whole."""
-    table = Table(name, "parameters", "GFLOP", "MB of float32", "of dense", title="cost of one action chunk")
-    rows = {**result["stages"], "all": {**result, "parameters": result["weight_bytes"] // 4}}
+    table = Table(name, "parameters", "GFLOP", f"MB of {dtype}", "of dense", title="cost of one action chunk")
+    running = sum(row["parameters"] for row in result["stages"].values())
+    rows = {**result["stages"], "all": {**result, "parameters": running}}
     for stage, row in rows.items():
         whole = dense["flops"] if stage == "all" else dense["stages"][stage]["flops"]
         numbers = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,14 @@ from tyro.conf import Positional
 
 from trimvla.export.bundle import export_policy
 from trimvla.export.verify import checkpoint_beside
-from trimvla.launch.options import Options, Result
+from trimvla.launch.export_options import ExportOptions
+from trimvla.launch.export_stream import choose_key, official_source, random_source, run_streamed
+from trimvla.launch.options import Result
 from trimvla.launch.verify import as_table
 from trimvla.policies import checkpoint
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PRESETS
+from trimvla.policies.memory import precision_named
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan, load_plan
@@ -30,42 +32,38 @@ STATISTICS = ("statistics.json", "dataset_statistics.json")  # ours, and the off
 
 
 @dataclass(frozen=True)
-class Args(Options):
+class Args(ExportOptions):
     """Export a policy to a bundle: ONNX stages, manifest, tokenizer, statistics, and the proof of parity."""
 
-    source: Positional[Path]
+    source: Positional[Path | None] = None
     """A run folder of `trimvla train`, a bundle with its checkpoint beside it (by path, or a shipped one by name), or a
-    directory in the official checkpoint layout (then --preset is needed)."""
+    directory in the official checkpoint layout (then --preset is needed). None with --random-weights."""
 
-    out: Path
-    """Where the bundle goes; its last part becomes the bundle's name."""
-
-    preset: str | None = None
-    """Sizes of an official checkpoint: cogact-small, cogact-base or cogact-large."""
-
-    tokenizer: Path | None = None
-    """`tokenizer.json`, where it does not lie in the source."""
-
-    statistics_key: str | None = None
-    """Which dataset's statistics un-normalise the actions; needed where there are several."""
-
-    plan: Path | None = None
-    """What to keep: a plan made by `trimvla trim` (default: everything)."""
-
-    control_hz: float = 5.0
-    """Rows of an action chunk per second (5 for the tabletop and WidowX, 3 for the Google robot)."""
-
-    guided: bool = False
-    """Also export the action stage with rows that are known, for real-time chunking; it shares the other's weights."""
-
-    overwrite: bool = False
-    """Replace a bundle that is there."""
+    def __post_init__(self) -> None:
+        """Raise ConfigError where options do not go together."""
+        counts = (self.layers, self.mlp_keep, self.tokens, self.cache_interval) != (None, 1.0, None, 1)
+        if counts and (not self.random_weights or self.plan is not None):
+            raise ConfigError(
+                "expected --layers, --mlp-keep, --tokens and --cache-interval only with --random-weights and without "
+                "--plan: what a trained policy can do without is for `trimvla trim` to find out"
+            )
+        if (self.source is None) != self.random_weights:
+            got = "neither" if self.source is None else "both"
+            raise ConfigError(f"expected a source, or --random-weights with --preset, got {got}")
 
 
 def run(args: Args) -> Result:
-    """Load, export, prove; the parity report."""
+    """Load, export, prove; the parity report. What memory cannot hold goes its own way."""
+    if args.source is None:
+        return run_streamed(args, *random_source(args))
     source = find_source(args.source)
     statistics = read_statistics(source)
+    if is_official(source):
+        cfg = PRESETS[check_preset(source, args.preset)]
+        parts = official_source(args, source, cfg, statistics, args.tokenizer or source / TOKENIZER)
+        return run_streamed(args, *parts)
+    if precision_named(args.dtype) != "float32":
+        raise ConfigError(f"{source}: expected --dtype float32 for a policy that is not streamed, got {args.dtype!r}")
     key = choose_key(statistics, args.statistics_key)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         progress.add_task("exporting and comparing with torch", total=None)
@@ -91,6 +89,11 @@ def find_source(source: Path) -> Path:
     return source if source.exists() else bundles.resolve(str(source))
 
 
+def is_official(source: Path) -> bool:
+    """Whether the source is neither a run folder nor a bundle."""
+    return not (source / WEIGHTS).exists() and not (source / bundles.MANIFEST).exists()
+
+
 def load_policy(source: Path, preset: str | None) -> CogAct:
     """The torch policy of the source.
 
@@ -100,14 +103,19 @@ def load_policy(source: Path, preset: str | None) -> CogAct:
     """
     if (source / WEIGHTS).exists():
         return checkpoint.load(source / WEIGHTS)
-    if (source / bundles.MANIFEST).exists():
+    if not is_official(source):
         return checkpoint_beside(source)
+    return checkpoint.load_official(source, PRESETS[check_preset(source, preset)])
+
+
+def check_preset(source: Path, preset: str | None) -> str:
+    """The preset that an official checkpoint needs; ConfigError where it is not known."""
     if preset not in PRESETS:
         raise ConfigError(
             f"{source}: no {WEIGHTS}, so an official checkpoint: expected --preset as one of "
             f"{sorted(PRESETS)}, got {preset!r}"
         )
-    return checkpoint.load_official(source, PRESETS[preset])
+    return preset
 
 
 def read_statistics(source: Path) -> dict[str, Any]:
@@ -116,16 +124,6 @@ def read_statistics(source: Path) -> dict[str, Any]:
         if (source / name).exists():
             return json.loads((source / name).read_text())
     raise ConfigError(f"{source}: expected {' or '.join(STATISTICS)}, got neither")
-
-
-def choose_key(statistics: Iterable[str], asked: str | None) -> str:
-    """The dataset that is meant. Raises ConfigError where it is unknown or not said among several."""
-    keys = sorted(statistics)
-    if asked is None and len(keys) == 1:
-        return keys[0]
-    if asked not in keys:
-        raise ConfigError(f"expected --statistics-key as one of {keys}, got {asked!r}")
-    return asked
 
 
 def size(bundle: Path) -> int:

@@ -32,7 +32,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     scores = (q * (1.0 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(dim=-1) @ v
+    return softmax(scores).to(v.dtype) @ v
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Over the last axis, in float32 whatever the scores are: float[..., n] -> float32[..., n]."""
+    return scores.float().softmax(dim=-1)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -37,16 +37,24 @@ def load_official(directory: Path | str, cfg: PolicyConfig, dtype: torch.dtype =
     Raises:
         CheckpointError: no single checkpoint, an unreadable one, or one that does not fit `cfg`.
     """
-    path = _single_checkpoint(Path(directory))
+    return _assign(build_meta(cfg), open_official(directory, cfg), dtype)
+
+
+def open_official(directory: Path | str, cfg: PolicyConfig) -> dict[str, Tensor]:
+    """The weights of an official checkpoint by our names and in our shapes: views of the mapped file, checked.
+
+    Raises:
+        CheckpointError: as `load_official`.
+    """
+    path = single_checkpoint(directory)
     weights = _flatten(_read_pickle(path), path)
     live, dead = live_weights(cfg), dead_weights(cfg)
     _check_names(path, weights.keys(), live.keys(), dead.keys())
     for name, shape in {**{name: weight.shape for name, weight in live.items()}, **dead}.items():
         if name in weights:
             _check_shape(path, name, weights[name], shape)
-    policy = build_meta(cfg)
-    targets = {weight.target: weights[name] for name, weight in live.items()}
-    return _assign(policy, targets, dtype)
+    shapes = {name: meta.shape for name, meta in build_meta(cfg).state_dict().items()}
+    return {weight.target: weights[name].reshape(shapes[weight.target]) for name, weight in live.items()}
 
 
 def save(
@@ -100,11 +108,13 @@ def load(path: Path | str, cfg: PolicyConfig | None = None, dtype: torch.dtype =
     return _assign(policy, weights, dtype)
 
 
-def _single_checkpoint(directory: Path) -> Path:
-    found = sorted((directory / "checkpoints").glob("*.pt"))
+def single_checkpoint(directory: Path | str) -> Path:
+    """The one .pt file of the official layout. CheckpointError where there is none, or several."""
+    folder = Path(directory) / "checkpoints"
+    found = sorted(folder.glob("*.pt"))
     if len(found) != 1:
         names = [path.name for path in found] or "none"
-        raise CheckpointError(f"expected exactly one .pt file in {directory / 'checkpoints'}, got {names}")
+        raise CheckpointError(f"expected exactly one .pt file in {folder}, got {names}")
     return found[0]
 
 

@@ -61,7 +61,7 @@ class ConditionEmbedder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """float[b, D] -> float[b, width]."""
-        return self.linear(z)
+        return self.linear(z.to(self.linear.weight.dtype))
 
 
 class FinalLayer(nn.Module):

@@ -43,6 +43,15 @@ PRECISIONS = {
     "int8": Precision(1, 2, 2),  # a scale per channel is nothing; vision and head stay in 16 bits
     "int4": Precision(0.5 + 2 / 128, 2, 2),  # one 16-bit scale for 128 weights
 }
+SPELLINGS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def precision_named(text: str) -> str:
+    """The key of `PRECISIONS` that a user means; ConfigError lists them."""
+    name = SPELLINGS.get(text, text)
+    if name not in PRECISIONS:
+        raise ConfigError(f"expected --dtype as one of {[*PRECISIONS, *SPELLINGS]}, got {text!r}")
+    return name
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def min_max(scores: Tensor) -> Tensor:
 
 def diversity(features: Tensor, key: Tensor) -> Tensor:
     """1 - largest cosine to a key token: float[b, P, D], int64[b, k] -> float[b, P]."""
-    unit = F.normalize(features, dim=-1)
+    unit = F.normalize(features.float(), dim=-1)
     keys = unit.gather(1, key[..., None].expand(-1, -1, unit.shape[-1]))
     return 1.0 - (unit @ keys.transpose(1, 2)).amax(dim=-1)
 

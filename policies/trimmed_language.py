@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trimvla.policies.attention import split_heads
+from trimvla.policies.attention import softmax, split_heads
 from trimvla.policies.language import Decoder, DecoderLayer, SwiGlu, causal_mask
 from trimvla.policies.tokens import SELECTORS, Seen, relevance
 from trimvla.runtime.plan import Plan, TokenPlan, unmask
@@ -110,7 +110,7 @@ def run_scored(layer: DecoderLayer, x: Tensor, context: Context, start: int) -> 
 def row_probabilities(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     """Attention of some rows float[b, heads, r, d] over all keys float[b, heads, n, d]: float[b, heads, r, n]."""
     scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
-    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+    return softmax(scores.masked_fill(~mask, -torch.inf))
 
 
 def as_layer(module: nn.Module) -> DecoderLayer:

@@ -1,0 +1,167 @@
+"""The proof for a policy that torch cannot hold: a thin slice of it at its true widths, exported by the same code.
+
+Two layers of every part, the plan cut down to them, the same weights through the same writer; then the graphs in ONNX
+Runtime against torch in float32, boundary by boundary, one stage in memory at a time. It shows what graphs of these
+widths compute and that weights land where they belong; the whole graphs are read by `onnx.checker` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimvla.export.compare import Comparison, report
+from trimvla.export.stages import Stage, example_inputs, stage_spec, stages_under
+from trimvla.export.stream import Journal, Writer
+from trimvla.export.verify import as_arrays, tolerances
+from trimvla.export.weightless import skeleton, stand_in
+from trimvla.policies.cogact import CogAct
+from trimvla.policies.config import PolicyConfig
+from trimvla.policies.half import DTYPES, in_precision
+from trimvla.policies.kept import part_of
+from trimvla.policies.layout import build_meta
+from trimvla.policies.trimmed import kept_layers, trim
+from trimvla.policies.trimmed_language import TrimmedDecoder
+from trimvla.policies.weights import Weights
+from trimvla.runtime.plan import Plan
+from trimvla.runtime.runner import create
+
+LAYERS = 2  # of the decoder, of each encoder and of the head
+PARTS = {"vision": "vision.", "language": "language.", "action": "head."}  # whose weights a stage reads
+HALF_TOLERANCES = {"float16": {"visual": 0.03, "cognition": 0.05, "actions": 0.05, "kept": 0.2}}
+"""Largest difference over the root mean square of torch's float32; of `kept` the share of other tokens."""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def prove_slice(weights: Weights, cfg: PolicyConfig, plan: Plan, precision: str) -> dict[str, Any]:
+    """Export the slice in float32 and in the precision, and compare.
+
+    Args:
+        weights: the whole policy's.
+        cfg: the whole policy's sizes.
+        plan: what is kept of it.
+        precision: a key of `half.DTYPES`.
+
+    Returns:
+        A report as `verify.parity` gives it, with the slice's own words: {"ok", "compared", "failed", "absent",
+        "groups", "against", "scope"}. Differences are over the root mean square of torch's array.
+    """
+    small, cut = slice_of(cfg, plan)
+    precisions = dict.fromkeys(("float32", *(name for name in HALF_TOLERANCES if name == precision)))
+    rows: dict[str, Comparison] = {}
+    for name in precisions:
+        allowed = HALF_TOLERANCES.get(name) or tolerances(cut)
+        mine = {output: Comparison(f"{output}, {name}", allowed[output]) for output in tolerances(cut)}
+        compare(weights, small, cut, name, mine)
+        rows |= {row.group: row for row in mine.values()}
+    return {**report(rows), "against": f"torch {torch.__version__}, float32", "scope": scope(precision, precisions)}
+
+
+def scope(precision: str, proved: Mapping[str, None]) -> str:
+    """What was compared, in words."""
+    beyond = "" if precision in proved else f"; {precision} was not run, ONNX Runtime's CPU has no kernels for it"
+    what = f"the first {LAYERS} kept layers of decoder, encoders and head at their true widths"
+    return f"{what}, through ONNX Runtime in {' and '.join(proved)}{beyond}; the whole graphs by onnx.checker"
+
+
+def slice_of(cfg: PolicyConfig, plan: Plan) -> tuple[PolicyConfig, Plan]:
+    """Sizes and plan of the slice: weights keep their names, so layers that the plan drops are still counted."""
+    replace = msgspec.structs.replace
+    kept = kept_layers(plan, cfg)[:LAYERS]
+    last = {vit.name: min(vit.feature_block, LAYERS - 1) for vit in cfg.vision}
+    small = replace(
+        cfg,
+        vision=tuple(replace(vit, depth=last[vit.name] + 1, feature_block=last[vit.name]) for vit in cfg.vision),
+        language=replace(cfg.language, layers=kept[-1] + 1),
+        head=replace(cfg.head, depth=min(LAYERS, cfg.head.depth)),
+    )
+    tokens = plan.tokens and replace(plan.tokens, after=min(plan.tokens.after, len(kept) - 1))
+    cut = replace(
+        plan,
+        policy=None,
+        layers=None if plan.layers is None else kept,
+        channels=None if plan.channels is None else plan.channels[: len(kept)],
+        tokens=tokens,
+    )
+    return small, cut
+
+
+def compare(weights: Weights, cfg: PolicyConfig, plan: Plan, precision: str, rows: Mapping[str, Comparison]) -> None:
+    """Export the slice stage by stage and add every output's difference to its row."""
+    policy = stand_in(cfg, plan, DTYPES[precision])
+    generator = torch.Generator().manual_seed(0)
+    samples = {f"bucket {bucket}": example_inputs(cfg, bucket, generator) for bucket in cfg.prompt.buckets}
+    with TemporaryDirectory(prefix="trimvla-slice-") as folder:
+        for stage in stages_under(plan):
+            path = Path(folder) / f"{stage.name}.onnx"
+            _write(policy, stage, weights, path)
+            got = dict(_run(path, cfg, plan, stage, samples))
+            path.with_name(f"{path.name}.data").unlink()
+            torch_policy = load_part(weights, cfg, plan, stage.name, DTYPES[precision])
+            for key, tensors in samples.items():
+                expected = _expect(stage, torch_policy, tensors, got[key])
+                for name, value in expected.items():
+                    _add(rows[name], key, value, got[key][name])
+                tensors.update(expected)
+
+
+def _write(policy: CogAct, stage: Stage, weights: Weights, path: Path) -> None:
+    journal = Journal(path.with_suffix(".journal"), {})
+    bones = skeleton(policy, stage, f"{path.name}.data")
+    Writer(policy.plan, weights, journal).write_stage(bones, path)
+    journal.close()
+
+
+def _run(
+    path: Path, cfg: PolicyConfig, plan: Plan, stage: Stage, samples: Mapping[str, Mapping[str, Tensor]]
+) -> Iterator[tuple[str, Arrays]]:
+    """Every sample through the graph."""
+    runner = create("onnxruntime", path, stage_spec(cfg, stage, path.name, plan))
+    for key, tensors in samples.items():
+        yield key, runner.run(as_arrays({name: tensors[name] for name in stage.inputs}))
+    runner.close()
+
+
+def load_part(weights: Weights, cfg: PolicyConfig, plan: Plan, stage: str, dtype: torch.dtype) -> CogAct:
+    """The policy under the plan in float32, with what `dtype` leaves of one stage's weights; it has no others."""
+    dense = build_meta(cfg)
+    stored = {name: weight.dtype for name, weight in in_precision(dense, dtype).state_dict().items()}
+    needed = {part_of(name, plan).name for name in trim(dense, plan).state_dict() if name.startswith(PARTS[stage])}
+    values: dict[str, Tensor] = {}
+    for name in needed:
+        with weights.lend(name) as weight:
+            values[name] = weight.to(stored[name]).float().clone()
+    dense.load_state_dict(values, strict=False, assign=True)
+    return trim(dense.eval(), plan)
+
+
+@torch.no_grad()
+def _expect(stage: Stage, policy: CogAct, tensors: Mapping[str, Tensor], got: Arrays) -> dict[str, Tensor]:
+    """What torch gives. Where it would keep other visual tokens than the graph did, the feature is of the graph's."""
+    inputs = [tensors[name] for name in stage.inputs]
+    result = stage.module(policy)(*inputs)
+    outputs = dict(zip(stage.outputs, result if isinstance(result, tuple) else (result,), strict=True))
+    if "kept" in outputs:
+        language, (visual, ids, last) = policy.language, inputs
+        assert isinstance(language, TrimmedDecoder)
+        x = language.observe(visual, ids, last)[0]
+        outputs["cognition"] = language.finish(x, torch.from_numpy(got["kept"]), ids.shape[1], last)
+    return outputs
+
+
+def _add(row: Comparison, key: str, expected: Tensor, got: np.ndarray) -> None:
+    """Over the root mean square; of indices, the share that is not in both."""
+    if expected.is_floating_point():
+        scale = float(expected.square().mean().sqrt()) or 1.0
+        row.add(key, expected / scale, got / scale)
+    else:
+        other = set(expected.flatten().tolist()) - set(got.flatten().tolist())
+        row.add(key, np.zeros(1), np.array([len(other) / got.size]))

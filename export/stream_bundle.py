@@ -1,0 +1,183 @@
+"""Weights + plan -> bundle, streamed: memory of one weight, not of a policy; a killed export goes on where it was.
+
+Works in `NAME.partial` beside the target: a journal, the proof once it is made, and the bundle as far as it has come,
+which takes the target's place at the end. What a bundle is stands in `bundle`; this is another way to the same, with a
+slice of the policy proved where torch could not hold the whole (`slice_proof`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trimvla.export.bundle import SIX_DELTAS_AND_GRIPPER, swap
+from trimvla.export.slice_proof import prove_slice
+from trimvla.export.stages import prompt_spec, stage_spec, stages_under
+from trimvla.export.stream import Journal, Report, Writer
+from trimvla.export.weightless import skeleton, stand_in
+from trimvla.policies.config import PolicyConfig
+from trimvla.policies.half import DTYPES
+from trimvla.policies.trimmed import check
+from trimvla.policies.weights import Weights
+from trimvla.runtime import manifest as bundles
+from trimvla.runtime.errors import BundleError, ConfigError
+from trimvla.runtime.manifest import ActionKind, ActionSpec, ImageSpec, Manifest
+from trimvla.runtime.plan import Plan
+from trimvla.runtime.preprocess import load_statistics
+
+JOURNAL, PROOF, BUNDLE = "journal.jsonl", "proof.json", "bundle"  # in the partial directory
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be exported: all but the weights.
+
+    `precision` is a key of `half.DTYPES`, `tokenizer` the content of `tokenizer.json`; the rest as in
+    `bundle.export_policy`. ConfigError where the plan does not fit, or the precision is none.
+    """
+
+    cfg: PolicyConfig
+    plan: Plan
+    precision: str
+    statistics: Mapping[str, Any]
+    statistics_key: str
+    tokenizer: str
+    control_hz: float
+    kinds: Sequence[ActionKind] = SIX_DELTAS_AND_GRIPPER
+
+    def __post_init__(self) -> None:
+        if self.precision not in DTYPES:
+            raise ConfigError(f"expected one of {list(DTYPES)} for 'precision', got {self.precision!r}")
+        check(self.plan, self.cfg)
+
+    def request(self, weights: Weights) -> dict[str, Any]:
+        """What must be the same for a killed export to go on; time stamps do not matter. JSON-able."""
+        return {
+            "versions": [version(package) for package in ("trimvla", "torch", "onnxscript")],
+            "policy": self.cfg.fingerprint,
+            "plan": msgspec.to_builtins(msgspec.structs.replace(self.plan, provenance=None)),
+            "precision": self.precision,
+            "weights": weights.identity,
+        }
+
+
+def export_streamed(
+    weights: Weights,
+    wanted: Wanted,
+    out: Path,
+    *,
+    created_utc: str | None = None,
+    overwrite: bool = False,
+    resume: bool = True,
+    report: Report = lambda file, count: None,
+) -> Manifest:
+    """Export to a bundle without ever holding the policy.
+
+    Args:
+        weights: the dense policy's.
+        wanted: what is made of them.
+        out: the bundle; its last part becomes the bundle's name.
+        created_utc: time stamp; now when left out.
+        overwrite: replace an existing bundle.
+        resume: go on with what a killed export of the same has left; else, or where it was another, begin anew.
+        report: told how many bytes of which file are written.
+
+    Returns:
+        The manifest. Its `parity` says what was compared: see `slice_proof.prove_slice`.
+
+    Raises:
+        ConfigError: the target exists, no such statistics, or another export to it is running.
+        CheckpointError: a weight cannot be read.
+        BundleError: the slice differs from torch by more than its tolerance. What is complete stays for the next try.
+    """
+    if out.exists() and not overwrite:
+        raise ConfigError(f"expected no bundle at {out}, got one: remove it or ask for overwriting")
+    with partial_directory(out, wanted.request(weights), resume) as (work, journal):
+        directory = work / BUNDLE
+        directory.mkdir(exist_ok=True)
+        _write_texts(wanted, directory)
+        parity = _proof(work / PROOF, weights, wanted)
+        write_stages(wanted, directory, Writer(wanted.plan, weights, journal, report))
+        bundles.write(directory, _describe(wanted, out.name, created_utc, parity))
+        manifest = bundles.load(directory, verify_hashes=False)  # they were taken a moment ago, from 10 GB
+        swap(directory, out)
+    shutil.rmtree(work)
+    return manifest
+
+
+@contextmanager
+def partial_directory(out: Path, request: Mapping[str, Any], resume: bool) -> Iterator[tuple[Path, Journal]]:
+    """The directory beside `out` with what an export of the same request has left, or an empty one; and its journal."""
+    work = out.with_name(f"{out.name}.partial")
+    work.mkdir(parents=True, exist_ok=True)
+    journal = Journal(work / JOURNAL, request)
+    if journal.fresh or not (resume and journal.fits):
+        journal.close()
+        shutil.rmtree(work)
+        work.mkdir()
+        journal = Journal(work / JOURNAL, request)
+    try:
+        yield work, journal
+    finally:
+        journal.close()
+
+
+def _write_texts(wanted: Wanted, directory: Path) -> None:
+    (directory / bundles.TOKENIZER).write_text(wanted.tokenizer)
+    (directory / bundles.STATISTICS).write_text(json.dumps(wanted.statistics, indent=1, sort_keys=True) + "\n")
+    load_statistics(directory / bundles.STATISTICS, wanted.statistics_key)
+
+
+def _proof(path: Path, weights: Weights, wanted: Wanted) -> dict[str, Any]:
+    """The slice's report, made before anything large is written, and once. BundleError where it differs."""
+    if path.exists():
+        return json.loads(path.read_text())
+    result = prove_slice(weights, wanted.cfg, wanted.plan, wanted.precision)
+    if not result["ok"]:
+        worst = "; ".join(f"{failure['group']}: {failure['reason']}" for failure in result["failed"][:3])
+        raise BundleError(f"a slice of policy '{wanted.cfg.name}' differs from torch: {worst}")
+    result["weights"] = weights.identity
+    path.with_suffix(".new").write_text(json.dumps(result))
+    path.with_suffix(".new").rename(path)
+    return result
+
+
+def write_stages(wanted: Wanted, directory: Path, writer: Writer) -> None:
+    """Every stage that is not there yet; a graph that is there is complete, and so are its weights."""
+    policy = stand_in(wanted.cfg, wanted.plan, DTYPES[wanted.precision])
+    for stage in stages_under(wanted.plan):
+        path = directory / f"{stage.name}.onnx"
+        data = path.with_name(f"{path.name}.data")
+        if path.exists():
+            writer.report(data.name, data.stat().st_size)
+            continue
+        writer.write_stage(skeleton(policy, stage, data.name), path)
+
+
+def _describe(wanted: Wanted, name: str, created_utc: str | None, parity: dict[str, Any]) -> Manifest:
+    cfg, plan = wanted.cfg, wanted.plan
+    stages = {stage.name: stage_spec(cfg, stage, f"{stage.name}.onnx", plan) for stage in stages_under(plan)}
+    return Manifest(
+        name=name,
+        created_utc=created_utc or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        trimvla_version=version("trimvla"),
+        policy=cfg.to_dict(),
+        plan=plan,
+        precision=wanted.precision,
+        image=ImageSpec(cfg.image_size),
+        prompt=prompt_spec(cfg),
+        action=ActionSpec(
+            cfg.head.horizon, cfg.head.action_dim, wanted.control_hz, tuple(wanted.kinds), wanted.statistics_key
+        ),
+        stages=stages,
+        parity=parity,
+    )

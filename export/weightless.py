@@ -1,0 +1,170 @@
+"""A stage's graph without its weights, and which weight belongs where in it: for policies larger than memory.
+
+A policy's parameters are replaced by stand-ins of their shapes and types that take no memory, and the stage is traced.
+While the graph is simplified its weights are inputs, so that nothing can be computed from values that are not there;
+then each weight becomes a slot of a file beside the graph. Knows no values and writes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from trimvla.export.stages import Stage
+from trimvla.export.to_onnx import quiet_exporter, strip, trace
+from trimvla.policies.cogact import CogAct
+from trimvla.policies.config import PolicyConfig
+from trimvla.policies.half import in_precision
+from trimvla.policies.layout import build_meta
+from trimvla.policies.trimmed import trim
+from trimvla.runtime.plan import Plan
+
+PAGE = 1 << 16  # where a large weight may begin: what every system can map
+SMALL, SMALL_ALIGNED = 1 << 20, 64  # smaller ones need not fill pages
+TRANSPOSED = ".transposed"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one weight in the file: `name` is the graph's, `weight` the trimmed policy's."""
+
+    name: str
+    weight: str
+    transposed: bool
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def bytes(self) -> int:
+        """Its length in the file."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.offset + self.bytes
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A graph whose weights lie in `slots` of a file that need not exist yet."""
+
+    model: ir.Model
+    slots: tuple[Slot, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Length of the file."""
+        return self.slots[-1].end if self.slots else 0
+
+
+def stand_in(cfg: PolicyConfig, plan: Plan, dtype: torch.dtype) -> CogAct:
+    """The policy under the plan and in the precision: every parameter one zero, seen as its whole shape.
+
+    Raises:
+        ConfigError: the plan does not fit.
+    """
+    policy = in_precision(trim(build_meta(cfg), plan), dtype).eval()
+    for module in policy.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(torch.zeros((), dtype=weight.dtype).expand(weight.shape), False)
+    return policy
+
+
+def skeleton(policy: CogAct, stage: Stage, data_file: str) -> Skeleton:
+    """Trace a stage of stand-ins.
+
+    Args:
+        policy: from `stand_in`.
+        stage: which one.
+        data_file: name of the file of weights, beside the graph's.
+    """
+    module = stage.module(policy)
+    program = trace(policy, stage, module, optimize=False)
+    weights = _weights_as_inputs(program.model.graph, _names(policy, module))
+    with quiet_exporter():
+        program.optimize()
+    strip(program.model)
+    used = _fold_transposes(program.model.graph, weights)
+    return Skeleton(program.model, _assign_slots(program.model.graph, used, data_file))
+
+
+def _names(policy: CogAct, module: nn.Module) -> dict[str, str]:
+    """The stage's names of its parameters -> the policy's."""
+    ours = {id(weight): name for name, weight in policy.named_parameters()}
+    return {name: ours[id(weight)] for name, weight in module.named_parameters()}
+
+
+def _weights_as_inputs(graph: ir.Graph, names: dict[str, str]) -> dict[ir.Value, str]:
+    """Turn the parameters that the stage uses from initializers into inputs; each with the policy's name."""
+    found: dict[ir.Value, str] = {}
+    for name in [name for name in graph.initializers if name in names]:
+        value, ours = graph.initializers.pop(name), names[name]
+        value.const_value = None
+        graph.inputs.append(value)
+        found[value] = ours
+    return found
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A weight as the graph reads it."""
+
+    value: ir.Value
+    weight: str
+    transposed: bool
+
+
+def _fold_transposes(graph: ir.Graph, weights: dict[ir.Value, str]) -> list[_Use]:
+    """Let the file hold transposed what the graph only reads transposed; the weights are no inputs afterwards."""
+    used: list[_Use] = []
+    for value, weight in weights.items():
+        graph.inputs.remove(value)
+        turned = [node for node in value.consumers() if node.op_type == "Transpose" and len(value.shape or ()) == 2]
+        if turned:
+            used.append(_Use(_turn(graph, value, turned), weight, True))
+        if value.uses():
+            used.append(_Use(value, weight, False))
+    return used
+
+
+def _turn(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> ir.Value:
+    """One value in place of all these transpositions of a matrix."""
+    assert value.shape is not None
+    made = ir.Value(name=f"{value.name}{TRANSPOSED}", type=value.type, shape=ir.Shape(reversed(list(value.shape))))
+    for node in nodes:
+        node.outputs[0].replace_all_uses_with(made)
+        graph.remove(node, safe=True)
+    return made
+
+
+def _assign_slots(graph: ir.Graph, used: list[_Use], data_file: str) -> tuple[Slot, ...]:
+    """Give every weight its place in the file, in the graph's order, and tell the graph."""
+    slots: list[Slot] = []
+    offset = 0
+    for use in used:
+        value = use.value
+        assert value.name is not None and value.shape is not None and value.dtype is not None
+        shape = value.shape.numpy()
+        slot = Slot(value.name, use.weight, use.transposed, TORCH_TYPES[value.dtype], shape, offset)
+        aligned = PAGE if slot.bytes >= SMALL else SMALL_ALIGNED
+        slot = Slot(slot.name, slot.weight, slot.transposed, slot.dtype, shape, -(-offset // aligned) * aligned)
+        value.const_value = ir.ExternalTensor(
+            data_file, slot.offset, slot.bytes, value.dtype, shape=ir.Shape(shape), name=value.name
+        )
+        graph.register_initializer(value)
+        slots.append(slot)
+        offset = slot.end
+    return tuple(slots)
+
+
+TORCH_TYPES = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+}

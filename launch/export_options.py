@@ -1,0 +1,62 @@
+"""The options of `trimvla export`, whichever way a policy goes. Knows no policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimvla.launch.options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(Options):
+    """All but the source."""
+
+    out: Path
+    """Where the bundle goes; its last part becomes the bundle's name."""
+
+    preset: str | None = None
+    """Sizes of an official checkpoint, or of random weights: cogact-small, cogact-base or cogact-large."""
+
+    random_weights: bool = False
+    """Export a policy of this preset that was never trained: what latency and memory are measured with."""
+
+    seed: int = 0
+    """Of the random weights."""
+
+    dtype: str = "float32"
+    """Precision of an official checkpoint's export, or of random weights: float32, float16 or bfloat16 (fp32, fp16 and
+    bf16 are understood); norms, softmax and the sampler stay in float32."""
+
+    tokenizer: Path | None = None
+    """`tokenizer.json`, where it does not lie in the source."""
+
+    statistics_key: str | None = None
+    """Which dataset's statistics un-normalise the actions; needed where there are several."""
+
+    plan: Path | None = None
+    """What to keep: a plan made by `trimvla trim` (default: everything)."""
+
+    layers: int | None = None
+    """Instead of a plan, for random weights: language layers to keep (default: all)."""
+
+    mlp_keep: float = 1.0
+    """Likewise: share of the MLP channels to keep in every kept layer."""
+
+    tokens: int | None = None
+    """Likewise: visual tokens to keep after the second kept layer (default: all)."""
+
+    cache_interval: int = 1
+    """Likewise: run the head's blocks at every n-th DDIM step only."""
+
+    control_hz: float = 5.0
+    """Rows of an action chunk per second (5 for the tabletop and WidowX, 3 for the Google robot)."""
+
+    guided: bool = False
+    """Also export the action stage with rows that are known, for real-time chunking; it shares the other's weights."""
+
+    overwrite: bool = False
+    """Replace a bundle that is there."""
+
+    no_resume: bool = False
+    """Begin anew where a killed export of the same has left `OUT.partial` (official checkpoints and random weights)."""

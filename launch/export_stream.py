@@ -1,0 +1,147 @@
+"""`trimvla export` of what is larger than memory: an official checkpoint, or random weights at a preset's size."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from trimvla.export.bundle import GATED
+from trimvla.export.placeholders import KEY, placeholder_statistics, placeholder_tokenizer
+from trimvla.export.stream import Report
+from trimvla.export.stream_bundle import Wanted, export_streamed
+from trimvla.launch.export_options import ExportOptions
+from trimvla.launch.options import Result
+from trimvla.launch.verify import as_table
+from trimvla.policies.config import PolicyConfig, find_preset
+from trimvla.policies.cost import shape_of
+from trimvla.policies.half import DTYPES
+from trimvla.policies.memory import plan_memory, precision_named
+from trimvla.policies.sizes import plan_by_sizes
+from trimvla.policies.weights import CheckpointWeights, RandomWeights, Weights
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.plan import Plan, TokenPlan, load_plan
+
+GIB = 1 << 30
+PROVING = "a slice against torch"
+
+
+def run_streamed(args: ExportOptions, weights: Weights, wanted: Wanted) -> Result:
+    """Export, one weight in memory at a time; the slice's parity, and what memory and time it took."""
+    if args.guided:
+        raise ConfigError("expected no --guided for an official checkpoint or random weights: not exported from these yet")
+    started = time.monotonic()
+    expected = plan_memory(wanted.cfg, shape_of(wanted.cfg, wanted.plan), wanted.precision).weights
+    with shown(sum(expected.values())) as report:
+        manifest = export_streamed(
+            weights, wanted, args.out, overwrite=args.overwrite, resume=not args.no_resume, report=report
+        )
+    peak = peak_bytes()
+    args.console().print(as_table(manifest.parity))
+    args.console().print(manifest.parity["scope"], highlight=False)
+    args.console().print(
+        f"largest stage {max(expected.values()) / GIB:.2f} GiB of weights, peak memory {peak / GIB:.2f} GiB"
+    )
+    return {
+        "ok": True,
+        "bundle": args.out,
+        "dtype": wanted.precision,
+        "parity": manifest.parity,
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+        "stage_bytes": {name: manifest.files[f"{stage.file}.data"].bytes for name, stage in manifest.stages.items()},
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_bytes": peak,
+        "peak_over_largest_stage": round(peak / max(expected.values()), 3),
+    }
+
+
+def streamed_precision(text: str) -> str:
+    """The precision that is meant, if a policy can be streamed in it."""
+    name = precision_named(text)
+    if name not in DTYPES:
+        raise ConfigError(f"expected --dtype as one of {list(DTYPES)} for a policy that is streamed, got {text!r}")
+    return name
+
+
+def random_source(args: ExportOptions) -> tuple[Weights, Wanted]:
+    """Random weights, a plan by sizes, and placeholders for what a checkpoint would bring."""
+    cfg, now = find_preset(args.preset or ""), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    plan = load_plan(args.plan) if args.plan else counted_plan(args, cfg, now)
+    wanted = Wanted(
+        cfg,
+        plan,
+        streamed_precision(args.dtype),
+        statistics=placeholder_statistics(cfg),
+        statistics_key=KEY,
+        tokenizer=args.tokenizer.read_text() if args.tokenizer else placeholder_tokenizer(cfg.prompt),
+        control_hz=args.control_hz,
+    )
+    return RandomWeights(cfg, args.seed), wanted
+
+
+def counted_plan(args: ExportOptions, cfg: PolicyConfig, created_utc: str) -> Plan:
+    """The plan that --layers, --mlp-keep, --tokens and --cache-interval describe."""
+    return plan_by_sizes(
+        cfg,
+        layers=args.layers,
+        mlp_keep=args.mlp_keep,
+        tokens=None if args.tokens is None else TokenPlan(keep=args.tokens),
+        cache_interval=args.cache_interval,
+        created_utc=created_utc,
+    )
+
+
+def official_source(
+    args: ExportOptions, directory: Path, cfg: PolicyConfig, statistics: Mapping[str, Any], tokenizer: Path
+) -> tuple[Weights, Wanted]:
+    """An official checkpoint, mapped, with its own statistics and tokenizer."""
+    if not tokenizer.is_file():
+        raise ConfigError(f"expected the policy's tokenizer at {tokenizer}, got no file{GATED}")
+    wanted = Wanted(
+        cfg,
+        Plan() if args.plan is None else load_plan(args.plan),
+        streamed_precision(args.dtype),
+        statistics=statistics,
+        statistics_key=choose_key(statistics, args.statistics_key),
+        tokenizer=tokenizer.read_text(),
+        control_hz=args.control_hz,
+    )
+    return CheckpointWeights(directory, cfg), wanted
+
+
+def choose_key(statistics: Iterable[str], asked: str | None) -> str:
+    """The dataset that is meant. Raises ConfigError where it is unknown or not said among several."""
+    keys = sorted(statistics)
+    if asked is None and len(keys) == 1:
+        return keys[0]
+    if asked not in keys:
+        raise ConfigError(f"expected --statistics-key as one of {keys}, got {asked!r}")
+    return asked
+
+
+@contextmanager
+def shown(total: int) -> Iterator[Report]:
+    """A bar of bytes."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(PROVING, total=total)
+        yield lambda file, count: progress.update(bar, description=file, advance=count)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process, or a child of it, ever held; mapped pages are counted."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(one).ru_maxrss for one in who) * 1024
