@@ -11,8 +11,6 @@ from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Report
 
 RECORDER, METRICS = "recorder", "metrics"
-WATCHERS = (RECORDER, METRICS)
-"""The robot goes on when one of these ends."""
 
 
 def with_recorder(sections: Sections, path: Path) -> Sections:

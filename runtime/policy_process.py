@@ -147,6 +147,9 @@ class PolicyLoop:
 
     def _act(self, frame: Frame, task: Task | None, stills: dict[str, Still]) -> bool:
         """Judge the picture; think; publish."""
+        arrived_ns = self._inputs[self._color].received_ns
+        self._telemetry.time_ns("travel", arrived_ns - frame.time_ns)
+        self._telemetry.time_ns("pickup", monotonic_ns() - arrived_ns)
         try:
             observation = self._observe(task, stills)
             self._telemetry.time_ns("observation_age", monotonic_ns() - observation.time_ns)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trimvla.launch import supervisor
+from trimvla.launch import children
 from trimvla.launch.supervisor import ProcessEndedError, Supervisor
 
 OBEDIENT = "from trimvla.launch.supervisor import stop_event; print('up', flush=True); stop_event(True).wait()"
@@ -65,6 +65,7 @@ def test_a_dispensable_child_may_end(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_a_stubborn_child_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "GRACE_S", 0.2)
     monkeypatch.setattr(supervisor, "GRACE_S", 0.2)
     with Supervisor({"stubborn": python(STUBBORN)}, tmp_path) as group:
         assert wait_until(lambda: "up" in group.children[0].log.read_text())
