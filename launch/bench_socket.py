@@ -134,7 +134,7 @@ class SocketPolicy:
         return (now - self._sent_ns[chunk.frame_sequence]) / NS_PER_MS
 
     def parts(self) -> dict[str, float]:
-        """Where the time of L3 went [ms], by the process's own clocks: medians of all turns, the first ones included."""
+        """Where the time of L3 went [ms], by the process's own clocks: medians of all turns, also the first."""
         self._hears.update(REPORT_PERIOD_S + POLL_S)
         p50 = {name: summary.p50 for name, summary in self._report().latencies.items()}
         way = p50["travel"] + p50["pickup"]

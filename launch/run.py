@@ -65,9 +65,9 @@ def run(args: Args) -> Result:
         run_dir = args.run_dir or Path(temporary)
         run_dir.mkdir(parents=True, exist_ok=True)
         with (
+            Supervisor(programs(sections, run_dir, args.log_format), run_dir) as group,
             Subscriber(run_dir, [topic(report(name)) for name in sections]) as hears,
             Publisher(run_dir, topic("task")) as tasks,
-            Supervisor(programs(sections, run_dir, args.log_format), run_dir) as group,
             Console(stderr=True).status("starting") as line,
         ):
             began_ns, said_ns = monotonic_ns(), 0

@@ -1,4 +1,4 @@
-"""Starts processes in order, notices when one ends or falls silent, starts it again or stops all; leaves nothing behind.
+"""Starts processes in order, notices when one ends or hangs, starts it again or stops all; leaves nothing behind.
 
 The robot is stopped first: the moment that something which matters is lost, `health` says so and the control loop
 holds; when all stop, control goes first, and its last word is a hold. Only what has once been ready is started again,
@@ -157,7 +157,9 @@ def lock(run_dir: Path) -> TextIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise ConfigError(f"expected a run directory of its own for every system; another one runs in {run_dir}") from None
+        raise ConfigError(
+            f"expected a run directory of its own for every system; another one runs in {run_dir}"
+        ) from None
     return file
 
 

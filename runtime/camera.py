@@ -56,7 +56,11 @@ class CameraConfig:
             raise ConfigError(f"expected letters, digits, '_', '.' or '-', got {self.name!r} for 'name'")
         if self.kind not in SOURCES or self.codec not in get_args(Codec):
             raise ConfigError(f"unknown 'kind' {self.kind!r} or 'codec' {self.codec!r}")
-        if not (self.hz > 0 and self.start_timeout_s > 0 and min(self.width, self.height, 1 if self.side is None else self.side) > 0):
+        if not (
+            self.hz > 0
+            and self.start_timeout_s > 0
+            and min(self.width, self.height, 1 if self.side is None else self.side) > 0
+        ):
             raise ConfigError("expected numbers above 0 for 'hz', 'start_timeout_s', 'width', 'height' and 'side'")
 
 
@@ -225,7 +229,7 @@ def take(source: Source, name: str, side: int | None = None) -> Frame:
 
 
 def stream(
-    source: Source, frames: Publisher, hz: float, stop: threading.Event, reporter: Reporter, side: int | None = None
+    source: Source, frames: Publisher, hz: float, stop: threading.Event, reporter: Reporter, *, side: int | None = None
 ) -> None:
     """Take, publish, keep time, until `stop`. Raises CameraError when the source ends."""
     camera, telemetry = frames.topic.name.rpartition("/")[0], reporter.telemetry
@@ -246,7 +250,7 @@ def run(config: CameraConfig, run_dir: Path, stop: threading.Event) -> None:
     frames = Publisher(run_dir, topic(color(config.name), config.hz), config.codec)
     reporter = Reporter(run_dir, Telemetry(f"camera-{config.name}"))
     try:
-        stream(source, frames, config.hz, stop, reporter, config.side)
+        stream(source, frames, config.hz, stop, reporter, side=config.side)
     finally:
         for closing in (reporter, frames, source):
             closing.close()

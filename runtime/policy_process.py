@@ -118,6 +118,7 @@ class PolicyLoop:
         self._inputs.update(WAIT_S)
         frame, task = self._frame(self._config.camera), _alive_task(self._inputs["task"])
         self._telemetry.counters["frames_missed"] = self._inputs[self._color].missed
+        self._telemetry.values["camera_hz"] = round(self._inputs[self._color].hz, 2)
         if frame is None:
             self._check_camera(task)
             return False
