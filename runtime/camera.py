@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -22,12 +23,14 @@ from trimvla.runtime.clock import NS_PER_S, Rate, monotonic_ns, utc_ns
 from trimvla.runtime.errors import CameraError, ConfigError
 from trimvla.runtime.lerobot import LeRobotSource
 from trimvla.runtime.messages import Frame
+from trimvla.runtime.preprocess import resize
 from trimvla.runtime.specs import ArraySpec
 from trimvla.runtime.telemetry import Reporter, Telemetry
 from trimvla.runtime.topics import CAMERA_NAME, color, topic
-from trimvla.runtime.wire import Codec
+from trimvla.runtime.wire import Codec, flip
 
 Kind = Literal["device", "video", "image", "synthetic", "lerobot"]
+Prepare = Callable[[np.ndarray], np.ndarray]
 PICTURE = ArraySpec("picture", "uint8", (None, None, 3))
 
 
@@ -44,7 +47,10 @@ class CameraConfig:
     width: int = 640
     height: int = 480
     """Asked of devices and synthetic pictures; files keep their size."""
-    codec: Codec = "raw_bgr8"
+    codec: Codec = "raw_rgb8"
+    """How a frame travels. `raw_rgb8` costs least; viewers of the registry's `camera-stream` may want `raw_bgr8`."""
+    side: int | None = None
+    """Shrink to a square of this side where the picture is taken, exactly as the policy would: fewer bytes travel."""
     start_timeout_s: float = 5.0
     """Without a first picture by then, the camera counts as not started."""
     swap_red_blue: bool = False
@@ -57,8 +63,12 @@ class CameraConfig:
             raise ConfigError(f"expected letters, digits, '_', '.' or '-', got {self.name!r} for 'name'")
         if self.kind not in SOURCES or self.codec not in get_args(Codec):
             raise ConfigError(f"unknown 'kind' {self.kind!r} or 'codec' {self.codec!r}")
-        if not (self.hz > 0 and self.start_timeout_s > 0 and self.width > 0 and self.height > 0):
-            raise ConfigError("expected numbers above 0 for 'hz', 'start_timeout_s', 'width' and 'height'")
+        if not (
+            self.hz > 0
+            and self.start_timeout_s > 0
+            and min(self.width, self.height, 1 if self.side is None else self.side) > 0
+        ):
+            raise ConfigError("expected numbers above 0 for 'hz', 'start_timeout_s', 'width', 'height' and 'side'")
 
 
 class Source(Protocol):
@@ -135,7 +145,7 @@ class VideoSource:
             ok, picture = self._capture.read()
         if not ok:
             raise CameraError(self._words)
-        return picture[..., ::-1]
+        return flip(picture)
 
     def close(self) -> None:
         """Close the file."""
@@ -165,7 +175,7 @@ class DeviceSource:
             raise CameraError(f"{self._words} gives no picture")
         driver_ns = round(self._capture.get(self._cv2.CAP_PROP_POS_MSEC) * 1e6)
         self.captured_ns = capture_time(driver_ns, asked_ns, monotonic_ns())
-        return picture[..., ::-1]
+        return flip(picture)
 
     def close(self) -> None:
         """Release the device."""
@@ -217,11 +227,16 @@ def start(open_source: Callable[[], Source], name: str, timeout_s: float) -> Sou
     return result
 
 
-def take(source: Source, name: str, swap_red_blue: bool = False) -> Frame:
+def as_configured(config: CameraConfig, read: np.ndarray) -> np.ndarray:
+    """What is published of a picture uint8[h, w, 3]: contiguous, its channels in order, shrunk where that is asked."""
+    image = np.ascontiguousarray(flip(read) if config.swap_red_blue else read)
+    return image if config.side is None else resize(image, config.side)
+
+
+def take(source: Source, name: str, prepare: Prepare = np.ascontiguousarray) -> Frame:
     """The next picture with its time: the source's own, else when it was asked for, which is never too late."""
     asked_ns = monotonic_ns()
-    read = source.read()
-    image = np.ascontiguousarray(read[..., ::-1] if swap_red_blue else read)
+    image = prepare(source.read())
     time_ns = source.captured_ns if isinstance(source, TimedSource) else asked_ns
     return Frame(camera=name, time_ns=time_ns, image=image, utc_ns=utc_ns())
 
@@ -232,15 +247,14 @@ def stream(
     hz: float,
     stop: threading.Event,
     reporter: Reporter,
-    *,
-    swap_red_blue: bool = False,
+    prepare: Prepare = np.ascontiguousarray,
 ) -> None:
     """Take, publish, keep time, until `stop`. Raises CameraError when the source ends."""
     camera, telemetry = frames.topic.name.rpartition("/")[0], reporter.telemetry
     telemetry.state = "streaming"
     rate = Rate(hz, sleep=stop.wait)
     while not stop.is_set():
-        frame = take(source, camera, swap_red_blue)
+        frame = take(source, camera, prepare)
         telemetry.time_ns("read", monotonic_ns() - frame.time_ns)
         frames.send(frame)
         telemetry.count("frames_published")
@@ -254,7 +268,7 @@ def run(config: CameraConfig, run_dir: Path, stop: threading.Event) -> None:
     frames = Publisher(run_dir, topic(color(config.name), config.hz), config.codec)
     reporter = Reporter(run_dir, Telemetry(f"camera-{config.name}"))
     try:
-        stream(source, frames, config.hz, stop, reporter, swap_red_blue=config.swap_red_blue)
+        stream(source, frames, config.hz, stop, reporter, partial(as_configured, config))
     finally:
         for closing in (reporter, frames, source):
             closing.close()

@@ -21,7 +21,7 @@ from trimvla.runtime.fallback import as_command, hold, moves
 from trimvla.runtime.guard import Guard, GuardConfig
 from trimvla.runtime.machine import State
 from trimvla.runtime.manifest import ActionKind
-from trimvla.runtime.messages import ActionChunk, Command, Deadman, EStop, JointState, Operator, Refusal, Task
+from trimvla.runtime.messages import ActionChunk, Command, Deadman, EStop, Health, JointState, Operator, Refusal, Task
 from trimvla.runtime.realtime import RealtimeConfig
 from trimvla.runtime.safety import Limits, Motion, check, place, speed
 from trimvla.runtime.seam import Seam
@@ -70,6 +70,8 @@ class Inputs:
     estop: EStop | None = None
     """The newest, or one since the last tick that was pressed."""
     deadman: Deadman | None = None
+    health: Health | None = None
+    """The newest, however old: what is missing stays so until it is said to be back."""
     requests: tuple[Operator, ...] = ()
     """All since the last tick."""
 
@@ -111,7 +113,7 @@ class Controller:
         self._guard.hear(now_ns, inputs.task, inputs.requests, inputs.estop)
         if not self._guard.may_move:
             return self._stay(now_ns)
-        if reason := self._guard.released(now_ns, inputs.deadman):
+        if reason := self._guard.released(now_ns, inputs.deadman) or _missing(inputs.health):
             self._guard.feed("release", reason)
             return self._stay(now_ns)
         due = self._due(now_ns, inputs.robot)
@@ -197,6 +199,11 @@ class Controller:
     def _remember(self, action: NDArray[np.float64], before: NDArray[np.float64]) -> None:
         self._velocity = speed(self._config.kinds, self._config.hz, action, before)
         self._last = action
+
+
+def _missing(health: Health | None) -> str:
+    """Why the rest of the system does not let the robot move; empty if it does."""
+    return "" if health is None or health.ok else health.reason or "the system is not well"
 
 
 def _serves(chunk: ActionChunk, task: Task, dim: int) -> bool:
