@@ -36,7 +36,9 @@ PROVING = "a slice against torch"
 def run_streamed(args: ExportOptions, weights: Weights, wanted: Wanted) -> Result:
     """Export, one weight in memory at a time; the slice's parity, and what memory and time it took."""
     if args.guided:
-        raise ConfigError("expected no --guided for an official checkpoint or random weights: not exported from these yet")
+        raise ConfigError(
+            "expected no --guided for an official checkpoint or random weights: not exported from these yet"
+        )
     started = time.monotonic()
     expected = plan_memory(wanted.cfg, shape_of(wanted.cfg, wanted.plan), wanted.precision).weights
     with shown(sum(expected.values())) as report:

@@ -247,6 +247,7 @@ def stream(
     hz: float,
     stop: threading.Event,
     reporter: Reporter,
+    *,
     prepare: Prepare = np.ascontiguousarray,
 ) -> None:
     """Take, publish, keep time, until `stop`. Raises CameraError when the source ends."""
@@ -268,7 +269,7 @@ def run(config: CameraConfig, run_dir: Path, stop: threading.Event) -> None:
     frames = Publisher(run_dir, topic(color(config.name), config.hz), config.codec)
     reporter = Reporter(run_dir, Telemetry(f"camera-{config.name}"))
     try:
-        stream(source, frames, config.hz, stop, reporter, partial(as_configured, config))
+        stream(source, frames, config.hz, stop, reporter, prepare=partial(as_configured, config))
     finally:
         for closing in (reporter, frames, source):
             closing.close()
