@@ -83,9 +83,10 @@ def sample(seed: int, step: int, cognition: np.ndarray, known: tuple[np.ndarray,
     return unnormalise(binarise(raw), statistics)
 
 
-def chunks(seed: int, delay: Delay) -> dict[int, ActionChunk]:
-    """The chunks of one recorded episode, by the step of their picture; guided where the mode is real-time chunking."""
-    calls, made, last = recorded(), {}, None
+@cache
+def chunks(seed: int, rtc: RtcConfig) -> dict[int, ActionChunk]:
+    """The chunks of one recorded episode, by the step of their picture; guided where that is asked for."""
+    calls, made, last, delay = recorded(), {}, None, Delay(rtc=rtc)
     for index in np.flatnonzero(calls.seed == seed):
         step = int(calls.step[index])
         now, ready = step * PERIOD_NS, step * PERIOD_NS + round(delay.think_s * 1e9)
@@ -110,7 +111,7 @@ def chunks(seed: int, delay: Delay) -> dict[int, ActionChunk]:
 
 def replayed(seed: int, delay: Delay) -> list[Tick]:
     """The commands of one recorded episode."""
-    made, follower = chunks(seed, delay), Follower(delay.queue)
+    made, follower = chunks(seed, delay.rtc), Follower(delay.queue)
     steps = range(LATE, max(made) + 2 * LATE)
     commands = ((step, *follower.step(step, made.get(step - LATE))) for step in steps)
     return [Tick(*command) for command in commands]
@@ -160,7 +161,7 @@ def draw(seed: int = SEEDS[0], dimension: int = 0, ticks: int = 22) -> None:
     modes = {**MODES, "plain, at most 20 mm a jump": bounded}
     figure, panels = plt.subplots(len(modes), 1, figsize=(8, 9), sharex=True, sharey=True, layout="constrained")
     for (name, delay), panel in zip(modes.items(), panels, strict=True):
-        made, told = chunks(seed, delay), replayed(seed, delay)[:ticks]
+        made, told = chunks(seed, delay.rtc), replayed(seed, delay)[:ticks]
         for step, chunk in made.items():
             rows = [1e3 * row[dimension] for row in chunk.actions[: 2 * LATE]]
             panel.step(range(step, step + 2 * LATE), rows, where="post", color="0.8", linewidth=1)
