@@ -266,7 +266,7 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
     """`control` as it is, and the policy's loop with the stage's board as its sensor, each in a thread."""
     stop, telemetry = threading.Event(), Telemetry("policy")
     policies = policy_process.load_rungs(config)
-    costs_s = [policy_process.warm_up(policy, config.thought.rtc.enabled) for policy in policies.values()]
+    costs_s = [policy_process.warm_up(policy, config.rtc.enabled) for policy in policies.values()]
     thinker = Thinker(policies, config.thought, costs_s=costs_s, kinds=KINDS, sense=lambda: stage.board)
     with ExitStack() as stack:
         inputs = stack.enter_context(Subscriber(run_dir, [topic(n) for n in ("front/color", "task", "robot/state")]))
@@ -295,7 +295,7 @@ def test_chunks_keep_coming_while_rungs_change(tmp_path, monkeypatch):
     monkeypatch.setattr("trimvla.runtime.thinker.SENSE_NS", 0)
     bundles = tuple(str(write_bundle(tmp_path / name, gain=gain)) for name, gain in (("top", 1.0), ("bottom", 0.5)))
     ladder = LadderConfig(deadline_s=5.0, dwell_s=FLIP_S / 4, hot_c=80.0)
-    config = PolicyConfig(rungs=bundles, thought=ThoughtConfig(ladder=ladder), max_hz=50, valid_rows=12)
+    config = PolicyConfig(rungs=bundles, ladder=ladder, max_hz=50, valid_rows=12)
     with ExitStack() as stack:
         stage = Stage(tmp_path, stack)
         telemetry = stack.enter_context(system(tmp_path, stage, config))
