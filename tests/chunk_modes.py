@@ -150,7 +150,7 @@ def record() -> None:
     print(f"{FILE.name}: {len(arrays['step'])} calls, {FILE.stat().st_size} bytes")
 
 
-def draw(seed: int = SEEDS[0], dimension: int = 0, ticks: int = 22) -> None:
+def draw(seed: int = SEEDS[1], dimension: int = 2, ticks: int = 24) -> None:
     """Commands across switches, one panel a mode."""
     import matplotlib
 
@@ -171,7 +171,7 @@ def draw(seed: int = SEEDS[0], dimension: int = 0, ticks: int = 22) -> None:
             if before.chunk is not after.chunk:
                 panel.axvline(after.step, color="C1", linewidth=0.8, linestyle=":")
         panel.set_title(name, loc="left", fontsize=10)
-        panel.set_ylabel("x [mm per tick]")
+        panel.set_ylabel("z [mm per tick]")
     panels[-1].set_xlabel("control tick; grey: first six rows of each chunk, dotted: another chunk takes over")
     panels[-1].set_xlim(LATE, LATE + ticks)
     PICTURE.parent.mkdir(exist_ok=True)
