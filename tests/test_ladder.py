@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.controller import ControlConfig
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.guide import RtcConfig
 from trimvla.runtime.ladder import ENOUGH, Conditions, Ladder, LadderConfig, level
 from trimvla.runtime.messages import ActionChunk, Frame, JointState, Report, Task
 from trimvla.runtime.phase import Phase
@@ -230,14 +232,19 @@ def memory_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
+def late_share(before: dict[str, int], after: dict[str, int]) -> float:
+    """Of the control ticks between two reports, how many began late."""
+    return (after["late"] - before["late"]) / (after["ticks"] - before["ticks"])
+
+
 class Stage:
     """Everything around policy and control: a camera, a task, a robot; and a board that can be heated."""
 
     def __init__(self, run_dir: Path, stack: ExitStack) -> None:
         says = ("front/color", "task", "robot/state")
         self._says = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in says}
-        names = ("command", "chunk", "control/report")
-        self.hears = stack.enter_context(Subscriber(run_dir, [topic(name) for name in names]))
+        every = replace(topic("chunk"), depth=1024, high_water=1024)  # a slow machine must not drop any here
+        self.hears = stack.enter_context(Subscriber(run_dir, [every, topic("control/report")]))
         self.board = Board(40.0)
         self.chunks: list[ActionChunk] = []
         self._began = monotonic_ns()
@@ -293,15 +300,18 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
 
 def test_chunks_keep_coming_while_rungs_change(tmp_path, monkeypatch):
     monkeypatch.setattr("trimvla.runtime.thinker.SENSE_NS", 0)
-    bundles = tuple(str(write_bundle(tmp_path / name, gain=gain)) for name, gain in (("top", 1.0), ("bottom", 0.5)))
+    gains = {"top": 1.0, "bottom": 0.5}
+    bundles = tuple(str(write_bundle(tmp_path / name, gain=gain, guided=True)) for name, gain in gains.items())
     ladder = LadderConfig(deadline_s=5.0, dwell_s=FLIP_S / 4, hot_c=80.0)
-    config = PolicyConfig(rungs=bundles, ladder=ladder, max_hz=50, valid_rows=12)
+    config = PolicyConfig(rungs=bundles, ladder=ladder, rtc=RtcConfig(enabled=True), max_hz=50, valid_rows=12)
     with ExitStack() as stack:
         stage = Stage(tmp_path, stack)
         telemetry = stack.enter_context(system(tmp_path, stage, config))
         while not stage.chunks or not isinstance(stage.hears["control/report"].message, Report):
             stage.live(0.2)
-        stage.live(1.0)
+        stage.live(0.6)
+        start = stage.control().counters
+        stage.live(FLIPS * FLIP_S / 2)
         held, before = memory_mib(), stage.control().counters
         stage.chunks.clear()
         for flip in range(FLIPS):
@@ -313,11 +323,13 @@ def test_chunks_keep_coming_while_rungs_change(tmp_path, monkeypatch):
     changes = [(a, b) for a, b in pairwise(told) if a.rung != b.rung]
     assert {chunk.rung for chunk in told} == set(bundles) and len(changes) >= FLIPS // 2
     assert telemetry.counters["rung_switches"] >= FLIPS // 2 and telemetry.counters["rung_by_heat"] >= FLIPS // 4
+    assert all(chunk.guidance is not None and chunk.guidance.frozen >= 1 for chunk in told)
     assert all("hot" in chunk.rung_reason for chunk in told if chunk.rung == bundles[1])
     assert all(b.sequence == a.sequence + 1 for a, b in changes)  # the next chunk, and none was left out
     assert after.get("holds", 0) == before.get("holds", 0), "a switch left the robot without an action"
-    ticks, late = (after[name] - before[name] for name in ("ticks", "late"))
-    assert ticks > 0 and late <= max(5, ticks // 4), f"{late} of {ticks} ticks were late"
+    still, moved = late_share(start, before), late_share(before, after)
+    assert moved <= still + 0.2, f"of the ticks {still:.2f} were late on one rung, {moved:.2f} while rungs changed"
+    print(f"{len(changes)} changes; late {still:.3f} -> {moved:.3f}; {grown:+.2f} MiB")
     assert grown < 8, f"{grown:.1f} MiB more after {len(changes)} switches"
 
 
