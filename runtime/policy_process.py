@@ -192,6 +192,7 @@ class PolicyLoop:
         if task is None or not task.active:
             self._telemetry.state, self._telemetry.reason = "idle", str(error)
             return
+        self._thinker.forget()
         kind = _kind(error)
         self._telemetry.count("frames_stale" if isinstance(error, StaleError) else "refused")
         self._telemetry.count(f"refused_{kind}")

@@ -125,6 +125,10 @@ class Thinker:
         if self._ladder is not None:
             self._phase.hear(chunk)
 
+    def forget(self) -> None:
+        """A picture was refused: the last chunk may have been made of no better one, and guides none."""
+        self._last = None
+
     def expected_s(self) -> float:
         """What the next call takes, by the slower ones of the last."""
         took = self._took[self.rung]

@@ -27,6 +27,7 @@ from trimvla.runtime.guide import RtcConfig
 from trimvla.runtime.ladder import ENOUGH, Conditions, Ladder, LadderConfig, level
 from trimvla.runtime.messages import ActionChunk, Frame, JointState, Report, Task
 from trimvla.runtime.phase import Phase
+from trimvla.runtime.policy import Known
 from trimvla.runtime.policy_process import PolicyConfig
 from trimvla.runtime.safety import Limits
 from trimvla.runtime.telemetry import Telemetry
@@ -195,9 +196,25 @@ class Slow:
         self.name, self.seconds, self.calls = name, seconds, 0
         self.actions, self.milliseconds = np.full((8, 7), name), {"total": 0.0}
 
-    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...]) -> Slow:
+    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None = None) -> Slow:
         self.calls += 1
         return self
+
+
+def test_a_refused_picture_breaks_the_chain_of_guidance():
+    thinker, telemetry = (
+        Thinker({"only": Slow(0.0, 0.1)}, ThoughtConfig(rtc=RtcConfig(enabled=True))),
+        Telemetry("policy"),
+    )
+    task, told = Task(time_ns=0, episode=1, instruction="go", started_ns=0), []
+    for call in range(3):
+        frame = Frame("front", monotonic_ns(), np.zeros((4, 4, 3), np.uint8))
+        about = thinker.think(task, frame, (call,), telemetry).about
+        told.append(about["guidance"] is not None)
+        thinker.said(planned([(0.01, 1.0)] * 8, frame.time_ns))
+        if call == 1:
+            thinker.forget()
+    assert told == [False, True, False] and about == {"guidance": None}
 
 
 def test_the_thinker_changes_rungs_with_its_board_and_says_why():
