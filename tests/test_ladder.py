@@ -43,7 +43,8 @@ CONDITIONS = st.builds(
     power_w=st.none() | st.floats(1, 60),
     fine=st.booleans(),
 )
-MOMENTS = st.lists(st.tuples(CONDITIONS, st.floats(0.3, 6.0)), min_size=1, max_size=120)
+SPELLS = st.lists(st.tuples(CONDITIONS, st.floats(0.3, 6.0), st.integers(1, 40)), min_size=1, max_size=12)
+MOMENTS = SPELLS.map(lambda spells: [(now, slowdown) for now, slowdown, calls in spells for _ in range(calls)])
 
 
 def play(ladder: Ladder, moments: list[tuple[Conditions, float]]) -> Iterator[tuple[float, int, float]]:
@@ -57,7 +58,7 @@ def play(ladder: Ladder, moments: list[tuple[Conditions, float]]) -> Iterator[tu
 
 
 @given(MOMENTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_no_two_switches_within_the_dwell_time(moments):
     told = list(play(Ladder(CONFIG, COSTS), moments))
     switches = [now for (_, before, _), (now, after, _) in pairwise(told) if before != after]
@@ -65,7 +66,7 @@ def test_no_two_switches_within_the_dwell_time(moments):
 
 
 @given(MOMENTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_no_rung_but_the_last_misses_its_deadline_for_long(moments):
     limit_s = CONFIG.dwell_s + CONFIG.patience_s + (ENOUGH + 1) * CALL_S
     since, before = None, 0
@@ -77,7 +78,7 @@ def test_no_rung_but_the_last_misses_its_deadline_for_long(moments):
 
 
 @given(MOMENTS, st.floats(20, 110), st.floats(0, 60), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_hotter_board_never_gives_a_higher_rung(moments, cooler, more, fine):
     """From the same past, whatever it was."""
     rungs = []
@@ -202,19 +203,17 @@ class Slow:
 
 
 def test_a_refused_picture_breaks_the_chain_of_guidance():
-    thinker, telemetry = (
-        Thinker({"only": Slow(0.0, 0.1)}, ThoughtConfig(rtc=RtcConfig(enabled=True))),
-        Telemetry("policy"),
-    )
+    thinker = Thinker({"only": Slow(0.0, 0.1)}, ThoughtConfig(rtc=RtcConfig(enabled=True)))
     task, told = Task(time_ns=0, episode=1, instruction="go", started_ns=0), []
     for call in range(3):
         frame = Frame("front", monotonic_ns(), np.zeros((4, 4, 3), np.uint8))
-        about = thinker.think(task, frame, (call,), telemetry).about
+        about = thinker.think(task, frame, (call,), Telemetry("policy")).about
+        assert about.keys() == {"guidance"}, "there is no ladder"
         told.append(about["guidance"] is not None)
         thinker.said(planned([(0.01, 1.0)] * 8, frame.time_ns))
         if call == 1:
             thinker.forget()
-    assert told == [False, True, False] and about == {"guidance": None}
+    assert told == [False, True, False]
 
 
 def test_the_thinker_changes_rungs_with_its_board_and_says_why():
