@@ -1,7 +1,7 @@
 """Recorded chunks through every mode: what the tests and the picture in docs/CHUNKS.md are made of.
 
 `python -m tests.chunk_modes record` plays episodes with the shipped policy, thinking taking half a second, and keeps
-what its action stage was given and gave; `draw` makes the picture. A replay is open-loop: the pictures are those of the
+what its action stage was given and gave; `draw` makes the picture; `play` lets every mode play. A replay is open-loop: the pictures are those of the
 recorded run, whatever a mode would have done.
 """
 
@@ -28,7 +28,7 @@ from trimvla.runtime.messages import ActionChunk  # noqa: E402
 from trimvla.runtime.policy import Known, Policy, PolicyResult  # noqa: E402
 from trimvla.runtime.preprocess import binarise, load_statistics, normalise, unnormalise  # noqa: E402
 from trimvla.runtime.runner import Runner, create  # noqa: E402
-from trimvla.sim.delayed import CONTROL_HZ, PERIOD_NS, Delay, Follower, Tick, run_delayed  # noqa: E402
+from trimvla.sim.delayed import CONTROL_HZ, PERIOD_NS, Delay, Follower, Tick, jumps, run_delayed  # noqa: E402
 from trimvla.sim.tabletop import TabletopEnv  # noqa: E402
 
 FILE = Path(__file__).with_name("recorded_chunks.npz")
@@ -150,6 +150,21 @@ def record() -> None:
     print(f"{FILE.name}: {len(arrays['step'])} calls, {FILE.stat().st_size} bytes")
 
 
+def play(first: int = 1030, episodes: int = 20) -> None:
+    """Every mode in closed loop, each seed in turn."""
+    policy, env = Policy.load(BUNDLE, threads=1, guided=True), TabletopEnv()
+    won, sizes = dict.fromkeys(MODES, 0), {name: [] for name in MODES}
+    for seed in range(first, first + episodes):
+        for name, delay in MODES.items():
+            outcome, ticks = run_delayed(policy, env, seed, delay)
+            won[name] += outcome.success
+            sizes[name].append(1e3 * jumps(ticks)[:, :3])
+        print(f"seed {seed}: {won}", flush=True)
+    for name, parts in sizes.items():
+        every = np.concatenate(parts)
+        print(f"{name}: {won[name]} of {episodes}; jumps: mean {every.mean():.1f} mm, largest {every.max():.1f} mm")
+
+
 def draw(seed: int = SEEDS[1], dimension: int = 2, ticks: int = 24) -> None:
     """Commands across switches, one panel a mode."""
     import matplotlib
@@ -179,4 +194,4 @@ def draw(seed: int = SEEDS[1], dimension: int = 2, ticks: int = 24) -> None:
 
 
 if __name__ == "__main__":
-    {"record": record, "draw": draw}[sys.argv[1]]()
+    {"record": record, "draw": draw, "play": play}[sys.argv[1]](*map(int, sys.argv[2:]))
