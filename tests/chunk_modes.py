@@ -1,8 +1,8 @@
 """Recorded chunks through every mode: what the tests and the picture in docs/CHUNKS.md are made of.
 
 `python -m tests.chunk_modes record` plays episodes with the shipped policy, thinking taking half a second, and keeps
-what its action stage was given and gave; `draw` makes the picture; `play` lets every mode play. A replay is open-loop: the pictures are those of the
-recorded run, whatever a mode would have done.
+what its action stage was given and gave; `draw` makes the picture. Such a replay is open-loop: the pictures are those
+of the recorded run, whatever a mode would have done. `play` lets every mode play.
 """
 
 from __future__ import annotations
