@@ -76,7 +76,7 @@ def _point_into(model: ir.Model, content: mmap.mmap, location: str, directory: P
         found = content.find(raw, place)
         place = content.find(raw) if found < 0 else found
         if place >= 0:
-            shape = ir.Shape(tensor.shape)
+            shape = ir.Shape(tensor.numpy().shape)
             outside = ir.ExternalTensor(
                 location, place, len(raw), tensor.dtype, shape=shape, name=name, base_dir=directory
             )

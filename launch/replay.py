@@ -89,7 +89,7 @@ def open_rungs(
         "backend": backend or recorded.get("backend", "onnxruntime"),
         "provider": provider or (None if backend else recorded.get("provider")),
         "threads": recorded.get("threads", 1) if threads is None else threads,
-        "guided": recorded.get("thought", {}).get("rtc", {}).get("enabled", False),
+        "guided": recorded.get("rtc", {}).get("enabled", False),
     }
     return {str(name): Policy.load(str(name), **options) for name in names}
 

@@ -32,7 +32,7 @@ class QueueConfig:
     mode: Mode = "latest"
     """`latest`: the newest chunk decides. `ensemble`: the newest ones vote, as CogACT's adaptive ensemble. `blend`: in
     equal steps from what is left of the old chunk to the new one. Real-time chunking is the policy's affair
-    (`thought.rtc`), with `latest` here."""
+    (`policy.rtc`), with `latest` here."""
     votes: int = 2
     """Chunks that vote in an ensemble."""
     alpha: float = ALPHA

@@ -18,8 +18,11 @@ from trimvla.runtime.bus import Input, Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
 from trimvla.runtime.errors import CameraError, ConfigError, FrozenError, SkewError, StaleError, TrimvlaError
 from trimvla.runtime.frozen import Still, StillWatch
+from trimvla.runtime.guide import RtcConfig
+from trimvla.runtime.ladder import LadderConfig
 from trimvla.runtime.messages import ActionChunk, Frame, JointState, Refusal, Task
 from trimvla.runtime.observe import AgeBudget, Observation, join
+from trimvla.runtime.phase import PhaseConfig
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.telemetry import Reporter, Telemetry
 from trimvla.runtime.thinker import Infers, Thinker, ThoughtConfig, check_rungs, warm_up
@@ -56,8 +59,12 @@ class PolicyConfig:
     chunk is always made of a picture that has just come."""
     seed: int = 0
     budget: AgeBudget = field(default_factory=AgeBudget)
-    thought: ThoughtConfig = field(default_factory=ThoughtConfig)
-    """`thought.ladder`: when to change the rung. `thought.rtc`: real-time chunking."""
+    rtc: RtcConfig = field(default_factory=RtcConfig)
+    """Real-time chunking."""
+    ladder: LadderConfig = field(default_factory=LadderConfig)
+    """When to change the rung, where there are `rungs`."""
+    phase: PhaseConfig = field(default_factory=PhaseConfig)
+    """What motion is fine, where that decides about the rung (`ladder.coarse`)."""
     camera_timeout_s: float = 10.0
     """Without a first picture this long into a task, the camera counts as not started."""
 
@@ -69,6 +76,11 @@ class PolicyConfig:
             raise ConfigError(f"expected numbers above 0 for 'max_hz' and 'camera_timeout_s', got {numbers}")
         if len(set(self.rungs)) != len(self.rungs):
             raise ConfigError(f"expected bundles that differ for 'rungs', got {list(self.rungs)}")
+
+    @property
+    def thought(self) -> ThoughtConfig:
+        """How each call's rung and guidance are chosen."""
+        return ThoughtConfig(self.rtc, self.ladder, self.phase)
 
 
 class PolicyLoop:
@@ -186,6 +198,7 @@ class PolicyLoop:
         if task is None or not task.active:
             self._telemetry.state, self._telemetry.reason = "idle", str(error)
             return
+        self._thinker.forget()
         kind = _kind(error)
         self._telemetry.count("frames_stale" if isinstance(error, StaleError) else "refused")
         self._telemetry.count(f"refused_{kind}")
@@ -224,7 +237,7 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     telemetry = Telemetry("policy")
     reporter = Reporter(run_dir, telemetry)
     policies = load_rungs(config)
-    action, guided = next(iter(policies.values())).manifest.action, config.thought.rtc.enabled
+    action, guided = next(iter(policies.values())).manifest.action, config.rtc.enabled
     costs_s = [warm_up(policy, guided) for policy in policies.values()]
     thinker = Thinker(policies, config.thought, costs_s=costs_s, kinds=action.kinds)
     telemetry.state = "idle"
@@ -252,7 +265,7 @@ def load_rungs(config: PolicyConfig) -> dict[str, Policy]:
             provider=config.provider,
             threads=config.threads,
             engines=None if config.engines is None else Path(config.engines).expanduser(),
-            guided=config.thought.rtc.enabled,
+            guided=config.rtc.enabled,
         )
         for name in config.rungs or (config.bundle,)
     }

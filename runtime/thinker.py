@@ -87,6 +87,8 @@ class Thinker:
         now_ns: Callable[[], int] = monotonic_ns,
     ) -> None:
         """`rungs`: the top one first; with one alone there is no ladder. `costs_s`: what a warm call took on each."""
+        if len(rungs) > 1 and len(costs_s) != len(rungs):
+            raise ConfigError(f"expected what a call takes on each of {len(rungs)} rungs, got {list(costs_s)}")
         self._names, self._policies = tuple(rungs), tuple(rungs.values())
         self._config = config or ThoughtConfig()
         self._ladder = Ladder(self._config.ladder, costs_s) if len(rungs) > 1 else None
@@ -122,6 +124,10 @@ class Thinker:
         self._last = chunk
         if self._ladder is not None:
             self._phase.hear(chunk)
+
+    def forget(self) -> None:
+        """A picture was refused: the last chunk may have been made of no better one, and guides none."""
+        self._last = None
 
     def expected_s(self) -> float:
         """What the next call takes, by the slower ones of the last."""

@@ -1,8 +1,8 @@
 """Recorded chunks through every mode: what the tests and the picture in docs/CHUNKS.md are made of.
 
 `python -m tests.chunk_modes record` plays episodes with the shipped policy, thinking taking half a second, and keeps
-what its action stage was given and gave; `draw` makes the picture. A replay is open-loop: the pictures are those of the
-recorded run, whatever a mode would have done.
+what its action stage was given and gave; `draw` makes the picture. Such a replay is open-loop: the pictures are those
+of the recorded run, whatever a mode would have done. `play` lets every mode play.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trimvla.runtime.messages import ActionChunk  # noqa: E402
 from trimvla.runtime.policy import Known, Policy, PolicyResult  # noqa: E402
 from trimvla.runtime.preprocess import binarise, load_statistics, normalise, unnormalise  # noqa: E402
 from trimvla.runtime.runner import Runner, create  # noqa: E402
-from trimvla.sim.delayed import CONTROL_HZ, PERIOD_NS, Delay, Follower, Tick, run_delayed  # noqa: E402
+from trimvla.sim.delayed import CONTROL_HZ, PERIOD_NS, Delay, Follower, Tick, jumps, run_delayed  # noqa: E402
 from trimvla.sim.tabletop import TabletopEnv  # noqa: E402
 
 FILE = Path(__file__).with_name("recorded_chunks.npz")
@@ -84,9 +84,10 @@ def sample(seed: int, step: int, cognition: np.ndarray, known: tuple[np.ndarray,
     return unnormalise(binarise(raw), statistics)
 
 
-def chunks(seed: int, delay: Delay) -> dict[int, ActionChunk]:
-    """The chunks of one recorded episode, by the step of their picture; guided where the mode is real-time chunking."""
-    calls, made, last = recorded(), {}, None
+@cache
+def chunks(seed: int, rtc: RtcConfig) -> dict[int, ActionChunk]:
+    """The chunks of one recorded episode, by the step of their picture; guided where that is asked for."""
+    calls, made, last, delay = recorded(), {}, None, Delay(rtc=rtc)
     for index in np.flatnonzero(calls.seed == seed):
         step = int(calls.step[index])
         now, ready = step * PERIOD_NS, step * PERIOD_NS + round(delay.think_s * 1e9)
@@ -111,7 +112,7 @@ def chunks(seed: int, delay: Delay) -> dict[int, ActionChunk]:
 
 def replayed(seed: int, delay: Delay) -> list[Tick]:
     """The commands of one recorded episode."""
-    made, follower = chunks(seed, delay), Follower(delay.queue)
+    made, follower = chunks(seed, delay.rtc), Follower(delay.queue)
     steps = range(LATE, max(made) + 2 * LATE)
     commands = ((step, *follower.step(step, made.get(step - LATE))) for step in steps)
     return [Tick(*command) for command in commands]
@@ -150,7 +151,22 @@ def record() -> None:
     print(f"{FILE.name}: {len(arrays['step'])} calls, {FILE.stat().st_size} bytes")
 
 
-def draw(seed: int = SEEDS[0], dimension: int = 0, ticks: int = 22) -> None:
+def play(first: int = 1030, episodes: int = 20) -> None:
+    """Every mode in closed loop, each seed in turn."""
+    policy, env = Policy.load(BUNDLE, threads=1, guided=True), TabletopEnv()
+    won, sizes = dict.fromkeys(MODES, 0), {name: [] for name in MODES}
+    for seed in range(first, first + episodes):
+        for name, delay in MODES.items():
+            outcome, ticks = run_delayed(policy, env, seed, delay)
+            won[name] += outcome.success
+            sizes[name].append(1e3 * jumps(ticks)[:, :3])
+        print(f"seed {seed}: {won}", flush=True)
+    for name, parts in sizes.items():
+        every = np.concatenate(parts)
+        print(f"{name}: {won[name]} of {episodes}; jumps: mean {every.mean():.1f} mm, largest {every.max():.1f} mm")
+
+
+def draw(seed: int = SEEDS[1], dimension: int = 2, ticks: int = 24) -> None:
     """Commands across switches, one panel a mode."""
     import matplotlib
 
@@ -161,7 +177,7 @@ def draw(seed: int = SEEDS[0], dimension: int = 0, ticks: int = 22) -> None:
     modes = {**MODES, "plain, at most 20 mm a jump": bounded}
     figure, panels = plt.subplots(len(modes), 1, figsize=(8, 9), sharex=True, sharey=True, layout="constrained")
     for (name, delay), panel in zip(modes.items(), panels, strict=True):
-        made, told = chunks(seed, delay), replayed(seed, delay)[:ticks]
+        made, told = chunks(seed, delay.rtc), replayed(seed, delay)[:ticks]
         for step, chunk in made.items():
             rows = [1e3 * row[dimension] for row in chunk.actions[: 2 * LATE]]
             panel.step(range(step, step + 2 * LATE), rows, where="post", color="0.8", linewidth=1)
@@ -171,7 +187,7 @@ def draw(seed: int = SEEDS[0], dimension: int = 0, ticks: int = 22) -> None:
             if before.chunk is not after.chunk:
                 panel.axvline(after.step, color="C1", linewidth=0.8, linestyle=":")
         panel.set_title(name, loc="left", fontsize=10)
-        panel.set_ylabel("x [mm per tick]")
+        panel.set_ylabel("z [mm per tick]")
     panels[-1].set_xlabel("control tick; grey: first six rows of each chunk, dotted: another chunk takes over")
     panels[-1].set_xlim(LATE, LATE + ticks)
     PICTURE.parent.mkdir(exist_ok=True)
@@ -179,4 +195,4 @@ def draw(seed: int = SEEDS[0], dimension: int = 0, ticks: int = 22) -> None:
 
 
 if __name__ == "__main__":
-    {"record": record, "draw": draw}[sys.argv[1]]()
+    {"record": record, "draw": draw, "play": play}[sys.argv[1]](*map(int, sys.argv[2:]))

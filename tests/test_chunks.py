@@ -29,7 +29,8 @@ from trimvla.runtime.policy import Known, Policy
 from trimvla.runtime.preprocess import ActionStatistics, normalise, unnormalise
 from trimvla.runtime.safety import Limits
 from trimvla.runtime.seam import Seam
-from trimvla.sim.delayed import Delay, jumps
+from trimvla.sim.delayed import Delay, jumps, run_delayed
+from trimvla.sim.tabletop import TabletopEnv
 
 PERIOD = NS_PER_S // 5
 BOUND = np.array([0.02, 0.02, 0.02, 0.1, 0.1, 0.1, np.inf])
@@ -207,3 +208,29 @@ def test_a_policy_keeps_known_rows_and_needs_the_stage_for_it(tmp_path: Path):
 def test_settings_that_make_no_sense_are_refused(make):
     with pytest.raises(ConfigError):
         make()
+
+
+class Counting:
+    """Row r of the chunk for step s says s + r; remembers what it was guided by."""
+
+    def __init__(self) -> None:
+        self.actions, self.known = np.zeros((16, 7)), []
+
+    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None) -> Counting:
+        self.actions = np.zeros((16, 7))
+        self.actions[:, 0] = (seed[1] + np.arange(16)) * 1e-4 + seed[1] * 1e-7
+        self.known.append(None if known is None else known.actions[:3, 0])
+        return self
+
+
+def test_an_episode_goes_on_while_the_policy_thinks():
+    actor, env = Counting(), TabletopEnv(observe=False)
+    outcome, ticks = run_delayed(actor, env, 7, Delay(rtc=RtcConfig(enabled=True)))
+    assert outcome.steps == len(ticks) == 60 and not outcome.success
+    assert all(tick.chunk is None and not tick.action[:6].any() for tick in ticks[:3])  # nothing is known yet
+    made = [step - step % 3 - 3 for step in range(3, 60)]  # of the picture of three ticks before
+    expected = [step * 1e-4 + chunk * 1e-7 for step, chunk in zip(range(3, 60), made, strict=True)]
+    np.testing.assert_allclose([tick.action[0] for tick in ticks[3:]], expected, atol=1e-12)
+    np.testing.assert_allclose(jumps(ticks)[:, 0], 1e-4 + 3e-7, atol=1e-12)
+    assert actor.known[0] is None
+    np.testing.assert_allclose(actor.known[1], [(3 + row) * 1e-4 for row in range(3)], atol=1e-12)

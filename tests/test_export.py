@@ -16,14 +16,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from trimvla.export import bundle as bundle_module
 from trimvla.export import to_onnx
 from trimvla.export.bundle import export_policy
-from trimvla.export.stages import STAGES, stage_spec
+from trimvla.export.stages import GUIDED, STAGES, stage_spec
 from trimvla.export.to_onnx import export_stage
 from trimvla.export.verify import checkpoint_beside, open_runners, parity, verify_bundle
 from trimvla.policies.checkpoint import save
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import BundleError, CheckpointError, ConfigError
 from trimvla.runtime.manifest import Plan
-from trimvla.runtime.policy import Policy
+from trimvla.runtime.policy import Known, Policy
 
 STATISTICS = {"lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}}
 MARGIN = 300  # elements that a graph may hold besides its parameters: shapes, axes, normalisation constants
@@ -261,3 +261,33 @@ def test_verify_refuses_another_policy(bundle):
     other = random_policy(msgspec.structs.replace(TINY, name="other"))
     with pytest.raises(BundleError, match="config of policy 'other'"):
         verify_bundle(bundle, other)
+
+
+def test_the_guided_stage_reads_the_weights_of_the_plain_one(bundle, policy, tmp_path):
+    directory = shutil.copytree(bundle, tmp_path / "guided")
+    plain = bundles.load(directory)
+    stages = {**plain.stages, GUIDED.name: bundle_module.export_to(policy, GUIDED, directory)}
+    manifest = bundle_module.prove(policy, msgspec.structs.replace(plain, stages=stages), directory)
+    row = manifest.parity["groups"]["guided_actions"]
+    assert row["compared"] == 2 * len(TINY.prompt.buckets) and row["worst"] < 1e-4
+    assert set(manifest.files) - set(plain.files) == {"action_guided.onnx"}
+    stored = onnx.load(directory / "action_guided.onnx", load_external_data=False).graph.initializer
+    outside = {t.name for t in stored if t.data_location == onnx.TensorProto.EXTERNAL}
+    assert len(outside) >= 2 * TINY.head.depth and not any(len(t.raw_data) >= 512 for t in stored)
+    guided, image, rows = Policy.load(directory, guided=True), np.zeros((32, 32, 3), np.uint8), np.full((16, 7), 0.05)
+    free = Policy.load(directory).infer(image, "lift", seed=1).sample
+    same = guided.infer(image, "lift", seed=1, known=Known(rows, np.zeros(16, np.float32))).sample
+    np.testing.assert_array_equal(same, free)
+    kept = guided.infer(image, "lift", seed=1, known=Known(rows, np.ones(16, np.float32))).actions
+    np.testing.assert_allclose(kept[:, :6], rows[:, :6], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_weights_beside_a_large_graph_are_shared_too(policy, tmp_path, monkeypatch):
+    with monkeypatch.context() as changed:
+        changed.setattr(to_onnx, "INLINE_LIMIT", 0)
+        export_stage(policy, STAGES[2], tmp_path / "action.onnx")
+    (path,) = export_stage(policy, GUIDED, tmp_path / "action_guided.onnx")
+    stored = onnx.load(path, load_external_data=False).graph.initializer
+    places = {entry.value for t in stored for entry in t.external_data if entry.key == "location"}
+    assert places == {"action.onnx.data"}

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.controller import ControlConfig
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.guide import RtcConfig
 from trimvla.runtime.ladder import ENOUGH, Conditions, Ladder, LadderConfig, level
 from trimvla.runtime.messages import ActionChunk, Frame, JointState, Report, Task
 from trimvla.runtime.phase import Phase
+from trimvla.runtime.policy import Known
 from trimvla.runtime.policy_process import PolicyConfig
 from trimvla.runtime.safety import Limits
 from trimvla.runtime.telemetry import Telemetry
@@ -40,7 +43,8 @@ CONDITIONS = st.builds(
     power_w=st.none() | st.floats(1, 60),
     fine=st.booleans(),
 )
-MOMENTS = st.lists(st.tuples(CONDITIONS, st.floats(0.3, 6.0)), min_size=1, max_size=120)
+SPELLS = st.lists(st.tuples(CONDITIONS, st.floats(0.3, 6.0), st.integers(1, 40)), min_size=1, max_size=12)
+MOMENTS = SPELLS.map(lambda spells: [(now, slowdown) for now, slowdown, calls in spells for _ in range(calls)])
 
 
 def play(ladder: Ladder, moments: list[tuple[Conditions, float]]) -> Iterator[tuple[float, int, float]]:
@@ -54,7 +58,7 @@ def play(ladder: Ladder, moments: list[tuple[Conditions, float]]) -> Iterator[tu
 
 
 @given(MOMENTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_no_two_switches_within_the_dwell_time(moments):
     told = list(play(Ladder(CONFIG, COSTS), moments))
     switches = [now for (_, before, _), (now, after, _) in pairwise(told) if before != after]
@@ -62,7 +66,7 @@ def test_no_two_switches_within_the_dwell_time(moments):
 
 
 @given(MOMENTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_no_rung_but_the_last_misses_its_deadline_for_long(moments):
     limit_s = CONFIG.dwell_s + CONFIG.patience_s + (ENOUGH + 1) * CALL_S
     since, before = None, 0
@@ -74,7 +78,7 @@ def test_no_rung_but_the_last_misses_its_deadline_for_long(moments):
 
 
 @given(MOMENTS, st.floats(20, 110), st.floats(0, 60), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_hotter_board_never_gives_a_higher_rung(moments, cooler, more, fine):
     """From the same past, whatever it was."""
     rungs = []
@@ -193,9 +197,23 @@ class Slow:
         self.name, self.seconds, self.calls = name, seconds, 0
         self.actions, self.milliseconds = np.full((8, 7), name), {"total": 0.0}
 
-    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...]) -> Slow:
+    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None = None) -> Slow:
         self.calls += 1
         return self
+
+
+def test_a_refused_picture_breaks_the_chain_of_guidance():
+    thinker = Thinker({"only": Slow(0.0, 0.1)}, ThoughtConfig(rtc=RtcConfig(enabled=True)))
+    task, told = Task(time_ns=0, episode=1, instruction="go", started_ns=0), []
+    for call in range(3):
+        frame = Frame("front", monotonic_ns(), np.zeros((4, 4, 3), np.uint8))
+        about = thinker.think(task, frame, (call,), Telemetry("policy")).about
+        assert about.keys() == {"guidance"}, "there is no ladder"
+        told.append(about["guidance"] is not None)
+        thinker.said(planned([(0.01, 1.0)] * 8, frame.time_ns))
+        if call == 1:
+            thinker.forget()
+    assert told == [False, True, False]
 
 
 def test_the_thinker_changes_rungs_with_its_board_and_says_why():
@@ -230,14 +248,19 @@ def memory_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
+def late_share(before: dict[str, int], after: dict[str, int]) -> float:
+    """Of the control ticks between two reports, how many began late."""
+    return (after["late"] - before["late"]) / (after["ticks"] - before["ticks"])
+
+
 class Stage:
     """Everything around policy and control: a camera, a task, a robot; and a board that can be heated."""
 
     def __init__(self, run_dir: Path, stack: ExitStack) -> None:
         says = ("front/color", "task", "robot/state")
         self._says = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in says}
-        names = ("command", "chunk", "control/report")
-        self.hears = stack.enter_context(Subscriber(run_dir, [topic(name) for name in names]))
+        every = replace(topic("chunk"), depth=1024, high_water=1024)  # a slow machine must not drop any here
+        self.hears = stack.enter_context(Subscriber(run_dir, [every, topic("control/report")]))
         self.board = Board(40.0)
         self.chunks: list[ActionChunk] = []
         self._began = monotonic_ns()
@@ -266,7 +289,7 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
     """`control` as it is, and the policy's loop with the stage's board as its sensor, each in a thread."""
     stop, telemetry = threading.Event(), Telemetry("policy")
     policies = policy_process.load_rungs(config)
-    costs_s = [policy_process.warm_up(policy, config.thought.rtc.enabled) for policy in policies.values()]
+    costs_s = [policy_process.warm_up(policy, config.rtc.enabled) for policy in policies.values()]
     thinker = Thinker(policies, config.thought, costs_s=costs_s, kinds=KINDS, sense=lambda: stage.board)
     with ExitStack() as stack:
         inputs = stack.enter_context(Subscriber(run_dir, [topic(n) for n in ("front/color", "task", "robot/state")]))
@@ -293,15 +316,18 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
 
 def test_chunks_keep_coming_while_rungs_change(tmp_path, monkeypatch):
     monkeypatch.setattr("trimvla.runtime.thinker.SENSE_NS", 0)
-    bundles = tuple(str(write_bundle(tmp_path / name, gain=gain)) for name, gain in (("top", 1.0), ("bottom", 0.5)))
+    gains = {"top": 1.0, "bottom": 0.5}
+    bundles = tuple(str(write_bundle(tmp_path / name, gain=gain, guided=True)) for name, gain in gains.items())
     ladder = LadderConfig(deadline_s=5.0, dwell_s=FLIP_S / 4, hot_c=80.0)
-    config = PolicyConfig(rungs=bundles, thought=ThoughtConfig(ladder=ladder), max_hz=50, valid_rows=12)
+    config = PolicyConfig(rungs=bundles, ladder=ladder, rtc=RtcConfig(enabled=True), max_hz=50, valid_rows=12)
     with ExitStack() as stack:
         stage = Stage(tmp_path, stack)
         telemetry = stack.enter_context(system(tmp_path, stage, config))
         while not stage.chunks or not isinstance(stage.hears["control/report"].message, Report):
             stage.live(0.2)
-        stage.live(1.0)
+        stage.live(0.6)
+        start = stage.control().counters
+        stage.live(FLIPS * FLIP_S / 2)
         held, before = memory_mib(), stage.control().counters
         stage.chunks.clear()
         for flip in range(FLIPS):
@@ -313,11 +339,13 @@ def test_chunks_keep_coming_while_rungs_change(tmp_path, monkeypatch):
     changes = [(a, b) for a, b in pairwise(told) if a.rung != b.rung]
     assert {chunk.rung for chunk in told} == set(bundles) and len(changes) >= FLIPS // 2
     assert telemetry.counters["rung_switches"] >= FLIPS // 2 and telemetry.counters["rung_by_heat"] >= FLIPS // 4
+    assert all(chunk.guidance is not None and chunk.guidance.frozen >= 1 for chunk in told)
     assert all("hot" in chunk.rung_reason for chunk in told if chunk.rung == bundles[1])
     assert all(b.sequence == a.sequence + 1 for a, b in changes)  # the next chunk, and none was left out
     assert after.get("holds", 0) == before.get("holds", 0), "a switch left the robot without an action"
-    ticks, late = (after[name] - before[name] for name in ("ticks", "late"))
-    assert ticks > 0 and late <= max(5, ticks // 4), f"{late} of {ticks} ticks were late"
+    still, moved = late_share(start, before), late_share(before, after)
+    assert moved <= still + 0.2, f"of the ticks {still:.2f} were late on one rung, {moved:.2f} while rungs changed"
+    print(f"{len(changes)} changes; late {still:.3f} -> {moved:.3f}; {grown:+.2f} MiB")
     assert grown < 8, f"{grown:.1f} MiB more after {len(changes)} switches"
 
 

@@ -33,7 +33,7 @@ def said() -> Report:
     telemetry = Telemetry("control")
     telemetry.state = 'hold "now"'
     telemetry.counters.update(late=3, gated=2, actions=7)
-    telemetry.values["hz_achieved"] = 4.5
+    telemetry.values.update(hz_achieved=4.5, rung=1.0)
     for milliseconds in (0.4, 3.0, 3.0, 60_000.0):
         telemetry.time("tick", milliseconds)
     return telemetry.report()
@@ -81,6 +81,7 @@ def test_a_scraper_reads_what_was_reported(port: int) -> None:
     assert found["trimvla_gate_interventions_total", (of,)] == 2
     assert found["trimvla_events_total", (("event", "actions"), of)] == 7
     assert found["trimvla_value", (("name", "hz_achieved"), of)] == 4.5
+    assert found["trimvla_rung", (of,)] == 1
     assert found["trimvla_state", (of, ("state", 'hold "now"'))] == 1
     assert 0 <= found["trimvla_report_age_seconds", (of,)] < 60
 

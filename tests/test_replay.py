@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,21 @@ pytest.importorskip("mcap")
 from tests import tiny_bundle
 from trimvla.launch import cli
 from trimvla.runtime import wire
+from trimvla.runtime.board import Board
 from trimvla.runtime.bus import Subscriber
-from trimvla.runtime.messages import ActionChunk, Frame
+from trimvla.runtime.guide import RtcConfig
+from trimvla.runtime.ladder import LadderConfig
+from trimvla.runtime.messages import ActionChunk, Frame, Task
 from trimvla.runtime.policy import Policy
+from trimvla.runtime.policy_process import PolicyConfig, load_rungs
 from trimvla.runtime.recording import Recording, RecordingWriter, fact
 from trimvla.runtime.replay import Calls, replay
+from trimvla.runtime.telemetry import Telemetry
+from trimvla.runtime.thinker import Thinker
 from trimvla.runtime.topics import topic
 
 CHUNKS, TIMEOUT_S = 5, 60.0
+RUNGS = {"top": 1.0, "bottom": 0.5}  # and their gains
 SYSTEM = """
 [camera-front]
 process = "camera"
@@ -203,3 +211,42 @@ def test_a_recording_without_a_bundle_asks_for_one(
     record(tmp_path / "a.mcap", [frame(0), chunk_of(policy, frame(0))])
     assert cli.main(["replay", str(tmp_path / "a.mcap"), "--json"]) == 1
     assert "expected --bundle" in answer(capsys)["error"]
+
+
+def test_rungs_and_guidance_replay_bit_for_bit(tmp_path: Path) -> None:
+    """Each call with the bundle that made it, guided by the chunk that guided it; another bundle would not do."""
+    names = [str(tiny_bundle.write_bundle(tmp_path / name, gain=gain, guided=True)) for name, gain in RUNGS.items()]
+    config = PolicyConfig(rungs=tuple(names), rtc=RtcConfig(enabled=True), ladder=LadderConfig(dwell_s=1.0))
+    policies = load_rungs(config)
+    now, board = [0], [Board(40.0)]
+    thinker = Thinker(
+        policies,
+        config.thought,
+        costs_s=(0.1, 0.1),
+        kinds=tiny_bundle.KINDS,
+        sense=lambda: board[0],
+        now_ns=lambda: now[0],
+    )
+    messages: list[Frame | ActionChunk] = []
+    task = Task(time_ns=0, episode=1, instruction="pick up the cube", started_ns=0)
+    for number in range(12):
+        now[0] = number * 10**9
+        board[0] = Board(90.0 if 4 <= number < 8 else 40.0)
+        seen = replace(frame(number), time_ns=now[0])
+        thought = thinker.think(task, seen, (0, 1, number), Telemetry("policy"))
+        actions = tuple(map(tuple, thought.result.actions.tolist()))
+        said = chunk_of(policies[names[0]], seen, actions=actions, **thought.about)
+        thinker.said(said)
+        messages += [seen, said]
+    chunks = [message for message in messages if isinstance(message, ActionChunk)]
+    assert [chunk.rung for chunk in chunks] == names[:1] * 4 + names[1:] * 4 + names[:1] * 4
+    assert [chunk.guidance is not None for chunk in chunks] == [False] + [True] * 11
+    recording = record(tmp_path / "whole.mcap", messages)
+    outcome = replay(recording, policies[names[0]], policies)
+    assert (outcome.repeated, outcome.exact, outcome.same()) == (12, 12, True)
+    assert replay(recording, policies[names[0]]).exact == 8
+    late = replay(record(tmp_path / "late.mcap", messages[2:]), policies[names[0]], policies)
+    assert (late.repeated, late.exact) == (10, 10)
+    assert late.left_out == {"the chunk that guided it is from before the recording": 1} and late.same()
+    gap = replay(record(tmp_path / "gap.mcap", [*messages[:7], *messages[8:]]), policies[names[0]], policies)
+    assert gap.left_out == {"the chunk that guided it is not in the recording": 1} and not gap.same()

@@ -55,9 +55,11 @@ def write_bundle(directory: Path, *, gain: float = 1.0, kept: tuple[int, ...] = 
     """
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    stages = {"vision": _vision(rng), "language": _language(rng, kept), "action": _action(rng, gain)}
+    stages = {"vision": _vision(rng), "language": _language(rng, kept)}
+    decode = rng.normal(size=(WIDTH, HORIZON * DIM)) / 4
+    stages["action"] = _action(decode, gain)
     if guided:
-        stages[bundles.GUIDED] = _action(np.random.default_rng(0), gain, guided=True)
+        stages[bundles.GUIDED] = _action(decode, gain, guided=True)
     for name, model in stages.items():
         onnx.save(model, directory / f"{name}.onnx")
     _tokenizer().save(str(directory / bundles.TOKENIZER))
@@ -141,9 +143,9 @@ def _language(rng: np.random.Generator, kept: tuple[int, ...]) -> onnx.ModelProt
     return _model("language", nodes, (VISUAL, IDS, LAST), (COGNITION, kept_spec(kept)), weights)
 
 
-def _action(rng: np.random.Generator, gain: float, guided: bool = False) -> onnx.ModelProto:
+def _action(decode: np.ndarray, gain: float, guided: bool = False) -> onnx.ModelProto:
     weights = {
-        "decode": rng.normal(size=(WIDTH, HORIZON * DIM)) / 4,
+        "decode": decode,
         "shape": np.array([1, HORIZON, DIM], np.int64),
         "tenth": np.float32(0.1),
         "gain": np.float32(gain),
