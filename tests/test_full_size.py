@@ -34,6 +34,7 @@ from trimvla.policies.trimmed import trim
 from trimvla.policies.weights import CheckpointWeights, RandomWeights
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import BundleError, ConfigError
+from trimvla.runtime.ort_runner import OrtRunner
 from trimvla.runtime.plan import Plan, TokenPlan, mask, save_plan
 from trimvla.runtime.policy import Policy
 
@@ -281,6 +282,10 @@ def test_the_verb_streams_an_official_checkpoint_in_half(tmp_path: Path, monkeyp
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["ok"] and result["dtype"] == "float16" and result["peak_bytes"] > 0
     assert 0 < result["parity"]["groups"]["cognition, float16"]["worst"] < 0.02
+    spec = bundles.load(tmp_path / "bundle").stages["vision"]
+    picture = {"image": np.full((1, TINY.image_size, TINY.image_size, 3), 7, np.uint8)}
+    usual, frugal = (OrtRunner(tmp_path / "bundle" / spec.file, spec, frugal=choice) for choice in (False, True))
+    np.testing.assert_allclose(usual.run(picture)["visual"], frugal.run(picture)["visual"], rtol=0.01, atol=0.01)
     policy = Policy.load(tmp_path / "bundle")
     assert np.isfinite(policy.infer(np.zeros((20, 30, 3), np.uint8), "lift").actions).all()
 
