@@ -22,7 +22,7 @@ from trimvla.policies.layout import build_meta
 from trimvla.policies.trimmed import trim
 from trimvla.runtime.plan import Plan
 
-PAGE = 1 << 16  # where a large weight may begin: what every system can map
+PAGE = 4096  # where a large weight begins: a page of memory, as the ONNX format advises for mapping
 SMALL, SMALL_ALIGNED = 1 << 20, 64  # smaller ones need not fill pages
 TRANSPOSED = ".transposed"
 

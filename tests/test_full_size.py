@@ -234,6 +234,17 @@ def test_full_size_exports_weigh_what_cost_says(precision: str) -> None:
         assert held == pytest.approx(expected[stage], rel=0.001), stage
 
 
+def test_cost_says_bytes_in_a_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for dtype in ("fp32", "fp16", "int8"):
+        assert cli.main(["cost", "--preset", "cogact-base", "--layers", "22", "--dtype", dtype, "--json"]) == 0
+        said[dtype] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["fp16"]["dtype"] == "float16"
+    assert 2 * said["fp16"]["weight_bytes"] == said["fp32"]["weight_bytes"]
+    assert said["int8"]["stages"]["vision"] == said["fp16"]["stages"]["vision"]
+    assert said["int8"]["stages"]["language"]["weight_bytes"] < 0.6 * said["fp16"]["stages"]["language"]["weight_bytes"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
