@@ -185,7 +185,9 @@ def test_a_killed_export_goes_on_where_it_was(bones: Skeleton, tmp_path: Path, m
 
 def test_what_a_changed_request_left_is_not_used(tmp_path: Path) -> None:
     out, left = tmp_path / "bundle", []
-    for request, resume in (({"a": 1}, True), ({"a": 1}, True), ({"a": 2}, True), ({"a": 2}, False)):
+    one, two = wanted(TINY, scattered(TINY), "float32"), wanted(TINY, scattered(TINY), "float16")
+    first, other = (each.request(RandomWeights(TINY)) for each in (one, two))
+    for request, resume in ((first, True), (first, True), (other, True), (other, False)):
         with partial_directory(out, request, resume) as (work, journal):
             left.append(journal.done("x"))
             journal.note("x", len(left))
