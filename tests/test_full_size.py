@@ -264,6 +264,12 @@ def test_the_verb_refuses(words: str, message: str, tmp_path: Path, capsys: pyte
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["--layers 4", "tabletop-trimmed --random-weights", "--random-weights --against x"])
+def test_bench_refuses_what_does_not_go_together(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", *words.split()]) == 1
+    assert "--random-weights" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_wrong_weight_is_noticed(tmp_path: Path) -> None:
     class Wrong(RandomWeights):
