@@ -35,7 +35,7 @@ from trimvla.runtime.runner import create
 
 LAYERS = 2  # of the decoder, of each encoder and of the head
 PARTS = {"vision": "vision.", "language": "language.", "action": "head."}  # whose weights a stage reads
-HALF_TOLERANCES = {"float16": {"visual": 0.03, "cognition": 0.05, "actions": 0.05, "kept": 0.2}}
+HALF_TOLERANCES = {"float16": {"visual": 0.02, "cognition": 0.02, "actions": 0.02, "kept": 0.2}}
 """Largest difference over the root mean square of torch's float32; of `kept` the share of other tokens."""
 
 Arrays = Mapping[str, np.ndarray]

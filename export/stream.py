@@ -47,7 +47,7 @@ class Journal:
             self._file.close()
             raise ConfigError(f"expected no other export to {path.parent}, got one that is running") from None
         lines = _read_lines(self._file)
-        self.fits = not lines or lines[0] == dict(request)
+        self.fits = not lines or lines[0] == json.loads(json.dumps(request))  # tuples are lists by now
         self.fresh = not lines
         self._done = {line["file"]: line["weights"] for line in lines[1:]}
         if self.fresh:

@@ -7,7 +7,7 @@ then each weight becomes a slot of a file beside the graph. Knows no values and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import torch
@@ -22,9 +22,15 @@ from trimvla.policies.layout import build_meta
 from trimvla.policies.trimmed import trim
 from trimvla.runtime.plan import Plan
 
-PAGE = 1 << 16  # where a large weight may begin: what every system can map
+PAGE = 4096  # where a large weight begins: a page of memory, as the ONNX format advises for mapping
 SMALL, SMALL_ALIGNED = 1 << 20, 64  # smaller ones need not fill pages
 TRANSPOSED = ".transposed"
+TORCH_TYPES = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+}
+TYPES = {ours: theirs for theirs, ours in TORCH_TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,9 @@ def stand_in(cfg: PolicyConfig, plan: Plan, dtype: torch.dtype) -> CogAct:
     """
     policy = in_precision(trim(build_meta(cfg), plan), dtype).eval()
     for module in policy.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                module._parameters[name] = nn.Parameter(torch.zeros((), dtype=weight.dtype).expand(weight.shape), False)
+        for name, weight in list(module.named_parameters(recurse=False)):
+            zero = torch.zeros((), dtype=weight.dtype)
+            setattr(module, name, nn.Parameter(zero.expand(weight.shape), requires_grad=False))
     return policy
 
 
@@ -146,25 +152,22 @@ def _turn(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> ir.Value:
 def _assign_slots(graph: ir.Graph, used: list[_Use], data_file: str) -> tuple[Slot, ...]:
     """Give every weight its place in the file, in the graph's order, and tell the graph."""
     slots: list[Slot] = []
-    offset = 0
+    end = 0
     for use in used:
-        value = use.value
-        assert value.name is not None and value.shape is not None and value.dtype is not None
-        shape = value.shape.numpy()
-        slot = Slot(value.name, use.weight, use.transposed, TORCH_TYPES[value.dtype], shape, offset)
-        aligned = PAGE if slot.bytes >= SMALL else SMALL_ALIGNED
-        slot = Slot(slot.name, slot.weight, slot.transposed, slot.dtype, shape, -(-offset // aligned) * aligned)
-        value.const_value = ir.ExternalTensor(
-            data_file, slot.offset, slot.bytes, value.dtype, shape=ir.Shape(shape), name=value.name
+        slot = _slot_from(use, end)
+        use.value.const_value = ir.ExternalTensor(
+            data_file, slot.offset, slot.bytes, TYPES[slot.dtype], shape=ir.Shape(slot.shape), name=slot.name
         )
-        graph.register_initializer(value)
+        graph.register_initializer(use.value)
         slots.append(slot)
-        offset = slot.end
+        end = slot.end
     return tuple(slots)
 
 
-TORCH_TYPES = {
-    ir.DataType.FLOAT: torch.float32,
-    ir.DataType.FLOAT16: torch.float16,
-    ir.DataType.BFLOAT16: torch.bfloat16,
-}
+def _slot_from(use: _Use, end: int) -> Slot:
+    """The first aligned place from `end` on."""
+    name, shape, dtype = use.value.name, use.value.shape, use.value.dtype
+    assert name is not None and shape is not None and dtype is not None
+    slot = Slot(name, use.weight, use.transposed, TORCH_TYPES[dtype], shape.numpy(), end)
+    aligned = PAGE if slot.bytes >= SMALL else SMALL_ALIGNED
+    return replace(slot, offset=-(-end // aligned) * aligned)

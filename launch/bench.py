@@ -76,7 +76,7 @@ class Args(Options):
 
     random_weights: bool = False
     """Instead of a bundle: the stages of `preset` at full size with random weights, one in memory at a time. It is
-    exported to out/random/ first, and kept there; `against`, `instruction`, `baselines` and `samples` do not count."""
+    exported to out/random/ first, and kept there; only the graphs are timed."""
 
     preset: str = "cogact-base"
     """With random weights: which policy, cogact-small, cogact-base, cogact-large or tabletop."""
@@ -109,6 +109,12 @@ class Args(Options):
             raise ConfigError(f"expected --threads >= 0, got {self.threads}")
         if self.samples is not None and self.samples.suffix not in SAMPLES_AS:
             raise ConfigError(f"expected {' or '.join(SAMPLES_AS)} at the end of --samples, got {self.samples}")
+        alone = (self.bundle, self.against, self.baselines, self.samples) == ("tabletop", None, "auto", None)
+        if self.random_weights and not alone:
+            raise ConfigError("expected --random-weights without a bundle, --against, --baselines and --samples")
+        counts = (self.layers, self.mlp_keep, self.tokens, self.cache_interval) != (None, 1.0, None, 1)
+        if counts and not self.random_weights:
+            raise ConfigError("expected --layers, --mlp-keep, --tokens and --cache-interval with --random-weights only")
 
     @property
     def torch_backends(self) -> tuple[str, ...]:

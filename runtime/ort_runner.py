@@ -38,11 +38,13 @@ DTYPES = {
 class OrtRunner:
     """One stage in one session."""
 
-    def __init__(self, model: Path, spec: StageSpec, *, provider: str = CPU, threads: int = 0) -> None:
-        """See `runner.create`."""
+    def __init__(
+        self, model: Path, spec: StageSpec, *, provider: str = CPU, threads: int = 0, frugal: bool = False
+    ) -> None:
+        """See `runner.create`; `frugal`: weights stay in the mapped file and are widened where they are used."""
         self.spec = spec
         self._outputs = [tensor.name for tensor in spec.outputs]
-        self._session = _session(model, provider, threads)
+        self._session = _session(model, provider, threads, frugal)
         got = self._session.get_providers()
         if not got or got[0] != provider:
             raise BackendError(f"expected provider {provider!r}, got {got} for {model.name!r}")
@@ -126,11 +128,26 @@ def session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _session(model: Path, provider: str, threads: int) -> ort.InferenceSession:
+def make_frugal(options: ort.SessionOptions) -> list[str]:
+    """Let a session hold no copy of its weights; returns the optimisers to disable.
+
+    On the CPU a float16 graph is widened to float32, as a whole while loading: three times the file in memory. With
+    these options each weight is widened just before its product and dropped after it: slower, and the file is enough.
+    """
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    options.enable_cpu_mem_arena = False
+    return ["ConstantFolding"]
+
+
+def _session(model: Path, provider: str, threads: int, frugal: bool) -> ort.InferenceSession:
     if provider not in ort.get_available_providers():
         raise BackendError(f"expected provider {provider!r}, this onnxruntime offers {ort.get_available_providers()}")
+    options = session_options(threads)
+    disabled = make_frugal(options) if frugal else []
     try:
-        return ort.InferenceSession(str(model), session_options(threads), providers=OPTIONS.get(provider, [provider]))
+        providers = OPTIONS.get(provider, [provider])
+        return ort.InferenceSession(str(model), options, providers=providers, disabled_optimizers=disabled)
     except Exception as error:  # the library's exceptions share no public base
         raise BundleError(f"{model}: {error}") from error
 

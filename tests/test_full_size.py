@@ -34,6 +34,7 @@ from trimvla.policies.trimmed import trim
 from trimvla.policies.weights import CheckpointWeights, RandomWeights
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import BundleError, ConfigError
+from trimvla.runtime.ort_runner import OrtRunner
 from trimvla.runtime.plan import Plan, TokenPlan, mask, save_plan
 from trimvla.runtime.policy import Policy
 
@@ -184,7 +185,9 @@ def test_a_killed_export_goes_on_where_it_was(bones: Skeleton, tmp_path: Path, m
 
 def test_what_a_changed_request_left_is_not_used(tmp_path: Path) -> None:
     out, left = tmp_path / "bundle", []
-    for request, resume in (({"a": 1}, True), ({"a": 1}, True), ({"a": 2}, True), ({"a": 2}, False)):
+    one, two = wanted(TINY, scattered(TINY), "float32"), wanted(TINY, scattered(TINY), "float16")
+    first, other = (each.request(RandomWeights(TINY)) for each in (one, two))
+    for request, resume in ((first, True), (first, True), (other, True), (other, False)):
         with partial_directory(out, request, resume) as (work, journal):
             left.append(journal.done("x"))
             journal.note("x", len(left))
@@ -233,6 +236,17 @@ def test_full_size_exports_weigh_what_cost_says(precision: str) -> None:
         assert held == pytest.approx(expected[stage], rel=0.001), stage
 
 
+def test_cost_says_bytes_in_a_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for dtype in ("fp32", "fp16", "int8"):
+        assert cli.main(["cost", "--preset", "cogact-base", "--layers", "22", "--dtype", dtype, "--json"]) == 0
+        said[dtype] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["fp16"]["dtype"] == "float16"
+    assert 2 * said["fp16"]["weight_bytes"] == said["fp32"]["weight_bytes"]
+    assert said["int8"]["stages"]["vision"] == said["fp16"]["stages"]["vision"]
+    assert said["int8"]["stages"]["language"]["weight_bytes"] < 0.6 * said["fp16"]["stages"]["language"]["weight_bytes"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -248,6 +262,12 @@ def test_full_size_exports_weigh_what_cost_says(precision: str) -> None:
 def test_the_verb_refuses(words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", *words.split(), "--out", str(tmp_path / "x")]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--layers 4", "tabletop-trimmed --random-weights", "--random-weights --against x"])
+def test_bench_refuses_what_does_not_go_together(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", *words.split()]) == 1
+    assert "--random-weights" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -281,6 +301,10 @@ def test_the_verb_streams_an_official_checkpoint_in_half(tmp_path: Path, monkeyp
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["ok"] and result["dtype"] == "float16" and result["peak_bytes"] > 0
     assert 0 < result["parity"]["groups"]["cognition, float16"]["worst"] < 0.02
+    spec = bundles.load(tmp_path / "bundle").stages["vision"]
+    picture = {"image": np.full((1, TINY.image_size, TINY.image_size, 3), 7, np.uint8)}
+    usual, frugal = (OrtRunner(tmp_path / "bundle" / spec.file, spec, frugal=choice) for choice in (False, True))
+    np.testing.assert_allclose(usual.run(picture)["visual"], frugal.run(picture)["visual"], rtol=0.01, atol=0.01)
     policy = Policy.load(tmp_path / "bundle")
     assert np.isfinite(policy.infer(np.zeros((20, 30, 3), np.uint8), "lift").actions).all()
 
