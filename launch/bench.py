@@ -6,6 +6,7 @@ floor (`export.floor`), and the policy's real process answers over its sockets (
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tyro.conf import Positional
 from trimvla.export import benchmark
 from trimvla.export.benchmark import COMPILED, EAGER, Samples, Subject
 from trimvla.export.floor import Floor, Machine, better, measure_machine
-from trimvla.launch.bench_report import SAMPLES_AS, as_table, doubts, explain, write_samples
+from trimvla.launch.bench_report import SAMPLES_AS, as_cost, as_table, breakdown, doubts, explain, write_samples
 from trimvla.launch.bench_socket import socket_policy
 from trimvla.launch.bench_subjects import (
     UNMEASURED,
@@ -33,9 +34,10 @@ from trimvla.launch.bench_subjects import (
 )
 from trimvla.launch.options import Options, Result
 from trimvla.launch.supervisor import terminate_as_interrupt
+from trimvla.runtime import manifest
 from trimvla.runtime.errors import ConfigError
 
-CAMERA_SHAPE = (480, 640, 3)  # a usual camera; the policy shrinks it
+OWN_SIZE = "policy"
 BASELINES = {"none": (), "eager": (EAGER,), "all": (EAGER, COMPILED)}
 Baselines = Literal["auto", "none", "eager", "all"]
 
@@ -52,6 +54,9 @@ class Args(Options):
 
     instruction: str = "pick up the red cube"
     """What the policy is asked."""
+
+    picture: str = OWN_SIZE
+    """Size of the camera's picture: the policy's own, as the demo's camera and one with `side` give it; or 640x480."""
 
     rounds: int = 50
     """Turns that count."""
@@ -76,6 +81,8 @@ class Args(Options):
         """Raise ConfigError where there is nothing to measure, or nowhere to write it."""
         if self.rounds < 1 or self.warmup < 0:
             raise ConfigError(f"expected --rounds >= 1 and --warmup >= 0, got {self.rounds} and {self.warmup}")
+        if self.picture != OWN_SIZE and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.picture):
+            raise ConfigError(f"expected a size such as 640x480, or {OWN_SIZE}, got {self.picture!r} for --picture")
         if self.threads < 0:
             raise ConfigError(f"expected --threads >= 0, got {self.threads}")
         if self.samples is not None and self.samples.suffix not in SAMPLES_AS:
@@ -98,6 +105,8 @@ class Measured:
     floors: dict[str, dict[str, Floor]]
     runs_on: dict[str, dict[str, str]]
     asked_again: int
+    parts: dict[str, float]
+    """Of L3, of the bundle itself [ms]."""
     notes: list[str]
 
 
@@ -111,6 +120,7 @@ def run(args: Args) -> Result:
     result = summarise(args, measured)
     console = args.console()
     console.print(as_table(result))
+    console.print(as_cost(result))
     for line in explain(result):
         console.print(line, highlight=False, markup=False)
     return result
@@ -119,7 +129,8 @@ def run(args: Args) -> Result:
 def measure(args: Args, stack: ExitStack) -> Measured:
     """Open everything, let all take turns; `stack` closes it."""
     notes: list[str] = []
-    asked = Asked(np.random.default_rng(0).integers(0, 256, CAMERA_SHAPE, np.uint8), args.instruction)
+    shape = picture_shape(args)
+    asked = Asked(np.random.default_rng(0).integers(0, 256, shape, np.uint8), args.instruction)
     parties = open_parties(args.bundle, args.against, args.backend, args.threads, stack)
     sockets = [
         stack.enter_context(
@@ -141,8 +152,18 @@ def measure(args: Args, stack: ExitStack) -> Measured:
         floors={party.name: known_floors(party, asked, machine, notes) for party in parties},
         runs_on=parties[-1].policy.describe(),
         asked_again=sum(socket.asked_again for socket in sockets),
+        parts=sockets[-1].parts(),
         notes=notes,
     )
+
+
+def picture_shape(args: Args) -> tuple[int, int, int]:
+    """Height, width and channels of the picture that everybody gets."""
+    if args.picture == OWN_SIZE:
+        side = manifest.load(manifest.resolve(args.bundle)).image.size
+        return side, side, 3
+    width, height = map(int, args.picture.split("x"))
+    return height, width, 3
 
 
 def baselines(args: Args, parties: Sequence[Party], asked: Asked, stack: ExitStack, notes: list[str]) -> list[Subject]:
@@ -199,7 +220,9 @@ def summarise(args: Args, measured: Measured) -> Result:
             "gflops": round(measured.machine.gflops, 1),
             "gbytes_per_s": round(measured.machine.gbytes_per_s, 2),
         },
+        "picture": args.picture,
         "runtime_cost_ms": benchmark.over_l0(measured.samples[own.name], "L3"),
+        "breakdown": breakdown(measured.samples[own.name], measured.parts),
         "notes": [*measured.notes, *doubts(rows, measured.asked_again)],
         "samples": args.samples,
         "rows": rows,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from trimvla.export.benchmark import TOTAL, Samples
+from trimvla.export.benchmark import TOTAL, Cell, Samples
 from trimvla.launch.options import Result
 
 SAMPLES_AS = (".npz", ".json")
@@ -48,6 +48,39 @@ def _cells(row: dict[str, Any]) -> Iterator[str]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+def breakdown(cells: Mapping[Cell, Sequence[float]], parts: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Where L3 - L0 goes: rows of step, part and ms, from medians. Their sum is not exact: medians do not add up."""
+
+    def over(layer: str, below: str) -> float:
+        return float(np.median(np.subtract(cells[layer, TOTAL], cells[below, TOTAL])))
+
+    def row(step: str, part: str, ms: float) -> dict[str, Any]:
+        return {"step": step, "part": part, "ms": round(ms, 3)}
+
+    picture = float(np.median(cells["L1", "preprocess"]))
+    again = parts["policy"] - float(np.median(cells["L2", TOTAL]))
+    socket = {name: ms for name, ms in parts.items() if name != "policy"}
+    return [
+        row("L1 - L0", "picture resized, prompt looked up, noise drawn", picture),
+        row("L1 - L0", "graphs in a row, not on inputs that lie ready", over("L1", "L0") - picture),
+        row("L2 - L1", "clipped, un-normalised", over("L2", "L1")),
+        *(row("L3 - L2", name, ms) for name, ms in socket.items()),
+        row("L3 - L2", "policy in its own process against in this one", again),
+        row("L3 - L0", TOTAL, over("L3", "L0")),
+    ]
+
+
+def as_cost(result: Result) -> Table:
+    """The runtime's own cost, part by part."""
+    title = f"the runtime's own cost, picture {result['picture']} [ms]"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
+    for column in ("step", "part", "p50 ms"):
+        table.add_column(column, justify="right" if column == "p50 ms" else "left")
+    for row in result["breakdown"]:
+        table.add_row(row["step"], row["part"], _number(row["ms"]), style="bold" if row["part"] == TOTAL else None)
+    return table
 
 
 def explain(result: Result) -> Iterator[str]:

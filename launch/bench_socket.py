@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from trimvla.export.benchmark import TOTAL, Times
-from trimvla.launch.processes import commands
+from trimvla.launch.processes import programs
 from trimvla.launch.supervisor import Supervisor
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns
 from trimvla.runtime.errors import TrimvlaError
 from trimvla.runtime.messages import ActionChunk, Frame, JointState, Report, Task
+from trimvla.runtime.telemetry import REPORT_PERIOD_S
 from trimvla.runtime.topics import color, report, topic
 
 CAMERA = "front"
@@ -57,7 +58,8 @@ def socket_policy(
         run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimvla-")))
         sends = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in SENT}
         hears = stack.enter_context(Subscriber(run_dir, [topic("chunk"), topic(report(PROCESS))]))
-        group = stack.enter_context(Supervisor(commands({PROCESS: section | WIDE_OPEN}, run_dir), run_dir))
+        parts = programs({PROCESS: section | WIDE_OPEN}, run_dir)
+        group = stack.enter_context(Supervisor(parts, run_dir, restart=False))
         yield SocketPolicy(sends, hears, group.check, picture, instruction)
 
 
@@ -80,6 +82,7 @@ class SocketPolicy:
         self._sent_ns: dict[int, int] = {}
         self.asked_again = 0
         """Frames beyond the first of a turn: a figure above 0 says that the machine was too busy to measure on."""
+        self._back_ms: list[float] = []
 
     def connect(self) -> None:
         """Return when the process has answered a first time. Raises what `turn` raises."""
@@ -88,6 +91,7 @@ class SocketPolicy:
             self._listen(deadline, READY_TIMEOUT_S)
         self.turn(0)
         self.asked_again = 0
+        self._back_ms.clear()
 
     def turn(self, turn: int) -> Times:
         """L3: publish a frame, wait for its chunk. Raises NoAnswerError, or ProcessEndedError with its last words."""
@@ -126,7 +130,21 @@ class SocketPolicy:
         chunk = heard.message
         if not heard.updated or not isinstance(chunk, ActionChunk) or chunk.frame_sequence < first:
             return None
+        self._back_ms.append((now - chunk.produced_ns) / NS_PER_MS)
         return (now - self._sent_ns[chunk.frame_sequence]) / NS_PER_MS
+
+    def parts(self) -> dict[str, float]:
+        """Where the time of L3 went [ms], by the process's own clocks: medians of all turns, also the first."""
+        self._hears.update(REPORT_PERIOD_S + POLL_S)
+        p50 = {name: summary.p50 for name, summary in self._report().latencies.items()}
+        way = p50["travel"] + p50["pickup"]
+        return {
+            "frame out, and on its way": p50["travel"],
+            "thread wakes, frame unpacked": p50["pickup"],
+            "observation judged": max(0.0, p50["observation_age"] - way),
+            "policy": p50["inference.total"],
+            "chunk out, on its way, unpacked": float(np.median(self._back_ms)),
+        }
 
     def _report(self) -> Report:
         message = self._hears[report(PROCESS)].message

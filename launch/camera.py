@@ -39,7 +39,7 @@ class Args(Options):
     height: int = 480
     """Asked of devices and test pictures [pixels]."""
 
-    codec: Codec = "raw_bgr8"
+    codec: Codec = "raw_rgb8"
     """How a frame travels."""
 
     run_dir: Path | None = None

@@ -50,6 +50,8 @@ VERBS = (
     Verb("record", "trimvla.launch.record", "record", "write what travels in a running system to an MCAP file"),
     Verb("replay", "trimvla.launch.replay", "record", "a recording's policy calls once more: the same actions?"),
     Verb("inspect", "trimvla.launch.inspection", "record", "one policy call: kept tokens, layers, steps, times"),
+    Verb("faults", "trimvla.launch.faults", "record", "break one thing after the other; was every command safe?"),
+    Verb("load", "trimvla.launch.load", "", "a whole robot's load on this machine: late, lost, growing?"),
     Verb("process", "trimvla.launch.process", "", "one process of a system (what `run` and `demo` start)", True),
 )
 

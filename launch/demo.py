@@ -20,9 +20,9 @@ from tyro.conf import Positional
 from trimvla.launch import video
 from trimvla.launch.director import Director, Recording, Request
 from trimvla.launch.options import Options, Result
-from trimvla.launch.processes import commands, read_system
+from trimvla.launch.processes import programs, read_system
 from trimvla.launch.supervisor import Supervisor, terminate_as_interrupt
-from trimvla.launch.watching import RECORDER, WATCHERS, outcome, with_recorder
+from trimvla.launch.watching import RECORDER, outcome, with_recorder
 from trimvla.runtime import manifest
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Report, Summary
@@ -107,7 +107,7 @@ def play(
 ) -> tuple[list[Recording], dict[str, Report]]:
     """All episodes on one running system, with a live line; recordings and the processes' last reports."""
     with (
-        Supervisor(commands(sections, run_dir), run_dir, WATCHERS) as group,
+        Supervisor(programs(sections, run_dir), run_dir) as group,
         Director(run_dir, list(sections), group.check) as director,
         console.status("starting") as line,
     ):

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from trimvla.launch.children import Program
 from trimvla.launch.config import build, decode_file
 from trimvla.runtime.errors import ConfigError
 
@@ -34,6 +35,11 @@ class Process:
     config: str
     summary: str
     extra: str = ""  # the optional install that it needs
+    report: str = ""  # the name that it reports under, `{name}` being the one in its settings; its own if empty
+    order: int = 1  # watchers 0, then what sees, thinks and moves, at last control
+    matters: bool = True  # the robot holds while it is gone
+    restart: bool = True  # control forgets stops and faults, a driver where it is: a person starts those again
+    silent_s: float = 20.0  # without a report for so long it hangs
 
     def load(self) -> ModuleType:
         """The module, imported. Raises ConfigError where a package that it needs is not installed."""
@@ -44,18 +50,33 @@ class Process:
             raise ConfigError(f"process '{self.name}' needs {error.name}: {install}") from error
 
 
+# fmt: off
 PROCESSES = {
     process.name: process
     for process in (
-        Process("camera", "trimvla.runtime.camera", "CameraConfig", "a device, file or test picture -> frames"),
-        Process("policy", "trimvla.runtime.policy_process", "PolicyConfig", "frames and task -> action chunks"),
-        Process("control", "trimvla.runtime.control", "ControlConfig", "chunks -> commands, at a fixed rate"),
-        Process("recorder", "trimvla.runtime.recorder", "RecorderConfig", "all of it -> an MCAP file", "record"),
-        Process("metrics", "trimvla.runtime.metrics", "MetricsConfig", "reports -> a Prometheus page", "metrics"),
-        Process("sim-robot", "trimvla.sim.robot", "RobotConfig", "commands -> a simulated world", "sim"),
-        Process("sim-camera", "trimvla.sim.camera", "SimCameraConfig", "the simulated world -> frames", "sim"),
+        Process("camera", "trimvla.runtime.camera", "CameraConfig", "a device, file or test picture -> frames",
+                report="camera-{name}"),
+        Process("policy", "trimvla.runtime.policy_process", "PolicyConfig", "frames and task -> action chunks",
+                silent_s=60.0),
+        Process("control", "trimvla.runtime.control", "ControlConfig", "chunks -> commands, at a fixed rate",
+                order=2, restart=False, silent_s=5.0),
+        Process("recorder", "trimvla.runtime.recorder", "RecorderConfig", "all of it -> an MCAP file", "record",
+                order=0, matters=False, restart=False),
+        Process("metrics", "trimvla.runtime.metrics", "MetricsConfig", "reports -> a Prometheus page", "metrics",
+                order=0, matters=False),
+        Process("sim-robot", "trimvla.sim.robot", "RobotConfig", "commands -> a simulated world", "sim",
+                report="robot", restart=False),
+        Process("sim-camera", "trimvla.sim.camera", "SimCameraConfig", "the simulated world -> frames", "sim",
+                report="camera-{name}"),
+        Process("sim-arm", "trimvla.sim.arm", "ArmConfig", "commands -> an arm without a world",
+                report="arm", restart=False),
+        Process("faulty-camera", "trimvla.sim.faults", "FaultyCameraConfig", "a test picture -> frames, with faults",
+                report="camera-{name}"),
+        Process("faulty-policy", "trimvla.sim.faulty_policy", "FaultyPolicyConfig", "a policy that can be spoilt",
+                report="policy"),
     )
 }
+# fmt: on
 
 
 def read_system(source: str | Path, overrides: Sequence[str] = ()) -> Sections:
@@ -117,3 +138,14 @@ def commands(sections: Sections, run_dir: Path, log_format: str = "text") -> dic
     program = [sys.executable, "-m", "trimvla.launch.cli", "process"]
     options = ["--system", str(path), "--run-dir", str(run_dir), "--supervised", "--log-format", log_format]
     return {name: [*program, name, *options] for name in sections}
+
+
+def programs(sections: Sections, run_dir: Path, log_format: str = "text") -> list[Program]:
+    """The same for a supervisor: with the order in which they start, and what is to be done if one ends."""
+    return [_program(name, argv, sections[name]) for name, argv in commands(sections, run_dir, log_format).items()]
+
+
+def _program(name: str, argv: Sequence[str], section: Mapping[str, Any]) -> Program:
+    row = row_of(name, section)
+    owner = (row.report or name).format(name=section.get("name", "front"))
+    return Program(name, argv, row.order, owner, row.matters, row.restart, row.silent_s)

@@ -12,21 +12,22 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options, Result
-from trimvla.launch.processes import Sections, commands, read_system
+from trimvla.launch.processes import Sections, programs, read_system
 from trimvla.launch.supervisor import Supervisor, stop_event
-from trimvla.launch.watching import RECORDER, WATCHERS, outcome, with_metrics, with_recorder
+from trimvla.launch.watching import RECORDER, outcome, with_metrics, with_recorder
 from trimvla.runtime.bus import Publisher, Subscriber
-from trimvla.runtime.clock import monotonic_ns
+from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Report, Task
 from trimvla.runtime.topics import report, topic
 
-PERIOD_S = 0.2
+TASK_PERIOD_S = 0.2
+CHECK_S = 0.05  # how soon the end of a process is noticed
 
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Start a system and keep it running until Ctrl-C, or until one of its processes ends."""
+    """Start a system and keep it running until Ctrl-C. A process that ends is started again, or all stop."""
 
     system: Positional[str]
     """A TOML file with one section a process, or a shipped one: robot, demo."""
@@ -64,21 +65,22 @@ def run(args: Args) -> Result:
         run_dir = args.run_dir or Path(temporary)
         run_dir.mkdir(parents=True, exist_ok=True)
         with (
+            Supervisor(programs(sections, run_dir, args.log_format), run_dir) as group,
             Subscriber(run_dir, [topic(report(name)) for name in sections]) as hears,
             Publisher(run_dir, topic("task")) as tasks,
-            Supervisor(commands(sections, run_dir, args.log_format), run_dir, WATCHERS) as group,
             Console(stderr=True).status("starting") as line,
         ):
-            began_ns = monotonic_ns()
+            began_ns, said_ns = monotonic_ns(), 0
             while not stop.is_set() and (args.seconds is None or time.monotonic() - start < args.seconds):
                 group.check()
-                if args.task is not None:
+                if args.task is not None and monotonic_ns() - said_ns > to_ns(TASK_PERIOD_S):
                     tasks.send(as_task(args.task, began_ns))
+                    said_ns = monotonic_ns()
                 hears.update()
                 line.update(status_line(newest(hears, sections)))
-                stop.wait(PERIOD_S)
+                stop.wait(CHECK_S)
             group.stop()
-            hears.update(PERIOD_S)
+            hears.update(TASK_PERIOD_S)
             reports = newest(hears, sections)
     processes = {r.process: {"state": r.state, "counters": r.counters, "values": r.values} for r in reports}
     result: Result = {"ok": True, "seconds": round(time.monotonic() - start, 1), "processes": processes}

@@ -1,4 +1,9 @@
-"""Starts processes, notices when one ends, and leaves nothing behind. Knows commands and logs; not what a process does.
+"""Starts processes in order, notices when one ends or hangs, starts it again or stops all; leaves nothing behind.
+
+The robot is stopped first: the moment that something which matters is lost, `health` says so and the control loop
+holds; when all stop, control goes first, and its last word is a hold. Only what has once been ready is started again,
+with growing pauses: what cannot even start is an error at once. Knows commands, reports and logs; not what a process
+does.
 
 Every child holds the reading end of a pipe on its standard input; when the parent goes away, however it goes, the pipe
 closes and the child stops (`stop_event`). A child that does not stop is terminated, then killed.
@@ -6,92 +11,60 @@ closes and the child stops (`stop_event`). A child that does not stop is termina
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import logging
 import os
 import signal
-import subprocess
+import socket
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
-from trimvla.runtime.errors import TrimvlaError
+from trimvla.launch.children import GRACE_S, Child, Post, Program
+from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.clock import monotonic_ns
+from trimvla.runtime.errors import ConfigError, TrimvlaError
+from trimvla.runtime.messages import Health, Report
+from trimvla.runtime.topics import report, topic
 
 log = logging.getLogger(__name__)
-GRACE_S = 5.0  # from the closed pipe to SIGTERM, and from there to SIGKILL
-LOG_TAIL_LINES = 5
+HEALTH_PERIOD_S = 0.2
+START_S = 120.0  # for what starts next to be started although something before it is not ready
+LOCK = "lock"
 
 
 class ProcessEndedError(TrimvlaError):
     """A process that should be running has ended."""
 
 
-class Child:
-    """One running process and its log file."""
-
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
-        """Start it in a session of its own, so that Ctrl-C reaches the parent alone."""
-        self.name = name
-        self.log = log
-        with log.open("wb") as sink:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
-            )
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
-    def status(self) -> int | None:
-        """None while it runs, else its exit status."""
-        return self._process.poll()
-
-    def ask_to_stop(self) -> None:
-        """Close the pipe that it watches."""
-        with contextlib.suppress(OSError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-
-    def wait(self, deadline: float) -> bool:
-        """Whether it ended before `deadline` on the monotonic clock [s]."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(max(0.0, deadline - time.monotonic()))
-        return self.status() is not None
-
-    def terminate(self) -> None:
-        """SIGTERM, then SIGKILL."""
-        for send in (self._process.terminate, self._process.kill):
-            send()
-            if self.wait(time.monotonic() + GRACE_S):
-                return
-
-    def last_words(self) -> str:
-        """The error line of its log, or the log's last lines."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        errors = [line for line in lines if line.startswith("error: ")]
-        return errors[-1] if errors else " | ".join(lines[-LOG_TAIL_LINES:]) or "no output"
-
-
 class Supervisor:
     """A group of children with one life: `with Supervisor(...) as group:` starts, `check` watches, leaving stops."""
 
-    def __init__(self, commands: Mapping[str, Sequence[str]], log_dir: Path, dispensable: Collection[str] = ()) -> None:
-        """`commands` is name -> argv, started in this order; one log a process goes to `log_dir`.
+    def __init__(self, programs: Sequence[Program], run_dir: Path, *, restart: bool = True) -> None:
+        """One log a process goes to `run_dir`, where the sockets are. Without `restart` nothing is started again."""
+        self._programs, self._run_dir, self._restart = programs, run_dir, restart
+        self.posts: list[Post] = []
+        self._order: int | None = None
+        self._ordered_s = 0.0
+        self._said_s, self._said = 0.0, ""
+        self._lock: TextIO | None = None
 
-        The group lives on without those that are dispensable.
-        """
-        self._commands, self._dispensable = commands, set(dispensable)
-        self._log_dir = log_dir
-        self.children: list[Child] = []
+    @property
+    def children(self) -> list[Child]:
+        """Those that run, or ran last."""
+        return [post.child for post in self.posts if post.child is not None]
 
     def __enter__(self) -> Supervisor:
+        self._lock = lock(self._run_dir)
+        names = {program.report for program in self._programs if program.report}
+        self._hears = Subscriber(self._run_dir, [topic(report(name)) for name in names])
+        self._health = Publisher(self._run_dir, topic("health"))
         try:
-            for name, command in self._commands.items():
-                self.children.append(Child(name, command, self._log_dir / f"{name}.log"))
+            self._start_next()
         except BaseException:
             self.stop()
             raise
@@ -101,25 +74,106 @@ class Supervisor:
         self.stop()
 
     def check(self) -> None:
-        """Raise ProcessEndedError if a child has ended, with its own last words; a dispensable one is only logged."""
-        for child in self.children:
-            if child.status() is None:
-                continue
-            text = f"process '{child.name}' ended with status {child.status()}: {child.last_words()}"
-            if child.name not in self._dispensable:
-                raise ProcessEndedError(text)
-            log.error("%s; the others go on", text)
-            self.children.remove(child)
-            return
+        """Look after all; call it many times a second. Starts what is to be started next, or again.
+
+        Raises ProcessEndedError, with a child's own last words, if one that matters has ended for good.
+        """
+        self._listen()
+        for post in tuple(self.posts):
+            if text := post.ended():
+                self._lose(post, text)
+            post.return_when_due()
+        if all(post.ready for post in self.posts) or time.monotonic() > self._ordered_s + START_S:
+            self._start_next()
+        self._say(self.unwell)
+
+    @property
+    def unwell(self) -> str:
+        """Why the robot must hold; empty if it need not."""
+        return next((post.lost for post in self.posts if post.lost and post.program.matters), "")
 
     def stop(self) -> None:
-        """Ask all to stop, wait for all together, then insist."""
-        for child in self.children:
+        """Ask to stop and wait, then insist: control first, so that the robot holds; then the others."""
+        if self._lock is None:
+            return
+        for order in sorted({post.program.order for post in self.posts}, reverse=True):
+            self._stop([post.child for post in self.posts if post.program.order == order and post.child is not None])
+        self._health.close()
+        self._hears.close()
+        remove_dead_sockets(self._run_dir)
+        self._lock.close()
+        self._lock = None
+
+    def _stop(self, children: Sequence[Child]) -> None:
+        for child in children:
             child.ask_to_stop()
         deadline = time.monotonic() + GRACE_S
-        for child in self.children:
+        for child in children:
             if not child.wait(deadline):
                 child.terminate()
+
+    def _start_next(self) -> None:
+        """Start those of the next order."""
+        later = [p.order for p in self._programs if self._order is None or p.order > self._order]
+        if not later:
+            return
+        self._order, self._ordered_s = min(later), time.monotonic()
+        for program in self._programs:
+            if program.order == self._order:
+                self.posts.append(Post(program, self._run_dir))
+                self.posts[-1].start()
+
+    def _listen(self) -> None:
+        self._hears.update()
+        for post in self.posts:
+            if post.program.report:
+                heard = self._hears[report(post.program.report)]
+                post.hear(heard.message if isinstance(heard.message, Report) else None, heard.silence_s)
+
+    def _lose(self, post: Post, text: str) -> None:
+        """A child has ended: the robot first, then what is to be done about it."""
+        again = self._restart and post.may_return()
+        if post.program.matters:
+            self._say(text)
+        if again:
+            log.error("%s; started again in %.1f s", text, post.pause(text))
+            return
+        if post.program.matters:
+            raise ProcessEndedError(text)
+        log.error("%s; the others go on", text)
+        self.posts.remove(post)
+
+    def _say(self, unwell: str) -> None:
+        """Publish how the group is, at once if that has changed."""
+        if unwell != self._said or time.monotonic() >= self._said_s + HEALTH_PERIOD_S:
+            self._health.send(Health(time_ns=monotonic_ns(), ok=not unwell, reason=unwell[:4096]))
+            self._said, self._said_s = unwell, time.monotonic()
+
+
+def lock(run_dir: Path) -> TextIO:
+    """Keep the run directory for one system while the file is open. Raises ConfigError if another has it."""
+    file = (run_dir / LOCK).open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ConfigError(
+            f"expected a run directory of its own for every system; another one runs in {run_dir}"
+        ) from None
+    return file
+
+
+def remove_dead_sockets(run_dir: Path) -> None:
+    """Remove what killed processes left: sockets that nobody listens on. Living ones, such as a driver's, stay."""
+    for path in run_dir.iterdir():
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX) as probe:
+                try:
+                    probe.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink(missing_ok=True)
+                except OSError:
+                    continue
 
 
 def stop_event(watch_parent: bool) -> threading.Event:

@@ -11,8 +11,6 @@ from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Report
 
 RECORDER, METRICS = "recorder", "metrics"
-WATCHERS = (RECORDER, METRICS)
-"""The robot goes on when one of these ends."""
 
 
 def with_recorder(sections: Sections, path: Path) -> Sections:
@@ -43,7 +41,7 @@ def cameras(sections: Sections) -> list[str]:
     started = [
         configure(name, section)[1].name
         for name, section in sections.items()
-        if row_of(name, section).name in ("camera", "sim-camera")
+        if row_of(name, section).name in ("camera", "sim-camera", "faulty-camera")
     ]
     looked = [section["camera"] for section in sections.values() if "camera" in section]
     return list(dict.fromkeys([*started, *looked]))

@@ -53,7 +53,7 @@ def _file_name(topic: Topic) -> str:
 class Publisher:
     """The one sender of a topic. For one thread."""
 
-    def __init__(self, run_dir: Path, topic: Topic, codec: Codec = "raw_bgr8") -> None:
+    def __init__(self, run_dir: Path, topic: Topic, codec: Codec = "raw_rgb8") -> None:
         """Bind. `codec` is for frames. Raises ConfigError where the run directory cannot hold a socket."""
         self.topic = topic
         self._codec: Codec = codec

@@ -21,10 +21,11 @@ from trimvla.runtime.bus import Publisher
 from trimvla.runtime.clock import NS_PER_S, Rate, monotonic_ns, utc_ns
 from trimvla.runtime.errors import CameraError, ConfigError
 from trimvla.runtime.messages import Frame
+from trimvla.runtime.preprocess import resize
 from trimvla.runtime.specs import ArraySpec
 from trimvla.runtime.telemetry import Reporter, Telemetry
 from trimvla.runtime.topics import CAMERA_NAME, color, topic
-from trimvla.runtime.wire import Codec
+from trimvla.runtime.wire import Codec, flip
 
 Kind = Literal["device", "video", "image", "synthetic"]
 PICTURE = ArraySpec("picture", "uint8", (None, None, 3))
@@ -43,7 +44,10 @@ class CameraConfig:
     width: int = 640
     height: int = 480
     """Asked of devices and synthetic pictures; files keep their size."""
-    codec: Codec = "raw_bgr8"
+    codec: Codec = "raw_rgb8"
+    """How a frame travels. `raw_rgb8` costs least; viewers of the registry's `camera-stream` may want `raw_bgr8`."""
+    side: int | None = None
+    """Shrink to a square of this side where the picture is taken, exactly as the policy would: fewer bytes travel."""
     start_timeout_s: float = 5.0
     """Without a first picture by then, the camera counts as not started."""
 
@@ -52,8 +56,12 @@ class CameraConfig:
             raise ConfigError(f"expected letters, digits, '_', '.' or '-', got {self.name!r} for 'name'")
         if self.kind not in SOURCES or self.codec not in get_args(Codec):
             raise ConfigError(f"unknown 'kind' {self.kind!r} or 'codec' {self.codec!r}")
-        if not (self.hz > 0 and self.start_timeout_s > 0 and self.width > 0 and self.height > 0):
-            raise ConfigError("expected numbers above 0 for 'hz', 'start_timeout_s', 'width' and 'height'")
+        if not (
+            self.hz > 0
+            and self.start_timeout_s > 0
+            and min(self.width, self.height, 1 if self.side is None else self.side) > 0
+        ):
+            raise ConfigError("expected numbers above 0 for 'hz', 'start_timeout_s', 'width', 'height' and 'side'")
 
 
 class Source(Protocol):
@@ -130,7 +138,7 @@ class VideoSource:
             ok, picture = self._capture.read()
         if not ok:
             raise CameraError(self._words)
-        return picture[..., ::-1]
+        return flip(picture)
 
     def close(self) -> None:
         """Close the file."""
@@ -160,7 +168,7 @@ class DeviceSource:
             raise CameraError(f"{self._words} gives no picture")
         driver_ns = round(self._capture.get(self._cv2.CAP_PROP_POS_MSEC) * 1e6)
         self.captured_ns = capture_time(driver_ns, asked_ns, monotonic_ns())
-        return picture[..., ::-1]
+        return flip(picture)
 
     def close(self) -> None:
         """Release the device."""
@@ -211,21 +219,24 @@ def start(open_source: Callable[[], Source], name: str, timeout_s: float) -> Sou
     return result
 
 
-def take(source: Source, name: str) -> Frame:
+def take(source: Source, name: str, side: int | None = None) -> Frame:
     """The next picture with its time: the source's own, else when it was asked for, which is never too late."""
     asked_ns = monotonic_ns()
     image = np.ascontiguousarray(source.read())
+    image = image if side is None else resize(image, side)
     time_ns = source.captured_ns if isinstance(source, TimedSource) else asked_ns
     return Frame(camera=name, time_ns=time_ns, image=image, utc_ns=utc_ns())
 
 
-def stream(source: Source, frames: Publisher, hz: float, stop: threading.Event, reporter: Reporter) -> None:
+def stream(
+    source: Source, frames: Publisher, hz: float, stop: threading.Event, reporter: Reporter, *, side: int | None = None
+) -> None:
     """Take, publish, keep time, until `stop`. Raises CameraError when the source ends."""
     camera, telemetry = frames.topic.name.rpartition("/")[0], reporter.telemetry
     telemetry.state = "streaming"
     rate = Rate(hz, sleep=stop.wait)
     while not stop.is_set():
-        frame = take(source, camera)
+        frame = take(source, camera, side)
         telemetry.time_ns("read", monotonic_ns() - frame.time_ns)
         frames.send(frame)
         telemetry.count("frames_published")
@@ -239,7 +250,7 @@ def run(config: CameraConfig, run_dir: Path, stop: threading.Event) -> None:
     frames = Publisher(run_dir, topic(color(config.name), config.hz), config.codec)
     reporter = Reporter(run_dir, Telemetry(f"camera-{config.name}"))
     try:
-        stream(source, frames, config.hz, stop, reporter)
+        stream(source, frames, config.hz, stop, reporter, side=config.side)
     finally:
         for closing in (reporter, frames, source):
             closing.close()

@@ -15,14 +15,14 @@ import msgspec
 from trimvla.runtime.bus import Input, Publisher, Subscriber
 from trimvla.runtime.clock import Rate, monotonic_ns
 from trimvla.runtime.controller import ControlConfig, Controller, Decision, Inputs
-from trimvla.runtime.messages import ActionChunk, Command, Deadman, EStop, JointState, Operator, Refusal, Task
+from trimvla.runtime.messages import ActionChunk, Command, Deadman, EStop, Health, JointState, Operator, Refusal, Task
 from trimvla.runtime.realtime import RealtimeConfig, set_up
 from trimvla.runtime.telemetry import Reporter, Telemetry
 from trimvla.runtime.topics import topic
 
 log = logging.getLogger(__name__)
-Kind = TypeVar("Kind", Task, JointState, ActionChunk, Refusal, EStop, Deadman, Operator)
-HEARS = ("task", "robot/state", "chunk", "refusal", "estop", "deadman", "operator")
+Kind = TypeVar("Kind", Task, JointState, ActionChunk, Refusal, EStop, Deadman, Health, Operator)
+HEARS = ("task", "robot/state", "chunk", "refusal", "estop", "deadman", "health", "operator")
 
 
 class ControlLoop:
@@ -76,6 +76,7 @@ def read_inputs(inputs: Subscriber) -> Inputs:
         estop=next((message for message in _fresh(inputs["estop"], EStop) if message.pressed), None)
         or _alive(inputs["estop"], EStop),
         deadman=_alive(inputs["deadman"], Deadman),
+        health=_newest(inputs["health"], Health),
         requests=tuple(_fresh(inputs["operator"], Operator)),
     )
 
@@ -123,6 +124,7 @@ def keep_time(loop: ControlLoop, hz: float, stop: threading.Event, reporter: Rep
         tick_ns = rate.wait()
         if stop.is_set():
             return
+        reporter.telemetry.time_ns("lag", monotonic_ns() - tick_ns)
         loop.tick(tick_ns)
         note_rate(rate, reporter.telemetry)
         reporter.beat()

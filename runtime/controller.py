@@ -21,7 +21,7 @@ from trimvla.runtime.fallback import as_command, hold, moves
 from trimvla.runtime.guard import Guard, GuardConfig
 from trimvla.runtime.machine import State
 from trimvla.runtime.manifest import ActionKind
-from trimvla.runtime.messages import ActionChunk, Command, Deadman, EStop, JointState, Operator, Refusal, Task
+from trimvla.runtime.messages import ActionChunk, Command, Deadman, EStop, Health, JointState, Operator, Refusal, Task
 from trimvla.runtime.realtime import RealtimeConfig
 from trimvla.runtime.safety import Limits, Motion, check, place, speed
 
@@ -67,6 +67,8 @@ class Inputs:
     estop: EStop | None = None
     """The newest, or one since the last tick that was pressed."""
     deadman: Deadman | None = None
+    health: Health | None = None
+    """The newest, however old: what is missing stays so until it is said to be back."""
     requests: tuple[Operator, ...] = ()
     """All since the last tick."""
 
@@ -105,12 +107,12 @@ class Controller:
         self._guard.hear(now_ns, inputs.task, inputs.requests, inputs.estop)
         if not self._guard.may_move:
             return self._stay(now_ns)
-        if reason := self._guard.released(now_ns, inputs.deadman):
+        if reason := self._guard.released(now_ns, inputs.deadman) or _missing(inputs.health):
             self._guard.feed("release", reason)
             return self._stay(now_ns)
         due = self._due(now_ns, inputs.robot)
         if isinstance(due, str) or inputs.robot is None:
-            self._guard.lose(str(due))
+            self._guard.lose(_because(now_ns, str(due), inputs.refusal))
             return self._stay(now_ns)
         return self._act(now_ns, due, inputs.robot)
 
@@ -188,6 +190,17 @@ class Controller:
     def _remember(self, action: NDArray[np.float64], before: NDArray[np.float64]) -> None:
         self._velocity = speed(self._config.kinds, self._config.hz, action, before)
         self._last = action
+
+
+def _missing(health: Health | None) -> str:
+    """Why the rest of the system does not let the robot move; empty if it does."""
+    return "" if health is None or health.ok else health.reason or "the system is not well"
+
+
+def _because(now_ns: int, reason: str, refusal: Refusal | None) -> str:
+    """Why there is no action: with the policy's own reason, where it has just refused a picture."""
+    recent = refusal is not None and now_ns - refusal.time_ns < NS_PER_S
+    return f"{reason}; refused: {refusal.reason}" if refusal is not None and recent else reason
 
 
 def _serves(chunk: ActionChunk, task: Task, dim: int) -> bool:

@@ -3,7 +3,7 @@
 idle     not armed, or there is no live task
 armed    may move, and waits for the first action of the task
 running  the action that is due is sent, as the gate let it through
-hold     there is no action to trust, or nobody holds the deadman's switch: the fallback is sent
+hold     there is no action to trust, nobody holds the deadman's switch or a process is gone: the fallback is sent
 fault    the emergency stop, or something that must not go on: the fallback, until a person resets it
 
 Only `act` leads to running, and only from a state that is armed or has been; only `reset` leads out of fault, to idle.
@@ -24,7 +24,7 @@ EVENTS: tuple[Event, ...] = get_args(Event)
 # arm      a person, or with `arm = "auto"` a new task, lets the robot move
 # disarm   a person does not
 # end      the task is over, or another one began
-# release  nobody holds the deadman's switch
+# release  nobody holds the deadman's switch, or a process that the robot needs is gone
 # act      there is an action that is due, fresh and let through by the gate
 # lose     there is none
 _ROWS: dict[State, tuple[State, ...]] = {

@@ -121,6 +121,14 @@ class Operator(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     request: Literal["arm", "disarm", "reset"]
 
 
+class Health(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether all processes that the robot needs are there, as who started them sees it; it holds until it is not."""
+
+    ok: bool
+    reason: Text = ""
+    """What is missing."""
+
+
 class SimState(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The simulated world, for processes that draw it."""
 

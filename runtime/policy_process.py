@@ -118,6 +118,7 @@ class PolicyLoop:
         self._inputs.update(WAIT_S)
         frame, task = self._frame(self._config.camera), _alive_task(self._inputs["task"])
         self._telemetry.counters["frames_missed"] = self._inputs[self._color].missed
+        self._telemetry.values["camera_hz"] = round(self._inputs[self._color].hz, 2)
         if frame is None:
             self._check_camera(task)
             return False
@@ -147,6 +148,9 @@ class PolicyLoop:
 
     def _act(self, frame: Frame, task: Task | None, stills: dict[str, Still]) -> bool:
         """Judge the picture; think; publish."""
+        arrived_ns = self._inputs[self._color].received_ns
+        self._telemetry.time_ns("travel", arrived_ns - frame.time_ns)
+        self._telemetry.time_ns("pickup", monotonic_ns() - arrived_ns)
         try:
             observation = self._observe(task, stills)
             self._telemetry.time_ns("observation_age", monotonic_ns() - observation.time_ns)

@@ -139,6 +139,13 @@ def binarise(sample: NDArray[np.float32], gripper: Sequence[int] = (6,)) -> NDAr
 
 def unnormalise(normalized: NDArray[np.float32], statistics: ActionStatistics) -> NDArray[np.float64]:
     """[-1, 1] float32[..., D] -> the robot's units float64[..., D]: 0.5 (a + 1) (q99 - q01) + q01 where masked."""
+    low, high, mask = _arrays(statistics)
+    return np.where(mask, 0.5 * (normalized + 1) * (high - low) + low, normalized)
+
+
+@lru_cache(maxsize=8)
+def _arrays(statistics: ActionStatistics) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """q01, q99 and the mask, made once: between two inferences the caches are cold and every small array costs."""
     low, high = np.array(statistics.q01), np.array(statistics.q99)
     mask = np.ones(low.shape, bool) if statistics.mask is None else np.array(statistics.mask)
-    return np.where(mask, 0.5 * (normalized + 1) * (high - low) + low, normalized)
+    return low, high, mask

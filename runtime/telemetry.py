@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from trimvla.runtime.bus import Publisher
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
@@ -23,36 +25,39 @@ REPORT_PERIOD_S = 0.5
 BUCKETS_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # upper bounds; one more bucket lies beyond
 
 
-def summarise(milliseconds: Iterable[float]) -> Summary:
+def summarise(milliseconds: Iterable[float] | NDArray[np.float64]) -> Summary:
     """Nearest-rank percentiles of durations [ms]; all zero where there are none."""
-    ordered = sorted(milliseconds)
-    if not ordered:
+    values = milliseconds if isinstance(milliseconds, np.ndarray) else np.fromiter(milliseconds, np.float64)
+    if not values.size:
         return Summary(0, 0.0, 0.0, 0.0)
-    return Summary(len(ordered), _rank(ordered, 0.50), _rank(ordered, 0.99), ordered[-1])
+    ordered = np.sort(values)
+    return Summary(len(ordered), _rank(ordered, 0.50), _rank(ordered, 0.99), float(ordered[-1]))
 
 
-def _rank(ordered: list[float], quantile: float) -> float:
+def _rank(ordered: NDArray[np.float64], quantile: float) -> float:
     """The smallest value that at least `quantile` of all values do not exceed."""
-    return ordered[math.ceil(quantile * len(ordered)) - 1]
+    return float(ordered[math.ceil(quantile * len(ordered)) - 1])
 
 
 class Distribution:
     """Durations under one name: a window for percentiles, a histogram since the start."""
 
     def __init__(self) -> None:
-        self._window: deque[float] = deque(maxlen=WINDOW)
+        self._window, self._count = np.zeros(WINDOW), 0  # sorted within a control tick: not a list of floats
         self._sum = 0.0
         self._buckets = [0] * (len(BUCKETS_MS) + 1)
 
     def add(self, milliseconds: float) -> None:
         """Note one."""
-        self._window.append(milliseconds)
+        self._window[self._count % WINDOW] = milliseconds
+        self._count += 1
         self._sum += milliseconds
         self._buckets[bisect_left(BUCKETS_MS, milliseconds)] += 1
 
     def summary(self) -> Summary:
         """Both, so far."""
-        return msgspec.structs.replace(summarise(self._window), sum=self._sum, buckets=tuple(self._buckets))
+        window = summarise(self._window[: self._count])  # which ends where the array does
+        return msgspec.structs.replace(window, sum=self._sum, buckets=tuple(self._buckets))
 
 
 class Telemetry:

@@ -17,6 +17,7 @@ from trimvla.runtime.messages import (
     Episode,
     EStop,
     Frame,
+    Health,
     JointState,
     Message,
     Operator,
@@ -57,6 +58,7 @@ TOPICS = {
         Topic("estop", EStop, 20, 0.3, 64, 64, 64 * KIB),
         Topic("deadman", Deadman, 20, 0.3, 16, 1, 64 * KIB),
         Topic("operator", Operator, 1, 3.0, 16, 16, 64 * KIB),
+        Topic("health", Health, 5, 1.0, 16, 1, 64 * KIB),
         Topic("command", Command, 5, 0.5, 32, 32, 64 * KIB),
         Topic("episode", Episode, 5, 1.0, 32, 32, 64 * KIB),
     )

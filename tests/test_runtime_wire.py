@@ -49,7 +49,7 @@ def frame(**fields: object) -> Frame:
 
 def altered(**fields: object) -> list[bytes]:
     """A valid frame with some header fields replaced, or left out where None."""
-    name, header, payload = encode(FRONT, frame())
+    name, header, payload = encode(FRONT, frame(), "raw_bgr8")
     merged = {**json.loads(header), **fields}
     return [name, json.dumps({k: v for k, v in merged.items() if v is not None}).encode(), payload]
 
@@ -75,7 +75,7 @@ def test_jpeg_frames_come_back_nearly():
 
 
 def test_a_frame_has_the_published_form():
-    name, header, payload = encode(FRONT, frame())
+    name, header, payload = encode(FRONT, frame(), "raw_bgr8")
     assert name == b"front/color" and len(payload) == 6 * 8 * 3
     assert payload[:3] == picture()[0, 0, ::-1].tobytes()
     assert json.loads(header) == {

@@ -1,26 +1,54 @@
-"""Processes start, are missed when they end, and leave no orphan, however the parent goes."""
+"""Processes start in order, are missed when they end or hang, and come back; no orphan, however the parent goes."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from trimvla.launch import supervisor
+from trimvla.launch import children
+from trimvla.launch.children import Program
 from trimvla.launch.supervisor import ProcessEndedError, Supervisor
+from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.messages import Health
+from trimvla.runtime.topics import topic
 
 OBEDIENT = "from trimvla.launch.supervisor import stop_event; print('up', flush=True); stop_event(True).wait()"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 BROKEN = "import sys; print('loading'); sys.exit('error: bundle is not there')"
+REPORTING = """
+import sys; from pathlib import Path; from trimvla.launch.supervisor import stop_event
+from trimvla.runtime.telemetry import Reporter, Telemetry
+stop, name = stop_event(True), {name!r}
+reporter = Reporter(Path({run_dir!r}), Telemetry(name))
+with Path({run_dir!r}, 'events').open('a') as events: print('start', name, file=events)
+while not stop.wait(0.05):
+    reporter.telemetry.state = 'up'
+    reporter.beat()
+with Path({run_dir!r}, 'events').open('a') as events: print('stop', name, file=events)
+reporter.close()
+"""
 
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
+
+
+def plain(**codes: str) -> list[Program]:
+    return [Program(name, python(code)) for name, code in codes.items()]
+
+
+def reporting(run_dir: Path, name: str, **options) -> Program:
+    code = REPORTING.format(name=name, run_dir=str(run_dir))
+    return Program(name, python(code), report=name, restart=True, **options)
 
 
 def alive(pid: int) -> bool:
@@ -30,7 +58,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, timeout_s: float = 10.0) -> bool:
+def wait_until(condition, timeout_s: float = 20.0) -> bool:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if condition():
@@ -39,22 +67,32 @@ def wait_until(condition, timeout_s: float = 10.0) -> bool:
     return False
 
 
+def checked(group: Supervisor, condition) -> bool:
+    """Whether it becomes true while the group is looked after."""
+    return wait_until(lambda: group.check() or condition())
+
+
+def running(group: Supervisor) -> Sequence[str]:
+    return [post.program.name for post in group.posts if post.child and post.ready]
+
+
 def test_children_run_and_stop_when_asked(tmp_path: Path) -> None:
-    with Supervisor({"a": python(OBEDIENT), "b": python(OBEDIENT)}, tmp_path) as group:
+    with Supervisor(plain(a=OBEDIENT, b=OBEDIENT), tmp_path) as group:
         assert wait_until(lambda: all("up" in child.log.read_text() for child in group.children))
         group.check()
     assert [child.status() for child in group.children] == [0, 0]
 
 
 def test_a_child_that_ended_is_reported_with_its_error(tmp_path: Path) -> None:
-    with Supervisor({"policy": python(BROKEN)}, tmp_path) as group:
+    with Supervisor(plain(policy=BROKEN), tmp_path) as group:
         assert wait_until(lambda: group.children[0].status() is not None)
         with pytest.raises(ProcessEndedError, match="'policy' ended with status 1: error: bundle is not there"):
             group.check()
 
 
 def test_a_dispensable_child_may_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Supervisor({"recorder": python(BROKEN), "control": python(OBEDIENT)}, tmp_path, ["recorder"]) as group:
+    programs = [Program("recorder", python(BROKEN), matters=False), Program("control", python(OBEDIENT))]
+    with Supervisor(programs, tmp_path) as group:
         assert wait_until(lambda: group.children[0].status() is not None)
         for _ in range(3):
             group.check()
@@ -65,16 +103,74 @@ def test_a_dispensable_child_may_end(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_a_stubborn_child_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "GRACE_S", 0.2)
-    with Supervisor({"stubborn": python(STUBBORN)}, tmp_path) as group:
+    monkeypatch.setattr(children, "GRACE_S", 0.2)
+    monkeypatch.setattr("trimvla.launch.supervisor.GRACE_S", 0.2)
+    with Supervisor(plain(stubborn=STUBBORN), tmp_path) as group:
         assert wait_until(lambda: "up" in group.children[0].log.read_text())
     assert group.children[0].status() == -signal.SIGKILL
 
 
+def test_order_loss_return_and_silence(tmp_path: Path) -> None:
+    """One life of a group: control starts last; what is lost is told, comes back, and control stops first."""
+    programs = [reporting(tmp_path, "control", order=2, silent_s=60.0), reporting(tmp_path, "policy", silent_s=1.5)]
+    with Subscriber(tmp_path, [topic("health")]) as hears, Supervisor(programs, tmp_path) as group:
+        policy = group.posts[0]
+        assert [post.program.name for post in group.posts] == ["policy"]
+        assert checked(group, lambda: running(group) == ["policy", "control"])
+        for number, words in ((signal.SIGKILL, "ended with status -9"), (signal.SIGSTOP, "ended with status -9")):
+            os.kill(policy.child.pid if policy.child else 0, number)
+            assert checked(group, lambda: group.unwell != "")
+            assert words in group.unwell
+            assert wait_until(lambda: hears.update(0.1) or _says(hears, ok=False)), "the robot is told to hold"
+            assert checked(group, lambda: running(group) == ["policy", "control"])
+            assert wait_until(lambda: (group.check(), hears.update(0.1)) and _says(hears, ok=True)), "and to go on"
+    events = (tmp_path / "events").read_text().split("\n")[:-1]
+    assert events == ["start policy", "start control", "start policy", "start policy", "stop control", "stop policy"]
+    assert not [path for path in tmp_path.iterdir() if path.is_socket()], "no socket is left of those that were killed"
+
+
+def _says(hears: Subscriber, ok: bool) -> bool:
+    message = hears["health"].message
+    return isinstance(message, Health) and message.ok is ok
+
+
+def test_a_process_that_always_fails_ends_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "PAUSES_S", (0.0,))
+    lives = 0
+    with Supervisor([reporting(tmp_path, "policy")], tmp_path) as group:
+        with pytest.raises(ProcessEndedError, match="'policy' ended with status -9"):
+            while lives < 3:
+                assert checked(group, lambda: running(group) == ["policy"])
+                lives += 1
+                child = group.children[0]
+                os.kill(child.pid, signal.SIGKILL)
+                assert wait_until(lambda child=child: child.status() is not None)
+                group.check()
+        assert lives == 2
+
+
+def test_a_run_directory_has_one_system(tmp_path: Path) -> None:
+    with Supervisor([], tmp_path), pytest.raises(ConfigError, match="another one runs in"), Supervisor([], tmp_path):
+        pass
+    with Supervisor([], tmp_path):
+        pass
+
+
+def test_only_dead_sockets_are_removed(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead"))
+        dead.listen()
+    with Publisher(tmp_path, topic("robot/state")), Supervisor([], tmp_path) as group:
+        group.stop()
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_socket()) == ["robot-state"]
+
+
 def test_children_end_when_the_parent_is_killed(tmp_path: Path) -> None:
     parent = (
-        "import sys, time; from pathlib import Path; from trimvla.launch.supervisor import Supervisor\n"
-        f"with Supervisor({{'child': [sys.executable, '-c', {OBEDIENT!r}]}}, Path({str(tmp_path)!r})) as group:\n"
+        "import sys, time; from pathlib import Path; from trimvla.launch.children import Program\n"
+        "from trimvla.launch.supervisor import Supervisor\n"
+        f"child = Program('child', [sys.executable, '-c', {OBEDIENT!r}])\n"
+        f"with Supervisor([child], Path({str(tmp_path)!r})) as group:\n"
         "    print(group.children[0].pid, flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(python(parent), stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,157 @@
+"""Faults on purpose: a switch that turns them on in running processes, and a camera that has all of a camera's faults.
+
+For fault tables and tests alone; no system that drives a robot starts these. The switch is a file in the run directory,
+`faults.json`: {"front": {"kind": "delay", "amount": 0.5}}, by the name of the camera, `policy` or `arm`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import msgspec
+import numpy as np
+
+from trimvla.runtime.bus import Publisher
+from trimvla.runtime.camera import CameraConfig, SyntheticSource, take
+from trimvla.runtime.clock import Rate, monotonic_ns, to_ns
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.messages import Frame
+from trimvla.runtime.telemetry import Reporter, Telemetry
+from trimvla.runtime.topics import color, topic
+from trimvla.runtime.wire import encode
+
+FILE = "faults.json"
+#   of a camera: drop    this share of the pictures is lost on the way
+#                delay   pictures come this much late [s], with their true capture times
+#                freeze  the same pixels, with new sequence numbers and times
+#                clock   capture times are off by this much [s]
+#                corrupt what travels is no picture
+#   of a policy: nan, inf, range   in its actions; slow: it takes so many times as long
+#   of an arm:   mute    it does not say where it is
+Kind = Literal["drop", "delay", "freeze", "clock", "corrupt", "nan", "inf", "range", "slow", "mute"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault; `amount` as its kind means it."""
+
+    kind: Kind
+    amount: float = 0.0
+
+
+def write_faults(run_dir: Path, faults: dict[str, Fault]) -> None:
+    """Turn these faults on, and all others off."""
+    fresh = run_dir / f".{FILE}"
+    fresh.write_text(json.dumps({name: vars(fault) for name, fault in faults.items()}))
+    fresh.replace(run_dir / FILE)
+
+
+class Switch:
+    """The fault of one process, as it is now."""
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        self._path, self._name = run_dir / FILE, name
+        self._read_ns, self._fault = -1, None
+
+    def fault(self) -> Fault | None:
+        """None where it is to do its work well. Raises ConfigError for a fault that there is not."""
+        try:
+            changed_ns = self._path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+        if changed_ns != self._read_ns:
+            self._read_ns, self._fault = changed_ns, self._read()
+        return self._fault
+
+    def _read(self) -> Fault | None:
+        found = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Fault]).get(self._name)
+        if found is not None and found.kind not in get_args(Kind):
+            raise ConfigError(f"expected one of {get_args(Kind)}, got {found.kind!r} for 'kind' in {self._path}")
+        return found
+
+
+@dataclass(frozen=True)
+class FaultyCameraConfig:
+    """A camera with a test picture. `side` is that of its square pictures."""
+
+    name: str = "front"
+    hz: float = 20.0
+    side: int = 128
+
+
+class FaultyPublisher(Publisher):
+    """A publisher that can lose and damage what it sends."""
+
+    def lose(self) -> None:
+        """Number a message and send nothing: what a network does."""
+        self.sent += 1
+
+    def send_damaged(self, frame: Frame, rng: np.random.Generator) -> None:
+        """Send a frame with a cut payload, a broken header or a part missing."""
+        name, header, payload = encode(self.topic, replace(frame, sequence=self.sent))
+        cut = int(rng.integers(1, len(header)))
+        damaged = (
+            [name, header, payload[:-cut]],
+            [name, header[:cut], payload],
+            [name, header],
+            [name, payload, header],
+        )
+        self._socket.send_multipart(damaged[int(rng.integers(len(damaged)))])
+        self.sent += 1
+
+
+class FaultyCamera:
+    """What becomes of each picture under the fault that is on."""
+
+    def __init__(self, frames: FaultyPublisher, switch: Switch) -> None:
+        self._frames, self._switch = frames, switch
+        self._rng = np.random.default_rng(0)
+        self._held: deque[Frame] = deque()
+        self._frozen: np.ndarray | None = None
+
+    def show(self, frame: Frame) -> None:
+        """Publish a picture, or what the fault makes of it."""
+        fault = self._switch.fault()
+        kind, amount = (fault.kind, fault.amount) if fault else ("", 0.0)
+        self._frozen = (frame.image if self._frozen is None else self._frozen) if kind == "freeze" else None
+        if kind == "corrupt":
+            self._frames.send_damaged(frame, self._rng)
+        elif kind == "drop" and self._rng.random() < amount:
+            self._frames.lose()
+        else:
+            for due in self._due(frame, amount if kind == "delay" else 0.0):
+                self._frames.send(self._alter(due, amount if kind == "clock" else 0.0))
+
+    def _due(self, frame: Frame, delay_s: float) -> Iterator[Frame]:
+        """Those pictures whose time has come."""
+        self._held.append(frame)
+        while self._held and monotonic_ns() - self._held[0].time_ns >= to_ns(delay_s):
+            yield self._held.popleft()
+
+    def _alter(self, frame: Frame, off_s: float) -> Frame:
+        image = frame.image if self._frozen is None else self._frozen
+        return replace(frame, image=image, time_ns=max(0, frame.time_ns + to_ns(off_s)))
+
+
+def run(config: FaultyCameraConfig, run_dir: Path, stop: threading.Event) -> None:
+    """The process `camera-<name>`."""
+    source = SyntheticSource(CameraConfig(config.name, "synthetic", width=config.side, height=config.side))
+    frames = FaultyPublisher(run_dir, topic(color(config.name), config.hz))
+    reporter = Reporter(run_dir, Telemetry(f"camera-{config.name}"))
+    camera, rate = FaultyCamera(frames, Switch(run_dir, config.name)), Rate(config.hz, sleep=stop.wait)
+    reporter.telemetry.state = "streaming"
+    try:
+        while not stop.is_set():
+            camera.show(take(source, config.name))
+            reporter.telemetry.count("frames_published")
+            reporter.beat()
+            rate.wait()
+    finally:
+        for closing in (reporter, frames, source):
+            closing.close()
