@@ -43,6 +43,7 @@ from trimvla.runtime import manifest
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError, TrimvlaError
 from trimvla.runtime.messages import Command
+from trimvla.sim.faults import seen_ns
 
 START_S = 90.0  # imports and model loading on a slow, busy machine
 SHOWN_S = 8.0  # for a report to tell of what the robot need not notice
@@ -162,8 +163,7 @@ def play(row: Row, scene: Scene, witness: Witness, began_ns: int) -> Outcome:
         states = f"control is {said.state} ({said.reason})"
         raise NotStartedError(f"'{row.name}': expected actions within {START_S:g} s; {states}")
     witness.broken.clear()
-    broken_ns = monotonic_ns()
-    row.do(scene)
+    broken_ns = break_it(row, scene, witness)
     if not row.at_start:
         notice(row, scene, witness, broken_ns, outcome)
     mended_ns = mend(row, scene, witness, broken_ns, outcome)
@@ -173,6 +173,14 @@ def play(row: Row, scene: Scene, witness: Witness, began_ns: int) -> Outcome:
     outcome.broken += witness.broken
     outcome.ok = passed(row, outcome)
     return outcome
+
+
+def break_it(row: Row, scene: Scene, witness: Witness) -> int:
+    """Do the deed; when it took effect: a process that is told to go wrong begins with its next picture or call."""
+    broken_ns = monotonic_ns()
+    row.do(scene)
+    witness.until(lambda: seen_ns(scene.run_dir) is not None, START_S)
+    return max(broken_ns, seen_ns(scene.run_dir) or 0)
 
 
 def mend(row: Row, scene: Scene, witness: Witness, broken_ns: int, outcome: Outcome) -> int:
