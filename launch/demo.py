@@ -181,8 +181,8 @@ def summarise(recordings: Sequence[Recording], reports: dict[str, Report]) -> Re
 
 
 def percentiles(summary: Summary) -> dict[str, float]:
-    """p50 and p99 [ms]."""
-    return {"p50": round(summary.p50, 1), "p99": round(summary.p99, 1)}
+    """p50, p99 and the largest [ms]."""
+    return {name: round(getattr(summary, name), 1) for name in ("p50", "p99", "max")}
 
 
 def as_table(result: Result) -> Table:

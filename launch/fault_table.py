@@ -114,6 +114,11 @@ class Row:
     shows: Callable[[Scene, Callable[[str], Report]], bool] | None = None
     """How reports or logs show what no command does."""
 
+    @property
+    def at_start(self) -> bool:
+        """Whether it is there from the system's start on."""
+        return self.do is nothing
+
 
 def _slow_camera(scene: Scene, said: Callable[[str], Report]) -> bool:
     return said("policy").values.get("camera_hz", CAMERA_HZ) < 0.85 * CAMERA_HZ

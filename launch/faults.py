@@ -43,6 +43,7 @@ from trimvla.runtime import manifest
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError, TrimvlaError
 from trimvla.runtime.messages import Command
+from trimvla.sim.faults import seen_ns
 
 START_S = 90.0  # imports and model loading on a slow, busy machine
 SHOWN_S = 8.0  # for a report to tell of what the robot need not notice
@@ -100,7 +101,8 @@ def run(args: Args) -> Result:
     terminate_as_interrupt()
     outcomes: list[Outcome] = []
     with Console(stderr=True).status("starting") as line:
-        for system in dict.fromkeys(row.system for row in rows):
+        systems: dict[System, None] = dict.fromkeys(row.system for row in rows)
+        for system in systems:
             with broken_system(system, bundle) as (scene, witness, began_ns):
                 for row in rows:
                     if row.system == system:
@@ -154,25 +156,43 @@ def start(name: str, words: list[str], run_dir: Path, stack: ExitStack) -> Child
 def play(row: Row, scene: Scene, witness: Witness, began_ns: int) -> Outcome:
     """Wait until the robot moves, break it, watch, mend it, wait until it moves again."""
     outcome = Outcome(row.name, row.must)
+    if row.at_start:
+        notice(row, scene, witness, began_ns, outcome)
     if not witness.until(lambda: flows(witness), START_S):
         said = witness.said("control")
-        raise NotStartedError(
-            f"'{row.name}': expected actions within {START_S:g} s; control is {said.state} ({said.reason})"
-        )
+        states = f"control is {said.state} ({said.reason})"
+        raise NotStartedError(f"'{row.name}': expected actions within {START_S:g} s; {states}")
     witness.broken.clear()
-    broken_ns = began_ns if row.name.startswith("port") else monotonic_ns()
-    row.do(scene)
-    notice(row, scene, witness, broken_ns, outcome)
-    if row.undo is not nothing:
-        end_ns = broken_ns + to_ns(BOUND_S + 4 / HZ)
-        witness.until(lambda: monotonic_ns() > end_ns, BOUND_S + 1)
-    mended_ns = monotonic_ns()
-    count(row, witness, broken_ns, mended_ns, outcome)
-    row.undo(scene)
+    broken_ns = break_it(row, scene, witness)
+    if not row.at_start:
+        notice(row, scene, witness, broken_ns, outcome)
+    mended_ns = mend(row, scene, witness, broken_ns, outcome)
     recover(row, scene, witness, mended_ns, outcome)
-    outcome.broken = list(witness.broken)
+    if row.undo is nothing:
+        count(row, witness, broken_ns, witness.last_ns(), outcome)
+    outcome.broken += witness.broken
     outcome.ok = passed(row, outcome)
     return outcome
+
+
+def break_it(row: Row, scene: Scene, witness: Witness) -> int:
+    """Do the deed; when it took effect: a process that is told to go wrong begins with its next picture or call."""
+    broken_ns = monotonic_ns()
+    row.do(scene)
+    witness.until(lambda: seen_ns(scene.run_dir) is not None, START_S)
+    return max(broken_ns, seen_ns(scene.run_dir) or 0)
+
+
+def mend(row: Row, scene: Scene, witness: Witness, broken_ns: int, outcome: Outcome) -> int:
+    """Let the fault last until well after the bound, then undo it, if it does not undo itself; when that was."""
+    if row.undo is nothing:
+        return monotonic_ns()
+    end_ns = broken_ns + to_ns(BOUND_S + 4 / HZ)
+    witness.until(lambda: monotonic_ns() > end_ns, BOUND_S + 1)
+    count(row, witness, broken_ns, monotonic_ns(), outcome)
+    mended_ns = monotonic_ns()
+    row.undo(scene)
+    return mended_ns
 
 
 def flows(witness: Witness) -> bool:
@@ -207,13 +227,15 @@ def first_sign(row: Row, scene: Scene, witness: Witness, broken_ns: int) -> tupl
     return None if sign is None else (sign.time_ns, sign.reason)
 
 
-def count(row: Row, witness: Witness, broken_ns: int, mended_ns: int, outcome: Outcome) -> None:
+def count(row: Row, witness: Witness, broken_ns: int, end_ns: int, outcome: Outcome) -> None:
     """What was sent while the fault lasted, and the state that it led to."""
-    actions = witness.since(broken_ns, "action")
-    outcome.actions, outcome.holds = len(actions), len(witness.since(broken_ns, "hold"))
+    actions, holds = ([c for c in witness.since(broken_ns, kind) if c.time_ns <= end_ns] for kind in ("action", "hold"))
+    outcome.actions, outcome.holds = len(actions), len(holds)
     outcome.actions_after_bound = sum(command.time_ns > broken_ns + to_ns(BOUND_S) for command in actions)
     who = "arm" if row.must == "robot holds" else "control"
-    outcome.state = f"{who}: {witness.said(who).state}"
+    outcome.state = (
+        f"{who}: {witness.said(who).state}" if row.must != "hold at times" else "control: hold, then running"
+    )
 
 
 def recover(row: Row, scene: Scene, witness: Witness, mended_ns: int, outcome: Outcome) -> None:
@@ -221,7 +243,6 @@ def recover(row: Row, scene: Scene, witness: Witness, mended_ns: int, outcome: O
     if row.must == "robot holds":
         if not witness.until(lambda: not scene.pids(), GONE_S):
             outcome.broken.append(f"processes are left: {scene.pids()}")
-            witness.broken += outcome.broken
         return
     if row.must in ("go on", "gate"):
         outcome.recovery_ms = 0.0
@@ -246,8 +267,12 @@ def as_table(result: Result) -> Table:
     for column in ("fault", "noticed ms", "by", "state", "actions", "holds", "recovery ms", "broken", "ok"):
         table.add_column(column, overflow="fold")
     for row in result["rows"]:
-        recovery = "by a person" if row["must"] == "robot holds" else f"{row['recovery_ms'] or float('nan'):.0f}"
-        noticed = "never" if row["detected_ms"] is None else f"{row['detected_ms']:.0f}"
+        recovery = "by a person" if row["must"] == "robot holds" else _number(row["recovery_ms"])
+        noticed = _number(row["detected_ms"])
         cells = (row["fault"], noticed, row["detected_by"][:80], row["state"], str(row["actions"]), str(row["holds"]))
         table.add_row(*cells, recovery, str(len(row["broken"])), "yes" if row["ok"] else "[red]no[/]")
     return table
+
+
+def _number(value: float | None) -> str:
+    return "never" if value is None else f"{value:.0f}"

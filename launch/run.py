@@ -89,6 +89,8 @@ def run(args: Args) -> Result:
             reports = newest(hears, sections)
     processes = {r.process: {"state": r.state, "counters": r.counters, "values": r.values} for r in reports}
     result: Result = {"ok": True, "seconds": round(time.monotonic() - start, 1), "processes": processes}
+    if times := next((r.latencies["photon_to_action"] for r in reports if "photon_to_action" in r.latencies), None):
+        result["photon_to_action_ms"] = {"p50": times.p50, "p99": times.p99, "max": times.max}
     if args.record is not None:
         result["recording"] = outcome(next((r for r in reports if r.process == RECORDER), None), args.record)
         result["ok"] = result["recording"]["ok"]

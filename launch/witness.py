@@ -82,6 +82,10 @@ class Witness:
                 found.append(command)
         return found[::-1]
 
+    def last_ns(self) -> int:
+        """When the newest command was sent."""
+        return self.commands[-1].time_ns if self.commands else 0
+
     def said(self, process: str) -> Report:
         """A process's newest report; an empty one before the first."""
         message = self._hears[report(process)].message

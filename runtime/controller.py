@@ -118,7 +118,7 @@ class Controller:
             return self._stay(now_ns)
         due = self._due(now_ns, inputs.robot)
         if isinstance(due, str) or inputs.robot is None:
-            self._guard.lose(str(due))
+            self._guard.lose(_because(now_ns, str(due), inputs.refusal))
             return self._stay(now_ns)
         return self._act(now_ns, due, inputs.robot)
 
@@ -204,6 +204,12 @@ class Controller:
 def _missing(health: Health | None) -> str:
     """Why the rest of the system does not let the robot move; empty if it does."""
     return "" if health is None or health.ok else health.reason or "the system is not well"
+
+
+def _because(now_ns: int, reason: str, refusal: Refusal | None) -> str:
+    """Why there is no action: with the policy's own reason, where it has just refused a picture."""
+    recent = refusal is not None and now_ns - refusal.time_ns < NS_PER_S
+    return f"{reason}; refused: {refusal.reason}" if refusal is not None and recent else reason
 
 
 def _serves(chunk: ActionChunk, task: Task, dim: int) -> bool:

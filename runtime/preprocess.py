@@ -140,8 +140,7 @@ def binarise(sample: NDArray[np.float32], gripper: Sequence[int] = (6,)) -> NDAr
 
 def normalise(actions: NDArray[np.float64], statistics: ActionStatistics) -> NDArray[np.float32]:
     """The inverse of `unnormalise`; dimensions without spread, which it cannot tell apart, become 0."""
-    low, high = np.array(statistics.q01), np.array(statistics.q99)
-    mask = np.ones(low.shape, bool) if statistics.mask is None else np.array(statistics.mask)
+    low, high, mask = _arrays(statistics)
     spread = np.where(high - low > MIN_SPREAD, high - low, np.inf)
     scaled = 2.0 * (actions - low) / spread - (spread < np.inf)
     return np.where(mask, scaled, actions).astype(np.float32)

@@ -26,7 +26,7 @@ from trimvla.runtime.telemetry import Reporter, Telemetry
 from trimvla.runtime.topics import color, topic
 from trimvla.runtime.wire import encode
 
-FILE = "faults.json"
+FILE, SEEN = "faults.json", "fault-seen-{name}"
 #   of a camera: drop    this share of the pictures is lost on the way
 #                delay   pictures come this much late [s], with their true capture times
 #                freeze  the same pixels, with new sequence numbers and times
@@ -47,13 +47,27 @@ class Fault:
 
 def write_faults(run_dir: Path, faults: dict[str, Fault]) -> None:
     """Turn these faults on, and all others off."""
+    for name in faults:
+        (run_dir / SEEN.format(name=name)).unlink(missing_ok=True)
     fresh = run_dir / f".{FILE}"
     fresh.write_text(json.dumps({name: vars(fault) for name, fault in faults.items()}))
     fresh.replace(run_dir / FILE)
 
 
+def seen_ns(run_dir: Path) -> int | None:
+    """Since when all faults that are on are seen by their processes; None while one is not. 0 without any."""
+    faults = json.loads((run_dir / FILE).read_text())
+    times: list[int] = []
+    for name in faults:
+        path = run_dir / SEEN.format(name=name)
+        if not path.exists():
+            return None
+        times.append(int(path.read_text()))
+    return max(times, default=0)
+
+
 class Switch:
-    """The fault of one process, as it is now."""
+    """The fault of one process, as it is now. When it sees one, it says so in a file beside the switch."""
 
     def __init__(self, run_dir: Path, name: str) -> None:
         self._path, self._name = run_dir / FILE, name
@@ -67,7 +81,17 @@ class Switch:
             return None
         if changed_ns != self._read_ns:
             self._read_ns, self._fault = changed_ns, self._read()
+            self._note()
         return self._fault
+
+    def _note(self) -> None:
+        seen = self._path.parent / SEEN.format(name=self._name)
+        if self._fault is None:
+            seen.unlink(missing_ok=True)
+            return
+        fresh = seen.with_suffix(".new")
+        fresh.write_text(str(monotonic_ns()))
+        fresh.replace(seen)
 
     def _read(self) -> Fault | None:
         found = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Fault]).get(self._name)

@@ -21,7 +21,7 @@ import pytest
 pytest.importorskip("mcap")
 
 from trimvla.launch import cli
-from trimvla.launch.processes import commands
+from trimvla.launch.processes import commands, programs
 from trimvla.launch.supervisor import Supervisor
 from trimvla.runtime import recorder
 from trimvla.runtime.bus import Publisher, Subscriber
@@ -183,7 +183,7 @@ def publish_frames(run_dir: Path, enough) -> None:
 def as_process(settings: dict, run_dir: Path) -> Iterator[Supervisor]:
     """The recorder as `trimvla run` starts it."""
     sections = {"recorder": {"processes": [], "flush_s": 0.05, **settings}}
-    with Supervisor(commands(sections, run_dir), run_dir) as group:
+    with Supervisor(programs(sections, run_dir), run_dir) as group:
         yield group
 
 

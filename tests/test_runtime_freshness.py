@@ -165,7 +165,7 @@ def test_a_frozen_camera_stops_what_was_made_from_its_pictures():
     frozen = msgspec.structs.replace(stale, kind="frozen", time_ns=at(450), since_ns=at(100))
     assert decide(100, chunk(50))[0] == "running"
     assert decide(300, chunk(200), stale)[0] == "running", "what is merely late is bounded by its age"
-    assert decide(500, chunk(200), frozen) == ("hold", "no chunk yet")
+    assert decide(500, chunk(200), frozen) == ("hold", "no chunk yet; refused: late")
     assert decide(600, chunk(200), stale)[0] == "hold", "what was withdrawn stays so"
     assert decide(700, chunk(650), stale)[0] == "running"
 

@@ -20,7 +20,7 @@ from trimvla.runtime.clock import NS_PER_S, to_ns
 from trimvla.runtime.controller import ControlConfig, Controller, Decision, Inputs
 from trimvla.runtime.guard import GuardConfig
 from trimvla.runtime.manifest import ActionKind
-from trimvla.runtime.messages import ActionChunk, Deadman, EStop, JointState, Operator, Refusal, Task
+from trimvla.runtime.messages import ActionChunk, Deadman, EStop, Health, JointState, Operator, Refusal, Task
 from trimvla.runtime.safety import Limits, Motion, check, nest, window
 
 INF, NAN = math.inf, math.nan
@@ -199,6 +199,7 @@ class World:
             refusal=self.refusal,
             estop=None if self.chance(0.002) else EStop(time_ns=self.now, pressed=self.chance(0.005)),
             deadman=None if self.chance(0.01) else self.switch(),
+            health=None if self.chance(0.1) else Health(time_ns=self.now, ok=not self.chance(0.03)),
             requests=self.ask(),
         )
         return self.inputs
@@ -305,6 +306,7 @@ class Judge:
         assert now - captured_ns <= to_ns(config.queue.max_age_s) and captured_ns <= now + TICK
         assert not any(start < captured_ns <= end for start, end in self.withdrawn)
         assert inputs.robot is not None and now - inputs.robot.time_ns <= to_ns(config.state_s)
+        assert inputs.health is None or inputs.health.ok
         if config.guard.deadman:
             assert inputs.deadman is not None and inputs.deadman.held
             assert now - inputs.deadman.time_ns <= to_ns(config.guard.deadman_s)
