@@ -8,6 +8,7 @@ differ, pictures look older or younger than they are, and one that claims the fu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,9 @@ class Far:
 def install(network: Network, run_dir: Path) -> None:
     """Make a run directory's processes use this network. Raises ConfigError if it is wrong."""
     network.check()
-    (run_dir / NETWORK_FILE).write_bytes(msgspec.json.encode(network))
+    draft = run_dir / f"{NETWORK_FILE}.{os.getpid()}"  # several processes may do so at once
+    draft.write_bytes(msgspec.json.encode(network))
+    draft.replace(run_dir / NETWORK_FILE)
 
 
 def far_end(run_dir: Path, name: str) -> Far | None:

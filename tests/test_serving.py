@@ -353,3 +353,17 @@ def test_the_verb_serves_and_counts(tmp_path, capsys):
     assert cli.main(["serve", bundle, "--zmq", "None", "--websocket", "None"]) == 1
     assert cli.main(["serve", bundle, "--host", "0.0.0.0", "--zmq", "0"]) == 1
     assert "plain TCP" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("client", "package"), [("openpi", "openpi_client"), ("vla-eval", "vla_eval.connection")])
+def test_the_documented_lines_run_as_written(client, package, served, repo_root):
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    page = (repo_root / "docs" / "SERVING.md").read_text()
+    lines = page.split(f"## {client}\n\n```python\n")[1].split("```")[0]
+    lines = lines.replace("8000", str(served.openpi)).replace("8001", str(served.vla_eval))
+    found: dict[str, Any] = {"image": IMAGE}
+    body = "".join(f"    {line}\n" for line in lines.splitlines())
+    exec(f"async def use(image):\n{body}    return locals()", found)
+    got = asyncio.run(found["use"](IMAGE))
+    shape = got["actions"].shape if client == "openpi" else got["action"]["actions"].shape
+    assert shape == ((16, 7) if client == "openpi" else (7,))
