@@ -73,15 +73,21 @@ class GrootServer:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake_out, zmq.POLLIN)
-        while not self._closing.is_set():
-            ready = dict(poller.poll(POLL_MS))
-            if self._wake_out.fileno() in ready:
-                self._wake_out.recv(4096)
-                while self._done:
-                    self._send(*self._done.popleft())
-            if self._socket in ready:
-                self._hear()
-        self._socket.close(0)
+        try:
+            while not self._closing.is_set():
+                ready = dict(poller.poll(POLL_MS))
+                if self._wake_out.fileno() in ready:
+                    self._deliver()
+                if self._socket in ready:
+                    self._hear()
+        finally:
+            self._socket.close(0)
+
+    def _deliver(self) -> None:
+        """The answers that are there."""
+        self._wake_out.recv(4096)
+        while self._done:
+            self._send(*self._done.popleft())
 
     def _hear(self) -> None:
         """One request, of whichever client's turn it is."""

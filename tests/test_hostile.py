@@ -145,7 +145,7 @@ def test_control_goes_on_whatever_comes_as_a_chunk(tmp_path, lie):
     with ExitStack() as stack:
         desk = Desk(tmp_path, stack)
         stack.enter_context(controlling(tmp_path))
-        desk.until("hold")
+        desk.until("armed")
         desk.kinds.clear()
         memory = resident_mib()
         with flooding(endpoint(tmp_path, topic("chunk")), lie()), stalled_reader(endpoint(tmp_path, topic("command"))):
