@@ -18,7 +18,7 @@ SYSTEM_PACKAGES ?= python3-venv libegl1 libgl1-mesa-dri libosmesa6
 # The real clients that `trimvla serve` is tested with. Without what they declare: openpi-client wants NumPy 1, and its
 # client does not need it; vla-eval wants what its simulators and its command line need.
 CLIENTS ?= openpi-client==0.1.2 vla-eval==0.8.0
-CLIENTS_NEED ?= msgpack dm-tree anyio typing-extensions
+CLIENTS_NEED ?= msgpack anyio typing-extensions
 DEMO_ARGS ?=
 TEST_ARGS ?=
 TRAIN_ARGS ?=

@@ -88,14 +88,19 @@ def install(network: Network, run_dir: Path) -> None:
     draft.replace(run_dir / NETWORK_FILE)
 
 
-def far_end(run_dir: Path, name: str) -> Far | None:
-    """Where a topic is if it crosses hosts; None for a socket in the run directory."""
+def used(run_dir: Path) -> Network:
+    """The network of a run directory; an empty one where everything is on this host."""
     try:
-        network = msgspec.json.decode((run_dir / NETWORK_FILE).read_bytes(), type=Network)
+        return msgspec.json.decode((run_dir / NETWORK_FILE).read_bytes(), type=Network)
     except FileNotFoundError:
-        return None
+        return Network()
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(f"{run_dir / NETWORK_FILE}: {error}") from None
+
+
+def far_end(run_dir: Path, name: str) -> Far | None:
+    """Where a topic is if it crosses hosts; None for a socket in the run directory."""
+    network = used(run_dir)
     place = network.topics.get(name)
     return None if place is None else Far(name, place, network.load_keys(), network.allow_plain)
 

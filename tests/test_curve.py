@@ -19,6 +19,7 @@ import zmq
 from tests.tiny_bundle import write_bundle
 from trimvla.launch import cli
 from trimvla.launch.networking import read_network
+from trimvla.launch.record import owners
 from trimvla.runtime import curve, policy_process
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import monotonic_ns, utc_ns
@@ -260,6 +261,7 @@ def test_a_policy_may_be_on_another_host(tmp_path):
         chunk = hears["chunk"].message
     assert isinstance(chunk, ActionChunk) and began - 10**8 < chunk.time_ns <= monotonic_ns() + 10**8
     assert {path.name for path in run_dirs["gpu"].iterdir()} == {"network.json"}
+    assert owners(run_dirs["gpu"], "color") == ("front",)  # a recorder finds it
 
 
 def free_ports(count: int) -> list[int]:
