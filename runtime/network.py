@@ -84,8 +84,11 @@ def install(network: Network, run_dir: Path) -> None:
     """Make a run directory's processes use this network. Raises ConfigError if it is wrong."""
     network.check()
     draft = run_dir / f"{NETWORK_FILE}.{os.getpid()}"  # several processes may do so at once
-    draft.write_bytes(msgspec.json.encode(network))
-    draft.replace(run_dir / NETWORK_FILE)
+    try:
+        draft.write_bytes(msgspec.json.encode(network))
+        draft.replace(run_dir / NETWORK_FILE)
+    except OSError as error:
+        raise ConfigError(f"{run_dir}: cannot write {NETWORK_FILE}: {error.strerror}") from None
 
 
 def used(run_dir: Path) -> Network:

@@ -151,6 +151,40 @@ def test_vla_evals_own_client(policy, served):
         assert answer["actions"].shape == (7,) and (answer["actions"] == expected(policy, seed)[0]).all()
 
 
+def test_an_episode_of_vla_evals_own_runner(policy, served):
+    connection = pytest.importorskip("vla_eval.connection", reason="vla-eval is not installed")
+    benchmarks = pytest.importorskip("vla_eval.benchmarks.base")
+    runner = pytest.importorskip("vla_eval.runners.sync_runner").SyncEpisodeRunner()
+    rows: list[np.ndarray] = []
+
+    class Table(benchmarks.StepBenchmark):
+        """Three steps on a picture that stays the same."""
+
+        def get_tasks(self) -> list[dict[str, Any]]:
+            return [{"name": "pick"}]
+
+        def reset(self, task: dict[str, Any]) -> np.ndarray:
+            return IMAGE
+
+        def step(self, action: dict[str, Any]) -> Any:
+            rows.append(action["actions"])
+            return benchmarks.StepResult(IMAGE, 0.0, len(rows) == 3, {})
+
+        def make_obs(self, raw_obs: np.ndarray, task: dict[str, Any]) -> dict[str, Any]:
+            return {"images": {"primary": raw_obs}, "task_description": TASK}
+
+        def get_step_result(self, step_result: Any) -> dict[str, Any]:
+            return {"success": step_result.done}
+
+    async def episode() -> dict[str, Any]:
+        async with connection.Connection(f"ws://127.0.0.1:{served.vla_eval}", timeout=20) as conn:
+            return await runner.run_episode(Table(), {"name": "pick"}, conn, max_steps=10)
+
+    result = asyncio.run(episode())
+    assert result["steps"] == 3 and result["metrics"] == {"success": True}
+    assert np.array_equal(rows, [expected(policy, (0, 1, step))[0] for step in range(3)])
+
+
 def test_a_client_of_groots_documented_frames(policy, served):
     with GrootClient(served.groot) as client:
         assert client.call("ping")["status"] == "ok"
