@@ -15,6 +15,10 @@ TORCH ?= torch==2.13.0
 # Where torch for the CPU alone lies. Used only if the default index would bring CUDA's libraries along (gigabytes).
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SYSTEM_PACKAGES ?= python3-venv libegl1 libgl1-mesa-dri libosmesa6
+# The real clients that `trimvla serve` is tested with. Without what they declare: openpi-client wants NumPy 1, and its
+# client does not need it; vla-eval wants what its simulators and its command line need.
+CLIENTS ?= openpi-client==0.1.2 vla-eval==0.8.0
+CLIENTS_NEED ?= msgpack anyio typing-extensions
 DEMO_ARGS ?=
 TEST_ARGS ?=
 TRAIN_ARGS ?=
@@ -72,6 +76,8 @@ $(READY): pyproject.toml | .venv/bin/python
 		$(BIN)/pip install -qq $$index "$(TORCH)"; \
 	fi
 	@echo "installing trimvla and what its verbs need"
-	@$(BIN)/pip install -qq --editable ".[camera,train,export,sim,record,metrics,dev]"
+	@$(BIN)/pip install -qq --editable ".[camera,train,export,sim,record,serve,metrics,dev]"
+	@$(BIN)/pip install -qq --no-deps $(CLIENTS) && $(BIN)/pip install -qq $(CLIENTS_NEED) || \
+		echo "openpi's and vla-eval's own clients are not to be had: their tests are skipped" >&2
 	@$(BIN)/pip install -qq --editable ".[tensorrt-rtx]" || echo "no TensorRT for RTX here: its tests are skipped" >&2
 	@touch $@

@@ -18,6 +18,7 @@ from trimvla.runtime import recorder
 from trimvla.runtime.bus import Subscriber
 from trimvla.runtime.errors import ConfigError, RecordingError
 from trimvla.runtime.messages import Report
+from trimvla.runtime.network import used
 from trimvla.runtime.recorder import RecorderConfig
 from trimvla.runtime.topics import report, topic
 
@@ -74,8 +75,10 @@ def find(args: Args, stop: threading.Event) -> RecorderConfig:
 
 
 def owners(run_dir: Path, kind: str) -> tuple[str, ...]:
-    """Who has a socket of this kind: cameras `color`, processes `report`."""
-    return tuple(sorted(path.name.removesuffix(f"-{kind}") for path in run_dir.glob(f"*-{kind}") if path.is_socket()))
+    """Who has a socket of this kind, here or on another host: cameras `color`, processes `report`."""
+    here = {path.name.removesuffix(f"-{kind}") for path in run_dir.glob(f"*-{kind}") if path.is_socket()}
+    there = {name.removesuffix(f"/{kind}") for name in used(run_dir).topics if name.endswith(f"/{kind}")}
+    return tuple(sorted(here | there))
 
 
 def system(run_dir: Path) -> dict[str, Any]:

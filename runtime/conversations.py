@@ -7,7 +7,6 @@ frames and their order; not connections, and not how an answer comes about.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from trimvla.runtime.clock import monotonic_ns, utc_ns
@@ -21,30 +20,22 @@ PROTOCOL_VERSION = 1  # vla-eval's
 KINDS = ("hello", "observation", "episode_start", "episode_end", "error")
 
 
-@dataclass(frozen=True, eq=False)
-class Question:
-    """A query, and which message asked it."""
-
-    query: Query
-    seq: int = 0
-
-
 class Conversation(Protocol):
-    """One client's side of a protocol."""
+    """One client's protocol. It hears a message, and is asked for an answer or a refusal, before it hears the next."""
 
     def greeting(self) -> bytes | None:
         """What is sent before anything is heard."""
         ...
 
-    def hear(self, raw: bytes | str, session: Session) -> Question | bytes | None:
+    def hear(self, raw: bytes | str, session: Session) -> Query | bytes | None:
         """A question, or what to send at once, if anything. Raises WireError, ObservationError or BusyError."""
         ...
 
-    def answer(self, question: Question, answer: Answer) -> bytes:
+    def answer(self, answer: Answer) -> bytes:
         """What to send."""
         ...
 
-    def refusal(self, error: Exception, seq: int = 0) -> bytes | str:
+    def refusal(self, error: Exception) -> bytes | str:
         """What to send where there is no answer."""
         ...
 
@@ -60,17 +51,17 @@ class Openpi:
         """The metadata."""
         return pack({**self._metadata, "monotonic_ns": monotonic_ns()}, "openpi")
 
-    def hear(self, raw: bytes | str, session: Session) -> Question:
+    def hear(self, raw: bytes | str, session: Session) -> Query:
         """Every message is an observation."""
-        return Question(normalise(_unpacked(raw), self._camera))
+        return normalise(_unpacked(raw), self._camera)
 
-    def answer(self, question: Question, answer: Answer) -> bytes:
+    def answer(self, answer: Answer) -> bytes:
         """`actions` float32[H, D], and `server_timing` as openpi's own server tells it."""
         timing = {"infer_ms": answer.info["infer_ms"], "prev_total_ms": self._previous_ms}
         self._previous_ms = answer.info["queue_ms"] + answer.info["infer_ms"]
         return pack({"actions": answer.actions, "server_timing": timing, **answer.info}, "openpi")
 
-    def refusal(self, error: Exception, seq: int = 0) -> str:
+    def refusal(self, error: Exception) -> str:
         """Text where the client expects bytes: that is how it knows an error."""
         return str(error)
 
@@ -80,32 +71,33 @@ class VlaEval:
 
     def __init__(self, metadata: Mapping[str, Any], camera: str = "", *, whole_chunks: bool = False) -> None:
         self._metadata, self._camera, self._whole_chunks = metadata, camera, whole_chunks
+        self._seq = 0
 
     def greeting(self) -> None:
         """The client speaks first."""
 
-    def hear(self, raw: bytes | str, session: Session) -> Question | bytes | None:
+    def hear(self, raw: bytes | str, session: Session) -> Query | bytes | None:
         """HELLO is answered, an episode's start resets the session, an observation is a question."""
-        kind, payload, seq = envelope(raw)
-        try:
-            if kind == "hello":
-                return _wrap("hello", self._hello(payload), seq)
-            if kind == "observation":
-                return Question(normalise(payload, self._camera), seq)
-            if kind == "episode_start":
-                session.reset(_episode_seed(payload))
-        except ObservationError as error:
-            return self.refusal(error, seq)
+        kind, payload, self._seq = envelope(raw)
+        if kind == "observation":
+            return normalise(payload, self._camera)
+        if kind == "hello":
+            return self._wrap("hello", self._hello(payload))
+        if kind == "episode_start":
+            session.reset(_episode_seed(payload))
         return None
 
-    def answer(self, question: Question, answer: Answer) -> bytes:
+    def answer(self, answer: Answer) -> bytes:
         """`actions` float32[D], or float32[H, D]."""
-        actions = answer.actions if self._whole_chunks else answer.row
-        return _wrap("action", {"actions": actions, **answer.info}, question.seq)
+        return self._wrap("action", {"actions": answer.actions if self._whole_chunks else answer.row, **answer.info})
 
-    def refusal(self, error: Exception, seq: int = 0) -> bytes:
+    def refusal(self, error: Exception) -> bytes:
         """An ERROR envelope."""
-        return _wrap("error", {"error": str(error)}, seq)
+        return self._wrap("error", {"error": str(error)})
+
+    def _wrap(self, kind: str, payload: Mapping[str, Any]) -> bytes:
+        """An envelope with the number of the message that it answers."""
+        return pack({"type": kind, "payload": payload, "seq": self._seq, "timestamp": utc_ns() / 1e9}, "vla-eval")
 
     def _hello(self, payload: Mapping[Any, Any]) -> dict[str, Any]:
         version = payload.get("protocol_version")
@@ -153,7 +145,3 @@ def _episode_seed(payload: Mapping[Any, Any]) -> int | None:
     if seed is not None and not (type(seed) is int and 0 <= seed < 2**63):
         raise ObservationError(f"expected an integer from 0 to 2^63 - 1 for 'task.seed', got {str(seed)[:40]}")
     return seed
-
-
-def _wrap(kind: str, payload: Mapping[str, Any], seq: int) -> bytes:
-    return pack({"type": kind, "payload": payload, "seq": seq, "timestamp": utc_ns() / 1e9}, "vla-eval")

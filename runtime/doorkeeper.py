@@ -32,7 +32,7 @@ UNKNOWN = "an address that left before it could be read"
 ACCEPTED, GONE = zmq.EVENT_ACCEPTED, zmq.EVENT_DISCONNECTED
 FAILED = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "no key, or one meant for another server",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "no ZeroMQ handshake",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "it broke off the handshake, or speaks another protocol",
 }
 WATCHED = ACCEPTED | GONE | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
+import socket
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -49,8 +49,8 @@ class GrootServer:
             self._door.close()
             raise
         self._done: deque[tuple[bytes, bytes]] = deque()
-        self._wake_out, self._wake_in = os.pipe()
-        os.set_blocking(self._wake_in, False)
+        self._wake_out, self._wake_in = socket.socketpair()
+        self._wake_in.setblocking(False)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="groot-server", daemon=True)
         self._thread.start()
@@ -61,27 +61,33 @@ class GrootServer:
         return self._door.refusals.total
 
     def close(self) -> None:
-        """End; what is being answered is not sent any more. Close the service first."""
+        """End; what is being answered is not sent any more."""
         self._closing.set()
         self._wake()
         self._thread.join()
         self._door.close()
-        os.close(self._wake_in)
-        os.close(self._wake_out)
+        self._wake_in.close()
+        self._wake_out.close()
 
     def _serve(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake_out, zmq.POLLIN)
-        while not self._closing.is_set():
-            ready = dict(poller.poll(POLL_MS))
-            if self._wake_out in ready:
-                os.read(self._wake_out, 4096)
-                while self._done:
-                    self._send(*self._done.popleft())
-            if self._socket in ready:
-                self._hear()
-        self._socket.close(0)
+        try:
+            while not self._closing.is_set():
+                ready = dict(poller.poll(POLL_MS))
+                if self._wake_out.fileno() in ready:
+                    self._deliver()
+                if self._socket in ready:
+                    self._hear()
+        finally:
+            self._socket.close(0)
+
+    def _deliver(self) -> None:
+        """The answers that are there."""
+        self._wake_out.recv(4096)
+        while self._done:
+            self._send(*self._done.popleft())
 
     def _hear(self) -> None:
         """One request, of whichever client's turn it is."""
@@ -125,8 +131,8 @@ class GrootServer:
         self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # then it is awake
-            os.write(self._wake_in, b".")
+        with contextlib.suppress(OSError):  # it is awake already, or closed
+            self._wake_in.send(b".")
 
     def _send(self, client: bytes, content: bytes) -> None:
         """To a client that reads; for one that does not, ZeroMQ drops it."""

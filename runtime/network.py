@@ -8,6 +8,7 @@ differ, pictures look older or younger than they are, and one that claims the fu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,17 +83,27 @@ class Far:
 def install(network: Network, run_dir: Path) -> None:
     """Make a run directory's processes use this network. Raises ConfigError if it is wrong."""
     network.check()
-    (run_dir / NETWORK_FILE).write_bytes(msgspec.json.encode(network))
+    draft = run_dir / f"{NETWORK_FILE}.{os.getpid()}"  # several processes may do so at once
+    try:
+        draft.write_bytes(msgspec.json.encode(network))
+        draft.replace(run_dir / NETWORK_FILE)
+    except OSError as error:
+        raise ConfigError(f"{run_dir}: cannot write {NETWORK_FILE}: {error.strerror}") from None
+
+
+def used(run_dir: Path) -> Network:
+    """The network of a run directory; an empty one where everything is on this host."""
+    try:
+        return msgspec.json.decode((run_dir / NETWORK_FILE).read_bytes(), type=Network)
+    except FileNotFoundError:
+        return Network()
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{run_dir / NETWORK_FILE}: {error}") from None
 
 
 def far_end(run_dir: Path, name: str) -> Far | None:
     """Where a topic is if it crosses hosts; None for a socket in the run directory."""
-    try:
-        network = msgspec.json.decode((run_dir / NETWORK_FILE).read_bytes(), type=Network)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"{run_dir / NETWORK_FILE}: {error}") from None
+    network = used(run_dir)
     place = network.topics.get(name)
     return None if place is None else Far(name, place, network.load_keys(), network.allow_plain)
 

@@ -21,10 +21,11 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from trimvla.runtime.conversations import Conversation, Question
+from trimvla.runtime.conversations import Conversation
 from trimvla.runtime.curve import is_loopback
-from trimvla.runtime.errors import BackendError, ConfigError, TrimvlaError
+from trimvla.runtime.errors import ConfigError, TrimvlaError, WireError
 from trimvla.runtime.packing import MAX_BYTES
+from trimvla.runtime.query import Query
 from trimvla.runtime.serving import Service
 
 log = logging.getLogger(__name__)
@@ -139,21 +140,20 @@ class WebsocketServer:
     async def _reply(
         self, connection: ServerConnection, conversation: Conversation, raw: bytes | str
     ) -> bytes | str | None:
-        seq = 0
+        service = self._service
         try:
-            session = self._service.sessions.of(connection.id)
+            session = service.sessions.of(connection.id)
             heard = await asyncio.to_thread(conversation.hear, raw, session)  # pictures take milliseconds to unpack
-            if not isinstance(heard, Question):
+            if not isinstance(heard, Query):
                 return heard
-            seq = heard.seq
-            answer = await asyncio.wrap_future(self._service.ask(session, heard.query))
-            return conversation.answer(heard, answer)
+            job = service.ask(session, heard)
         except TrimvlaError as error:
-            self._service.counters["refused_websocket"] += 1
-            return conversation.refusal(error, seq)
-        except Exception:
-            log.exception("a message failed")
-            return conversation.refusal(BackendError("an internal error; see the server's log"), seq)
+            service.counters["malformed" if isinstance(error, WireError) else "refused"] += 1
+            return conversation.refusal(error)
+        try:
+            return conversation.answer(await asyncio.wrap_future(job))
+        except TrimvlaError as error:  # counted by the service
+            return conversation.refusal(error)
 
     @staticmethod
     async def _send(connection: ServerConnection, content: bytes | str) -> None:

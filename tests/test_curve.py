@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,16 +16,18 @@ import numpy as np
 import pytest
 import zmq
 
+from tests.tiny_bundle import write_bundle
 from trimvla.launch import cli
 from trimvla.launch.networking import read_network
-from trimvla.runtime import curve
+from trimvla.launch.record import owners
+from trimvla.runtime import curve, policy_process
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import monotonic_ns, utc_ns
 from trimvla.runtime.curve import Keys, check_plain
-from trimvla.runtime.doorkeeper import Doorkeeper
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Frame, JointState
+from trimvla.runtime.messages import ActionChunk, Frame, JointState, Task
 from trimvla.runtime.network import Network, RemoteTopic, install, localise
+from trimvla.runtime.policy_process import PolicyConfig
 from trimvla.runtime.topics import topic
 from trimvla.runtime.wire import decode, encode
 
@@ -35,11 +39,7 @@ class Hosts:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        door = Doorkeeper(None)
-        probe = door.context.socket(zmq.PUB)
-        self.endpoint = door.bind(probe, "tcp://127.0.0.1:*")
-        probe.close(0)
-        door.close()
+        self.endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
 
     def add(self, name: str, *, knows: tuple[str, ...] = (), publisher: str = "robot", keyed: bool = True) -> Path:
         """A host's run directory. It trusts those whom it knows."""
@@ -138,8 +138,6 @@ def test_a_connection_that_says_nothing_or_another_protocol_disturbs_nobody(host
     robot = hosts.add("robot")
     friend = hosts.add("friend", knows=("robot",))
     hosts.trust("robot", "friend")
-    import socket
-
     host, port = hosts.endpoint.removeprefix("tcp://").split(":")
     with Publisher(robot, STATE) as out, Subscriber(friend, [STATE]) as hears, ExitStack() as stack:
         for words in (b"", b"GET / HTTP/1.0\r\n\r\n", b"\xff" * 5000):
@@ -225,6 +223,53 @@ def test_times_of_another_host_are_put_on_our_clock():
     beyond = msgspec.msgpack.encode((0, 2**64 - 1))
     for wrong in ([*there], [*there, b"\xc1"], [b"x"], [*there, beyond]):  # stay what they are, to be refused
         assert localise(STATE, wrong) == wrong
+
+
+def test_a_policy_may_be_on_another_host(tmp_path):
+    """Two run directories that share nothing but TCP: pictures go there, chunks come back, on the robot's clock."""
+    ports = free_ports(4)
+    names = ("front/color", "task", "robot/state", "chunk")
+    there = {name: "gpu" if name == "chunk" else "robot" for name in names}
+    topics = {n: RemoteTopic(f"tcp://127.0.0.1:{port}", there[n]) for n, port in zip(names, ports, strict=True)}
+    run_dirs = {}
+    for host in ("robot", "gpu"):
+        curve.create(tmp_path / host, host)
+        run_dirs[host] = tmp_path / f"{host}-run"
+        run_dirs[host].mkdir(mode=0o700)
+    for host, other in (("robot", "gpu"), ("gpu", "robot")):
+        shutil.copy(tmp_path / other / f"{other}.key", tmp_path / host)
+        install(Network(topics, str(tmp_path / host)), run_dirs[host])
+    config, stop = PolicyConfig(bundle=str(write_bundle(tmp_path / "bundle"))), threading.Event()
+    policy = threading.Thread(target=policy_process.run, args=(config, run_dirs["gpu"], stop))
+    with ExitStack() as stack:
+        says = {n: stack.enter_context(Publisher(run_dirs["robot"], topic(n))) for n in names[:3]}
+        hears = stack.enter_context(Subscriber(run_dirs["robot"], [topic("chunk")]))
+        policy.start()
+        try:
+            began, end = monotonic_ns(), time.monotonic() + 20
+            while hears["chunk"].message is None:
+                assert time.monotonic() < end, "no chunk came back"
+                now = monotonic_ns()
+                says["robot/state"].send(state())
+                says["task"].send(Task(time_ns=now, episode=1, instruction="red cube", started_ns=began))
+                picture = np.full((16, 16, 3), now % 256, np.uint8)
+                says["front/color"].send(Frame("front", now, picture, utc_ns=utc_ns()))
+                hears.update(0.05)
+        finally:
+            stop.set()
+            policy.join(10)
+        chunk = hears["chunk"].message
+    assert isinstance(chunk, ActionChunk) and began - 10**8 < chunk.time_ns <= monotonic_ns() + 10**8
+    assert {path.name for path in run_dirs["gpu"].iterdir()} == {"network.json"}
+    assert owners(run_dirs["gpu"], "color") == ("front",)  # a recorder finds it
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
 
 
 @pytest.fixture

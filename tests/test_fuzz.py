@@ -43,7 +43,7 @@ def test_the_fuzz_finds_crashes_and_hangs(wrong, what):
 
 def test_the_fuzz_finds_growth():
     kept: list[bytes] = []
-    found = fuzz([Target("leak", [[b"abc"]], lambda parts: kept.append(bytes([1]) * (1 << 20)), (WireError,))], 40)
+    found = fuzz([Target("leak", [[b"abc"]], lambda parts: kept.append(bytes([1]) * (1 << 20)), (WireError,))], 100)
     assert found.growth_mib > 24 and not found.ok
 
 

@@ -1,0 +1,287 @@
+"""Clients that stall, flood or lie, over real sockets: the control loop, the policy and the servers go on."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+
+from tests.fuzz import resident_mib
+from tests.groot_client import GrootClient
+from tests.test_serving import GROOT, OPENPI, Served
+from tests.tiny_bundle import write_bundle
+from trimvla.runtime import control, policy_process
+from trimvla.runtime.bus import Publisher, Subscriber, endpoint
+from trimvla.runtime.clock import monotonic_ns, utc_ns
+from trimvla.runtime.control import ControlConfig
+from trimvla.runtime.messages import ActionChunk, Command, Frame, JointState, Message, Report, Task
+from trimvla.runtime.packing import MAX_BYTES, pack
+from trimvla.runtime.policy import Policy
+from trimvla.runtime.policy_process import PolicyConfig
+from trimvla.runtime.safety import Limits
+from trimvla.runtime.topics import topic
+from trimvla.runtime.wire import encode
+
+LIMITS = Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,))
+HZ = 20
+SECONDS = 1.0
+GROWTH_MIB = 150  # what sockets may hold back; a leak of a flood would be gigabytes
+
+VALID = ActionChunk(
+    time_ns=1,
+    episode=1,
+    actions=((0.0,) * 7,),
+    control_hz=5.0,
+    valid_rows=1,
+    produced_ns=1,
+    frame_sequence=0,
+    seed=(0,),
+)
+
+
+def garbage() -> Iterator[list[bytes]]:
+    return itertools.repeat([b"chunk", b"\xc1" * 1000])
+
+
+def another_schema() -> Iterator[list[bytes]]:
+    return itertools.repeat([b"chunk", msgspec.msgpack.encode({**msgspec.to_builtins(VALID), "actions": "all"})])
+
+
+def oversized() -> Iterator[list[bytes]]:
+    return itertools.repeat([b"chunk", bytes(topic("chunk").max_bytes * 4)])
+
+
+def many_parts() -> Iterator[list[bytes]]:
+    return itertools.repeat([b"chunk", *[b"x"] * 500])
+
+
+def old_chunks() -> Iterator[list[bytes]]:
+    return (encode(topic("chunk"), msgspec.structs.replace(VALID, sequence=number)) for number in itertools.count())
+
+
+@contextmanager
+def flooding(address: str, messages: Iterator[list[bytes]]) -> Iterator[None]:
+    """A publisher at somebody's address that sends as fast as it can."""
+    stop = threading.Event()
+
+    def flood() -> None:
+        with zmq.Context() as context, context.socket(zmq.PUB) as liar:
+            liar.setsockopt(zmq.LINGER, 0)
+            liar.bind(address)
+            while not stop.is_set():
+                for parts in itertools.islice(messages, 20):
+                    liar.send_multipart(parts)
+                time.sleep(0.001)  # it shares this process's interpreter with the loop that it floods
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+class Desk:
+    """What the process `control` needs to hold, and with a policy's chunk to run."""
+
+    def __init__(self, run_dir: Path, stack: ExitStack) -> None:
+        self._says = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in ("task", "robot/state")}
+        self.hears = stack.enter_context(Subscriber(run_dir, [topic("command"), topic("control/report")]))
+        self._began = monotonic_ns()
+        self.kinds: list[str] = []
+
+    def speak(self, chunks: Publisher | None = None) -> None:
+        """Say everything once and hear for a moment."""
+        now = monotonic_ns()
+        self._say("task", Task(time_ns=now, episode=1, instruction="go", started_ns=self._began))
+        self._say("robot/state", JointState(time_ns=now, position=(0.0,), gripper=1.0))
+        if chunks is not None:
+            chunks.send(msgspec.structs.replace(VALID, time_ns=now, produced_ns=now))
+        self.hears.update(0.02)
+        self.kinds += [message.kind for message in self.hears["command"].fresh if isinstance(message, Command)]
+
+    def _say(self, name: str, message: Message) -> None:
+        self._says[name].send(message)
+
+    def until(self, state: str, chunks: Publisher | None = None) -> None:
+        end = time.monotonic() + 20
+        while (report := self.report()) is None or report.state != state:
+            assert time.monotonic() < end, report
+            self.speak(chunks)
+
+    def report(self) -> Report | None:
+        message = self.hears["control/report"].message
+        return message if isinstance(message, Report) else None
+
+
+@contextmanager
+def controlling(run_dir: Path) -> Iterator[None]:
+    """The process `control` in a thread."""
+    stop = threading.Event()
+    config = ControlConfig(LIMITS, hz=HZ, state_s=5.0)
+    process = threading.Thread(target=control.run, args=(config, run_dir, stop))
+    process.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        process.join(5)
+    assert not process.is_alive()
+
+
+@pytest.mark.parametrize("lie", [garbage, another_schema, oversized, many_parts, old_chunks])
+def test_control_goes_on_whatever_comes_as_a_chunk(tmp_path, lie):
+    with ExitStack() as stack:
+        desk = Desk(tmp_path, stack)
+        stack.enter_context(controlling(tmp_path))
+        with Publisher(tmp_path, topic("chunk")) as chunks:
+            desk.until("running", chunks)
+        desk.until("hold")  # the policy is gone; somebody takes its place
+        desk.kinds.clear()
+        memory = resident_mib()
+        with flooding(endpoint(tmp_path, topic("chunk")), lie()), stalled_reader(endpoint(tmp_path, topic("command"))):
+            start = time.monotonic()
+            while (elapsed := time.monotonic() - start) < SECONDS:
+                desk.speak()
+        assert len(desk.kinds) > HZ * elapsed * 0.5 and set(desk.kinds) == {"hold"}
+        assert resident_mib() - memory < GROWTH_MIB
+        with Publisher(tmp_path, topic("chunk")) as chunks:
+            desk.until("running", chunks)  # the true policy is heard again
+
+
+@contextmanager
+def stalled_reader(address: str) -> Iterator[None]:
+    """A subscriber that never reads."""
+    with zmq.Context() as context, context.socket(zmq.SUB) as reader:
+        reader.setsockopt(zmq.LINGER, 0)
+        reader.set_hwm(1)
+        reader.subscribe(b"")
+        reader.connect(address)
+        yield
+
+
+def test_the_policy_goes_on_among_frames_that_flood_and_lie(tmp_path):
+    bundle, front = write_bundle(tmp_path / "bundle"), topic("front/color")
+    picture = np.zeros((480, 640, 3), np.uint8)
+
+    def frames() -> Iterator[list[bytes]]:
+        for number in itertools.count():
+            picture[0, 0] = number % 256
+            name, header, payload = encode(front, Frame("front", monotonic_ns(), picture, number, utc_ns()))
+            yield [name, header, payload]
+            yield [name, header[:-5], payload]
+            yield [name, header, payload[:-1]]
+            yield [name, b"{}", bytes(1000)]
+
+    stop = threading.Event()
+    config = PolicyConfig(bundle=str(bundle), max_hz=20.0)
+    process = threading.Thread(target=policy_process.run, args=(config, tmp_path, stop))
+    names = [topic("chunk"), topic("policy/report")]
+    with Subscriber(tmp_path, names) as hears, Publisher(tmp_path, topic("task")) as tasks:
+        process.start()
+        try:
+            began = monotonic_ns()
+            with flooding(endpoint(tmp_path, front), frames()):
+                end = time.monotonic() + 20
+                while hears["chunk"].received < 10:
+                    assert time.monotonic() < end, hears["policy/report"].message
+                    now = monotonic_ns()
+                    tasks.send(Task(time_ns=now, episode=1, instruction="pick up the red cube", started_ns=began))
+                    hears.update(0.02)
+        finally:
+            stop.set()
+            process.join(10)
+    assert not process.is_alive()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    policy = Policy.load(write_bundle(tmp_path / "bundle"), threads=1)
+    with Served(policy) as served:
+        yield served
+    policy.close()
+
+
+def requests_without_end() -> bytes:
+    return pack({"endpoint": "get_action", "data": {"observation": GROOT}}, "groot")
+
+
+FLOODS = {"valid": requests_without_end(), "garbage": b"\xc1" * 1000, "huge": bytes(MAX_BYTES + 1)}
+
+
+@pytest.mark.parametrize("message", FLOODS.values(), ids=FLOODS)
+def test_the_zeromq_server_serves_others_while_one_floods_and_does_not_read(served, message):
+    memory = resident_mib()
+    stop = threading.Event()
+
+    def flood() -> None:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as greedy:
+            greedy.setsockopt(zmq.LINGER, 0)
+            greedy.set_hwm(2)
+            greedy.connect(served.groot)
+            while not stop.is_set():
+                with contextlib.suppress(zmq.Again):
+                    greedy.send_multipart([b"", message], zmq.DONTWAIT, copy=False)
+                time.sleep(0.001)
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        time.sleep(0.2)
+        with GrootClient(served.groot) as client:
+            for step in range(20):
+                assert client.get_action(GROOT)[1]["step"] == step
+    finally:
+        stop.set()
+        thread.join()
+    assert resident_mib() - memory < GROWTH_MIB + 4 * MAX_BYTES / 2**20
+
+
+def test_the_websocket_server_serves_others_while_some_stall_flood_and_lie(served):
+    sync = pytest.importorskip("websockets.sync.client")
+    exceptions = pytest.importorskip("websockets.exceptions")
+    url, memory = f"ws://127.0.0.1:{served.openpi}", resident_mib()
+    observation = pack(OPENPI, "openpi")
+    with ExitStack() as stack:
+        for words in (b"", b"GET / HTTP/1.1\r\n", b"\xff" * 4096):  # connections that say nothing, too little, nonsense
+            stack.enter_context(socket.create_connection(("127.0.0.1", served.openpi))).sendall(words)
+        stalled = stack.enter_context(sync.connect(url, max_size=None))
+        flood = threading.Thread(target=send_until_stopped, args=(stalled, observation))
+        flood.start()
+        for lie in (b"\xc1", "text", observation[:-10], pack({"prompt": 3}, "openpi")):
+            with sync.connect(url) as liar:
+                liar.recv(20)
+                liar.send(lie)
+                assert isinstance(liar.recv(20), str)  # that is how openpi's client knows an error
+        with sync.connect(url, max_size=None) as huge:
+            huge.recv(20)
+            with pytest.raises(exceptions.ConnectionClosed):
+                huge.send(bytes(MAX_BYTES + 1))
+                huge.recv(20)
+        with sync.connect(url) as friend:
+            friend.recv(20)
+            for _ in range(20):
+                friend.send(observation)
+                assert isinstance(friend.recv(20), bytes)
+        stalled.socket.shutdown(socket.SHUT_RDWR)
+        flood.join(20)
+        assert not flood.is_alive()
+    assert resident_mib() - memory < GROWTH_MIB + 4 * MAX_BYTES / 2**20
+
+
+def send_until_stopped(client: object, message: bytes) -> None:
+    """Send without reading an answer, until the connection breaks."""
+    with contextlib.suppress(Exception):
+        while True:
+            client.send(message)  # type: ignore[attr-defined]
