@@ -4,6 +4,7 @@
 #   make train   behaviour cloning of the shipped policy; stop it at any time, it goes on
 #   make bench   the ablation in the README: success, time and cost of every part of a plan (most of an hour)
 #   make gpu-bench  a full-size policy of random weights on the GPU that is there (minutes)
+#   make evaluation  tables and pictures of docs/evaluation.md from the results under benchmarks/ (seconds)
 #   make lint    ruff and pyright
 #   make setup   only the set-up
 # DEMO_ARGS, TEST_ARGS, TRAIN_ARGS and BENCH_ARGS are handed on: make demo DEMO_ARGS="--episodes 5"
@@ -26,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle threads sleep instead of spinning: cameras, policy and control share the cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup demo test train bench gpu-bench lint clean
+.PHONY: help setup demo test train bench gpu-bench evaluation lint clean
 .DEFAULT_GOAL := demo
 
 help:
@@ -48,6 +49,9 @@ gpu-bench: $(READY)
 
 bench: $(READY)
 	$(BIN)/trimvla ablate tabletop --readme README.md $(BENCH_ARGS)
+
+evaluation: $(READY)
+	$(BIN)/trimvla report
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -58,7 +58,7 @@ def run(args: Args) -> Result:
         )
     if args.latency is not None or args.rungs:
         told["curve"] = curve_rows(args.names, results, match.setting.latencies, rounds, args.margin)
-        told["estimates"] = estimates(args)
+        told |= {"estimates": estimates(args), "control_hz": match.control_hz}
     tell(args, told, first)
     if args.out is not None:
         save(args, told, match, rounds)
@@ -106,7 +106,7 @@ def prepare(args: Args) -> Match:
                 f"expected at most {task.official} official episodes, got --episodes {count}; --seed for more"
             )
         first = 0 if official else 1000 if args.seed is None else args.seed
-        expert = args.policy == EXPERT
+        expert, hz = args.policy == EXPERT, task.control_hz
         pace = Pace(
             execute=args.execute or (1 if expert else getattr(task, "execute", 2)),
             votes=args.votes or getattr(task, "votes", 2),
@@ -117,7 +117,7 @@ def prepare(args: Args) -> Match:
     latencies = known_latencies(args, words) or {w: resolve_latency(w, args.names, players, args.task) for w in words}
     setting = Setting(args.task, official, pace, latencies)
     check_expert(args.names.values(), setting)
-    return Match(players, setting, words or (WAITS,), range(first, first + count))
+    return Match(players, setting, words or (WAITS,), range(first, first + count), hz)
 
 
 def known_latencies(args: Args, words: Sequence[str]) -> dict[str, dict[str, Latency]]:

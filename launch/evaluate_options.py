@@ -130,6 +130,7 @@ class Match:
     setting: Setting
     conditions: tuple[str, ...]
     seeds: range
+    control_hz: float
 
     @property
     def deals(self) -> list[Deal]:
