@@ -8,43 +8,45 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trimvla.launch.courses import courses
 from trimvla.launch.options import Options, Result
 from trimvla.policies import checkpoint
 from trimvla.policies.config import PRESETS, PolicyConfig
-from trimvla.policies.dataset import Demonstrations, make_tokenizer
+from trimvla.policies.dataset import Demonstrations
 from trimvla.policies.train import Recipe, Trainer, train
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim import demonstrations
-from trimvla.sim.scene import OBJECT_KINDS, TARGET_KINDS, all_instructions
 
-PRESET = "tabletop"
 CURVES = ("diffusion", "aux", "object_cm")  # what the picture shows, one panel each
 SMOOTHING = 50  # steps
 
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Train the shipped policy from scripted demonstrations. Stop it at any time; the same command goes on."""
+    """Train a shipped policy from scripted demonstrations. Stop it at any time; the same command goes on."""
 
-    run: Path = Path("runs/tabletop")
-    """Folder of the run: demonstrations, state, weights, loss curve."""
+    preset: Literal["tabletop", "widowx"] = "tabletop"
+    """What is trained: the tabletop's policy, or the one for SimplerEnv's WidowX tasks (extra `simpler`)."""
+
+    run: Path | None = None
+    """Folder of the run: demonstrations, state, weights, loss curve; runs/<preset> when left out."""
 
     shards: int = 44
-    """Shards of demonstrations, 100 episodes each."""
+    """Shards of demonstrations: 100 episodes each; for WidowX 25 of every task."""
 
     corrections: int = 0
     """Further shards in which the policy trained so far drives and the expert labels; then raise --steps too."""
 
-    steps: int = Recipe.steps
-    """Optimiser steps."""
+    steps: int | None = None
+    """Optimiser steps; the preset's recipe says how many when left out."""
 
     weights: Path | None = None
     """Start from these weights (safetensors) where the run has no state yet."""
@@ -57,27 +59,39 @@ class Args(Options):
 
     def __post_init__(self) -> None:
         """Raise ConfigError with everything that is out of range."""
-        wrong = [f"--{name}" for name in ("shards", "steps", "workers") if getattr(self, name) < 1]
+        given = {name: getattr(self, name) for name in ("shards", "steps", "workers")}
+        wrong = [f"--{name}" for name, value in given.items() if value is not None and value < 1]
         if wrong:
             raise ConfigError(f"expected at least 1 for {', '.join(wrong)}")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lies."""
+        return self.run or Path("runs") / self.preset
+
+    @property
+    def recipe(self) -> Recipe:
+        """The preset's, with what was given."""
+        recipe = courses()[self.preset].recipe
+        return replace(recipe, steps=self.steps or recipe.steps, seed=self.seed)
 
 
 def run(args: Args) -> Result:
     """Make what is missing and train; the files of the run."""
-    args.run.mkdir(parents=True, exist_ok=True)
-    cfg, recipe = PRESETS[PRESET], Recipe(steps=args.steps, seed=args.seed)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    cfg = PRESETS[args.preset]
     with progress_bar() as progress:
         make_demonstrations(args, progress)
         make_corrections(args, progress)
-        data = load_demonstrations(args.run, cfg)
-        trainer = Trainer(cfg, recipe, demonstrations.AUX)
+        data = load_demonstrations(args.folder, cfg)
+        trainer = Trainer(cfg, args.recipe, demonstrations.AUX)
         if args.weights is not None:
             trainer.start_from(checkpoint.load(args.weights, cfg))
-        fit(trainer, data, args.run, progress)
-    weights = checkpoint.save(trainer.averaged_policy(), args.run / "policy.safetensors", dtype=torch.float16)
+        fit(trainer, data, args.folder, progress)
+    weights = checkpoint.save(trainer.averaged_policy(), args.folder / "policy.safetensors", dtype=torch.float16)
     described = describe(args, trainer, len(data))
-    (args.run / "recipe.json").write_text(json.dumps(described, indent=1) + "\n")
-    curve = draw_curve(trainer.history, args.run / "loss.png")
+    (args.folder / "recipe.json").write_text(json.dumps(described, indent=1) + "\n")
+    curve = draw_curve(trainer.history, args.folder / "loss.png")
     args.console().print(f"trained {trainer.step} steps in {trainer.seconds / 60:.0f} min: {weights}, {curve}")
     return {"ok": True, "weights": weights, "curve": curve, **described}
 
@@ -96,10 +110,9 @@ def progress_bar() -> Progress:
 
 def make_demonstrations(args: Args, progress: Progress) -> None:
     """Write the shards that are missing."""
-    task = progress.add_task("demonstrations", total=args.shards, note="")
-    present = sum(demonstrations.shard_path(args.run / "demos", i).exists() for i in range(args.shards))
-    progress.update(task, completed=present)
-    for frames, successes in demonstrations.make_shards(args.run / "demos", args.shards, args.workers):
+    task = progress.add_task("demonstrations", total=None, note="")
+    make = courses()[args.preset].make_shards
+    for frames, successes in make(args.folder / "demos", args.shards, args.workers):
         progress.update(task, advance=1, note=f"{frames} frames, {successes} successes")
 
 
@@ -107,26 +120,26 @@ def make_corrections(args: Args, progress: Progress) -> None:
     """Write the missing shards of corrections, driven by the run's exported policy, `<run>/actor`."""
     if args.corrections == 0:
         return
-    task = progress.add_task("corrections", total=args.corrections, note="")
-    bundle, directory = args.run / "actor", args.run / "demos"
+    task = progress.add_task("corrections", total=None, note="")
+    bundle, directory = args.folder / "actor", args.folder / "demos"
     if not bundle.exists():
-        raise ConfigError(f"expected the policy so far as a bundle: trimvla export {args.run} --out {bundle}")
-    shards = demonstrations.make_shards(
-        directory, args.corrections, args.workers, first=args.shards, bundle=str(bundle)
-    )
+        raise ConfigError(f"expected the policy so far as a bundle: trimvla export {args.folder} --out {bundle}")
+    make = courses()[args.preset].make_shards
+    shards = make(directory, args.corrections, args.workers, first=args.shards, bundle=str(bundle))
     for done, (frames, successes) in enumerate(shards, 1):
         progress.update(task, completed=done, note=f"{frames} frames, {successes} successes")
 
 
 def load_demonstrations(run: Path, cfg: PolicyConfig) -> Demonstrations:
     """All shards, with the run's tokenizer and action statistics, which are made once and then kept."""
-    tokenizer = make_tokenizer(cfg, all_instructions())
+    course = courses()[cfg.name]
+    tokenizer = course.tokenizer(cfg)
     tokenizer.save(str(run / "tokenizer.json"))
     path = run / "statistics.json"
-    known = json.loads(path.read_text())[PRESET] if path.exists() else None
+    known = json.loads(path.read_text())[cfg.name] if path.exists() else None
     shards = sorted((run / "demos").glob("*.npz"))
-    data = Demonstrations(shards, cfg, tokenizer, nouns=(*OBJECT_KINDS, *TARGET_KINDS), statistics=known)
-    path.write_text(json.dumps({PRESET: data.statistics}) + "\n")
+    data = Demonstrations(shards, cfg, tokenizer, nouns=course.nouns, statistics=known)
+    path.write_text(json.dumps({cfg.name: data.statistics}) + "\n")
     return data
 
 
@@ -144,13 +157,13 @@ def fit(trainer: Trainer, data: Demonstrations, run: Path, progress: Progress) -
 def describe(args: Args, trainer: Trainer, frames: int) -> dict[str, Any]:
     """What is needed to train this policy again: config, recipe, seeds, data and the time that it took."""
     return {
-        "preset": PRESET,
+        "preset": args.preset,
         "policy": trainer.cfg.to_dict(),
         "recipe": asdict(trainer.recipe),
         "data": {
             "shards": args.shards,
             "corrections": args.corrections,
-            "episodes_per_shard": demonstrations.SHARD_EPISODES,
+            "episodes_per_shard": courses()[args.preset].episodes_per_shard,
             "first_seed": demonstrations.FIRST_SEED,
             "frames": frames,
         },

@@ -210,6 +210,8 @@ TABLETOP = PolicyConfig(
     visual_position=True,
 )  # fmt: skip
 
+WIDOWX = msgspec.structs.replace(TABLETOP, name="widowx")  # SimplerEnv's WidowX tasks: the tabletop's sizes
+
 PRESETS: dict[str, PolicyConfig] = {
     **{
         f"cogact-{size}": PolicyConfig(
@@ -222,6 +224,7 @@ PRESETS: dict[str, PolicyConfig] = {
         for size, head in DIT_SIZES.items()
     },
     "tabletop": TABLETOP,
+    "widowx": WIDOWX,
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trimvla.policies.config import PromptConfig
 
@@ -25,6 +25,12 @@ def build_tokenizer(prompts: Iterable[str], vocab: int) -> Tokenizer:
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=[*SPECIAL_TOKENS, *BYTES], show_progress=False)
     tokenizer.train_from_iterator(prompts, trainer)
+    return tokenizer
+
+
+def extend_tokenizer(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
+    """Give each of these words an id of its own behind those that there are; all other text keeps its ids."""
+    tokenizer.add_tokens([AddedToken(word, single_word=True, lstrip=True) for word in words])
     return tokenizer
 
 

@@ -1,0 +1,63 @@
+"""What `trimvla train` can train: for each preset its recipe, words and demonstrations. Wires policies to simulators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from tokenizers import Tokenizer
+
+from trimvla.policies.config import PolicyConfig
+from trimvla.policies.dataset import make_tokenizer
+from trimvla.policies.tokenizer import extend_tokenizer
+from trimvla.policies.train import Recipe
+from trimvla.runtime import manifest as bundles
+from trimvla.sim import demonstrations, scene, simpler_demonstrations
+
+
+@dataclass(frozen=True)
+class Course:
+    """How one preset is trained."""
+
+    recipe: Recipe
+    tokenizer: Callable[[PolicyConfig], Tokenizer]
+    nouns: tuple[str, ...]
+    make_shards: Callable[..., Iterator[tuple[int, int]]]
+    episodes_per_shard: int
+    """Of each task, where a shard number stands for one shard of each."""
+
+
+def tabletop_tokenizer(cfg: PolicyConfig) -> Tokenizer:
+    """Made from the sentences of the tabletop."""
+    return make_tokenizer(cfg, scene.all_instructions())
+
+
+def widowx_tokenizer(cfg: PolicyConfig) -> Tokenizer:
+    """The shipped tabletop's with the new words, so that weights trained with that one still know the old words."""
+    path = bundles.resolve("tabletop") / "tokenizer.json"
+    return extend_tokenizer(Tokenizer.from_file(str(path)), simpler_demonstrations.WORDS)
+
+
+@cache
+def courses() -> dict[str, Course]:
+    """Preset -> how it is trained."""
+    return {
+        "tabletop": Course(
+            Recipe(),
+            tabletop_tokenizer,
+            (*scene.OBJECT_KINDS, *scene.TARGET_KINDS),
+            demonstrations.make_shards,
+            demonstrations.SHARD_EPISODES,
+        ),
+        "widowx": Course(
+            Recipe(
+                steps=1600, pictures=32, sentences=1, draws=6, learning_rate=5e-4, warmup=60, ema=0.99, aux_weight=1.0,
+                tokens=((64, 0.6), (128, 0.3), (256, 0.1)), drop_layer=0.05, thin=0.3, pointer_weight=0.2,
+            ),
+            widowx_tokenizer,
+            simpler_demonstrations.NOUNS,
+            simpler_demonstrations.make_shards,
+            simpler_demonstrations.SHARD_EPISODES,
+        ),
+    }  # fmt: skip

@@ -1,0 +1,283 @@
+"""SimplerEnv's four WidowX tasks in ManiSkill 3, by the official protocol: fresh state, last-step success, 5 Hz.
+
+Actions are in the robot's base frame, which is the world's turned by half a turn about z. Knows ManiSkill (imported
+when a task is made), the official initial configurations and further ones; knows no policy. Assets come from
+ManiSkill's own download or from `MS_ASSET_DIR`; they are CC BY-NC 4.0 and no part of this project.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.simpler_adapter import GRIPPER_OPEN, euler_to_axis_angle
+from trimvla.sim import simpler_expert
+from trimvla.sim.simpler_expert import Job, State
+
+CAMERA, WIDTH, HEIGHT = "3rd_view_camera", 640, 480
+FOCAL, CENTRE = 623.588, (319.501, 239.545)  # of the official camera [pixels]
+CONTROL_HZ = 5.0
+OFFICIAL = 24
+FINGERS = (0.015, 0.037)  # a finger's travel, closed and open [m]
+SETTLED = 0.03  # so far an object may move while it comes to rest [m]
+NEAR = 0.01  # a drawn state is not this close to an official one [m]
+DOWNLOAD = "python -m mani_skill.utils.download_asset bridge_v2_real2sim widowx250s, or set MS_ASSET_DIR"
+
+
+@dataclass(frozen=True)
+class Twin:
+    """One task: ManiSkill's name, the limit, how the expert does it, and where further initial states are drawn."""
+
+    env: str
+    limit: int
+    job: Job
+    margin: tuple[float, float]
+    """How far beyond the official grid positions are drawn, x and y [m]."""
+    turn: float
+    """How far from an official orientation the object is turned [rad]."""
+    apart: float
+    """The least distance between object and target [m]."""
+
+
+TWINS = {
+    "widowx_carrot_on_plate": Twin(
+        "PutCarrotOnPlateInScene-v1", 60, Job(0.016, math.pi, 0.030, 0.09, 0.020, 0.886), (0.01, 0.01), 0.15, 0.11
+    ),
+    "widowx_spoon_on_towel": Twin(
+        "PutSpoonOnTableClothInScene-v1", 60, Job(0.012, math.pi, 0.022, 0.08, 0.020, 0.888), (0.01, 0.01), 0.15, 0.11
+    ),
+    "widowx_stack_cube": Twin(
+        "StackGreenCubeOnYellowCubeBakedTexInScene-v1", 60,
+        Job(0.015, math.pi / 2, 0.034, 0.075, 0.006, 0.885), (0.01, 0.01), 0.10, 0.07,
+    ),
+    "widowx_put_eggplant_in_basket": Twin(
+        "PutEggplantInBasketScene-v1", 120, Job(0.02, math.pi, 0.055, 0.11, 0.020, 0.925), (0.005, 0.01), 0.35, 0.0
+    ),
+}  # fmt: skip
+
+
+def missing(*, render: bool = True) -> str | None:
+    """What stands in the way of playing the tasks here, with what to do about it; None where nothing does."""
+    if find_spec("mani_skill") is None or find_spec("sapien") is None:
+        return "ManiSkill is not installed: pip install 'trimvla[simpler]'"
+    if render and (problem := _vulkan_problem()):
+        return f"no Vulkan: {problem}; launch/install_vulkan.sh installs a software driver"
+    from mani_skill import ASSET_DIR
+
+    lacking = [p for p in ("tasks/bridge_v2_real2sim_dataset", "robots/widowx") if not (Path(ASSET_DIR) / p).is_dir()]
+    return f"no {', '.join(lacking)} in {ASSET_DIR}: {DOWNLOAD}" if lacking else None
+
+
+def _vulkan_problem() -> str | None:
+    import sapien
+
+    try:
+        sapien.render.RenderSystem(sapien.Device("cpu"))
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+class SimplerTask:
+    """Episodes of one task in one ManiSkill environment, rebuilt for each of them; see `episodes.Task`."""
+
+    control_hz = CONTROL_HZ
+    official = OFFICIAL
+
+    def __init__(self, name: str, *, width: int = WIDTH) -> None:
+        """`width` of the rendered picture; its height follows. 640 is official, 320 looks alike at 128 x 128."""
+        self.name, self.twin, self.limit, self.width = f"simpler:{name}", TWINS[name], TWINS[name].limit, width
+        self._env = _make(self.twin.env, width)
+        self._grid = self._env.xyz_configs.clone(), self._env.quat_configs.clone()
+
+    def episode(self, index: int, *, official: bool) -> SimplerEpisode:
+        """Start official episode `index`, or one from a state drawn with `index` as seed."""
+        if official and not 0 <= index < OFFICIAL:
+            raise ConfigError(f"expected an official episode from 0 to {OFFICIAL - 1}, got {index} for {self.name!r}")
+        return self._start(*self._grid, index) if official else self._draw(np.random.default_rng(index))
+
+    def _draw(self, rng: np.random.Generator) -> SimplerEpisode:
+        """Draw until the object stays where it is put: at the sink's wall it may be thrown out."""
+        import torch
+
+        grid = [part.numpy() for part in self._grid]
+        while True:
+            xyz, quat = draw(self.twin, grid[0], grid[1], rng)
+            episode = self._start(torch.from_numpy(xyz[None]).float(), torch.from_numpy(quat[None]).float(), 0)
+            if math.dist(episode.state().thing, xyz[0]) < SETTLED:
+                return episode
+
+    def _start(self, xyz: Any, quat: Any, index: int) -> SimplerEpisode:
+        """Rebuild the scene in configuration `index` of these."""
+        self._env.xyz_configs, self._env.quat_configs = xyz, quat
+        self._env.reset(seed=0, options={"reconfigure": True, "episode_id": index})
+        return SimplerEpisode(self)
+
+    @property
+    def env(self) -> Any:
+        """ManiSkill's environment, without wrappers."""
+        return self._env
+
+    def close(self) -> None:
+        """Free the scene and the renderer."""
+        self._env.close()
+
+
+class SimplerEpisode:
+    """One episode; pictures are rendered only when they are looked at. See `episodes.Episode`."""
+
+    def __init__(self, task: SimplerTask) -> None:
+        self._env, self._twin = task.env, task.twin
+        self._arm = self._env.agent.controller.controllers["arm"]
+        self._source = self._env.objs[self._env.source_obj_name]
+        self._target = self._env.objs[self._env.target_obj_name]
+        self._base = self._env.agent.robot.pose
+        self._steps = 0
+        self._image: np.ndarray | None = None
+        self.success = bool(self._env.evaluate()["success"][0])
+
+    @property
+    def instruction(self) -> str:
+        """See `episodes.Episode`."""
+        return self._env.get_language_instruction()[0]
+
+    @property
+    def image(self) -> np.ndarray:
+        """See `episodes.Episode`."""
+        if self._image is None:
+            self._image = self._env._get_obs_sensor_data()[CAMERA]["rgb"][0].numpy()
+        return self._image
+
+    def step(self, action: np.ndarray) -> bool:
+        """See `episodes.Episode`; over only at the limit, as in the official loop."""
+        action = np.asarray(action, np.float64)
+        rotation = euler_to_axis_angle(action[3:6])
+        gripper = 1.0 if action[6] > GRIPPER_OPEN else -1.0
+        _, _, _, _, info = self._env.step(np.array([*action[:3], *rotation, gripper], np.float32))
+        self._steps, self._image = self._steps + 1, None
+        self.success = bool(info["success"][0])
+        return self._steps >= self._twin.limit
+
+    def expert(self) -> np.ndarray:
+        """See `episodes.Episode`."""
+        return self.expert_chunk(1)[0]
+
+    def expert_chunk(self, horizon: int = 16) -> np.ndarray:
+        """The expert's next actions as it foresees them, float32[horizon, 7]."""
+        chunk = simpler_expert.chunk(self._twin.job, self.state(), horizon)
+        chunk[:, :2] *= -1  # the base looks the other way
+        return chunk
+
+    def state(self) -> State:
+        """Privileged state in the world's frame."""
+        tool, command = self._arm.ee_pose, self._base * self._arm._target_pose
+        thing, target = (_array(actor.pose.raw_pose) for actor in (self._source, self._target))
+        fingers = float(self._env.agent.robot.get_qpos()[0, -2:].mean())
+        return State(
+            tool=_xyz(_array(tool.p)),
+            command=_xyz(_array(command.p)),
+            yaw=_finger_yaw(_array(tool.q)),
+            yaw_command=_finger_yaw(_array(command.q)),
+            opening=(fingers - FINGERS[0]) / (FINGERS[1] - FINGERS[0]),
+            thing=_xyz(thing),
+            thing_yaw=_long_yaw(thing[3:]),
+            target=_xyz(target),
+            done=self.success,
+        )
+
+    def close(self) -> None:
+        """Nothing: the environment is the task's."""
+
+
+def draw(twin: Twin, xyz: np.ndarray, quat: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A further initial state: positions float[2, 3] and quaternions float[2, 4] of object and target.
+
+    Positions are uniform in the box of the official ones with a margin (the eggplant's basket stays), orientations are
+    an official one turned about the vertical. Never within `NEAR` of an official pair of positions.
+
+    Args:
+        twin: the task.
+        xyz: float[n, 2, 3], the official positions.
+        quat: float[m, 2, 4], the official orientations.
+        rng: decides.
+    """
+    low, high = xyz.min(axis=0), xyz.max(axis=0)
+    margin = np.array([*twin.margin, 0.0])
+    fixed = np.isclose(low, high).all(axis=1, keepdims=True)
+    low, high = np.where(fixed, low, low - margin), np.where(fixed, high, high + margin)
+    while True:
+        place = rng.uniform(low, high)
+        nearest = np.abs(place - xyz).max(axis=(1, 2)).min()
+        if nearest > NEAR * (0.2 if fixed.any() else 1.0) and math.dist(place[0, :2], place[1, :2]) > twin.apart:
+            break
+    turned = quat[rng.integers(len(quat))].astype(np.float64).copy()
+    turned[0] = _times_yaw(rng.uniform(-twin.turn, twin.turn), turned[0])
+    return place, turned
+
+
+def _times_yaw(angle: float, q: np.ndarray) -> np.ndarray:
+    """Turn a quaternion (w, x, y, z) about the world's z."""
+    c, s = math.cos(angle / 2), math.sin(angle / 2)
+    w, x, y, z = q
+    return np.array([c * w - s * z, c * x - s * y, c * y + s * x, c * z + s * w])
+
+
+def _finger_yaw(q: np.ndarray) -> float:
+    """Yaw of the axis along which the fingers open (the tool's -y), 0 where it is the world's y."""
+    w, x, y, z = q
+    across, along = 2 * (x * y - w * z), 1 - 2 * (x * x + z * z)
+    return math.atan2(across, -along)
+
+
+def _long_yaw(q: np.ndarray) -> float:
+    """Yaw of an object's long axis (its x), which lies about level."""
+    w, x, y, z = q
+    return math.atan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z))
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return tensor[0].numpy().astype(np.float64)
+
+
+def _xyz(values: np.ndarray) -> tuple[float, float, float]:
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _make(env: str, width: int) -> Any:
+    """ManiSkill's environment, which does not render on every step."""
+    if (problem := missing()) is not None:
+        raise ConfigError(f"cannot play {env}: {problem}")
+    logging.getLogger("mani_skill").setLevel(logging.ERROR)
+    import gymnasium as gym
+    import mani_skill.envs
+    from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env import WidowX250SBridgeDatasetFlatTable
+
+    if not Path(WidowX250SBridgeDatasetFlatTable.urdf_path).with_suffix(".srdf").exists():
+        # The hulls of fingers and gripper bar overlap, and without the list of pairs to ignore the fingers are stuck.
+        WidowX250SBridgeDatasetFlatTable.disable_self_collisions = True
+    share = width / WIDTH
+    intrinsic = np.array([[FOCAL, 0, CENTRE[0]], [0, FOCAL, CENTRE[1]], [0, 0, 1 / share]]) * share
+    camera = {"width": width, "height": round(HEIGHT * share), "intrinsic": intrinsic}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = gym.make(
+            env, obs_mode="rgb+segmentation", num_envs=1, sim_backend="cpu", render_backend="cpu",
+            sensor_configs={CAMERA: camera},
+        ).unwrapped  # fmt: skip
+    made._obs_mode = "none"  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+def make(name: str) -> SimplerTask:
+    """The task `simpler:<name>`, with the official picture."""
+    if name not in TWINS:
+        raise ConfigError(f"expected a task out of {sorted(TWINS)}, got {name!r} for 'simpler'")
+    return SimplerTask(name)

@@ -1,0 +1,161 @@
+"""Demonstrations of the WidowX tasks: disturbed expert episodes with clean labels, and corrections, shard by shard.
+
+As on the tabletop, noise disturbs only what is executed and a policy may drive while the expert labels; but a scene has
+one sentence here. Initial states are drawn; the official ones are kept for evaluation. Pictures are rendered at 320 x
+240, which after the policy's resize differ from the official size's by 0.4 grey levels in the mean, and are kept at the
+policy's size. Knows the simulator and anything that infers; knows no training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from trimvla.runtime.policy import Policy
+from trimvla.runtime.preprocess import resize
+from trimvla.sim.actor import Actor
+from trimvla.sim.demonstrations import AUX, FIRST_SEED, Noise, Shard
+from trimvla.sim.simpler import CAMERA, HEIGHT, TWINS, WIDTH, SimplerEpisode, SimplerTask
+
+SIZE = 128  # side of the stored picture: the policy's
+RENDER_WIDTH = 320
+SHARD_EPISODES = 25
+STEPS, IDLE = 48, 4  # the most steps of an episode, and how many are kept once it has succeeded
+EXECUTE = 2  # steps between two looks of a driving policy
+ORIGIN = (-0.16, 0.05, 0.90)  # of the auxiliary positions, about the middle of the workspace [m]
+INSTRUCTIONS = (
+    "put carrot on plate",
+    "put the spoon on the towel",
+    "stack the green block on the yellow block",
+    "put eggplant into yellow basket",
+)
+NOUNS = ("carrot", "plate", "spoon", "towel", "block", "eggplant", "basket")
+WORDS = ("carrot", "spoon", "towel", "block", "eggplant", "into", "basket")  # that the tabletop's tokenizer lacks
+
+
+def sample_noise(rng: np.random.Generator) -> Noise:
+    """A fifth of the episodes is clean; half of them first go astray for a while."""
+    level = 0.0 if rng.random() < 0.2 else float(rng.uniform(0.2, 1.0))
+    return Noise(0.014 * level, 0.10 * level, 0.03 * level, int(rng.integers(2, 9)) if rng.random() < 0.5 else 0)
+
+
+def disturb(action: np.ndarray, drift: np.ndarray, noise: Noise, rng: np.random.Generator) -> np.ndarray:
+    """The executed action float[7]: the expert's with drift and jitter, sometimes with the wrong gripper command."""
+    executed = action.astype(np.float64).copy()
+    executed[:3] += drift + rng.normal(0.0, noise.shift, 3)
+    executed[5] += rng.normal(0.0, noise.turn)
+    if rng.random() < noise.slip:
+        executed[6] = 1.0 - executed[6]
+    return executed
+
+
+def label(shard: Shard, episode: SimplerEpisode, points: np.ndarray) -> np.ndarray:
+    """Add what is seen now with the expert's next actions; returns these."""
+    state, chunk = episode.state(), episode.expert_chunk()
+    places = np.array([*state.thing[:2], *state.target[:2], *state.tool])
+    middle = np.array([*ORIGIN[:2], *ORIGIN[:2], *ORIGIN])
+    shard.images.append(resize(np.ascontiguousarray(episode.image), SIZE))
+    shard.chunks.append(chunk[None])
+    shard.aux.append(np.array([[*(places - middle), state.opening]], np.float32))
+    shard.points.append(project(points, np.array([state.thing, state.target]))[None])
+    shard.texts.append([episode.instruction])
+    assert shard.aux[-1].shape == (1, AUX)
+    return chunk
+
+
+def camera_matrix(task: SimplerTask) -> np.ndarray:
+    """float64[3, 4]: world point -> picture, in shares of its width and height."""
+    params = task.env.get_sensor_params()[CAMERA]
+    share = task.width / WIDTH
+    scale = np.diag([1 / (WIDTH * share), 1 / (HEIGHT * share), 1.0])
+    return scale @ params["intrinsic_cv"][0].numpy() @ params["extrinsic_cv"][0].numpy()[:3]
+
+
+def project(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """World points float[n, 3] [m] -> float32[n, 2] in the picture (x right, y down, in 0..1)."""
+    seen = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ matrix.T
+    return (seen[:, :2] / seen[:, 2:]).astype(np.float32)
+
+
+def demonstrate(task: SimplerTask, seed: int, shard: Shard) -> bool:
+    """Run one disturbed episode into the shard; True when it ended in success."""
+    rng, episode = np.random.default_rng((seed, 1)), task.episode(seed, official=False)
+    noise, matrix, idle = sample_noise(rng), camera_matrix(task), 0
+    drift, astray = np.zeros(3), rng.uniform(-0.02, 0.02, 3) + (0, 0, -0.004)
+    for k in range(STEPS):
+        action = label(shard, episode, matrix)[0]
+        idle += episode.success
+        if idle > IDLE:
+            break
+        drift = 0.6 * drift + rng.normal(0.0, noise.shift * 0.5, 3)
+        pushed = astray if k < noise.detour else drift
+        episode.step(disturb(action * (k >= noise.detour) + OPENED * (k < noise.detour), pushed, noise, rng))
+    return episode.success
+
+
+OPENED = np.array([0, 0, 0, 0, 0, 0, 1.0])
+
+
+def correct(task: SimplerTask, seed: int, shard: Shard, actor: Actor) -> bool:
+    """Let a policy drive and label every picture with what the expert would do; True when it ended in success."""
+    episode, chunk, idle = task.episode(seed, official=False), np.zeros((0, 7)), 0
+    matrix = camera_matrix(task)
+    for k in range(STEPS):
+        label(shard, episode, matrix)
+        idle += episode.success
+        if idle > IDLE:
+            break
+        if k % EXECUTE == 0:
+            noise = np.random.default_rng((seed, k)).standard_normal((16, 7), dtype=np.float32)
+            chunk = actor.infer(shard.images[-1], episode.instruction, noise=noise).actions
+        episode.step(chunk[k % EXECUTE])
+    return episode.success
+
+
+def make_shard(path: Path, name: str, first_seed: int, bundle: str | None = None) -> tuple[int, int]:
+    """Write one shard of one task, driven by the expert or by the policy of a bundle; (frames, successes)."""
+    import torch
+
+    torch.set_num_threads(1)
+    task, shard, successes = SimplerTask(name, width=RENDER_WIDTH), Shard(), 0
+    actor = None if bundle is None else Policy.load(bundle, threads=1)
+    for seed in range(first_seed, first_seed + SHARD_EPISODES):
+        won = demonstrate(task, seed, shard) if actor is None else correct(task, seed, shard, actor)
+        successes += won
+    task.close()
+    shard.save(path)
+    return len(shard.images), successes
+
+
+def make_shards(
+    directory: Path, count: int, workers: int, *, first: int = 0, bundle: str | None = None, names: tuple[str, ...] = ()
+) -> Iterator[tuple[int, int]]:
+    """Write the missing ones of `count` shards of each task from number `first` on; yields (frames, successes).
+
+    Args:
+        directory: where shards go, as `<task>-<number>.npz`.
+        count: shards of each task.
+        workers: processes.
+        first: number of the first shard; it decides the seeds.
+        bundle: its policy drives (corrections); None: the expert does.
+        names: of the tasks (default: all).
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    wanted = [(name, i) for i in range(first, first + count) for name in names or TWINS]
+    missing = [(name, i) for name, i in wanted if not shard_path(directory, name, i).exists()]
+    with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(make_shard, shard_path(directory, name, i), name, FIRST_SEED + i * SHARD_EPISODES, bundle)
+            for name, i in missing
+        ]
+        for job in as_completed(jobs):
+            yield job.result()
+
+
+def shard_path(directory: Path, name: str, index: int) -> Path:
+    """Where a task's shard lies."""
+    return directory / f"{name}-{index:04d}.npz"
