@@ -1,0 +1,46 @@
+"""The evaluation's page is what the kept results say, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from trimvla.launch.evaluation_page import Args, device_rows, insert, periods_of, run
+from trimvla.runtime.errors import ConfigError
+
+
+def test_the_page_is_made_from_the_results(repo_root: Path, tmp_path: Path) -> None:
+    page = Path(shutil.copy(repo_root / "docs" / "evaluation.md", tmp_path))
+    told = run(Args(results=repo_root / "benchmarks", page=page, json=True))
+    assert page.read_text() == (repo_root / "docs" / "evaluation.md").read_text(), "make evaluation"
+    for name in told["pictures"]:
+        assert (tmp_path / "evaluation" / name).stat().st_size > 5000
+        assert (repo_root / "docs" / "evaluation" / name).exists()
+
+
+def test_a_latency_costs_whole_control_periods() -> None:
+    assert [periods_of(ms, 5.0) for ms in (0, 57, 200, 201, 800)] == [0, 1, 1, 2, 4]
+
+
+def test_a_device_has_the_outcomes_of_as_many_periods_or_no_row() -> None:
+    """CogACT-Base takes some 105 ms on an Orin at its roofline, and five times that at a fifth of it."""
+    point = {"interval": [0.1, 0.9], "episodes": 10, "against_top": None, "bundle": "tabletop"}
+    curve = [{**point, "ms": 0.0, "success_rate": 0.9}, {**point, "ms": 200.0, "success_rate": 0.8}]
+    head, *rows = device_rows({"x": {"curve": curve}})
+    assert [row[:5] for row in rows] == [
+        ("Orin", "100%", "tabletop", "105 ms", "1"),
+        ("Thor", "100%", "tabletop", "60 ms", "1"),
+    ]
+    assert rows[0][5].startswith("80.0%")
+    assert len(head) == len(rows[0])
+
+
+def test_marks_and_results_that_are_missing_are_said(repo_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected the marks <!-- tasks -->"):
+        insert("no marks", "tasks", "")
+    (tmp_path / "ablation.json").write_text(json.dumps({})[:1])
+    with pytest.raises(ConfigError, match=r"ablation\.json: expected a result"):
+        run(Args(results=tmp_path, page=repo_root / "docs" / "evaluation.md"))
