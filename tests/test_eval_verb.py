@@ -198,7 +198,19 @@ def test_the_expert_plays_without_a_bundle(capsys: pytest.CaptureFixture[str]) -
     assert "no --latency with the scripted expert" in told["error"]
 
 
-def test_devices_are_estimates_and_a_measurement_is_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_measured_for_a_run_holds_for_all_of_it(
+    pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (pair[0], "--episodes", "1", "--execute", "16", "--workers", "1", "--out", str(tmp_path / "out"))
+    status, told, _ = evaluate(capsys, *words, "--latency", "measured,wall")
+    assert status == 0
+    measured, wall = told["curve"]
+    assert 0 < measured["ms"] < 1000
+    assert wall["ms"] is None
+    assert evaluate(capsys, *words, "--latency", "measured,wall")[1] == told
+
+
+def test_latencies_of_devices_are_estimates(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("tabletop", "--episodes", "1", "--workers", "1")
     status, told, _ = evaluate(capsys, *words, "--latency", "orin,orin:0.5,thor")
     assert status == 0
