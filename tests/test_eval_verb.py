@@ -210,6 +210,7 @@ def test_what_was_measured_for_a_run_holds_for_all_of_it(
     assert evaluate(capsys, *words, "--latency", "measured,wall")[1] == told
 
 
+@pytest.mark.slow
 def test_latencies_of_devices_are_estimates(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("tabletop", "--episodes", "1", "--workers", "1")
     status, told, _ = evaluate(capsys, *words, "--latency", "orin,orin:0.5,thor")
