@@ -142,7 +142,7 @@ def play(args: Args, match: Match) -> dict[Deal, Round]:
     path = None if args.out is None else args.out / "outcomes.jsonl"
     log = nullcontext(None) if path is None else OutcomeLog(path, match.header(), list(args.names))
     with log as kept, progress_bar() as progress:
-        rounds = {} if kept is None else dict(kept.rounds)
+        rounds = {} if kept is None else {deal: kept.rounds[deal] for deal in match.deals if deal in kept.rounds}
         left = [deal for deal in match.deals if deal not in rounds]
         won = {role: sum(it[role].success for it in rounds.values()) for role in reversed(args.names)}
         task = progress.add_task("episodes", total=len(match.deals), completed=len(rounds), won="0")
