@@ -11,15 +11,18 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from trimvla.launch.evaluate_players import estimate
 from trimvla.launch.options import Options, Result
 from trimvla.runtime.errors import ConfigError
+from trimvla.sim.statistics import compare
 
 SHARES = (1.0, 0.2)  # of the roofline that an engine attains: at best, and eager PyTorch on a large policy
+MARGIN = 0.05
 DEVICE_TITLES = {"orin": "Orin", "thor": "Thor"}
 Rows = list[tuple[str, ...]]
 
@@ -128,26 +131,35 @@ def latency_rows(results: Path) -> Rows:
 
 
 def device_rows(results: Mapping[str, Any]) -> Rows:
-    """What each bundle of a curve would do at the latency of a device: its outcomes at as many control periods."""
+    """What each bundle of a curve would do at the latency of a device: its outcomes at as many control periods.
+
+    The difference is to the first bundle, dense, on the same device: each at its own latency, on the same seeds.
+    """
     rows: Rows = [("device", "reached", "bundle", "latency", "control periods", "success", "points to dense, paired")]
     for told in results.values():
         curve = [row for row in told.get("curve", ()) if row["ms"] is not None]
-        for device, share in ((device, share) for device in DEVICE_TITLES for share in SHARES):
-            for bundle in dict.fromkeys(row["bundle"] for row in curve):
-                rows.extend(_device_row(told, curve, bundle, (device, share)))
+        for device, share in product(DEVICE_TITLES, SHARES):
+            rows.extend(_device_rows(curve, told.get("control_hz", 5.0), device, share))
     return rows
 
 
-def _device_row(
-    told: Mapping[str, Any], curve: Sequence[Mapping[str, Any]], bundle: str, device: tuple[str, float]
-) -> Iterator[tuple[str, ...]]:
-    hz, ms = told.get("control_hz", 5.0), estimate(bundle, *device)["ms"]
-    periods = periods_of(ms, hz)
-    found = [row for row in curve if row["bundle"] == bundle and periods_of(row["ms"], hz) == periods]
-    if found:
-        name, reached = DEVICE_TITLES[device[0]], f"{device[1]:.0%}"
-        difference = points(found[0]["against_top"])[0]
-        yield name, reached, bundle, f"{ms:.0f} ms", str(periods), rate(found[0]), difference
+def _device_rows(curve: Sequence[Mapping[str, Any]], hz: float, device: str, share: float) -> Iterator[tuple[str, ...]]:
+    dense: Mapping[str, Any] | None = None
+    for bundle in dict.fromkeys(row["bundle"] for row in curve):
+        ms = estimate(bundle, device, share)["ms"]
+        periods = periods_of(ms, hz)
+        found = next((r for r in curve if r["bundle"] == bundle and periods_of(r["ms"], hz) == periods), None)
+        if found is None:
+            continue
+        dense = dense or (found if found["against_top"] is None else None)
+        pair = None if dense is None or found is dense else [outcomes(row) for row in (found, dense)]
+        difference = "" if pair is None else points(asdict(compare(*pair, margin=MARGIN)))[0]
+        yield DEVICE_TITLES[device], f"{share:.0%}", bundle, f"{ms:.0f} ms", str(periods), rate(found), difference
+
+
+def outcomes(row: Mapping[str, Any]) -> list[int]:
+    """By rising seed."""
+    return [int(letter) for letter in row["outcomes"]]
 
 
 def periods_of(ms: float, hz: float) -> int:

@@ -25,17 +25,26 @@ def test_a_latency_costs_whole_control_periods() -> None:
     assert [periods_of(ms, 5.0) for ms in (0, 57, 200, 201, 800)] == [0, 1, 1, 2, 4]
 
 
+def point(bundle: str, ms: float, outcomes: str) -> dict[str, object]:
+    won, paired = outcomes.count("1"), None if bundle == "tabletop" else {}
+    return {"bundle": bundle, "ms": ms, "success_rate": won / len(outcomes), "interval": [0.1, 0.9],
+            "episodes": len(outcomes), "outcomes": outcomes, "against_top": paired}  # fmt: skip
+
+
 def test_a_device_has_the_outcomes_of_as_many_periods_or_no_row() -> None:
-    """CogACT-Base takes some 105 ms on an Orin at its roofline, and five times that at a fifth of it."""
-    point = {"interval": [0.1, 0.9], "episodes": 10, "against_top": None, "bundle": "tabletop"}
-    curve = [{**point, "ms": 0.0, "success_rate": 0.9}, {**point, "ms": 200.0, "success_rate": 0.8}]
-    head, *rows = device_rows({"x": {"curve": curve}})
+    """At a fifth of Orin's roofline CogACT-Base takes some 524 ms, three periods; trimmed 287 ms, two."""
+    curve = [point("tabletop", 200, "11110"), point("tabletop", 600, "10000"), point("tabletop-trimmed", 400, "11000")]
+    _, *rows = device_rows({"x": {"curve": curve}})
     assert [row[:5] for row in rows] == [
         ("Orin", "100%", "tabletop", "105 ms", "1"),
+        ("Orin", "20%", "tabletop", "524 ms", "3"),
+        ("Orin", "20%", "tabletop-trimmed", "287 ms", "2"),
         ("Thor", "100%", "tabletop", "60 ms", "1"),
+        ("Thor", "20%", "tabletop-trimmed", "207 ms", "2"),
     ]
     assert rows[0][5].startswith("80.0%")
-    assert len(head) == len(rows[0])
+    assert rows[2][6].startswith("+20.0"), "each at its own latency"
+    assert rows[4][6] == "", "there is no dense one beside it"
 
 
 def test_marks_and_results_that_are_missing_are_said(repo_root: Path, tmp_path: Path) -> None:
