@@ -44,7 +44,7 @@ def run(args: Args) -> Result:
     tables = {
         "tabletop": tabletop_rows(args.results),
         "latency": latency_rows(args.results),
-        "devices": device_rows(results),
+        "devices": device_rows(results, measured_here(args.results)),
         "tasks": task_rows(results),
     }
     text = args.page.read_text()
@@ -130,23 +130,29 @@ def latency_rows(results: Path) -> Rows:
     return rows
 
 
-def device_rows(results: Mapping[str, Any]) -> Rows:
-    """What each bundle of a curve would do at the latency of a device: its outcomes at as many control periods.
+def device_rows(results: Mapping[str, Any], here: Mapping[str, float]) -> Rows:
+    """What each bundle of a curve does at the latency of this machine, as measured, and of devices, as estimated.
 
-    The difference is to the first bundle, dense, on the same device: each at its own latency, on the same seeds.
+    Its outcomes are those of the curve at as many control periods. The difference is to the first bundle, dense, on the
+    same device: each at its own latency, on the same seeds.
     """
     rows: Rows = [("device", "reached", "bundle", "latency", "control periods", "success", "points to dense, paired")]
     for told in results.values():
         curve = [row for row in told.get("curve", ()) if row["ms"] is not None]
+        bundles, hz = tuple(dict.fromkeys(row["bundle"] for row in curve)), told.get("control_hz", 5.0)
+        measured = {bundle: here[bundle] for bundle in bundles if bundle in here}
+        rows.extend(_device_rows(curve, hz, ("this machine", "measured"), measured))
         for device, share in product(DEVICE_TITLES, SHARES):
-            rows.extend(_device_rows(curve, told.get("control_hz", 5.0), device, share))
+            guessed = {bundle: estimate(bundle, device, share)["ms"] for bundle in bundles}
+            rows.extend(_device_rows(curve, hz, (DEVICE_TITLES[device], f"{share:.0%}"), guessed))
     return rows
 
 
-def _device_rows(curve: Sequence[Mapping[str, Any]], hz: float, device: str, share: float) -> Iterator[tuple[str, ...]]:
+def _device_rows(
+    curve: Sequence[Mapping[str, Any]], hz: float, device: tuple[str, str], latencies: Mapping[str, float]
+) -> Iterator[tuple[str, ...]]:
     dense: Mapping[str, Any] | None = None
-    for bundle in dict.fromkeys(row["bundle"] for row in curve):
-        ms = estimate(bundle, device, share)["ms"]
+    for bundle, ms in latencies.items():
         periods = periods_of(ms, hz)
         found = next((r for r in curve if r["bundle"] == bundle and periods_of(r["ms"], hz) == periods), None)
         if found is None:
@@ -154,7 +160,14 @@ def _device_rows(curve: Sequence[Mapping[str, Any]], hz: float, device: str, sha
         dense = dense or (found if found["against_top"] is None else None)
         pair = None if dense is None or found is dense else [outcomes(row) for row in (found, dense)]
         difference = "" if pair is None else points(asdict(compare(*pair, margin=MARGIN)))[0]
-        yield DEVICE_TITLES[device], f"{share:.0%}", bundle, f"{ms:.0f} ms", str(periods), rate(found), difference
+        yield *device, bundle, f"{ms:.0f} ms", str(periods), rate(found), difference
+
+
+def measured_here(results: Path) -> dict[str, float]:
+    """Bundle -> milliseconds of a chunk on this machine, one thread, median."""
+    first = read(results / "trimmed_latency.json")[0]["rows"]
+    whole = [row for row in first if row["layer"] == "L2" and row["part"] == "total"]
+    return {row["bundle"]: row["p50_ms"] for row in whole if row["backend"] == "onnxruntime"}
 
 
 def outcomes(row: Mapping[str, Any]) -> list[int]:

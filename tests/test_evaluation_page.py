@@ -34,7 +34,8 @@ def point(bundle: str, ms: float, outcomes: str) -> dict[str, object]:
 def test_a_device_has_the_outcomes_of_as_many_periods_or_no_row() -> None:
     """At a fifth of Orin's roofline CogACT-Base takes some 524 ms, three periods; trimmed 287 ms, two."""
     curve = [point("tabletop", 200, "11110"), point("tabletop", 600, "10000"), point("tabletop-trimmed", 400, "11000")]
-    _, *rows = device_rows({"x": {"curve": curve}})
+    _, *rows = device_rows({"x": {"curve": curve}}, {"tabletop": 117.0, "another": 9.0})
+    assert rows.pop(0)[:5] == ("this machine", "measured", "tabletop", "117 ms", "1")
     assert [row[:5] for row in rows] == [
         ("Orin", "100%", "tabletop", "105 ms", "1"),
         ("Orin", "20%", "tabletop", "524 ms", "3"),
