@@ -1,9 +1,11 @@
 # Every target does all the set-up it needs; the stamps in .venv make the second run instant.
 #   make demo    the simulated robot does its tasks, from camera to command
 #   make test    the test suite
+#   make test-simpler  the tests of SimplerEnv's tasks; installs ManiSkill and a software Vulkan driver
 #   make train   behaviour cloning of the shipped policy; stop it at any time, it goes on
 #   make bench   the ablation in the README: success, time and cost of every part of a plan (most of an hour)
 #   make gpu-bench  a full-size policy of random weights on the GPU that is there (minutes)
+#   make evaluation  tables and pictures of docs/evaluation.md from the results under benchmarks/ (seconds)
 #   make lint    ruff and pyright
 #   make setup   only the set-up
 # DEMO_ARGS, TEST_ARGS, TRAIN_ARGS and BENCH_ARGS are handed on: make demo DEMO_ARGS="--episodes 5"
@@ -30,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle threads sleep instead of spinning: cameras, policy and control share the cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup demo test train bench gpu-bench lint clean
+.PHONY: help setup demo test test-simpler train bench gpu-bench evaluation lint clean
 .DEFAULT_GOAL := demo
 
 help:
@@ -44,6 +46,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
+test-simpler: .venv/.simpler
+	$(BIN)/python -m pytest -m simpler --simpler $(TEST_ARGS)
+
 train: $(READY)
 	$(BIN)/trimvla train $(TRAIN_ARGS)
 
@@ -52,6 +57,9 @@ gpu-bench: $(READY)
 
 bench: $(READY)
 	$(BIN)/trimvla ablate tabletop --readme README.md $(BENCH_ARGS)
+
+evaluation: $(READY)
+	$(BIN)/trimvla report
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -67,6 +75,14 @@ clean:
 .venv/bin/python: | .venv/.system
 	@test -n "$(PYTHON)" || { echo "error: no Python from 3.10 to 3.13 was found" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
+
+# ManiSkill brings opencv-python, which writes into the same folder as the headless wheel: only that one stays.
+.venv/.simpler: pyproject.toml launch/install_vulkan.sh $(READY)
+	@launch/install_vulkan.sh
+	@echo "installing ManiSkill"
+	@$(BIN)/pip install -qq --editable ".[simpler]" && $(BIN)/pip uninstall -qq -y opencv-python && \
+		$(BIN)/pip install -qq --force-reinstall --no-deps opencv-python-headless && touch $@ || \
+		echo "ManiSkill is not to be had here: its tests are skipped" >&2
 
 $(READY): pyproject.toml | .venv/bin/python
 	@if ! $(BIN)/python -c "import torch" 2>/dev/null; then \

@@ -29,7 +29,6 @@ from trimvla.export.bundle import export_policy
 from trimvla.export.verify import checkpoint_beside
 from trimvla.launch.ablate_play import play
 from trimvla.launch.ablate_report import as_markdown, as_table, insert, summarise
-from trimvla.launch.bench import CAMERA_SHAPE
 from trimvla.launch.bench_subjects import Asked, Party, open_party, torch_subjects
 from trimvla.launch.options import Options, Result
 from trimvla.launch.supervisor import terminate_as_interrupt
@@ -46,6 +45,7 @@ from trimvla.sim.workers import spread
 
 MAIN = (DENSE, WHOLE)  # rows that play more episodes, and are compiled
 INSTRUCTION = "pick up the red cube"
+CAMERA_SHAPE = (480, 640, 3)  # a usual camera; the policy shrinks it
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ VERBS = (
     Verb("keys", "trimvla.launch.keys", "", "keys for hosts that talk over TCP: make a pair, list who is trusted"),
     Verb("camera", "trimvla.launch.camera", "", "publish a camera, a video file or a test picture"),
     Verb("eval", "trimvla.launch.evaluate", "sim", "episodes in simulation: success rate and its interval", True),
+    Verb("report", "trimvla.launch.evaluation_page", "train", "the page on success and latency, from kept results"),
     Verb("train", "trimvla.launch.train", "train", "behaviour cloning of the shipped policy; resumes", True),
     Verb("trim", "trimvla.launch.trim", "export", "calibration frames to a plan: what is kept of a policy", True),
     Verb("export", "trimvla.launch.export", "export", "checkpoint to bundle: ONNX stages, manifest, parity report"),

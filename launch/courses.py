@@ -1,4 +1,4 @@
-"""What `trimvla train` can train: for each preset its recipe, words and demonstrations. Wires policies to simulators."""
+"""What `trimvla train` can train: for each preset its recipe, words and demonstrations."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def courses() -> dict[str, Course]:
         ),
         "widowx": Course(
             Recipe(
-                steps=1600, pictures=32, sentences=1, draws=6, learning_rate=5e-4, warmup=60, ema=0.99, aux_weight=1.0,
-                tokens=((64, 0.6), (128, 0.3), (256, 0.1)), drop_layer=0.05, thin=0.3, pointer_weight=0.2,
+                steps=1600, pictures=32, sentences=1, draws=4, learning_rate=5e-4, warmup=60, ema=0.99, aux_weight=1.0,
+                tokens=((64, 0.85), (128, 0.15)), glimpse=0.6, drop_layer=0.1, thin=0.6, pointer_weight=0.2,
             ),
             widowx_tokenizer,
             simpler_demonstrations.NOUNS,

@@ -64,6 +64,7 @@ def examine() -> Result:
         "gpu": gpu(),
         "tensorrt": ask("tensorrt"),
         "rendering": {name: ask("rendering", env={"MUJOCO_GL": name}) for name in RENDERERS},
+        "simpler": ask("simpler"),
         "cameras": sorted(str(path) for path in Path("/dev").glob("video*")),
         "timer": timer_jitter(),
         "realtime": ask("realtime"),
@@ -198,6 +199,7 @@ def as_table(result: Result) -> Table:
     table.add_row("TensorRT", mark(trt, f"{trt.get('module')} {trt.get('version')}"))
     for name, answer in result["rendering"].items():
         table.add_row(f"rendering, {name}", mark(answer, f"{answer.get('ms')} ms a 128x128 frame"))
+    table.add_row("SimplerEnv tasks", mark(result["simpler"]))
     table.add_row("cameras", ", ".join(result["cameras"]) or "none")
     for name, text in board_rows(result["board"]):
         table.add_row(name, text)

@@ -7,7 +7,7 @@ several do, as a ladder. With `--latency` the time that a policy takes to think 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from trimvla.launch.evaluate_report import (
 )
 from trimvla.launch.options import Result
 from trimvla.launch.supervisor import terminate_as_interrupt
+from trimvla.policies.roofline import DEVICES
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.actor import EXPERT
 from trimvla.sim.latency import Latency, split
@@ -58,7 +59,7 @@ def run(args: Args) -> Result:
         )
     if args.latency is not None or args.rungs:
         told["curve"] = curve_rows(args.names, results, match.setting.latencies, rounds, args.margin)
-        told["estimates"] = estimates(args)
+        told |= {"estimates": estimates(args), "control_hz": match.control_hz}
     tell(args, told, first)
     if args.out is not None:
         save(args, told, match, rounds)
@@ -84,7 +85,7 @@ def tell(args: Args, told: Result, first: Mapping[str, Result]) -> None:
 def estimates(args: Args) -> list[Result]:
     """Where the latencies of devices come from."""
     words = [word.partition(":") for word in split(args.latency or "")]
-    devices = [(device, share) for device, _, share in words if device in ("orin", "thor")]
+    devices = [(device, share) for device, _, share in words if device in DEVICES]
     return [
         {"bundle": name, "estimate": True, **estimate(name, device, float(share or 1))}
         for device, share in devices
@@ -106,7 +107,7 @@ def prepare(args: Args) -> Match:
                 f"expected at most {task.official} official episodes, got --episodes {count}; --seed for more"
             )
         first = 0 if official else 1000 if args.seed is None else args.seed
-        expert = args.policy == EXPERT
+        expert, hz = args.policy == EXPERT, task.control_hz
         pace = Pace(
             execute=args.execute or (1 if expert else getattr(task, "execute", 2)),
             votes=args.votes or getattr(task, "votes", 2),
@@ -117,7 +118,7 @@ def prepare(args: Args) -> Match:
     latencies = known_latencies(args, words) or {w: resolve_latency(w, args.names, players, args.task) for w in words}
     setting = Setting(args.task, official, pace, latencies)
     check_expert(args.names.values(), setting)
-    return Match(players, setting, words or (WAITS,), range(first, first + count))
+    return Match(players, setting, words or (WAITS,), range(first, first + count), hz)
 
 
 def known_latencies(args: Args, words: Sequence[str]) -> dict[str, dict[str, Latency]]:
@@ -137,27 +138,34 @@ def known_latencies(args: Args, words: Sequence[str]) -> dict[str, dict[str, Lat
 def play(args: Args, match: Match) -> dict[Deal, Round]:
     """(condition, seed) -> round; behind a progress bar, and from where a killed run stopped."""
     from trimvla.sim.outcomes import OutcomeLog
-    from trimvla.sim.rollout import deal_all
-    from trimvla.sim.workers import spread
 
-    over = spread
-    if args.ray is not None:
-        from trimvla.sim.ray_workers import over_cluster
-
-        over = over_cluster(args.ray)
     path = None if args.out is None else args.out / "outcomes.jsonl"
     log = nullcontext(None) if path is None else OutcomeLog(path, match.header(), list(args.names))
     with log as kept, progress_bar() as progress:
-        rounds = {} if kept is None else dict(kept.rounds)
+        rounds = {} if kept is None else {deal: kept.rounds[deal] for deal in match.deals if deal in kept.rounds}
         left = [deal for deal in match.deals if deal not in rounds]
         won = {role: sum(it[role].success for it in rounds.values()) for role in reversed(args.names)}
         task = progress.add_task("episodes", total=len(match.deals), completed=len(rounds), won="0")
-        workers = args.workers or (0 if args.ray else len(os.sched_getaffinity(0)))
-        for played in deal_all(match.players, match.setting, left, workers, over) if left else ():
-            first = next(iter(played.values()))
-            rounds[first.latency, first.seed] = played
-            if kept is not None:
-                kept.add(played)
-            won = {role: count + played[role].success for role, count in won.items()}
-            progress.update(task, advance=1, won=" against ".join(map(str, won.values())))
+        with closing(start(args, match, left)) as coming:
+            for played in coming:
+                first = next(iter(played.values()))
+                rounds[first.latency, first.seed] = played
+                if kept is not None:
+                    kept.add(played)
+                won = {role: count + played[role].success for role, count in won.items()}
+                progress.update(task, advance=1, won=" against ".join(map(str, won.values())))
     return rounds
+
+
+def start(args: Args, match: Match, left: Sequence[Deal]) -> Generator[Round, None, None]:
+    """What is left to be played, as it comes: from processes of this machine, or from a cluster."""
+    from trimvla.sim.rollout import deal_all
+
+    if not left:
+        return
+    if args.ray is None:
+        yield from deal_all(match.players, match.setting, left, args.workers or len(os.sched_getaffinity(0)))
+        return
+    from trimvla.sim.ray_workers import over_cluster
+
+    yield from deal_all(match.players, match.setting, left, args.workers or 0, over_cluster(args.ray))

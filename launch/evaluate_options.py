@@ -72,7 +72,8 @@ class Args(Options):
     """Rows of a chunk that may be executed where there is a latency; as on the robot."""
 
     out: Path | None = None
-    """A folder for outcomes (one line an episode), table, picture and films. A killed run goes on from there."""
+    """A folder for outcomes (one line an episode), table, picture and films. A killed run goes on from there;
+    so does one that asks for more episodes."""
 
     film: str | None = None
     """Which episodes to film, counted from 0: 0,3. They are played once more, and must end as they did."""
@@ -130,6 +131,7 @@ class Match:
     setting: Setting
     conditions: tuple[str, ...]
     seeds: range
+    control_hz: float
 
     @property
     def deals(self) -> list[Deal]:
@@ -148,12 +150,11 @@ class Match:
         }
 
     def header(self) -> dict[str, Any]:
-        """Two runs with the same header have the same outcomes."""
+        """Two runs with the same header have the same outcome on the same seed, however many they play."""
         setting, latencies = self.setting, self.setting.latencies
         return {
             "task": setting.task,
             "official": setting.official,
-            "seeds": [self.seeds.start, self.seeds.stop],
             "pace": asdict(setting.pace),
             "players": {role: identity(name) for role, name in self.players.names.items()},
             "backend": self.players.backend,

@@ -51,6 +51,20 @@ def _errorbars(axes: Axes, places: Sequence[float], rows: Sequence[Result], labe
     )
 
 
+def draw_rungs(rows: Sequence[Result], path: Path, title: str) -> None:
+    """Success along the ladder, one line a latency."""
+    figure, axes = pyplot.subplots(figsize=(6, 4.2))
+    bundles = list(dict.fromkeys(row["bundle"] for row in rows))
+    for latency in dict.fromkeys(row["latency"] for row in rows):
+        own = [row for row in rows if row["latency"] == latency]
+        label = "the simulator waits" if latency is None else f"{latency} ms" if latency.isdigit() else latency
+        _errorbars(axes, [bundles.index(row["bundle"]) for row in own], own, label)
+    axes.set_xticks(range(len(bundles)), [Path(bundle).name for bundle in bundles])
+    axes.set(ylabel="success (95 % interval)", ylim=(0, 1), title=title, xlim=(-0.3, len(bundles) - 0.7))
+    axes.legend()
+    _finish(figure, axes, path)
+
+
 def draw_verbs(by_verb: Mapping[str, Sequence[int]], path: Path, title: str) -> None:
     """One bar a kind of task."""
     figure, axes = pyplot.subplots(figsize=(6, 3.6))

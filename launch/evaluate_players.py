@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -52,15 +53,15 @@ class Bundles:
 
 def check_same_task(names: Sequence[str]) -> None:
     """ConfigError where bundles do not drive the same robot as the first."""
-    reference, *others = [(name, bundles.load(bundles.resolve(name)).action) for name in names if name != EXPERT]
-    for name, action in others:
-        for field in TASK_FIELDS:
-            expected, got = getattr(reference[1], field), getattr(action, field)
-            if expected != got:
-                raise ConfigError(
-                    f"expected bundles for the same task: 'action.{field}' is {expected} in '{reference[0]}', "
-                    f"got {got} in '{name}'"
-                )
+    actions = [(name, bundles.load(bundles.resolve(name)).action) for name in names if name != EXPERT]
+    for (name, action), field in product(actions, TASK_FIELDS):
+        reference, first = actions[0]
+        expected, got = getattr(first, field), getattr(action, field)
+        if expected != got:
+            raise ConfigError(
+                f"expected bundles for the same task: 'action.{field}' is {expected} in '{reference}', "
+                f"got {got} in '{name}'"
+            )
 
 
 def identity(name: str) -> str:

@@ -112,12 +112,21 @@ def realtime(_: str) -> Answer:
     return {"ok": not refused, "granted": granted, "why": "; ".join(f"{name}: {why}" for name, why in refused.items())}
 
 
+def simpler(_: str) -> Answer:
+    """Whether SimplerEnv's tasks can be played: ManiSkill, a Vulkan driver and the assets."""
+    from trimvla.sim.simpler import missing
+
+    why = missing()
+    return {"ok": why is None, "why": why or ""}
+
+
 PROBES: dict[str, Callable[[str], Answer]] = {
     "provider": provider,
     "openvino": openvino,
     "tensorrt": tensorrt,
     "rendering": rendering,
     "realtime": realtime,
+    "simpler": simpler,
 }
 
 

@@ -39,6 +39,7 @@ def packed_states(
     skip: frozenset[int] = frozenset(),
     pointer: int = 0,
     thin: tuple[int, Tensor] | None = None,
+    common: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Final states of the tokens that each of k sentences has for itself.
 
@@ -51,13 +52,14 @@ def packed_states(
         pointer: index of a layer whose first head's scores are wanted; before `thin` drops anything.
         thin: at the input of which layer further visual tokens are dropped, and which stay: int64[P''], ascending
             places among the kept ones (default: none are).
+        common: leading ids that count as shared (default: all that are).
 
     Returns:
         float[b, k, L - c, D], after the final norm; c = `shared_prefix(ids)`, so the row of id j is j - c; and
         the scores float[b, k, L - c, P'] of these tokens for the kept visual tokens.
     """
     k = ids.shape[1]
-    common = shared_prefix(ids)
+    common = shared_prefix(ids) if common is None else common
     kept = torch.arange(visual.shape[1], device=ids.device) if keep is None else keep
     text, own = decoder.embed_tokens(ids[:, 0, :common]), decoder.embed_tokens(ids[:, :, common:])
     length, prefix = own.shape[2], common + len(kept)

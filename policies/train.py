@@ -23,6 +23,7 @@ from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.dataset import Batch, Demonstrations
 from trimvla.policies.diffusion import q_sample
+from trimvla.policies.dropping import block_order, glimpse, patchy_tokens, spread
 from trimvla.policies.initialise import initialise
 from trimvla.policies.packed import packed_states, shared_prefix, take_last
 
@@ -45,6 +46,7 @@ class Recipe:
     drop_condition: float = 0.1
     drop_layer: float = 0.15
     tokens: tuple[tuple[int, float], ...] = ((64, 0.4), (128, 0.45), (256, 0.15))  # kept tokens, share of the batches
+    glimpse: float = 0.0  # share of the batches in which the encoders see only half of the patches (or those kept)
     thin: float = 0.4  # share of the batches that lose more tokens on the way
     thin_layer: int = 5  # at whose input: the words have found their things
     seed: int = 0
@@ -111,8 +113,10 @@ class Trainer:
 
     def _losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bfloat16):
-            visual = self.policy.vision(batch.image)
-            keep, skip = self._dropped(visual.shape[1], rng)
+            common = own_words_from(batch)
+            seen, keep, skip = self._dropped(self.cfg.patches, rng)
+            tower = self.policy.vision
+            visual = tower(batch.image) if seen is None else glimpse(tower, batch.image, seen, self.cfg.patches)
             states, scores = packed_states(
                 self.policy.language,
                 visual,
@@ -121,8 +125,8 @@ class Trainer:
                 skip=skip,
                 pointer=self.recipe.pointer_layer,
                 thin=self._thinned(visual.shape[1], keep, rng),
+                common=common,
             )
-            common = shared_prefix(batch.ids)
             z = take_last(states, batch.last, common)
             readings = self.aux(states).float()
             epsilon, noise = self._denoise(z.flatten(0, 1), batch.actions.flatten(0, 1))
@@ -137,14 +141,18 @@ class Trainer:
             "tool_cm": error[..., 4:7].mean() * AUX_SCALE * 100,
         }
 
-    def _dropped(self, patches: int, rng: np.random.Generator) -> tuple[Tensor | None, frozenset[int]]:
+    def _dropped(self, patches: int, rng: np.random.Generator) -> tuple[Tensor | None, Tensor | None, frozenset[int]]:
+        """Patches that the encoders see, visual tokens that stay (None: all of them), layers that are left out."""
         counts, shares = zip(*self.recipe.tokens, strict=True)
         count = int(rng.choice(counts, p=shares))
-        keep = None if count == patches else torch.from_numpy(spread_tokens(patches, count, rng))
+        order = block_order(patches, rng)
+        keep = None if count == patches else torch.from_numpy(spread(order, count))
+        seen = None
+        if keep is not None and rng.random() < self.recipe.glimpse:
+            seen = torch.from_numpy(spread(order, max(count, patches // 2)))
         layers, chance = self.cfg.language.layers, self.recipe.drop_layer * self._ramp()
-        return keep, frozenset(
-            i for i in range(2, layers - 1) if rng.random() < chance and i != self.recipe.pointer_layer
-        )
+        skip = (i for i in range(2, layers - 1) if rng.random() < chance and i != self.recipe.pointer_layer)
+        return seen, keep, frozenset(skip)
 
     def _thinned(self, patches: int, keep: Tensor | None, rng: np.random.Generator) -> tuple[int, Tensor] | None:
         """Tokens that stay from a layer on: unlike the first choice, whole regions go, as with a selector."""
@@ -208,23 +216,6 @@ class Trainer:
 AUX_SCALE = 0.2  # metres that make 1.0 in the auxiliary loss
 POINTER_SIGMA = 0.8  # patches
 THINNED = {64: 24, 128: 40, 256: 56}  # of so many tokens (of 256) so many stay
-CLOUD = 5  # supports per side of the random field that decides which regions stay
-
-
-def spread_tokens(patches: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Raster indices int64[count], ascending: a random choice that takes equally many from every 2 x 2 block."""
-    side = math.isqrt(patches)
-    blocks = np.arange(patches).reshape(side // 2, 2, side // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
-    return np.sort(rng.permuted(blocks, axis=1)[:, : count * 4 // patches].ravel())
-
-
-def patchy_tokens(patches: int, places: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Which of the tokens at raster `places` stay, int64[count], ascending: where a smooth random field is high."""
-    side = math.isqrt(patches)
-    corners = torch.from_numpy(rng.standard_normal((1, 1, CLOUD, CLOUD)))
-    field = nn.functional.interpolate(corners, size=(side, side), mode="bilinear", align_corners=True).numpy().ravel()
-    score = field[places] + rng.uniform(0.1, 2.0) * rng.standard_normal(len(places))
-    return np.sort(np.argsort(-score)[:count])
 
 
 def aux_mask(batch: Batch, common: int, length: int) -> Tensor:
@@ -237,6 +228,11 @@ def aux_mask(batch: Batch, common: int, length: int) -> Tensor:
     objects, targets = (inside & (place >= batch.nouns[..., i, None]) for i in (0, 1))
     rest = batch.aux.shape[-1] - 4
     return torch.stack([objects, objects, targets, targets, *[inside] * rest], dim=-1)
+
+
+def own_words_from(batch: Batch) -> int:
+    """Ids that count as shared: at most those before the word in front of the first noun, which must be told apart."""
+    return max(1, min(shared_prefix(batch.ids), int(batch.nouns.min()) - 1))
 
 
 def pointer_loss(scores: Tensor, batch: Batch, common: int, keep: Tensor | None, patches: int) -> Tensor:

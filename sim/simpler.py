@@ -11,9 +11,10 @@ import logging
 import math
 import warnings
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.simpler_adapter import GRIPPER_OPEN, euler_to_axis_angle
 from trimvla.sim import simpler_expert
 from trimvla.sim.simpler_expert import Job, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CAMERA, WIDTH, HEIGHT = "3rd_view_camera", 640, 480
 FOCAL, CENTRE = 623.588, (319.501, 239.545)  # of the official camera [pixels]
@@ -115,14 +119,14 @@ class SimplerTask:
             if math.dist(episode.state().thing, xyz[0]) < SETTLED:
                 return episode
 
-    def _start(self, xyz: Any, quat: Any, index: int) -> SimplerEpisode:
+    def _start(self, xyz: Tensor, quat: Tensor, index: int) -> SimplerEpisode:
         """Rebuild the scene in configuration `index` of these."""
         self._env.xyz_configs, self._env.quat_configs = xyz, quat
         self._env.reset(seed=0, options={"reconfigure": True, "episode_id": index})
         return SimplerEpisode(self)
 
     @property
-    def env(self) -> Any:
+    def env(self) -> Any:  # noqa: ANN401 (ManiSkill's classes are known only once it is imported)
         """ManiSkill's environment, without wrappers."""
         return self._env
 
@@ -153,7 +157,7 @@ class SimplerEpisode:
     def image(self) -> np.ndarray:
         """See `episodes.Episode`."""
         if self._image is None:
-            self._image = self._env._get_obs_sensor_data()[CAMERA]["rgb"][0].numpy()
+            self._image = np.ascontiguousarray(self._env._get_obs_sensor_data()[CAMERA]["rgb"][0].numpy())
         return self._image
 
     def step(self, action: np.ndarray) -> bool:
@@ -243,7 +247,7 @@ def _long_yaw(q: np.ndarray) -> float:
     return math.atan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z))
 
 
-def _array(tensor: Any) -> np.ndarray:
+def _array(tensor: Tensor) -> np.ndarray:
     return tensor[0].numpy().astype(np.float64)
 
 
@@ -251,16 +255,16 @@ def _xyz(values: np.ndarray) -> tuple[float, float, float]:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def _make(env: str, width: int) -> Any:
+def _make(env: str, width: int) -> Any:  # noqa: ANN401
     """ManiSkill's environment, which does not render on every step."""
     if (problem := missing()) is not None:
         raise ConfigError(f"cannot play {env}: {problem}")
     logging.getLogger("mani_skill").setLevel(logging.ERROR)
     import gymnasium as gym
-    import mani_skill.envs
     from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env import WidowX250SBridgeDatasetFlatTable
 
-    if not Path(WidowX250SBridgeDatasetFlatTable.urdf_path).with_suffix(".srdf").exists():
+    import_module("mani_skill.envs")  # registers the tasks
+    if not Path(str(WidowX250SBridgeDatasetFlatTable.urdf_path)).with_suffix(".srdf").exists():
         # The hulls of fingers and gripper bar overlap, and without the list of pairs to ignore the fingers are stuck.
         WidowX250SBridgeDatasetFlatTable.disable_self_collisions = True
     share = width / WIDTH
@@ -273,6 +277,7 @@ def _make(env: str, width: int) -> Any:
             sensor_configs={CAMERA: camera},
         ).unwrapped  # fmt: skip
     made._obs_mode = "none"  # pyright: ignore[reportAttributeAccessIssue]
+    made._rgb_overlay_images = dict(made._rgb_overlay_images)  # pyright: ignore # else all environments share one
     return made
 
 

@@ -34,6 +34,7 @@ INSTRUCTIONS = (
     "put eggplant into yellow basket",
 )
 NOUNS = ("carrot", "plate", "spoon", "towel", "block", "eggplant", "basket")
+STAY_OPEN = np.array([0, 0, 0, 0, 0, 0, 1.0])
 WORDS = ("carrot", "spoon", "towel", "block", "eggplant", "into", "basket")  # that the tabletop's tokenizer lacks
 
 
@@ -58,7 +59,7 @@ def label(shard: Shard, episode: SimplerEpisode, points: np.ndarray) -> np.ndarr
     state, chunk = episode.state(), episode.expert_chunk()
     places = np.array([*state.thing[:2], *state.target[:2], *state.tool])
     middle = np.array([*ORIGIN[:2], *ORIGIN[:2], *ORIGIN])
-    shard.images.append(resize(np.ascontiguousarray(episode.image), SIZE))
+    shard.images.append(resize(episode.image, SIZE))
     shard.chunks.append(chunk[None])
     shard.aux.append(np.array([[*(places - middle), state.opening]], np.float32))
     shard.points.append(project(points, np.array([state.thing, state.target]))[None])
@@ -85,19 +86,18 @@ def demonstrate(task: SimplerTask, seed: int, shard: Shard) -> bool:
     """Run one disturbed episode into the shard; True when it ended in success."""
     rng, episode = np.random.default_rng((seed, 1)), task.episode(seed, official=False)
     noise, matrix, idle = sample_noise(rng), camera_matrix(task), 0
-    drift, astray = np.zeros(3), rng.uniform(-0.02, 0.02, 3) + (0, 0, -0.004)
+    drift, astray = np.zeros(3), rng.uniform((-0.02, -0.02, -0.024), (0.02, 0.02, 0.016))
     for k in range(STEPS):
         action = label(shard, episode, matrix)[0]
         idle += episode.success
         if idle > IDLE:
             break
         drift = 0.6 * drift + rng.normal(0.0, noise.shift * 0.5, 3)
-        pushed = astray if k < noise.detour else drift
-        episode.step(disturb(action * (k >= noise.detour) + OPENED * (k < noise.detour), pushed, noise, rng))
+        if k < noise.detour:
+            episode.step(disturb(STAY_OPEN, astray, noise, rng))
+        else:
+            episode.step(disturb(action, drift, noise, rng))
     return episode.success
-
-
-OPENED = np.array([0, 0, 0, 0, 0, 0, 1.0])
 
 
 def correct(task: SimplerTask, seed: int, shard: Shard, actor: Actor) -> bool:

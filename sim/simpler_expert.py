@@ -1,8 +1,8 @@
 """The scripted expert for SimplerEnv's WidowX tasks: from privileged state to the next action, without memory.
 
-What it does depends only on what a picture shows: the arm follows its commands late (about half of the way a step), and
-a command is not seen; so the expert steers by where the tool is, not by where it was sent. `chunk` plays it forward in a
-kinematic model of the robot. Knows poses and heights; knows nothing of physics, pictures or language.
+What it does depends only on what a picture shows: the arm follows its commands late (about half of the way a step),
+and a command is not seen; so the expert steers by where the tool is, not by where it was sent. `chunk` plays it forward
+in a kinematic model of the robot. Knows poses and heights; knows nothing of physics, pictures or language.
 """
 
 from __future__ import annotations

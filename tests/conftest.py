@@ -18,9 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run tests that need minutes (always on with CI=true)")
+    parser.addoption("--simpler", action="store_true", help="also run tests that need ManiSkill (make test-simpler)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "simpler" in item.keywords and not config.getoption("--simpler"):
+            item.add_marker(pytest.mark.skip(reason="needs ManiSkill: run make test-simpler"))
     if config.getoption("--slow") or os.environ.get("CI") == "true":
         return
     for item in items:

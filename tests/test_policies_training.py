@@ -8,14 +8,16 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PRESETS, PolicyConfig
 from trimvla.policies.dataset import Demonstrations, action_statistics, make_tokenizer, normalise
+from trimvla.policies.dropping import block_order, glimpse, patchy_tokens, spread
 from trimvla.policies.initialise import initialise
 from trimvla.policies.packed import packed_mask, packed_states, shared_prefix, take_last
-from trimvla.policies.tokenizer import prompt_ids
-from trimvla.policies.train import Recipe, Trainer, patchy_tokens, train
+from trimvla.policies.tokenizer import build_tokenizer, extend_tokenizer, prompt_ids
+from trimvla.policies.train import Recipe, Trainer, train
 from trimvla.policies.trimmed import trim
 from trimvla.runtime.plan import Plan, TokenPlan
 from trimvla.runtime.preprocess import ActionStatistics, unnormalise
@@ -157,3 +159,29 @@ def _stop_at(step: int):
             raise KeyboardInterrupt
 
     return report
+
+
+def test_a_glimpse_of_every_patch_is_the_whole_picture() -> None:
+    cfg = small()
+    tower = initialise(CogAct(cfg)).vision
+    image = torch.randint(0, 256, (2, cfg.image_size, cfg.image_size, 3), dtype=torch.uint8)
+    everything = torch.arange(cfg.patches)
+    assert torch.allclose(glimpse(tower, image, everything, cfg.patches), tower(image), atol=1e-5)
+    half = glimpse(tower, image, everything[::2], cfg.patches)
+    assert not half[:, 1::2].any()
+    assert half[:, ::2].abs().amax(dim=-1).all()
+
+
+def test_fewer_patches_are_among_more() -> None:
+    order = block_order(256, np.random.default_rng(1))
+    few, more = spread(order, 64), spread(order, 128)
+    assert set(few) < set(more)
+    assert (np.bincount((more // 16 // 2) * 8 + more % 16 // 2, minlength=64) == 2).all()
+
+
+def test_new_words_get_ids_behind_the_old_ones() -> None:
+    old = build_tokenizer(["put the red cube on the plate"], 300)
+    new = extend_tokenizer(Tokenizer.from_str(old.to_str()), ("carrot", "plate"))
+    sentence = "put the red cube on the"
+    assert new.encode(sentence).ids == old.encode(sentence).ids
+    assert new.encode("put the carrot on it").ids[2] == old.get_vocab_size()

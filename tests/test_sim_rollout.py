@@ -88,16 +88,16 @@ def test_a_swapped_instruction_fails_the_original_goal() -> None:
 def test_latency_costs_success_and_is_the_same_every_time() -> None:
     """At 5 Hz, 57 ms and 200 ms both cost one step."""
     task, setting = blind(), Setting(pace=Pace(execute=1, votes=1))
-    late = {ms: [run_episode(ExpertActor(task._env), task, s, setting, latency=constant("late", ms)) for s in range(8)]
+    late = {ms: [run_episode(ExpertActor(task._env), task, s, setting, latency=constant("late", ms)) for s in range(4)]
             for ms in (0.0, 57.0, 200.0, 1500.0)}  # fmt: skip
     steps = {ms: sum(outcome.steps for outcome in outcomes) for ms, outcomes in late.items()}
-    waiting = [run_episode(ExpertActor(task._env), task, seed, setting) for seed in range(8)]
+    waiting = [run_episode(ExpertActor(task._env), task, seed, setting) for seed in range(4)]
     assert steps[0.0] == sum(outcome.steps for outcome in waiting)
     assert [(o.success, o.steps, o.held) for o in late[57.0]] == [(o.success, o.steps, o.held) for o in late[200.0]]
     assert steps[0.0] < steps[200.0] < steps[1500.0]
     assert sum(outcome.held for outcome in late[1500.0]) > steps[1500.0] / 4
     assert late[200.0] == [
-        run_episode(ExpertActor(task._env), task, s, setting, latency=constant("late", 200.0)) for s in range(8)
+        run_episode(ExpertActor(task._env), task, s, setting, latency=constant("late", 200.0)) for s in range(4)
     ]
 
 

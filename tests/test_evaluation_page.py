@@ -1,0 +1,56 @@
+"""The evaluation's page is what the kept results say, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from trimvla.launch.evaluation_page import Args, device_rows, insert, periods_of, run
+from trimvla.runtime.errors import ConfigError
+
+
+def test_the_page_is_made_from_the_results(repo_root: Path, tmp_path: Path) -> None:
+    page = Path(shutil.copy(repo_root / "docs" / "evaluation.md", tmp_path))
+    told = run(Args(results=repo_root / "benchmarks", page=page, json=True))
+    assert page.read_text() == (repo_root / "docs" / "evaluation.md").read_text(), "make evaluation"
+    for name in told["pictures"]:
+        assert (tmp_path / "evaluation" / name).stat().st_size > 5000
+        assert (repo_root / "docs" / "evaluation" / name).exists()
+
+
+def test_a_latency_costs_whole_control_periods() -> None:
+    assert [periods_of(ms, 5.0) for ms in (0, 57, 200, 201, 800)] == [0, 1, 1, 2, 4]
+
+
+def point(bundle: str, ms: float, outcomes: str) -> dict[str, object]:
+    won, paired = outcomes.count("1"), None if bundle == "tabletop" else {}
+    return {"bundle": bundle, "ms": ms, "success_rate": won / len(outcomes), "interval": [0.1, 0.9],
+            "episodes": len(outcomes), "outcomes": outcomes, "against_top": paired}  # fmt: skip
+
+
+def test_a_device_has_the_outcomes_of_as_many_periods_or_no_row() -> None:
+    """At a fifth of Orin's roofline CogACT-Base takes some 524 ms, three periods; trimmed 287 ms, two."""
+    curve = [point("tabletop", 200, "11110"), point("tabletop", 600, "10000"), point("tabletop-trimmed", 400, "11000")]
+    _, *rows = device_rows({"x": {"curve": curve}}, {"tabletop": 117.0, "another": 9.0})
+    assert rows.pop(0)[:5] == ("this machine", "measured", "tabletop", "117 ms", "1")
+    assert [row[:5] for row in rows] == [
+        ("Orin", "100%", "tabletop", "105 ms", "1"),
+        ("Orin", "20%", "tabletop", "524 ms", "3"),
+        ("Orin", "20%", "tabletop-trimmed", "287 ms", "2"),
+        ("Thor", "100%", "tabletop", "60 ms", "1"),
+        ("Thor", "20%", "tabletop-trimmed", "207 ms", "2"),
+    ]
+    assert rows[0][5].startswith("80.0%")
+    assert rows[2][6].startswith("+20.0"), "each at its own latency"
+    assert rows[4][6] == "", "there is no dense one beside it"
+
+
+def test_marks_and_results_that_are_missing_are_said(repo_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected the marks <!-- tasks -->"):
+        insert("no marks", "tasks", "")
+    (tmp_path / "ablation.json").write_text(json.dumps({})[:1])
+    with pytest.raises(ConfigError, match=r"ablation\.json: expected a result"):
+        run(Args(results=tmp_path, page=repo_root / "docs" / "evaluation.md"))

@@ -1,0 +1,179 @@
+"""SimplerEnv's WidowX tasks: initial states, protocol, expert and demonstrations; what needs ManiSkill is marked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.preprocess import resize
+from trimvla.sim import simpler, simpler_demonstrations, simpler_expert
+from trimvla.sim.demonstrations import AUX, Shard
+from trimvla.sim.episodes import make_task
+from trimvla.sim.simpler import TWINS, SimplerTask, draw
+from trimvla.sim.simpler_expert import State
+
+INSTRUCTIONS = dict(zip(TWINS, simpler_demonstrations.INSTRUCTIONS, strict=True))
+START = State(
+    tool=(-0.145, 0.034, 1.005), command=(-0.145, 0.034, 1.005), yaw=0.0, yaw_command=0.0, opening=1.0,
+    thing=(-0.21, 0.05, 0.8875), thing_yaw=0.3, target=(-0.1, -0.05, 0.885), done=False,
+)  # fmt: skip
+OUTCOME = """
+import json, sys
+from trimvla.sim.simpler import SimplerTask
+from tests.test_sim_simpler import play
+print(json.dumps(play(SimplerTask("widowx_stack_cube", width=64), 3)))
+"""
+
+
+@pytest.fixture(scope="module")
+def assets(shared_dir: Path) -> Iterator[None]:
+    """ManiSkill with its assets; skips with the reason where something is missing."""
+    os.environ.setdefault("MS_ASSET_DIR", str(shared_dir / "simpler_assets"))
+    if (problem := simpler.missing()) is not None:
+        pytest.skip(problem)
+    yield
+
+
+@pytest.fixture(scope="module")
+def stacking(assets: None) -> Iterator[SimplerTask]:
+    """One environment for several tests; what they play must not depend on each other."""
+    task = SimplerTask("widowx_stack_cube", width=320)
+    yield task
+    task.close()
+
+
+def play(task: SimplerTask, index: int, steps: int = 30) -> list[float]:
+    """Where the object is after some steps of the expert, to the last bit."""
+    episode = task.episode(index, official=True)
+    for _ in range(steps):
+        episode.step(episode.expert())
+    return [float(episode.success), *episode.state().thing]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_expert_does_the_job_in_its_own_model(name: str) -> None:
+    job, state = TWINS[name].job, START
+    state = State(**{**vars(state), "thing": (*state.thing[:2], max(job.low, state.thing[2]))})
+    for _ in range(TWINS[name].limit):
+        state = simpler_expert.step(job, state, simpler_expert.act(job, state))
+    assert state.done
+    assert math.dist(state.thing[:2], state.target[:2]) < 3 * job.radius
+    assert state.tool[2] > state.thing[2] + 0.05  # it let go and rose
+
+
+def test_the_expert_looks_at_the_tool_and_not_at_its_command() -> None:
+    elsewhere = State(**{**vars(START), "command": (0.0, 0.0, 1.2), "yaw_command": 1.0})
+    job = TWINS["widowx_stack_cube"].job
+    assert simpler_expert.act(job, elsewhere) == simpler_expert.act(job, START)
+
+
+@pytest.mark.parametrize("turned", [0.0, math.pi / 2, -math.pi / 2, math.pi, 0.3])
+def test_a_long_object_is_always_taken_the_same_way(turned: float) -> None:
+    job = TWINS["widowx_carrot_on_plate"].job
+    yaws = {
+        round(simpler_expert.wanted_yaw(job, State(**{**vars(START), "thing_yaw": turned + turn})), 6)
+        for turn in (-math.pi, 0.0, math.pi)
+    }
+    assert len(yaws) == 1
+    assert math.sin(yaws.pop() - turned) == pytest.approx(0, abs=1e-5)
+
+
+def test_drawn_states_are_fixed_by_the_seed_and_none_is_official() -> None:
+    xyz = np.array([[[x, 0.05, 0.88], [-x, -0.05, 0.87]] for x in (-0.1, 0.1)])
+    quat = np.array([[[1.0, 0, 0, 0], [1, 0, 0, 0]]])
+    twin = TWINS["widowx_stack_cube"]
+    for seed in range(50):
+        place, turned = draw(twin, xyz, quat, np.random.default_rng(seed))
+        again, _ = draw(twin, xyz, quat, np.random.default_rng(seed))
+        assert np.array_equal(place, again)
+        assert np.abs(place - xyz).max(axis=(1, 2)).min() > simpler.NEAR
+        assert math.dist(place[0, :2], place[1, :2]) > twin.apart
+        assert np.linalg.norm(turned, axis=1) == pytest.approx([1, 1])
+        assert place[0, 2] == 0.88
+
+
+def test_an_unknown_task_names_those_that_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"widowx_stack_cube.*'no_such'"):
+        make_task("simpler:no_such")
+    with pytest.raises(ConfigError, match="tabletop"):
+        make_task("nowhere")
+
+
+def test_the_tabletop_is_a_task_as_well() -> None:
+    task = make_task("tabletop")
+    episode = task.episode(1000, official=False)
+    steps = 1
+    while not episode.step(episode.expert()):
+        steps += 1
+    assert episode.success
+    assert steps < task.limit
+    assert episode.image.shape == (128, 128, 3)
+    with pytest.raises(ConfigError, match="no official"):
+        task.episode(0, official=True)
+    task.close()
+
+
+@pytest.mark.simpler
+@pytest.mark.parametrize("name", TWINS)
+def test_the_expert_succeeds_at_the_limit(name: str, assets: None) -> None:
+    task = make_task(f"simpler:{name}")
+    episode = task.episode(0, official=True)
+    assert episode.instruction == INSTRUCTIONS[name]
+    assert (episode.image.shape, episode.image.dtype) == ((480, 640, 3), np.uint8)
+    first, steps = episode.image.copy(), 1
+    while not episode.step(episode.expert()):
+        steps += 1
+    assert (steps, episode.success) == (task.limit, True)
+    assert np.abs(episode.image.astype(int) - first).mean() > 1
+    task.close()
+
+
+@pytest.mark.simpler
+def test_reuse_and_a_fresh_process_give_the_same_outcome(stacking: SimplerTask, repo_root: Path) -> None:
+    first = play(stacking, 3)
+    play(stacking, 5, steps=7)  # leaves the arm somewhere, with its targets set
+    assert play(stacking, 3) == first
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", OUTCOME], cwd=repo_root, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == first
+
+
+@pytest.mark.simpler
+def test_a_small_picture_looks_like_the_official_one(stacking: SimplerTask) -> None:
+    official = SimplerTask("widowx_stack_cube")
+    small, large = (resize(task.episode(1, official=True).image, 128).astype(int) for task in (stacking, official))
+    official.close()
+    assert np.abs(small - large).mean() < 1.0
+    assert abs(small.mean() - large.mean()) < 0.5
+    assert abs(small.std() - large.std()) < 0.5
+
+
+@pytest.mark.simpler
+def test_demonstrations_are_labelled_with_the_clean_expert(stacking: SimplerTask) -> None:
+    shard = Shard()
+    simpler_demonstrations.demonstrate(stacking, 1_000_003, shard)
+    frames = len(shard.images)
+    assert 20 < frames <= simpler_demonstrations.STEPS
+    assert np.stack(shard.images).shape == (frames, 128, 128, 3)
+    assert np.stack(shard.chunks).shape == (frames, 1, 16, 7)
+    assert np.stack(shard.aux).shape == (frames, 1, AUX)
+    points = np.stack(shard.points)[0, 0]
+    green = shard.images[0][int(points[0, 1] * 128), int(points[0, 0] * 128)].astype(int)
+    assert green[1] > green[0]  # the object's point lies on the green cube
+    assert np.abs(np.stack(shard.chunks)[..., :3]).max() <= simpler_expert.SPEED + 1e-6
+
+
+@pytest.mark.simpler
+def test_official_episodes_have_numbers(stacking: SimplerTask) -> None:
+    with pytest.raises(ConfigError, match="from 0 to 23, got 24"):
+        stacking.episode(24, official=True)
