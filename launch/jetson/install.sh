@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 prefix=/opt/trimvla user=${SUDO_USER:-root} run=
 while [ $# -gt 0 ]; do
 	case "$1" in
-	--dry-run) run=echo ;;
+	--dry-run) run='echo' ;;
 	--prefix) prefix=${2:?--prefix needs a folder}; shift ;;
 	--user) user=${2:?--user needs a name}; shift ;;
 	*) echo "error: expected --dry-run, --prefix or --user, got $1" >&2; exit 2 ;;
