@@ -58,6 +58,9 @@ class Args(Options):
     backend: str = "onnxruntime"
     """What executes the stages."""
 
+    provider: str | None = None
+    """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the CPU)."""
+
     threads: int = 1
     """Threads of an operator; 0 takes all cores."""
 
@@ -81,12 +84,13 @@ class Bundles:
     names: Mapping[str, str]
     backend: str
     threads: int
+    provider: str | None = None
 
     @contextmanager
     def __call__(self) -> Iterator[dict[str, Policy]]:
         """Load all, and close them in the end."""
         with ExitStack() as stack:
-            load = partial(Policy.load, backend=self.backend, threads=self.threads)
+            load = partial(Policy.load, backend=self.backend, provider=self.provider, threads=self.threads)
             yield {role: stack.enter_context(closing(load(name))) for role, name in self.names.items()}
 
 
@@ -145,7 +149,7 @@ def play(args: Args, names: dict[str, str]) -> dict[str, Result]:
             progress.update(task, advance=1, won=" against ".join(map(str, won.values())))
 
         return evaluate_all(
-            Bundles(names, args.backend, args.threads),
+            Bundles(names, args.backend, args.threads, args.provider),
             Setting(args.variant, args.swap_instruction, args.execute),
             episodes=args.episodes,
             seed=args.seed,
