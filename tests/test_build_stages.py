@@ -56,12 +56,14 @@ def check_stage(library: TrtLibrary, path: Path, spec: StageSpec, prompt: Prompt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", bundles.STAGES)
+@pytest.mark.parametrize("stage", [*bundles.STAGES, "action_guided"])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("name", bundles.shipped())
 def test_a_shipped_stage_builds(library: TrtLibrary, name: str, precision: str, stage: str, tmp_path: Path) -> None:
     directory = bundles.resolve(name)
     manifest = bundles.load(directory, verify_hashes=False)
+    if stage not in manifest.stages:
+        pytest.skip(f"bundle '{name}' has no stage '{stage}'")
     spec = manifest.stages[stage]
     path = tmp_path / spec.file
     path.write_bytes((directory / spec.file).read_bytes())
