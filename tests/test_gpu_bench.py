@@ -20,7 +20,8 @@ from trimvla.launch import cli, gpu_bench
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.compiled import compile_blocks
 from trimvla.policies.cost import shape_of
-from trimvla.policies.fused import fuse
+from trimvla.policies.fused import FusedAttention, fuse
+from trimvla.policies.language import DecoderAttention, DecoderLayer
 from trimvla.policies.trimmed import trim
 from trimvla.runtime.plan import Plan
 
@@ -47,9 +48,17 @@ def test_fused_projections_are_the_same_policy(plan: Plan, inputs: dict[str, tor
 
 def test_a_policy_and_its_fused_twins_share_their_memory() -> None:
     policy = random_policy(TINY)
-    one, two = (fuse(policy).language.layers[0].self_attn.qkv for _ in range(2))
-    queries = policy.language.layers[0].self_attn.q_proj.weight
-    assert one.data_ptr() == two.data_ptr() == queries.data_ptr()
+    one, two = (first_attention(fuse(policy)) for _ in range(2))
+    queries = first_attention(policy).q_proj.weight
+    assert isinstance(one, FusedAttention)
+    assert isinstance(two, FusedAttention)
+    assert one.qkv.data_ptr() == two.qkv.data_ptr() == queries.data_ptr()
+
+
+def first_attention(policy: CogAct) -> DecoderAttention:
+    layer = policy.language.layers[0]
+    assert isinstance(layer, DecoderLayer)
+    return layer.self_attn
 
 
 @torch.no_grad()
