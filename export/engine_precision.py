@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from trimvla.runtime.device import Device
@@ -41,11 +41,34 @@ def asked_types(network: Any) -> dict[str, str]:  # noqa: ANN401 - the library h
 
 
 def matrix_precision(trt: Any, network: Any) -> str:  # noqa: ANN401 - the library has no types
-    """The dtype that most matrix products of a parsed network compute in; "none" where it has none."""
+    """What most matrix products of a parsed network compute in; "none" where it has none.
+
+    A product is in int8 where both factors come from a DequantizeLinear; the builder fuses the three.
+    """
     kinds = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION)
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    found = Counter(dtype_name(layer.get_output(0).dtype) for layer in layers if layer.type in kinds)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    integers = dequantised(trt, layers)
+    found = Counter(
+        "int8" if integers.issuperset(factor_names(layer)) else dtype_name(layer.get_output(0).dtype)
+        for layer in layers
+        if layer.type in kinds
+    )
     return found.most_common(1)[0][0] if found else "none"
+
+
+def factor_names(layer: Any) -> list[str]:  # noqa: ANN401 - the library has no types
+    """Names of a layer's inputs."""
+    return [layer.get_input(index).name for index in range(layer.num_inputs) if layer.get_input(index) is not None]
+
+
+def dequantised(trt: Any, layers: Iterable[Any]) -> set[str]:  # noqa: ANN401 - the library has no types
+    """Tensors that hold dequantised integers, also moved or reshaped ones."""
+    found: set[str] = set()
+    for layer in layers:  # in the graph's order
+        moved = layer.type == trt.LayerType.SHUFFLE and layer.get_input(0).name in found
+        if moved or layer.type == trt.LayerType.DEQUANTIZE:
+            found.add(layer.get_output(0).name)
+    return found
 
 
 def read_back(

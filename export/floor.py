@@ -15,11 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime as ort
 
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.cost import FLOAT32_BYTES, Cost, shape_of, stage_costs
-from trimvla.runtime.ort_runner import CPU, session_options
 from trimvla.runtime.plan import Plan
 
 # An ONNX model that computes c = a @ b on float32[n, n], opset 20.
@@ -63,6 +61,10 @@ def better(one: Machine, other: Machine) -> Machine:
 
 def peak(threads: int, trial_s: float) -> float:
     """Operations per second of a matrix product; a multiplication and an addition are two."""
+    import onnxruntime as ort
+
+    from trimvla.runtime.ort_runner import CPU, session_options
+
     session = ort.InferenceSession(MATRIX_PRODUCT, session_options(threads), providers=[CPU])
     a, b = np.random.default_rng(0).standard_normal((2, SIDE, SIDE), dtype=np.float32)
     return 2 * SIDE**3 / shortest(lambda: session.run(None, {"a": a, "b": b}), trial_s)

@@ -20,7 +20,6 @@ from trimvla.policies.compiled import compile_blocks
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.cost import kept_count
 from trimvla.policies.fused import fuse
-from trimvla.policies.trimmed import trim
 from trimvla.runtime.manifest import STAGES
 from trimvla.runtime.plan import Plan, TokenPlan, mask
 
@@ -84,14 +83,16 @@ def device_inputs(cfg: PolicyConfig, device: str, seed: int = 0) -> dict[str, Te
 class DevicePolicy:
     """One policy, run in one way on inputs that do not move."""
 
-    def __init__(self, dense: CogAct, plan: Plan, way: Way, inputs: Mapping[str, Tensor]) -> None:
-        """Trim, fuse, compile and capture, as the way says. RuntimeError where torch cannot."""
-        policy = trim(dense, plan)
+    def __init__(self, policy: CogAct, way: Way, inputs: Mapping[str, Tensor]) -> None:
+        """Fuse, compile and capture a policy, dense or trimmed, as the way says; its weights are shared, not copied.
+
+        Raises whatever torch raises where it cannot.
+        """
+        self.parameters = sum({p.data_ptr(): p.numel() for p in policy.parameters()}.values())
         policy = fuse(policy) if way.fused else policy
         policy = compile_blocks(policy) if way.compiled else policy
-        self._stages = {stage.name: (stage.module(policy), stage) for stage in stages_under(plan)}
+        self._stages = {stage.name: (stage.module(policy), stage) for stage in stages_under(policy.plan)}
         self._tensors = dict(inputs)
-        self.parameters = sum({p.data_ptr(): p.numel() for p in trim(dense, plan).parameters()}.values())
         with torch.inference_mode():
             self._run_all()
             self.runs: dict[str, Run] = {name: self._stage_run(name) for name in STAGES} | {TOTAL: self._run_all}

@@ -67,6 +67,9 @@ class Args(Options):
     backend: str = "onnxruntime"
     """What executes the stages."""
 
+    provider: str | None = None
+    """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the CPU)."""
+
     threads: int = 1
     """Threads of an operator, in every backend; 0 takes all cores."""
 
@@ -183,10 +186,17 @@ def measure(args: Args, stack: ExitStack) -> Measured:
     notes: list[str] = []
     shape = picture_shape(args)
     asked = Asked(np.random.default_rng(0).integers(0, 256, shape, np.uint8), args.instruction)
-    parties = open_parties(args.bundle, args.against, args.backend, args.threads, stack)
+    parties = open_parties(args.bundle, args.against, args.backend, args.threads, stack, args.provider)
     sockets = [
         stack.enter_context(
-            socket_policy(party.directory, asked.picture, asked.instruction, backend=args.backend, threads=args.threads)
+            socket_policy(
+                party.directory,
+                asked.picture,
+                asked.instruction,
+                backend=args.backend,
+                provider=args.provider,
+                threads=args.threads,
+            )
         )
         for party in parties
     ]

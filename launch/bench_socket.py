@@ -42,7 +42,13 @@ class NoAnswerError(TrimvlaError):
 
 @contextmanager
 def socket_policy(
-    bundle: Path, picture: np.ndarray, instruction: str, *, backend: str = "onnxruntime", threads: int = 1
+    bundle: Path,
+    picture: np.ndarray,
+    instruction: str,
+    *,
+    backend: str = "onnxruntime",
+    provider: str | None = None,
+    threads: int = 1,
 ) -> Iterator[SocketPolicy]:
     """Start the process with this bundle; it stops at the end. `SocketPolicy.connect` waits for it.
 
@@ -51,9 +57,11 @@ def socket_policy(
         picture: uint8[h, w, 3], published again and again.
         instruction: the task's.
         backend: what executes the stages; see `runtime.runner`.
+        provider: what executes inside the backend.
         threads: of an operator.
     """
     section = {"bundle": str(bundle.resolve()), "camera": CAMERA, "backend": backend, "threads": threads}
+    section |= {} if provider is None else {"provider": provider}
     with ExitStack() as stack:
         run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimvla-")))
         sends = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in SENT}

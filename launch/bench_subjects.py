@@ -39,17 +39,19 @@ class Party:
     dense: bool
 
 
-def open_parties(bundle: str, against: str | None, backend: str, threads: int, stack: ExitStack) -> list[Party]:
+def open_parties(  # noqa: PLR0917 - as `open_party`
+    bundle: str, against: str | None, backend: str, threads: int, stack: ExitStack, provider: str | None = None
+) -> list[Party]:
     """The dense bundle, where there is one to compare with, and the bundle; `stack` closes them.
 
     Raises:
         BundleError: one cannot be loaded.
         ConfigError: what it is compared with is not dense.
     """
-    parties = [] if against is None else [open_party(against, backend, threads, stack)]
+    parties = [] if against is None else [open_party(against, backend, threads, stack, provider)]
     if against is not None and not parties[0].dense:
         raise ConfigError(f"expected a dense bundle for --against, got '{against}', which has a plan")
-    party = open_party(bundle, backend, threads, stack)
+    party = open_party(bundle, backend, threads, stack, provider)
     if against is None:
         return [party]
     name = parties[0].name
@@ -57,9 +59,9 @@ def open_parties(bundle: str, against: str | None, backend: str, threads: int, s
     return [dense, replace(party, dense=False)]
 
 
-def open_party(bundle: str, backend: str, threads: int, stack: ExitStack) -> Party:
+def open_party(bundle: str, backend: str, threads: int, stack: ExitStack, provider: str | None = None) -> Party:
     """A bundle by itself."""
-    policy = Policy.load(bundle, backend=backend, threads=threads)
+    policy = Policy.load(bundle, backend=backend, provider=provider, threads=threads)
     stack.callback(policy.close)
     return Party(policy.manifest.name, bundles.resolve(bundle), policy, policy.manifest.plan.dense)
 

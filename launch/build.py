@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from trimvla.export.to_tensorrt import WORKSPACE_MB, Engine, Report, Request, bu
 from trimvla.launch.options import Options, Result
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.cost import shape_of
-from trimvla.policies.memory import BOARDS, MIB, MemoryPlan, plan_memory, require_memory, usable_on
+from trimvla.policies.memory import BOARDS, GIB, MIB, MemoryPlan, plan_memory, require_memory, usable_on
 from trimvla.runtime import manifest as bundles
-from trimvla.runtime.device import Device, find_device, free_bytes
+from trimvla.runtime.device import NONE, Device, find_device, free_bytes
 from trimvla.runtime.engines import default_directory
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.manifest import Manifest
@@ -57,15 +57,14 @@ def run(args: Args) -> Result:
     request = Request(library, device, out, args.workspace_mb * MIB)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         built = build_bundle(directory, manifest, request, reporter(progress, list(manifest.stages)))
-    args.console().print(as_table(manifest.name, built))
-    return {
-        "ok": True,
-        "bundle": directory,
-        "library": library.title,
-        "device": asdict(device),
-        "memory": None if memory is None else memory.to_dict(),
-        "engines": [as_row(engine, out) for engine in built],
-    }
+    args.console().print(as_table(f"{manifest.name}, by {library.title} for {named(device)}", built, memory))
+    return {"ok": True, "engines": [as_row(engine, out) for engine in built]}
+
+
+def named(device: Device) -> str:
+    """The GPU and the JetPack release, as far as there are any."""
+    known = [name for name in (device.gpu, device.jetpack) if name != NONE]
+    return ", ".join(known) or "a GPU that is not here"
 
 
 def check_memory(args: Args, manifest: Manifest, device: Device) -> MemoryPlan | None:
@@ -97,7 +96,7 @@ def reporter(progress: Progress, stages: list[str]) -> Report:
 
 
 def as_row(engine: Engine, out: Path) -> dict[str, Any]:
-    """One engine as data."""
+    """One engine as data; all that is known of it stands in the record beside it."""
     record = engine.record
     return {
         "stage": record.key.stage,
@@ -105,20 +104,23 @@ def as_row(engine: Engine, out: Path) -> dict[str, Any]:
         "bytes": record.bytes,
         "seconds": record.seconds,
         "precision": record.precision,
-        "cached": engine.cached,
-        "read_back": record.read_back,
     }
 
 
-def as_table(name: str, built: list[Engine]) -> Table:
-    """One row an engine, and what is not known about it."""
-    table = Table(name, "MB", "seconds", "precision", "read back", title="engines")
+def as_table(title: str, built: list[Engine], memory: MemoryPlan | None) -> Table:
+    """One row an engine; below, the planned memory and what is not known."""
+    table = Table("stage", "MB", "seconds", "precision", "read back", title=title, title_justify="left")
     for engine in built:
         record = engine.record
         answer = record.read_back
         compared = f"{answer['compared']} tensors agree" if answer["ok"] else "not possible here"
         seconds = "cached" if engine.cached else f"{record.seconds:.1f}"
         table.add_row(record.key.stage, f"{record.bytes / 1e6:.1f}", seconds, record.precision, compared)
+    needs = (
+        ""
+        if memory is None
+        else f"planned: {memory.building / GIB:.1f} GiB to build, {memory.running / GIB:.1f} to run"
+    )
     reasons = dict.fromkeys(engine.record.read_back.get("why") for engine in built)
-    table.caption = "; ".join(reason for reason in reasons if reason) or None
+    table.caption = "; ".join(part for part in (needs, *reasons) if part) or None
     return table

@@ -22,6 +22,7 @@ from rich.table import Table
 from trimvla.launch.jetson_state import read_state
 from trimvla.launch.options import Options, Result
 from trimvla.launch.probes import ask
+from trimvla.runtime.cuda import INSTALL
 
 PACKAGES = ("numpy", "onnxruntime", "pyzmq", "msgspec", "tokenizers", "pillow")
 OPTIONAL_PACKAGES = {  # package -> the extra that brings it
@@ -184,6 +185,8 @@ def gpu_advice(result: Result) -> list[str]:
         lines.append("pip uninstall onnxruntime && pip install 'trimvla[gpu]'   (the GPU is unused)")
     if not result["tensorrt"]["ok"]:
         lines.append("pip install 'trimvla[tensorrt]', on Jetson the JetPack package   (no engines without TensorRT)")
+    elif installed("cuda-bindings") is None:
+        lines.append(f"{INSTALL}   (engines run through cuda-python)")
     return lines
 
 

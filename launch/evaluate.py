@@ -113,7 +113,7 @@ def prepare(args: Args) -> Match:
             votes=args.votes or getattr(task, "votes", 2),
             valid_rows=args.valid_rows,
         )
-    players = Bundles(args.names, args.backend, args.threads)
+    players = Bundles(args.names, args.backend, args.threads, args.provider)
     words = tuple(dict.fromkeys(split(args.latency or "")))
     latencies = known_latencies(args, words) or {w: resolve_latency(w, args.names, players, args.task) for w in words}
     setting = Setting(args.task, official, pace, latencies)

@@ -81,6 +81,9 @@ class Args(Options):
     backend: str = "onnxruntime"
     """What executes the stages."""
 
+    provider: str | None = None
+    """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the CPU)."""
+
     threads: int = 1
     """Threads of an operator; 0 takes all cores."""
 
@@ -158,5 +161,6 @@ class Match:
             "pace": asdict(setting.pace),
             "players": {role: identity(name) for role, name in self.players.names.items()},
             "backend": self.players.backend,
+            "provider": self.players.provider,
             "latencies": {word: {role: asdict(it) for role, it in roles.items()} for word, roles in latencies.items()},
         }

@@ -39,12 +39,13 @@ class Bundles:
     names: Mapping[str, str]
     backend: str
     threads: int
+    provider: str | None = None
 
     @contextmanager
     def __call__(self) -> Iterator[dict[str, Player]]:
         """Load all, and close them in the end."""
         with ExitStack() as stack:
-            load = partial(Policy.load, backend=self.backend, threads=self.threads)
+            load = partial(Policy.load, backend=self.backend, provider=self.provider, threads=self.threads)
             yield {
                 role: EXPERT if name == EXPERT else stack.enter_context(closing(load(name)))
                 for role, name in self.names.items()

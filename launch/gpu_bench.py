@@ -1,16 +1,19 @@
 """`trimvla gpu-bench`: a full-size policy of random weights on the GPU that is there, dense and under published plans.
 
-One command for whoever has the hardware: eager torch, compiled torch and CUDA graphs take turns, each stage and all of
-them; results are written as they come, so that a run that is cut short leaves what it has. Needs torch and msgspec
-beside NumPy, rich and matplotlib; `launch/gpu_bench.sh` runs it without an installation.
+One command for whoever has the hardware: eager torch, compiled torch and CUDA graphs, and what `--bundles` names in
+ONNX Runtime and TensorRT, take turns, each stage and all of them. What cannot run is left out with one line. Everybody
+is measured once when it is ready and the file is written, so that a run that is cut short leaves what it has. Needs
+torch, NumPy and msgspec, no more; `launch/gpu_bench.sh` runs it without an installation.
 """
 
 from __future__ import annotations
 
+import argparse
+import gc
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -24,7 +27,9 @@ from trimvla.export.benchmark import Samples, Subject, Times
 from trimvla.export.floor import Floor, Machine, floors, shortest
 from trimvla.export.gpu_policy import (
     COMPILED,
+    COMPILED_GRAPH,
     EAGER,
+    GRAPH,
     WAYS,
     DevicePolicy,
     Run,
@@ -33,11 +38,12 @@ from trimvla.export.gpu_policy import (
     plan_by_counts,
     random_policy,
 )
-from trimvla.launch.gpu_report import as_table, draw
+from trimvla.launch.gpu_report import as_text, draw
 from trimvla.launch.options import Options, Result
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig, find_preset
-from trimvla.runtime.errors import BackendError, ConfigError
+from trimvla.policies.trimmed import trim
+from trimvla.runtime.errors import BackendError, ConfigError, TrimvlaError
 from trimvla.runtime.plan import Plan
 
 DENSE = "dense"
@@ -46,7 +52,11 @@ PUBLISHED = ((22, 56), (28, 112), (28, 56), (22, 112))
 MLP_KEEP, INTERVAL = 0.75, 5
 SQUARE, COPIED = 8192, 2**30  # of the product and of the copy that measure a GPU; elements and bytes
 TRIAL_S = 0.3
-CHOICES = tuple(way.name for way in WAYS)
+# Share of the time that must be left for a way to be begun; eager is quick, and everybody is compared with it.
+SHARES = {COMPILED.name: 1 / 4, GRAPH.name: 1 / 8, COMPILED_GRAPH.name: 1 / 4}
+FIRST_ROUNDS = 5  # of the measurement right after a subject is ready
+FEWEST_ROUNDS, RESERVE_S = 10, 20.0  # of the one that counts; and what is left for the files
+RUNTIMES = (("onnxruntime", "CUDAExecutionProvider"), ("onnxruntime", "TensorrtExecutionProvider"), ("tensorrt", None))
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Args(Options):
     """Time for everything: past it, what is not yet prepared is left out and named in the notes."""
 
     rounds: int = 100
-    """Turns that count."""
+    """Turns that count, if there is time for so many."""
 
     warmup: int = 10
     """Turns before them that do not."""
@@ -76,6 +86,9 @@ class Args(Options):
 
     tokens: tuple[int, ...] = ()
     """Visual tokens of the plans."""
+
+    bundles: tuple[Path, ...] = ()
+    """Exported bundles, dense first, that ONNX Runtime's GPU providers and TensorRT run beside torch."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what cannot be measured."""
@@ -101,6 +114,7 @@ class Bench:
     args: Args
     started: float = field(default_factory=time.monotonic)
     subjects: list[Subject] = field(default_factory=list)
+    samples: Samples = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)
     sizes: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -108,6 +122,14 @@ class Bench:
     def left_s(self) -> float:
         """Seconds that are left."""
         return self.args.seconds - (time.monotonic() - self.started)
+
+    def add(self, subject: Subject, plan: Plan, sizes: dict[str, float]) -> None:
+        """Somebody who is ready, measured a first time."""
+        first = benchmark.measure([subject], rounds=FIRST_ROUNDS, warmup=1)
+        self.samples |= first
+        self.subjects.append(subject)
+        self.plans[subject.bundle] = plan
+        self.sizes[subject.name] = sizes
 
 
 def run(args: Args) -> Result:
@@ -117,41 +139,119 @@ def run(args: Args) -> Result:
     bench = Bench(find_preset(args.preset), args)
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     machine = measure_device(args.device, dtype)
-    prepare(bench, random_policy(bench.cfg, args.device, dtype))
-    bench.notes += missing_backends()
-    samples = benchmark.measure(bench.subjects, rounds=args.rounds, warmup=args.warmup)
-    result = summarise(bench, samples, machine, dtype)
-    args.out.mkdir(parents=True, exist_ok=True)
-    slug = "".join(letter if letter.isalnum() else "-" for letter in result["device"].lower())
-    (args.out / f"gpu-{slug}.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(result, args.out / f"gpu-{slug}.png")
-    args.console().print(as_table(result))
-    for note in result["notes"]:
-        args.console().print(note, highlight=False, markup=False)
+
+    def write() -> Result:
+        return write_files(summarise(bench, machine, dtype), args.out)
+
+    prepare(bench, random_policy(bench.cfg, args.device, dtype), write)
+    add_bundles(bench, write)
+    rounds = affordable_rounds(bench)
+    if bench.subjects and rounds:
+        bench.samples = benchmark.measure(bench.subjects, rounds=rounds, warmup=min(args.warmup, rounds))
+    else:
+        bench.notes.append(f"no time for turns: every row is of {FIRST_ROUNDS} calls in a row")
+    result = write()
+    print(as_text(result), file=sys.stderr if args.json else sys.stdout)
     return result
 
 
-def prepare(bench: Bench, dense: CogAct) -> None:
-    """All policies in all ways, the ones that targets speak of first."""
+def affordable_rounds(bench: Bench) -> int:
+    """Turns that everybody together can still do; 0 where they are too few to say anything."""
+    turn_s = sum(min(map(sum, zip(*cells.values(), strict=True))) for cells in bench.samples.values()) / 1e3
+    fit = int((bench.left_s() - RESERVE_S) / max(turn_s, 1e-9)) - bench.args.warmup
+    rounds = min(bench.args.rounds, fit)
+    return rounds if rounds >= min(FEWEST_ROUNDS, bench.args.rounds) else 0
+
+
+def write_files(result: Result, out: Path) -> Result:
+    """The JSON and, where matplotlib is installed, the picture; whole, whenever one looks."""
+    out.mkdir(parents=True, exist_ok=True)
+    slug = "".join(letter if letter.isalnum() else "-" for letter in result["device"].lower())
+    beside = out / f".gpu-{slug}.json"
+    beside.write_text(json.dumps(result, indent=1) + "\n")
+    beside.replace(out / f"gpu-{slug}.json")
+    if result["rows"] and find_spec("matplotlib") is not None:
+        draw(result, out / f"gpu-{slug}.png")
+    return result
+
+
+def prepare(bench: Bench, dense: CogAct, write: Callable[[], Result]) -> None:
+    """All policies in all ways, the ones that targets speak of first; what fails is noted, and the next one tried."""
     inputs = device_inputs(bench.cfg, bench.args.device)
+    policies = {DENSE: dense}  # trimmed once: ways share the weights
     for name, plan, way in wanted(bench):
-        if bench.left_s() < bench.args.seconds / 4 and way.compiled:
+        if way.name in SHARES and bench.left_s() < bench.args.seconds * SHARES[way.name]:
             bench.notes.append(f"{name} by {way.name}: left out, {bench.args.seconds:g} s are nearly over")
             continue
         start = time.monotonic()
         try:
-            policy = DevicePolicy(dense, plan, way, inputs)
-            peak = activation_bytes(policy, bench.args.device)
-        except RuntimeError as error:
-            bench.notes.append(f"{name} by {way.name}: {next(iter(str(error).splitlines()), 'failed')}")
+            if name not in policies:
+                policies[name] = trim(dense, plan).requires_grad_(False)
+            add_policy(bench, name, way, policies[name], inputs)
+        except Exception as error:  # compilers have many kinds of errors, and none of them may end the run
+            bench.notes.append(f"{name} by {way.name}: {first_line(error)}")
             continue
-        subject = f"{name}@{way.name}"
-        bench.plans[name] = plan
-        bench.sizes[subject] = {"parameters": policy.parameters, "activation_bytes": peak}
-        bench.subjects.append(
-            Subject(subject, name, way.name, name == DENSE, (timed_calls(policy, bench.args.device),))
-        )
-        print(f"{subject}: ready after {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+        print(f"{name}@{way.name}: ready after {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+        write()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
+
+
+def add_policy(bench: Bench, name: str, way: Way, policy: CogAct, inputs: dict[str, torch.Tensor]) -> None:
+    """One policy in one way."""
+    device, before = bench.args.device, reserved_bytes(bench.args.device)
+    made = DevicePolicy(policy, way, inputs)
+    if not torch.isfinite(made.actions()).all():
+        raise BackendError("the actions are not finite")
+    peak = reserved_bytes(device) - before if way.graph else activation_bytes(made, device)
+    subject = Subject(f"{name}@{way.name}", name, way.name, name == DENSE, (timed_calls(made, device),))
+    bench.add(subject, policy.plan, {"parameters": made.parameters, "activation_bytes": peak})
+
+
+def reserved_bytes(device: str) -> int:
+    """What torch holds of the device's memory, once it has given back what it does not need."""
+    if device == "cpu":
+        return 0
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()
+
+
+def add_bundles(bench: Bench, write: Callable[[], Result]) -> None:
+    """Exported bundles in every runtime that is installed; one line for each that is not."""
+    if not bench.args.bundles:
+        names = ", ".join(f"{backend} {provider or ''}".strip() for backend, provider in RUNTIMES)
+        bench.notes.append(f"not measured without --bundles: {names}")
+    for index, path in enumerate(bench.args.bundles):
+        for backend, provider in RUNTIMES:
+            try:
+                add_bundle(bench, path, backend, provider, dense=index == 0)
+                write()
+            except Exception as error:  # not installed, no engine, no memory: the others go on
+                bench.notes.append(f"{path.name} by {provider or backend}: {first_line(error)}")
+
+
+def add_bundle(bench: Bench, path: Path, backend: str, provider: str | None, *, dense: bool) -> None:
+    """One bundle on one backend: its chain, from host to host, timed by the backend stage by stage."""
+    from trimvla.runtime.policy import Policy
+
+    policy = Policy.load(path, backend=backend, provider=provider)
+    side, words = policy.manifest.image.size, "pick up the red cube"
+    stages = benchmark.stage_inputs(policy, np.zeros((side, side, 3), np.uint8), words)
+    inputs = {name: value for stage in stages.values() for name, value in stage.items()}
+    given = {name: inputs[name] for name in ("image", "input_ids", "last", "noise")}
+
+    def call(turn: int) -> Times:
+        start = time.monotonic_ns()
+        _, took = policy.chain.run(given)
+        total = (time.monotonic_ns() - start) / 1e6
+        return {**{("L0", name): ms for name, ms in took.items()}, ("L0", benchmark.TOTAL): total}
+
+    name, way = policy.manifest.name, provider or backend
+    bench.add(Subject(f"{name}@{way}", name, way, dense, (call,)), policy.manifest.plan, {})
 
 
 def wanted(bench: Bench) -> Iterator[tuple[str, Plan, Way]]:
@@ -189,7 +289,7 @@ def waiting(run: Run, device: str) -> Run:
 
 
 def activation_bytes(policy: DevicePolicy, device: str) -> int:
-    """Most memory that one run takes beyond what lies there before it; 0 where a graph holds it already."""
+    """Most memory that one run takes beyond what lies there before it. What a graph holds, `reserved_bytes` says."""
     if device == "cpu":
         return 0
     torch.cuda.synchronize()
@@ -218,29 +318,15 @@ def measure_device(device: str, dtype: torch.dtype) -> Machine:
     return Machine(2 * side**3 / shortest(product, TRIAL_S) / 1e9, 2 * size / shortest(copy, TRIAL_S) / 1e9, 1)
 
 
-def missing_backends() -> list[str]:
-    """One line for each backend that this machine lacks."""
-    notes = []
-    try:
-        import onnxruntime
-
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            notes.append("ONNX Runtime CUDA: not measured, this onnxruntime has no CUDA provider")
-    except ImportError:
-        notes.append("ONNX Runtime CUDA: not measured, onnxruntime is not installed")
-    if find_spec("tensorrt") is None:
-        notes.append("TensorRT: not measured, tensorrt is not installed")
-    return notes
-
-
-def to_compiled(bench: Bench, samples: Samples, row: Result) -> float | None:
+def to_compiled(bench: Bench, row: Result) -> float | None:
     """Time of the compiled dense policy over the row's, turn by turn: the median; None where it was not measured."""
     cell = (row["layer"], row["part"])
-    dense = benchmark.dense_samples(bench.subjects, samples, COMPILED.name, cell)
-    return None if dense is None else round(float(np.median(np.divide(dense, samples[row["subject"]][cell]))), 4)
+    dense = benchmark.dense_samples(bench.subjects, bench.samples, COMPILED.name, cell)
+    took = bench.samples[row["subject"]][cell]
+    return None if dense is None else round(float(np.median(np.divide(dense, took))), 4)
 
 
-def summarise(bench: Bench, samples: Samples, machine: Machine, dtype: torch.dtype) -> Result:
+def summarise(bench: Bench, machine: Machine, dtype: torch.dtype) -> Result:
     """The rows of `benchmark.rows`, with ratios to the compiled dense policy, sizes and floors."""
     width = torch.empty(0, dtype=dtype).element_size()
     prompt = bench.cfg.prompt.buckets[0]
@@ -248,8 +334,8 @@ def summarise(bench: Bench, samples: Samples, machine: Machine, dtype: torch.dty
         name: floors(bench.cfg, plan, prompt, machine, weight_bytes=width) for name, plan in bench.plans.items()
     }
     rows = [
-        row | bench.sizes[row["subject"]] | {"ratio_to_compiled_dense": to_compiled(bench, samples, row)}
-        for row in benchmark.rows(bench.subjects, samples, below)
+        row | bench.sizes[row["subject"]] | {"ratio_to_compiled_dense": to_compiled(bench, row)}
+        for row in benchmark.rows(bench.subjects, bench.samples, below)
     ]
     return {
         "ok": True,
@@ -258,13 +344,28 @@ def summarise(bench: Bench, samples: Samples, machine: Machine, dtype: torch.dty
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "rounds": bench.args.rounds,
+        "rounds": min((len(took) for cells in bench.samples.values() for took in cells.values()), default=0),
         "seconds": round(time.monotonic() - bench.started, 1),
+        "peak_bytes": torch.cuda.max_memory_reserved() if bench.args.device == "cuda" else None,
         "machine": {"gflops": round(machine.gflops, 1), "gbytes_per_s": round(machine.gbytes_per_s, 1)},
         "notes": bench.notes,
         "rows": rows,
     }
 
 
+def main() -> None:
+    """The command where only torch is installed: a folder, and the few options that matter there."""
+    parser = argparse.ArgumentParser(description=Args.__doc__)
+    parser.add_argument("out", nargs="?", type=Path, default=Args.out)
+    for name, kind in (("preset", str), ("device", str), ("seconds", float), ("rounds", int), ("warmup", int)):
+        parser.add_argument(f"--{name}", type=kind, default=getattr(Args, name))
+    for name in ("layers", "tokens"):
+        parser.add_argument(f"--{name}", type=lambda text: tuple(map(int, text.split(","))), default=())
+    try:
+        run(Args(**vars(parser.parse_args())))
+    except TrimvlaError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
 if __name__ == "__main__":
-    run(Args(out=Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks")))
+    main()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The GPU benchmark where nothing is installed: any Python with torch; msgspec may lie as a wheel in .whl/.
-# Usage: launch/gpu_bench.sh [folder of the results]
+# Usage: launch/gpu_bench.sh [folder of the results] [--seconds 420] [--rounds 100] [--preset cogact-base] ...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 site=$(mktemp -d)
@@ -14,4 +14,4 @@ if ! "$python" -c "import msgspec" 2>/dev/null; then
 		exit 1
 	}
 fi
-"$python" -m trimvla.launch.gpu_bench "${1:-benchmarks}"
+"$python" -m trimvla.launch.gpu_bench "$@"

@@ -6,32 +6,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from trimvla.runtime.manifest import STAGES
 
 TOTAL = "total"
 COLOURS = {"vision": "tab:blue", "language": "tab:orange", "action": "tab:green"}
 
 
-def as_table(result: dict[str, Any]) -> Table:
-    """One row a policy and way: whole chunk, ratios to dense, stages, floor."""
+COLUMNS = ("policy", "p50 ms", "p99 ms", "x dense, same way", "x eager", "x compiled", *STAGES, "floor ms")
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """One line a policy and way: whole chunk, ratios to dense, stages, floor. Text, for `rich` may not be there."""
     title = f"{result['preset']} in {result['dtype']} on {result['device']}, torch {result['torch']}, {result['date']}"
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
-    columns = ("policy", "p50 ms", "p99 ms", "x dense, same way", "x eager", "x compiled", *STAGES, "floor ms")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")
     parts = {(row["subject"], row["part"]): row for row in result["rows"]}
-    for row in totals(result):
-        ratios = ("ratio_to_dense", "ratio_to_eager_dense", "ratio_to_compiled_dense")
-        table.add_row(
+    ratios = ("ratio_to_dense", "ratio_to_eager_dense", "ratio_to_compiled_dense")
+    cells = [
+        (
             row["subject"],
             *(number(row[name]) for name in ("p50_ms", "p99_ms", *ratios)),
             *(number(parts[row["subject"], stage]["p50_ms"]) for stage in STAGES),
             number(row["floor_ms"]),
         )
-    return table
+        for row in totals(result)
+    ]
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *cells, strict=True)]
+    lines = [
+        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in (COLUMNS, *cells)
+    ]
+    return "\n".join((title, *lines, *result["notes"]))
 
 
 def totals(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Literal
-
-from rich.console import Console
-from rich.logging import RichHandler
+from typing import TYPE_CHECKING, Any, Literal
 
 from trimvla.runtime.clock import monotonic_ns
+
+if TYPE_CHECKING:  # a benchmark on a machine where nothing is installed does without
+    from rich.console import Console
 
 LogFormat = Literal["text", "json"]
 Result = dict[str, Any]
@@ -35,6 +35,8 @@ class Options:
 
     def console(self) -> Console:
         """Where cards and tables go: stdout for people, stderr where stdout belongs to a program."""
+        from rich.console import Console
+
         return Console(stderr=self.json)
 
 
@@ -77,6 +79,9 @@ def configure_logging(level: int = logging.INFO, log_format: LogFormat = "text")
 
 def _handler(log_format: LogFormat) -> logging.Handler:
     if log_format == "text" and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
         return RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
     handler = logging.StreamHandler()
     text = logging.Formatter("%(levelname)s %(name)s: %(message)s")

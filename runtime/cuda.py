@@ -57,10 +57,10 @@ class Cuda:
         self._undo: list[tuple[str, tuple[Any, ...]]] = []
         try:
             count = self.call("cudaGetDeviceCount")
-        except RuntimeError as error:  # some versions raise where there is no driver at all
-            raise BackendError(f"cudaGetDeviceCount: {error}: an engine runs on an NVIDIA GPU only") from error
+        except (BackendError, RuntimeError) as error:  # some versions raise where there is no driver at all
+            raise BackendError(f"no GPU here that CUDA can use, and engines run on one only ({error})") from error
         if not count:
-            raise BackendError("cudaGetDeviceCount: found no GPU: an engine runs on an NVIDIA GPU only")
+            raise BackendError("no GPU here, and engines run on one only (cudaGetDeviceCount: 0)")
         self.call("cudaSetDeviceFlags", self._api.cudaDeviceScheduleBlockingSync)  # waiting sleeps: cores are few
         self.integrated = bool(self.call("cudaDeviceGetAttribute", self._api.cudaDeviceAttr.cudaDevAttrIntegrated, 0))
         self._stream = self._made("cudaStreamCreateWithFlags", "cudaStreamDestroy", self._api.cudaStreamNonBlocking)

@@ -35,8 +35,9 @@ def find_device() -> Device:
     """This machine's."""
     jetpack = NONE if not TEGRA_RELEASE.exists() else tegra_release(TEGRA_RELEASE.read_text())
     gpu = _query_gpu("name")
-    if gpu is None and jetpack != NONE and BOARD_MODEL.exists():
-        gpu = BOARD_MODEL.read_text().strip("\0\n ")
+    if gpu is None and BOARD_MODEL.exists():  # no nvidia-smi, and in a container no release file either
+        model = BOARD_MODEL.read_text().strip("\0\n ")
+        gpu = model if jetpack != NONE or "NVIDIA" in model else None
     return Device(gpu or NONE, jetpack)
 
 

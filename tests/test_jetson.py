@@ -18,12 +18,14 @@ JETSON = Path(__file__).parents[1] / "launch" / "jetson"
 UNITS = JETSON / "systemd"
 ORIN = {
     "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64",
-    "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=2 NAME=15W >\n",
-    "var/lib/nvpmodel/status": "pmode:0002",
+    "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n",  # as on Orin Nano
+    "var/lib/nvpmodel/status": "pmode:0000 fmode:fanNull",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "729600",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq": "729600",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": "1510400",
     "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "2201600",
     "sys/class/devfreq/17000000.gpu/cur_freq": "306000000",
+    "sys/class/devfreq/17000000.gpu/min_freq": "306000000",
     "sys/class/devfreq/17000000.gpu/max_freq": "612000000",
     "sys/class/devfreq/17000000.gpu/available_frequencies": "306000000 612000000 1300500000",
     "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
@@ -51,13 +53,17 @@ def test_a_board_tells_what_it_is_and_what_slows_it_down(orin: Path) -> None:
         ("CPU", 729.6, 2201.6), ("GPU", 306.0, 1300.5),
     ]  # fmt: skip
     assert [line.split("   ")[0] for line in state.advice()] == [
-        "jetson_clocks", "jetson_clocks", "nvpmodel -m 0", "cool the board",
+        "nvpmodel -m 2", "jetson_clocks", "cool the board",
     ]  # fmt: skip
+    assert "CPU may reach 1510 of 2202 MHz, GPU may reach 612 of 1300 MHz" in state.advice()[0]
+    assert "CPU 730 to 1510 MHz, GPU 306 to 612 MHz" in state.advice()[1]
 
 
 def test_a_fast_and_cool_board_needs_no_advice(orin: Path) -> None:
     for name, text in {
-        "var/lib/nvpmodel/status": "pmode:0000",
+        "var/lib/nvpmodel/status": "pmode:0002",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq": "2201600",
+        "sys/class/devfreq/17000000.gpu/min_freq": "1300500000",
         "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": "2201600",
         "sys/class/devfreq/17000000.gpu/max_freq": "1300500000",
         "sys/class/thermal/thermal_zone1/temp": "61000",

@@ -10,6 +10,7 @@ import pytest
 from runner_contract import check_chain, check_runner
 from tiny_bundle import COGNITION, HORIZON, IMAGE, VISUAL, WIDTH, manifest, write_bundle
 
+from trimvla.launch import cli
 from trimvla.runtime.chain import open_chain
 from trimvla.runtime.errors import BackendError, BundleError
 from trimvla.runtime.manifest import StageSpec, TensorSpec
@@ -58,6 +59,12 @@ def test_on_cuda(bundle: Path) -> None:
         pytest.skip(str(error))
     assert {runner.describe()["provider"] for runner in chain.runners.values()} == {CUDA}
     check_chain(chain, open_chain(bundle, manifest()), ALL_INPUTS, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("verb", ["bench", "eval"])
+def test_a_provider_is_asked_for_on_the_command_line(bundle: Path, verb: str, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main([verb, str(bundle), "--provider", "AbacusExecutionProvider"]) == 1
+    assert "expected provider 'AbacusExecutionProvider', this onnxruntime offers" in capsys.readouterr().err
 
 
 def test_an_unknown_backend_is_refused(bundle: Path) -> None:

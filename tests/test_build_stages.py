@@ -1,0 +1,132 @@
+"""Every stage that is meant for a robot parses and builds without a GPU: shipped ones, two layers at full width.
+
+TensorRT for RTX parses, shapes and lowers them; the table of TensorRT 10.3 is asked about the same files. A bundle of
+any precision can be given; one that is made in half precision stands for those that are exported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.trt_parts import library_or_skip
+from trimvla.export import to_tensorrt
+from trimvla.export.engine_precision import matrix_precision
+from trimvla.export.operators import check_operators
+from trimvla.export.stages import Stage, prompt_spec, stage_spec, stages_under
+from trimvla.export.to_onnx import export_stage
+from trimvla.policies.cachers import every
+from trimvla.policies.cogact import CogAct
+from trimvla.policies.config import PRESETS, PolicyConfig
+from trimvla.policies.trimmed import trim
+from trimvla.runtime import engines
+from trimvla.runtime import manifest as bundles
+from trimvla.runtime.manifest import PromptSpec, StageSpec
+from trimvla.runtime.plan import Plan, TokenPlan, mask
+from trimvla.runtime.trt_library import TrtLibrary
+
+SLICE = PRESETS["cogact-base"]
+TRIMMED = Plan(
+    channels=(mask(range(SLICE.language.mlp_hidden)), mask(range(SLICE.language.mlp_hidden * 3 // 4))),
+    tokens=TokenPlan(keep=56, after=1),
+    recompute=every(5, SLICE.diffusion.inference_steps),
+)
+HALVED = ("visual", "cognition")  # the noise stays as it is: the sampler's state is in float32
+
+
+@pytest.fixture(scope="module")
+def library() -> TrtLibrary:
+    return library_or_skip()
+
+
+def check_stage(library: TrtLibrary, path: Path, spec: StageSpec, prompt: PromptSpec, precision: str) -> None:
+    """The file is in the table of TensorRT 10.3, its products are in this precision, and it builds."""
+    check_operators(path)
+    parsed = to_tensorrt.parse(library, path)
+    assert matrix_precision(library.module, parsed.network) == precision
+    config = parsed.builder.create_builder_config()
+    to_tensorrt.add_profiles(parsed.builder, config, spec, prompt.buckets if engines.symbolic_inputs(spec) else ())
+    assert parsed.builder.build_serialized_network(parsed.network, config) is not None, library.complaint()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [*bundles.STAGES, "action_guided"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("name", bundles.shipped())
+def test_a_shipped_stage_builds(library: TrtLibrary, name: str, precision: str, stage: str, tmp_path: Path) -> None:
+    directory = bundles.resolve(name)
+    manifest = bundles.load(directory, verify_hashes=False)
+    if stage not in manifest.stages:
+        pytest.skip(f"bundle '{name}' has no stage '{stage}'")
+    spec = manifest.stages[stage]
+    path = tmp_path / spec.file
+    path.write_bytes((directory / spec.file).read_bytes())
+    if precision != manifest.precision:
+        converter = pytest.importorskip("trimvla.export.precision", reason="bundles are in float32 alone")
+        converter.convert({stage: path}, precision, PolicyConfig.from_dict(manifest.policy))
+    check_stage(library, path, spec, manifest.prompt, precision)
+
+
+def single(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+def half(stage: Stage) -> Stage:
+    """The stage of a policy in half precision, with its border in float32."""
+
+    def module(policy: CogAct) -> nn.Module:
+        made = stage.module(policy)
+        inner = made.forward
+
+        @wraps(inner)  # the exporter reads the signature
+        def forward(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+            given = [v.half() if name in HALVED else v for name, v in zip(stage.inputs, inputs, strict=True)]
+            out = inner(*given)
+            return tuple(map(single, out)) if isinstance(out, tuple) else single(out)
+
+        made.forward = forward
+        return made
+
+    return replace(stage, module=module)
+
+
+def sliced(cfg: PolicyConfig, layers: int) -> PolicyConfig:
+    """The preset's widths with so many layers of each kind, few words and one prompt length."""
+    change = msgspec.structs.replace
+    return change(
+        cfg,
+        vision=tuple(change(vit, depth=layers, feature_block=layers - 1) for vit in cfg.vision),
+        language=change(cfg.language, layers=layers, vocab=64),
+        head=change(cfg.head, depth=layers),
+        prompt=change(cfg.prompt, bos_id=1, eos_id=2, empty_id=3, pad_id=0, buckets=cfg.prompt.buckets[:1]),
+    )
+
+
+@torch.no_grad()
+def policy_of_noise(cfg: PolicyConfig) -> CogAct:
+    """Float16 weights that no builder takes for zeros, made in no time: one row of noise again and again."""
+    with torch.device("meta"):
+        policy = CogAct(cfg)
+    policy = policy.half().to_empty(device="cpu").eval().requires_grad_(False)
+    noise = torch.randn(8191).half() / 50  # a prime: no two rows of a matrix are the same
+    for weight in policy.parameters():
+        flat = weight.view(-1)
+        flat.copy_(noise.repeat(-(-flat.numel() // len(noise)))[: flat.numel()])
+    return policy
+
+
+@pytest.mark.slow
+def test_two_layers_of_cogact_base_build(library: TrtLibrary, tmp_path: Path) -> None:
+    """One decoder layer as it is, one as the paper's plans leave it: narrower, on 56 tokens."""
+    policy = trim(policy_of_noise(sliced(SLICE, 2)), TRIMMED)
+    for stage in stages_under(policy.plan):  # exported in float16
+        path = tmp_path / f"{stage.name}.onnx"
+        export_stage(policy, half(stage), path)
+        spec = stage_spec(policy.cfg, stage, path.name, policy.plan)
+        check_stage(library, path, spec, prompt_spec(policy.cfg), "float16")
