@@ -36,7 +36,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """int or float[b] -> float[b, width]."""
-        return self.mlp(frequency_embedding(t, self.frequency).to(self.mlp[0].weight.dtype))
+        return self.mlp(frequency_embedding(t, self.frequency).to(next(self.mlp.parameters()).dtype))
 
 
 class ActionEmbedder(nn.Module):

@@ -8,6 +8,7 @@ import itertools
 import json
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -114,5 +115,6 @@ def test_red_and_blue_are_exchanged_where_asked():
 
         def close(self) -> None: ...
 
-    assert (camera.take(Source(), "front", swap_red_blue=True).image == RED[..., ::-1]).all()
+    swapped = partial(camera.as_configured, CameraConfig(swap_red_blue=True))
+    assert (camera.take(Source(), "front", swapped).image == RED[..., ::-1]).all()
     assert (camera.take(Source(), "front").image == RED).all()
