@@ -14,12 +14,15 @@ from rich.progress import Progress
 from tyro.conf import Positional
 
 from trimvla.export.bundle import export_policy
+from trimvla.export.precision import PRECISIONS, precision_named
 from trimvla.export.verify import checkpoint_beside
+from trimvla.launch.frames import find_calibration
 from trimvla.launch.options import Options, Result
 from trimvla.launch.verify import as_table
 from trimvla.policies import checkpoint
+from trimvla.policies.calibrate import Calibration
 from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PRESETS
+from trimvla.policies.config import PRESETS, PolicyConfig
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan, load_plan
@@ -52,6 +55,15 @@ class Args(Options):
     plan: Path | None = None
     """What to keep: a plan made by `trimvla trim` (default: everything)."""
 
+    dtype: str = "float32"
+    """What the graphs compute in: float32, float16, bfloat16, int8 or int8-dynamic (docs/PRECISION.md)."""
+
+    calibration: Path | None = None
+    """Frames for int8, as `trimvla trim` takes them (default: demonstrations, made for the tabletop where none are)."""
+
+    frames: int = 64
+    """How many of the demonstrations' frames."""
+
     control_hz: float = 5.0
     """Rows of an action chunk per second (5 for the tabletop and WidowX, 3 for the Google robot)."""
 
@@ -66,20 +78,31 @@ def run(args: Args) -> Result:
     key = choose_key(statistics, args.statistics_key)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         progress.add_task("exporting and comparing with torch", total=None)
+        policy = load_policy(source, args.preset)
         manifest = export_policy(
-            load_policy(source, args.preset),
+            policy,
             Plan() if args.plan is None else load_plan(args.plan),
             statistics,
             args.tokenizer or source / TOKENIZER,
             args.out,
             statistics_key=key,
             control_hz=args.control_hz,
+            precision=args.dtype,
+            calibration=calibration_for(args, source, policy.cfg),
             overwrite=args.overwrite,
         )
     if (source / WEIGHTS).exists():  # beside the bundle, where `trimvla verify` looks for them
         shutil.copyfile(source / WEIGHTS, args.out.with_name(f"{args.out.name}.safetensors"))
     args.console().print(as_table(manifest.parity))
     return {"ok": True, "bundle": args.out, "parity": manifest.parity, "bytes": size(args.out)}
+
+
+def calibration_for(args: Args, source: Path, cfg: PolicyConfig) -> Calibration | None:
+    """Frames, if the precision needs them. Raises ConfigError where there are none."""
+    if not PRECISIONS[precision_named(args.dtype)].calibrated:
+        return None
+    tokenizer = args.tokenizer or source / TOKENIZER
+    return find_calibration(args.calibration, source, cfg, tokenizer, frames=args.frames, seed=0)
 
 
 def find_source(source: Path) -> Path:
