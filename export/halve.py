@@ -7,11 +7,20 @@ sampler's state. What `FOLLOWS` merely passes on is in whatever its input is in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import onnx_ir as ir
 
-from trimvla.export.graph_edit import PRODUCTS, add_weight, consumers, producers, unfold_weights, weight_of, weights_of
+from trimvla.export.graph_edit import (
+    PRODUCTS,
+    add_weight,
+    consumers,
+    producers,
+    sweep,
+    unfold_weights,
+    weight_of,
+    weights_of,
+)
 
 HALVES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 SMALLEST = 16  # a weight with a shorter side stays: actions have 7 numbers, and such a product costs nothing
@@ -28,6 +37,7 @@ def halve(model: ir.Model, dtype: str) -> None:
     """Rewrite the graph in place; `dtype` is a key of `HALVES`."""
     unfold_weights(model)
     Halving(model.graph, HALVES[dtype]).run()
+    sweep(model.graph)
 
 
 class Halving:
@@ -54,7 +64,9 @@ class Halving:
         if node.op_type in PRODUCTS:
             weight = weight_of(node)
             return in_attention(node) if weight is None else min(weights_of(weight).shape) >= SMALLEST
-        activations = [value for value in node.inputs if is_float(value) and not value.is_initializer()]
+        activations = [
+            value for value in node.inputs if value is not None and is_float(value) and not value.is_initializer()
+        ]
         follows = node.op_type in FOLLOWS or (node.op_type == "Add" and len(activations) == 1)
         return follows and bool(activations) and all(value in self.halved for value in activations)
 
@@ -109,9 +121,9 @@ def in_attention(node: ir.Node) -> bool:
     return any(near.op_type == "Softmax" for walk in (producers, consumers) for near in reach(node, walk))
 
 
-def reach(node: ir.Node, walk: object) -> Iterable[ir.Node]:
+def reach(node: ir.Node, walk: Callable[[ir.Node], Iterable[ir.Node]]) -> Iterator[ir.Node]:
     """Nodes within `REACH` steps in one direction, not past a product."""
     edge = [node]
     for _ in range(REACH):
-        edge = [near for each in edge for near in walk(each) if near.op_type not in PRODUCTS]  # type: ignore[operator]
+        edge = [near for each in edge for near in walk(each) if near.op_type not in PRODUCTS]
         yield from edge

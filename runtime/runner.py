@@ -16,7 +16,10 @@ import numpy as np
 from trimvla.runtime.errors import BackendError, SpecError
 from trimvla.runtime.manifest import StageSpec
 
-BACKENDS = {"onnxruntime": "trimvla.runtime.ort_runner"}
+BACKENDS = {
+    "onnxruntime": "trimvla.runtime.ort_runner",
+    "openvino": "trimvla.runtime.openvino_runner",
+}
 
 
 class Runner(Protocol):
@@ -45,7 +48,7 @@ def create(backend: str, model: Path, spec: StageSpec, *, provider: str | None =
     """A runner for one stage.
 
     Args:
-        backend: a key of `BACKENDS`.
+        backend: a key of `BACKENDS`, or with its provider "BACKEND:PROVIDER", such as openvino:bf16.
         model: the stage's graph.
         spec: its inputs and outputs.
         provider: what executes inside the backend, by the backend's own name; None is its plain default.
@@ -55,6 +58,8 @@ def create(backend: str, model: Path, spec: StageSpec, *, provider: str | None =
         BackendError: the backend is unknown, not installed, or did not give what was asked for.
         BundleError: the graph cannot be read, or does not match the spec.
     """
+    backend, _, inner = backend.partition(":")
+    provider = provider or inner or None
     if backend not in BACKENDS:
         raise BackendError(f"expected one of {sorted(BACKENDS)}, got {backend!r} for 'backend'")
     return importlib.import_module(BACKENDS[backend]).create(model, spec, provider=provider, threads=threads)
