@@ -54,10 +54,17 @@ def asked_types(network: Any) -> dict[str, str]:  # noqa: ANN401 - the library h
 
 
 def matrix_precision(trt: Any, network: Any) -> str:  # noqa: ANN401 - the library has no types
-    """The dtype that most matrix products of a parsed network compute in; "none" where it has none."""
+    """The dtype that most matrix products of a parsed network compute in; "none" where it has none.
+
+    "int8" where any does: its inputs come dequantised, and a graph is never quantised as a whole.
+    """
     kinds = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION)
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    found = Counter(dtype_name(layer.get_output(0).dtype) for layer in layers if layer.type in kinds)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    dequantised = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE}
+    products = [layer for layer in layers if layer.type in kinds]
+    if any(layer.get_input(0).name in dequantised for layer in products):
+        return "int8"
+    found = Counter(dtype_name(layer.get_output(0).dtype) for layer in products)
     return found.most_common(1)[0][0] if found else "none"
 
 
