@@ -74,4 +74,5 @@ $(READY): pyproject.toml | .venv/bin/python
 	@echo "installing trimvla and what its verbs need"
 	@$(BIN)/pip install -qq --editable ".[camera,train,export,sim,record,metrics,dev]"
 	@$(BIN)/pip install -qq --editable ".[tensorrt-rtx]" || echo "no TensorRT for RTX here: its tests are skipped" >&2
+	@$(BIN)/pip install -qq --editable ".[openvino]" || echo "no OpenVINO here: its tests are skipped" >&2
 	@touch $@

@@ -87,10 +87,20 @@ def load(path: Path) -> ir.Model:
     return ir.load(path)
 
 
+def forget_shapes(model: ir.Model) -> None:
+    """What every reader infers takes no room in the file; types and shapes of the border stay."""
+    border = {*model.graph.inputs, *model.graph.outputs}
+    for node in model.graph:
+        for value in node.outputs:
+            if value not in border:
+                value.shape = value.type = None
+
+
 def save(model: ir.Model, path: Path) -> None:
     """Write a graph in place of the old one, weights where they were, checked."""
     strip(model)
     store_in_half(model)
+    forget_shapes(model)
     beside = path.with_name(f"{path.name}.data")
     ir.save(model, path, external_data=beside.name if beside.exists() else None)
     onnx.checker.check_model(str(path), full_check=True)

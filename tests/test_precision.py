@@ -64,7 +64,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     export(found["float32"], "float32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundle_module, "export_stage", copying(found["float32"]))
-        for precision in FOR_TENSORRT[1:] + ["int8-dynamic"]:
+        for precision in list(PRECISIONS)[1:]:
             export(found[precision], precision, frames() if PRECISIONS[precision].calibrated else None)
     return found
 
