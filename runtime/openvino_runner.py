@@ -41,6 +41,7 @@ class OpenVinoRunner:
         check_borders(model, spec, graph)
         self._provider = provider or GRAPH
         self._asked = own_precision(graph) if self._provider == GRAPH else self._provider
+        self._quantised = b"QuantizeLinear" in model.read_bytes()  # static and dynamic: an operator's name
         self._check_asked()
         self._threads = threads
         self._requests: dict[Shapes, Any] = {}
@@ -94,7 +95,7 @@ class OpenVinoRunner:
                 compiled = self._core.compile_model(graph, DEVICE, self._options())
             except RuntimeError as error:
                 raise BackendError(f"{self._model.name}: OpenVINO cannot run it: {first_line(error)}") from error
-            self.precision = check_precision(products(compiled), self._asked, self._model.name)
+            self.precision = check_precision(products(compiled), self._asked, self._model.name, self._quantised)
             self._requests[shapes] = compiled.create_infer_request()
         return self._requests[shapes]
 
@@ -140,13 +141,17 @@ def products(compiled: Any) -> Counter[str]:  # noqa: ANN401 - the library has n
     return found
 
 
-def check_precision(found: Counter[str], asked: str, model: str) -> str:
-    """How many products in which precision, as text; BackendError where some are in one that nobody asked for."""
+def check_precision(found: Counter[str], asked: str, model: str, quantised: bool = False) -> str:
+    """How many products in which precision, as text; BackendError where some are in one that nobody asked for.
+
+    OpenVINO computes dynamically quantised products in floating point: that is no int8 either.
+    """
     told = ", ".join(f"{count} in {name}" for name, count in found.most_common()) or "no products"
     other = found.keys() - {NAMES[asked], "int8", "float32"}
     lost = asked != "f32" and found and not found.keys() & {NAMES[asked], "int8"}
-    if other or lost:
-        raise BackendError(f"{model}: asked for {NAMES[asked]}, OpenVINO compiled {told}")
+    if other or lost or (quantised and "int8" not in found):
+        wanted = f"int8 and {NAMES[asked]}" if quantised else NAMES[asked]
+        raise BackendError(f"{model}: asked for {wanted}, OpenVINO compiled {told}")
     return told
 
 

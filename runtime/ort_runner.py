@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
 from trimvla.runtime.errors import BackendError, BundleError
 from trimvla.runtime.manifest import StageSpec
@@ -76,6 +77,9 @@ def _session(model: Path, provider: str, threads: int) -> ort.InferenceSession:
         raise BackendError(f"expected provider {provider!r}, this onnxruntime offers {ort.get_available_providers()}")
     try:
         return ort.InferenceSession(str(model), session_options(threads), providers=[provider])
+    except NoKernel as error:
+        hint = "a bfloat16 bundle runs on openvino or tensorrt"
+        raise BackendError(f"{model.name}: {provider} has no kernel for part of it ({error}); {hint}") from error
     except Exception as error:  # the library's exceptions share no public base
         raise BundleError(f"{model}: {error}") from error
 

@@ -106,6 +106,8 @@ def test_another_precision_than_asked_is_an_error() -> None:
     assert check_precision(Counter(int8=3, float32=1), "f32", "a.onnx") == "3 in int8, 1 in float32"
     with pytest.raises(BackendError, match="asked for float32, OpenVINO compiled 2 in bfloat16"):
         check_precision(Counter(bfloat16=2), "f32", "a.onnx")
+    with pytest.raises(BackendError, match="asked for int8 and float32, OpenVINO compiled 2 in float32"):
+        check_precision(Counter(float32=2), "f32", "a.onnx", quantised=True)
     with pytest.raises(BackendError, match="asked for bfloat16, OpenVINO compiled 2 in float32"):
         check_precision(Counter(float32=2), "bf16", "a.onnx")
 

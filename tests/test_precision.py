@@ -25,8 +25,9 @@ from trimvla.export.precision import PRECISIONS
 from trimvla.export.quantise import columns, round_up
 from trimvla.policies.calibrate import Calibration
 from trimvla.runtime import manifest as bundles
-from trimvla.runtime.errors import BundleError, ConfigError
+from trimvla.runtime.errors import BackendError, BundleError, ConfigError
 from trimvla.runtime.plan import Plan, TokenPlan
+from trimvla.runtime.runner import create
 
 STATISTICS = {"lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}}
 PLAN = Plan(layers=(0, 1, 2), tokens=TokenPlan(keep=8, key=2, after=1), recompute=(0,))
@@ -198,6 +199,12 @@ def test_bfloat16_is_emulated_to_the_bit(exported: dict[str, Path]) -> None:
     manifest = bundles.load(exported["bfloat16"])
     runner = EmulatedRunner(exported["bfloat16"] / "vision.onnx", manifest.stages["vision"])
     check_runner(runner, {"image": inputs()[0].numpy()})
+
+
+def test_bfloat16_on_onnx_runtime_is_refused_with_a_way_out(exported: dict[str, Path]) -> None:
+    spec = bundles.load(exported["bfloat16"]).stages["vision"]
+    with pytest.raises(BackendError, match="no kernel .* a bfloat16 bundle runs on openvino or tensorrt"):
+        create("onnxruntime", exported["bfloat16"] / "vision.onnx", spec)
 
 
 def test_scales() -> None:
