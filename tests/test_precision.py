@@ -20,14 +20,17 @@ from trimvla.export import verify
 from trimvla.export.bundle import export_policy
 from trimvla.export.compare import Limit, LowerComparison, report
 from trimvla.export.emulate import EmulatedRunner, widen
+from trimvla.export.engine_precision import matrix_precision
 from trimvla.export.operators import check_operators, describe
 from trimvla.export.precision import PRECISIONS
 from trimvla.export.quantise import columns, round_up
+from trimvla.export.to_tensorrt import parse
 from trimvla.policies.calibrate import Calibration
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import BackendError, BundleError, ConfigError
 from trimvla.runtime.plan import Plan, TokenPlan
 from trimvla.runtime.runner import create
+from trimvla.runtime.trt_library import load_trt
 
 STATISTICS = {"lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}}
 PLAN = Plan(layers=(0, 1, 2), tokens=TokenPlan(keep=8, key=2, after=1), recompute=(0,))
@@ -203,7 +206,7 @@ def test_bfloat16_is_emulated_to_the_bit(exported: dict[str, Path]) -> None:
 
 def test_bfloat16_on_onnx_runtime_is_refused_with_a_way_out(exported: dict[str, Path]) -> None:
     spec = bundles.load(exported["bfloat16"]).stages["vision"]
-    with pytest.raises(BackendError, match="no kernel .* a bfloat16 bundle runs on openvino or tensorrt"):
+    with pytest.raises(BackendError, match=r"no kernel .* a bfloat16 bundle runs on openvino or tensorrt"):
         create("onnxruntime", exported["bfloat16"] / "vision.onnx", spec)
 
 
@@ -213,3 +216,12 @@ def test_scales() -> None:
     np.testing.assert_allclose(scale * 127, [1.0, 4.0])
     assert round_up(1.0) == 1.0
     assert 0 < round_up(0.3) - 0.3 < 0.3 / 128
+
+
+@pytest.mark.parametrize("precision", FOR_TENSORRT)
+def test_tensorrt_reads_the_precision_that_the_manifest_says(exported: dict[str, Path], precision: str) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    library = load_trt("tensorrt-rtx")
+    for path in exported[precision].glob("*.onnx"):
+        parsed = parse(library, path)
+        assert matrix_precision(library.module, parsed.network) == precision
