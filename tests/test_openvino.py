@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from test_runtime_runner import INPUTS
 from tiny_bundle import IMAGE, VISUAL, manifest, write_bundle
 
 from trimvla.export.halve import halve
+from trimvla.launch import cli
 from trimvla.launch.bench import Args
 from trimvla.launch.bench_subjects import with_dense
 from trimvla.runtime.errors import BackendError, BundleError
@@ -131,3 +133,15 @@ def test_the_dense_bundle_joins_on_every_backend() -> None:
     assert with_dense(names, "dense", "onnxruntime") == ["dense@openvino", "dense@openvino:bf16", *names]
     assert with_dense(names, None, "onnxruntime") == list(names)
     assert Args().also == ()
+
+
+def test_a_benchmark_has_other_backends_in_the_same_table(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", str(bundle), "--rounds", "2", "--warmup", "1", "--json", "--also"]
+    assert cli.main([*words, f"{bundle}@openvino"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    subjects = {row["subject"]: row["backend"] for row in result["rows"]}
+    assert subjects == {"tiny": "onnxruntime", "tiny@openvino": "openvino"}
+    assert result["also_runs_on"]["tiny@openvino"]["vision"]["precision"] == "1 in float32"
+    assert {row["layer"] for row in result["rows"] if row["subject"] == "tiny@openvino"} == {"L0", "L1", "L2"}
+    assert cli.main([*words, "tiny"]) == 1
+    assert "expected BUNDLE@BACKEND for --also, got 'tiny'" in capsys.readouterr().out
