@@ -96,4 +96,5 @@ $(READY): pyproject.toml | .venv/bin/python
 	@$(BIN)/pip install -qq --no-deps $(CLIENTS) && $(BIN)/pip install -qq $(CLIENTS_NEED) || \
 		echo "openpi's and vla-eval's own clients are not to be had: their tests are skipped" >&2
 	@$(BIN)/pip install -qq --editable ".[tensorrt-rtx]" || echo "no TensorRT for RTX here: its tests are skipped" >&2
+	@$(BIN)/pip install -qq --editable ".[openvino]" || echo "no OpenVINO here: its tests are skipped" >&2
 	@touch $@

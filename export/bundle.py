@@ -18,9 +18,11 @@ from typing import Any
 
 import msgspec
 
+from trimvla.export.precision import convert, precision_named
 from trimvla.export.stages import Stage, prompt_spec, stage_spec, stages_under
 from trimvla.export.to_onnx import export_stage
-from trimvla.export.verify import open_runners, parity
+from trimvla.export.verify import parity, proof_runners
+from trimvla.policies.calibrate import Calibration
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.trimmed import trim
 from trimvla.runtime import manifest as bundles
@@ -42,6 +44,8 @@ def export_policy(
     *,
     statistics_key: str,
     control_hz: float,
+    precision: str = "float32",
+    calibration: Calibration | None = None,
     kinds: Sequence[ActionKind] = SIX_DELTAS_AND_GRIPPER,
     created_utc: str | None = None,
     overwrite: bool = False,
@@ -57,6 +61,8 @@ def export_policy(
         out_dir: the bundle; its last part becomes the bundle's name.
         statistics_key: the entry of `statistics` that un-normalises actions.
         control_hz: rows of a chunk per second [Hz].
+        precision: what the graphs compute in; see `precision.PRECISIONS`.
+        calibration: frames of this policy, for a precision that needs them.
         kinds: what each action dimension is.
         created_utc: time stamp; now when left out.
         overwrite: replace an existing bundle.
@@ -66,9 +72,15 @@ def export_policy(
         The manifest, with the parity report.
 
     Raises:
-        ConfigError: the plan does not fit, no tokenizer, no such statistics, or the target exists.
+        ConfigError: the plan does not fit, no tokenizer, no such statistics, an unknown precision or no frames for it,
+            or the target exists.
         BundleError: the graphs differ from torch by more than their tolerance. Nothing is left behind.
     """
+    precision = precision_named(precision)
+    if guided and precision != "float32":
+        raise ConfigError(
+            f"expected 'guided' with precision float32 only, got {precision}: the stage's weights are there"
+        )
     out, tokenizer = Path(out_dir), Path(tokenizer_path)
     if out.exists() and not overwrite:
         raise ConfigError(f"expected no bundle at {out}, got one: remove it or ask for overwriting")
@@ -86,11 +98,13 @@ def export_policy(
             trimvla_version=version("trimvla"),
             policy=cfg.to_dict(),
             plan=plan,
+            precision=precision,
             image=ImageSpec(cfg.image_size),
             prompt=prompt_spec(cfg),
             action=action,
             stages={stage.name: export_to(policy, stage, directory) for stage in stages_under(plan, guided)},
         )
+        convert({name: directory / stage.file for name, stage in manifest.stages.items()}, precision, cfg, calibration)
         return prove(policy, manifest, directory)
 
 
@@ -107,7 +121,8 @@ def prove(policy: CogAct, manifest: Manifest, directory: Path) -> Manifest:
     Raises:
         BundleError: a boundary differs by more than its tolerance.
     """
-    result = parity(policy, open_runners(directory, manifest.stages), samples=PARITY_SAMPLES, seed=0)
+    runners = proof_runners(directory, manifest)
+    result = parity(policy, runners, samples=PARITY_SAMPLES, seed=0, precision=manifest.precision)
     if not result["ok"]:
         worst = "; ".join(f"{failure['group']}: {failure['reason']}" for failure in result["failed"][:3])
         raise BundleError(f"bundle '{manifest.name}' differs from torch: {worst}")

@@ -6,6 +6,7 @@ Knows arrays and tolerances; not what they mean nor where they come from.
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ class Comparison:
         if a.shape != b.shape:
             self.fail(key, f"expected shape {list(a.shape)}, got {list(b.shape)}")
             return
-        worst = max_abs_difference(a, b)
+        worst = self.difference(a, b)
         if self.worst_key is None or worst > self.worst:
             self.worst, self.worst_key = worst, key
         self.mean = max(self.mean, _finite(float(np.abs(a - b).mean())) if a.size else 0.0)
@@ -45,9 +46,16 @@ class Comparison:
         if worst > self.tolerance:
             self.fail(key, f"expected a difference of at most {self.tolerance:g}, got {worst:g}")
 
+    def difference(self, a: np.ndarray, b: np.ndarray) -> float:
+        """What is judged."""
+        return max_abs_difference(a, b)
+
     def fail(self, key: str | None, reason: str) -> None:
         """Note a failure."""
         self.failed.append({"group": self.group, "key": key, "reason": reason})
+
+    def finish(self) -> None:
+        """All arrays are in."""
 
     def summary(self) -> dict[str, Any]:
         """JSON-able form: worst, largest mean and smallest cosine of all compared arrays."""
@@ -55,8 +63,58 @@ class Comparison:
         return {name: getattr(self, name) for name in names}
 
 
+@dataclass(frozen=True)
+class Limit:
+    """How far a boundary in a lower precision may be from float32: lengths of differences over lengths of arrays.
+
+    `worst` is for every array, `typical` for the median over all of them.
+    """
+
+    worst: float
+    typical: float
+
+
+@dataclass
+class LowerComparison(Comparison):
+    """The same where one side computes in a lower precision: differences are relative (`Limit`).
+
+    `tolerance` is `Limit.worst`.
+    """
+
+    typical_tolerance: float = 0.0
+    differences: list[float] = field(default_factory=list)
+
+    @classmethod
+    def within(cls, group: str, limit: Limit) -> LowerComparison:
+        """Judged by a limit."""
+        return cls(group, limit.worst, typical_tolerance=limit.typical)
+
+    def difference(self, a: np.ndarray, b: np.ndarray) -> float:
+        """Length of the difference over the length of the first."""
+        self.differences.append(relative_difference(a, b))
+        return self.differences[-1]
+
+    def finish(self) -> None:
+        """Judge what all arrays say together."""
+        if self.differences and self.typical > self.typical_tolerance:
+            allowed = f"{self.typical_tolerance:g} for the median of all differences"
+            self.fail(None, f"expected at most {allowed}, got {self.typical:.3g}")
+
+    @property
+    def typical(self) -> float:
+        """The median difference."""
+        return statistics.median(self.differences)
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-able form; differences are relative."""
+        more = {"typical": self.typical, "typical_tolerance": self.typical_tolerance}
+        return {**super().summary(), **more, "relative": True}
+
+
 def report(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
     """Join groups into {"ok", "compared", "failed", "absent", "groups"}; `absent` are groups without any array."""
+    for comparison in comparisons.values():
+        comparison.finish()
     failed = [failure for comparison in comparisons.values() for failure in comparison.failed]
     present = {name: comparison for name, comparison in comparisons.items() if comparison.compared}
     return {
@@ -86,6 +144,11 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
         return 1.0 if not a.any() and not b.any() else -1.0
     value = float((a * b).sum()) / lengths
     return value if math.isfinite(value) else -1.0
+
+
+def relative_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Length of the difference over the length of the first; the largest float where a number is not finite."""
+    return _finite(float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), sys.float_info.min)))
 
 
 def _finite(value: float) -> float:

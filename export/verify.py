@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimvla.export.compare import Comparison, report
+from trimvla.export.compare import Comparison, Limit, LowerComparison, report
+from trimvla.export.emulate import EmulatedRunner
 from trimvla.export.stages import GUIDED, SAMPLED_TOLERANCE, STAGES, example_inputs, stages_under, walk
 from trimvla.policies.checkpoint import load as load_checkpoint
 from trimvla.policies.cogact import CogAct
@@ -22,18 +23,34 @@ from trimvla.policies.config import PolicyConfig
 from trimvla.policies.trimmed import trim
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import BundleError, CheckpointError
-from trimvla.runtime.manifest import StageSpec
+from trimvla.runtime.manifest import Manifest, StageSpec
 from trimvla.runtime.plan import Plan
 from trimvla.runtime.runner import Runner, create
 
-END_TO_END = "end_to_end"
+END_TO_END, KEPT = "end_to_end", "kept"
+SHARPEST = "float32"
+# fmt: off
+LIMITS: dict[str, dict[str, Limit]] = {
+    #                               worst  typical
+    "float16":      {"visual": Limit(2e-3, 1e-3), "cognition": Limit(0.02, 2e-3), KEPT: Limit(0.10, 0.02),
+                     "actions": Limit(1.0, 0.01), END_TO_END: Limit(1.5, 0.02)},
+    "bfloat16":     {"visual": Limit(0.03, 0.015), "cognition": Limit(0.10, 0.04), KEPT: Limit(0.20, 0.10),
+                     "actions": Limit(1.0, 0.05), END_TO_END: Limit(1.5, 0.15)},
+    "int8":         {"visual": Limit(0.06, 0.04), "cognition": Limit(0.20, 0.06), KEPT: Limit(0.30, 0.10),
+                     "actions": Limit(1.0, 0.12), END_TO_END: Limit(1.5, 0.20)},
+    "int8-dynamic": {"visual": Limit(0.06, 0.04), "cognition": Limit(0.20, 0.06), KEPT: Limit(0.30, 0.10),
+                     "actions": Limit(1.0, 0.12), END_TO_END: Limit(1.5, 0.20)},
+}
+# fmt: on
+"""Of lower precisions, relative to float32 torch; of `kept`, the share of tokens that differ. The worst of sampled
+actions says little (see `SAMPLED_TOLERANCE`): noise between two modes goes to either, and a whole chunk differs."""
 
 
 def verify_bundle(
     bundle: str | Path,
     policy: CogAct | None = None,
     *,
-    backend: str = "onnxruntime",
+    backend: str | None = None,
     provider: str | None = None,
     samples: int = 4,
     seed: int = 1,
@@ -44,7 +61,7 @@ def verify_bundle(
         bundle: its path, or the name of a shipped one.
         policy: the dense policy it was exported from; when left out, the checkpoint beside the bundle is loaded
             (`<bundle>.safetensors`, or `<policy>.safetensors`).
-        backend: what runs the bundle; see `runtime.runner`.
+        backend: what runs the bundle, see `runtime.runner`; when left out, what its own proof ran on.
         provider: what executes inside the backend.
         samples: inputs per bucket.
         seed: of the inputs; `export_policy` used 0.
@@ -63,8 +80,11 @@ def verify_bundle(
     if PolicyConfig.from_dict(manifest.policy) != policy.cfg:
         raise BundleError(f"bundle '{directory}': expected the config of policy '{policy.cfg.name}', got another")
     policy = trim(policy, manifest.plan)
-    runners = open_runners(directory, manifest.stages, backend=backend, provider=provider)
-    result = parity(policy, runners, samples=samples, seed=seed)
+    if backend is None:
+        runners = proof_runners(directory, manifest)
+    else:
+        runners = open_runners(directory, manifest.stages, backend=backend, provider=provider)
+    result = parity(policy, runners, samples=samples, seed=seed, precision=manifest.precision)
     return {**result, "bundle": manifest.name}
 
 
@@ -90,26 +110,53 @@ def open_runners(
     return {name: create(backend, directory / stage.file, stage, provider=provider) for name, stage in stages.items()}
 
 
-def parity(policy: CogAct, runners: Mapping[str, Runner], *, samples: int, seed: int) -> dict[str, Any]:
-    """Compare the runners with torch; the report of `verify_bundle` without the bundle's name."""
+def proof_runners(directory: Path, manifest: Manifest) -> dict[str, Runner]:
+    """What a bundle is proved on: ONNX Runtime, which has to emulate bfloat16."""
+    if manifest.precision != "bfloat16":
+        return open_runners(directory, manifest.stages)
+    return {name: EmulatedRunner(directory / stage.file, stage) for name, stage in manifest.stages.items()}
+
+
+def parity(
+    policy: CogAct, runners: Mapping[str, Runner], *, samples: int, seed: int, precision: str = SHARPEST
+) -> dict[str, Any]:
+    """Compare the runners, which compute in a precision, with float32 torch: `verify_bundle` without the bundle's name.
+
+    In a lower precision what is kept is compared as a set: the share of tokens that both keep, against 1.
+    """
     guided = GUIDED.name in runners
-    rows = {name: Comparison(name, tolerance) for name, tolerance in tolerances(policy.plan, guided).items()}
-    rows[END_TO_END] = Comparison(END_TO_END, SAMPLED_TOLERANCE)
+    rows = comparisons(policy.plan, precision, guided)
     for key, inputs in sample_inputs(policy.cfg, samples, seed):
         tensors = dict(inputs)
         for stage, stage_inputs, expected in walk(policy, tensors, guided):
             got = runners[stage.name].run(as_arrays(stage_inputs))
             for name, value in expected.items():
-                rows[name].add(key, value, got[name])
+                if name == KEPT and precision != SHARPEST:
+                    rows[name].add(key, np.ones(1), shared(value.numpy(), got[name]))
+                else:
+                    rows[name].add(key, value, got[name])
         rows[END_TO_END].add(key, tensors["actions"].clamp(-1, 1), run_chain(runners, inputs).clip(-1, 1))
     ran = {name: runner.describe() for name, runner in runners.items()}
     return {**report(rows), "against": f"torch {torch.__version__}, float32", "runners": ran}
 
 
+def comparisons(plan: Plan, precision: str, guided: bool = False) -> dict[str, Comparison]:
+    """One for every boundary."""
+    allowed = {**tolerances(plan, guided), END_TO_END: SAMPLED_TOLERANCE}
+    if precision == SHARPEST:
+        return {name: Comparison(name, tolerance) for name, tolerance in allowed.items()}
+    return {name: LowerComparison.within(name, LIMITS[precision][name]) for name in allowed}
+
+
+def shared(expected: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """Share of the kept tokens that the other side keeps too, float64[1]."""
+    return np.isin(expected, got).mean(keepdims=True).reshape(1)
+
+
 def tolerances(plan: Plan, guided: bool = False) -> dict[str, float]:
     """How far each output may be from torch's; an index not at all."""
     pairs = ((name, stage.tolerance) for stage in stages_under(plan, guided) for name in stage.outputs)
-    return {name: 0.0 if name == "kept" else tolerance for name, tolerance in pairs}
+    return {name: 0.0 if name == KEPT else tolerance for name, tolerance in pairs}
 
 
 def sample_inputs(cfg: PolicyConfig, samples: int, seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

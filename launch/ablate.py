@@ -30,9 +30,10 @@ from trimvla.export.verify import checkpoint_beside
 from trimvla.launch.ablate_play import play
 from trimvla.launch.ablate_report import as_markdown, as_table, insert, summarise
 from trimvla.launch.bench_subjects import Asked, Party, open_party, torch_subjects
+from trimvla.launch.frames import simulate
 from trimvla.launch.options import Options, Result
 from trimvla.launch.supervisor import terminate_as_interrupt
-from trimvla.launch.trim import now, simulate
+from trimvla.launch.trim import now
 from trimvla.policies.calibrate import Calibration
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig

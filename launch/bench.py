@@ -7,7 +7,7 @@ floor (`export.floor`), and the policy's real process answers over its sockets (
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tyro.conf import Positional
 
 from trimvla.export import benchmark
-from trimvla.export.benchmark import COMPILED, EAGER, Samples, Subject
+from trimvla.export.benchmark import COMPILED, EAGER, Cell, Samples, Subject
 from trimvla.export.floor import Floor, Machine, better, measure_machine
 from trimvla.launch.bench_report import SAMPLES_AS, as_cost, as_table, breakdown, doubts, explain, write_samples
 from trimvla.launch.bench_socket import socket_policy
@@ -27,10 +27,12 @@ from trimvla.launch.bench_subjects import (
     UNMEASURED,
     Asked,
     Party,
+    named_subjects,
     open_parties,
     own_subject,
     party_floors,
     torch_subjects,
+    with_dense,
 )
 from trimvla.launch.options import Options, Result
 from trimvla.launch.supervisor import terminate_as_interrupt
@@ -51,6 +53,10 @@ class Args(Options):
 
     against: str | None = None
     """The dense bundle that it is compared with, turn by turn; a ratio above 1 is faster than it."""
+
+    also: tuple[str, ...] = ()
+    """More bundles in the same turns, each as BUNDLE@BACKEND (such as tabletop-trimmed@openvino:bf16), L0 to L2; with
+    --against the dense bundle on each of these backends too."""
 
     instruction: str = "pick up the red cube"
     """What the policy is asked."""
@@ -135,6 +141,7 @@ class Measured:
     machine: Machine
     floors: dict[str, dict[str, Floor]]
     runs_on: dict[str, dict[str, str]]
+    also_runs_on: dict[str, dict[str, dict[str, str]]]
     asked_again: int
     parts: dict[str, float]
     """Of L3, of the bundle itself [ms]."""
@@ -201,18 +208,21 @@ def measure(args: Args, stack: ExitStack) -> Measured:
         for party in parties
     ]
     twins = baselines(args, parties, asked, stack, notes)
+    others = named_subjects(with_dense(args.also, args.against, args.backend), args.threads, asked, stack)
     for socket in sockets:
         socket.connect()
     own = [own_subject(party, socket, args.backend, asked) for party, socket in zip(parties, sockets, strict=True)]
+    subjects = [*own, *twins, *(subject for subject, _ in others)]
     before = measure_machine(args.threads)
-    samples = take_turns([*own, *twins], args)
+    samples = take_turns(subjects, args)
     machine = better(before, measure_machine(args.threads))
     return Measured(
-        [*own, *twins],
+        subjects,
         samples,
         machine,
         floors={party.name: known_floors(party, asked, machine, notes) for party in parties},
         runs_on=parties[-1].policy.describe(),
+        also_runs_on={subject.name: party.policy.describe() for subject, party in others},
         asked_again=sum(socket.asked_again for socket in sockets),
         parts=sockets[-1].parts(),
         notes=notes,
@@ -265,10 +275,15 @@ def take_turns(subjects: Sequence[Subject], args: Args) -> Samples:
         )
 
 
+def layers(cells: Mapping[Cell, object]) -> set[str]:
+    """The layers that were measured of a subject."""
+    return {layer for layer, _ in cells}
+
+
 def summarise(args: Args, measured: Measured) -> Result:
     """Everything as one JSON-able object."""
     rows = benchmark.rows(measured.subjects, measured.samples, measured.floors)
-    own = next(subject for subject in reversed(measured.subjects) if subject.backend == args.backend)
+    own = next(subject for subject in reversed(measured.subjects) if "L3" in layers(measured.samples[subject.name]))
     backends = dict.fromkeys(subject.backend for subject in measured.subjects)
     return {
         "ok": True,
@@ -278,6 +293,7 @@ def summarise(args: Args, measured: Measured) -> Result:
         "threads": args.threads,
         "backends": list(backends),
         "runs_on": measured.runs_on,
+        "also_runs_on": measured.also_runs_on,
         "machine": {
             "gflops": round(measured.machine.gflops, 1),
             "gbytes_per_s": round(measured.machine.gbytes_per_s, 2),

@@ -72,6 +72,35 @@ def own_subject(party: Party, socket: SocketPolicy, backend: str, asked: Asked) 
     return Subject(party.name, party.name, backend, party.dense, calls)
 
 
+def named_subjects(names: Sequence[str], threads: int, asked: Asked, stack: ExitStack) -> list[tuple[Subject, Party]]:
+    """More bundles, each on the backend behind its "@": L0 to L2. `stack` closes them.
+
+    Their floors are not known: they may compute in another precision than the one that the peak was measured in.
+
+    Raises:
+        ConfigError: a name without a backend.
+        BundleError, BackendError: one cannot be loaded, or not run there as asked.
+    """
+    found: list[tuple[Subject, Party]] = []
+    for name in names:
+        bundle, _, backend = name.rpartition("@")
+        if not bundle or not backend:
+            raise ConfigError(f"expected BUNDLE@BACKEND for --also, got {name!r}")
+        party = open_party(bundle, backend, threads, stack)
+        reference = party.dense and party.policy.manifest.precision == "float32"
+        calls = policy_calls(party.policy, asked.picture, asked.instruction)
+        title = f"{party.name}@{backend}"
+        found.append((Subject(title, title, backend, reference, calls), party))
+    return found
+
+
+def with_dense(names: Sequence[str], against: str | None, measured: str) -> list[str]:
+    """The names, and first the dense bundle on each of their backends but the one on which it is measured anyway."""
+    backends = dict.fromkeys(name.rpartition("@")[2] for name in names if "@" in name)
+    dense = [f"{against}@{backend}" for backend in backends if backend != measured] if against else []
+    return list(dict.fromkeys([*dense, *names]))
+
+
 def torch_subjects(
     parties: Sequence[Party], backends: Sequence[str], threads: int, asked: Asked, stack: ExitStack
 ) -> Iterator[Subject]:

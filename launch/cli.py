@@ -43,7 +43,7 @@ VERBS = (
     Verb("report", "trimvla.launch.evaluation_page", "train", "the page on success and latency, from kept results"),
     Verb("train", "trimvla.launch.train", "train", "behaviour cloning of the shipped policy; resumes", True),
     Verb("trim", "trimvla.launch.trim", "export", "calibration frames to a plan: what is kept of a policy", True),
-    Verb("export", "trimvla.launch.export", "export", "checkpoint to bundle: ONNX stages, manifest, parity report"),
+    Verb("export", "trimvla.launch.export", "export", "checkpoint to bundle: ONNX stages, manifest, parity", True),
     Verb("build", "trimvla.launch.build", "", "bundle to TensorRT engines for this device, cached"),
     Verb("verify", "trimvla.launch.verify", "export", "a bundle against torch, or torch against a reference"),
     Verb("cost", "trimvla.launch.cost", "export", "parameters, operations and bytes of a policy under a plan"),

@@ -13,15 +13,17 @@ from rich.progress import Progress
 from tyro.conf import Positional
 
 from trimvla.export.bundle import export_policy
+from trimvla.export.precision import PRECISIONS, precision_named
 from trimvla.export.verify import checkpoint_beside
 from trimvla.launch.export_options import ExportOptions
 from trimvla.launch.export_stream import choose_key, official_source, random_source, run_streamed
+from trimvla.launch.frames import find_calibration
 from trimvla.launch.options import Result
 from trimvla.launch.verify import as_table
 from trimvla.policies import checkpoint
+from trimvla.policies.calibrate import Calibration
 from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PRESETS
-from trimvla.policies.memory import precision_named
+from trimvla.policies.config import PRESETS, PolicyConfig
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan, load_plan
@@ -62,19 +64,20 @@ def run(args: Args) -> Result:
         cfg = PRESETS[check_preset(source, args.preset)]
         parts = official_source(args, source, cfg, statistics, args.tokenizer or source / TOKENIZER)
         return run_streamed(args, *parts)
-    if precision_named(args.dtype) != "float32":
-        raise ConfigError(f"{source}: expected --dtype float32 for a policy that is not streamed, got {args.dtype!r}")
     key = choose_key(statistics, args.statistics_key)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         progress.add_task("exporting and comparing with torch", total=None)
+        policy = load_policy(source, args.preset)
         manifest = export_policy(
-            load_policy(source, args.preset),
+            policy,
             Plan() if args.plan is None else load_plan(args.plan),
             statistics,
             args.tokenizer or source / TOKENIZER,
             args.out,
             statistics_key=key,
             control_hz=args.control_hz,
+            precision=args.dtype,
+            calibration=calibration_for(args, source, policy.cfg),
             overwrite=args.overwrite,
             guided=args.guided,
         )
@@ -82,6 +85,14 @@ def run(args: Args) -> Result:
         shutil.copyfile(source / WEIGHTS, args.out.with_name(f"{args.out.name}.safetensors"))
     args.console().print(as_table(manifest.parity))
     return {"ok": True, "bundle": args.out, "parity": manifest.parity, "bytes": size(args.out)}
+
+
+def calibration_for(args: Args, source: Path, cfg: PolicyConfig) -> Calibration | None:
+    """Frames, if the precision needs them. Raises ConfigError where there are none."""
+    if not PRECISIONS[precision_named(args.dtype)].calibrated:
+        return None
+    tokenizer = args.tokenizer or source / TOKENIZER
+    return find_calibration(args.calibration, source, cfg, tokenizer, frames=args.frames, seed=0)
 
 
 def find_source(source: Path) -> Path:

@@ -25,8 +25,14 @@ class ExportOptions(Options):
     """Of the random weights."""
 
     dtype: str = "float32"
-    """Precision of an official checkpoint's export, or of random weights: float32, float16 or bfloat16 (fp32, fp16 and
-    bf16 are understood); norms, softmax and the sampler stay in float32."""
+    """What the graphs compute in: float32, float16, bfloat16, int8 or int8-dynamic (docs/PRECISION.md); fp32, fp16 and
+    bf16 are understood. Official checkpoints and random weights: the first three."""
+
+    calibration: Path | None = None
+    """Frames for int8, as `trimvla trim` takes them (default: demonstrations, made for the tabletop where none are)."""
+
+    frames: int = 64
+    """How many of the demonstrations' frames."""
 
     tokenizer: Path | None = None
     """`tokenizer.json`, where it does not lie in the source."""

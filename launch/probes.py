@@ -56,17 +56,16 @@ def provider(name: str) -> Answer:
 
 
 def openvino(_: str) -> Answer:
-    """The OpenVINO plug-in provider, registered and used for a session."""
-    import onnxruntime as ort
+    """OpenVINO's own package: a graph is compiled and run, and the precisions are told that this processor has."""
+    import numpy as np
 
-    plugin = importlib.import_module("onnxruntime_ep_openvino")
-    ort.register_execution_provider_library("openvino", plugin.get_library_path())
-    devices = [device for device in ort.get_ep_devices() if device.ep_name == plugin.get_ep_name()]
-    names = [device.ep_metadata.get("ov_device", "?") for device in devices]
-    options = ort.SessionOptions()
-    options.add_provider_for_devices(devices[:1], {})
-    got = ort.InferenceSession(TINY_MODEL, sess_options=options).get_providers()
-    return {"ok": got[0] == plugin.get_ep_name(), "devices": names, "why": f"session has {got}"}
+    library = importlib.import_module("openvino")
+    core = library.Core()
+    compiled = core.compile_model(core.read_model(TINY_MODEL), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    got = float(compiled([np.array([-1.0], np.float32)])[0][0])
+    precisions = sorted(set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")) & {"FP32", "FP16", "BF16", "INT8"})
+    why = "" if got == 0.0 else f"expected 0 for relu(-1), got {got}"
+    return {"ok": not why, "version": library.__version__.split("-")[0], "precisions": precisions, "why": why}
 
 
 def tensorrt(_: str) -> Answer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,19 +15,16 @@ from tyro.conf import Positional
 
 from trimvla.export.report import draw_plan, kept_over_image
 from trimvla.launch.export import TOKENIZER, find_source, load_policy
+from trimvla.launch.frames import find_calibration
 from trimvla.launch.options import Options, Result
-from trimvla.policies.calibrate import Calibration, calibration_from_shards, kept_tokens, load_calibration
+from trimvla.policies.calibrate import Calibration, kept_tokens
 from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PolicyConfig
 from trimvla.policies.cost import report, shape_by_counts, shape_of
 from trimvla.policies.planner import Request, make_plan
 from trimvla.policies.trimmed import kept_layers, trim
 from trimvla.runtime.plan import Plan, TokenPlan, TokenSelector, save_plan
 
-SHARDS = "demos/*.npz"
 BAR = 40  # characters of the longest bar
-SIMULATED = "tabletop"  # the policy whose pictures come from our own simulator
-FRESH_SHARD = 10_000  # seeds from 2,000,000 on
 PICTURES = 6  # frames in the picture of a plan that drops tokens
 
 
@@ -95,7 +91,9 @@ def run(args: Args) -> Result:
     policy = load_policy(source, args.preset)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         progress.add_task("measuring the policy on calibration frames", total=None)
-        data = find_calibration(args, source, policy.cfg)
+        data = find_calibration(
+            args.calibration, source, policy.cfg, source / TOKENIZER, frames=args.frames, seed=args.seed
+        )
         plan = make_plan(policy, data, request(args), now())
         args.out.parent.mkdir(parents=True, exist_ok=True)
         picture = draw(policy, plan, data, source / TOKENIZER, args.out.with_suffix(".png"))
@@ -133,27 +131,6 @@ def token_plan(args: Args) -> TokenPlan | None:
         alpha=args.alpha,
         seed=args.seed,
     )
-
-
-def find_calibration(args: Args, source: Path, cfg: PolicyConfig) -> Calibration:
-    """The data that is named, else frames of the run folder's demonstrations, else of fresh ones."""
-    if args.calibration is not None:
-        return load_calibration(args.calibration, cfg)
-    shards, tokenizer = sorted(source.glob(SHARDS)), source / TOKENIZER
-    if not shards and cfg.name == SIMULATED:
-        with tempfile.TemporaryDirectory() as directory:
-            return simulate(Path(directory), cfg, tokenizer, args.frames, args.seed)
-    return calibration_from_shards(shards, cfg, lambda: Tokenizer.from_file(str(tokenizer)), args.frames, args.seed)
-
-
-def simulate(directory: Path, cfg: PolicyConfig, tokenizer: Path, frames: int, seed: int) -> Calibration:
-    """Frames of a shard of tabletop demonstrations that no policy was trained on; it stays in the directory."""
-    from trimvla.sim import demonstrations
-
-    for _ in demonstrations.make_shards(directory, 1, 1, first=FRESH_SHARD):
-        pass
-    shard = demonstrations.shard_path(directory, FRESH_SHARD)
-    return calibration_from_shards([shard], cfg, lambda: Tokenizer.from_file(str(tokenizer)), frames, seed)
 
 
 def draw(policy: CogAct, plan: Plan, data: Calibration, tokenizer: Path, path: Path) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
 from trimvla.runtime.chain import Chain, HostChain, Milliseconds, Tensors, borders
 from trimvla.runtime.errors import BackendError, BundleError
@@ -148,6 +149,9 @@ def _session(model: Path, provider: str, threads: int, frugal: bool) -> ort.Infe
     try:
         providers = OPTIONS.get(provider, [provider])
         return ort.InferenceSession(str(model), options, providers=providers, disabled_optimizers=disabled)
+    except NoKernel as error:
+        hint = "a bfloat16 bundle runs on openvino or tensorrt"
+        raise BackendError(f"{model.name}: {provider} has no kernel for part of it ({error}); {hint}") from error
     except Exception as error:  # the library's exceptions share no public base
         raise BundleError(f"{model}: {error}") from error
 

@@ -20,6 +20,7 @@ from trimvla.runtime.manifest import StageSpec
 
 BACKENDS = {
     "onnxruntime": "trimvla.runtime.ort_runner",
+    "openvino": "trimvla.runtime.openvino_runner",
     "tensorrt": "trimvla.runtime.trt_runner",
     "tensorrt-rtx": "trimvla.runtime.trt_runner",
 }
@@ -60,7 +61,7 @@ def create(
     """A runner for one stage.
 
     Args:
-        backend: a key of `BACKENDS`.
+        backend: a key of `BACKENDS`, or with its provider "BACKEND:PROVIDER", such as openvino:bf16.
         model: the stage's graph; for a backend that runs engines, in its bundle.
         spec: its inputs and outputs.
         provider: what executes inside the backend, by the backend's own name; None is its plain default.
@@ -79,6 +80,8 @@ def find_backend(
     backend: str, provider: str | None, threads: int, engines: Path | None
 ) -> tuple[ModuleType, dict[str, Any]]:
     """The backend's module, and the options that its functions take; see `create`."""
+    backend, _, inner = backend.partition(":")
+    provider = provider or inner or None
     if backend not in BACKENDS:
         raise BackendError(f"expected one of {sorted(BACKENDS)}, got {backend!r} for 'backend'")
     options: dict[str, Any] = {"provider": provider, "threads": threads}
