@@ -43,7 +43,8 @@ def asked_types(network: Any) -> dict[str, str]:  # noqa: ANN401 - the library h
 def matrix_precision(trt: Any, network: Any) -> str:  # noqa: ANN401 - the library has no types
     """What most matrix products of a parsed network compute in; "none" where it has none.
 
-    A product is in int8 where both factors come from a DequantizeLinear; the builder fuses the three.
+    A product is in int8 where both factors come from a DequantizeLinear; the builder fuses the three. One of these is
+    enough: a graph is never quantised as a whole.
     """
     kinds = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION)
     layers = [network.get_layer(index) for index in range(network.num_layers)]
@@ -53,6 +54,8 @@ def matrix_precision(trt: Any, network: Any) -> str:  # noqa: ANN401 - the libra
         for layer in layers
         if layer.type in kinds
     )
+    if found["int8"]:
+        return "int8"
     return found.most_common(1)[0][0] if found else "none"
 
 
