@@ -27,6 +27,7 @@ from trimvla.launch.options import Result
 from trimvla.launch.supervisor import terminate_as_interrupt
 from trimvla.policies.roofline import DEVICES
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.guide import RtcConfig
 from trimvla.sim.actor import EXPERT
 from trimvla.sim.latency import Latency, split
 from trimvla.sim.statistics import compare
@@ -59,7 +60,7 @@ def run(args: Args) -> Result:
         )
     if args.latency is not None or args.rungs:
         told["curve"] = curve_rows(args.names, results, match.setting.latencies, rounds, args.margin)
-        told |= {"estimates": estimates(args), "control_hz": match.control_hz}
+        told |= {"estimates": estimates(args), "control_hz": match.control_hz, "chunks": args.chunks}
     tell(args, told, first)
     if args.out is not None:
         save(args, told, match, rounds)
@@ -112,8 +113,10 @@ def prepare(args: Args) -> Match:
             execute=args.execute or (1 if expert else getattr(task, "execute", 2)),
             votes=args.votes or getattr(task, "votes", 2),
             valid_rows=args.valid_rows,
+            mode="latest" if args.chunks == "rtc" else args.chunks,
+            rtc=RtcConfig(enabled=args.chunks == "rtc"),
         )
-    players = Bundles(args.names, args.backend, args.threads, args.provider)
+    players = Bundles(args.names, args.backend, args.threads, args.provider, guided=pace.rtc.enabled)
     words = tuple(dict.fromkeys(split(args.latency or "")))
     latencies = known_latencies(args, words) or {w: resolve_latency(w, args.names, players, args.task) for w in words}
     setting = Setting(args.task, official, pace, latencies)

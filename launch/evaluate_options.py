@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trimvla.sim.rollout import Deal, Round, Setting
 
 Variant = Literal["default", "lighting", "texture", "camera", "distractors", "all"]
+Chunks = Literal["latest", "ensemble", "blend", "rtc"]
 CANDIDATE, REFERENCE = "candidate", "reference"
 
 
@@ -68,6 +69,11 @@ class Args(Options):
     here), wall (as it comes), orin or thor (roofline of CogACT-Base under the bundle's plan; orin:0.2 reaches a fifth
     of it). Several, separated by commas, make a curve. Left out, the simulator waits."""
 
+    chunks: Chunks | None = None
+    """How one chunk follows another where there is a latency (docs/CHUNKS.md): the newest decides, the last ones vote,
+    the old one fades into the new, or the newest one was guided by the old (rtc: the bundles need the stage
+    `action_guided`). Default: they vote with --execute 1, else the newest decides."""
+
     valid_rows: int = 8
     """Rows of a chunk that may be executed where there is a latency; as on the robot."""
 
@@ -102,6 +108,8 @@ class Args(Options):
             wrong.append(f"expected 0 < --margin < 1 (0.05 is five points), got {self.margin}")
         if self.env != "tabletop" and (self.swap_instruction or self.variant != "default"):
             wrong.append(f"expected no --swap-instruction and no --variant for {self.env!r}: they are the tabletop's")
+        if self.chunks is not None and self.latency is None:
+            wrong.append(f"expected --latency for --chunks {self.chunks}: a simulator that waits has no late chunk")
         if self.film is not None and self.out is None:
             wrong.append("expected --out for --film: the folder of the films")
         if self.film is not None and not all(word.isdigit() for word in self.film.split(",")):

@@ -40,12 +40,15 @@ class Bundles:
     backend: str
     threads: int
     provider: str | None = None
+    guided: bool = False
+    """With the stage for real-time chunking."""
 
     @contextmanager
     def __call__(self) -> Iterator[dict[str, Player]]:
         """Load all, and close them in the end."""
         with ExitStack() as stack:
-            load = partial(Policy.load, backend=self.backend, provider=self.provider, threads=self.threads)
+            how = {"backend": self.backend, "provider": self.provider, "threads": self.threads, "guided": self.guided}
+            load = partial(Policy.load, **how)
             yield {
                 role: EXPERT if name == EXPERT else stack.enter_context(closing(load(name)))
                 for role, name in self.names.items()

@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from trimvla.runtime.policy import Known
+
 EXPERT = "expert"  # in an actor's place: the scripted expert of the task itself
 
 
@@ -21,6 +23,6 @@ class Chunk(Protocol):
 class Actor(Protocol):
     """What drives an episode; `runtime.policy.Policy` is one."""
 
-    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray) -> Chunk:
-        """uint8[h, w, 3], a sentence, float32[H, A] noise -> the next actions."""
+    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None) -> Chunk:
+        """uint8[h, w, 3], a sentence, float32[H, A] noise, and what guides -> the next actions."""
         ...

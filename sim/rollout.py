@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.policy import Known
 from trimvla.sim.actor import EXPERT, Actor
 from trimvla.sim.demonstrations import FIRST_SEED
 from trimvla.sim.episodes import Episode, Task, make_task
@@ -109,11 +110,11 @@ def run_episode(
 def look_of(player: Player, episode: Episode, seed: int) -> Look:
     """What a player makes of the picture that is there now; its noise is fixed by seed and tick."""
     if isinstance(player, str):
-        return lambda tick: episode.expert()[None]
+        return lambda tick, known: episode.expert()[None]
 
-    def look(tick: int) -> np.ndarray:
+    def look(tick: int, known: Known | None) -> np.ndarray:
         noise = np.random.default_rng((seed, tick)).standard_normal((HORIZON, 7), dtype=np.float32)
-        return player.infer(episode.image, episode.instruction, noise=noise).actions
+        return player.infer(episode.image, episode.instruction, noise=noise, known=known).actions
 
     return look
 

@@ -1,9 +1,9 @@
 """A policy behind its latency, in simulated time: what it decides on the picture of one tick is due only later.
 
 The policy looks at the picture of tick k when it is free, and its chunk is there at t_k + latency. Until then the robot
-executes what is due of the last chunk, by the queue that also runs on the robot (`runtime.chunk_queue`), or holds.
+executes what is due of the last chunk, by the queue, the seam and the guide that also run on the robot, or holds.
 Pictures exist at ticks only, so a latency acts in whole control periods, rounded up. Without a latency the simulator
-waits while the policy thinks. Knows ticks and chunks; knows no policy and no environment.
+waits while the policy thinks. Knows ticks and chunks; knows no policy's inside and no environment.
 """
 
 from __future__ import annotations
@@ -11,28 +11,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimvla.runtime.chunk_queue import ChunkQueue, QueueConfig
+from trimvla.runtime.chunk_queue import ChunkQueue, Mode, QueueConfig
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S
 from trimvla.runtime.fallback import hold
+from trimvla.runtime.guide import RtcConfig, guide, known_rows
 from trimvla.runtime.manifest import ActionKind
 from trimvla.runtime.messages import ActionChunk
+from trimvla.runtime.policy import Known
+from trimvla.runtime.seam import Seam
 from trimvla.sim.latency import Latency
 
 KINDS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
 START = np.array([0.0] * 6 + [1.0])  # held before the first action: still, the gripper open
 FOREVER_S = 1e6
-Look = Callable[[int], NDArray[np.floating]]
-"""Tick -> the chunk float[H, 7] that the policy makes of that tick's picture."""
+QUANTILE = 0.9  # of the looks so far: what the next is expected to take, as on the robot
+Look = Callable[[int, Known | None], NDArray[np.floating]]
+"""Tick, and what guides -> the chunk float[H, 7] that the policy makes of that tick's picture."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How often a policy looks, and how much of what it says is executed."""
+    """How often a policy looks, how much of what it says is executed, and how one chunk follows another."""
 
     execute: int = 1
     """Ticks from one look to the next, at least; with 1 the last chunks vote on every action."""
@@ -42,12 +46,22 @@ class Pace:
     """Rows of a chunk that may be executed where there is a latency; as on the robot."""
     max_age_s: float = 2.0
     """Of the picture behind an action where there is a latency; as on the robot."""
+    mode: Mode | None = None
+    """Of the queue; by default the last chunks vote where every tick looks, else the newest decides."""
+    max_jump: tuple[float, ...] = ()
+    """The seam's bound; by default there is none."""
+    rtc: RtcConfig = field(default_factory=RtcConfig)
+    """Whether chunks are guided by the one before."""
 
-    def queue(self, late: bool) -> ChunkQueue:
+    def queue(self, late: bool) -> QueueConfig:
         """The robot's queue; where the simulator waits, a chunk lasts until the next look."""
-        age_s = self.max_age_s if late else FOREVER_S
         voting = self.execute == 1 and self.votes > 1
-        return ChunkQueue(QueueConfig("ensemble" if voting else "latest", self.votes, max_age_s=age_s))
+        return QueueConfig(
+            mode=self.mode or ("ensemble" if voting else "latest"),
+            votes=self.votes,
+            max_jump=self.max_jump,
+            max_age_s=self.max_age_s if late else FOREVER_S,
+        )
 
 
 class Pilot:
@@ -59,11 +73,15 @@ class Pilot:
         self._period_ns = math.ceil(NS_PER_S / hz)  # rounded down, a row would begin one nanosecond after its tick
         self._late = latency is not None
         self._draws = latency.draws(seed) if latency is not None and latency.kind != "wall" else None
-        self._queue = pace.queue(self._late)
+        self._queue = ChunkQueue(pace.queue(self._late), KINDS)
+        self._seam = Seam(pace.max_jump or np.full(len(KINDS), np.inf))
         self._coming: ActionChunk | None = None
+        self._newest: ActionChunk | None = None
         self._free_ns, self._looked = 0, -pace.execute
         self._sentence: str | None = None
         self._last: NDArray[np.float64] = START
+        self.source: ActionChunk | None = None
+        """The chunk behind the last action; None for a hold."""
         self.wall_ms: list[float] = []
         """What each look took on this machine."""
         self.latencies_ms: list[float] = []
@@ -82,31 +100,36 @@ class Pilot:
         due = self._queue.due(now_ns)
         if isinstance(due, str):
             self.held += 1
-            self._last = hold(KINDS, self._last)
+            self._last, self.source = hold(KINDS, self._last), None
         else:
-            self._last = due.action
+            self._last, self.source = self._seam.ease(due.action, due.chunk.time_ns, self._last), due.chunk
         return self._last
 
     def _hear(self, sentence: str) -> None:
         """What was thought about another sentence is void."""
         if sentence != self._sentence:
             self._queue.reset()
-            self._coming = None
+            self._seam.reset()
+            self._coming = self._newest = None
             self._sentence = sentence
 
     def _take(self, now_ns: int) -> None:
         if self._coming is not None and self._coming.produced_ns <= now_ns:
             self._queue.push(self._coming, now_ns)
-            self._coming = None
+            self._newest, self._coming = self._coming, None
 
     def _think(self, tick: int, now_ns: int) -> None:
+        expected_ms = float(np.quantile(self.latencies_ms, QUANTILE)) if self.latencies_ms else 0.0
+        guidance = guide(self._pace.rtc, self._newest, 0, now_ns, now_ns + round(expected_ms * NS_PER_MS))
+        known = Known(*known_rows(self._newest, guidance)) if guidance and self._newest else None
         started_ns = time.perf_counter_ns()
-        rows = self._look(tick)
+        rows = self._look(tick, known)
         self.wall_ms.append((time.perf_counter_ns() - started_ns) / NS_PER_MS)
         charged_ms = self._charge()
         self._looked, self._free_ns = tick, now_ns + round(charged_ms * NS_PER_MS)
         self._coming = ActionChunk(
             time_ns=now_ns,
+            sequence=tick,
             episode=0,
             actions=tuple(map(tuple, rows.tolist())),
             control_hz=self._hz,
@@ -114,6 +137,7 @@ class Pilot:
             produced_ns=self._free_ns,
             frame_sequence=tick,
             seed=(),
+            guidance=guidance,
         )
 
     def _charge(self) -> float:

@@ -8,8 +8,8 @@ of the recorded run, whatever a mode would have done. `play` lets every mode pla
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -23,25 +23,29 @@ from trimvla.runtime.chain import HostChain
 choose_renderer()  # before anything imports mujoco
 
 from trimvla.runtime import manifest as bundles  # noqa: E402
-from trimvla.runtime.chunk_queue import QueueConfig  # noqa: E402
-from trimvla.runtime.guide import RtcConfig, guide, known_rows  # noqa: E402
+from trimvla.runtime.guide import RtcConfig  # noqa: E402
 from trimvla.runtime.messages import ActionChunk  # noqa: E402
-from trimvla.runtime.policy import Known, Policy, PolicyResult  # noqa: E402
+from trimvla.runtime.policy import Known, Policy  # noqa: E402
 from trimvla.runtime.preprocess import binarise, load_statistics, normalise, unnormalise  # noqa: E402
 from trimvla.runtime.runner import Runner, create  # noqa: E402
-from trimvla.sim.delayed import CONTROL_HZ, PERIOD_NS, Delay, Follower, Tick, jumps, run_delayed  # noqa: E402
-from trimvla.sim.tabletop import TabletopEnv  # noqa: E402
+from trimvla.sim.latency import constant  # noqa: E402
+from trimvla.sim.rollout import look_of  # noqa: E402
+from trimvla.sim.tabletop import CONTROL_HZ  # noqa: E402
+from trimvla.sim.tabletop_task import TabletopTask  # noqa: E402
+from trimvla.sim.virtual_time import Look, Pace, Pilot  # noqa: E402
 
 FILE = Path(__file__).with_name("recorded_chunks.npz")
 PICTURE = Path(__file__).parent.parent / "docs" / "chunks" / "switch.png"
 SEEDS = (1000, 1001, 1002, 1003)
 BUNDLE = bundles.resolve("tabletop")
 LATE = 3  # ticks from a picture to the first command of its chunk
+THINKING = constant("half a second", 500)
+PLAIN = Pace(mode="latest", valid_rows=12)  # some pass while the policy thinks, twice as many until the next chunk
 MODES = {
-    "plain": Delay(),
-    "ensemble": Delay(queue=QueueConfig(mode="ensemble")),
-    "blend": Delay(queue=QueueConfig(mode="blend")),
-    "real-time": Delay(rtc=RtcConfig(enabled=True)),
+    "plain": PLAIN,
+    "ensemble": replace(PLAIN, mode="ensemble"),
+    "blend": replace(PLAIN, mode="blend"),
+    "real-time": replace(PLAIN, rtc=RtcConfig(enabled=True)),
 }
 
 
@@ -71,7 +75,7 @@ def runner(stage: str, bundle: str = "tabletop") -> Runner:
     return create("onnxruntime", directory / spec.file, spec, threads=1)
 
 
-def sample(seed: int, step: int, cognition: np.ndarray, known: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+def sample(seed: int, step: int, cognition: np.ndarray, known: Known | None) -> np.ndarray:
     """What the action stage gives for a recorded call, float64[16, 7]; guided by known rows where there are some."""
     statistics = load_statistics(BUNDLE / bundles.STATISTICS, "tabletop")
     noise = np.random.default_rng((seed, step)).standard_normal((1, 16, 7), dtype=np.float32)
@@ -79,50 +83,63 @@ def sample(seed: int, step: int, cognition: np.ndarray, known: tuple[np.ndarray,
     if known is None:
         raw = runner("action").run(inputs)["actions"][0]
     else:
-        towards = {"known": normalise(known[0], statistics)[None], "weight": known[1][None, :, None]}
+        towards = {"known": normalise(known.actions, statistics)[None], "weight": known.weights[None, :, None]}
         raw = runner(bundles.GUIDED).run(inputs | towards)["guided_actions"][0]
     return unnormalise(binarise(raw), statistics)
 
 
+@dataclass(frozen=True, eq=False)
+class Tick:
+    """One command, and the chunk that it is from, if it is from one."""
+
+    step: int
+    action: np.ndarray
+    chunk: ActionChunk | None
+
+
+def fly(
+    look: Look,
+    pace: Pace,
+    sentence: str = "",
+    step: Callable[[np.ndarray], bool] = lambda action: False,
+    ticks: int = 60,
+) -> list[Tick]:
+    """All commands until `step`, the world, says that it is over; thinking takes half a second."""
+    pilot, told = Pilot(look, CONTROL_HZ, pace, THINKING), []
+    for tick in range(ticks):
+        action = pilot.act(tick, sentence)
+        told.append(Tick(tick, action, pilot.source))
+        if step(action):
+            break
+    return told
+
+
+def jumps(ticks: list[Tick]) -> np.ndarray:
+    """float64[n, 7]: by how much the command changed wherever one chunk followed another."""
+    pairs = [(a, b) for a, b in pairwise(ticks) if a.chunk and b.chunk and a.chunk is not b.chunk]
+    return np.array([np.abs(after.action - before.action) for before, after in pairs]).reshape(-1, 7)
+
+
 @cache
-def chunks(seed: int, rtc: RtcConfig) -> dict[int, ActionChunk]:
-    """The chunks of one recorded episode, by the step of their picture; guided where that is asked for."""
-    calls, made, last, delay = recorded(), {}, None, Delay(rtc=rtc)
-    for index in np.flatnonzero(calls.seed == seed):
-        step = int(calls.step[index])
-        now, ready = step * PERIOD_NS, step * PERIOD_NS + round(delay.think_s * 1e9)
-        guidance = guide(delay.rtc, last, 0, now, ready)
-        actions = calls.actions[index]
-        if guidance is not None and last is not None:
-            actions = sample(seed, step, calls.cognition[index], known_rows(last, guidance))
-        last = made[step] = ActionChunk(
-            time_ns=now,
-            sequence=step,
-            episode=0,
-            actions=tuple(map(tuple, actions.tolist())),
-            control_hz=CONTROL_HZ,
-            valid_rows=delay.valid_rows,
-            produced_ns=ready,
-            frame_sequence=step,
-            seed=(seed, step),
-            guidance=guidance,
-        )
-    return made
-
-
-def replayed(seed: int, delay: Delay) -> list[Tick]:
+def replayed(seed: int, pace: Pace) -> list[Tick]:
     """The commands of one recorded episode."""
-    made, follower = chunks(seed, delay.rtc), Follower(delay.queue)
-    steps = range(LATE, max(made) + 2 * LATE)
-    commands = ((step, *follower.step(step, made.get(step - LATE))) for step in steps)
-    return [Tick(*command) for command in commands]
+    calls = recorded()
+    index = {int(calls.step[at]): at for at in np.flatnonzero(calls.seed == seed)}
+
+    def look(tick: int, known: Known | None) -> np.ndarray:
+        if tick not in index:  # after the record's end; too late to be executed
+            return np.zeros((16, 7))
+        at = index[tick]
+        return calls.actions[at] if known is None else sample(seed, tick, calls.cognition[at], known)
+
+    return fly(look, pace, ticks=max(index) + 2 * LATE)
 
 
 class Notes:
-    """A policy whose every call is kept; stands before its action stage too."""
+    """Stands before a policy's action stage and keeps what it was given, and whatever else is noted."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy, self._action = policy, policy.runners["action"]
+        self._action = policy.runners["action"]
         self.spec, self.describe, self.close = self._action.spec, self._action.describe, self._action.close
         policy.chain = HostChain({**policy.runners, "action": self})
         self.kept: dict[str, list[Any]] = {"seed": [], "step": [], "cognition": [], "actions": []}
@@ -132,20 +149,27 @@ class Notes:
         self.kept["cognition"].append(inputs["cognition"][0])
         return self._action.run(inputs)
 
-    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None) -> PolicyResult:
-        """As the policy does."""
-        result = self._policy.infer(image, instruction, seed=seed, known=known)
-        for name, value in zip(("seed", "step", "actions"), (*seed, np.float32(result.actions)), strict=True):
-            self.kept[name].append(value)
-        return result
+    def noting(self, look: Look, seed: int) -> Look:
+        """The same look, noted."""
+
+        def noted(tick: int, known: Known | None) -> np.ndarray:
+            rows = look(tick, known)
+            for name, value in (("seed", seed), ("step", tick), ("actions", np.float32(rows))):
+                self.kept[name].append(value)
+            return rows
+
+        return noted
 
 
 def record() -> None:
     """Play, and keep what the action stage was given."""
-    notes, env = Notes(Policy.load(BUNDLE, threads=1)), TabletopEnv()
+    policy, task = Policy.load(BUNDLE, threads=1), TabletopTask()
+    notes = Notes(policy)
     for seed in SEEDS:
-        outcome, _ = run_delayed(notes, env, seed, MODES["plain"])
-        print(outcome)
+        episode = task.episode(seed, official=False)
+        look = notes.noting(look_of(policy, episode, seed), seed)
+        ticks = fly(look, MODES["plain"], episode.instruction, episode.step)
+        print(f"seed {seed}: {episode.instruction}, success {episode.success}, {len(ticks)} ticks")
     arrays = {name: np.array(values) for name, values in notes.kept.items()}
     np.savez_compressed(FILE, allow_pickle=False, **arrays)
     print(f"{FILE.name}: {len(arrays['step'])} calls, {FILE.stat().st_size} bytes")
@@ -153,12 +177,13 @@ def record() -> None:
 
 def play(first: int = 1030, episodes: int = 20) -> None:
     """Every mode in closed loop, each seed in turn."""
-    policy, env = Policy.load(BUNDLE, threads=1, guided=True), TabletopEnv()
+    policy, task = Policy.load(BUNDLE, threads=1, guided=True), TabletopTask()
     won, sizes = dict.fromkeys(MODES, 0), {name: [] for name in MODES}
     for seed in range(first, first + episodes):
-        for name, delay in MODES.items():
-            outcome, ticks = run_delayed(policy, env, seed, delay)
-            won[name] += outcome.success
+        for name, pace in MODES.items():
+            episode = task.episode(seed, official=False)
+            ticks = fly(look_of(policy, episode, seed), pace, episode.instruction, episode.step)
+            won[name] += episode.success
             sizes[name].append(1e3 * jumps(ticks)[:, :3])
         print(f"seed {seed}: {won}", flush=True)
     for name, parts in sizes.items():
@@ -173,15 +198,15 @@ def draw(seed: int = SEEDS[1], dimension: int = 2, ticks: int = 24) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    bounded = Delay(queue=QueueConfig(max_jump=(0.02,) * 6 + (np.inf,)))
+    bounded = replace(PLAIN, max_jump=(0.02,) * 6 + (np.inf,))
     modes = {**MODES, "plain, at most 20 mm a jump": bounded}
     figure, panels = plt.subplots(len(modes), 1, figsize=(8, 9), sharex=True, sharey=True, layout="constrained")
-    for (name, delay), panel in zip(modes.items(), panels, strict=True):
-        made, told = chunks(seed, delay.rtc), replayed(seed, delay)[:ticks]
-        for step, chunk in made.items():
+    for (name, pace), panel in zip(modes.items(), panels, strict=True):
+        told = [(tick, tick.chunk) for tick in replayed(seed, pace) if tick.chunk is not None]
+        for step, chunk in {chunk.sequence: chunk for _, chunk in told}.items():
             rows = [1e3 * row[dimension] for row in chunk.actions[: 2 * LATE]]
             panel.step(range(step, step + 2 * LATE), rows, where="post", color="0.8", linewidth=1)
-        shown = [tick for tick in told if tick.chunk is not None]
+        shown = [tick for tick, _ in told if tick.step < LATE + ticks]
         panel.step([t.step for t in shown], [1e3 * t.action[dimension] for t in shown], where="post", color="C0")
         for before, after in pairwise(shown):
             if before.chunk is not after.chunk:

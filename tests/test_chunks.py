@@ -10,7 +10,7 @@ import chunk_modes
 import numpy as np
 import pytest
 import torch
-from chunk_modes import MODES, SEEDS
+from chunk_modes import MODES, SEEDS, fly, jumps
 from tiny_bundle import DIM, HORIZON, KINDS, write_bundle
 from tiny_policy import random_policy
 
@@ -29,21 +29,21 @@ from trimvla.runtime.policy import Known, Policy
 from trimvla.runtime.preprocess import ActionStatistics, normalise, unnormalise
 from trimvla.runtime.safety import Limits
 from trimvla.runtime.seam import Seam
-from trimvla.sim.delayed import Delay, jumps, run_delayed
-from trimvla.sim.tabletop import TabletopEnv
+from trimvla.sim.tabletop_task import TabletopTask
+from trimvla.sim.virtual_time import Pace
 
 PERIOD = NS_PER_S // 5
 BOUND = np.array([0.02, 0.02, 0.02, 0.1, 0.1, 0.1, np.inf])
 
 
-def switched(delay: Delay) -> np.ndarray:
+def switched(pace: Pace) -> np.ndarray:
     """float64[n, 7]: the jumps at all switches of the recorded episodes."""
-    return np.concatenate([jumps(chunk_modes.replayed(seed, delay)) for seed in SEEDS])
+    return np.concatenate([jumps(chunk_modes.replayed(seed, pace)) for seed in SEEDS])
 
 
 @pytest.mark.parametrize("name", MODES)
 def test_no_jump_beyond_the_bound_in_any_mode(name):
-    bounded = replace(MODES[name], queue=replace(MODES[name].queue, max_jump=tuple(BOUND)))
+    bounded = replace(MODES[name], max_jump=tuple(BOUND))
     free, held = switched(MODES[name]), switched(bounded)
     assert len(held) == len(free) > 30
     assert (held <= BOUND + 1e-12).all(), held.max(axis=0)
@@ -52,7 +52,7 @@ def test_no_jump_beyond_the_bound_in_any_mode(name):
 
 
 def test_every_mode_jumps_less_than_plain_chunks():
-    sizes = {name: switched(delay)[:, :3].mean() for name, delay in MODES.items()}
+    sizes = {name: switched(pace)[:, :3].mean() for name, pace in MODES.items()}
     plain = sizes.pop("plain")
     assert all(size < 0.9 * plain for size in sizes.values()), (plain, sizes)
 
@@ -210,27 +210,23 @@ def test_settings_that_make_no_sense_are_refused(make):
         make()
 
 
-class Counting:
-    """Row r of the chunk for step s says s + r; remembers what it was guided by."""
-
-    def __init__(self) -> None:
-        self.actions, self.known = np.zeros((16, 7)), []
-
-    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None) -> Counting:
-        self.actions = np.zeros((16, 7))
-        self.actions[:, 0] = (seed[1] + np.arange(16)) * 1e-4 + seed[1] * 1e-7
-        self.known.append(None if known is None else known.actions[:3, 0])
-        return self
-
-
 def test_an_episode_goes_on_while_the_policy_thinks():
-    actor, env = Counting(), TabletopEnv(observe=False)
-    outcome, ticks = run_delayed(actor, env, 7, Delay(rtc=RtcConfig(enabled=True)))
-    assert outcome.steps == len(ticks) == 60 and not outcome.success
+    """Row r of the chunk for tick t says t + r, and a little more, by which it is known."""
+    known_by_look: dict[int, np.ndarray | None] = {}
+
+    def look(tick: int, known: Known | None) -> np.ndarray:
+        known_by_look[tick] = None if known is None else known.actions[:3, 0]
+        actions = np.zeros((16, 7))
+        actions[:, 0] = (tick + np.arange(16)) * 1e-4 + tick * 1e-7
+        return actions
+
+    episode = TabletopTask(observe=False).episode(7, official=False)
+    ticks = fly(look, MODES["real-time"], episode.instruction, episode.step, ticks=100)
+    assert len(ticks) == 60 and not episode.success
     assert all(tick.chunk is None and not tick.action[:6].any() for tick in ticks[:3])  # nothing is known yet
     made = [step - step % 3 - 3 for step in range(3, 60)]  # of the picture of three ticks before
     expected = [step * 1e-4 + chunk * 1e-7 for step, chunk in zip(range(3, 60), made, strict=True)]
     np.testing.assert_allclose([tick.action[0] for tick in ticks[3:]], expected, atol=1e-12)
     np.testing.assert_allclose(jumps(ticks)[:, 0], 1e-4 + 3e-7, atol=1e-12)
-    assert actor.known[0] is None
-    np.testing.assert_allclose(actor.known[1], [(3 + row) * 1e-4 for row in range(3)], atol=1e-12)
+    assert list(known_by_look) == list(range(0, 60, 3)) and known_by_look[0] is None
+    np.testing.assert_allclose(np.array(known_by_look[3], float), [(3 + row) * 1e-4 for row in range(3)], atol=1e-12)

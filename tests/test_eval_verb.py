@@ -18,6 +18,8 @@ import pytest
 
 from tests import tiny_bundle
 from trimvla.launch import cli
+from trimvla.launch.evaluate import prepare
+from trimvla.launch.evaluate_options import Args, Chunks
 from trimvla.launch.evaluate_report import sentence
 from trimvla.runtime import manifest as bundles
 
@@ -193,6 +195,24 @@ def test_a_ladder_over_latencies_and_a_film(
     assert "ended otherwise" not in card
 
 
+@pytest.mark.parametrize(
+    ("chunks", "mode", "guided"),
+    [(None, None, False), ("latest", "latest", False), ("ensemble", "ensemble", False), ("blend", "blend", False),
+     ("rtc", "latest", True)],
+)  # fmt: skip
+def test_how_chunks_follow_is_chosen_by_a_word(chunks: Chunks | None, mode: str | None, guided: bool) -> None:
+    match = prepare(Args(latency="200", chunks=chunks))
+    pace = match.setting.pace
+    assert (pace.mode, pace.rtc.enabled, match.players.guided) == (mode, guided, guided)
+
+
+def test_real_time_chunks_are_played_by_a_guided_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(tiny_bundle.write_bundle(tmp_path / "guided", guided=True))
+    words = ("--episodes", "1", "--latency", "400", "--chunks", "rtc", "--workers", "1")
+    status, told, _ = evaluate(capsys, bundle, *words)
+    assert (status, told["chunks"], told["curve"][0]["ms"]) == (0, "rtc", 400.0)
+
+
 def test_the_expert_plays_without_a_bundle(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--policy", "expert", "--episodes", "3", "--workers", "1")
     status, told, _ = evaluate(capsys, *words)
@@ -233,6 +253,8 @@ def test_latencies_of_devices_are_estimates(capsys: pytest.CaptureFixture[str]) 
         (("--env", "kitchen"), "expected an environment that begins with one of"),
         (("--env", "simpler_env:widowx_stack_cube", "--variant", "lighting"), "they are the tabletop's"),
         (("--film", "0"), "expected --out for --film"),
+        (("--chunks", "blend"), "expected --latency for --chunks blend"),
+        (("--chunks", "rtc", "--latency", "200"), "expected the stage 'action_guided': export it with --guided"),
         (("--latency", "soon"), "expected milliseconds"),
         (("--latency", "orin:much"), "expected a device and the share"),
         (("--ray", "auto"), "ray"),

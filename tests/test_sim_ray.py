@@ -7,11 +7,12 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from spread_work import divide, refuse, squares
 
 from trimvla.launch import cli
 from trimvla.runtime.errors import BundleError
@@ -31,28 +32,13 @@ ray.shutdown()
 """
 
 
-def squares(items: Sequence[int]) -> Iterator[tuple[int, int]]:
-    for item in items:
-        yield item * item, os.getpid()
-
-
-def refuse(items: Sequence[int]) -> Iterator[int]:
-    yield items[0]
-    raise BundleError("manifest.json: not found")
-
-
-def divide(items: Sequence[int]) -> Iterator[float]:
-    for item in items:
-        yield 1 / item
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A head with two cores that lives in processes of its own, until its input ends."""
     paths = os.pathsep.join([str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     process = subprocess.Popen(
         [sys.executable, "-c", HEAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": paths},  # of the workers, which unpickle this module's functions
+        env={**os.environ, "PYTHONPATH": paths},  # of the workers, which import the work by its name
     )  # fmt: skip
     assert process.stdout is not None
     yield process.stdout.readline().strip()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.policy import Known
 from trimvla.sim import expert
 from trimvla.sim.actor import EXPERT
 from trimvla.sim.demonstrations import (
@@ -43,7 +44,7 @@ class ExpertActor:
     env: TabletopEnv
     heard: list[str] = field(default_factory=list)
 
-    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray) -> Actions:
+    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None) -> Actions:
         assert image.shape == (128, 128, 3)
         assert noise.shape == (16, 7)
         self.heard.append(instruction)
@@ -104,7 +105,7 @@ def test_latency_costs_success_and_is_the_same_every_time() -> None:
 class Idle:
     """Does nothing at all."""
 
-    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray) -> Actions:
+    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None) -> Actions:
         chunk = np.zeros((16, 7))
         chunk[:, 6] = 1
         return Actions(chunk)
@@ -132,7 +133,7 @@ class Twin:
     env: TabletopEnv = field(default_factory=lambda: TabletopEnv(observe=False))
     last: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
 
-    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray) -> Actions:
+    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None) -> Actions:
         starts = [s for s in range(FIRST, FIRST + EPISODES) if np.array_equal(noise, first_noise(s))]
         if starts:
             self.seed = starts[0]

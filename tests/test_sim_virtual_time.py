@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.guide import RtcConfig
+from trimvla.runtime.policy import Known
 from trimvla.sim.latency import Latency, constant, parse, split
 from trimvla.sim.virtual_time import Pace, Pilot
 
@@ -19,7 +21,7 @@ HZ = 5.0
 def play(latency: Latency | None, ticks: int, pace: Pace, hz: float = HZ, rows: int = 16) -> tuple[list[str], Pilot]:
     """Every tick as "LOOK+ROW", what was executed, or "hold": the first number of a row says whose it is."""
 
-    def look(tick: int) -> np.ndarray:
+    def look(tick: int, known: object) -> np.ndarray:
         chunk = np.zeros((rows, 7))
         chunk[:, 0], chunk[:, 1], chunk[:, 6] = tick + 1, range(rows), 0.25
         return chunk
@@ -53,14 +55,14 @@ def test_rows_that_are_not_valid_and_pictures_that_are_old_are_held_for() -> Non
 
 
 def test_a_hold_keeps_the_grip() -> None:
-    pilot = Pilot(lambda tick: np.full((2, 7), 0.25), HZ, Pace(), constant("late", 300))
+    pilot = Pilot(lambda tick, known: np.full((2, 7), 0.25), HZ, Pace(), constant("late", 300))
     held, _, last = pilot.act(0, "go"), pilot.act(1, "go"), [pilot.act(tick, "go") for tick in (2, 3, 4)][-1]
     assert held.tolist() == [0] * 6 + [1], "at first the gripper is open"
     assert last.tolist() == [0] * 6 + [1], "rows 2 and 3 of a chunk of two do not exist"
 
 
 def test_a_new_sentence_voids_what_was_thought_about_the_last_one() -> None:
-    pilot = Pilot(lambda tick: np.full((16, 7), tick + 1.0), HZ, Pace(execute=1, votes=1), constant("late", 400))
+    pilot = Pilot(lambda tick, known: np.full((16, 7), tick + 1.0), HZ, Pace(execute=1, votes=1), constant("late", 400))
     words = ["a", "a", "a", "b", "b", "b", "b"]
     actions = [pilot.act(tick, word)[0] for tick, word in enumerate(words)]
     assert actions == [0, 0, 1, 0, 0, 0, 5], "the look of tick 2 was about another sentence; it still had to end"
@@ -69,9 +71,26 @@ def test_a_new_sentence_voids_what_was_thought_about_the_last_one() -> None:
 def test_the_last_chunks_vote_where_every_step_looks() -> None:
     """By the rule of CogACT's ensemble: likeness to the newest."""
     rows = {0: np.eye(7)[:2], 1: -np.eye(7)[:2]}
-    pilot = Pilot(lambda tick: rows[tick], HZ, Pace(execute=1, votes=2))
+    pilot = Pilot(lambda tick, known: rows[tick], HZ, Pace(execute=1, votes=2))
     pilot.act(0, "go")
     assert np.count_nonzero(pilot.act(1, "go")) == 2
+
+
+def test_a_guide_freezes_what_passes_while_nine_of_ten_looks_last() -> None:
+    """Looks of one and three periods in turn; a new sentence has no chunk before it."""
+    frozen = []
+
+    def look(tick: int, known: Known | None) -> np.ndarray:
+        frozen.append(0 if known is None else np.count_nonzero(known.weights == 1))
+        return np.zeros((16, 7))
+
+    pace = Pace(mode="latest", valid_rows=12, rtc=RtcConfig(enabled=True, margin_s=0.0))
+    pilot = Pilot(look, HZ, pace, Latency("turns", "trace", (200.0, 600.0)), seed=4)
+    for tick in range(10):
+        pilot.act(tick, "a" if tick < 5 else "b")
+    first, second = pilot.latencies_ms[:2]
+    assert {first, second} == {200.0, 600.0}
+    assert frozen[:4] == [0, 1 + round(first / 200), 3, 0], "what is expected third: 2.8 periods, so two rows and one"
 
 
 def test_draws_depend_on_their_seed_alone_and_follow_the_distribution() -> None:
@@ -106,6 +125,6 @@ def test_what_is_no_latency_is_refused(word: str) -> None:
 
 
 def test_wall_time_is_what_the_look_took() -> None:
-    pilot = Pilot(lambda tick: np.zeros((1, 7)), HZ, Pace(), parse("wall"))
+    pilot = Pilot(lambda tick, known: np.zeros((1, 7)), HZ, Pace(), parse("wall"))
     pilot.act(0, "go")
     assert pilot.latencies_ms == pilot.wall_ms

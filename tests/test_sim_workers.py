@@ -8,24 +8,10 @@ from collections.abc import Iterator, Sequence
 from multiprocessing import active_children
 
 import pytest
+from spread_work import divide, refuse, squares
 
 from trimvla.runtime.errors import BundleError
 from trimvla.sim.workers import WorkerError, spread
-
-
-def squares(items: Sequence[int]) -> Iterator[tuple[int, int]]:
-    for item in items:
-        yield item * item, os.getpid()
-
-
-def refuse(items: Sequence[int]) -> Iterator[int]:
-    yield items[0]
-    raise BundleError("manifest.json: not found")
-
-
-def divide(items: Sequence[int]) -> Iterator[float]:
-    for item in items:
-        yield 1 / item
 
 
 def vanish(items: Sequence[int]) -> Iterator[int]:

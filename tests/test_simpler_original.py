@@ -150,7 +150,7 @@ def test_actions_are_those_of_the_public_adapter(fake, fixture_dir, task: str, r
     made = make_task(task)
     episode = made.episode(0, official=True)
     pace = Pace(execute=1, votes=made.votes)  # pyright: ignore[reportAttributeAccessIssue]
-    pilot = Pilot(lambda tick: chunks[tick], made.control_hz, pace)
+    pilot = Pilot(lambda tick, known: chunks[tick], made.control_hz, pace)
     for tick in range(len(chunks)):
         if variant.endswith("reset19") and tick == 18:
             fake.made[0].sentence = "another task"  # read after this step
