@@ -13,7 +13,7 @@ from trimvla.policies.dataset import make_tokenizer
 from trimvla.policies.tokenizer import extend_tokenizer
 from trimvla.policies.train import Recipe
 from trimvla.runtime import manifest as bundles
-from trimvla.sim import demonstrations, scene, simpler_demonstrations
+from trimvla.sim import demonstrations, scene, simpler, simpler_demonstrations
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Course:
     make_shards: Callable[..., Iterator[tuple[int, int]]]
     episodes_per_shard: int
     """Of each task, where a shard number stands for one shard of each."""
+    tasks: tuple[str, ...] = ()
+    """That a run can be restricted to; none where there is only one."""
 
 
 def tabletop_tokenizer(cfg: PolicyConfig) -> Tokenizer:
@@ -52,12 +54,14 @@ def courses() -> dict[str, Course]:
         ),
         "widowx": Course(
             Recipe(
-                steps=1600, pictures=32, sentences=1, draws=4, learning_rate=5e-4, warmup=60, ema=0.99, aux_weight=1.0,
-                tokens=((64, 0.85), (128, 0.15)), glimpse=0.6, drop_layer=0.1, thin=0.6, pointer_weight=0.2,
+                steps=400, pictures=32, sentences=1, draws=3, learning_rate=5e-4, warmup=30, ema=0.98, aux_weight=1.0,
+                pointer_weight=0.2, drop_layer=0.05, tokens=((64, 0.9), (128, 0.1)), glimpse=0.8, thin=0.8,
+                compile=False,
             ),
             widowx_tokenizer,
             simpler_demonstrations.NOUNS,
             simpler_demonstrations.make_shards,
             simpler_demonstrations.SHARD_EPISODES,
+            tuple(simpler.TWINS),
         ),
     }  # fmt: skip

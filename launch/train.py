@@ -42,6 +42,9 @@ class Args(Options):
     shards: int = 44
     """Shards of demonstrations: 100 episodes each; for WidowX 25 of every task."""
 
+    tasks: tuple[str, ...] = ()
+    """Demonstrations of these WidowX tasks only (default: of all four)."""
+
     corrections: int = 0
     """Further shards in which the policy trained so far drives and the expert labels; then raise --steps too."""
 
@@ -63,11 +66,19 @@ class Args(Options):
         wrong = [f"--{name}" for name, value in given.items() if value is not None and value < 1]
         if wrong:
             raise ConfigError(f"expected at least 1 for {', '.join(wrong)}")
+        if unknown := sorted(set(self.tasks) - set(courses()[self.preset].tasks)):
+            known = sorted(courses()[self.preset].tasks) or "none"
+            raise ConfigError(f"expected --tasks out of {known} for --preset {self.preset}, got {unknown}")
 
     @property
     def folder(self) -> Path:
         """Where the run lies."""
         return self.run or Path("runs") / self.preset
+
+    @property
+    def restriction(self) -> dict[str, tuple[str, ...]]:
+        """What `make_shards` is told beyond numbers."""
+        return {"names": self.tasks} if self.tasks else {}
 
     @property
     def recipe(self) -> Recipe:
@@ -112,7 +123,7 @@ def make_demonstrations(args: Args, progress: Progress) -> None:
     """Write the shards that are missing."""
     task = progress.add_task("demonstrations", total=None, note="")
     make = courses()[args.preset].make_shards
-    for frames, successes in make(args.folder / "demos", args.shards, args.workers):
+    for frames, successes in make(args.folder / "demos", args.shards, args.workers, **args.restriction):
         progress.update(task, advance=1, note=f"{frames} frames, {successes} successes")
 
 
@@ -125,7 +136,7 @@ def make_corrections(args: Args, progress: Progress) -> None:
     if not bundle.exists():
         raise ConfigError(f"expected the policy so far as a bundle: trimvla export {args.folder} --out {bundle}")
     make = courses()[args.preset].make_shards
-    shards = make(directory, args.corrections, args.workers, first=args.shards, bundle=str(bundle))
+    shards = make(directory, args.corrections, args.workers, first=args.shards, bundle=str(bundle), **args.restriction)
     for done, (frames, successes) in enumerate(shards, 1):
         progress.update(task, completed=done, note=f"{frames} frames, {successes} successes")
 
@@ -162,6 +173,7 @@ def describe(args: Args, trainer: Trainer, frames: int) -> dict[str, Any]:
         "recipe": asdict(trainer.recipe),
         "data": {
             "shards": args.shards,
+            "tasks": list(args.tasks),
             "corrections": args.corrections,
             "episodes_per_shard": courses()[args.preset].episodes_per_shard,
             "first_seed": demonstrations.FIRST_SEED,

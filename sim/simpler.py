@@ -33,7 +33,7 @@ OFFICIAL = 24
 FINGERS = (0.015, 0.037)  # a finger's travel, closed and open [m]
 SETTLED = 0.03  # so far an object may move while it comes to rest [m]
 NEAR = 0.01  # a drawn state is not this close to an official one [m]
-DOWNLOAD = "python -m mani_skill.utils.download_asset bridge_v2_real2sim widowx250s, or set MS_ASSET_DIR"
+DOWNLOAD = "python -m mani_skill.utils.download_asset bridge_v2_real2sim, then widowx250s; or set MS_ASSET_DIR"
 
 
 @dataclass(frozen=True)

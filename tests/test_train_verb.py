@@ -10,10 +10,13 @@ from PIL import Image
 
 from tests.tiny_policy import TINY
 from trimvla.launch import cli
+from trimvla.launch.courses import courses
 from trimvla.launch.train import CURVES, Args, describe, draw_curve
-from trimvla.policies.config import PolicyConfig
+from trimvla.policies.config import PRESETS, PolicyConfig
+from trimvla.policies.tokenizer import prompt_ids
 from trimvla.policies.train import Recipe, Trainer
 from trimvla.sim.demonstrations import AUX, FIRST_SEED
+from trimvla.sim.simpler_demonstrations import INSTRUCTIONS
 
 
 @pytest.mark.parametrize("steps", [1, 7, 200])
@@ -28,6 +31,24 @@ def test_wrong_arguments_are_all_named(capsys: pytest.CaptureFixture[str]) -> No
     assert "--shards, --steps" in capsys.readouterr().err
 
 
+def test_an_unknown_task_names_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--preset", "widowx", "--tasks", "no_such", "--json"]) == 1
+    assert "widowx_stack_cube" in capsys.readouterr().err
+    assert cli.main(["train", "--tasks", "widowx_stack_cube", "--json"]) == 1
+    assert "none for --preset tabletop" in capsys.readouterr().err
+
+
+def test_the_widowx_recipe_starts_from_the_tabletops_words() -> None:
+    args = Args(preset="widowx", steps=7)
+    assert (args.folder, args.recipe.steps, args.recipe.sentences) == (Path("runs/widowx"), 7, 1)
+    cfg = PRESETS["widowx"]
+    tokenizer = courses()["widowx"].tokenizer(cfg)
+    for sentence in INSTRUCTIONS:
+        ids = prompt_ids(tokenizer, cfg.prompt, sentence)
+        assert len(ids) <= cfg.prompt.buckets[0]
+        assert max(ids) < cfg.language.vocab
+
+
 def test_a_run_can_be_made_again_from_its_description() -> None:
     recipe = Recipe(steps=5, seed=3, compile=False)
     described = json.loads(json.dumps(describe(Args(shards=2, corrections=3), Trainer(TINY, recipe, AUX), frames=10)))
@@ -36,6 +57,7 @@ def test_a_run_can_be_made_again_from_its_description() -> None:
     assert described["recipe"]["seed"] == 3
     assert described["data"] == {
         "shards": 2,
+        "tasks": [],
         "corrections": 3,
         "episodes_per_shard": 100,
         "first_seed": FIRST_SEED,
