@@ -256,7 +256,6 @@ def test_cost_says_bytes_in_a_precision(capsys: pytest.CaptureFixture[str]) -> N
         ("--preset tabletop", "got neither"),
         ("tabletop --random-weights", "got both"),
         ("tabletop --layers 4", "only with --random-weights"),
-        ("tabletop --dtype fp16", "float32 for a policy that is not streamed"),
     ],
 )
 def test_the_verb_refuses(words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import multiprocessing
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import msgspec
@@ -69,27 +71,32 @@ def old_chunks() -> Iterator[list[bytes]]:
     return (encode(topic("chunk"), msgspec.structs.replace(VALID, sequence=number)) for number in itertools.count())
 
 
+def flood(address: str, lie: Callable[[], Iterator[list[bytes]]], begun: Event, stop: Event) -> None:
+    """Publish lies at somebody's address, as fast as can be."""
+    with zmq.Context() as context, context.socket(zmq.PUB) as liar:
+        liar.setsockopt(zmq.LINGER, 0)
+        liar.bind(address)
+        begun.set()
+        messages = lie()
+        while not stop.is_set():
+            for parts in itertools.islice(messages, 20):
+                liar.send_multipart(parts)
+            time.sleep(0.001)  # the machine's cores are the loop's too
+
+
 @contextmanager
-def flooding(address: str, messages: Iterator[list[bytes]]) -> Iterator[None]:
-    """A publisher at somebody's address that sends as fast as it can."""
-    stop = threading.Event()
-
-    def flood() -> None:
-        with zmq.Context() as context, context.socket(zmq.PUB) as liar:
-            liar.setsockopt(zmq.LINGER, 0)
-            liar.bind(address)
-            while not stop.is_set():
-                for parts in itertools.islice(messages, 20):
-                    liar.send_multipart(parts)
-                time.sleep(0.001)  # it shares this process's interpreter with the loop that it floods
-
-    thread = threading.Thread(target=flood)
-    thread.start()
+def flooding(address: str, lie: Callable[[], Iterator[list[bytes]]]) -> Iterator[None]:
+    """Somebody who floods, in a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    begun, stop = spawn.Event(), spawn.Event()
+    process = spawn.Process(target=flood, args=(address, lie, begun, stop))
+    process.start()
     try:
+        assert begun.wait(30)
         yield
     finally:
         stop.set()
-        thread.join()
+        process.join()
 
 
 class Desk:
@@ -150,7 +157,7 @@ def test_control_goes_on_whatever_comes_as_a_chunk(tmp_path, lie):
         desk.until("hold")  # the policy is gone; somebody takes its place
         desk.kinds.clear()
         memory = resident_mib()
-        with flooding(endpoint(tmp_path, topic("chunk")), lie()), stalled_reader(endpoint(tmp_path, topic("command"))):
+        with flooding(endpoint(tmp_path, topic("chunk")), lie), stalled_reader(endpoint(tmp_path, topic("command"))):
             start = time.monotonic()
             while (elapsed := time.monotonic() - start) < SECONDS:
                 desk.speak()
@@ -171,19 +178,20 @@ def stalled_reader(address: str) -> Iterator[None]:
         yield
 
 
+def frames() -> Iterator[list[bytes]]:
+    """True ones among broken ones."""
+    front, picture = topic("front/color"), np.zeros((480, 640, 3), np.uint8)
+    for number in itertools.count():
+        picture[0, 0] = number % 256
+        name, header, payload = encode(front, Frame("front", monotonic_ns(), picture, number, utc_ns()))
+        yield [name, header, payload]
+        yield [name, header[:-5], payload]
+        yield [name, header, payload[:-1]]
+        yield [name, b"{}", bytes(1000)]
+
+
 def test_the_policy_goes_on_among_frames_that_flood_and_lie(tmp_path):
     bundle, front = write_bundle(tmp_path / "bundle"), topic("front/color")
-    picture = np.zeros((480, 640, 3), np.uint8)
-
-    def frames() -> Iterator[list[bytes]]:
-        for number in itertools.count():
-            picture[0, 0] = number % 256
-            name, header, payload = encode(front, Frame("front", monotonic_ns(), picture, number, utc_ns()))
-            yield [name, header, payload]
-            yield [name, header[:-5], payload]
-            yield [name, header, payload[:-1]]
-            yield [name, b"{}", bytes(1000)]
-
     stop = threading.Event()
     config = PolicyConfig(bundle=str(bundle), max_hz=20.0)
     process = threading.Thread(target=policy_process.run, args=(config, tmp_path, stop))
@@ -192,7 +200,7 @@ def test_the_policy_goes_on_among_frames_that_flood_and_lie(tmp_path):
         process.start()
         try:
             began = monotonic_ns()
-            with flooding(endpoint(tmp_path, front), frames()):
+            with flooding(endpoint(tmp_path, front), frames):
                 end = time.monotonic() + 20
                 while hears["chunk"].received < 10:
                     assert time.monotonic() < end, hears["policy/report"].message

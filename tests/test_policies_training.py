@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_normalised_actions_come_back_as_they_were() -> None:
     chunks[..., 3] = 0.0
     chunks[..., 6] = chunks[..., 6] > 0
     statistics = action_statistics(chunks)["action"]
-    back = unnormalise(normalise(chunks, {"action": statistics}), ActionStatistics(**statistics))
+    back = unnormalise(normalise(chunks, {"action": statistics}), msgspec.convert(statistics, ActionStatistics))
     inside = np.clip(chunks, statistics["q01"], statistics["q99"])
     np.testing.assert_allclose(back, inside, atol=1e-7)
 
