@@ -75,9 +75,11 @@ def official_checkpoint(cfg: PolicyConfig = TINY) -> dict[str, dict[str, torch.T
     """Random weights in the official layout, dead ones included: {group: {key: tensor}}."""
     shapes = {name: weight.shape for name, weight in live_weights(cfg).items()} | dead_weights(cfg)
     groups: dict[str, dict[str, torch.Tensor]] = {}
+    generator = torch.Generator().manual_seed(0)
     for name, shape in shapes.items():
         group, key = name.split(".", 1)
-        groups.setdefault(group, {})[key] = torch.randn(shape)
+        fan_in = shape[-1] if len(shape) > 1 else 1
+        groups.setdefault(group, {})[key] = torch.randn(shape, generator=generator) * fan_in**-0.5
     return groups
 
 
