@@ -33,6 +33,9 @@ class Seam:
         self._chunk = chunk
         if not (follows or self._behind):
             return action
+        if not np.isfinite(action).all():  # for the gate to refuse: a step towards infinity would look like any other
+            self._behind = True
+            return action
         eased = np.clip(action, before - self._bound, before + self._bound)
-        self._behind = not np.array_equal(eased, action)  # not a number is never equal: the gate refuses it
+        self._behind = not np.array_equal(eased, action)
         return eased

@@ -68,7 +68,7 @@ def shipped_stages() -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "precision", "stage"), shipped_stages())
+@pytest.mark.parametrize(("name", "precision", "stage"), list(shipped_stages()))
 def test_a_shipped_stage_builds(library: TrtLibrary, name: str, precision: str, stage: str, tmp_path: Path) -> None:
     directory = bundles.resolve(name)
     manifest = bundles.load(directory, verify_hashes=False)

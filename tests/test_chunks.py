@@ -143,10 +143,13 @@ def test_a_seam_bounds_the_first_step_and_the_rest_of_the_way():
     assert told == [[5, 5], [9, 9], [8, 6.5], [7, 4], [6, 4], [5, 4], [6, 9]]
 
 
-def test_a_seam_leaves_what_is_no_number_to_the_gate():
+@pytest.mark.parametrize("lie", [np.nan, np.inf, -np.inf])
+def test_a_seam_leaves_what_is_no_number_to_the_gate(lie):
     seam = Seam((1.0,))
     seam.ease(np.array([0.0]), 1, np.array([0.0]))
-    assert np.isnan(seam.ease(np.array([np.nan]), 2, np.array([0.0])))
+    for chunk in (2, 2, 3):  # also after the first time
+        assert not np.isfinite(seam.ease(np.array([lie]), chunk, np.array([0.0]))).any()
+    assert seam.ease(np.array([9.0]), 4, np.array([0.0])) == 1.0  # and is careful afterwards
 
 
 def test_weights_by_hand():
