@@ -33,6 +33,7 @@ OFFICIAL = 24
 FINGERS = (0.015, 0.037)  # a finger's travel, closed and open [m]
 SETTLED = 0.03  # so far an object may move while it comes to rest [m]
 NEAR = 0.01  # a drawn state is not this close to an official one [m]
+BASE = "mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env"
 DOWNLOAD = "python -m mani_skill.utils.download_asset bridge_v2_real2sim, then widowx250s; or set MS_ASSET_DIR"
 
 
@@ -74,15 +75,13 @@ def missing(*, render: bool = True) -> str | None:
         return "ManiSkill is not installed: pip install 'trimvla[simpler]'"
     if render and (problem := _vulkan_problem()):
         return f"no Vulkan: {problem}; launch/install_vulkan.sh installs a software driver"
-    from mani_skill import ASSET_DIR
-
-    lacking = [p for p in ("tasks/bridge_v2_real2sim_dataset", "robots/widowx") if not (Path(ASSET_DIR) / p).is_dir()]
-    return f"no {', '.join(lacking)} in {ASSET_DIR}: {DOWNLOAD}" if lacking else None
+    assets = Path(import_module("mani_skill").ASSET_DIR)
+    lacking = [part for part in ("tasks/bridge_v2_real2sim_dataset", "robots/widowx") if not (assets / part).is_dir()]
+    return f"no {', '.join(lacking)} in {assets}: {DOWNLOAD}" if lacking else None
 
 
 def _vulkan_problem() -> str | None:
-    import sapien
-
+    sapien = import_module("sapien")
     try:
         sapien.render.RenderSystem(sapien.Device("cpu"))
     except RuntimeError as error:
@@ -261,12 +260,12 @@ def _make(env: str, width: int) -> Any:  # noqa: ANN401
         raise ConfigError(f"cannot play {env}: {problem}")
     logging.getLogger("mani_skill").setLevel(logging.ERROR)
     import gymnasium as gym
-    from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env import WidowX250SBridgeDatasetFlatTable
 
     import_module("mani_skill.envs")  # registers the tasks
-    if not Path(str(WidowX250SBridgeDatasetFlatTable.urdf_path)).with_suffix(".srdf").exists():
+    robot = import_module(BASE).WidowX250SBridgeDatasetFlatTable
+    if not Path(str(robot.urdf_path)).with_suffix(".srdf").exists():
         # The hulls of fingers and gripper bar overlap, and without the list of pairs to ignore the fingers are stuck.
-        WidowX250SBridgeDatasetFlatTable.disable_self_collisions = True
+        robot.disable_self_collisions = True
     share = width / WIDTH
     intrinsic = np.array([[FOCAL, 0, CENTRE[0]], [0, FOCAL, CENTRE[1]], [0, 0, 1 / share]]) * share
     camera = {"width": width, "height": round(HEIGHT * share), "intrinsic": intrinsic}
