@@ -20,6 +20,7 @@ from trimvla.export.ranges import activation_ranges
 from trimvla.export.to_onnx import store_in_half, strip
 from trimvla.policies.calibrate import Calibration, check_calibration
 from trimvla.policies.config import PolicyConfig
+from trimvla.policies.memory import SPELLINGS
 from trimvla.runtime.errors import ConfigError
 
 
@@ -39,7 +40,6 @@ PRECISIONS = {
     "int8": Precision("int8", "TensorRT, OpenVINO and ONNX Runtime: explicit, static, symmetric", calibrated=True),
     "int8-dynamic": Precision("int8", "ONNX Runtime on a CPU; not TensorRT, not OpenVINO"),
 }
-SPELLINGS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def precision_named(text: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 from tests import tiny_bundle
 from trimvla.launch import cli
 from trimvla.launch.fault_table import PROMISE, ROWS, sections
-from trimvla.launch.processes import configure
+from trimvla.launch.processes import configure, row_of
 from trimvla.launch.witness import breaches
 from trimvla.runtime.bus import Subscriber
 from trimvla.runtime.clock import NS_PER_MS
@@ -64,7 +64,8 @@ def test_every_fault_has_its_row() -> None:
 
 def test_the_system_that_is_broken_is_valid() -> None:
     for name, section in sections("tabletop").items():
-        configure(name, section)
+        module, config = configure(name, section)
+        assert isinstance(config, getattr(module, row_of(name, section).config)), name
 
 
 def test_the_arm_obeys_once_in_time_or_never() -> None:
