@@ -9,6 +9,7 @@ policies and runners by their contract; no torch, no process.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
@@ -202,6 +203,14 @@ def _ratios(dense: Sequence[float] | None, took: Sequence[float]) -> tuple[float
 def over_l0(cells: Mapping[Cell, Sequence[float]], layer: str) -> float:
     """What a layer takes beyond the graphs alone [ms]: median over the turns."""
     return round(float(np.median(np.subtract(cells[layer, TOTAL], cells["L0", TOTAL]))), 3)
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where the median of what was drawn from lies, at 95 %: order statistics, for no assumption about its shape."""
+    ordered, half = np.sort(values), 0.98 * len(values) ** 0.5
+    middle = (len(ordered) - 1) / 2
+    low, high = max(0, math.floor(middle - half)), min(len(ordered) - 1, math.ceil(middle + half))
+    return float(ordered[low]), float(ordered[high])
 
 
 def _floor(floors: Mapping[str, Floor], cell: Cell) -> dict[str, Any]:

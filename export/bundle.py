@@ -24,6 +24,7 @@ from trimvla.export.to_onnx import export_stage
 from trimvla.export.verify import parity, proof_runners
 from trimvla.policies.calibrate import Calibration
 from trimvla.policies.cogact import CogAct
+from trimvla.policies.config import PolicyConfig
 from trimvla.policies.trimmed import trim
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import BundleError, ConfigError
@@ -92,20 +93,37 @@ def export_policy(
         shutil.copyfile(tokenizer, directory / bundles.TOKENIZER)
         (directory / bundles.STATISTICS).write_text(json.dumps(statistics, indent=1, sort_keys=True) + "\n")
         load_statistics(directory / bundles.STATISTICS, statistics_key)
-        manifest = Manifest(
-            name=out.name,
-            created_utc=created_utc or datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            trimvla_version=version("trimvla"),
-            policy=cfg.to_dict(),
-            plan=plan,
-            precision=precision,
-            image=ImageSpec(cfg.image_size),
-            prompt=prompt_spec(cfg),
-            action=action,
-            stages={stage.name: export_to(policy, stage, directory) for stage in stages_under(plan, guided)},
+        stages = {stage.name: export_to(policy, stage, directory) for stage in stages_under(plan, guided)}
+        manifest = described(
+            cfg, plan, name=out.name, precision=precision, action=action, stages=stages, created_utc=created_utc
         )
         convert({name: directory / stage.file for name, stage in manifest.stages.items()}, precision, cfg, calibration)
         return prove(policy, manifest, directory)
+
+
+def described(
+    cfg: PolicyConfig,
+    plan: Plan,
+    *,
+    name: str,
+    precision: str,
+    action: ActionSpec,
+    stages: Mapping[str, StageSpec],
+    created_utc: str | None,
+) -> Manifest:
+    """The manifest of a bundle made now, or at `created_utc`; its parity report is still missing."""
+    return Manifest(
+        name=name,
+        created_utc=created_utc or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        trimvla_version=version("trimvla"),
+        policy=cfg.to_dict(),
+        plan=plan,
+        precision=precision,
+        image=ImageSpec(cfg.image_size),
+        prompt=prompt_spec(cfg),
+        action=action,
+        stages=dict(stages),
+    )
 
 
 def export_to(policy: CogAct, stage: Stage, directory: Path) -> StageSpec:

@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 
 from trimvla.export.stages import example_inputs, stages_under
-from trimvla.policies.cachers import every
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.compiled import compile_blocks
 from trimvla.policies.config import PolicyConfig
-from trimvla.policies.cost import kept_count
 from trimvla.policies.fused import fuse
 from trimvla.runtime.manifest import STAGES
-from trimvla.runtime.plan import Plan, TokenPlan, mask
 
 TOTAL = "total"
 WARM_UP = 3  # runs before a capture: kernels are chosen, workspaces allocated
@@ -46,17 +43,6 @@ class Way:
 EAGER, COMPILED = Way("torch-eager"), Way("torch-compile", compiled=True)
 GRAPH, COMPILED_GRAPH = Way("cuda-graph", graph=True), Way("cuda-graph-compile", compiled=True, graph=True)
 WAYS = (EAGER, COMPILED, GRAPH, COMPILED_GRAPH)
-
-
-def plan_by_counts(cfg: PolicyConfig, layers: int, tokens: int, mlp_keep: float, interval: int) -> Plan:
-    """A plan of these sizes that nobody calibrated: the first layers, the first channels."""
-    channels = mask(range(kept_count(cfg.language.mlp_hidden, mlp_keep)))
-    return Plan(
-        layers=tuple(range(layers)),
-        channels=(channels,) * layers,
-        tokens=TokenPlan(keep=tokens),
-        recompute=every(interval, cfg.diffusion.inference_steps),
-    )
 
 
 @torch.no_grad()

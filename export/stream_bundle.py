@@ -12,16 +12,15 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from trimvla.export.bundle import SIX_DELTAS_AND_GRIPPER, swap
+from trimvla.export.bundle import SIX_DELTAS_AND_GRIPPER, described, swap
 from trimvla.export.slice_proof import prove_slice
-from trimvla.export.stages import prompt_spec, stage_spec, stages_under
+from trimvla.export.stages import stage_spec, stages_under
 from trimvla.export.stream import Journal, Report, Writer
 from trimvla.export.weightless import skeleton, stand_in
 from trimvla.policies.config import PolicyConfig
@@ -30,7 +29,7 @@ from trimvla.policies.trimmed import check
 from trimvla.policies.weights import Weights
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import BundleError, ConfigError
-from trimvla.runtime.manifest import ActionKind, ActionSpec, ImageSpec, Manifest
+from trimvla.runtime.manifest import ActionKind, ActionSpec, Manifest
 from trimvla.runtime.plan import Plan
 from trimvla.runtime.preprocess import load_statistics
 
@@ -166,18 +165,9 @@ def write_stages(wanted: Wanted, directory: Path, writer: Writer) -> None:
 def _describe(wanted: Wanted, name: str, created_utc: str | None, parity: dict[str, Any]) -> Manifest:
     cfg, plan = wanted.cfg, wanted.plan
     stages = {stage.name: stage_spec(cfg, stage, f"{stage.name}.onnx", plan) for stage in stages_under(plan)}
-    return Manifest(
-        name=name,
-        created_utc=created_utc or datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        trimvla_version=version("trimvla"),
-        policy=cfg.to_dict(),
-        plan=plan,
-        precision=wanted.precision,
-        image=ImageSpec(cfg.image_size),
-        prompt=prompt_spec(cfg),
-        action=ActionSpec(
-            cfg.head.horizon, cfg.head.action_dim, wanted.control_hz, tuple(wanted.kinds), wanted.statistics_key
-        ),
-        stages=stages,
-        parity=parity,
+    kinds, key = tuple(wanted.kinds), wanted.statistics_key
+    action = ActionSpec(cfg.head.horizon, cfg.head.action_dim, wanted.control_hz, kinds, key)
+    manifest = described(
+        cfg, plan, name=name, precision=wanted.precision, action=action, stages=stages, created_utc=created_utc
     )
+    return msgspec.structs.replace(manifest, parity=parity)

@@ -21,7 +21,16 @@ from tyro.conf import Positional
 from trimvla.export import benchmark
 from trimvla.export.benchmark import COMPILED, EAGER, Cell, Samples, Subject
 from trimvla.export.floor import Floor, Machine, better, measure_machine
-from trimvla.launch.bench_report import SAMPLES_AS, as_cost, as_table, breakdown, doubts, explain, write_samples
+from trimvla.launch.bench_report import (
+    SAMPLES_AS,
+    as_cost,
+    as_table,
+    breakdown,
+    doubts,
+    explain,
+    own_parts,
+    write_samples,
+)
 from trimvla.launch.bench_socket import socket_policy
 from trimvla.launch.bench_subjects import (
     UNMEASURED,
@@ -284,6 +293,9 @@ def summarise(args: Args, measured: Measured) -> Result:
     """Everything as one JSON-able object."""
     rows = benchmark.rows(measured.subjects, measured.samples, measured.floors)
     own = next(subject for subject in reversed(measured.subjects) if "L3" in layers(measured.samples[subject.name]))
+    cells = measured.samples[own.name]
+    costs = np.subtract(cells["L3", benchmark.TOTAL], cells["L0", benchmark.TOTAL])
+    parts = breakdown(cells, measured.parts)
     backends = dict.fromkeys(subject.backend for subject in measured.subjects)
     return {
         "ok": True,
@@ -299,8 +311,10 @@ def summarise(args: Args, measured: Measured) -> Result:
             "gbytes_per_s": round(measured.machine.gbytes_per_s, 2),
         },
         "picture": args.picture,
-        "runtime_cost_ms": benchmark.over_l0(measured.samples[own.name], "L3"),
-        "breakdown": breakdown(measured.samples[own.name], measured.parts),
+        "runtime_cost_ms": benchmark.over_l0(cells, "L3"),
+        "runtime_cost_interval_ms": [round(bound, 3) for bound in benchmark.median_interval(costs)],
+        "own_parts_ms": own_parts(parts),
+        "breakdown": parts,
         "notes": [*measured.notes, *doubts(rows, measured.asked_again)],
         "samples": args.samples,
         "rows": rows,

@@ -54,9 +54,8 @@ def courses() -> dict[str, Course]:
         ),
         "widowx": Course(
             Recipe(
-                steps=400, pictures=32, sentences=1, draws=3, learning_rate=5e-4, warmup=30, ema=0.98, aux_weight=1.0,
-                pointer_weight=0.2, drop_layer=0.05, tokens=((64, 0.9), (128, 0.1)), glimpse=0.8, thin=0.8,
-                compile=False,
+                steps=1400, pictures=32, sentences=1, draws=3, learning_rate=6e-4, warmup=50, ema=0.99,
+                pointer_weight=0.2, tokens=((64, 0.5), (128, 0.4), (256, 0.1)), compile=False,
             ),
             widowx_tokenizer,
             simpler_demonstrations.NOUNS,

@@ -35,16 +35,16 @@ from trimvla.export.gpu_policy import (
     Run,
     Way,
     device_inputs,
-    plan_by_counts,
     random_policy,
 )
 from trimvla.launch.gpu_report import as_text, draw
 from trimvla.launch.options import Options, Result
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig, find_preset
+from trimvla.policies.sizes import plan_by_sizes
 from trimvla.policies.trimmed import trim
 from trimvla.runtime.errors import BackendError, ConfigError, TrimvlaError
-from trimvla.runtime.plan import Plan
+from trimvla.runtime.plan import Plan, TokenPlan
 
 DENSE = "dense"
 # EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP and interval 5.
@@ -258,11 +258,17 @@ def wanted(bench: Bench) -> Iterator[tuple[str, Plan, Way]]:
     """Name, plan and way, in the order of their weight."""
     (layers, tokens), *others = bench.args.plans
     ways = WAYS if bench.args.device == "cuda" else (EAGER, COMPILED)
-    made = {f"L{n} T{t}": plan_by_counts(bench.cfg, n, t, MLP_KEEP, INTERVAL) for n, t in ((layers, tokens), *others)}
+    made = {f"L{n} T{t}": published(bench.cfg, n, t) for n, t in ((layers, tokens), *others)}
     main = {DENSE: Plan(), f"L{layers} T{tokens}": made[f"L{layers} T{tokens}"]}
     yield from ((name, plan, way) for way in ways for name, plan in main.items())
     rest = {name: plan for name, plan in made.items() if name not in main}
     yield from ((name, plan, way) for way in ways if not way.compiled for name, plan in rest.items())
+
+
+def published(cfg: PolicyConfig, layers: int, tokens: int) -> Plan:
+    """A point of EfficientVLA's table."""
+    kept = TokenPlan(keep=tokens)
+    return plan_by_sizes(cfg, layers=layers, mlp_keep=MLP_KEEP, tokens=kept, cache_interval=INTERVAL)
 
 
 def timed_calls(policy: DevicePolicy, device: str) -> benchmark.Call:

@@ -5,6 +5,8 @@ Layers are spread evenly and the first MLP channels stay; its provenance says th
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 from trimvla.policies.cachers import every
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.cost import kept_count, shape_by_counts
@@ -21,9 +23,9 @@ def plan_by_sizes(
     mlp_keep: float = 1.0,
     tokens: TokenPlan | None = None,
     cache_interval: int = 1,
-    created_utc: str,
+    created_utc: str | None = None,
 ) -> Plan:
-    """The plan that keeps so many layers, such a share of their MLP channels, and so on.
+    """The plan that keeps so many layers, such a share of their MLP channels, and so on; made now by default.
 
     Raises:
         ConfigError: more is to be kept than there is, or nothing.
@@ -32,13 +34,14 @@ def plan_by_sizes(
     shape = shape_by_counts(cfg, layers=layers, mlp_keep=mlp_keep, tokens=tokens, cache_interval=cache_interval)
     kept = len(shape.mlp)
     channels = mask(range(kept_count(language.mlp_hidden, mlp_keep)))
+    made = created_utc or datetime.now(timezone.utc).isoformat(timespec="seconds")
     plan = Plan(
         policy=cfg.fingerprint,
         layers=None if kept == language.layers else spread(language.layers, kept),
         channels=None if mlp_keep == 1.0 else (channels,) * kept,
         tokens=tokens,
         recompute=None if cache_interval == 1 else every(cache_interval, steps),
-        provenance=Provenance(criterion=CRITERION, scores=(), calibration="none", frames=0, created_utc=created_utc),
+        provenance=Provenance(criterion=CRITERION, scores=(), calibration="none", frames=0, created_utc=made),
     )
     check(plan, cfg)
     return plan

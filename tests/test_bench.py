@@ -56,6 +56,10 @@ def test_a_bundle_alone_has_every_layer(tiny: Path, tmp_path: Path, capsys: pyte
         assert row["p50_ms"] == pytest.approx(np.median(took), abs=1e-3)
     extra = np.subtract(samples["tiny L3 total"], samples["tiny L0 total"])
     assert result["runtime_cost_ms"] == pytest.approx(np.median(extra), abs=1e-3)
+    assert result["runtime_cost_interval_ms"] == pytest.approx([extra.min(), extra.max()], abs=1e-3)  # of four turns
+    graphs = ("graphs in a row", "policy in its own", "total")
+    own = sum(row["ms"] for row in result["breakdown"] if not row["part"].startswith(graphs))
+    assert result["own_parts_ms"] == pytest.approx(own, abs=1e-3)
 
 
 def test_a_bundle_against_itself_in_two_backends(tabletop_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 from runner_contract import check_runner
 from tiny_policy import inputs, random_policy
 
-from trimvla.export.benchmark import COMPILED, EAGER, Subject, measure, rows
+from trimvla.export.benchmark import COMPILED, EAGER, Subject, measure, median_interval, rows
 from trimvla.export.benchmark_torch import TorchRunner
 from trimvla.export.floor import MATRIX_PRODUCT, Floor, Machine, better, floor, floors, measure_machine
 from trimvla.export.stages import stage_spec, stages_under
@@ -80,6 +80,12 @@ def test_ratios_are_of_the_same_turn() -> None:
     assert found["trimmed", "L2"]["ratio_to_eager_dense"] is None
     assert found["dense", "L0"]["ratio_to_dense"] == 1.0
     assert found["dense@torch-eager", "L0"]["ratio_to_dense"] == 1.0
+
+
+def test_a_median_comes_with_its_interval() -> None:
+    """Of 100 values the 40th and the 61st, as in the tables of order statistics; few values say little."""
+    assert median_interval([float(value) for value in reversed(range(100))]) == (39.0, 60.0)
+    assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
 
 
 def test_a_disturbed_measurement_is_doubted() -> None:

@@ -14,7 +14,7 @@ import torch
 from tiny_policy import TINY, random_policy
 
 from trimvla.export import gpu_policy
-from trimvla.export.gpu_policy import EAGER, DevicePolicy, device_inputs, plan_by_counts
+from trimvla.export.gpu_policy import EAGER, DevicePolicy, device_inputs
 from trimvla.export.stages import stages_under
 from trimvla.launch import cli, gpu_bench
 from trimvla.policies.cogact import CogAct
@@ -22,12 +22,13 @@ from trimvla.policies.compiled import compile_blocks
 from trimvla.policies.cost import shape_of
 from trimvla.policies.fused import FusedAttention, fuse
 from trimvla.policies.language import DecoderAttention, DecoderLayer
+from trimvla.policies.sizes import plan_by_sizes
 from trimvla.policies.trimmed import trim
-from trimvla.runtime.plan import Plan
+from trimvla.runtime.plan import Plan, TokenPlan
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = Path(torch.__file__).parent.parent
-TRIMMED = plan_by_counts(TINY, layers=3, tokens=6, mlp_keep=0.5, interval=2)
+TRIMMED = plan_by_sizes(TINY, layers=3, tokens=TokenPlan(keep=6), mlp_keep=0.5, cache_interval=2)
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_compiled_blocks_are_the_same_policy(inputs: dict[str, torch.Tensor]) ->
     )
 
 
-def test_a_plan_by_counts_has_these_counts() -> None:
+def test_a_plan_by_sizes_has_these_counts() -> None:
     shape = shape_of(TINY, TRIMMED)
     assert shape.mlp == (TINY.language.mlp_hidden // 2,) * 3
     assert (shape.full_steps, shape.steps) == (1, 2)
