@@ -294,7 +294,7 @@ def summarise(args: Args, measured: Measured) -> Result:
     rows = benchmark.rows(measured.subjects, measured.samples, measured.floors)
     own = next(subject for subject in reversed(measured.subjects) if "L3" in layers(measured.samples[subject.name]))
     cells = measured.samples[own.name]
-    costs = np.subtract(cells["L3", benchmark.TOTAL], cells["L0", benchmark.TOTAL])
+    costs = np.subtract(cells["L3", benchmark.TOTAL], cells["L0", benchmark.TOTAL]).tolist()
     parts = breakdown(cells, measured.parts)
     backends = dict.fromkeys(subject.backend for subject in measured.subjects)
     return {

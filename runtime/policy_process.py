@@ -96,12 +96,16 @@ class PolicyLoop:
         control_hz: float,
         config: PolicyConfig,
         refusals: Publisher | None = None,
+        side: int = 0,
     ) -> None:
-        """`control_hz`: rows of a chunk per second; `refusals` says what was not acted on, and why."""
+        """`control_hz`: rows of a chunk per second; `refusals` says what was not acted on, and why.
+
+        `side`: of the picture that the policy was trained with; a smaller one is acted on, after a warning.
+        """
         self._thinker = policy if isinstance(policy, Thinker) else Thinker({config.bundle: policy}, config.thought)
         self._control_hz, self._config = control_hz, config
         self._inputs, self._chunks, self._telemetry = inputs, chunks, telemetry
-        self._refusals = refusals
+        self._refusals, self._side = refusals, side
         self._color = color(config.camera)
         self._watches = {camera: StillWatch() for camera in (config.camera, *config.more_cameras)}
         self._gap_ns = to_ns(JITTER / config.max_hz)
@@ -127,6 +131,7 @@ class PolicyLoop:
             self._note_silence(frame, task)
             return False
         self.seen_ns = frame.time_ns
+        self._check_size(frame)
         return self._act(frame, task, stills)
 
     def _frame(self, camera: str) -> Frame | None:
@@ -211,6 +216,16 @@ class PolicyLoop:
         if self._refusals is not None:
             self._refusals.send(refusal)
 
+    def _check_size(self, frame: Frame) -> None:
+        """Say once where a camera, or its `side`, gives less than the policy looks at."""
+        height, width = frame.image.shape[:2]
+        if min(height, width) < self._side:
+            log.warning(
+                "camera '%s': pictures of %d x %d are smaller than the policy's, %d x %d: what they lack is missing",
+                *(frame.camera, width, height, self._side, self._side),
+            )
+            self._side = 0
+
     def _check_camera(self, task: Task | None) -> None:
         waited_s = (monotonic_ns() - task.started_ns) / NS_PER_S if task is not None and task.active else 0.0
         if waited_s > self._config.camera_timeout_s:
@@ -237,7 +252,8 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     telemetry = Telemetry("policy")
     reporter = Reporter(run_dir, telemetry)
     policies = load_rungs(config)
-    action, guided = next(iter(policies.values())).manifest.action, config.rtc.enabled
+    first = next(iter(policies.values())).manifest
+    action, guided = first.action, config.rtc.enabled
     costs_s = [warm_up(policy, guided) for policy in policies.values()]
     thinker = Thinker(policies, config.thought, costs_s=costs_s, kinds=action.kinds)
     telemetry.state = "idle"
@@ -245,7 +261,14 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
     chunks, refusals = Publisher(run_dir, topic("chunk")), Publisher(run_dir, topic("refusal"))
     loop = PolicyLoop(
-        thinker, inputs, chunks, telemetry, control_hz=action.control_hz, config=config, refusals=refusals
+        thinker,
+        inputs,
+        chunks,
+        telemetry,
+        control_hz=action.control_hz,
+        config=config,
+        refusals=refusals,
+        side=first.image.size,
     )
     try:
         while not stop.is_set():

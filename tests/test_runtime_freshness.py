@@ -215,3 +215,25 @@ def test_the_policy_publishes_what_it_refuses(tmp_path: Path):
     assert "new pixels on 'wrist/color', got the same for" in message.reason and message.since_ns is not None
     assert telemetry.counters["refused_frozen"] >= 1 and telemetry.state == "refusing"
     assert telemetry.counters["frames_used"] >= 1, "the second camera was well at first"
+
+
+def test_a_camera_smaller_than_the_policy_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    telemetry = Telemetry("policy")
+    config = PolicyConfig(max_hz=50.0, budget=AgeBudget(frame_s=5.0))
+    with (
+        closing(Policy.load(write_bundle(tmp_path / "bundle"))) as policy,
+        Subscriber(tmp_path, [topic(name) for name in ("front/color", "task", "robot/state")]) as inputs,
+        Publisher(tmp_path, topic("chunk")) as chunks,
+        Publisher(tmp_path, topic("front/color")) as front,
+        Publisher(tmp_path, topic("task")) as tasks,
+    ):
+        loop = PolicyLoop(policy, inputs, chunks, telemetry, control_hz=5, config=config, side=1000)
+        started, deadline = monotonic_ns(), time.monotonic() + 60
+        while telemetry.counters["frames_used"] < 3 and time.monotonic() < deadline:
+            now = monotonic_ns()
+            tasks.send(Task(time_ns=now, episode=1, instruction="go", started_ns=started))
+            front.send(Frame("front", now, picture(front.sent)))
+            loop.step()
+    assert telemetry.counters["frames_used"] >= 3, "small pictures are acted on"
+    warnings = [record.getMessage() for record in caplog.records if "smaller" in record.getMessage()]
+    assert len(warnings) == 1 and "camera 'front'" in warnings[0] and "the policy's, 1000 x 1000" in warnings[0]
