@@ -28,6 +28,8 @@ class Course:
     """Of each task, where a shard number stands for one shard of each."""
     tasks: tuple[str, ...] = ()
     """That a run can be restricted to; none where there is only one."""
+    symmetric: bool = False
+    """Whether actions are scaled alike in both directions."""
 
 
 def tabletop_tokenizer(cfg: PolicyConfig) -> Tokenizer:
@@ -56,11 +58,13 @@ def courses() -> dict[str, Course]:
             Recipe(
                 steps=1400, pictures=32, sentences=1, draws=3, learning_rate=6e-4, warmup=50, ema=0.99,
                 pointer_weight=0.2, tokens=((64, 0.5), (128, 0.4), (256, 0.1)), compile=False,
+                emphasis=(1, 1, 1, 1, 1, 3, 1),
             ),
             widowx_tokenizer,
             simpler_demonstrations.NOUNS,
             simpler_demonstrations.make_shards,
             simpler_demonstrations.SHARD_EPISODES,
             tuple(simpler.TWINS),
+            symmetric=True,
         ),
     }  # fmt: skip

@@ -149,7 +149,7 @@ def load_demonstrations(run: Path, cfg: PolicyConfig) -> Demonstrations:
     path = run / "statistics.json"
     known = json.loads(path.read_text())[cfg.name] if path.exists() else None
     shards = sorted((run / "demos").glob("*.npz"))
-    data = Demonstrations(shards, cfg, tokenizer, nouns=course.nouns, statistics=known)
+    data = Demonstrations(shards, cfg, tokenizer, nouns=course.nouns, statistics=known, symmetric=course.symmetric)
     path.write_text(json.dumps({cfg.name: data.statistics}) + "\n")
     return data
 

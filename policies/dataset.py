@@ -40,11 +40,17 @@ class Batch:
     points: Tensor
 
 
-def action_statistics(chunks: np.ndarray) -> dict[str, Any]:
-    """q01, q99 and mask over float32[..., H, A] chunks, in the official layout; the gripper (last) is not scaled."""
+def action_statistics(chunks: np.ndarray, *, symmetric: bool = False) -> dict[str, Any]:
+    """q01, q99 and mask over float32[..., H, A] chunks, in the official layout; the gripper (last) is not scaled.
+
+    `symmetric`: the wider side counts for both. Where demonstrations turn one way only, a policy could not turn back.
+    """
     flat = chunks.reshape(-1, chunks.shape[-1]).astype(np.float64)
     low, high = np.quantile(flat, (0.01, 0.99), axis=0)
     mask = [True] * (flat.shape[1] - 1) + [False]
+    if symmetric:
+        bound = np.maximum(np.abs(low), np.abs(high))
+        low, high = np.where(mask, -bound, low), np.where(mask, bound, high)
     return {"action": {"q01": low.tolist(), "q99": high.tolist(), "mask": mask}}
 
 
@@ -68,14 +74,18 @@ class Demonstrations:
         *,
         nouns: Iterable[str],
         statistics: dict[str, Any] | None = None,
+        symmetric: bool = False,
     ) -> None:
-        """Load shards; `nouns` are the words that name things, `statistics` None means: take them from these shards."""
+        """Load shards; `nouns` are the words that name things.
+
+        `statistics` None means: take them from these shards, `symmetric` or not (`action_statistics`).
+        """
         loaded = [np.load(path) for path in shards]
         if not loaded:
             raise ConfigError("expected at least one shard of demonstrations, got none")
         self.images = np.concatenate([shard["images"] for shard in loaded])
         chunks = np.concatenate([shard["chunks"] for shard in loaded])
-        self.statistics = statistics or action_statistics(chunks[:, 0])
+        self.statistics = statistics or action_statistics(chunks[:, 0], symmetric=symmetric)
         self.actions = normalise(chunks, self.statistics)
         self.aux = np.concatenate([shard["aux"] for shard in loaded])
         self.points = np.concatenate([shard["points"] for shard in loaded])

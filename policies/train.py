@@ -40,6 +40,7 @@ class Recipe:
     weight_decay: float = 0.02
     warmup: int = 200
     ema: float = 0.998
+    emphasis: tuple[float, ...] = ()  # what each action dimension counts in the loss; all alike where there is none
     aux_weight: float = 2.0
     pointer_weight: float = 0.3
     pointer_layer: int = 4  # whose first head is taught to point from a noun to its thing
@@ -133,7 +134,7 @@ class Trainer:
         target = scale_aux(batch.aux)
         error = (take_last(readings, batch.last, common) - target).abs()
         return {
-            "diffusion": (epsilon.float() - noise).square().mean(),
+            "diffusion": self._denoising_loss(epsilon, noise),
             "aux": aux_loss(readings, target, aux_mask(batch, common, readings.shape[2])),
             "pointer": pointer_loss(scores, batch, common, keep, visual.shape[1]),
             "object_cm": error[..., :2].mean() * AUX_SCALE * 100,
@@ -175,6 +176,12 @@ class Trainer:
         noise = torch.randn_like(actions)
         noisy = q_sample(actions, t, noise, self.cfg.diffusion.train_steps)
         return self.policy.head(noisy, t, z), noise
+
+    def _denoising_loss(self, epsilon: Tensor, noise: Tensor) -> Tensor:
+        """Mean squared error of float[n, H, A], its dimensions weighted by the recipe's emphasis."""
+        error = (epsilon.float() - noise).square().mean(dim=(0, 1))
+        weights = error.new_tensor(self.recipe.emphasis or (1.0,) * len(error))
+        return (weights * error).sum() / weights.sum()
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -123,6 +124,35 @@ def test_normalised_actions_come_back_as_they_were() -> None:
     back = unnormalise(normalise(chunks, {"action": statistics}), msgspec.convert(statistics, ActionStatistics))
     inside = np.clip(chunks, statistics["q01"], statistics["q99"])
     np.testing.assert_allclose(back, inside, atol=1e-7)
+
+
+def test_symmetric_statistics_let_a_policy_turn_back() -> None:
+    """Demonstrations that turn left only: their quantiles would clip every turn to the right to nothing."""
+    chunks = np.random.default_rng(0).uniform(0.0, 0.3, (50, 16, 7)).astype(np.float32)
+    chunks[..., 3] = 0.0
+    back = np.full((1, 7), -0.2, np.float32)
+    back[:, 3] = 0.0
+    one_sided, both = (action_statistics(chunks, symmetric=symmetric) for symmetric in (False, True))
+
+    def travelled(statistics: dict[str, Any]) -> np.ndarray:
+        return unnormalise(normalise(back, statistics), msgspec.convert(statistics["action"], ActionStatistics))
+
+    assert travelled(one_sided)[0, 5] > 0
+    np.testing.assert_allclose(travelled(both), back, atol=1e-6)
+    gripper = [both["action"][bound][6] for bound in ("q01", "q99")]
+    assert gripper == [one_sided["action"][bound][6] for bound in ("q01", "q99")]
+
+
+def test_emphasis_weighs_the_action_dimensions() -> None:
+    cfg = small()
+    epsilon, noise = torch.zeros(2, 16, 7), torch.zeros(2, 16, 7)
+    epsilon[..., 5] = 2.0
+    even, turn = (
+        Trainer(cfg, Recipe(compile=False, emphasis=weights), 8)._denoising_loss(epsilon, noise)
+        for weights in ((), (1, 1, 1, 1, 1, 3, 1))
+    )
+    assert float(even) == pytest.approx(4 / 7)
+    assert float(turn) == pytest.approx(12 / 9)
 
 
 def test_training_learns_and_resumes_where_it_stopped(shards: list[Path], tmp_path: Path) -> None:
