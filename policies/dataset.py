@@ -21,6 +21,8 @@ from trimvla.policies.config import PolicyConfig
 from trimvla.policies.tokenizer import build_tokenizer, prompt_ids
 from trimvla.runtime.errors import ConfigError
 
+YAW = 5  # of an action's dimensions
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -28,7 +30,8 @@ class Batch:
 
     `image` uint8[b, S, S, 3]; `ids` int64[b, k, L] right-padded; `last` int64[b, k], where EOS stands; `nouns`
     int64[b, k, 2], where the object and what it goes on have been named; `actions` float32[b, k, H, A], normalised;
-    `aux` float32[b, k, X]; `points` float32[b, k, 2, 2], where object and target are in the picture (x, y in 0..1).
+    `aux` float32[b, k, X + 1], the last of it the turn that the chunk makes [rad]; `points` float32[b, k, 2, 2], where
+    object and target are in the picture (x, y in 0..1).
     """
 
     image: Tensor
@@ -87,7 +90,8 @@ class Demonstrations:
         chunks = np.concatenate([shard["chunks"] for shard in loaded])
         self.statistics = statistics or action_statistics(chunks[:, 0], symmetric=symmetric)
         self.actions = normalise(chunks, self.statistics)
-        self.aux = np.concatenate([shard["aux"] for shard in loaded])
+        turns = chunks[..., YAW].sum(axis=-1, keepdims=True)
+        self.aux = np.concatenate([np.concatenate([shard["aux"] for shard in loaded]), turns], axis=-1)
         self.points = np.concatenate([shard["points"] for shard in loaded])
         texts, places = np.unique(np.concatenate([shard["texts"] for shard in loaded]), return_inverse=True)
         ids = [prompt_ids(tokenizer, cfg.prompt, str(text)) for text in texts]

@@ -1,8 +1,9 @@
 """Behaviour cloning of a policy of the CogACT shape, resumable.
 
-Loss: noise prediction of the action chunk, and read-outs of object, target and tool positions from the words' final
-states (an auxiliary head that is not deployed). Several sentences share a picture; visual tokens and layers are dropped
-at random. Knows shards and modules; knows no simulator. A run's state lives in one file that is replaced atomically.
+Loss: noise prediction of the action chunk, and read-outs of object, target and tool positions and of the turn that the
+chunk makes, from the words' final states (an auxiliary head that is not deployed). Several sentences share a picture;
+visual tokens and layers are dropped at random. Knows shards and modules; knows no simulator. A run's state lives in one
+file that is replaced atomically.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ class Trainer:
             "object_cm": error[..., :2].mean() * AUX_SCALE * 100,
             "target_cm": error[..., 2:4].mean() * AUX_SCALE * 100,
             "tool_cm": error[..., 4:7].mean() * AUX_SCALE * 100,
+            "turn_rad": error[..., -1].mean() / TURN_WEIGHT,
         }
 
     def _dropped(self, patches: int, rng: np.random.Generator) -> tuple[Tensor | None, Tensor | None, frozenset[int]]:
@@ -221,6 +223,7 @@ class Trainer:
 
 
 AUX_SCALE = 0.2  # metres that make 1.0 in the auxiliary loss
+TURN_WEIGHT = 3.0  # of a radian in the auxiliary loss
 POINTER_SIGMA = 0.8  # patches
 THINNED = {64: 24, 128: 40, 256: 56}  # of so many tokens (of 256) so many stay
 
@@ -269,8 +272,8 @@ def aux_loss(readings: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def scale_aux(aux: Tensor) -> Tensor:
-    """Positions [m] to about [-1, 1]; the last entry (opening) stays as it is."""
-    return torch.cat([aux[..., :-1] / AUX_SCALE, aux[..., -1:]], dim=-1)
+    """Positions [m] to about [-1, 1]; the opening stays as it is, the turn [rad] counts more."""
+    return torch.cat([aux[..., :-2] / AUX_SCALE, aux[..., -2:-1], aux[..., -1:] * TURN_WEIGHT], dim=-1)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -148,7 +148,7 @@ def test_emphasis_weighs_the_action_dimensions() -> None:
     epsilon, noise = torch.zeros(2, 16, 7), torch.zeros(2, 16, 7)
     epsilon[..., 5] = 2.0
     even, turn = (
-        Trainer(cfg, Recipe(compile=False, emphasis=weights), 8)._denoising_loss(epsilon, noise)
+        Trainer(cfg, Recipe(compile=False, emphasis=weights), 9)._denoising_loss(epsilon, noise)
         for weights in ((), (1, 1, 1, 1, 1, 3, 1))
     )
     assert float(even) == pytest.approx(4 / 7)
@@ -162,13 +162,13 @@ def test_training_learns_and_resumes_where_it_stopped(shards: list[Path], tmp_pa
         steps=12, pictures=4, sentences=2, warmup=2, compile=False, bfloat16=False, tokens=((64, 1.0),), pointer_layer=2
     )
     losses: list[float] = []
-    train(Trainer(cfg, recipe, 8), data, tmp_path / "whole", report=lambda _, row: losses.append(row["diffusion"]))
+    train(Trainer(cfg, recipe, 9), data, tmp_path / "whole", report=lambda _, row: losses.append(row["diffusion"]))
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
 
-    first = Trainer(cfg, recipe, 8)
+    first = Trainer(cfg, recipe, 9)
     with pytest.raises(KeyboardInterrupt):
         train(first, data, tmp_path / "cut", report=_stop_at(6), save_every=5)
-    second = Trainer(cfg, recipe, 8)
+    second = Trainer(cfg, recipe, 9)
     train(second, data, tmp_path / "cut", report=lambda *_: None)
     whole = torch.load(tmp_path / "whole" / "state.pt", weights_only=True)["average"]
     for name, value in second.average.items():
@@ -178,7 +178,7 @@ def test_training_learns_and_resumes_where_it_stopped(shards: list[Path], tmp_pa
 def test_training_starts_from_given_weights() -> None:
     cfg = small()
     given = initialise(CogAct(cfg))
-    trainer = Trainer(cfg, Recipe(compile=False), 8)
+    trainer = Trainer(cfg, Recipe(compile=False), 9)
     trainer.start_from(given)
     for name, value in given.state_dict().items():
         torch.testing.assert_close(trainer.averaged_policy().state_dict()[name], value)
