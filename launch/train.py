@@ -95,7 +95,7 @@ def run(args: Args) -> Result:
         make_demonstrations(args, progress)
         make_corrections(args, progress)
         data = load_demonstrations(args.folder, cfg)
-        trainer = Trainer(cfg, args.recipe, demonstrations.AUX + 1)
+        trainer = Trainer(cfg, args.recipe, data.aux.shape[-1])
         if args.weights is not None:
             trainer.start_from(checkpoint.load(args.weights, cfg))
         fit(trainer, data, args.folder, progress)
