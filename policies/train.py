@@ -1,9 +1,9 @@
 """Behaviour cloning of a policy of the CogACT shape, resumable.
 
-Loss: noise prediction of the action chunk, and read-outs of object, target and tool positions and of the turn that the
-chunk makes, from the words' final states (an auxiliary head that is not deployed). Several sentences share a picture;
-visual tokens and layers are dropped at random. Knows shards and modules; knows no simulator. A run's state lives in one
-file that is replaced atomically.
+Loss: noise prediction of the action chunk, and read-outs of object, target and tool positions, of the turn that the
+chunk makes and of whatever else the shards tell, from the words' final states (an auxiliary head that is not deployed).
+Several sentences share a picture; visual tokens and layers are dropped at random. Knows shards and modules; knows no
+simulator. A run's state lives in one file that is replaced atomically.
 """
 
 from __future__ import annotations
@@ -222,6 +222,7 @@ class Trainer:
         self.history, self.seconds = state["history"], state["seconds"]
 
 
+POSITIONS = 7  # of the auxiliary numbers come first: object x y, target x y, tool x y z [m]
 AUX_SCALE = 0.2  # metres that make 1.0 in the auxiliary loss
 TURN_WEIGHT = 3.0  # of a radian in the auxiliary loss
 POINTER_SIGMA = 0.8  # patches
@@ -272,8 +273,9 @@ def aux_loss(readings: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def scale_aux(aux: Tensor) -> Tensor:
-    """Positions [m] to about [-1, 1]; the opening stays as it is, the turn [rad] counts more."""
-    return torch.cat([aux[..., :-2] / AUX_SCALE, aux[..., -2:-1], aux[..., -1:] * TURN_WEIGHT], dim=-1)
+    """Positions [m] to about [-1, 1]; opening and angles stay as they are, the turn [rad] counts more."""
+    positions, others = aux[..., :POSITIONS] / AUX_SCALE, aux[..., POSITIONS:-1]
+    return torch.cat([positions, others, aux[..., -1:] * TURN_WEIGHT], dim=-1)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -148,6 +148,11 @@ class SimplerEpisode:
         self.success = bool(self._env.evaluate()["success"][0])
 
     @property
+    def job(self) -> Job:
+        """What the expert is told about the task."""
+        return self._twin.job
+
+    @property
     def instruction(self) -> str:
         """See `episodes.Episode`."""
         return self._env.get_language_instruction()[0]

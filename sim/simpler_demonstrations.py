@@ -8,6 +8,7 @@ policy's size. Knows the simulator and anything that infers; knows no training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -18,7 +19,7 @@ import numpy as np
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.preprocess import resize
 from trimvla.sim.actor import Actor
-from trimvla.sim.demonstrations import AUX, FIRST_SEED, Noise, Shard
+from trimvla.sim.demonstrations import FIRST_SEED, Noise, Shard
 from trimvla.sim.simpler import CAMERA, HEIGHT, TWINS, WIDTH, SimplerEpisode, SimplerTask
 
 SIZE = 128  # side of the stored picture: the policy's
@@ -61,11 +62,17 @@ def label(shard: Shard, episode: SimplerEpisode, points: np.ndarray) -> np.ndarr
     middle = np.array([*ORIGIN[:2], *ORIGIN[:2], *ORIGIN])
     shard.images.append(resize(episode.image, SIZE))
     shard.chunks.append(chunk[None])
-    shard.aux.append(np.array([[*(places - middle), state.opening]], np.float32))
+    angles = directions(episode.job.yaw_period, state.thing_yaw, state.yaw)
+    shard.aux.append(np.array([[*(places - middle), state.opening, *angles]], np.float32))
     shard.points.append(project(points, np.array([state.thing, state.target]))[None])
     shard.texts.append([episode.instruction])
-    assert shard.aux[-1].shape == (1, AUX)
     return chunk
+
+
+def directions(period: float, *yaws: float) -> list[float]:
+    """Cosine and sine of each yaw [rad], as often round as a grasp looks the same: what the turn is made of."""
+    angles = [2 * math.pi / period * yaw for yaw in yaws]
+    return [part for angle in angles for part in (math.cos(angle), math.sin(angle))]
 
 
 def camera_matrix(task: SimplerTask) -> np.ndarray:

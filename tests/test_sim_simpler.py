@@ -166,7 +166,9 @@ def test_demonstrations_are_labelled_with_the_clean_expert(stacking: SimplerTask
     assert 20 < frames <= simpler_demonstrations.STEPS
     assert np.stack(shard.images).shape == (frames, 128, 128, 3)
     assert np.stack(shard.chunks).shape == (frames, 1, 16, 7)
-    assert np.stack(shard.aux).shape == (frames, 1, AUX)
+    aux = np.stack(shard.aux)
+    assert aux.shape == (frames, 1, AUX + 4)
+    np.testing.assert_allclose(np.hypot(aux[..., AUX::2], aux[..., AUX + 1 :: 2]), 1.0, rtol=1e-6)  # two directions
     points = np.stack(shard.points)[0, 0]
     green = shard.images[0][int(points[0, 1] * 128), int(points[0, 0] * 128)].astype(int)
     assert green[1] > green[0]  # the object's point lies on the green cube
