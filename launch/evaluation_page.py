@@ -18,6 +18,8 @@ from typing import Any
 
 from trimvla.launch.evaluate_players import estimate
 from trimvla.launch.options import Options, Result
+from trimvla.policies.roofline import find_device
+from trimvla.runtime import manifest as bundle_files
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.statistics import compare
 
@@ -136,20 +138,39 @@ def device_rows(results: Mapping[str, Any], here: Mapping[str, float]) -> Rows:
     Its outcomes are those of the curve at as many control periods. The difference is to the first bundle, dense, on the
     same device: each at its own latency, on the same seeds.
     """
-    rows: Rows = [("device", "reached", "bundle", "latency", "control periods", "success", "points to dense, paired")]
+    rows: Rows = [
+        ("task", "device", "reached", "bundle", "latency", "control periods", "success", "points to dense, paired")
+    ]
     for told in results.values():
         curve = [row for row in told.get("curve", ()) if row["ms"] is not None]
         bundles, hz = tuple(dict.fromkeys(row["bundle"] for row in curve)), told.get("control_hz", 5.0)
         measured = {bundle: here[bundle] for bundle in bundles if bundle in here}
-        rows.extend(_device_rows(curve, hz, ("this machine", "measured"), measured))
+        rows.extend(_device_rows(curve, hz, (task_of(told), "this machine", "measured"), measured))
         for device, share in product(DEVICE_TITLES, SHARES):
-            guessed = {bundle: estimate(bundle, device, share)["ms"] for bundle in bundles}
-            rows.extend(_device_rows(curve, hz, (DEVICE_TITLES[device], f"{share:.0%}"), guessed))
+            guessed = dict(guesses(told, bundles, device, share))
+            rows.extend(_device_rows(curve, hz, (task_of(told), DEVICE_TITLES[device], f"{share:.0%}"), guessed))
     return rows
 
 
+def guesses(told: Mapping[str, Any], bundles: Sequence[str], device: str, share: float) -> Iterator[tuple[str, float]]:
+    """Bundle and milliseconds: what was estimated when the curve was played, or from a bundle that is shipped."""
+    title, shipped = find_device(device).title, bundle_files.shipped()
+    kept = {(row["bundle"], row["device"]["title"], row["attained"]): row["ms"] for row in told.get("estimates", ())}
+    for bundle in bundles:
+        if (bundle, title, share) in kept:
+            yield bundle, kept[bundle, title, share]
+        elif bundle in shipped:
+            yield bundle, estimate(bundle, device, share)["ms"]
+
+
+def task_of(told: Mapping[str, Any]) -> str:
+    """The environment; with the first seed where others than its official episodes were played."""
+    env = told.get("env", "")
+    return f"{env}, seeds from {told['seed']}" if ":" in env and told["seed"] else env
+
+
 def _device_rows(
-    curve: Sequence[Mapping[str, Any]], hz: float, device: tuple[str, str], latencies: Mapping[str, float]
+    curve: Sequence[Mapping[str, Any]], hz: float, device: tuple[str, ...], latencies: Mapping[str, float]
 ) -> Iterator[tuple[str, ...]]:
     dense: Mapping[str, Any] | None = None
     for bundle, ms in latencies.items():
@@ -188,11 +209,11 @@ def task_rows(results: Mapping[str, Any]) -> Rows:
         if "curve" in told:
             for row in told["curve"]:
                 latency = "" if row["ms"] is None else f"{row['ms']:.0f} ms"
-                rows.append((told["env"], row["bundle"], latency, rate(row), *points(row["against_top"])))
+                rows.append((task_of(told), row["bundle"], latency, rate(row), *points(row["against_top"])))
             continue
-        rows.append((told["env"], told["bundle"], "", rate(told), *points(told.get("comparison"))))
+        rows.append((task_of(told), told["bundle"], "", rate(told), *points(told.get("comparison"))))
         if against is not None:
-            rows.append((told["env"], f"{against['bundle']} (reference)", "", rate(against), "", ""))
+            rows.append((task_of(told), f"{against['bundle']} (reference)", "", rate(against), "", ""))
     return rows
 
 

@@ -35,17 +35,25 @@ def test_a_device_has_the_outcomes_of_as_many_periods_or_no_row() -> None:
     """At a fifth of Orin's roofline CogACT-Base takes some 524 ms, three periods; trimmed 287 ms, two."""
     curve = [point("tabletop", 200, "11110"), point("tabletop", 600, "10000"), point("tabletop-trimmed", 400, "11000")]
     _, *rows = device_rows({"x": {"curve": curve}}, {"tabletop": 117.0, "another": 9.0})
-    assert rows.pop(0)[:5] == ("this machine", "measured", "tabletop", "117 ms", "1")
-    assert [row[:5] for row in rows] == [
+    assert rows.pop(0)[1:6] == ("this machine", "measured", "tabletop", "117 ms", "1")
+    assert [row[1:6] for row in rows] == [
         ("Orin", "100%", "tabletop", "105 ms", "1"),
         ("Orin", "20%", "tabletop", "524 ms", "3"),
         ("Orin", "20%", "tabletop-trimmed", "287 ms", "2"),
         ("Thor", "100%", "tabletop", "60 ms", "1"),
         ("Thor", "20%", "tabletop-trimmed", "207 ms", "2"),
     ]
-    assert rows[0][5].startswith("80.0%")
-    assert rows[2][6].startswith("+20.0"), "each at its own latency"
-    assert rows[4][6] == "", "there is no dense one beside it"
+    assert rows[0][6].startswith("80.0%")
+    assert rows[2][7].startswith("+20.0"), "each at its own latency"
+    assert rows[4][7] == "", "there is no dense one beside it"
+
+
+def test_a_bundle_that_is_not_shipped_has_the_estimates_of_its_curve() -> None:
+    curve = [point("out/mine", 105, "11110"), point("out/mine", 524, "10000")]
+    kept = {"bundle": "out/mine", "device": {"title": "AGX Orin 64 GB"}, "attained": 0.2, "ms": 524.0}
+    told = {"curve": curve, "estimates": [kept], "env": "simpler:widowx_stack_cube", "seed": 5000}
+    _, row = device_rows({"x": told}, {})
+    assert row[:6] == ("simpler:widowx_stack_cube, seeds from 5000", "Orin", "20%", "out/mine", "524 ms", "3")
 
 
 def test_marks_and_results_that_are_missing_are_said(repo_root: Path, tmp_path: Path) -> None:
