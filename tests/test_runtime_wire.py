@@ -185,10 +185,9 @@ def test_mutated_and_cut_messages(name, place, value, cut):
     first, body = encode(topic(name), MESSAGES[name])
     mutated = bytearray(body)
     mutated[place % len(body)] = value
-    kept = bytes(mutated[: 1 + cut % len(body)])
-    message = accepted(name, [first, kept])
-    assert is_whole(name, message)
-    assert message is None or len(kept) == len(body)  # what is cut is never taken
+    end = 1 + cut % len(body)
+    assert is_whole(name, accepted(name, [first, bytes(mutated[:end])]))  # a changed byte may make it end sooner
+    assert accepted(name, [first, body[:end]]) is None or end == len(body)  # what is only cut is never taken
 
 
 @settings(max_examples=200, deadline=None)
