@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,11 +41,14 @@ from trimvla.policies.planner import make_plan
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan
-from trimvla.sim.rollout import Outcome
+from trimvla.sim.episodes import make_task
+from trimvla.sim.rollout import Outcome, Setting, choose_seeds
+from trimvla.sim.virtual_time import Pace
 from trimvla.sim.workers import spread
 
 MAIN = (DENSE, WHOLE)  # rows that play more episodes, and are compiled
 INSTRUCTION = "pick up the red cube"
+TABLETOP = "tabletop"
 CAMERA_SHAPE = (480, 640, 3)  # a usual camera; the policy shrinks it
 
 
@@ -55,6 +58,12 @@ class Args(Options):
 
     bundle: Positional[str] = "tabletop"
     """The dense bundle, with its checkpoint beside it."""
+
+    env: str = TABLETOP
+    """What is played, as `eval` knows it: tabletop, simpler:TASK (extra `simpler`)."""
+
+    rows: tuple[str, ...] = ()
+    """These rows of the table only; the dense one is always there."""
 
     layers: int = 11
     """Language layers to keep."""
@@ -77,14 +86,20 @@ class Args(Options):
     milder_tokens: int = 112
     """Tokens of the milder plan."""
 
-    episodes: int = 300
-    """Of the dense bundle and of the whole plan, on the same seeds."""
+    milder_cache_interval: int = 5
+    """`--cache-interval` of the milder plan."""
+
+    episodes: int | None = None
+    """Of the dense bundle and of the whole plan, on the same seeds (default: all official ones, else 300)."""
 
     others: int = 100
     """Episodes of every other row: the first of these seeds."""
 
-    seed: int = 1000
-    """Of the first episode."""
+    seed: int | None = None
+    """Of the first episode. Where there are official episodes, a seed means others than these; else it is 1000."""
+
+    draw: int = 1000
+    """Seed of what is drawn besides: calibration frames, random layers and tokens."""
 
     execute: int = 2
     """Steps of a chunk that are executed before the next look."""
@@ -114,7 +129,7 @@ class Args(Options):
     """Bundles and outcomes, so that a stopped run goes on."""
 
     out: Path = Path("benchmarks")
-    """Where `ablation.json` and `ablation.png` go."""
+    """Where `ablation.json` and `ablation.png` go; of another environment than the tabletop, `ablation_TASK`."""
 
     readme: Path | None = None
     """A text whose part between the two marks becomes the table."""
@@ -122,14 +137,27 @@ class Args(Options):
     def __post_init__(self) -> None:
         """Raise ConfigError with everything that is out of range."""
         positive = ("episodes", "others", "execute", "rounds", "workers", "frames")
-        wrong = [f"--{name}" for name in positive if getattr(self, name) < 1]
+        wrong = [f"--{name}" for name in positive if (value := getattr(self, name)) is not None and value < 1]
         if wrong:
             raise ConfigError(f"expected at least 1 for {', '.join(wrong)}")
+        if unknown := sorted(set(self.rows) - {row.name for row in ROWS}):
+            raise ConfigError(f"expected --rows out of {[row.name for row in ROWS]}, got {unknown}")
+
+    @property
+    def chosen(self) -> list[Row]:
+        """The rows, in the order of the table."""
+        return [row for row in ROWS if not self.rows or row.name in (DENSE, *self.rows)]
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of files: nothing for the tabletop, else _TASK."""
+        return "".join(f"_{word}" for word in self.env.split(":")[1:])
 
     def amounts(self, row: Row) -> Amounts:
         """What the knobs of a row keep."""
         full = Amounts(self.layers, self.mlp_keep, self.tokens, self.after, self.cache_interval)
-        return replace(full, layers=self.milder_layers, tokens=self.milder_tokens) if row.milder else full
+        milder = Amounts(self.milder_layers, self.mlp_keep, self.milder_tokens, self.after, self.milder_cache_interval)
+        return milder if row.milder else full
 
 
 @dataclass(frozen=True)
@@ -145,7 +173,7 @@ def run(args: Args) -> Result:
     """Export, time, play, write; the table for people."""
     terminate_as_interrupt()
     dense = bundles.resolve(args.bundle)
-    work = args.work / weights_digest(dense)[:12]
+    work = args.work / f"{weights_digest(dense)[:12]}{args.suffix}"
     with progress_bar() as progress:
         origin = Origin(dense, calibrate(args, dense, progress), work)
         made = make_bundles(args, origin, progress)
@@ -164,9 +192,9 @@ def save(result: Result, args: Args) -> None:
     from trimvla.export.report import draw_tradeoff
 
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "ablation.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
+    (args.out / f"ablation{args.suffix}.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
     points = [row | {"ms": row["backends"]["onnxruntime"]["p50_ms"]} for row in result["rows"]]
-    draw_tradeoff(points, args.out / "ablation.png")
+    draw_tradeoff(points, args.out / f"ablation{args.suffix}.png")
     if args.readme is not None:
         args.readme.write_text(insert(args.readme.read_text(), as_markdown(result["rows"])))
 
@@ -183,19 +211,21 @@ def weights_digest(directory: Path) -> str:
 
 
 def calibrate(args: Args, directory: Path, progress: Progress) -> Calibration:
-    """Frames of fresh demonstrations."""
+    """Frames of fresh demonstrations of what is played."""
     task = progress.add_task("calibration frames", total=1)
     cfg = PolicyConfig.from_dict(bundles.load(directory).policy)
-    data = simulate(args.work / "demos", cfg, directory / bundles.TOKENIZER, args.frames, args.seed)
+    data = simulate(
+        args.work / "demos", cfg, directory / bundles.TOKENIZER, frames=args.frames, seed=args.draw, env=args.env
+    )
     progress.update(task, completed=1)
     return data
 
 
 def make_bundles(args: Args, origin: Origin, progress: Progress) -> dict[str, Path]:
     """Row -> bundle, in the order of the table."""
-    task = progress.add_task("exports", total=len(ROWS))
+    task = progress.add_task("exports", total=len(args.chosen))
     made: dict[str, Path] = {}
-    for name, path in spread(partial(make_some, args, origin), ROWS, args.workers):
+    for name, path in spread(partial(make_some, args, origin), args.chosen, args.workers):
         made[name] = path
         progress.advance(task)
     return {row.name: made[row.name] for row in ROWS}
@@ -213,7 +243,7 @@ def make_bundle(args: Args, row: Row, origin: Origin, policy: CogAct) -> Path:
     """The row's bundle, made if it is not there."""
     dense, directory = origin.dense, origin.work / row.slug
     steps, source = policy.cfg.diffusion.inference_steps, bundles.load(dense)
-    plan = make_plan(policy, origin.data, request(row, args.amounts(row), steps, args.seed), now())
+    plan = make_plan(policy, origin.data, request(row, args.amounts(row), steps, args.draw), now())
     if not (directory.exists() and same(plan, bundles.load(directory).plan)):
         statistics = json.loads((dense / bundles.STATISTICS).read_text())
         export_policy(
@@ -268,9 +298,12 @@ def own(party: Party, asked: Asked) -> Subject:
 
 def play_all(args: Args, made: Mapping[str, Path], work: Path, progress: Progress) -> dict[str, list[Outcome]]:
     """Row -> its outcomes by rising seed; the dense bundle and the whole plan play the most seeds."""
+    with closing(make_task(args.env)) as task:
+        official, seeds = choose_seeds(task.official, args.episodes, args.seed, usual=300)
+    setting = Setting(args.env, official, Pace(execute=args.execute))
     played: dict[str, list[Outcome]] = {}
-    for is_main, episodes in ((True, args.episodes), (False, min(args.others, args.episodes))):
+    for is_main, count in ((True, len(seeds)), (False, min(args.others, len(seeds)))):
         rows = {name: path for name, path in made.items() if (name in MAIN) == is_main}
-        seeds = range(args.seed, args.seed + episodes)
-        played |= play(rows, seeds, execute=args.execute, workers=args.workers, work=work, progress=progress)
+        if rows:
+            played |= play(rows, setting, seeds[:count], workers=args.workers, work=work, progress=progress)
     return {name: played[name] for name in made}

@@ -19,21 +19,20 @@ from trimvla.runtime.policy import Policy
 from trimvla.sim import rollout
 from trimvla.sim.actor import Actor
 from trimvla.sim.rollout import Outcome, Round, Setting
-from trimvla.sim.virtual_time import Pace
 from trimvla.sim.workers import spread
 
 OUTCOMES = "outcomes.jsonl"
 
 
 def play(
-    made: Mapping[str, Path], seeds: range, *, execute: int, workers: int, work: Path, progress: Progress
+    made: Mapping[str, Path], setting: Setting, seeds: range, *, workers: int, work: Path, progress: Progress
 ) -> dict[str, list[Outcome]]:
     """Let some rows play the same seeds.
 
     Args:
         made: row -> its bundle.
+        setting: the task and its pace.
         seeds: of the episodes.
-        execute: steps of a chunk before the next look.
         workers: processes that play.
         work: the folder of the outcomes; there, what these bundles played before is read back.
         progress: gets a bar.
@@ -41,7 +40,6 @@ def play(
     Returns:
         Row -> its outcomes, in the order of the seeds.
     """
-    setting = Setting(pace=Pace(execute=execute))
     what = repr(([(name, fingerprint(path)) for name, path in made.items()], setting))
     path = work / f"{hashlib.sha256(what.encode()).hexdigest()[:12]}-{OUTCOMES}"
     rounds = read_rounds(path)

@@ -26,7 +26,6 @@ from trimvla.launch.evaluate_report import (
 from trimvla.launch.options import Result
 from trimvla.launch.supervisor import terminate_as_interrupt
 from trimvla.policies.roofline import DEVICES
-from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.guide import RtcConfig
 from trimvla.sim.actor import EXPERT
 from trimvla.sim.latency import Latency, split
@@ -97,17 +96,11 @@ def estimates(args: Args) -> list[Result]:
 def prepare(args: Args) -> Match:
     """What the arguments mean for this environment."""
     from trimvla.sim.episodes import make_task
-    from trimvla.sim.rollout import WAITS, Setting, check_expert
+    from trimvla.sim.rollout import WAITS, Setting, check_expert, choose_seeds
     from trimvla.sim.virtual_time import Pace
 
     with closing(make_task(args.task)) as task:
-        official = task.official > 0 and args.seed is None
-        count = args.episodes or (task.official if official else 200)
-        if official and count > task.official:
-            raise ConfigError(
-                f"expected at most {task.official} official episodes, got --episodes {count}; --seed for more"
-            )
-        first = 0 if official else 1000 if args.seed is None else args.seed
+        official, seeds = choose_seeds(task.official, args.episodes, args.seed, usual=200)
         expert, hz = args.policy == EXPERT, task.control_hz
         pace = Pace(
             execute=args.execute or (1 if expert else getattr(task, "execute", 2)),
@@ -121,7 +114,7 @@ def prepare(args: Args) -> Match:
     latencies = known_latencies(args, words) or {w: resolve_latency(w, args.names, players, args.task) for w in words}
     setting = Setting(args.task, official, pace, latencies)
     check_expert(args.names.values(), setting)
-    return Match(players, setting, words or (WAITS,), range(first, first + count), hz)
+    return Match(players, setting, words or (WAITS,), seeds, hz)
 
 
 def known_latencies(args: Args, words: Sequence[str]) -> dict[str, dict[str, Latency]]:

@@ -9,10 +9,11 @@ from tokenizers import Tokenizer
 
 from trimvla.policies.calibrate import Calibration, calibration_from_shards, load_calibration
 from trimvla.policies.config import PolicyConfig
+from trimvla.runtime.errors import ConfigError
 
 SHARDS = "demos/*.npz"
 SIMULATED = "tabletop"  # the policy whose pictures come from our own simulator
-FRESH_SHARD = 10_000  # seeds from 2,000,000 on
+FRESH_SHARD = 10_000  # seeds that no training uses: 1,000,000 and as many times its episodes further
 
 
 def find_calibration(
@@ -24,15 +25,29 @@ def find_calibration(
     shards = sorted(source.glob(SHARDS))
     if not shards and cfg.name == SIMULATED:
         with tempfile.TemporaryDirectory() as directory:
-            return simulate(Path(directory), cfg, tokenizer, frames, seed)
+            return simulate(Path(directory), cfg, tokenizer, frames=frames, seed=seed)
     return calibration_from_shards(shards, cfg, lambda: Tokenizer.from_file(str(tokenizer)), frames, seed)
 
 
-def simulate(directory: Path, cfg: PolicyConfig, tokenizer: Path, frames: int, seed: int) -> Calibration:
-    """Frames of a shard of tabletop demonstrations that no policy was trained on; it stays in the directory."""
-    from trimvla.sim import demonstrations
+def simulate(
+    directory: Path, cfg: PolicyConfig, tokenizer: Path, *, frames: int, seed: int, env: str = SIMULATED
+) -> Calibration:
+    """Frames of a shard of demonstrations that no policy was trained on; it stays in the directory.
 
-    for _ in demonstrations.make_shards(directory, 1, 1, first=FRESH_SHARD):
+    Raises:
+        ConfigError: the environment's expert makes no demonstrations, or something that it needs is not installed.
+    """
+    from trimvla.sim import demonstrations, simpler_demonstrations
+
+    family, _, task = env.partition(":")
+    if family == "simpler":
+        shard = simpler_demonstrations.shard_path(directory, task, FRESH_SHARD)
+        making = simpler_demonstrations.make_shards(directory, 1, 1, first=FRESH_SHARD, names=(task,))
+    elif family == SIMULATED:
+        shard = demonstrations.shard_path(directory, FRESH_SHARD)
+        making = demonstrations.make_shards(directory, 1, 1, first=FRESH_SHARD)
+    else:
+        raise ConfigError(f"expected tabletop or simpler:TASK, which have demonstrations, got {env!r}")
+    for _ in making:
         pass
-    shard = demonstrations.shard_path(directory, FRESH_SHARD)
     return calibration_from_shards([shard], cfg, lambda: Tokenizer.from_file(str(tokenizer)), frames, seed)

@@ -129,6 +129,26 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
+def choose_seeds(grid: int, episodes: int | None, seed: int | None, *, usual: int) -> tuple[bool, range]:
+    """Whether the official episodes are played, and the seeds.
+
+    Args:
+        grid: episodes of the task's official grid; 0 where there is none.
+        episodes: how many; None: all official ones, or `usual` where there are none or a seed asks for others.
+        seed: the first; None: the official episodes or, where there are none, 1000.
+        usual: see `episodes`.
+
+    Raises:
+        ConfigError: there are not so many official episodes.
+    """
+    official = grid > 0 and seed is None
+    count = episodes or (grid if official else usual)
+    if official and count > grid:
+        raise ConfigError(f"expected at most {grid} official episodes, got --episodes {count}; --seed for more")
+    first = 0 if official else 1000 if seed is None else seed
+    return official, range(first, first + count)
+
+
 def play(load: Load, setting: Setting, deals: Sequence[Deal | int]) -> Generator[Round, None, None]:
     """Play the deals in turn, each with every actor before the next; a seed alone is the condition `WAITS`."""
     with closing(make_task(setting.task)) as task, load() as actors:

@@ -26,6 +26,7 @@ SIZE = 128  # side of the stored picture: the policy's
 RENDER_WIDTH = 320
 SHARD_EPISODES = 25
 STEPS, IDLE = 48, 4  # the most steps of an episode, and how many are kept once it has succeeded
+DRIVEN_STEPS = 72  # the most where a policy drives, within the task's limit: what it does late, it must learn there
 EXECUTE = 2  # steps between two looks of a driving policy
 ORIGIN = (-0.16, 0.05, 0.90)  # of the auxiliary positions, about the middle of the workspace [m]
 INSTRUCTIONS = (
@@ -111,7 +112,7 @@ def correct(task: SimplerTask, seed: int, shard: Shard, actor: Actor) -> bool:
     """Let a policy drive and label every picture with what the expert would do; True when it ended in success."""
     episode, chunk, idle = task.episode(seed, official=False), np.zeros((0, 7)), 0
     matrix = camera_matrix(task)
-    for k in range(STEPS):
+    for k in range(min(task.limit, DRIVEN_STEPS)):
         label(shard, episode, matrix)
         idle += episode.success
         if idle > IDLE:

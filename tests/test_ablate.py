@@ -15,7 +15,7 @@ from trimvla.launch.ablate_report import BEGIN, END, as_markdown, cells, insert
 from trimvla.policies.planner import Request
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import TokenPlan
-from trimvla.sim.rollout import Outcome
+from trimvla.sim.rollout import Outcome, choose_seeds
 
 AMOUNTS = Amounts(layers=11, mlp_keep=0.75, tokens=56, after=5, cache_interval=5)
 BY_NAME = {row.name: row for row in ROWS}
@@ -91,6 +91,26 @@ def test_played_seeds_are_read_back_but_not_a_line_that_was_cut(tmp_path: Path) 
     line = json.dumps({name: asdict(outcome) for name, outcome in played.items()})
     path.write_text(f"{line}\n{line[:-5]}")
     assert read_rounds(path) == {1000: played}
+
+
+def test_some_rows_of_another_task() -> None:
+    args = Args(env="simpler:widowx_stack_cube", rows=("uniform grid", "cache"), milder_cache_interval=2)
+    assert [row.name for row in args.chosen] == [DENSE, "cache", "uniform grid"]
+    assert args.suffix == "_widowx_stack_cube"
+    assert not Args().suffix
+    assert args.amounts(BY_NAME["all, milder"]).cache_interval == 2
+    assert args.amounts(BY_NAME["all"]).cache_interval == 5
+    with pytest.raises(ConfigError, match=r"expected --rows out of .*got \['cash'\]"):
+        Args(rows=("cash",))
+
+
+def test_official_episodes_come_first_and_a_seed_asks_for_others() -> None:
+    assert choose_seeds(24, None, None, usual=300) == (True, range(24))
+    assert choose_seeds(24, 8, None, usual=300) == (True, range(8))
+    assert choose_seeds(24, None, 5000, usual=300) == (False, range(5000, 5300))
+    assert choose_seeds(0, None, None, usual=300) == (False, range(1000, 1300))
+    with pytest.raises(ConfigError, match="at most 24 official episodes, got --episodes 25"):
+        choose_seeds(24, 25, None, usual=300)
 
 
 def test_what_is_out_of_range_is_one_error() -> None:
