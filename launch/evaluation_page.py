@@ -1,8 +1,8 @@
 """`trimvla report`: the page on what trimming costs in success and buys in time, from results that were kept.
 
-Reads `ablation.json`, the benchmark's `trimmed_latency.json`, `trimmed_success.json` and every result of `trimvla eval`
-under `evaluation/`; writes pictures, and the tables of `docs/evaluation.md` between their marks. Runs nothing, and
-makes up nothing: what is not there has no row.
+Reads `ablation.json` and `ablation_TASK.json`, the benchmark's `trimmed_latency.json`, `trimmed_success.json` and every
+result of `trimvla eval` under `evaluation/`; writes pictures, and the tables of `docs/evaluation.md` between their
+marks. Runs nothing, and makes up nothing: what is not there has no row.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def run(args: Args) -> Result:
     results = {path.stem: read(path) for path in sorted((args.results / "evaluation").glob("*.json"))}
     tables = {
         "tabletop": tabletop_rows(args.results),
+        "widowx": widowx_rows(args.results),
         "latency": latency_rows(args.results),
         "devices": device_rows(results, measured_here(args.results)),
         "tasks": task_rows(results),
@@ -105,20 +106,35 @@ def points(paired: Mapping[str, Any] | None) -> tuple[str, str]:
     )
 
 
+PLANS = ("plan", "success", "points to dense, paired", "McNemar's p", "one chunk here")
+
+
 def tabletop_rows(results: Path) -> Rows:
     """Dense, the whole plan, its parts and the controls; and the shipped trimmed bundle on its own 600 seeds."""
-    told = read(results / "ablation.json")
-    rows: Rows = [("plan", "success", "points to dense, paired", "McNemar's p", "one chunk here")]
-    for row in told["rows"]:
-        times = row["backends"]["onnxruntime"]
-        name = f"{row['name']} (control)" if row["control"] else row["name"]
-        chunk = f"{times['p50_ms']:.0f} ms ({times['ratio_to_dense']:.2f}x)"
-        rows.append((name, rate(row, "success"), *points(row["against_dense"]), chunk))
+    rows: Rows = [PLANS, *plan_rows(read(results / "ablation.json"))]
     shipped = read(results / "trimmed_success.json")
     sides = {role: shipped[f"{role}_successes"] / shipped["episodes"] for role in ("candidate", "reference")}
     title = f"{shipped['bundle']}, beside dense with {sides['reference']:.1%} on these seeds"
     rows.append((title, f"{sides['candidate']:.1%} of {shipped['episodes']}", *points(shipped), ""))
     return rows
+
+
+def widowx_rows(results: Path) -> Rows:
+    """The same of SimplerEnv's tasks, all of them in one table."""
+    rows: Rows = [("task", *PLANS)]
+    for path in sorted(results.glob("ablation_*.json")):
+        told = read(path)
+        rows.extend((told["settings"]["env"], *row) for row in plan_rows(told))
+    return rows
+
+
+def plan_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The rows of `trimvla ablate`."""
+    for row in told["rows"]:
+        times = row["backends"]["onnxruntime"]
+        name = f"{row['name']} (control)" if row["control"] else row["name"]
+        chunk = f"{times['p50_ms']:.0f} ms ({times['ratio_to_dense']:.2f}x)"
+        yield name, rate(row, "success"), *points(row["against_dense"]), chunk
 
 
 def latency_rows(results: Path) -> Rows:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trimvla.launch.evaluation_page import Args, device_rows, insert, periods_of, run
+from trimvla.launch.evaluation_page import Args, device_rows, insert, periods_of, run, widowx_rows
 from trimvla.runtime.errors import ConfigError
 
 
@@ -54,6 +54,18 @@ def test_a_bundle_that_is_not_shipped_has_the_estimates_of_its_curve() -> None:
     told = {"curve": curve, "estimates": [kept], "env": "simpler:widowx_stack_cube", "seed": 5000}
     _, row = device_rows({"x": told}, {})
     assert row[:6] == ("simpler:widowx_stack_cube, seeds from 5000", "Orin", "20%", "out/mine", "524 ms", "3")
+
+
+def test_every_task_that_was_ablated_has_its_rows(repo_root: Path, tmp_path: Path) -> None:
+    told = json.loads((repo_root / "benchmarks" / "ablation.json").read_text())
+    shutil.copy(repo_root / "benchmarks" / "ablation.json", tmp_path)
+    assert len(widowx_rows(tmp_path)) == 1
+    told["settings"]["env"] = "simpler:widowx_stack_cube"
+    (tmp_path / "ablation_widowx_stack_cube.json").write_text(json.dumps(told))
+    head, first, *rest = widowx_rows(tmp_path)
+    assert len(first) == len(head)
+    assert first[:2] == ("simpler:widowx_stack_cube", "dense")
+    assert "FastV tokens (control)" in {row[1] for row in rest}
 
 
 def test_marks_and_results_that_are_missing_are_said(repo_root: Path, tmp_path: Path) -> None:
