@@ -112,11 +112,20 @@ def test_the_sentence_says_no_more_than_the_interval(
     assert words in sentence("a", "b", numbers)
 
 
+# As at a terminal, also where the tests run behind `nohup` or `&`, whose children ignore interrupts.
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from trimvla.launch.cli import main
+sys.exit(main())
+"""
+
+
 def test_an_interrupt_stops_the_workers_quietly(pair: tuple[str, str], tmp_path: Path) -> None:
     words = ["eval", pair[0], "--against", pair[1], "--episodes", "900", "--workers", "2", "--json"]
     with (tmp_path / "errors").open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "trimvla.launch.cli", *words],
+            [sys.executable, "-c", INTERRUPTIBLE, *words],
             stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
         )  # fmt: skip
     workers = wait_for_workers(process.pid, 2)
