@@ -63,6 +63,19 @@ class Comparison:
         return {name: getattr(self, name) for name in names}
 
 
+class ScaledComparison(Comparison):
+    """The same where arrays may be large: a difference counts in root mean squares of the array, where that is above 1.
+
+    Rounding grows with the numbers: visual tokens of some policies are beyond 10 in the mean and reach 90, where one
+    step of float32 is 8e-6 and a sum of hundreds of such numbers is not the same to 1e-4 in another order.
+    """
+
+    def difference(self, a: np.ndarray, b: np.ndarray) -> float:
+        """The largest absolute difference over what the array is in the mean, or over 1."""
+        typical = float(np.sqrt(np.square(a).mean())) if a.size else 0.0
+        return max_abs_difference(a, b) / (typical if 1 < typical < math.inf else 1.0)
+
+
 @dataclass(frozen=True)
 class Limit:
     """How far a boundary in a lower precision may be from float32: lengths of differences over lengths of arrays.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimvla.export.compare import Comparison, LowerComparison, report
+from trimvla.export.compare import Comparison, LowerComparison, ScaledComparison, report
 from trimvla.export.stages import Stage, example_inputs, stage_spec, stages_under
 from trimvla.export.stream import Journal, Writer
 from trimvla.export.verify import LIMITS, as_arrays, shared, tolerances
@@ -68,7 +68,7 @@ def row_of(output: str, precision: str, tolerance: float) -> Comparison:
     group = f"{output}, {precision}"
     if precision in LIMITS:
         return LowerComparison.within(group, LIMITS[precision][output])
-    return Comparison(group, tolerance)
+    return ScaledComparison(group, tolerance)
 
 
 def scope(precision: str, proved: Mapping[str, None]) -> str:

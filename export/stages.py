@@ -109,7 +109,8 @@ class ReuseStep(FullStep):
 
 @dataclass(frozen=True)
 class Stage:
-    """One graph. `tolerance` is the largest absolute difference from torch, in float32, on the same inputs."""
+    """One graph. `tolerance` is the largest difference from torch, in float32, on the same inputs
+    (`compare.ScaledComparison`)."""
 
     name: str
     module: Callable[[CogAct], nn.Module]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimvla.export.compare import Comparison, Limit, LowerComparison, report
+from trimvla.export.compare import Comparison, Limit, LowerComparison, ScaledComparison, report
 from trimvla.export.emulate import EmulatedRunner
 from trimvla.export.stages import GUIDED, SAMPLED_TOLERANCE, STAGES, example_inputs, stages_under, walk
 from trimvla.policies.checkpoint import load as load_checkpoint
@@ -144,7 +144,7 @@ def comparisons(plan: Plan, precision: str, guided: bool = False) -> dict[str, C
     """One for every boundary."""
     allowed = {**tolerances(plan, guided), END_TO_END: SAMPLED_TOLERANCE}
     if precision == SHARPEST:
-        return {name: Comparison(name, tolerance) for name, tolerance in allowed.items()}
+        return {name: ScaledComparison(name, tolerance) for name, tolerance in allowed.items()}
     return {name: LowerComparison.within(name, LIMITS[precision][name]) for name in allowed}
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trimvla.export.architecture import policy_config
-from trimvla.export.compare import Comparison, cosine, max_abs_difference
+from trimvla.export.compare import Comparison, ScaledComparison, cosine, max_abs_difference
 from trimvla.export.reference import GROUPS, verify_reference
 from trimvla.runtime.errors import CheckpointError, ConfigError
 
@@ -100,6 +100,21 @@ def test_architecture_must_be_complete_and_known(fixture_dir):
 @pytest.mark.parametrize(("got", "expected"), [([1.0, 2.5], 0.5), ([1.0, 2.0], 0.0)])
 def test_difference(got, expected):
     assert max_abs_difference(np.array([1.0, 2.0]), np.array(got)) == expected
+
+
+def test_rounding_of_large_arrays_is_no_difference_but_an_error_is():
+    large, step = np.full(1000, 12.0), np.zeros(1000)
+    step[7] = 5e-4
+    row = ScaledComparison("visual", 1e-4)
+    row.add("rounded", large, large + step)
+    row.add("zeros", step * 0, step * 0)
+    assert row.failed == []
+    assert row.worst == pytest.approx(5e-4 / 12)
+    row.add("wrong", large, large + 10 * step)
+    row.add("small", large / 100, large / 100 + step)
+    row.add("broken", large, large + np.nan)
+    row.add("hidden", large * np.inf, large)
+    assert [failure["key"] for failure in row.failed] == ["wrong", "small", "broken", "hidden"]
 
 
 def test_not_a_number_never_passes():
