@@ -228,7 +228,7 @@ def make_bundles(args: Args, origin: Origin, progress: Progress) -> dict[str, Pa
     for name, path in spread(partial(make_some, args, origin), args.chosen, args.workers):
         made[name] = path
         progress.advance(task)
-    return {row.name: made[row.name] for row in ROWS}
+    return {row.name: made[row.name] for row in args.chosen}
 
 
 def make_some(args: Args, origin: Origin, rows: Sequence[Row]) -> Iterator[tuple[str, Path]]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from rich.progress import Progress
 
 from trimvla.export.ablation import DENSE, ROWS, Amounts, request
+from trimvla.launch import ablate
 from trimvla.launch.ablate import Args
 from trimvla.launch.ablate_play import read_rounds
 from trimvla.launch.ablate_report import BEGIN, END, as_markdown, cells, insert
@@ -102,6 +105,13 @@ def test_some_rows_of_another_task() -> None:
     assert args.amounts(BY_NAME["all"]).cache_interval == 5
     with pytest.raises(ConfigError, match=r"expected --rows out of .*got \['cash'\]"):
         Args(rows=("cash",))
+
+
+def test_bundles_are_made_of_the_rows_that_were_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ablate, "spread", lambda some, rows, workers: [(row.name, tmp_path) for row in reversed(rows)])
+    args = Args(rows=("cache", "width"))
+    made = ablate.make_bundles(args, cast("Any", None), Progress(disable=True))
+    assert list(made) == [DENSE, "cache", "width"]
 
 
 def test_official_episodes_come_first_and_a_seed_asks_for_others() -> None:
