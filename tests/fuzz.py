@@ -211,7 +211,8 @@ def _topics() -> list[Target]:
         source, parts = topic(name), encode(topic(name), message)
         found.append(Target(f"topic {name}", [parts], lambda p, s=source: decode(s, p), (WireError,), MSGPACK))
     # Sent now, not at 1 ns: a wall clock corrected by less than that in between would move it below zero.
-    sent = msgspec.structs.replace(MESSAGES["task"], time_ns=time.monotonic_ns())
+    now = time.monotonic_ns()
+    sent = msgspec.structs.replace(MESSAGES["task"], time_ns=now, started_ns=now)
     task = [*encode(topic("task"), sent), stamp()]
     there = Target("a task from another host", [task], lambda p: _arrive("task", p), (WireError,), MSGPACK, 1)
     return [*found, there]
