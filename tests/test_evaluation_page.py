@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trimvla.launch.evaluation_page import Args, device_rows, insert, periods_of, run, widowx_rows
+from trimvla.launch.evaluation_page import Args, device_rows, insert, periods_of, run, task_of, widowx_rows
 from trimvla.runtime.errors import ConfigError
 
 
@@ -66,6 +66,12 @@ def test_every_task_that_was_ablated_has_its_rows(repo_root: Path, tmp_path: Pat
     assert len(first) == len(head)
     assert first[:2] == ("simpler:widowx_stack_cube", "dense")
     assert "FastV tokens (control)" in {row[1] for row in rest}
+
+
+def test_a_task_says_its_seeds_and_how_often_the_policy_looks() -> None:
+    assert task_of({"env": "tabletop", "seed": 1000, "execute": 2}) == "tabletop"
+    assert task_of({"env": "simpler:x", "seed": 0, "execute": 1}) == "simpler:x, a look at every step"
+    assert task_of({"env": "simpler:x", "seed": 5000, "execute": 2}) == "simpler:x, seeds from 5000"
 
 
 def test_marks_and_results_that_are_missing_are_said(repo_root: Path, tmp_path: Path) -> None:
