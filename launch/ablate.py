@@ -48,7 +48,6 @@ from trimvla.sim.workers import spread
 
 MAIN = (DENSE, WHOLE)  # rows that play more episodes, and are compiled
 INSTRUCTION = "pick up the red cube"
-TABLETOP = "tabletop"
 CAMERA_SHAPE = (480, 640, 3)  # a usual camera; the policy shrinks it
 
 
@@ -59,7 +58,7 @@ class Args(Options):
     bundle: Positional[str] = "tabletop"
     """The dense bundle, with its checkpoint beside it."""
 
-    env: str = TABLETOP
+    env: str = "tabletop"
     """What is played, as `eval` knows it: tabletop, simpler:TASK (extra `simpler`)."""
 
     rows: tuple[str, ...] = ()
@@ -156,8 +155,10 @@ class Args(Options):
     def amounts(self, row: Row) -> Amounts:
         """What the knobs of a row keep."""
         full = Amounts(self.layers, self.mlp_keep, self.tokens, self.after, self.cache_interval)
-        milder = Amounts(self.milder_layers, self.mlp_keep, self.milder_tokens, self.after, self.milder_cache_interval)
-        return milder if row.milder else full
+        if not row.milder:
+            return full
+        interval = self.milder_cache_interval
+        return replace(full, layers=self.milder_layers, tokens=self.milder_tokens, cache_interval=interval)
 
 
 @dataclass(frozen=True)
@@ -173,12 +174,13 @@ def run(args: Args) -> Result:
     """Export, time, play, write; the table for people."""
     terminate_as_interrupt()
     dense = bundles.resolve(args.bundle)
+    setting, seeds = find_episodes(args)
     work = args.work / f"{weights_digest(dense)[:12]}{args.suffix}"
     with progress_bar() as progress:
         origin = Origin(dense, calibrate(args, dense, progress), work)
         made = make_bundles(args, origin, progress)
         samples, subjects = take_times(args, made, progress)
-        played = play_all(args, made, work, progress)
+        played = play_all(args, made, setting, seeds, work=work, progress=progress)
     result: Result = {"ok": True} | summarise(made, subjects, samples, played, args.margin)
     result["settings"] = {name: value for name, value in asdict(args).items() if name not in ("json", "work", "out")}
     save(result, args)
@@ -296,11 +298,17 @@ def own(party: Party, asked: Asked) -> Subject:
     return Subject(party.name, party.name, "onnxruntime", party.dense, calls)
 
 
-def play_all(args: Args, made: Mapping[str, Path], work: Path, progress: Progress) -> dict[str, list[Outcome]]:
-    """Row -> its outcomes by rising seed; the dense bundle and the whole plan play the most seeds."""
+def find_episodes(args: Args) -> tuple[Setting, range]:
+    """What is played. Raises ConfigError where there is no such task or there are not so many episodes."""
     with closing(make_task(args.env)) as task:
         official, seeds = choose_seeds(task.official, args.episodes, args.seed, usual=300)
-    setting = Setting(args.env, official, Pace(execute=args.execute))
+    return Setting(args.env, official, Pace(execute=args.execute)), seeds
+
+
+def play_all(
+    args: Args, made: Mapping[str, Path], setting: Setting, seeds: range, *, work: Path, progress: Progress
+) -> dict[str, list[Outcome]]:
+    """Row -> its outcomes by rising seed; the dense bundle and the whole plan play the most seeds."""
     played: dict[str, list[Outcome]] = {}
     for is_main, count in ((True, len(seeds)), (False, min(args.others, len(seeds)))):
         rows = {name: path for name, path in made.items() if (name in MAIN) == is_main}

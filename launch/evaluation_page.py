@@ -180,10 +180,7 @@ def guesses(told: Mapping[str, Any], bundles: Sequence[str], device: str, share:
 
 
 def task_of(told: Mapping[str, Any]) -> str:
-    """The environment; with the first seed where others than its official episodes were played; and how often it looks.
-
-    The tabletop has no official episodes; there, as everywhere, a look at every second step goes without saying.
-    """
+    """The environment; the first seed where others than its official episodes were played; a look at every step."""
     env = told.get("env", "")
     seeds = f", seeds from {told['seed']}" if ":" in env and told["seed"] else ""
     looks = ", a look at every step" if told.get("execute") == 1 else ""
