@@ -5,7 +5,7 @@ address, with keys. Publishers bind and subscribers
 connect, in any order. A publisher never waits: what a reader cannot take is dropped. A subscriber receives in a thread
 of its own, so that arrival times are true and nothing old waits in a socket while its owner is busy. Topics whose
 messages all count (`depth` above 1) keep a queue. There is no replay for late joiners: what must reach them is
-repeated by its sender. Knows topics and freshness; not what messages mean.
+repeated by its sender. A topic that floods is taken in small parts. Knows topics and freshness; not what messages mean.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ MAX_IPC_PATH = 107  # bytes, by the operating system
 LINGER_MS = 200  # what a closing publisher may take to hand over its last messages
 POLL_MS = 50  # how long a closing subscriber may take to notice
 RECONNECT_NS = 200_000_000  # between two tries to reach a publisher that cuts us off
+WINDOW_NS = 50_000_000  # in which a topic may bring so much and no more, that a flood leaves its reader the processor:
+MOST_PARTS = 300  # parts of messages: far above 1 kHz
 RATE_WINDOW = 10  # arrivals that a measured rate is made of
 RATE_OK = 0.8  # of the expected rate
 
@@ -208,12 +210,14 @@ class _Line:
         if self._far is not None:
             self._far.connect(self.socket)
         self._lost, self._due_ns = False, 0
+        self.parts = 0  # received in this window
         self.losses = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.socket.connect(self._address)
 
     def receive(self) -> list[bytes]:
         """The next message, on this host's clock."""
         parts = self.socket.recv_multipart()
+        self.parts += len(parts)
         return localise(self.topic, parts) if self._far else parts
 
     def empty(self) -> tuple[list[Delivery], list[int]]:
@@ -305,11 +309,19 @@ class Subscriber:
             handlers[line.losses] = line.lose
         for socket in handlers:
             poller.register(socket, zmq.POLLIN)
+        window_ns = monotonic_ns()
         while not self._closing.is_set():
             for socket, _ in poller.poll(POLL_MS):
                 handlers[socket]()
             for line in self._lines.values():
                 line.mend()
+                if line.parts > MOST_PARTS and line.socket in poller:
+                    poller.unregister(line.socket)  # what more it brings waits in the socket, or is dropped by the sender
+            if monotonic_ns() - window_ns > WINDOW_NS:
+                window_ns = monotonic_ns()
+                for line in self._lines.values():
+                    line.parts = 0
+                    poller.register(line.socket, zmq.POLLIN)
         for line in self._lines.values():
             line.close()
 

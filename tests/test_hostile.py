@@ -85,14 +85,19 @@ def flood(address: str, lie: Callable[[], Iterator[list[bytes]]], begun: Event, 
 
 
 @contextmanager
-def flooding(address: str, lie: Callable[[], Iterator[list[bytes]]]) -> Iterator[None]:
-    """Somebody who floods, in a process of its own."""
+def flooding(
+    address: str, lie: Callable[[], Iterator[list[bytes]]], meanwhile: Callable[[], None] = lambda: time.sleep(0.02)
+) -> Iterator[None]:
+    """Somebody who floods, in a process of its own; until it does, call `meanwhile`, again and again."""
     spawn = multiprocessing.get_context("spawn")
     begun, stop = spawn.Event(), spawn.Event()
     process = spawn.Process(target=flood, args=(address, lie, begun, stop))
     process.start()
     try:
-        assert begun.wait(30)
+        end = time.monotonic() + 60
+        while not begun.is_set():
+            assert time.monotonic() < end
+            meanwhile()
         yield
     finally:
         stop.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import zmq
 
-from trimvla.runtime.bus import Input, Publisher, Subscriber, endpoint
+from trimvla.runtime.bus import MOST_PARTS, WINDOW_NS, Input, Publisher, Subscriber, _Line, endpoint
 from trimvla.runtime.clock import NS_PER_S, Rate
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Command, Frame, JointState, Task
@@ -125,6 +126,32 @@ def test_bytes_that_are_no_message_are_counted_and_change_nothing(tmp_path, subs
             liar.send_multipart([b"robot/state", bytes(STATE.max_bytes * 2)])  # too large: ends the connection alone
     assert not robot.valid and "robot/state" in robot.problem
     assert isinstance(robot.message, JointState) and robot.message.gripper == 0.7
+
+
+def test_a_flood_is_taken_in_small_parts_and_others_are_heard(tmp_path, subscriber, monkeypatch):
+    taken: Counter[str] = Counter()
+    receive = _Line.receive
+
+    def counting(line: _Line) -> list[bytes]:
+        taken[line.topic.name] += 1
+        return receive(line)
+
+    with Publisher(tmp_path, COMMAND) as publisher, zmq.Context.instance().socket(zmq.PUB) as liar:
+        liar.bind(endpoint(tmp_path, STATE))
+        connect(publisher, subscriber, command(1.0))
+        monkeypatch.setattr(_Line, "receive", counting)
+        start, heard, sent = time.monotonic(), 0, 0
+        while (took := time.monotonic() - start) < 1:
+            for _ in range(20):
+                liar.send_multipart([b"robot/state", b"\xc1"])
+            sent += 20
+            publisher.send(command(1.0))
+            subscriber.update(0.001)
+            heard += len(subscriber["command"].fresh)
+            time.sleep(0.0005)
+    windows = took / (WINDOW_NS / NS_PER_S) + 1
+    assert 0 < taken["robot/state"] <= windows * (MOST_PARTS // 2 + 1) < sent
+    assert heard > 0.9 * sent / 20
 
 
 def test_freshness_follows_the_clock():
