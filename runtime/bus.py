@@ -316,7 +316,7 @@ class Subscriber:
             for line in self._lines.values():
                 line.mend()
                 if line.parts > MOST_PARTS and line.socket in poller:
-                    poller.unregister(line.socket)  # what more it brings waits in the socket, or is dropped by the sender
+                    poller.unregister(line.socket)  # what more it brings waits, or its sender drops it
             if monotonic_ns() - window_ns > WINDOW_NS:
                 window_ns = monotonic_ns()
                 for line in self._lines.values():
