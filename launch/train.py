@@ -51,6 +51,15 @@ class Args(Options):
     steps: int | None = None
     """Optimiser steps; the preset's recipe says how many when left out."""
 
+    pictures: int | None = None
+    """Pictures of a step; the preset's recipe says how many when left out."""
+
+    learning_rate: float | None = None
+    """Of the optimiser, at its highest; the preset's when left out."""
+
+    device: str = "cpu"
+    """Where it is trained, in torch's words: cpu, cuda, cuda:1."""
+
     weights: Path | None = None
     """Start from these weights (safetensors) where the run has no state yet."""
 
@@ -62,13 +71,16 @@ class Args(Options):
 
     def __post_init__(self) -> None:
         """Raise ConfigError with everything that is out of range."""
-        given = {name: getattr(self, name) for name in ("shards", "steps", "workers")}
+        given = {name: getattr(self, name) for name in ("shards", "steps", "pictures", "workers")}
         wrong = [f"--{name}" for name, value in given.items() if value is not None and value < 1]
         if wrong:
             raise ConfigError(f"expected at least 1 for {', '.join(wrong)}")
         if unknown := sorted(set(self.tasks) - set(courses()[self.preset].tasks)):
             known = sorted(courses()[self.preset].tasks) or "none"
             raise ConfigError(f"expected --tasks out of {known} for --preset {self.preset}, got {unknown}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
+            raise ConfigError(f"expected 0 < --learning-rate < 1, got {self.learning_rate:g}")
+        check_device(self.device)
 
     @property
     def folder(self) -> Path:
@@ -84,7 +96,22 @@ class Args(Options):
     def recipe(self) -> Recipe:
         """The preset's, with what was given."""
         recipe = courses()[self.preset].recipe
-        return replace(recipe, steps=self.steps or recipe.steps, seed=self.seed)
+        return replace(
+            recipe,
+            steps=self.steps or recipe.steps,
+            pictures=self.pictures or recipe.pictures,
+            learning_rate=self.learning_rate or recipe.learning_rate,
+            seed=self.seed,
+        )
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError where torch has no such device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"expected a device that torch has for --device, got {device!r}: {reason}") from None
 
 
 def run(args: Args) -> Result:
@@ -95,7 +122,7 @@ def run(args: Args) -> Result:
         make_demonstrations(args, progress)
         make_corrections(args, progress)
         data = load_demonstrations(args.folder, cfg)
-        trainer = Trainer(cfg, args.recipe, data.aux.shape[-1])
+        trainer = Trainer(cfg, args.recipe, data.aux.shape[-1], args.device)
         if args.weights is not None:
             trainer.start_from(checkpoint.load(args.weights, cfg))
         fit(trainer, data, args.folder, progress)

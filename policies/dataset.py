@@ -42,6 +42,10 @@ class Batch:
     aux: Tensor
     points: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
 
 def action_statistics(chunks: np.ndarray, *, symmetric: bool = False) -> dict[str, Any]:
     """q01, q99 and mask over float32[..., H, A] chunks, in the official layout; the gripper (last) is not scaled.

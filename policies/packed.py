@@ -71,7 +71,8 @@ def packed_states(
     for index, layer in enumerate(decoder.layers):
         assert isinstance(layer, DecoderLayer)
         if thin is not None and index == thin[0]:
-            stay = torch.cat([thin[1].new_zeros(1), thin[1] + 1, torch.arange(1 + len(kept), x.shape[1])])
+            rest = torch.arange(1 + len(kept), x.shape[1], device=x.device)
+            stay = torch.cat([thin[1].new_zeros(1), thin[1] + 1, rest])
             x, cos, sin = x[:, stay], cos[stay], sin[stay]
             prefix = common + len(thin[1])
             mask = packed_mask(prefix, k, length, ids.device)

@@ -2,8 +2,9 @@
 
 Loss: noise prediction of the action chunk, and read-outs of object, target and tool positions, of the turn that the
 chunk makes and of whatever else the shards tell, from the words' final states (an auxiliary head that is not deployed).
-Several sentences share a picture; visual tokens and layers are dropped at random. Knows shards and modules; knows no
-simulator. A run's state lives in one file that is replaced atomically.
+Several sentences share a picture; visual tokens and layers are dropped at random. What is random is drawn on the CPU,
+so that a run means the same on every device. A run's state lives in one file that is replaced atomically. Knows shards
+and modules; knows no simulator.
 """
 
 from __future__ import annotations
@@ -69,14 +70,14 @@ class AuxHead(nn.Module):
 
 
 class Trainer:
-    """Policy, its average, auxiliary head and optimiser, advanced step by step."""
+    """Policy, its average, auxiliary head and optimiser, advanced step by step on a device."""
 
-    def __init__(self, cfg: PolicyConfig, recipe: Recipe, aux_outputs: int) -> None:
+    def __init__(self, cfg: PolicyConfig, recipe: Recipe, aux_outputs: int, device: str = "cpu") -> None:
         torch.manual_seed(recipe.seed)
-        self.cfg, self.recipe, self.step = cfg, recipe, 0
+        self.cfg, self.recipe, self.step, self.device = cfg, recipe, 0, torch.device(device)
         self.policy = initialise(CogAct(cfg))
         self.aux = AuxHead(cfg.language.width, aux_outputs)
-        self.model = nn.ModuleDict({"policy": self.policy, "aux": self.aux})
+        self.model = nn.ModuleDict({"policy": self.policy, "aux": self.aux}).to(self.device)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
             _groups(self.model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
@@ -114,9 +115,11 @@ class Trainer:
         return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.recipe.steps))))
 
     def _losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bfloat16):
-            common = own_words_from(batch)
-            seen, keep, skip = self._dropped(self.cfg.patches, rng)
+        common = own_words_from(batch)
+        seen, keep, skip = self._dropped(self.cfg.patches, rng)
+        thin = self._thinned(self.cfg.patches, keep, rng)
+        batch, seen, keep = batch.to(self.device), self._there(seen), self._there(keep)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
             tower = self.policy.vision
             visual = tower(batch.image) if seen is None else glimpse(tower, batch.image, seen, self.cfg.patches)
             states, scores = packed_states(
@@ -126,7 +129,7 @@ class Trainer:
                 keep=keep,
                 skip=skip,
                 pointer=self.recipe.pointer_layer,
-                thin=self._thinned(visual.shape[1], keep, rng),
+                thin=thin,
                 common=common,
             )
             z = take_last(states, batch.last, common)
@@ -143,6 +146,9 @@ class Trainer:
             "tool_cm": error[..., 4:7].mean() * AUX_SCALE * 100,
             "turn_rad": error[..., -1].mean() / TURN_WEIGHT,
         }
+
+    def _there(self, tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(self.device)
 
     def _dropped(self, patches: int, rng: np.random.Generator) -> tuple[Tensor | None, Tensor | None, frozenset[int]]:
         """Patches that the encoders see, visual tokens that stay (None: all of them), layers that are left out."""
@@ -163,7 +169,7 @@ class Trainer:
             return None
         places = np.arange(patches) if keep is None else keep.numpy()
         stay = patchy_tokens(patches, places, THINNED[len(places) * 256 // patches], rng)
-        return self.recipe.thin_layer, torch.from_numpy(stay)
+        return self.recipe.thin_layer, torch.from_numpy(stay).to(self.device)
 
     def _ramp(self) -> float:
         """0 while the policy finds out what words mean, 1 from the middle of the run on."""
@@ -172,10 +178,10 @@ class Trainer:
     def _denoise(self, z: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and true noise for `draws` noisy versions of every chunk."""
         z, actions = z.repeat(self.recipe.draws, 1), actions.repeat(self.recipe.draws, 1, 1)
-        dropped = torch.rand(len(z), 1) < self.recipe.drop_condition
+        dropped = (torch.rand(len(z), 1) < self.recipe.drop_condition).to(self.device)
         z = torch.where(dropped, self.policy.head.uncondition.to(z.dtype), z)
-        t = torch.randint(self.cfg.diffusion.train_steps, (len(z),))
-        noise = torch.randn_like(actions)
+        t = torch.randint(self.cfg.diffusion.train_steps, (len(z),)).to(self.device)
+        noise = torch.randn(actions.shape).to(self.device)
         noisy = q_sample(actions, t, noise, self.cfg.diffusion.train_steps)
         return self.policy.head(noisy, t, z), noise
 
@@ -188,8 +194,9 @@ class Trainer:
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        for name, value in self.model.state_dict().items():
-            self.average[name].lerp_(value, 1 - decay)
+        names, values = zip(*self.model.state_dict().items(), strict=True)
+        averages = [self.average[name] for name in names]
+        torch._foreach_lerp_(averages, list(values), 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def averaged_policy(self) -> CogAct:
         """A copy of the policy with the averaged weights."""
@@ -215,7 +222,7 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Continue from a saved state."""
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = torch.load(path, weights_only=True, map_location=self.device)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step = state["average"], state["step"]
@@ -234,7 +241,7 @@ def aux_mask(batch: Batch, common: int, length: int) -> Tensor:
 
     Asking every token, not only EOS, teaches words to find their thing in the picture directly.
     """
-    place = torch.arange(common, common + length)
+    place = torch.arange(common, common + length, device=batch.last.device)
     inside = place <= batch.last[..., None]
     objects, targets = (inside & (place >= batch.nouns[..., i, None]) for i in (0, 1))
     rest = batch.aux.shape[-1] - 4
@@ -257,7 +264,7 @@ def pointer_loss(scores: Tensor, batch: Batch, common: int, keep: Tensor | None,
         patches: P, a square.
     """
     side = math.isqrt(patches)
-    place = torch.arange(patches) if keep is None else keep
+    place = torch.arange(patches, device=scores.device) if keep is None else keep
     centre = torch.stack([place % side, place // side], dim=-1) + 0.5
     distance = (batch.points[..., None, :] * side - centre).square().sum(-1)
     truth = torch.softmax(-distance / (2 * POINTER_SIGMA**2), dim=-1)

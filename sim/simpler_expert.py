@@ -21,7 +21,6 @@ IN_HAND = 0.030  # object this near to closed fingers is held [m]
 REST = 0.10  # how far the tool rises above a finished job [m]
 OPEN, CLOSED = 1.0, 0.0
 OPENED = 0.8  # from this opening on the gripper is open
-YAWS = (-math.pi / 3, math.pi)  # where the range of wanted yaws begins, and its length for a long object
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def _rise(state: State, height: float) -> Action:
 
 def _approach(job: Job, state: State) -> Action:
     dx, dy = state.thing[0] - state.tool[0], state.thing[1] - state.tool[1]
-    error, turn = math.hypot(dx, dy), wanted_yaw(job, state) - state.yaw
+    error, turn = math.hypot(dx, dy), turn_across(job, state)
     grasp = max(job.low, state.thing[2])
     height = grasp + min(HOVER, SLOPE * (max(0.0, error - ALIGNED) + 0.1 * max(0.0, abs(turn) - SQUARE)))
     rise = height - state.tool[2]
@@ -90,10 +89,9 @@ def _approach(job: Job, state: State) -> Action:
     return (*_across(dx, dy, 1.0), _steer(rise), _clip(GAIN * turn, TURN), CLOSED if ready else OPEN)
 
 
-def wanted_yaw(job: Job, state: State) -> float:
-    """The yaw across the object, one of those that look the same: always the same one, whatever the tool's yaw is."""
-    start = YAWS[0] if job.yaw_period == YAWS[1] else -job.yaw_period / 2
-    return (state.thing_yaw - start) % job.yaw_period + start
+def turn_across(job: Job, state: State) -> float:
+    """The turn to the nearest yaw across the object [rad]: of yaws that look alike, a picture does not tell which."""
+    return math.remainder(state.thing_yaw - state.yaw, job.yaw_period)
 
 
 def _carry(job: Job, state: State) -> Action:

@@ -76,15 +76,25 @@ def test_the_expert_looks_at_the_tool_and_not_at_its_command() -> None:
     assert simpler_expert.act(job, elsewhere) == simpler_expert.act(job, START)
 
 
-@pytest.mark.parametrize("turned", [0.0, math.pi / 2, -math.pi / 2, math.pi, 0.3])
-def test_a_long_object_is_always_taken_the_same_way(turned: float) -> None:
-    job = TWINS["widowx_carrot_on_plate"].job
-    yaws = {
-        round(simpler_expert.wanted_yaw(job, State(**{**vars(START), "thing_yaw": turned + turn})), 6)
-        for turn in (-math.pi, 0.0, math.pi)
+@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("turned", [0.0, 0.3, 1.2, -0.7, 2.0])
+def test_the_expert_turns_the_shorter_way_whatever_a_yaw_is_called(name: str, turned: float) -> None:
+    job = TWINS[name].job
+    turns = {
+        round(
+            simpler_expert.turn_across(
+                job,
+                State(**{**vars(START), "thing_yaw": turned + i * job.yaw_period, "yaw": 0.2 + k * job.yaw_period}),
+            ),
+            6,
+        )
+        for i in (-1, 0, 1)
+        for k in (-1, 0, 2)
     }
-    assert len(yaws) == 1
-    assert math.sin(yaws.pop() - turned) == pytest.approx(0, abs=1e-5)
+    assert len(turns) == 1
+    turn = turns.pop()
+    assert abs(turn) <= job.yaw_period / 2
+    assert math.remainder(0.2 + turn - turned, job.yaw_period) == pytest.approx(0, abs=1e-5)
 
 
 def test_drawn_states_are_fixed_by_the_seed_and_none_is_official() -> None:

@@ -1,0 +1,167 @@
+"""Training on a borrowed GPU: shards packed small, as many steps as a time allows, weights and a recipe back.
+
+`launch/bare.sh gpu_train pack DEMOS PACKED` makes of each shard a file of a twentieth of its size, without loss;
+`... gpu_train fit PACKED RUN --seconds 300` trains from `RUN/policy.safetensors`. The second needs torch, NumPy,
+tokenizers, safetensors and msgspec, no simulator; a run has the tokenizer and the statistics that `trimvla train` left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from trimvla.policies import checkpoint
+from trimvla.policies.config import PRESETS
+from trimvla.policies.dataset import Demonstrations
+from trimvla.policies.train import Recipe, Trainer, train
+from trimvla.runtime.errors import TrimvlaError
+
+TRIAL_STEPS = 30  # that say how long a step takes; the first third does not count
+
+
+def pack(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Pictures uint8[n, S, S, 3] as the first, where each differs from the one before, and the pixels there."""
+    changed = (images[1:] != images[:-1]).any(axis=-1)
+    return {
+        "first": images[0],
+        "changed": _squeezed(np.packbits(changed, axis=None)),
+        "pixels": _squeezed(images[1:][changed]),
+    }
+
+
+def unpack(first: np.ndarray, changed: np.ndarray, pixels: np.ndarray, count: int) -> np.ndarray:
+    """What `pack` was given, `count` pictures."""
+    bits = np.frombuffer(lzma.decompress(changed.tobytes()), np.uint8)
+    side = first.shape[0]
+    where = np.unpackbits(bits, count=(count - 1) * side * side).reshape(-1, side, side).astype(bool)
+    values = np.frombuffer(lzma.decompress(pixels.tobytes()), np.uint8).reshape(-1, 3)
+    images, start = np.empty((count, *first.shape), np.uint8), 0
+    images[0] = first
+    for index, mask in enumerate(where, 1):
+        images[index] = images[index - 1]
+        end = start + int(mask.sum())
+        images[index][mask] = values[start:end]
+        start = end
+    return images
+
+
+def _squeezed(array: np.ndarray) -> np.ndarray:
+    return np.frombuffer(lzma.compress(array.tobytes(), preset=6), np.uint8)
+
+
+def pack_shard(place: Path, path: Path) -> None:
+    """Write the packed form of a shard, in one move."""
+    with np.load(path) as shard:
+        content = {name: shard[name] for name in shard.files}
+    images = content.pop("images")
+    partial_path = place / f".{path.name}"
+    np.savez_compressed(partial_path, **pack(images), **content)
+    partial_path.replace(place / path.name)
+
+
+def unpack_shard(place: Path, path: Path) -> Path:
+    """Write a shard again from its packed form."""
+    with np.load(path) as shard:
+        content = {name: shard[name] for name in shard.files}
+    packed = {name: content.pop(name) for name in ("first", "changed", "pixels")}
+    np.savez(place / path.name, images=unpack(**packed, count=len(content["chunks"])), **content)
+    return place / path.name
+
+
+def pack_all(demos: Path, place: Path) -> None:
+    """Pack the shards that are not packed yet."""
+    place.mkdir(parents=True, exist_ok=True)
+    missing = [path for path in sorted(demos.glob("*.npz")) if not (place / path.name).exists()]
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(partial(pack_shard, place), missing))
+
+
+def load(packed: Path, run: Path, preset: str, nouns: tuple[str, ...]) -> Demonstrations:
+    """Unpacked shards, with the run's own tokenizer and statistics."""
+    demos = run / "demos"
+    demos.mkdir(exist_ok=True)
+    with ProcessPoolExecutor() as pool:
+        shards = list(pool.map(partial(unpack_shard, demos), sorted(packed.glob("*.npz"))))
+    tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
+    statistics = json.loads((run / "statistics.json").read_text())[preset]
+    return Demonstrations(shards, PRESETS[preset], tokenizer, nouns=nouns, statistics=statistics)
+
+
+def step_seconds(trainer: Trainer, data: Demonstrations) -> float:
+    """Time of a step [s], over a short trial."""
+    took = []
+    for step in range(TRIAL_STEPS):
+        rng, start = np.random.default_rng(step), time.monotonic()
+        trainer.update(data.draw(rng, trainer.recipe.pictures, trainer.recipe.sentences), rng)
+        took.append(time.monotonic() - start)
+    return float(np.mean(took[TRIAL_STEPS // 3 :]))
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Train as long as there is time; weights, history and recipe into the run's folder."""
+    recipe, cfg = Recipe(**json.loads((args.run / "recipe.json").read_text())["recipe"]), PRESETS[args.preset]
+    recipe = replace(recipe, tokens=tuple(map(tuple, recipe.tokens)), emphasis=tuple(recipe.emphasis), compile=False)
+    recipe = replace(recipe, pictures=args.pictures, learning_rate=args.learning_rate, warmup=args.warmup)
+    start = time.monotonic()
+    data = load(args.packed, args.run, args.preset, tuple(args.nouns.split(",")))
+    print(f"{len(data)} pictures after {time.monotonic() - start:.1f} s", flush=True)
+    weights, outputs = checkpoint.load(args.run / "policy.safetensors", cfg), data.aux.shape[-1]
+    trial = Trainer(cfg, recipe, outputs, args.device)
+    trial.start_from(weights)
+    per_step = step_seconds(trial, data)
+    steps = max(1, int((args.seconds - (time.monotonic() - start)) / per_step))
+    print(f"{1000 * per_step:.1f} ms a step: {steps} steps of {recipe.pictures} pictures", flush=True)
+    trainer = Trainer(cfg, replace(recipe, steps=steps), outputs, args.device)
+    trainer.start_from(weights)
+    train(trainer, data, args.run, report=say, save_every=10**9)
+    checkpoint.save(trainer.averaged_policy(), args.run / "policy.safetensors", dtype=torch.float16)
+    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
+    described = {
+        "preset": args.preset, "policy": cfg.to_dict(), "recipe": asdict(trainer.recipe), "frames": len(data),
+        "device": name, "torch": torch.__version__, "steps": steps, "seconds": round(trainer.seconds, 1),
+    }  # fmt: skip
+    (args.run / "recipe.json").write_text(json.dumps(described, indent=1) + "\n")
+
+
+def say(step: int, losses: dict[str, float]) -> None:
+    """One line every hundred steps."""
+    if step % 100 == 0:
+        print(step, " ".join(f"{name} {value:.4f}" for name, value in losses.items()), flush=True)
+
+
+def main() -> None:
+    """`pack DEMOS PACKED` or `fit PACKED RUN`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(required=True, dest="verb")
+    packing = verbs.add_parser("pack")
+    packing.add_argument("demos", type=Path)
+    packing.add_argument("packed", type=Path)
+    fitting = verbs.add_parser("fit")
+    fitting.add_argument("packed", type=Path)
+    fitting.add_argument("run", type=Path)
+    fitting.add_argument("--preset", default="widowx")
+    fitting.add_argument("--nouns", default="carrot,plate,spoon,towel,block,eggplant,basket")
+    fitting.add_argument("--device", default="cuda")
+    fitting.add_argument("--seconds", type=float, default=300.0)
+    fitting.add_argument("--pictures", type=int, default=256)
+    fitting.add_argument("--learning-rate", type=float, default=7e-4)
+    fitting.add_argument("--warmup", type=int, default=100)
+    args = parser.parse_args()
+    try:
+        pack_all(args.demos, args.packed) if args.verb == "pack" else fit(args)
+    except (TrimvlaError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Training where only torch is installed: packed shards are the shards, and a short run leaves what can be shipped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trimvla.launch.courses import courses
+from trimvla.launch.gpu_train import pack, unpack
+from trimvla.policies import checkpoint
+from trimvla.policies.config import PRESETS
+from trimvla.policies.train import Trainer
+
+ROOT = Path(__file__).parent.parent
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.floats(0, 1))
+def test_packing_loses_nothing(seed: int, count: int, moving: float) -> None:
+    rng = np.random.default_rng(seed)
+    images = np.repeat(rng.integers(0, 256, (1, 16, 16, 3), dtype=np.uint8), count, axis=0)
+    mask = rng.random(images.shape) < moving
+    images[mask] = rng.integers(0, 256, int(mask.sum()), dtype=np.uint8)
+    assert np.array_equal(unpack(**pack(images), count=count), images)
+
+
+def write_run(place: Path) -> tuple[Path, Path]:
+    """A shard of noise and a run to go on from, as `trimvla train` leaves it."""
+    rng, cfg, course = np.random.default_rng(0), PRESETS["widowx"], courses()["widowx"]
+    demos, run = place / "demos", place / "run"
+    demos.mkdir()
+    run.mkdir()
+    np.savez(
+        demos / "noise-0000.npz",
+        images=rng.integers(0, 256, (8, 128, 128, 3), dtype=np.uint8),
+        chunks=rng.standard_normal((8, 1, 16, 7), dtype=np.float32),
+        aux=rng.standard_normal((8, 1, 12), dtype=np.float32),
+        points=rng.random((8, 1, 2, 2), dtype=np.float32),
+        texts=np.array([["put carrot on plate"]] * 8),
+    )
+    course.tokenizer(cfg).save(str(run / "tokenizer.json"))
+    bounds = {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}}
+    (run / "statistics.json").write_text(json.dumps({"widowx": bounds}))
+    checkpoint.save(Trainer(cfg, course.recipe, 13).averaged_policy(), run / "policy.safetensors", dtype=torch.float16)
+    (run / "recipe.json").write_text((ROOT / "docs/widowx/recipe.json").read_text())
+    return demos, run
+
+
+def test_a_run_goes_on_where_nothing_is_installed(tmp_path: Path) -> None:
+    demos, run = write_run(tmp_path)
+    before = (run / "policy.safetensors").read_bytes()
+    script, packed = ROOT / "launch/bare.sh", tmp_path / "packed"
+    options = ["--device", "cpu", "--seconds", "0.1", "--pictures", "1"]
+    for words in (["pack", demos, packed], ["fit", packed, run, *options]):
+        environment = {**os.environ, "PYTHON": sys.executable}
+        done = subprocess.run(
+            [script, "gpu_train", *words], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert "8 pictures after" in done.stdout
+    recipe = json.loads((run / "recipe.json").read_text())
+    assert (recipe["steps"], recipe["recipe"]["pictures"], recipe["frames"], recipe["device"]) == (1, 1, 8, "cpu")
+    assert (run / "policy.safetensors").read_bytes() != before
+    checkpoint.load(run / "policy.safetensors", PRESETS["widowx"])
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
+    words = [ROOT / "launch/bare.sh", "gpu_train", "fit", tmp_path, tmp_path, "--device", "cpu"]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "recipe.json" in done.stderr and "Traceback" not in done.stderr
