@@ -81,6 +81,7 @@ class DevicePolicy:
         self._tensors = dict(inputs)
         with torch.inference_mode():
             self._run_all()
+            self._read = dict(self._tensors)  # stages' graphs read these places for good; the run of all makes new ones
             self.runs: dict[str, Run] = {name: self._stage_run(name) for name in STAGES} | {TOTAL: self._run_all}
             if way.graph:
                 self.runs = {name: capture(run) for name, run in self.runs.items()}
