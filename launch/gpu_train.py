@@ -2,7 +2,8 @@
 
 `launch/bare.sh gpu_train pack DEMOS PACKED` makes of each shard a file of a twentieth of its size, without loss;
 `... gpu_train fit PACKED RUN --seconds 300` trains from `RUN/policy.safetensors`. The second needs torch, NumPy,
-tokenizers, safetensors and msgspec, no simulator; a run has the tokenizer and the statistics that `trimvla train` left.
+tokenizers, safetensors and msgspec, no simulator. RUN holds weights, recipe, tokenizer and statistics, as `trimvla
+train` leaves them, and no state: training would go on from that one instead.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
@@ -24,8 +26,9 @@ from trimvla.policies import checkpoint
 from trimvla.policies.config import PRESETS
 from trimvla.policies.dataset import Demonstrations
 from trimvla.policies.train import Recipe, Trainer, train
-from trimvla.runtime.errors import TrimvlaError
+from trimvla.runtime.errors import ConfigError, TrimvlaError
 
+NOUNS = "carrot,plate,spoon,towel,block,eggplant,basket"  # the course's own, which needs the simulator to be read
 TRIAL_STEPS = 30  # that say how long a step takes; the first third does not count
 
 
@@ -88,13 +91,12 @@ def pack_all(demos: Path, place: Path) -> None:
 
 def load(packed: Path, run: Path, preset: str, nouns: tuple[str, ...]) -> Demonstrations:
     """Unpacked shards, with the run's own tokenizer and statistics."""
-    demos = run / "demos"
-    demos.mkdir(exist_ok=True)
-    with ProcessPoolExecutor() as pool:
-        shards = list(pool.map(partial(unpack_shard, demos), sorted(packed.glob("*.npz"))))
     tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
     statistics = json.loads((run / "statistics.json").read_text())[preset]
-    return Demonstrations(shards, PRESETS[preset], tokenizer, nouns=nouns, statistics=statistics)
+    with tempfile.TemporaryDirectory() as demos:
+        with ProcessPoolExecutor() as pool:
+            shards = list(pool.map(partial(unpack_shard, Path(demos)), sorted(packed.glob("*.npz"))))
+        return Demonstrations(shards, PRESETS[preset], tokenizer, nouns=nouns, statistics=statistics)
 
 
 def step_seconds(trainer: Trainer, data: Demonstrations) -> float:
@@ -109,11 +111,14 @@ def step_seconds(trainer: Trainer, data: Demonstrations) -> float:
 
 def fit(args: argparse.Namespace) -> None:
     """Train as long as there is time; weights, history and recipe into the run's folder."""
-    recipe, cfg = Recipe(**json.loads((args.run / "recipe.json").read_text())["recipe"]), PRESETS[args.preset]
+    if (args.run / "state.pt").exists():
+        raise ConfigError(f"expected a run without a state, got {args.run / 'state.pt'}: training would go on from it")
+    known = json.loads((args.run / "recipe.json").read_text())
+    recipe, preset, cfg = Recipe(**known["recipe"]), known["preset"], PRESETS[known["preset"]]
     recipe = replace(recipe, tokens=tuple(map(tuple, recipe.tokens)), emphasis=tuple(recipe.emphasis), compile=False)
     recipe = replace(recipe, pictures=args.pictures, learning_rate=args.learning_rate, warmup=args.warmup)
     start = time.monotonic()
-    data = load(args.packed, args.run, args.preset, tuple(args.nouns.split(",")))
+    data = load(args.packed, args.run, preset, tuple(args.nouns.split(",")))
     print(f"{len(data)} pictures after {time.monotonic() - start:.1f} s", flush=True)
     weights, outputs = checkpoint.load(args.run / "policy.safetensors", cfg), data.aux.shape[-1]
     trial = Trainer(cfg, recipe, outputs, args.device)
@@ -127,7 +132,7 @@ def fit(args: argparse.Namespace) -> None:
     checkpoint.save(trainer.averaged_policy(), args.run / "policy.safetensors", dtype=torch.float16)
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
     described = {
-        "preset": args.preset, "policy": cfg.to_dict(), "recipe": asdict(trainer.recipe), "frames": len(data),
+        "preset": preset, "policy": cfg.to_dict(), "recipe": asdict(trainer.recipe), "frames": len(data),
         "device": name, "torch": torch.__version__, "steps": steps, "seconds": round(trainer.seconds, 1),
     }  # fmt: skip
     (args.run / "recipe.json").write_text(json.dumps(described, indent=1) + "\n")
@@ -149,8 +154,7 @@ def main() -> None:
     fitting = verbs.add_parser("fit")
     fitting.add_argument("packed", type=Path)
     fitting.add_argument("run", type=Path)
-    fitting.add_argument("--preset", default="widowx")
-    fitting.add_argument("--nouns", default="carrot,plate,spoon,towel,block,eggplant,basket")
+    fitting.add_argument("--nouns", default=NOUNS, help="words that name things, for another preset than widowx")
     fitting.add_argument("--device", default="cuda")
     fitting.add_argument("--seconds", type=float, default=300.0)
     fitting.add_argument("--pictures", type=int, default=256)

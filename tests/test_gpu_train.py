@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimvla.launch.courses import courses
-from trimvla.launch.gpu_train import pack, unpack
+from trimvla.launch.gpu_train import NOUNS, pack, unpack
 from trimvla.policies import checkpoint
 from trimvla.policies.config import PRESETS
 from trimvla.policies.train import Trainer
@@ -70,6 +70,19 @@ def test_a_run_goes_on_where_nothing_is_installed(tmp_path: Path) -> None:
     assert (recipe["steps"], recipe["recipe"]["pictures"], recipe["frames"], recipe["device"]) == (1, 1, 8, "cpu")
     assert (run / "policy.safetensors").read_bytes() != before
     checkpoint.load(run / "policy.safetensors", PRESETS["widowx"])
+
+
+def test_nouns_are_the_courses() -> None:
+    assert tuple(NOUNS.split(",")) == courses()["widowx"].nouns
+
+
+def test_a_run_with_a_state_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").touch()
+    words = [ROOT / "launch/bare.sh", "gpu_train", "fit", tmp_path, tmp_path, "--device", "cpu"]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "state.pt" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
