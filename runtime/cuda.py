@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from trimvla.runtime.errors import BackendError
+from trimvla.runtime.errors import BackendError, BackendUnavailableError
 
 MODULE = "cuda.bindings.runtime"
+# codes after which the context still works: invalid value, out of memory, not ready, and all of stream capture. What
+# CUDA calls sticky, and whatever else there may be, ends the process: only another one gets a context that works.
+OF_ONE_CALL = frozenset({1, 2, 600, *range(900, 910)})
 INSTALL = (
     "pip install 'cuda-bindings>=12.8,<13' on JetPack 6 (CUDA 12), pip install 'cuda-bindings>=13' on JetPack 7 and "
     "wherever else the driver has CUDA 13"
@@ -55,6 +58,7 @@ class Cuda:
         """Raises BackendError: cuda-python is missing, or there is no GPU, or no driver for this CUDA."""
         self._api = load_runtime()
         self._undo: list[tuple[str, tuple[Any, ...]]] = []
+        self._lost = False
         try:
             count = self.call("cudaGetDeviceCount")
         except (BackendError, RuntimeError) as error:  # some versions raise where there is no driver at all
@@ -71,11 +75,16 @@ class Cuda:
         return int(self._stream)
 
     def call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401 - the library has no types
-        """One call of the runtime API: what it returns beside its status; BackendError where that is not success."""
+        """One call of the runtime API: what it returns beside its status.
+
+        Raises BackendError where that is not success, BackendUnavailableError where no later call can have any.
+        """
         status, *values = getattr(self._api, name)(*arguments)
         if int(status):
             _, reason = self._api.cudaGetErrorString(status)
-            raise BackendError(f"{name}: {reason.decode()} ({getattr(status, 'name', status)})")
+            text = f"{name}: {reason.decode()} ({getattr(status, 'name', status)})"
+            self._lost = self._lost or int(status) not in OF_ONE_CALL
+            raise BackendUnavailableError(text) if self._lost else BackendError(text)
         return values[0] if values else None
 
     def device_memory(self, size: int) -> int:
@@ -135,8 +144,15 @@ class Cuda:
         """Between two marks that the stream has passed."""
         return float(self.call("cudaEventElapsedTime", start, end))
 
+    def settle(self) -> None:
+        """Wait before something is freed; on a lost device there is nothing to wait for."""
+        if not self._lost:
+            self.synchronize()
+
     def close(self) -> None:
-        """Wait, then free everything, newest first."""
+        """Wait, then free everything, newest first. A lost device's memory went with its context."""
+        if self._lost:
+            self._undo.clear()
         if self._undo:
             self.synchronize()
         while self._undo:

@@ -10,7 +10,8 @@ TrimvlaError
 |  `- StaleError        it is older than its budget
 |     |- SkewError      its pictures are of different moments
 |     `- FrozenError    its pictures are new, what they show is not
-|- BackendError         a backend or provider that was asked for and is not given
+|- BackendError         a backend or provider that was asked for and is not given, or a call of it that failed
+|  `- BackendUnavailableError   no later call can work either: a lost device; who owns the backend ends
 |- CameraError          a camera that does not start or stops
 |- WireError            bytes that are no message
 |- BusyError            a client asks for more than its share, or everybody does
@@ -65,7 +66,11 @@ class FrozenError(StaleError):
 
 
 class BackendError(TrimvlaError):
-    """A backend or provider was asked for and is not given."""
+    """A backend or provider was asked for and is not given, or a call of it failed."""
+
+
+class BackendUnavailableError(BackendError):
+    """No later call of this backend can work either, such as after a lost CUDA context: its process ends."""
 
 
 class CameraError(TrimvlaError):

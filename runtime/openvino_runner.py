@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from trimvla.runtime.backend_failures import call_failure
 from trimvla.runtime.errors import BackendError, BundleError
 from trimvla.runtime.manifest import MANIFEST, StageSpec, TensorSpec
 from trimvla.runtime.runner import check_inputs
@@ -53,7 +54,10 @@ class OpenVinoRunner:
         """See `runner.Runner`."""
         check_inputs(self.spec, inputs)
         request = self._request(tuple(inputs[tensor.name].shape for tensor in self.spec.inputs))
-        got = request.infer(dict(inputs))
+        try:
+            got = request.infer(dict(inputs))
+        except RuntimeError as error:
+            raise call_failure("openvino", error) from error
         return {tensor.name: np.array(got[tensor.name]) for tensor in self.spec.outputs}
 
     def describe(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
+from trimvla.runtime.backend_failures import call_failure
 from trimvla.runtime.chain import Chain, HostChain, Milliseconds, Tensors, borders
 from trimvla.runtime.errors import BackendError, BundleError
 from trimvla.runtime.manifest import STAGES, Manifest, StageSpec
@@ -54,17 +55,23 @@ class OrtRunner:
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `runner.Runner`."""
         check_inputs(self.spec, inputs)
-        values = self._session.run(self._outputs, dict(inputs))
+        try:
+            values = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:  # the library's exceptions share no public base
+            raise call_failure("onnxruntime", error) from error
         return {name: np.asarray(value) for name, value in zip(self._outputs, values, strict=True)}
 
     def run_on(self, device: str, inputs: Mapping[str, ort.OrtValue]) -> dict[str, ort.OrtValue]:
         """As `run`, but outputs are left on a device, and inputs taken from wherever they lie."""
-        binding = self._session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        for name in self._outputs:
-            binding.bind_output(name, device)
-        self._session.run_with_iobinding(binding)
+        try:
+            binding = self._session.io_binding()
+            for name, value in inputs.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in self._outputs:
+                binding.bind_output(name, device)
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # as above
+            raise call_failure("onnxruntime", error) from error
         return dict(zip(self._outputs, binding.get_outputs(), strict=True))
 
     def describe(self) -> dict[str, str]:
@@ -100,7 +107,10 @@ class BoundChain(HostChain):
             values |= runner.run_on(self._device, {spec.name: values[spec.name] for spec in runner.spec.inputs})
             took[name] = (time.monotonic_ns() - start) / 1e6
         made = borders({name: self._bound[name] for name in stages})[1]
-        return {name: values[name].numpy() for name in made}, took
+        try:
+            return {name: values[name].numpy() for name in made}, took
+        except Exception as error:  # the copy from the device is where its earlier failures show
+            raise call_failure("onnxruntime", error) from error
 
 
 def open_chain(

@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from trimvla.runtime.backend_failures import FailureStreak
 from trimvla.runtime.bus import Input, Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
 from trimvla.runtime.errors import CameraError, ConfigError, FrozenError, SkewError, StaleError, TrimvlaError
@@ -66,7 +67,8 @@ class PolicyConfig:
     phase: PhaseConfig = field(default_factory=PhaseConfig)
     """What motion is fine, where that decides about the rung (`ladder.coarse`)."""
     camera_timeout_s: float = 10.0
-    """Without a first picture this long into a task, the camera counts as not started."""
+    """Without a first picture this long into a task, and since the process was ready, the camera counts as not
+    started."""
 
     def __post_init__(self) -> None:
         if self.valid_rows < 1 or self.seed < 0:
@@ -111,13 +113,16 @@ class PolicyLoop:
         self._gap_ns = to_ns(JITTER / config.max_hz)
         self.seen_ns = -self._gap_ns
         """Capture of the last picture that was looked at."""
+        self._failures = FailureStreak()
+        self._began_ns = monotonic_ns()
 
     def step(self) -> bool:
         """Wait for news; if there is a new picture, act on it. Returns whether a chunk was published.
 
         A picture is refused, with its reason in the report, if `join` or the policy refuses it.
 
-        Raises CameraError if a task is under way and the camera has never given a picture.
+        Raises CameraError if a task is under way and the camera has never given a picture, BackendUnavailableError if
+        the policy can no longer act.
         """
         self._inputs.update(WAIT_S)
         frame, task = self._frame(self._config.camera), _alive_task(self._inputs["task"])
@@ -165,6 +170,7 @@ class PolicyLoop:
         except TrimvlaError as error:
             self._refuse(error, task)
             return False
+        self._failures.end()
         self._telemetry.count("frames_used")
         self._telemetry.state, self._telemetry.reason = "running", ""
         return True
@@ -202,6 +208,7 @@ class PolicyLoop:
         """No chunk, and the reason: the control loop holds once its last chunk has expired."""
         if task is None or not task.active:
             self._telemetry.state, self._telemetry.reason = "idle", str(error)
+            self._failures.end()
             return
         self._thinker.forget()
         kind = _kind(error)
@@ -215,6 +222,7 @@ class PolicyLoop:
         refusal = Refusal(time_ns=monotonic_ns(), episode=task.episode, kind=kind, reason=str(error), since_ns=since_ns)
         if self._refusals is not None:
             self._refusals.send(refusal)
+        self._failures.add(error, refusal.time_ns)
 
     def _check_size(self, frame: Frame) -> None:
         """Say once where a camera, or its `side`, gives less than the policy looks at."""
@@ -227,9 +235,13 @@ class PolicyLoop:
             self._side = 0
 
     def _check_camera(self, task: Task | None) -> None:
-        waited_s = (monotonic_ns() - task.started_ns) / NS_PER_S if task is not None and task.active else 0.0
+        """A process that was started again may be younger than its task, and its camera than both."""
+        if task is None or not task.active:
+            return
+        waited_s = (monotonic_ns() - max(task.started_ns, self._began_ns)) / NS_PER_S
         if waited_s > self._config.camera_timeout_s:
-            within = f"within {self._config.camera_timeout_s:g} s of the task's start"
+            start = "the task's start" if task.started_ns > self._began_ns else "the process's start, in a task"
+            within = f"within {self._config.camera_timeout_s:g} s of {start}"
             raise CameraError(
                 f"camera '{self._config.camera}': expected a first picture on '{self._color}' {within}, got none"
             )

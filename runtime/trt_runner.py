@@ -47,7 +47,7 @@ class TrtStages:
                 undo.callback(stage.close)
                 self.records[name], self.stages[name] = record, stage
             self._prepare({name: manifest.stages[name] for name in names}, manifest.prompt.buckets)
-            undo.callback(self.cuda.synchronize)  # the first thing that closing does
+            undo.callback(self.cuda.settle)  # the first thing that closing does
             self._undo = undo.pop_all()
 
     def _prepare(self, specs: Mapping[str, StageSpec], buckets: tuple[int, ...]) -> None:

@@ -32,9 +32,10 @@ FILE, SEEN = "faults.json", "fault-seen-{name}"
 #                freeze  the same pixels, with new sequence numbers and times
 #                clock   capture times are off by this much [s]
 #                corrupt what travels is no picture
-#   of a policy: nan, inf, range   in its actions; slow: it takes so many times as long
+#   of a policy: nan, inf, range   in its actions; slow: it takes so many times as long; fail: every call fails;
+#                lost    as after a lost CUDA context: no call can work until the process is another one
 #   of an arm:   mute    it does not say where it is
-Kind = Literal["drop", "delay", "freeze", "clock", "corrupt", "nan", "inf", "range", "slow", "mute"]
+Kind = Literal["drop", "delay", "freeze", "clock", "corrupt", "nan", "inf", "range", "slow", "fail", "lost", "mute"]
 
 
 @dataclass(frozen=True)

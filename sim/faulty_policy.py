@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trimvla.runtime.backend_failures import call_failure
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.policy import Policy, PolicyResult
 from trimvla.runtime.policy_process import Infers, PolicyConfig, PolicyLoop
@@ -21,6 +22,10 @@ from trimvla.runtime.telemetry import Reporter, Telemetry
 from trimvla.runtime.topics import color, topic
 from trimvla.sim.faults import Fault, Switch
 
+FAILURES = {
+    "fail": "Non-zero status code returned while running Gather node",
+    "lost": "CUDA failure 700: an illegal memory access was encountered",
+}
 SPOILS = {"nan": math.nan, "inf": math.inf, "range": 1000.0}
 HORIZON, DIM = 16, 7
 WORK = 8192  # numbers that the stand-in computes with, on one core
@@ -64,6 +69,8 @@ class Spoilt:
     def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...]) -> PolicyResult:
         """As `Policy.infer`."""
         fault = self._switch.fault()
+        if fault is not None and fault.kind in FAILURES:
+            raise call_failure("onnxruntime", RuntimeError(FAILURES[fault.kind]))
         result = self._policy.infer(image, instruction, seed=seed)
         assert isinstance(result, PolicyResult)
         return result if fault is None else spoil(result, fault)

@@ -27,9 +27,13 @@ Status = IntEnum(
         "cudaErrorInvalidValue": 1,
         "cudaErrorNoDevice": 100,
         "cudaErrorNotReady": 600,
+        "cudaErrorIllegalAddress": 700,
         "cudaErrorStreamCaptureUnsupported": 900,
         "cudaErrorStreamCaptureInvalidated": 901,
     },
+)
+STICKY = frozenset(
+    {"cudaMemcpyAsync", "cudaGraphLaunch", "cudaStreamSynchronize", "cudaEventRecord", "cudaFree", "cudaFreeHost"}
 )
 OK, INVALID, NOT_READY = Status["cudaSuccess"], Status["cudaErrorInvalidValue"], Status["cudaErrorNotReady"]
 UNSUPPORTED, INVALIDATED = Status["cudaErrorStreamCaptureUnsupported"], Status["cudaErrorStreamCaptureInvalidated"]
@@ -71,10 +75,14 @@ class FakeCuda:
         self._host: dict[int, np.ndarray] = {}
         self._streams: dict[int, Stream] = {}
         self._next, self._time = FIRST_ADDRESS, 0
+        self.lost = False
+        """Whether the context is: as on a device, every later call then gives the same error."""
 
     def __getattribute__(self, name: str):
         if name.startswith("cuda"):
             object.__getattribute__(self, "calls")[name] += 1
+            if object.__getattribute__(self, "lost") and name in STICKY:
+                return lambda *arguments: (Status["cudaErrorIllegalAddress"], None)
         return object.__getattribute__(self, name)
 
     # what the fake TensorRT needs

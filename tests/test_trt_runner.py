@@ -24,7 +24,7 @@ from trimvla.runtime import manifest as bundles
 from trimvla.runtime.chain import HostChain, open_chain
 from trimvla.runtime.device import Device, find_device
 from trimvla.runtime.engines import EngineRecord
-from trimvla.runtime.errors import BackendError, BundleError, SpecError
+from trimvla.runtime.errors import BackendError, BackendUnavailableError, BundleError, SpecError
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.runner import create
 
@@ -325,3 +325,24 @@ def test_a_host_chain_runs_stages_in_order(tmp_path: Path) -> None:
     chain = open_chain(write_bundle(tmp_path), bundles.load(tmp_path))
     assert isinstance(chain, HostChain)
     assert list(chain.runners) == list(bundles.STAGES)
+
+
+@unified
+def test_a_lost_device_is_told_from_a_bad_call(bench: Bench) -> None:
+    """After a sticky error no call works; closing then has nothing to free, and does not hide the reason."""
+    policy = bench.open()
+    policy.infer(PICTURE, SHORT)
+    bench.cuda.lost = True
+    for _ in range(2):
+        with pytest.raises(BackendUnavailableError, match=r"cuda\w+: .*cudaErrorIllegalAddress"):
+            policy.infer(PICTURE, SHORT)
+    policy.close()
+
+
+def test_a_refused_argument_is_no_lost_device(bench: Bench) -> None:
+    device = cuda.Cuda()
+    with pytest.raises(BackendError, match="cudaErrorInvalidValue") as caught:
+        device.call("cudaFree", 12345)
+    assert not isinstance(caught.value, BackendUnavailableError)
+    device.synchronize()
+    device.close()
