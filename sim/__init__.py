@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import trimvla.runtime  # noqa: F401 - before any library that would report to its maker
+
 TABLETOP = "trimvla/Tabletop-v0"
 
 
