@@ -18,8 +18,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional
 
 from trimvla.export import benchmark
@@ -30,6 +28,7 @@ from trimvla.export.verify import checkpoint_beside
 from trimvla.launch.ablate_play import play
 from trimvla.launch.ablate_report import as_markdown, as_table, insert, summarise
 from trimvla.launch.bench_subjects import Asked, Party, open_party, torch_subjects
+from trimvla.launch.console import Progress, progress_bar
 from trimvla.launch.frames import simulate
 from trimvla.launch.options import Options, Result
 from trimvla.launch.supervisor import terminate_as_interrupt
@@ -176,7 +175,7 @@ def run(args: Args) -> Result:
     dense = bundles.resolve(args.bundle)
     setting, seeds = find_episodes(args)
     work = args.work / f"{weights_digest(dense)[:12]}{args.suffix}"
-    with progress_bar() as progress:
+    with progress_bar(counts=True, transient=False) as progress:
         origin = Origin(dense, calibrate(args, dense, progress), work)
         made = make_bundles(args, origin, progress)
         samples, subjects = take_times(args, made, progress)
@@ -199,12 +198,6 @@ def save(result: Result, args: Args) -> None:
     draw_tradeoff(points, args.out / f"ablation{args.suffix}.png")
     if args.readme is not None:
         args.readme.write_text(insert(args.readme.read_text(), as_markdown(result["rows"])))
-
-
-def progress_bar() -> Progress:
-    """On stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
 
 
 def weights_digest(directory: Path) -> str:

@@ -13,8 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from rich.progress import Progress
-
+from trimvla.launch.console import Progress
 from trimvla.runtime.policy import Policy
 from trimvla.sim import rollout
 from trimvla.sim.actor import Actor

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional
 
 from trimvla.export import benchmark
@@ -43,6 +41,7 @@ from trimvla.launch.bench_subjects import (
     torch_subjects,
     with_dense,
 )
+from trimvla.launch.console import Console, progress_bar
 from trimvla.launch.options import Options, Result
 from trimvla.launch.supervisor import terminate_as_interrupt
 from trimvla.runtime import manifest
@@ -171,7 +170,7 @@ def run(args: Args) -> Result:
     console.print(as_table(result))
     console.print(as_cost(result))
     for line in explain(result):
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
     return result
 
 
@@ -273,8 +272,7 @@ def known_floors(party: Party, asked: Asked, machine: Machine, notes: list[str])
 
 def take_turns(subjects: Sequence[Subject], args: Args) -> Samples:
     """All turns, with a progress bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with progress_bar(counts=True) as progress:
         bar = progress.add_task("turns", total=args.warmup + args.rounds)
         return benchmark.measure(
             subjects,

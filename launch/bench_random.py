@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from trimvla.export import benchmark
 from trimvla.export.benchmark import TOTAL, Samples, Subject, timed
 from trimvla.export.floor import better, floors, measure_machine
 from trimvla.export.stages import example_inputs
 from trimvla.launch.bench_report import MEANING, as_table
+from trimvla.launch.console import Console
 from trimvla.launch.export import Args as ExportArgs
 from trimvla.launch.export import run as export
 from trimvla.launch.options import Result
@@ -83,7 +83,7 @@ def show(console: Console, result: Result) -> None:
         f"Measured peak {machine['gflops']:.0f} GFLOP/s in float32, bandwidth {machine['gbytes_per_s']:.1f} GB/s.",
         f"Kept for the next time: {result['bundle']} (delete it when done).",
     ):
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
 
 
 def measure(

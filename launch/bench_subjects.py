@@ -15,6 +15,7 @@ import numpy as np
 from trimvla.export.benchmark import Subject, policy_calls, stage_inputs
 from trimvla.export.floor import Floor, Machine, floors
 from trimvla.launch.bench_socket import SocketPolicy
+from trimvla.launch.extras import install, missing_module
 from trimvla.policies.config import PolicyConfig
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import BackendError, CheckpointError, ConfigError
@@ -113,8 +114,10 @@ def torch_subjects(
     """
     try:
         from trimvla.export.benchmark_torch import check_same, load_model, on_torch, torch_threads
-    except ImportError as error:
-        raise ConfigError(f"{error.name} is not installed: pip install 'trimvla[export]'") from error
+    except ModuleNotFoundError as error:
+        if (module := missing_module(error)) is None:
+            raise
+        raise ConfigError(f"{module} is not installed: {install(module, 'export')}") from error
     stack.enter_context(torch_threads(threads))
     models = [load_model(party.directory, party.policy.manifest, parties[0].directory) for party in parties]
     for backend in backends:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from tyro.conf import Positional
 
 from trimvla.export.to_tensorrt import WORKSPACE_MB, Engine, Report, Request, build_bundle
+from trimvla.launch.console import Progress, progress_bar
 from trimvla.launch.options import Options, Result
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.cost import shape_of
@@ -55,7 +54,7 @@ def run(args: Args) -> Result:
     library = load_trt(args.backend)
     out = args.out or default_directory(manifest.name)
     request = Request(library, device, out, args.workspace_mb * MIB)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         built = build_bundle(directory, manifest, request, reporter(progress, list(manifest.stages)))
     args.console().print(as_table(f"{manifest.name}, by {library.title} for {named(device)}", built, memory))
     return {"ok": True, "engines": [as_row(engine, out) for engine in built]}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trimvla.export.report import kept_over_image
 from trimvla.launch.call_picture import CallStory, describe
+from trimvla.launch.extras import install, missing_module
 from trimvla.runtime.errors import ConfigError
 
 
@@ -37,4 +38,6 @@ def _rerun() -> Any:  # noqa: ANN401 - a large optional package, without types w
     try:
         return importlib.import_module("rerun")
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--rerun needs {error.name}: pip install 'trimvla[inspect]'") from None
+        if (module := missing_module(error)) is None:
+            raise
+        raise ConfigError(f"--rerun needs {module}: {install(module, 'inspect')}") from None

@@ -6,8 +6,10 @@ A verb's module is imported when it is called, so that `trimvla --help` costs no
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import io
 import json
 import sys
 import traceback
@@ -17,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from trimvla.launch.extras import install, missing_module
+from trimvla.launch.printable import printable, printable_lines
 from trimvla.launch.rendering import choose_renderer
 from trimvla.runtime.errors import TrimvlaError
 
@@ -62,6 +66,10 @@ VERBS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
+    show_whatever_comes()
+    if foreign := [word for word in args if not is_text(word)]:
+        wrong = ", ".join(map(printable, foreign))
+        return fail(f"expected text in UTF-8 on the command line, got {wrong}", "--json" in args, status=2)
     if not args or args[0] in ("-h", "--help"):
         print(overview())
         return 0
@@ -74,6 +82,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_verb(verb, args[1:])
 
 
+def show_whatever_comes() -> None:
+    """Characters that a terminal's encoding lacks are shown escaped instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def is_text(word: str) -> bool:
+    """Whether a word of the command line was UTF-8: bytes that are none arrive as lone surrogates."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def run_verb(verb: Verb, argv: list[str]) -> int:
     """Parse, run and report one verb. An expected error is one line; anything else keeps its traceback."""
     as_json = "--json" in argv
@@ -84,14 +108,14 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
         result = module.run(parse(module, verb, argv))
     except TrimvlaError as error:
         return fail(str(error), as_json)
-    except ImportError as error:
-        return fail(missing_package(verb, error), as_json)
     except KeyboardInterrupt:
         return fail("interrupted", as_json, status=130)
     except SystemExit as stop:
         return usage_exit(stop, as_json)
     except Exception as error:
-        traceback.print_exc()
+        if isinstance(error, ImportError) and (module := missing_module(error)):
+            return fail(f"`trimvla {verb.name}` needs {module}: {install(module, verb.extra)}", as_json)
+        print(printable_lines(traceback.format_exc(), indent=""), file=sys.stderr)
         return fail(f"{type(error).__name__}: {error}", as_json)
     if as_json:
         print_json(result)
@@ -106,7 +130,12 @@ def parse(module: ModuleType, verb: Verb, argv: list[str]) -> Any:  # noqa: ANN4
 
     words = collect_overrides(argv) if hasattr(module.Args, "set") else argv
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction)
-    args = tyro.cli(module.Args, prog=f"trimvla {verb.name}", args=words, config=config)
+    complaints = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaints):
+            args = tyro.cli(module.Args, prog=f"trimvla {verb.name}", args=words, config=config)
+    finally:
+        print(printable_lines(complaints.getvalue(), indent=""), end="", file=sys.stderr)
     configure_logging(log_format=args.log_format)
     return args
 
@@ -128,7 +157,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever JSON does not know
 
 def fail(message: str, as_json: bool, status: int = 1) -> int:
     """Say what went wrong: one line on stderr and, if asked, one object on stdout."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {printable_lines(message)}", file=sys.stderr, flush=True)
     if as_json:
         print_json({"ok": False, "error": message})
     return status
@@ -140,13 +169,6 @@ def usage_exit(stop: SystemExit, as_json: bool) -> int:
     if status and as_json:
         print_json({"ok": False, "error": "wrong command line; see stderr"})
     return status
-
-
-def missing_package(verb: Verb, error: ImportError) -> str:
-    """An import that failed, with the install that brings it."""
-    if not verb.extra or (error.name or "").startswith("trimvla"):
-        return f"{error}"
-    return f"`trimvla {verb.name}` needs {error.name}: pip install 'trimvla[{verb.extra}]'"
 
 
 def unknown_verb(name: str) -> str:

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 from tyro.conf import Positional
 
 from trimvla.launch import video
+from trimvla.launch.console import Console, Status, styled
 from trimvla.launch.director import Director, Recording, Request
 from trimvla.launch.options import Options, Result
+from trimvla.launch.printable import printable
 from trimvla.launch.processes import programs, read_system
 from trimvla.launch.supervisor import Supervisor, terminate_as_interrupt
 from trimvla.launch.watching import RECORDER, outcome, with_recorder
@@ -130,8 +131,9 @@ def play_one(director: Director, request: Request, total: int, console: Console,
         )
 
     recording = director.play(request, watch)
-    outcome = "[green]done[/]" if recording.success else "[red]failed[/]"
-    console.print(f"  {request.instruction}: {outcome} after {recording.steps} steps, {recording.seconds:.1f} s")
+    outcome = styled("done", "green") if recording.success else styled("failed", "red")
+    rest = f" after {recording.steps} steps, {recording.seconds:.1f} s"
+    console.print(Text.assemble(f"  {printable(request.instruction)}: ", outcome, rest))
     return recording
 
 

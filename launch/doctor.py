@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from trimvla.launch.console import styled
 from trimvla.launch.jetson_state import read_state
 from trimvla.launch.options import Options, Result
 from trimvla.launch.probes import ask
@@ -52,7 +54,7 @@ def run(args: Args) -> Result:
     console = args.console()
     console.print(as_table(result))
     for line in result["advice"]:
-        console.print(f"  - {line}", highlight=False)
+        console.print(f"  - {line}")
     return result
 
 
@@ -226,8 +228,6 @@ def board_rows(board: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "hottest", f"{board['hottest'][0]}, {board['hottest'][1]:.0f} degrees Celsius"
 
 
-def mark(answer: dict[str, Any], detail: str = "") -> str:
+def mark(answer: dict[str, Any], detail: str = "") -> Text:
     """yes with the detail, or no with the reason."""
-    if answer["ok"]:
-        return f"[green]yes[/] {detail}".strip()
-    return f"[yellow]no[/]  {answer.get('why', '')}".strip()
+    return styled("yes", "green", detail) if answer["ok"] else styled("no", "yellow", f" {answer.get('why', '')}")

@@ -12,6 +12,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from trimvla.launch.console import progress_bar, text_column
 from trimvla.launch.evaluate_options import CANDIDATE, REFERENCE, Args, Match
 from trimvla.launch.evaluate_players import Bundles, check_same_task, estimate, resolve_latency
 from trimvla.launch.evaluate_report import (
@@ -19,7 +20,6 @@ from trimvla.launch.evaluate_report import (
     curve_rows,
     curve_table,
     pairs_table,
-    progress_bar,
     save,
     sentence,
 )
@@ -137,7 +137,7 @@ def play(args: Args, match: Match) -> dict[Deal, Round]:
 
     path = None if args.out is None else args.out / "outcomes.jsonl"
     log = nullcontext(None) if path is None else OutcomeLog(path, match.header(), list(args.names))
-    with log as kept, progress_bar() as progress:
+    with log as kept, progress_bar(text_column("{task.fields[won]} succeeded"), counts=True) as progress:
         rounds = {} if kept is None else {deal: kept.rounds[deal] for deal in match.deals if deal in kept.rounds}
         left = [deal for deal in match.deals if deal not in rounds]
         won = {role: sum(it[role].success for it in rounds.values()) for role in reversed(args.names)}

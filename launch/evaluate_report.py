@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trimvla.launch.console import Console
+from trimvla.launch.extras import missing_module
 from trimvla.launch.options import Result
 from trimvla.sim.latency import Latency
 from trimvla.sim.statistics import compare
@@ -27,18 +27,6 @@ if TYPE_CHECKING:
     from trimvla.sim.rollout import Deal, Round
 
 log = logging.getLogger(__name__)
-
-
-def progress_bar() -> Progress:
-    """On stderr, so that stdout stays clean."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[won]} succeeded"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def curve_rows(
@@ -148,7 +136,9 @@ def draw(told: Result, args: Args) -> None:
     assert args.out is not None
     try:
         from trimvla.launch.evaluate_picture import draw_curve, draw_verbs
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if missing_module(error) is None:
+            raise
         log.warning("no picture: %s is not installed", error.name)
         return
     if "curve" in told:

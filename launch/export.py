@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
 from tyro.conf import Positional
 
 from trimvla.export.bundle import export_policy
 from trimvla.export.precision import PRECISIONS, precision_named
 from trimvla.export.verify import checkpoint_beside
+from trimvla.launch.console import progress_bar
 from trimvla.launch.export_options import ExportOptions
 from trimvla.launch.export_stream import choose_key, official_source, random_source, run_streamed
 from trimvla.launch.frames import find_calibration
@@ -65,7 +64,7 @@ def run(args: Args) -> Result:
         parts = official_source(args, source, cfg, statistics, args.tokenizer or source / TOKENIZER)
         return run_streamed(args, *parts)
     key = choose_key(statistics, args.statistics_key)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         progress.add_task("exporting and comparing with torch", total=None)
         policy = load_policy(source, args.preset)
         manifest = export_policy(

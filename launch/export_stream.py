@@ -10,13 +10,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
 from trimvla.export.bundle import GATED
 from trimvla.export.placeholders import KEY, placeholder_statistics, placeholder_tokenizer
 from trimvla.export.stream import Report
 from trimvla.export.stream_bundle import Wanted, export_streamed
+from trimvla.launch.console import transfer_bar
 from trimvla.launch.export_options import ExportOptions
 from trimvla.launch.options import Result
 from trimvla.launch.verify import as_table
@@ -131,14 +129,7 @@ def choose_key(statistics: Iterable[str], asked: str | None) -> str:
 @contextmanager
 def shown(total: int) -> Iterator[Report]:
     """A bar of bytes."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with transfer_bar() as progress:
         bar = progress.add_task(PROVING, total=total)
         yield lambda file, count: progress.update(bar, description=file, advance=count)
 

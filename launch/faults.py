@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from trimvla.launch.children import Child
+from trimvla.launch.console import Console, styled
 from trimvla.launch.fault_table import (
     BOUND_S,
     HZ,
@@ -270,7 +270,7 @@ def as_table(result: Result) -> Table:
         recovery = "by a person" if row["must"] == "robot holds" else _number(row["recovery_ms"])
         noticed = _number(row["detected_ms"])
         cells = (row["fault"], noticed, row["detected_by"][:80], row["state"], str(row["actions"]), str(row["holds"]))
-        table.add_row(*cells, recovery, str(len(row["broken"])), "yes" if row["ok"] else "[red]no[/]")
+        table.add_row(*cells, recovery, str(len(row["broken"])), "yes" if row["ok"] else styled("no", "red"))
     return table
 
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from trimvla.launch.console import Console
 from trimvla.launch.options import Options, Result
 from trimvla.launch.processes import Sections, programs
 from trimvla.launch.run import CHECK_S, TASK_PERIOD_S, as_task

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
+from trimvla.launch.printable import printable, printable_lines
 from trimvla.runtime.clock import monotonic_ns
 
 if TYPE_CHECKING:  # a benchmark on a machine where nothing is installed does without
-    from rich.console import Console
+    from trimvla.launch.console import Console
 
 LogFormat = Literal["text", "json"]
 Result = dict[str, Any]
@@ -35,7 +36,7 @@ class Options:
 
     def console(self) -> Console:
         """Where cards and tables go: stdout for people, stderr where stdout belongs to a program."""
-        from rich.console import Console
+        from trimvla.launch.console import Console
 
         return Console(stderr=self.json)
 
@@ -51,6 +52,18 @@ def collect_overrides(argv: Sequence[str]) -> list[str]:
             continue
         collected += ["--set", f"{name[2:]}={value if equals else next(words, '')}"]
     return collected
+
+
+class TextFormatter(logging.Formatter):
+    """One line a message, whatever is in it; lines of a traceback are indented, so that none passes for a message."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - as logging names it
+        """See `logging.Formatter`."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: ANN401, N802 - as logging names and types it
+        """See `logging.Formatter`."""
+        return f"    {printable_lines(super().formatException(ei))}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -79,11 +92,12 @@ def configure_logging(level: int = logging.INFO, log_format: LogFormat = "text")
 
 def _handler(log_format: LogFormat) -> logging.Handler:
     if log_format == "text" and sys.stderr.isatty():
-        from rich.console import Console
-        from rich.logging import RichHandler
+        from trimvla.launch.console import log_handler
 
-        return RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
+        handler = log_handler()
+        handler.setFormatter(TextFormatter("%(message)s"))
+        return handler
     handler = logging.StreamHandler()
-    text = logging.Formatter("%(levelname)s %(name)s: %(message)s")
+    text = TextFormatter("%(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if log_format == "json" else text)
     return handler

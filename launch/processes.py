@@ -18,6 +18,7 @@ import msgspec
 
 from trimvla.launch.children import Program
 from trimvla.launch.config import build, decode_file
+from trimvla.launch.extras import install, missing_module
 from trimvla.runtime.errors import ConfigError
 
 Sections = dict[str, dict[str, Any]]
@@ -46,8 +47,9 @@ class Process:
         try:
             return importlib.import_module(self.module)
         except ModuleNotFoundError as error:
-            install = f"pip install 'trimvla[{self.extra}]'" if self.extra else "which is not installed"
-            raise ConfigError(f"process '{self.name}' needs {error.name}: {install}") from error
+            if (module := missing_module(error)) is None:
+                raise
+            raise ConfigError(f"process '{self.name}' needs {module}: {install(module, self.extra)}") from error
 
 
 # fmt: off

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from tyro.conf import Positional
 
+from trimvla.launch.console import Console
 from trimvla.launch.networking import use_network
 from trimvla.launch.options import Options, Result
 from trimvla.launch.processes import Sections, programs, read_system

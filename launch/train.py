@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trimvla.launch.console import Progress, progress_bar, text_column
 from trimvla.launch.courses import courses
 from trimvla.launch.options import Options, Result
 from trimvla.policies import checkpoint
@@ -118,7 +117,7 @@ def run(args: Args) -> Result:
     """Make what is missing and train; the files of the run."""
     args.folder.mkdir(parents=True, exist_ok=True)
     cfg = PRESETS[args.preset]
-    with progress_bar() as progress:
+    with progress_bar(text_column("{task.fields[note]}"), counts=True, transient=False) as progress:
         make_demonstrations(args, progress)
         make_corrections(args, progress)
         data = load_demonstrations(args.folder, cfg)
@@ -132,18 +131,6 @@ def run(args: Args) -> Result:
     curve = draw_curve(trainer.history, args.folder / "loss.png")
     args.console().print(f"trained {trainer.step} steps in {trainer.seconds / 60:.0f} min: {weights}, {curve}")
     return {"ok": True, "weights": weights, "curve": curve, **described}
-
-
-def progress_bar() -> Progress:
-    """On stderr; the last column shows the newest losses."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    return Progress(*columns, console=Console(stderr=True))
 
 
 def make_demonstrations(args: Args, progress: Progress) -> None:

@@ -7,13 +7,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from tokenizers import Tokenizer
 from tyro.conf import Positional
 
 from trimvla.export.report import draw_plan, kept_over_image
+from trimvla.launch.console import progress_bar
 from trimvla.launch.export import TOKENIZER, find_source, load_policy
 from trimvla.launch.frames import find_calibration
 from trimvla.launch.options import Options, Result
@@ -89,7 +88,7 @@ def run(args: Args) -> Result:
     """Measure, decide, write the plan and its picture; the scores as bars."""
     source = find_source(args.source)
     policy = load_policy(source, args.preset)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         progress.add_task("measuring the policy on calibration frames", total=None)
         data = find_calibration(
             args.calibration, source, policy.cfg, source / TOKENIZER, frames=args.frames, seed=args.seed

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from tyro.conf import Positional
 
+from trimvla.launch.console import progress_bar
 from trimvla.launch.options import Options, Result
 from trimvla.runtime.errors import ConfigError
 
@@ -37,13 +36,13 @@ def run(args: Args) -> Result:
     if (args.bundle is None) == (args.reference is None):
         raise ConfigError("expected either a bundle or --reference DIR")
     console = args.console()
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         progress.add_task("comparing", total=None)
         result = _reference(args.reference, args) if args.reference else _bundle(str(args.bundle))
     console.print(as_table(result))
     console.print("all agree" if result["ok"] else f"{len(result['failed'])} differ")
     for failure in result["failed"]:
-        console.print(f"  failed: {failure}", highlight=False, markup=False)
+        console.print(f"  failed: {failure}")
     return result
 
 

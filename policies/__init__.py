@@ -1,3 +1,5 @@
 """Policies as plain torch modules, with their checkpoints. No process, no socket."""
 
-import trimvla.runtime  # noqa: F401 - before any library that would report to its maker
+from trimvla.runtime import quiet
+
+quiet.switch_off()  # before any library is imported that would report to its maker

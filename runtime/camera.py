@@ -199,9 +199,10 @@ def capture_time(driver_ns: int, asked_ns: int, now_ns: int) -> int:
 def _opencv(camera: str) -> Any:  # noqa: ANN401 - a module
     try:
         import cv2
-    except ImportError:
-        words = "devices and video files need OpenCV: pip install 'trimvla[camera]'"
-        raise CameraError(f"camera '{camera}': {words}") from None
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "cv2"
+        words = "pip install 'trimvla[camera]'" if absent else f"it is installed and cannot be imported: {error}"
+        raise CameraError(f"camera '{camera}': devices and video files need OpenCV: {words}") from error
     return cv2
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import trimvla.runtime  # noqa: F401 - before any library that would report to its maker
+from trimvla.runtime import quiet
+
+quiet.switch_off()  # before any library is imported that would report to its maker
 
 TABLETOP = "trimvla/Tabletop-v0"
 

@@ -25,7 +25,9 @@ def over_cluster(address: str) -> Callable[..., Generator[Any, None, None]]:
     """
     try:
         import ray  # pyright: ignore[reportMissingImports]
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
         raise ConfigError("expected `ray` for --ray: pip install 'trimvla[ray]'") from None
 
     def spread(work: Callable[..., Any], items: Sequence[Any], workers: int) -> Generator[Any, None, None]:

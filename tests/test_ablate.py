@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from rich.progress import Progress
 
 from trimvla.export.ablation import DENSE, ROWS, Amounts, request
 from trimvla.launch import ablate
 from trimvla.launch.ablate import Args
 from trimvla.launch.ablate_play import read_rounds
 from trimvla.launch.ablate_report import BEGIN, END, as_markdown, cells, insert
+from trimvla.launch.console import Progress
 from trimvla.policies.planner import Request
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import TokenPlan

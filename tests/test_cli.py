@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, is_dataclass
+from importlib.metadata import packages_distributions
+from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from trimvla.launch import cli
+from trimvla.launch.extras import BROUGHT_BY
 from trimvla.launch.options import Options
 from trimvla.launch.rendering import choose_renderer
 from trimvla.runtime.errors import BundleError
@@ -114,10 +120,74 @@ def test_unexpected_error_keeps_its_traceback(verb, capsys: pytest.CaptureFixtur
     assert last_json(captured.out)["error"] == "ZeroDivisionError: by zero"
 
 
-def test_missing_package_names_the_install(verb, capsys: pytest.CaptureFixture[str]) -> None:
-    verb(raising(ModuleNotFoundError("No module named 'mujoco'", name="mujoco")))
-    assert cli.main(["fake"]) == 1
-    assert "needs mujoco: pip install 'trimvla[sim]'" in capsys.readouterr().err
+def test_missing_package_names_the_install(
+    verb, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mujoco", None)  # as if it were not installed
+    verb(lambda args: importlib.import_module("mujoco"))
+    assert cli.main(["fake", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "error: `trimvla fake` needs mujoco: pip install 'trimvla[sim]'\n"
+    assert last_json(captured.out)["ok"] is False
+
+
+FAKE_VERB = """
+import trimvla.launch.options
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Args(trimvla.launch.options.Options):
+    pass
+
+def run(args):
+    {statement}
+"""
+BROKEN = {
+    "ours, a name that is not there": "from trimvla.launch.options import nothing_of_this_name",
+    "ours, a module that is not there": "import trimvla.launch.no_such_module",
+    "a module that nobody brings": "import no_such_package_at_all",
+    "installed, lacks a part of its own": "import torch",
+    "installed, lacks what it needs itself": "import mcap",
+    "installed, lacks a shared library": "import onnx",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_any_other_import_error_keeps_its_traceback(name: str, tmp_path: Path) -> None:
+    """In a process of its own, for which broken packages lie before the installed ones."""
+    (tmp_path / "broken_verb.py").write_text(FAKE_VERB.format(statement=BROKEN[name]))
+    for package, text in (
+        ("torch", "from torch import _C_that_is_gone"),
+        ("mcap", "import lz4_that_is_gone"),
+        ("onnx", "raise ImportError('libGL.so.1: cannot open shared object file')"),
+    ):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(text + "\n")
+    code = (
+        "import sys; from trimvla.launch import cli;"
+        "cli.VERBS = (cli.Verb('fake', 'broken_verb', 'export', 'for tests'),);"
+        "sys.exit(cli.main(['fake', '--json']))"
+    )
+    environ = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert BROKEN[name] in done.stderr
+    assert "pip install" not in done.stderr
+    assert last_json(done.stdout)["error"].startswith(("ImportError: ", "ModuleNotFoundError: "))
+
+
+def test_the_hints_know_what_the_extras_bring(repo_root: Path) -> None:
+    """The table against pyproject.toml, for the packages that are installed here."""
+    extras = msgspec.toml.decode((repo_root / "pyproject.toml").read_bytes())["project"]["optional-dependencies"]
+    bring = {extra: {re.split(r"[^\w.-]", need)[0].lower() for need in needs} for extra, needs in extras.items()}
+    installed = packages_distributions()
+    for module, brought_by in BROUGHT_BY.items():
+        assert set(brought_by) <= set(extras), module
+        names = {name.lower().replace("_", "-") for name in installed.get(module, ())}
+        really = {extra for extra, needs in bring.items() if names & needs} - {"gpu", "dev"}
+        if brought_by and names:
+            assert set(brought_by) >= really and really, (module, names, really)
 
 
 def test_interrupt(verb, capsys: pytest.CaptureFixture[str]) -> None:
