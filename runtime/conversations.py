@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from trimvla.runtime.clock import monotonic_ns, utc_ns
 from trimvla.runtime.errors import ObservationError, WireError
-from trimvla.runtime.packing import pack, unpack
-from trimvla.runtime.query import Query, normalise
+from trimvla.runtime.packing import LazyMap, open_map, pack
+from trimvla.runtime.query import Query, briefly, normalise
 from trimvla.runtime.serving import Answer
 from trimvla.runtime.sessions import Session
 
@@ -53,7 +53,7 @@ class Openpi:
 
     def hear(self, raw: bytes | str, session: Session) -> Query:
         """Every message is an observation."""
-        return normalise(_unpacked(raw), self._camera)
+        return normalise(_opened(raw), self._camera)
 
     def answer(self, answer: Answer) -> bytes:
         """`actions` float32[H, D], and `server_timing` as openpi's own server tells it."""
@@ -101,8 +101,8 @@ class VlaEval:
 
     def _hello(self, payload: Mapping[Any, Any]) -> dict[str, Any]:
         version = payload.get("protocol_version")
-        if version != PROTOCOL_VERSION:
-            raise ObservationError(f"expected {PROTOCOL_VERSION} for 'protocol_version', got {str(version)[:40]}")
+        if type(version) is not int or version != PROTOCOL_VERSION:
+            raise ObservationError(f"expected {PROTOCOL_VERSION} for 'protocol_version', got {briefly(version)}")
         images = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
         language = {"name": "language", "dims": 0, "format": "language"}
         actions = {"name": "raw", "dims": self._metadata["action_dim"], "format": "raw"}
@@ -119,23 +119,23 @@ class VlaEval:
 
 def envelope(raw: bytes | str) -> tuple[str, Mapping[Any, Any], int]:
     """Type, payload and number of a vla-eval message. Raises WireError."""
-    message = _unpacked(raw)
-    if not isinstance(message, Mapping):
-        raise WireError(f"expected a map, got {type(message).__name__}")
-    kind, payload, seq = message.get("type"), message.get("payload"), message.get("seq")
+    message = _opened(raw)
+    kind = message.plain("type", str, "")
+    seq = message.plain("seq", int, -1)
     if kind not in KINDS:
-        raise WireError(f"expected one of {', '.join(KINDS)} for 'type', got {str(kind)[:40]!r}")
+        raise WireError(f"expected one of {', '.join(KINDS)} for 'type', got {kind[:40]!r}")
+    if not 0 <= seq < 2**63:
+        raise WireError(f"expected an integer from 0 on for 'seq', got {seq}")
+    payload = message.get("payload")
     if not isinstance(payload, Mapping):
-        raise WireError(f"expected a map for 'payload', got {type(payload).__name__}")
-    if type(seq) is not int or not 0 <= seq < 2**63:
-        raise WireError(f"expected an integer from 0 on for 'seq', got {str(seq)[:40]}")
-    return str(kind), payload, seq
+        raise WireError(f"expected a map for 'payload', got {briefly(payload)}")
+    return kind, payload, seq
 
 
-def _unpacked(raw: bytes | str) -> Any:  # noqa: ANN401 - whatever was sent
+def _opened(raw: bytes | str) -> LazyMap:
     if isinstance(raw, str):
         raise WireError("expected a binary message, got text")
-    return unpack(raw)
+    return open_map(raw)
 
 
 def _episode_seed(payload: Mapping[Any, Any]) -> int | None:
@@ -143,5 +143,5 @@ def _episode_seed(payload: Mapping[Any, Any]) -> int | None:
     task = payload.get("task")
     seed = task.get("seed") if isinstance(task, Mapping) else None
     if seed is not None and not (type(seed) is int and 0 <= seed < 2**63):
-        raise ObservationError(f"expected an integer from 0 to 2^63 - 1 for 'task.seed', got {str(seed)[:40]}")
+        raise ObservationError(f"expected an integer from 0 to 2^63 - 1 for 'task.seed', got {briefly(seed)}")
     return seed

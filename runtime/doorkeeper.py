@@ -6,10 +6,7 @@ list. A stranger without a key, or one that takes us for somebody else, fails be
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import socket
 import threading
 from collections import Counter
 
@@ -18,6 +15,7 @@ from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
 from trimvla.runtime.clock import monotonic_ns, to_ns
+from trimvla.runtime.connections import ConnectionLimits, Connections
 from trimvla.runtime.curve import Keys, check_plain
 from trimvla.runtime.errors import ConfigError
 
@@ -25,9 +23,9 @@ log = logging.getLogger(__name__)
 ZAP = "inproc://zeromq.zap.01"
 HANDSHAKE_MS = 3000  # who has not shown a key by then is cut off
 POLL_MS = 100
+GUARDED_POLL_MS = 20  # where peers are limited: what they can send in between is not
 REPEAT_S = 60.0  # the same stranger is logged this often at most, with a count
 REMEMBERED = 1024  # strangers
-UNKNOWN = "an address that left before it could be read"
 
 ACCEPTED, GONE = zmq.EVENT_ACCEPTED, zmq.EVENT_DISCONNECTED
 FAILED = {
@@ -53,8 +51,11 @@ class Doorkeeper:
         self._thread = threading.Thread(target=self._keep, name="doorkeeper", daemon=True)
         self._thread.start()
 
-    def bind(self, server: zmq.Socket[bytes], endpoint: str) -> str:
-        """Bind a socket of this context; where it really is bound. Raises ConfigError if it must not or cannot be."""
+    def bind(self, server: zmq.Socket[bytes], endpoint: str, limits: ConnectionLimits | None = None) -> str:
+        """Bind a socket of this context; where it really is bound. Raises ConfigError if it must not or cannot be.
+
+        With `limits`, whoever takes the socket's messages calls `taken` for each.
+        """
         server.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if self._keys is None:
             check_plain(endpoint, self._allow_plain)
@@ -63,12 +64,22 @@ class Doorkeeper:
             server.curve_secretkey, server.curve_publickey = self._keys.secret, self._keys.public
             server.zap_domain = b"trimvla"
             server.rcvhwm = max(server.rcvhwm, 2)  # with 1, libzmq 4.3.5 never hears ZAP's answer: nobody comes in
-        self._watches.append(_Watch(server, self.refusals))
+        self._watches.append(_Watch(server, self.refusals, Connections(limits)))
         try:
             server.bind(endpoint)
         except zmq.ZMQError as error:
             raise ConfigError(f"cannot bind '{endpoint}': {error}") from None
         return server.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+    def taken(self, descriptor: int) -> None:
+        """A message of the connection with this descriptor was received."""
+        for watch in self._watches:
+            watch.peers.taken(descriptor)
+
+    @property
+    def cut_off(self) -> int:
+        """Connections that exceeded the limits."""
+        return sum(watch.peers.cut_off for watch in self._watches)
 
     def close(self) -> None:
         """End the thread and the context; the sockets are closed by their owners, before."""
@@ -84,12 +95,16 @@ class Doorkeeper:
             for watch in self._watches[known:]:
                 poller.register(watch.events, zmq.POLLIN)
             known = len(self._watches)
-            ready = dict(poller.poll(POLL_MS))
+            guarded = any(watch.peers.limits for watch in self._watches[:known])
+            ready = dict(poller.poll(GUARDED_POLL_MS if guarded else POLL_MS))
             if self._zap in ready:
                 self._answer()
             for watch in self._watches[:known]:
                 if watch.events in ready:
                     watch.take()
+                watch.peers.enforce()
+        for watch in self._watches:
+            watch.peers.close()
         for sock in (self._zap, *(watch.events for watch in self._watches)):
             sock.close(0)
 
@@ -141,10 +156,10 @@ class Refusals:
 class _Watch:
     """One socket's monitor: who is connecting, and whose handshake failed."""
 
-    def __init__(self, server: zmq.Socket[bytes], refusals: Refusals) -> None:
+    def __init__(self, server: zmq.Socket[bytes], refusals: Refusals, peers: Connections) -> None:
         self.events = server.get_monitor_socket(WATCHED)
+        self.peers = peers
         self._refusals = refusals
-        self._peers: dict[int, str] = {}
         self._reason: str | None = None
 
     def take(self) -> None:
@@ -156,21 +171,13 @@ class _Watch:
         gone = {value for kind, value in waiting if kind == GONE}
         for kind, value in waiting:
             if kind == ACCEPTED and value not in gone:  # else the number may be another connection's by now
-                self._peers[value] = _peer(value)
+                self.peers.opened(value)
             elif kind in FAILED:
                 self._reason = FAILED[kind]
             elif kind == GONE:
-                self._leave(self._peers.pop(value, UNKNOWN))
+                self._leave(self.peers.closed(value))
 
     def _leave(self, address: str) -> None:
         if self._reason is not None:
             self._refusals.note(address, self._reason)
         self._reason = None
-
-
-def _peer(descriptor: int) -> str:
-    """The other end's address."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
-        host, port = copy.getpeername()[:2]
-        return f"{host}:{port}"
-    return UNKNOWN

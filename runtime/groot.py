@@ -1,12 +1,13 @@
 """GR00T's policy protocol: what its client sends and what it expects. Pure: knows frames; not sockets.
 
-A request is one msgpack map `{"endpoint", "data", "api_token"}`; errors come back as `{"error": text}`. There is no
-endpoint that ends the server.
+A request is one msgpack map `{"endpoint", "data", "api_token"}`; errors come back as `{"error": text}`. The token is
+looked at before anything else is unpacked, then the endpoint, then what that endpoint needs. There is no endpoint that
+ends the server.
 """
 
 from __future__ import annotations
 
-import hmac
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -14,9 +15,10 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from trimvla.runtime.errors import WireError
-from trimvla.runtime.packing import pack, unpack
-from trimvla.runtime.query import Query, normalise
+from trimvla.runtime.packing import LazyMap, open_map, pack
+from trimvla.runtime.query import Query, briefly, normalise
 from trimvla.runtime.serving import Answer
+from trimvla.runtime.tokens import is_same
 
 Endpoint = Literal["ping", "get_action", "reset", "get_modality_config"]
 ACTIONS = "actions"  # the one key of an answer
@@ -35,46 +37,43 @@ class Request:
 
 def parse(raw: bytes, camera: str = "", token: str = "") -> Request:
     """A request. Raises WireError for what is none or shows another token, ObservationError for what it asks."""
-    message = unpack(raw)
-    if not isinstance(message, Mapping):
-        raise WireError(f"expected a map, got {type(message).__name__}")
-    check_token(message.get("api_token"), token)
-    endpoint = message.get("endpoint", "get_action")
+    message = open_map(raw)
+    check_token(message, token)
+    endpoint = message.plain("endpoint", str, "get_action")
     if endpoint not in get_args(Endpoint):
-        raise WireError(f"expected one of {', '.join(get_args(Endpoint))} for 'endpoint', got {str(endpoint)[:40]!r}")
-    data = message.get("data")
+        raise WireError(f"expected one of {', '.join(get_args(Endpoint))} for 'endpoint', got {endpoint[:40]!r}")
     if endpoint == "get_action":
-        observation = _inner(data, "data").get("observation")
+        observation = _inner(message.get("data"), "data").get("observation")
         return Request(endpoint, normalise(observation, camera, _extra(message, observation)))
     if endpoint == "reset":
-        return Request(endpoint, seed=_seed(data))
+        return Request(endpoint, seed=_seed(message.get("data")))
     return Request(cast("Endpoint", endpoint))
 
 
-def check_token(shown: object, token: str) -> None:
+def check_token(message: LazyMap, token: str) -> None:
     """Raise WireError unless no token is asked for, or this one is shown."""
-    if token and not hmac.compare_digest(str(shown).encode(errors="replace"), token.encode()):
+    if token and not is_same(message.plain("api_token", str, ""), token):
         raise WireError("expected the server's token, got another or none")
 
 
-def _extra(message: Mapping[Any, Any], observation: object) -> dict[Any, Any]:
+def _extra(message: Mapping[Any, Any], observation: object) -> Mapping[Any, Any]:
     """`seq` and its kind stand in the request, or in the observation."""
     inner = observation if isinstance(observation, Mapping) else {}
-    return {**inner, **message}
+    return ChainMap(message, inner)  # type: ignore[arg-type]  # it is read only
 
 
 def _inner(data: object, name: str) -> Mapping[Any, Any]:
     if not isinstance(data, Mapping):
-        raise WireError(f"expected a map for '{name}', got {type(data).__name__}")
+        raise WireError(f"expected a map for '{name}', got {briefly(data)}")
     return data
 
 
 def _seed(data: object) -> int | None:
     """Of `{"options": {"seed": 7}}`; options are optional."""
-    options = _inner(data or {}, "data").get("options")
-    seed = _inner(options or {}, "options").get("seed")
+    options = _inner({} if data is None else data, "data").get("options")
+    seed = _inner({} if options is None else options, "options").get("seed")
     if seed is not None and not (type(seed) is int and 0 <= seed < 2**63):
-        raise WireError(f"expected an integer from 0 to 2^63 - 1 for 'seed', got {str(seed)[:40]}")
+        raise WireError(f"expected an integer from 0 to 2^63 - 1 for 'seed', got {briefly(seed)}")
     return seed
 
 

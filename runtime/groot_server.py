@@ -1,7 +1,8 @@
 """The ZeroMQ server that GR00T's client talks to. Knows sockets; `groot` knows what is said.
 
-Clients use REQ sockets; inside is a ROUTER, so that one slow client keeps nobody waiting: questions wait in the
-service's queue, and answers that a client does not take are dropped.
+Clients use REQ sockets; inside is a ROUTER, so that one slow client keeps nobody waiting: requests are taken at once,
+one of each client, and unpacked by the service's decoders, questions wait in the service's queue, and answers that a
+client does not take are dropped.
 """
 
 from __future__ import annotations
@@ -11,22 +12,25 @@ import logging
 import socket
 import threading
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import partial
 
 import zmq
 
 from trimvla.runtime.clock import monotonic_ns
+from trimvla.runtime.connections import ConnectionLimits
 from trimvla.runtime.curve import Keys
 from trimvla.runtime.doorkeeper import Doorkeeper
-from trimvla.runtime.errors import BackendError, ConfigError, TrimvlaError, WireError
+from trimvla.runtime.errors import BusyError, ConfigError, TrimvlaError
 from trimvla.runtime.groot import action_reply, error_reply, modality_config, parse, reply
+from trimvla.runtime.log_limit import LimitedLog
 from trimvla.runtime.packing import MAX_BYTES
 from trimvla.runtime.serving import Answer, Service
 
-log = logging.getLogger(__name__)
-HIGH_WATER = 4  # messages of one client, either way
+limited = LimitedLog(logging.getLogger(__name__))
+HIGH_WATER = 2  # messages of one client, either way
 POLL_MS = 100
+A_SESSION = 4  # connections: those that ended without a word are noticed late
 
 
 class GrootServer:
@@ -43,12 +47,15 @@ class GrootServer:
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
         self._socket.setsockopt(zmq.LINGER, 0)
         try:
-            self.endpoint = self._door.bind(self._socket, endpoint)
+            limits = ConnectionLimits(most=A_SESSION * service.config.max_sessions)
+            self.endpoint = self._door.bind(self._socket, endpoint, limits)
         except ConfigError:
             self._socket.close(0)
             self._door.close()
             raise
         self._done: deque[tuple[bytes, bytes]] = deque()
+        self._active: set[bytes] = set()
+        """Clients with a request under way; used by our own thread alone."""
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_in.setblocking(False)
         self._closing = threading.Event()
@@ -58,7 +65,7 @@ class GrootServer:
     @property
     def refused(self) -> int:
         """Connections that were."""
-        return self._door.refusals.total
+        return self._door.refusals.total + self._door.cut_off
 
     def close(self) -> None:
         """End; what is being answered is not sent any more."""
@@ -79,7 +86,7 @@ class GrootServer:
                 if self._wake_out.fileno() in ready:
                     self._deliver()
                 if self._socket in ready:
-                    self._hear()
+                    self._receive()
         finally:
             self._socket.close(0)
 
@@ -87,39 +94,58 @@ class GrootServer:
         """The answers that are there."""
         self._wake_out.recv(4096)
         while self._done:
-            self._send(*self._done.popleft())
-
-    def _hear(self) -> None:
-        """One request, of whichever client's turn it is."""
-        client, *rest = self._socket.recv_multipart()
-        if len(rest) != 2 or rest[0]:  # no REQ socket: nobody would hear an answer
-            self._service.counters["malformed"] += 1
-            return
-        try:
-            content = self._begin(client, rest[1])
-        except TrimvlaError as error:
-            self._service.counters["malformed" if isinstance(error, WireError) else "refused"] += 1
-            content = error_reply(error)
-        except Exception:  # one client's request must not end the server for all
-            log.exception("a request failed")
-            content = error_reply(BackendError("an internal error; see the server's log"))
-        if content is not None:
+            client, content = self._done.popleft()
+            self._active.discard(client)
             self._send(client, content)
 
-    def _begin(self, client: bytes, raw: bytes) -> bytes | None:
-        """The answer, or None where it will come later."""
+    def _receive(self) -> None:
+        """One request, of whichever client's turn it is."""
+        first, *rest = self._socket.recv_multipart(copy=False)
+        self._door.taken(first.get(zmq.SRCFD))
+        client = first.bytes
+        if len(rest) != 2 or len(rest[0]):  # no REQ socket: nobody would receive an answer
+            self._service.counters["malformed"] += 1
+        elif client in self._active:
+            error = self._service.refuse(BusyError("expected one question at a time, got another before the answer"))
+            self._send(client, error_reply(error))
+        else:
+            self._hand_out(client, rest[1])
+
+    def _hand_out(self, client: bytes, request: zmq.Frame) -> None:
+        """Let a decoder begin with it."""
+        try:
+            job = self._service.decoders.submit(len(request), partial(self._begin, client, request))
+        except BusyError as error:
+            self._send(client, error_reply(self._service.refuse(error)))
+            return
+        self._active.add(client)
+        job.add_done_callback(partial(self._begun, client))
+
+    def _begin(self, client: bytes, request: zmq.Frame) -> bytes | None:
+        """In a decoder's thread: the answer, or None where it will come later."""
         service = self._service
-        request = parse(raw, service.config.camera, self._token)
-        if request.endpoint == "ping":
+        asked = parse(request.bytes, service.config.camera, self._token)
+        if asked.endpoint == "ping":
             return reply({"status": "ok", "message": service.metadata["server"], "monotonic_ns": monotonic_ns()})
-        if request.endpoint == "get_modality_config":
+        if asked.endpoint == "get_modality_config":
             return reply(modality_config(service.metadata, service.config.camera))
         session = service.sessions.of(client)
-        if request.query is None:
-            session.reset(request.seed)
+        if asked.query is None:
+            session.reset(asked.seed)
             return reply({"episode": session.episode})
-        service.ask(session, request.query).add_done_callback(partial(self._finish, client))
+        service.ask(session, asked.query).add_done_callback(partial(self._finish, client))
         return None
+
+    def _begun(self, client: bytes, job: Future[bytes | None]) -> None:
+        """In a decoder's thread: hand over what is known already."""
+        try:
+            content = job.result()
+        except CancelledError:  # the service is closing
+            return
+        except Exception as error:  # one client's request must not end the server for all
+            content = error_reply(self._service.refuse(error))
+        if content is not None:
+            self._hand_over(client, content)
 
     def _finish(self, client: bytes, future: Future[Answer]) -> None:
         """In the inference thread: hand the answer to ours."""
@@ -127,6 +153,10 @@ class GrootServer:
             content = action_reply(future.result(), self._service.metadata)
         except TrimvlaError as error:
             content = error_reply(error)
+        self._hand_over(client, content)
+
+    def _hand_over(self, client: bytes, content: bytes) -> None:
+        """An answer to our own thread."""
         self._done.append((client, content))
         self._wake()
 
@@ -139,4 +169,4 @@ class GrootServer:
         try:
             self._socket.send_multipart([client, b"", content], zmq.DONTWAIT)
         except zmq.ZMQError as error:
-            log.warning("an answer was dropped: %s", error)
+            limited.warning("dropped", "an answer was dropped: %s", error)

@@ -1,8 +1,9 @@
-"""Untrusted msgpack with arrays and pictures in it, to plain Python and back. Knows three clients' forms of an array.
+"""Untrusted msgpack with arrays and images in it, to plain Python and back. Knows three clients' forms of an array.
 
 GR00T sends `.npy` bytes, openpi raw bytes under byte keys, vla-eval raw bytes or JPEG and PNG under text keys. All are
-understood everywhere. Nothing is ever unpickled, and nothing grows: objects are counted before they are made, and the
-bytes of an array are compared with its shape. Whatever is wrong, `unpack` raises WireError and nothing else.
+understood everywhere. Nothing is ever unpickled, and nothing grows: objects are counted before they are made, the
+bytes of an array are compared with its shape, and what a message unfolds to has a budget. `open_map` unpacks only the
+values that are read. Whatever is wrong, both raise WireError and nothing else.
 """
 
 from __future__ import annotations
@@ -10,36 +11,95 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
-from PIL import Image
 
 from trimvla.runtime.errors import WireError
+from trimvla.runtime.image_codec import Kind, decode_image, measure
+from trimvla.runtime.msgpack_scan import MAX_OBJECTS, count_objects, is_list, is_map
 from trimvla.runtime.topics import MIB
-from trimvla.runtime.wire import MAX_PIXELS
+
+__all__ = ["MAX_BYTES", "MAX_OBJECTS", "Form", "LazyMap", "count_objects", "open_map", "pack", "unpack"]
 
 Form = Literal["groot", "openpi", "vla-eval"]
+T = TypeVar("T")
 MAX_BYTES = 32 * MIB
-MAX_OBJECTS = 20_000
+"""Of a message, and again of all arrays and images that are unpacked from it."""
 MAX_AXES = 8
 DTYPE = re.compile(r"[<>|=]?[biuf][1248]")  # bool, integers, floats; no objects, no text
-PICTURES = ("JPEG", "PNG")
+IMAGES = ("jpeg", "png")
+NPY_MAGIC = b"\x93NUMPY"
+NPY_HEADER = re.compile(  # what `numpy.save` writes; NumPy itself would hand it to Python's parser
+    r"\{'descr': '([^']{1,40})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,18}(?:, |,|(?=\))))*)\),? ?\} *\n?"
+)
+MAX_NPY_HEADER = 1024  # bytes
+
+
+@dataclass
+class Budget:
+    """What a message may still unfold to [bytes]."""
+
+    left: int = MAX_BYTES
+
+    def take(self, size: int) -> None:
+        """Raise WireError where it is used up."""
+        self.left -= size
+        if self.left < 0:
+            raise WireError(f"expected arrays and pictures of at most {MAX_BYTES} bytes in a message, got more")
+
+
+class LazyMap(Mapping[Any, Any]):
+    """A msgpack map whose values are unpacked when they are read. Reading raises WireError for what is no value."""
+
+    def __init__(self, fields: dict[Any, msgspec.Raw], budget: Budget) -> None:
+        self._fields, self._budget = fields, budget
+        self._values: dict[Any, Any] = {}
+
+    def __getitem__(self, key: Any) -> Any:  # noqa: ANN401 - whatever a client sends
+        if key not in self._values:
+            raw = self._fields[key]
+            self._values[key] = _guarded(lambda: _reveal(raw, self._budget))
+        return self._values[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._fields
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def plain(self, key: str, kind: type[T], default: T) -> T:
+        """A value of this very type, without arrays; `default` where the key is missing. Raises WireError."""
+        if key not in self._fields:
+            return default
+        raw = self._fields[key]
+        value = None if _is_container(raw) else _guarded(lambda: msgspec.msgpack.decode(raw))
+        if type(value) is not kind:
+            found = "a map or a list" if _is_container(raw) else type(value).__name__
+            raise WireError(f"expected {kind.__name__} for '{key}', got {found}")
+        return value
 
 
 def unpack(raw: bytes) -> Any:  # noqa: ANN401 - whatever a client sends
     """msgpack as dicts, lists, numbers, text, bytes and arrays. Raises WireError."""
-    if len(raw) > MAX_BYTES:
-        raise WireError(f"expected at most {MAX_BYTES} bytes, got {len(raw)}")
-    count_objects(raw)
-    try:
-        return _revive(msgspec.msgpack.decode(raw))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(f"no msgpack: {error}") from None
+    _check(raw)
+    return _guarded(lambda: _eager(_reveal(raw, Budget())))
+
+
+def open_map(raw: bytes) -> LazyMap:
+    """A msgpack message that is a map; nothing in it is unpacked yet. Raises WireError."""
+    _check(raw)
+    if not is_map(raw[0]):
+        value = "a list" if is_list(raw[0]) else "something else"
+        raise WireError(f"expected a map, got {value}")
+    return LazyMap(_guarded(lambda: _fields(raw)), Budget())
 
 
 def pack(value: Any, form: Form) -> bytes:  # noqa: ANN401 - whatever we answer
@@ -47,67 +107,118 @@ def pack(value: Any, form: Form) -> bytes:  # noqa: ANN401 - whatever we answer
     return _ENCODERS[form].encode(value)
 
 
-def _revive(value: Any) -> Any:  # noqa: ANN401
-    """Arrays in place of what stands for them."""
-    if isinstance(value, list):
-        return [_revive(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    for mark, make in _MARKS.items():
-        if mark in value:
-            return make(value)
-    return {key: _revive(item) for key, item in value.items()}
+def _check(raw: bytes) -> None:
+    if len(raw) > MAX_BYTES:
+        raise WireError(f"expected at most {MAX_BYTES} bytes, got {len(raw)}")
+    count_objects(raw)
 
 
-def _from_npy(value: Mapping[Any, Any]) -> NDArray[Any]:
-    raw = _field(value, "as_npy", bytes)
-    stream = io.BytesIO(raw)
+def _guarded(use: Callable[[], T]) -> T:
+    """Run a decoder; whatever is wrong with the bytes is a WireError."""
     try:
-        version = npy.read_magic(stream)
-        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(stream)
-    except Exception as error:  # a damaged header makes NumPy and Python's parser raise almost anything
-        raise WireError(f"expected npy bytes for 'as_npy', got: {str(error)[:200]}") from None
-    return _array(raw[stream.tell() :], dtype.str, shape, "F" if fortran else "C")
+        return use()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"no msgpack: {error}") from None
 
 
-def _from_bytes(value: Mapping[Any, Any]) -> NDArray[Any]:
+_decode_fields = msgspec.msgpack.Decoder(dict[object, msgspec.Raw]).decode
+_decode_items = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+
+
+def _fields(raw: bytes | msgspec.Raw) -> dict[Any, msgspec.Raw]:
+    fields = _decode_fields(raw)
+    for key in fields:
+        if not isinstance(key, str | bytes):
+            raise WireError(f"expected text for the keys of a map, got {type(key).__name__}")
+    return cast("dict[Any, msgspec.Raw]", fields)
+
+
+def _is_container(raw: msgspec.Raw) -> bool:
+    first = memoryview(raw)[0]
+    return is_map(first) or is_list(first)
+
+
+def _reveal(raw: bytes | msgspec.Raw, budget: Budget) -> Any:  # noqa: ANN401
+    """One value: arrays in place of what stands for them, maps unread."""
+    first = memoryview(raw)[0]
+    if is_list(first):
+        return [_reveal(item, budget) for item in _decode_items(raw)]
+    if not is_map(first):
+        return msgspec.msgpack.decode(raw)
+    fields = _fields(raw)
+    for mark, make in _MARKS.items():
+        if mark in fields:
+            return make(fields, budget)
+    return LazyMap(fields, budget)
+
+
+def _eager(value: Any) -> Any:  # noqa: ANN401
+    """With everything read."""
+    if isinstance(value, list):
+        return [_eager(item) for item in value]
+    return {key: _eager(item) for key, item in value.items()} if isinstance(value, LazyMap) else value
+
+
+_Fields = Mapping[Any, msgspec.Raw]
+
+
+def _from_npy(value: _Fields, budget: Budget) -> NDArray[Any]:
+    raw = _field(value, "as_npy", bytes)
+    dtype, fortran, shape, start = _npy_header(raw)
+    return _array(memoryview(raw)[start:], dtype, shape, budget, "F" if fortran else "C")
+
+
+def _npy_header(raw: bytes) -> tuple[str, bool, list[int], int]:
+    """Type, order, shape, and where the numbers begin. Raises WireError."""
+    width = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}.get(raw[6:8], 0)
+    length = int.from_bytes(raw[8 : 8 + width], "little")
+    start = 8 + width + length
+    if not raw.startswith(NPY_MAGIC) or not width or length > MAX_NPY_HEADER or start > len(raw):
+        raise WireError("expected npy bytes for 'as_npy', got something else")
+    found = NPY_HEADER.fullmatch(raw[8 + width : start].decode("latin-1"))
+    if found is None:
+        raise WireError("expected npy bytes for 'as_npy', got another header than numpy.save's")
+    dtype, order, shape = found.groups()
+    return dtype, order == "True", [int(axis) for axis in shape.split(",") if axis.strip()], start
+
+
+def _from_bytes(value: _Fields, budget: Budget) -> NDArray[Any]:
     shape = _field(value, "shape", list)
-    return _array(_field(value, "data", bytes), _text(value, "dtype"), shape)
+    return _array(_field(value, "data", bytes), _text(value, "dtype"), shape, budget)
 
 
-def _from_generic(value: Mapping[Any, Any]) -> int | float | bool:
+def _from_generic(value: _Fields, budget: Budget) -> int | float | bool:
     """openpi's NumPy scalars."""
     return _field(value, "data", (int, float, bool))
 
 
-def _from_picture(value: Mapping[Any, Any]) -> NDArray[Any]:
-    kind = _text(value, "format").upper()
-    if kind == "RAW":
-        return _from_bytes(value)
-    if kind not in PICTURES:
+def _from_image(value: _Fields, budget: Budget) -> NDArray[Any]:
+    kind = _text(value, "format").lower()
+    if kind == "raw":
+        return _from_bytes(value, budget)
+    if kind not in IMAGES:
         raise WireError(f"expected raw, jpeg or png for 'format', got {kind[:40]!r}")
+    data = _field(value, "data", bytes)
     try:
-        with Image.open(io.BytesIO(_field(value, "data", bytes)), formats=[kind]) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise WireError(f"expected at most {MAX_PIXELS} pixels, got {picture.size}")
-            return np.array(picture.convert("RGB"))
-    except WireError:
-        raise
-    except Exception as error:  # damaged pictures make the decoders raise almost anything
-        raise WireError(f"expected a {kind} picture for 'data', got: {str(error)[:200]}") from None
+        width, height = measure(data, cast("Kind", kind))
+        budget.take(3 * width * height)
+        return decode_image(data, cast("Kind", kind))
+    except WireError as error:
+        raise WireError(f"expected a {kind} picture for 'data', got: {error}") from None
 
 
-_MARKS = {
+_MARKS: dict[str | bytes, Callable[[_Fields, Budget], Any]] = {
     "__ndarray_class__": _from_npy,
     b"__ndarray__": _from_bytes,
     "__ndarray__": _from_bytes,
     b"__npgeneric__": _from_generic,
-    "__image__": _from_picture,
+    "__image__": _from_image,
 }
 
 
-def _array(data: bytes, dtype: str, shape: Any, order: Literal["C", "F"] = "C") -> NDArray[Any]:  # noqa: ANN401
+def _array(
+    data: bytes | memoryview, dtype: str, shape: list[Any], budget: Budget, order: Literal["C", "F"] = "C"
+) -> NDArray[Any]:
     if not DTYPE.fullmatch(dtype):
         raise WireError(f"expected numbers for 'dtype', got {dtype[:40]!r}")
     if len(shape) > MAX_AXES or not all(type(axis) is int and 0 <= axis <= MAX_BYTES for axis in shape):
@@ -117,59 +228,26 @@ def _array(data: bytes, dtype: str, shape: Any, order: Literal["C", "F"] = "C") 
     except TypeError:
         raise WireError(f"expected numbers for 'dtype', got {dtype!r}") from None
     if (size := math.prod(shape) * kind.itemsize) != len(data):
-        raise WireError(f"expected {size} bytes for {kind}{list(shape)}, got {len(data)}")
-    return np.frombuffer(data, kind).reshape(tuple(shape), order=order)
+        raise WireError(f"expected {size} bytes for {kind}{shape}, got {len(data)}")
+    budget.take(size)
+    try:
+        return np.frombuffer(data, kind).reshape(tuple(shape), order=order)
+    except ValueError as error:  # lengths whose product overflows, beside a zero
+        raise WireError(f"expected lengths for 'shape', got {shape}: {error}") from None
 
 
-def _field(value: Mapping[Any, Any], name: str, kind: Any) -> Any:  # noqa: ANN401
+def _field(value: _Fields, name: str, kind: Any) -> Any:  # noqa: ANN401
     """A field under its text or byte key."""
-    found = value.get(name, value.get(name.encode()))
+    raw = value.get(name, value.get(name.encode()))
+    found = None if raw is None else msgspec.msgpack.decode(raw)
     if not isinstance(found, kind):
         raise WireError(f"expected {getattr(kind, '__name__', 'a number')} for '{name}', got {type(found).__name__}")
     return found
 
 
-def _text(value: Mapping[Any, Any], name: str) -> str:
+def _text(value: _Fields, name: str) -> str:
     found = _field(value, name, (str, bytes))
     return found if isinstance(found, str) else found.decode("ascii", "replace")
-
-
-# Counting
-
-_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # of a length in bytes
-_COUNTS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # width of a count, objects for each
-_FIXED = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
-_FIXED |= {0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17}
-
-
-def count_objects(raw: bytes, limit: int = MAX_OBJECTS) -> int:
-    """How many objects msgpack holds. Raises WireError beyond the limit: a small message may unfold into gigabytes."""
-    place, waiting, seen = 0, 1, 0
-    while waiting:
-        if seen + waiting > limit:
-            raise WireError(f"expected at most {limit} objects in a message")
-        if place >= len(raw):
-            raise WireError("no msgpack: it is cut off")
-        size, inside = _extent(raw, place)
-        place, waiting, seen = place + size, waiting - 1 + inside, seen + 1
-    return seen
-
-
-def _extent(raw: bytes, place: int) -> tuple[int, int]:
-    """Of the object that begins here: its bytes without its parts, and how many parts follow."""
-    byte = raw[place]
-    if byte in _WIDTHS:
-        width = _WIDTHS[byte]
-        kind = 1 if 0xC7 <= byte <= 0xC9 else 0  # an extension's type
-        return 1 + width + kind + int.from_bytes(raw[place + 1 : place + 1 + width], "big"), 0
-    if byte in _COUNTS:
-        width, each = _COUNTS[byte]
-        return 1 + width, each * int.from_bytes(raw[place + 1 : place + 1 + width], "big")
-    if 0x80 <= byte <= 0x9F:
-        return 1, (byte & 15) * (2 if byte < 0x90 else 1)
-    if 0xA0 <= byte <= 0xBF:
-        return 1 + (byte & 31), 0
-    return 1 + _FIXED.get(byte, 0), 0
 
 
 # Encoding

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
-from trimvla.runtime.errors import BackendError, BusyError, ConfigError, StaleError, TrimvlaError
+from trimvla.runtime.decoding import Decoders
+from trimvla.runtime.errors import BackendError, BusyError, ConfigError, StaleError, TrimvlaError, WireError
+from trimvla.runtime.log_limit import LimitedLog
 from trimvla.runtime.messages import SCHEMA_VERSION
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.query import Query
 from trimvla.runtime.sessions import Session, Sessions
 
-log = logging.getLogger(__name__)
+limited = LimitedLog(logging.getLogger(__name__))
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class ServiceConfig:
     max_waiting: int = 16
     """Questions in the queue."""
     idle_s: float = 300.0
-    """A session that asks nothing for so long is forgotten."""
+    """A session that asks nothing for so long is forgotten; of `max_sessions` the longest idle, where another comes."""
 
     def __post_init__(self) -> None:
         if self.seed < 0 or min(self.votes, self.max_sessions, self.max_waiting) < 1:
@@ -75,6 +77,7 @@ class Service:
         self.sessions = Sessions(config.max_sessions, config.idle_s, config.votes)
         self.counters: Counter[str] = Counter()
         self.metadata = describe(policy)
+        self.decoders = Decoders()
         self._policy = policy
         self._jobs: deque[_Job] = deque()
         self._news = threading.Condition()
@@ -101,6 +104,7 @@ class Service:
             self._closing = True
             self._news.notify()
         self._thread.join()
+        self.decoders.close()
         while self._jobs:
             job = self._jobs.popleft()
             job.session.busy = False
@@ -111,6 +115,15 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def refuse(self, error: Exception) -> TrimvlaError:
+        """Count what a client did wrong, and the error that it is told: no internals of ours."""
+        if isinstance(error, TrimvlaError):
+            self.counters["malformed" if isinstance(error, WireError) else "refused"] += 1
+            return error
+        self.counters["failed"] += 1
+        limited.exception(type(error), "a request failed: %s", error)
+        return BackendError("expected a request that can be read, got an internal error; see the server's log")
 
     def _work(self) -> None:
         while True:
@@ -130,8 +143,8 @@ class Service:
         except TrimvlaError as error:
             outcome = error
             self.counters["refused"] += 1
-        except Exception:  # a client is told no internals
-            log.exception("a question failed")
+        except Exception as error:  # a client is told no internals
+            limited.exception(type(error), "a question failed: %s", error)
             outcome = BackendError("expected an answer of the policy, got an internal error; see the server's log")
             self.counters["failed"] += 1
         job.session.busy = False

@@ -51,26 +51,30 @@ class Session:
 
 
 class Sessions:
-    """All clients, at most so many, forgotten when idle. For several threads."""
+    """All clients, at most so many: for a new one the longest idle is forgotten, never one in use. For several threads.
+
+    A client's end is not always seen, so that an evaluation that connects anew for every episode would otherwise be
+    locked out by its own past.
+    """
 
     def __init__(self, most: int, idle_s: float, votes: int, now: Callable[[], int] = monotonic_ns) -> None:
         self._most, self._idle_ns, self._votes, self._now = most, to_ns(idle_s), votes, now
         self._table: dict[Hashable, Session] = {}
         self._lock = threading.Lock()
         self.expired = 0
+        """Sessions that were forgotten, for their silence or for another client."""
 
     def __len__(self) -> int:
         return len(self._table)
 
     def of(self, client: Hashable) -> Session:
-        """This client's session, a new one at its first question. Raises BusyError where there are too many."""
+        """This client's session, a new one at its first question. Raises BusyError where all of too many are in use."""
         with self._lock:
             now = self._now()
             self._expire(now)
             session = self._table.get(client)
             if session is None:
-                if len(self._table) >= self._most:
-                    raise BusyError(f"expected at most {self._most} clients at a time; try again later")
+                self._make_room()
                 session = self._table[client] = Session(client, AdaptiveEnsemble(self._votes))
             session.used_ns = now
             return session
@@ -79,6 +83,15 @@ class Sessions:
         """The client is gone."""
         with self._lock:
             self._table.pop(client, None)
+
+    def _make_room(self) -> None:
+        if len(self._table) < self._most:
+            return
+        idle = [session for session in self._table.values() if not session.busy]
+        if not idle:
+            raise BusyError(f"expected at most {self._most} clients with a question at a time; try again later")
+        del self._table[min(idle, key=lambda session: session.used_ns).client]
+        self.expired += 1
 
     def _expire(self, now: int) -> None:
         old = [key for key, it in self._table.items() if now - it.used_ns > self._idle_ns and not it.busy]

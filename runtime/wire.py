@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trimvla.runtime.errors import WireError
+from trimvla.runtime.image_codec import MAX_PIXELS, Kind, decode_image
 from trimvla.runtime.messages import SCHEMA_VERSION, Frame, Message
 from trimvla.runtime.topics import KIB, Topic
 
 Codec = Literal["raw_bgr8", "raw_rgb8", "jpeg", "png"]
 MAX_HEADER_BYTES = 16 * KIB
-MAX_PIXELS = 4096 * 4096
 JPEG_QUALITY = 90
 
 Int64 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -214,16 +214,6 @@ def _decode_image(topic: Topic, header: FrameHeader, payload: bytes) -> NDArray[
         image = np.frombuffer(payload, np.uint8).reshape(header.height, header.width, 3)
         return flip(image) if header.codec == "raw_bgr8" else image
     try:
-        return _decompress(header, payload)
+        return decode_image(payload, cast("Kind", header.codec), (header.width, header.height))
     except WireError as error:
-        raise WireError(f"topic '{topic.name}': {error}") from None
-    except Exception as error:  # damaged pictures make the decoders raise almost anything
-        raise WireError(f"topic '{topic.name}': payload is no {header.codec} picture: {error}") from None
-
-
-def _decompress(header: FrameHeader, payload: bytes) -> NDArray[np.uint8]:
-    """The picture's true size is checked before its pixels are unpacked."""
-    with Image.open(io.BytesIO(payload), formats=[header.codec.upper()]) as picture:
-        if picture.size != (header.width, header.height):
-            raise WireError(f"expected {header.width} x {header.height} pixels, got {picture.size}")
-        return np.array(picture.convert("RGB"))
+        raise WireError(f"topic '{topic.name}': payload: {error}") from None

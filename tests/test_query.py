@@ -94,8 +94,8 @@ def test_arrays_come_back_as_they_went():
         ({"__ndarray__": True, "data": bytes(8), "dtype": "<f8", "shape": [2]}, r"expected 16 bytes .* got 8"),
         ({"__ndarray__": True, "data": "x", "dtype": "<f8", "shape": [2]}, "expected bytes for 'data', got str"),
         ({"__ndarray_class__": True, "as_npy": b"\x80\x04K\x01."}, "expected npy bytes for 'as_npy'"),
-        ({"__image__": True, "format": "tiff", "data": b""}, "expected raw, jpeg or png for 'format', got 'TIFF'"),
-        ({"__image__": True, "format": "png", "data": b"x"}, "expected a PNG picture for 'data'"),
+        ({"__image__": True, "format": "tiff", "data": b""}, "expected raw, jpeg or png for 'format', got 'tiff'"),
+        ({"__image__": True, "format": "png", "data": b"x"}, "expected a png picture for 'data'"),
     ],
 )
 def test_what_only_claims_to_be_an_array_is_refused(value, words):

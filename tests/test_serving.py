@@ -299,15 +299,29 @@ def test_the_queue_is_fair_and_bounded_and_a_session_has_one_question(policy):
     assert gated.order == ["red", "blue", "green", "stack"]
 
 
-def test_idle_sessions_expire_and_only_so_many_are_kept(policy):
+def test_idle_sessions_expire_and_the_longest_idle_leaves_for_another(policy):
     with Service(policy, ServiceConfig(max_sessions=2, idle_s=0.2)) as service:
-        first = service.sessions.of("a")
-        service.sessions.of("b")
-        with pytest.raises(BusyError, match="at most 2 clients"):
-            service.sessions.of("c")
+        first, second = service.sessions.of("a"), service.sessions.of("b")
+        third = service.sessions.of("c")
+        assert service.sessions.of("b") is second and service.sessions.of("c") is third
+        assert service.sessions.of("a") is not first and len(service.sessions) == 2
         time.sleep(0.3)
-        assert service.sessions.of("c") is not first and len(service.sessions) == 1
-        assert service.sessions.of("a") is not first
+        assert service.sessions.of("c") is not third and len(service.sessions) == 1
+
+
+def test_a_session_in_use_is_never_forgotten(policy):
+    gated = Gated(policy)
+    with Service(gated, ServiceConfig(max_sessions=2)) as service:  # type: ignore[arg-type]
+        used, idle = service.sessions.of("used"), service.sessions.of("idle")
+        answer = service.ask(used, Query(IMAGE, "red"))
+        newcomer = service.sessions.of("newcomer")
+        assert service.sessions.of("used") is used and idle is not newcomer
+        other = service.ask(newcomer, Query(IMAGE, "blue"))
+        with pytest.raises(BusyError, match="at most 2 clients with a question at a time"):
+            service.sessions.of("idle")
+        gated.gate.release(2)
+        answer.result(20)
+        other.result(20)
 
 
 def test_strangers_without_the_token_or_from_a_browser_are_refused(served, policy):
