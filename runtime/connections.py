@@ -22,6 +22,7 @@ from trimvla.runtime.topics import KIB, MIB
 limited = LimitedLog(logging.getLogger(__name__))
 UNKNOWN = "an address that left before it could be read"
 BYTES_RECEIVED = 128  # offset of tcpi_bytes_received, uint64, in Linux's struct tcp_info
+AT_ONCE = struct.pack("ii", 1, 0)  # of SO_LINGER: what is unsent or unread is dropped, the peer sees a reset
 SMALL = 4 * KIB  # a handshake's bytes count as nothing
 
 
@@ -33,7 +34,7 @@ class ConnectionLimits:
     """Connections; beyond, the longest idle is cut off, first those that never sent a message."""
     each_bytes: int = 33 * MIB
     """Of a message that is not complete, or not taken."""
-    all_bytes: int = 128 * MIB
+    all_bytes: int = 96 * MIB
     """Of all of them together."""
     message_s: float = 20.0
     """A message that is not complete after so long is not waited for."""
@@ -122,6 +123,7 @@ class Connections:
         limited.warning((peer.address.rpartition(":")[0], why), "cut off %s: %s", peer.address, why)
         with contextlib.suppress(OSError):
             if peer.copy is not None:
+                peer.copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
                 peer.copy.shutdown(socket.SHUT_RDWR)
 
     def _forget(self, descriptor: int) -> str:

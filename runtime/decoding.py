@@ -15,7 +15,8 @@ from trimvla.runtime.topics import MIB
 
 T = TypeVar("T")
 THREADS = 2
-MAX_WAITING_BYTES = 128 * MIB  # of all messages that wait or are being unpacked
+MAX_WAITING_BYTES = 64 * MIB  # of all messages that wait or are being unpacked
+SMALL_BYTES = 2 * MIB  # such messages have as much again: who sends large ones shuts nobody out
 
 
 class Decoders:
@@ -29,9 +30,10 @@ class Decoders:
 
     def submit(self, size: int, use: Callable[[], T]) -> Future[T]:
         """Call `use`, which holds a message of `size` bytes. Raises BusyError where too many bytes wait."""
+        most = self._most if size > SMALL_BYTES else 2 * self._most
         with self._lock:
-            if self._held and self._held + size > self._most:
-                raise BusyError(f"expected at most {self._most} bytes of waiting messages; try again later")
+            if self._held and self._held + size > most:
+                raise BusyError(f"expected at most {most} bytes of waiting messages; try again later")
             self._held += size
         try:
             job = self._pool.submit(use)

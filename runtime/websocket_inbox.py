@@ -17,7 +17,7 @@ from trimvla.runtime.log_limit import LimitedLog
 from trimvla.runtime.topics import KIB, MIB
 
 limited = LimitedLog(logging.getLogger(__name__))
-MAX_HELD = 128 * MIB  # bytes that all connections of a server sent and that were not taken
+MAX_HELD = 96 * MIB  # bytes that all connections of a server sent and that were not taken
 MAX_FRAMES = 1024  # of one connection since its last message: pings and fragments cost memory, and a message has few
 FRAME_BYTES = 512  # a frame counts as at least so many
 STEP = 16 * KIB  # so much is parsed before the limits are looked at again
