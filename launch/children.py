@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,10 +16,12 @@ from pathlib import Path
 
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.messages import Report
+from trimvla.runtime.run_dir import open_file
 
 log = logging.getLogger(__name__)
 GRACE_S = 5.0  # from the closed pipe to SIGTERM, and from there to SIGKILL
 LOG_TAIL_LINES = 5
+LOG_MODE = 0o644
 PAUSES_S = (0.2, 1.0, 2.0, 5.0, 10.0)  # before each start in a row; after the last one, all stop
 WELL_S = 30.0  # a process that has run for so long may fail from the beginning again
 
@@ -47,7 +50,8 @@ class Child:
         """Start it in a session of its own, so that Ctrl-C reaches the parent alone. The log goes on where it ended."""
         self.name = name
         self.log = log
-        with log.open("ab") as sink:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with os.fdopen(open_file(log, flags, LOG_MODE), "ab") as sink:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
             )

@@ -19,7 +19,9 @@ import msgspec
 from trimvla.launch.children import Program
 from trimvla.launch.config import build, decode_file
 from trimvla.launch.extras import install, missing_module
+from trimvla.launch.supervisor import lock
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.run_dir import write_file
 
 Sections = dict[str, dict[str, Any]]
 """Process name -> its settings, as they stand in the file."""
@@ -136,7 +138,8 @@ def configure(name: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
 def commands(sections: Sections, run_dir: Path, log_format: str = "text") -> dict[str, list[str]]:
     """The command line of every process; the sections are written to the run directory, where each finds its own."""
     path = run_dir / SYSTEM_FILE
-    path.write_bytes(msgspec.msgpack.encode(sections))
+    lock(run_dir).close()  # another system's file stays: its processes may still be started again
+    write_file(path, msgspec.msgpack.encode(sections))
     program = [sys.executable, "-m", "trimvla.launch.cli", "process"]
     options = ["--system", str(path), "--run-dir", str(run_dir), "--supervised", "--log-format", log_format]
     return {name: [*program, name, *options] for name in sections}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from trimvla.launch.console import Console
 from trimvla.launch.networking import use_network
 from trimvla.launch.options import Options, Result
 from trimvla.launch.processes import Sections, programs, read_system
-from trimvla.launch.supervisor import Supervisor, stop_event
+from trimvla.launch.supervisor import Supervisor, lock, stop_event
 from trimvla.launch.watching import RECORDER, outcome, with_metrics, with_recorder
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import monotonic_ns, to_ns
@@ -68,19 +69,17 @@ def run(args: Args) -> Result:
     with tempfile.TemporaryDirectory(prefix="trimvla-") as temporary:
         run_dir = args.run_dir or Path(temporary)
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock(run_dir).close()  # nothing of a system that runs is changed
         use_network(args.network, run_dir)
         with (
+            closing(TaskSender(args.task, run_dir)) as tasks,
             Supervisor(programs(sections, run_dir, args.log_format), run_dir) as group,
             Subscriber(run_dir, [topic(report(name)) for name in sections]) as hears,
-            Publisher(run_dir, topic("task")) as tasks,
             Console(stderr=True).status("starting") as line,
         ):
-            began_ns, said_ns = monotonic_ns(), 0
             while not stop.is_set() and (args.seconds is None or time.monotonic() - start < args.seconds):
                 group.check()
-                if args.task is not None and monotonic_ns() - said_ns > to_ns(TASK_PERIOD_S):
-                    tasks.send(as_task(args.task, began_ns))
-                    said_ns = monotonic_ns()
+                tasks.repeat()
                 hears.update()
                 line.update(status_line(newest(hears, sections)))
                 stop.wait(CHECK_S)
@@ -95,6 +94,31 @@ def run(args: Args) -> Result:
         result["recording"] = outcome(next((r for r in reports if r.process == RECORDER), None), args.record)
         result["ok"] = result["recording"]["ok"]
     return result
+
+
+class TaskSender:
+    """Repeats the task of a run. Without one, the topic is left to whoever gives the system its tasks."""
+
+    def __init__(self, sentence: str | None, run_dir: Path) -> None:
+        """Raises ConfigError where there is a sentence and another process publishes tasks."""
+        self._sentence = sentence or ""
+        self._publisher = None if sentence is None else Publisher(run_dir, topic("task"))
+        self._began_ns: int | None = None
+        self._sent_ns = 0
+
+    def repeat(self) -> None:
+        """Send the task if it is time; it begins with the first."""
+        now = monotonic_ns()
+        if self._publisher is None or now - self._sent_ns < to_ns(TASK_PERIOD_S):
+            return
+        self._began_ns = now if self._began_ns is None else self._began_ns
+        self._publisher.send(as_task(self._sentence, self._began_ns))
+        self._sent_ns = now
+
+    def close(self) -> None:
+        """Free the topic."""
+        if self._publisher is not None:
+            self._publisher.close()
 
 
 def system(args: Args) -> Sections:

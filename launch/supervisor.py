@@ -15,20 +15,21 @@ import fcntl
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import BinaryIO
 
 from trimvla.launch.children import GRACE_S, Child, Post, Program
 from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.claim import sweep
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import ConfigError, TrimvlaError
 from trimvla.runtime.messages import Health, Report
+from trimvla.runtime.run_dir import check_run_dir, open_file
 from trimvla.runtime.topics import report, topic
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Supervisor:
         self._order: int | None = None
         self._ordered_s = 0.0
         self._said_s, self._said = 0.0, ""
-        self._lock: TextIO | None = None
+        self._lock: BinaryIO | None = None
 
     @property
     def children(self) -> list[Child]:
@@ -100,7 +101,7 @@ class Supervisor:
             self._stop([post.child for post in self.posts if post.program.order == order and post.child is not None])
         self._health.close()
         self._hears.close()
-        remove_dead_sockets(self._run_dir)
+        sweep(self._run_dir)
         self._lock.close()
         self._lock = None
 
@@ -150,9 +151,13 @@ class Supervisor:
             self._said, self._said_s = unwell, time.monotonic()
 
 
-def lock(run_dir: Path) -> TextIO:
-    """Keep the run directory for one system while the file is open. Raises ConfigError if another has it."""
-    file = (run_dir / LOCK).open("w")
+def lock(run_dir: Path) -> BinaryIO:
+    """Keep the run directory for one system while the file is open.
+
+    Raises ConfigError if another has it, or if others than this user could write there.
+    """
+    check_run_dir(run_dir)
+    file = os.fdopen(open_file(run_dir / LOCK, os.O_RDWR | os.O_CREAT), "r+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -161,19 +166,6 @@ def lock(run_dir: Path) -> TextIO:
             f"expected a run directory of its own for every system; another one runs in {run_dir}"
         ) from None
     return file
-
-
-def remove_dead_sockets(run_dir: Path) -> None:
-    """Remove what killed processes left: sockets that nobody listens on. Living ones, such as a driver's, stay."""
-    for path in run_dir.iterdir():
-        if path.is_socket():
-            with socket.socket(socket.AF_UNIX) as probe:
-                try:
-                    probe.connect(str(path))
-                except ConnectionRefusedError:
-                    path.unlink(missing_ok=True)
-                except OSError:
-                    continue
 
 
 def stop_event(watch_parent: bool) -> threading.Event:

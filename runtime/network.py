@@ -8,7 +8,6 @@ differ, pictures look older or younger than they are, and one that claims the fu
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from trimvla.runtime.clock import monotonic_ns, utc_ns
 from trimvla.runtime.curve import Keys, check_plain
 from trimvla.runtime.errors import ConfigError, WireError
 from trimvla.runtime.messages import Frame, Message
+from trimvla.runtime.run_dir import check_run_dir, read_file, write_file
 from trimvla.runtime.topics import Topic, topic
 from trimvla.runtime.wire import Int64, decode, encode, shift_header
 
@@ -83,18 +83,14 @@ class Far:
 def install(network: Network, run_dir: Path) -> None:
     """Make a run directory's processes use this network. Raises ConfigError if it is wrong."""
     network.check()
-    draft = run_dir / f"{NETWORK_FILE}.{os.getpid()}"  # several processes may do so at once
-    try:
-        draft.write_bytes(msgspec.json.encode(network))
-        draft.replace(run_dir / NETWORK_FILE)
-    except OSError as error:
-        raise ConfigError(f"{run_dir}: cannot write {NETWORK_FILE}: {error.strerror}") from None
+    check_run_dir(run_dir)
+    write_file(run_dir / NETWORK_FILE, msgspec.json.encode(network))  # several processes may do so at once
 
 
 def used(run_dir: Path) -> Network:
     """The network of a run directory; an empty one where everything is on this host."""
     try:
-        return msgspec.json.decode((run_dir / NETWORK_FILE).read_bytes(), type=Network)
+        return msgspec.json.decode(read_file(run_dir / NETWORK_FILE), type=Network)
     except FileNotFoundError:
         return Network()
     except (OSError, msgspec.DecodeError) as error:

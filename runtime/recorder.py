@@ -101,7 +101,7 @@ class Recorder:
         """Open the file and listen. Raises RecordingError if the file cannot be written."""
         self._config, self._telemetry = config, telemetry
         self._rows = {row.name: row for row in config.inputs()}
-        self._last: dict[str, int] = {}
+        self._last: dict[tuple[str, int], int] = {}
         self._flushed = time.monotonic()
         self.error: str | None = None
         """Why nothing is recorded any more."""
@@ -125,27 +125,27 @@ class Recorder:
             return False
         content = self._inputs.drain(timeout_s)
         try:
-            for received_ns, row, parts in _in_order(content, self._rows):
-                self._add(row, received_ns, parts)
+            for row, delivery in _in_order(content, self._rows):
+                self._add(row, delivery)
             self._flush_when_due()
         except OSError as error:
             self._give_up(error)
         return any(content.values())
 
-    def _add(self, row: Topic, received_ns: int, parts: list[bytes]) -> None:
+    def _add(self, row: Topic, delivery: Delivery) -> None:
         try:
-            sequence = self._writer.add(row, received_ns, parts)
+            sequence = self._writer.add(row, delivery.received_ns, delivery.parts)
         except WireError as error:
             self._telemetry.count("refused")
             log.warning("not recorded: %s", error)
             return
-        self._note_gap(row.name, sequence)
+        self._note_gap((row.name, delivery.sender), sequence)
         self._telemetry.count("frames" if row.type is Frame else "messages")
 
-    def _note_gap(self, name: str, sequence: int) -> None:
+    def _note_gap(self, sender: tuple[str, int], sequence: int) -> None:
         """Numbers count up by one; where they fall, the sender has started anew."""
-        gap = sequence - self._last.get(name, sequence - 1) - 1
-        self._last[name] = sequence
+        gap = sequence - self._last.get(sender, sequence - 1) - 1
+        self._last[sender] = sequence
         self._telemetry.count("dropped", max(0, gap))
 
     def _flush_when_due(self) -> None:
@@ -195,10 +195,10 @@ class Recorder:
         self._telemetry.state, self._telemetry.reason = "complete", ""
 
 
-def _in_order(content: dict[str, list[Delivery]], rows: dict[str, Topic]) -> Sequence[tuple[int, Topic, list[bytes]]]:
+def _in_order(content: dict[str, list[Delivery]], rows: dict[str, Topic]) -> Sequence[tuple[Topic, Delivery]]:
     """As they were received."""
-    every = [(received_ns, rows[name], parts) for name, items in content.items() for received_ns, parts in items]
-    return sorted(every, key=lambda item: item[0])
+    every = [(rows[name], delivery) for name, deliveries in content.items() for delivery in deliveries]
+    return sorted(every, key=lambda item: item[1].received_ns)
 
 
 def run(config: RecorderConfig, run_dir: Path, stop: threading.Event) -> None:

@@ -7,6 +7,7 @@ next `update`: with 1, the newest wins.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from trimvla.runtime.errors import ConfigError
@@ -44,9 +45,26 @@ class Topic:
     high_water: int
     depth: int
     max_bytes: int
+    senders: int = 1
+    """How many may publish it at the same time."""
+    counts: Callable[[Message | Frame], bool] | None = None
+    """Which messages no flood of others may push out of a reader's queue; where none is named, the newest win."""
 
 
-#     name, type, Hz, max age [s], high water, depth, largest message
+def _is_pressed(message: Message | Frame) -> bool:
+    return isinstance(message, EStop) and message.pressed
+
+
+def _is_released(message: Message | Frame) -> bool:
+    return isinstance(message, Deadman) and not message.held
+
+
+def _stops(message: Message | Frame) -> bool:
+    return isinstance(message, Operator) and message.request != "arm"
+
+
+SENDERS = 8  # of what any person or device may press
+#     name, type, Hz, max age [s], high water, depth, largest message, senders, what counts
 TOPICS = {
     topic.name: topic
     for topic in (
@@ -55,9 +73,9 @@ TOPICS = {
         Topic("sim/state", SimState, 20, 0.5, 16, 1, 256 * KIB),
         Topic("chunk", ActionChunk, 5, 2.0, 16, 1, 256 * KIB),
         Topic("refusal", Refusal, 5, 2.0, 16, 1, 64 * KIB),
-        Topic("estop", EStop, 20, 0.3, 64, 64, 64 * KIB),
-        Topic("deadman", Deadman, 20, 0.3, 16, 1, 64 * KIB),
-        Topic("operator", Operator, 1, 3.0, 16, 16, 64 * KIB),
+        Topic("estop", EStop, 20, 0.3, 1024, 64, 64 * KIB, SENDERS, _is_pressed),
+        Topic("deadman", Deadman, 20, 0.3, 1024, 64, 64 * KIB, SENDERS, _is_released),
+        Topic("operator", Operator, 1, 3.0, 1024, 1024, 64 * KIB, SENDERS, _stops),
         Topic("health", Health, 5, 1.0, 16, 1, 64 * KIB),
         Topic("command", Command, 5, 0.5, 32, 32, 64 * KIB),
         Topic("episode", Episode, 5, 1.0, 32, 32, 64 * KIB),

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import zmq
 
-from trimvla.runtime.bus import MOST_PARTS, WINDOW_NS, Input, Publisher, Subscriber, _Line, endpoint
+from trimvla.runtime.bus import MOST_PARTS, WINDOW_NS, Input, Publisher, Subscriber, endpoint
 from trimvla.runtime.clock import NS_PER_S, Rate
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.inputs import Batch, Delivery
+from trimvla.runtime.lines import Line
 from trimvla.runtime.messages import Command, Frame, JointState, Task
 from trimvla.runtime.topics import topic
 from trimvla.runtime.wire import encode
@@ -130,16 +132,16 @@ def test_bytes_that_are_no_message_are_counted_and_change_nothing(tmp_path, subs
 
 def test_a_flood_is_taken_in_small_parts_and_others_are_heard(tmp_path, subscriber, monkeypatch):
     taken: Counter[str] = Counter()
-    receive = _Line.receive
+    receive = Line.receive
 
-    def counting(line: _Line) -> list[bytes]:
+    def counting(line: Line) -> list[bytes]:
         taken[line.topic.name] += 1
         return receive(line)
 
     with Publisher(tmp_path, COMMAND) as publisher, zmq.Context.instance().socket(zmq.PUB) as liar:
         liar.bind(endpoint(tmp_path, STATE))
         connect(publisher, subscriber, command(1.0))
-        monkeypatch.setattr(_Line, "receive", counting)
+        monkeypatch.setattr(Line, "receive", counting)
         start, heard, sent = time.monotonic(), 0, 0
         while (took := time.monotonic() - start) < 1:
             for _ in range(20):
@@ -159,16 +161,16 @@ def test_freshness_follows_the_clock():
 
     def deliver(sequence: int, at: float) -> None:
         parts = encode(STATE, JointState(sequence=sequence, time_ns=1, position=(), gripper=0.0))
-        told.take([(round(at * second), parts)], [round(at * second)], round(at * second))
+        told.take([Batch([Delivery(round(at * second), parts)], [round(at * second)])], round(at * second))
 
     for number in range(10):
         deliver(number, 1 + number * 0.05)
     assert told.alive and told.rate_ok and told.hz == pytest.approx(20)
     deliver(14, 1.5)
     assert told.missed == 4
-    told.take([], [], round(1.8 * second))
+    told.take([], round(1.8 * second))
     assert told.alive and not told.rate_ok and not told.updated
-    told.take([], [], round(2.1 * second))
+    told.take([], round(2.1 * second))
     assert not told.alive and told.silence_s == pytest.approx(0.6)
 
 
@@ -184,10 +186,16 @@ def test_closing_leaves_no_socket_file_and_no_thread(tmp_path):
 
 
 def test_places_that_hold_no_socket_are_named(tmp_path):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
     with pytest.raises(ConfigError, match="'robot/state': cannot bind"):
         Publisher(tmp_path / "absent", STATE)
     with pytest.raises(ConfigError, match="at most 107 bytes for the socket's path"):
-        Subscriber(tmp_path / ("x" * 100), [STATE])
+        Publisher(long, STATE)
+    with pytest.raises(ConfigError, match="at most 107 bytes for the socket's path"):
+        Subscriber(long, [STATE])
+    with pytest.raises(ConfigError, match="expected an existing run directory"):
+        Subscriber(tmp_path / "absent", [STATE])
 
 
 def test_a_task_keeps_its_words(tmp_path):
