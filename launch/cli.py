@@ -40,6 +40,7 @@ VERBS = (
     Verb("doctor", "trimvla.launch.doctor", "", "what this machine can do, and what to install for the rest"),
     Verb("demo", "trimvla.launch.demo", "sim", "the shipped policy drives the simulator, camera to command", True),
     Verb("run", "trimvla.launch.run", "", "start the processes of a TOML file and keep them running"),
+    Verb("operator", "trimvla.launch.operate", "", "arm, disarm, reset or stop a robot; ends well if it counted"),
     Verb("serve", "trimvla.launch.serve", "", "a bundle for the clients of GR00T, openpi and vla-eval"),
     Verb("keys", "trimvla.launch.keys", "", "keys for hosts that talk over TCP: make a pair, list who is trusted"),
     Verb("camera", "trimvla.launch.camera", "", "publish a camera, a video file or a test picture"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,13 +16,18 @@ import msgspec
 from trimvla.runtime.bus import Input, Publisher, Subscriber
 from trimvla.runtime.clock import Rate, monotonic_ns
 from trimvla.runtime.controller import ControlConfig, Controller, Decision, Inputs
-from trimvla.runtime.messages import ActionChunk, Command, Deadman, EStop, Health, JointState, Operator, Refusal, Task
+from trimvla.runtime.messages import ActionChunk, Command, Health, JointState, Operator, Refusal, Task
 from trimvla.runtime.realtime import RealtimeConfig, set_up
+from trimvla.runtime.switches import Words, enabling_switch, missing, stop_button
 from trimvla.runtime.telemetry import Reporter, Telemetry
 from trimvla.runtime.topics import topic
+from trimvla.runtime.traffic import explain
 
 log = logging.getLogger(__name__)
-Kind = TypeVar("Kind", Task, JointState, ActionChunk, Refusal, EStop, Deadman, Health, Operator)
+Kind = TypeVar("Kind", Task, JointState, ActionChunk, Refusal, Health, Operator)
+WORD_ID = "operator_id"  # value of the report: the operator's last word, where it has a number
+PRESSES = "estop_presses"  # counter of the report: ticks that saw the emergency stop pressed
+SWITCHES = ("estop", "deadman")
 HEARS = ("task", "robot/state", "chunk", "refusal", "estop", "deadman", "health", "operator")
 
 
@@ -31,15 +37,36 @@ class ControlLoop:
     def __init__(self, config: ControlConfig, inputs: Subscriber, commands: Publisher, telemetry: Telemetry) -> None:
         self._controller = Controller(config)
         self._inputs, self._commands, self._telemetry = inputs, commands, telemetry
+        self._words = Words()
 
     def tick(self, tick_ns: int) -> Decision:
         """Update, decide, publish. `tick_ns` is the time for which the tick was planned."""
         begin = monotonic_ns()
         self._inputs.update()
-        decision = self._controller.decide(tick_ns, read_inputs(self._inputs))
+        known = read_inputs(self._inputs, self._words)
+        decision = self._explain(self._controller.decide(tick_ns, known))
+        self._count_orders(known)
         self._publish(decision)
         self._telemetry.time_ns("tick", monotonic_ns() - begin)
         return decision
+
+    def _explain(self, decision: Decision) -> Decision:
+        """The decision; where the robot does not move, its reason says what is wrong with the traffic too."""
+        if decision.state == "running":
+            return decision
+        silent = [text for name in SWITCHES if (text := missing(self._inputs[name]))]
+        reason = explain("; ".join([decision.reason, *silent]), self._inputs)
+        command = decision.command
+        if command is not None:
+            command = msgspec.structs.replace(command, reason=reason)
+        return replace(decision, reason=reason, command=command)
+
+    def _count_orders(self, known: Inputs) -> None:
+        """What people want: whoever repeats it until it counts looks at the report."""
+        for word in known.requests:
+            self._telemetry.count(f"operator_{word.request}")
+        self._telemetry.values[WORD_ID] = float(self._words.last_id)
+        self._telemetry.count(PRESSES, known.estop is not None and known.estop.pressed)
 
     def stop(self) -> None:
         """Leave the robot in hold."""
@@ -67,18 +94,21 @@ class ControlLoop:
                 self._telemetry.time_ns("photon_to_action", age_ns)
 
 
-def read_inputs(inputs: Subscriber) -> Inputs:
+def read_inputs(inputs: Subscriber, words: Words) -> Inputs:
     """What the controller may know: nothing from senders that have fallen silent."""
+    requests = words.take(_fresh(inputs["operator"], Operator))
+    if any(word.request == "reset" for word in requests):
+        for name in SWITCHES:
+            inputs[name].forget_silent()
     return Inputs(
         task=_alive(inputs["task"], Task),
         robot=_alive(inputs["robot/state"], JointState),
         chunk=_newest(inputs["chunk"], ActionChunk),
         refusal=_newest(inputs["refusal"], Refusal),
-        estop=next((message for message in _fresh(inputs["estop"], EStop) if message.pressed), None)
-        or _alive(inputs["estop"], EStop),
-        deadman=_alive(inputs["deadman"], Deadman),
+        estop=stop_button(inputs["estop"]),
+        deadman=enabling_switch(inputs["deadman"]),
         health=_newest(inputs["health"], Health),
-        requests=tuple(_fresh(inputs["operator"], Operator)),
+        requests=requests,
     )
 
 
@@ -99,7 +129,7 @@ def run(config: ControlConfig, run_dir: Path, stop: threading.Event) -> None:
     telemetry = Telemetry("control")
     inputs = Subscriber(run_dir, [topic(name) for name in HEARS])
     commands = Publisher(run_dir, topic("command", config.hz))
-    reporter = Reporter(run_dir, telemetry)
+    reporter = Reporter(run_dir, telemetry, inputs)
     loop = ControlLoop(config, inputs, commands, telemetry)
     try:
         prepare(config.realtime, telemetry)

@@ -20,6 +20,7 @@ from trimvla.runtime.wire import decode
 RATE_WINDOW = 10  # arrivals that a measured rate is made of
 RATE_OK = 0.8  # of the expected rate
 LOOKED_BACK = 20  # deliveries that `trouble` looks back on
+TROUBLE_NS = 5 * NS_PER_S  # after which a refusal is history
 
 
 class Delivery(NamedTuple):
@@ -85,6 +86,7 @@ class Input:
         """Counts: messages, deliveries that were none, and gaps in the sequence numbers (displaced ones included)."""
         self._senders: dict[int, Sender] = {}
         self._refusals: deque[bool] = deque(maxlen=LOOKED_BACK)
+        self._refused_ns = 0
         self._now = 0
 
     @property
@@ -116,7 +118,7 @@ class Input:
     @property
     def senders(self) -> int:
         """How many have sent a message, without those that were forgotten."""
-        return sum(sender.message is not None for sender in self._senders.values())
+        return sum(sender.message is not None for sender in self._senders.values())  # the others sent none yet
 
     @property
     def hz(self) -> float:
@@ -130,9 +132,9 @@ class Input:
 
     @property
     def trouble(self) -> str:
-        """How many of the last deliveries were refused, and why; empty where none was."""
+        """How many of the last deliveries were refused, and why; empty where none was lately."""
         count = sum(self._refusals)
-        if not count:
+        if not count or self._now - self._refused_ns > TROUBLE_NS:
             return ""
         return f"{count} of the last {len(self._refusals)} messages on '{self.topic.name}' were refused: {self.problem}"
 
@@ -176,6 +178,7 @@ class Input:
         except WireError as error:
             self.problem = str(error)
             self.refused += 1
+            self._refused_ns = delivery.received_ns
             self._refusals.append(True)
             return None
         self.received += 1

@@ -138,6 +138,8 @@ class Operator(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A person's word on whether the robot may move; each message counts once."""
 
     request: Literal["arm", "disarm", "reset"]
+    id: Count = 0
+    """Repetitions of one word carry the same number, so that they count once; 0 for a word that is not repeated."""
 
 
 class Health(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -190,6 +192,8 @@ class Report(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     counters: dict[str, int] = {}
     values: dict[str, float] = {}
     latencies: dict[str, Summary] = {}
+    problems: dict[str, Text] = {}
+    """Topic -> why a message on it was last refused, of those that the process subscribes to."""
 
 
 @dataclass(frozen=True, eq=False)

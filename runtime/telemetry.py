@@ -15,8 +15,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from trimvla.runtime import traffic
 from trimvla.runtime.bus import Publisher
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
+from trimvla.runtime.inputs import Input
 from trimvla.runtime.messages import Report, Summary
 from trimvla.runtime.topics import report, topic
 
@@ -67,6 +69,7 @@ class Telemetry:
         self.process = process
         self.counters: Counter[str] = Counter()
         self.values: dict[str, float] = {}
+        self.problems: dict[str, str] = {}
         self.state = "starting"
         self.reason = ""
         self._durations: dict[str, Distribution] = {}
@@ -88,6 +91,14 @@ class Telemetry:
         for part, duration in milliseconds.items():
             self.time(f"{prefix}.{part}", duration)
 
+    def note_traffic(self, inputs: Iterable[Input]) -> None:
+        """Take over what is known of the topics that the process subscribes to."""
+        found = tuple(inputs)
+        for name, count in traffic.counters(found):
+            self.counters[name] = count
+        self.values.update(traffic.values(found))
+        self.problems.update(traffic.problems(found))
+
     def report(self) -> Report:
         """Everything so far."""
         return Report(
@@ -97,6 +108,7 @@ class Telemetry:
             reason=self.reason,
             counters=dict(self.counters),
             values=dict(self.values),
+            problems=dict(self.problems),
             latencies={name: durations.summary() for name, durations in self._durations.items()},
         )
 
@@ -104,8 +116,10 @@ class Telemetry:
 class Reporter:
     """Publishes a process's report, which is also its sign of life, now and then."""
 
-    def __init__(self, run_dir: Path, telemetry: Telemetry) -> None:
+    def __init__(self, run_dir: Path, telemetry: Telemetry, inputs: Iterable[Input] = ()) -> None:
+        """`inputs` are those that the process subscribes to: what was wrong with them is reported too."""
         self.telemetry = telemetry
+        self.inputs = inputs
         self._publisher = Publisher(run_dir, topic(report(telemetry.process)))
         self._next_ns = 0
         self._said = ""
@@ -122,4 +136,5 @@ class Reporter:
 
     def _publish(self) -> None:
         self._next_ns, self._said = monotonic_ns() + to_ns(REPORT_PERIOD_S), self.telemetry.state
+        self.telemetry.note_traffic(self.inputs)
         self._publisher.send(self.telemetry.report())
