@@ -28,6 +28,8 @@ NAME = "metrics"
 WAIT_S = 0.2
 BOUNDS_S = [*(f"{bound / 1e3:g}" for bound in BUCKETS_MS), "+Inf"]
 
+Table = dict[str, tuple[str, str]]
+
 #   counter of a process's report -> metric, what it counts
 COUNTERS = {
     "late": ("trimvla_deadline_misses", "Control ticks that began late"),
@@ -48,6 +50,19 @@ DURATIONS = {
 VALUES = {
     "rung": ("trimvla_rung", "Number of the bundle on the quality ladder that thinks; 0 is the top"),
 }
+#   prefix of a counter by topic -> metric, what it counts
+TOPIC_COUNTERS = {
+    "refused": ("trimvla_refused_messages", "What came on a topic and was no message"),
+    "missed": ("trimvla_missed_messages", "Messages of a topic that were lost or displaced by newer ones"),
+}
+#   prefix of a value by topic -> metric, what it is
+TOPIC_VALUES = {
+    "hz": ("trimvla_input_hz", "Messages per second on a topic, from its slowest sender"),
+    "rate_ok": ("trimvla_input_rate_ok", "1 where messages come about as often as the topic promises"),
+    "valid": ("trimvla_input_valid", "1 where the newest delivery on a topic was a message"),
+}
+EVENTS = ("trimvla_events", "Anything else that a process counts")
+OTHERS = ("trimvla_value", "What else a process reports")
 STAGE = ("trimvla_stage_seconds", "Duration of one part of a process's work")
 
 
@@ -84,11 +99,23 @@ def _counters(reports: Iterable[Report]) -> Iterator[Metric]:
     families: dict[str, CounterMetricFamily] = {}
     for said in reports:
         for name, count in said.counters.items():
-            metric, text = COUNTERS.get(name, ("trimvla_events", "Anything else that a process counts"))
-            labels = ["process"] if name in COUNTERS else ["process", "event"]
-            family = families.setdefault(metric, CounterMetricFamily(metric, text, labels=labels))
-            family.add_metric([said.process, name][: len(labels)], count)
+            (metric, text), extra = _metric_of(name, COUNTERS, TOPIC_COUNTERS, EVENTS, "event")
+            labels = {"process": said.process, **extra}
+            family = families.setdefault(metric, CounterMetricFamily(metric, text, labels=list(labels)))
+            family.add_metric(list(labels.values()), count)
     yield from families.values()
+
+
+def _metric_of(
+    name: str, table: Table, by_topic: Table, other: tuple[str, str], label: str
+) -> tuple[tuple[str, str], dict[str, str]]:
+    """The metric and its text for a counter or value of a report, and its labels beside the process's."""
+    kind, _, of_topic = name.partition(".")
+    if name in table:
+        return table[name], {}
+    if of_topic and kind in by_topic:
+        return by_topic[kind], {"topic": of_topic}
+    return other, {label: name}
 
 
 def _durations(reports: Iterable[Report]) -> Iterator[Metric]:
@@ -111,17 +138,16 @@ def _cumulated(summary: Summary) -> list[tuple[str, float]]:
 def _gauges(reports: Iterable[Report], now_ns: int) -> Iterator[Metric]:
     state = GaugeMetricFamily("trimvla_state", "1 for the state that a process is in", labels=["process", "state"])
     silent = GaugeMetricFamily("trimvla_report_age_seconds", "Since a process's last report", labels=["process"])
-    value = GaugeMetricFamily("trimvla_value", "What else a process reports", labels=["process", "name"])
-    named = {name: GaugeMetricFamily(*row, labels=["process"]) for name, row in VALUES.items()}
+    families: dict[str, GaugeMetricFamily] = {}
     for said in reports:
         state.add_metric([said.process, said.state], 1)
         silent.add_metric([said.process], (now_ns - said.time_ns) / NS_PER_S)
         for name, number in said.values.items():
-            if name in named:
-                named[name].add_metric([said.process], number)
-            else:
-                value.add_metric([said.process, name], number)
-    yield from (state, silent, value, *named.values())
+            (metric, text), extra = _metric_of(name, VALUES, TOPIC_VALUES, OTHERS, "name")
+            labels = {"process": said.process, **extra}
+            family = families.setdefault(metric, GaugeMetricFamily(metric, text, labels=list(labels)))
+            family.add_metric(list(labels.values()), number)
+    yield from (state, silent, *families.values())
 
 
 def run(config: MetricsConfig, run_dir: Path, stop: threading.Event) -> None:
@@ -136,7 +162,8 @@ def run(config: MetricsConfig, run_dir: Path, stop: threading.Event) -> None:
     telemetry.state, telemetry.values["port"] = "serving", server.server_port
     log.info("http://%s:%d/metrics", config.host, server.server_port)
     names = [report(name) for name in config.processes]
-    reporter, hears = Reporter(run_dir, telemetry), Subscriber(run_dir, [topic(name) for name in names])
+    hears = Subscriber(run_dir, [topic(name) for name in names])
+    reporter = Reporter(run_dir, telemetry, hears)
     try:
         while not stop.is_set():
             hears.update(WAIT_S)

@@ -28,6 +28,7 @@ from trimvla.runtime.policy import Policy
 from trimvla.runtime.telemetry import Reporter, Telemetry
 from trimvla.runtime.thinker import Infers, Thinker, ThoughtConfig, check_rungs, warm_up
 from trimvla.runtime.topics import color, topic
+from trimvla.runtime.traffic import explain
 
 log = logging.getLogger(__name__)
 WAIT_S = 0.1  # for messages, so that `stop` is seen
@@ -207,19 +208,21 @@ class PolicyLoop:
     def _refuse(self, error: TrimvlaError, task: Task | None) -> None:
         """No chunk, and the reason: the control loop holds once its last chunk has expired."""
         if task is None or not task.active:
-            self._telemetry.state, self._telemetry.reason = "idle", str(error)
+            self._telemetry.state, self._telemetry.reason = "idle", explain(str(error), self._inputs)
             self._failures.end()
             return
         self._thinker.forget()
         kind = _kind(error)
         self._telemetry.count("frames_stale" if isinstance(error, StaleError) else "refused")
         self._telemetry.count(f"refused_{kind}")
-        news = self._telemetry.state != "refusing" or (kind == "other" and str(error) != self._telemetry.reason)
+        known = self._telemetry.state == "refusing" and self._telemetry.reason.startswith(str(error))
+        news = self._telemetry.state != "refusing" or (kind == "other" and not known)
         if news and kind != "stale":
             log.warning("refused: %s", error)
-        self._telemetry.state, self._telemetry.reason = "refusing", str(error)
+        reason = explain(str(error), self._inputs)
+        self._telemetry.state, self._telemetry.reason = "refusing", reason
         since_ns = error.since_ns if isinstance(error, FrozenError) else None
-        refusal = Refusal(time_ns=monotonic_ns(), episode=task.episode, kind=kind, reason=str(error), since_ns=since_ns)
+        refusal = Refusal(time_ns=monotonic_ns(), episode=task.episode, kind=kind, reason=reason, since_ns=since_ns)
         if self._refusals is not None:
             self._refusals.send(refusal)
         self._failures.add(error, refusal.time_ns)
@@ -271,6 +274,7 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     telemetry.state = "idle"
     cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
     inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
+    reporter.inputs = inputs
     chunks, refusals = Publisher(run_dir, topic("chunk")), Publisher(run_dir, topic("refusal"))
     loop = PolicyLoop(
         thinker,

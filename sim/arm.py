@@ -84,6 +84,7 @@ def run(config: ArmConfig, run_dir: Path, stop: threading.Event) -> None:
     telemetry.counters.update(obeyed=0, lost=0, repeated=0, stale=0, watchdog=0)
     reporter = Reporter(run_dir, telemetry)
     says, hears = Publisher(run_dir, topic("robot/state", config.state_hz)), Subscriber(run_dir, [topic("command")])
+    reporter.inputs = hears
     next_ns = 0
     try:
         while not stop.is_set():

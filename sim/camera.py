@@ -68,6 +68,7 @@ def run(config: SimCameraConfig, run_dir: Path, stop: threading.Event) -> None:
     renderer, reporter = SceneRenderer(config.side), Reporter(run_dir, Telemetry(f"camera-{config.name}"))
     frames = Publisher(run_dir, topic(color(config.name), config.hz))
     states = Subscriber(run_dir, [topic("sim/state")])
+    reporter.inputs = states
     rate = Rate(config.hz, sleep=stop.wait)
     try:
         while not stop.is_set():

@@ -102,6 +102,7 @@ def run(config: FaultyPolicyConfig, run_dir: Path, stop: threading.Event) -> Non
     policy, control_hz = load(config)
     cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
     inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
+    reporter.inputs = inputs
     chunks, refusals = Publisher(run_dir, topic("chunk")), Publisher(run_dir, topic("refusal"))
     loop = PolicyLoop(
         Spoilt(policy, Switch(run_dir, "policy")),

@@ -134,6 +134,7 @@ def run(config: RobotConfig, run_dir: Path, stop: threading.Event) -> None:
     robot, reporter = TabletopRobot(config), Reporter(run_dir, Telemetry("robot"))
     says = [Publisher(run_dir, topic(name)) for name in SAYS]
     hears = Subscriber(run_dir, [topic("task"), topic("command")])
+    reporter.inputs = hears
     try:
         while not stop.is_set():
             hears.update(1 / config.state_hz)

@@ -33,7 +33,8 @@ def said() -> Report:
     telemetry = Telemetry("control")
     telemetry.state = 'hold "now"'
     telemetry.counters.update(late=3, gated=2, actions=7)
-    telemetry.values.update(hz_achieved=4.5, rung=1.0)
+    telemetry.values.update({"hz_achieved": 4.5, "rung": 1.0, "hz.front/color": 14.5, "realtime.cores": 1.0})
+    telemetry.counters["refused.front/color"] = 5
     for milliseconds in (0.4, 3.0, 3.0, 60_000.0):
         telemetry.time("tick", milliseconds)
     return telemetry.report()
@@ -82,6 +83,9 @@ def test_a_scraper_reads_what_was_reported(port: int) -> None:
     assert found["trimvla_events_total", (("event", "actions"), of)] == 7
     assert found["trimvla_value", (("name", "hz_achieved"), of)] == 4.5
     assert found["trimvla_rung", (of,)] == 1
+    assert found["trimvla_refused_messages_total", (of, ("topic", "front/color"))] == 5
+    assert found["trimvla_input_hz", (of, ("topic", "front/color"))] == 14.5
+    assert found["trimvla_value", (("name", "realtime.cores"), of)] == 1
     assert found["trimvla_state", (of, ("state", 'hold "now"'))] == 1
     assert 0 <= found["trimvla_report_age_seconds", (of,)] < 60
 
