@@ -71,7 +71,7 @@ def run(args: Args) -> Result:
     result: Result = {"ok": ok, "word": args.word, "state": after.state, "reason": after.reason}
     if not ok:
         result["error"] = f"control received '{args.word}' and is {after.state}: {after.reason}"
-    args.console().print(f"control is {after.state}: {after.reason}", markup=False)
+    args.console().print(f"control is {after.state}: {after.reason}")
     return result
 
 
