@@ -21,7 +21,7 @@ from trimvla.launch.console import Console, Status, styled
 from trimvla.launch.director import Director, Recording, Request
 from trimvla.launch.options import Options, Result
 from trimvla.launch.printable import printable
-from trimvla.launch.processes import programs, read_system
+from trimvla.launch.processes import check_system, programs, read_system
 from trimvla.launch.supervisor import Supervisor, terminate_as_interrupt
 from trimvla.launch.watching import RECORDER, outcome, with_recorder
 from trimvla.runtime import manifest
@@ -57,7 +57,7 @@ class Args(Options):
     """Also write everything that travels to this file, usually *.mcap."""
 
     set: tuple[str, ...] = ()
-    """Changes to launch/configs/demo.toml, such as `control.hz=4`; `--control.hz 4` does the same."""
+    """Changes to launch/configs/demo.toml, such as `policy.threads=2`; `--policy.threads 2` does the same."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is out of range."""
@@ -69,6 +69,7 @@ def run(args: Args) -> Result:
     """Start everything, play the episodes, stop everything; then the film and the card."""
     bundle = manifest.resolve(args.bundle)
     sections = read_system(SYSTEM, [f"policy.bundle={bundle.resolve()}", *args.set])
+    check_system(sections)
     if args.record is not None:
         sections = with_recorder(sections, args.record)
     requests = plan(args)

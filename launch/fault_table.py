@@ -18,7 +18,7 @@ from trimvla.runtime.messages import Report
 from trimvla.runtime.recording import partial
 from trimvla.sim.faults import Fault, Kind, write_faults
 
-HZ, FRAME_S, FROZEN_S, STATE_S, MAX_AGE_S = 10.0, 0.3, 0.3, 0.3, 0.8
+HZ, FRAME_S, FROZEN_S, STATE_S, MAX_AGE_S = 5.0, 0.3, 0.3, 0.3, 0.8
 LOW, HIGH = (-0.05,) * 3 + (-0.4,) * 3 + (0.0,), (0.05,) * 3 + (0.4,) * 3 + (1.0,)
 MAX_CHANGE = (0.04,) * 3 + (0.3,) * 3 + (float("inf"),)
 PROMISE = Promise(LOW, HIGH, MAX_CHANGE, HZ, MAX_AGE_S)

@@ -37,6 +37,7 @@ from trimvla.launch.fault_table import (
     switch,
 )
 from trimvla.launch.options import Options, Result
+from trimvla.launch.processes import check_system
 from trimvla.launch.supervisor import terminate_as_interrupt
 from trimvla.launch.witness import Witness
 from trimvla.runtime import manifest
@@ -49,7 +50,7 @@ START_S = 90.0  # imports and model loading on a slow, busy machine
 SHOWN_S = 8.0  # for a report to tell of what the robot need not notice
 RECOVERY_S = 30.0
 GONE_S = 10.0  # for the processes of a supervisor that was killed
-FLOWS_S = 0.6  # of actions only, before something is broken
+FLOWS_S = 1.2  # of actions only, before something is broken
 HEARD = ("policy", "control", "recorder", "arm")
 
 
@@ -98,6 +99,7 @@ def run(args: Args) -> Result:
     """All rows; the table."""
     rows, start = args.rows(), time.monotonic()
     bundle = str(manifest.resolve(args.bundle).resolve())
+    check_system(sections(bundle))
     terminate_as_interrupt()
     outcomes: list[Outcome] = []
     with Console(stderr=True).status("starting") as line:

@@ -7,6 +7,7 @@ and what to read; measures nothing itself but memory and processor time.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -27,12 +28,12 @@ from trimvla.launch.watching import RECORDER, outcome, with_recorder
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError, TrimvlaError
-from trimvla.runtime.messages import Report, Summary
+from trimvla.runtime.messages import MAX_ROWS, Report, Summary
 from trimvla.runtime.topics import report, topic
 
 START_S = 60.0
 WARM_UP_S = 5.0
-ROWS_HZ = 20.0  # of the stand-in's chunks: 16 rows last longer than it takes to make the next ones
+ROWS_S = 0.8  # of the stand-in's chunks: longer than it takes to make the next ones
 GROWTH_MIB = 2.0  # per process and from the middle to the end: what an allocator may do
 NO_TIMES = Summary(0, 0.0, 0.0, 0.0)
 LIMITS = {"low": [-0.05] * 6 + [0.0], "high": [0.05] * 6 + [1.0]}
@@ -104,10 +105,12 @@ def run(args: Args) -> Result:
 def sections(args: Args) -> Sections:
     """The system."""
     picture = {"kind": "synthetic", "width": args.width, "height": args.height, "hz": args.camera_hz}
+    rows = min(MAX_ROWS, math.ceil(ROWS_S * args.control_hz))
     names = [f"eye{i}" for i in range(args.cameras)]
     cameras = {f"camera-{name}": {"process": "camera", "name": name, **picture} for name in names}
-    eyes = {"camera": names[0], "more_cameras": names[1:], "valid_rows": 16}
-    policy = {"process": "faulty-policy", "stand_in_ms": args.policy_ms, "stand_in_hz": ROWS_HZ, **eyes}
+    eyes = {"camera": names[0], "more_cameras": names[1:], "valid_rows": rows}
+    stand_in = {"stand_in_ms": args.policy_ms, "stand_in_hz": args.control_hz, "stand_in_rows": rows}
+    policy = {"process": "faulty-policy", **stand_in, **eyes}
     realtime = {"freeze_gc": True, "priority": args.priority}
     control = {"hz": args.control_hz, "limits": LIMITS, "queue": {"max_age_s": 1.0}, "realtime": realtime}
     return {"arm": {"process": "sim-arm", "watchdog_s": 0.3}, **cameras, "policy": policy, "control": control}

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from trimvla.launch.action_check import check_actions
 from trimvla.launch.children import Program
 from trimvla.launch.config import build, decode_file
 from trimvla.launch.extras import install, missing_module
@@ -145,8 +146,17 @@ def commands(sections: Sections, run_dir: Path, log_format: str = "text") -> dic
     return {name: [*program, name, *options] for name in sections}
 
 
+def check_system(sections: Sections) -> None:
+    """What no section can know by itself. Raises ConfigError, or BundleError for a bundle that is not there."""
+    check_actions({name: configure(name, section) for name, section in sections.items()})
+
+
 def programs(sections: Sections, run_dir: Path, log_format: str = "text") -> list[Program]:
-    """The same for a supervisor: with the order in which they start, and what is to be done if one ends."""
+    """The same for a supervisor: with the order in which they start, and what is to be done if one ends.
+
+    Raises ConfigError before anything is written where the sections do not go together; see `check_system`.
+    """
+    check_system(sections)
     return [_program(name, argv, sections[name]) for name, argv in commands(sections, run_dir, log_format).items()]
 
 

@@ -14,7 +14,7 @@ from tyro.conf import Positional
 from trimvla.launch.console import Console
 from trimvla.launch.networking import use_network
 from trimvla.launch.options import Options, Result
-from trimvla.launch.processes import Sections, programs, read_system
+from trimvla.launch.processes import Sections, check_system, programs, read_system
 from trimvla.launch.supervisor import Supervisor, lock, stop_event
 from trimvla.launch.watching import RECORDER, outcome, with_metrics, with_recorder
 from trimvla.runtime.bus import Publisher, Subscriber
@@ -122,8 +122,9 @@ class TaskSender:
 
 
 def system(args: Args) -> Sections:
-    """The file's processes, and those that watch them."""
+    """The file's processes, and those that watch them. Raises ConfigError where they do not go together."""
     sections = read_system(args.system, args.set)
+    check_system(sections)
     if args.metrics is not None:
         sections = with_metrics(sections, args.metrics)
     return sections if args.record is None else with_recorder(sections, args.record)

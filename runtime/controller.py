@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from trimvla.runtime.action_meaning import ActionMeaning, disagreement
 from trimvla.runtime.chunk_queue import ChunkQueue, Due, QueueConfig
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, to_ns
 from trimvla.runtime.errors import ConfigError
@@ -36,9 +37,9 @@ class ControlConfig:
     limits: Limits
     """Of the robot."""
     kinds: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
-    """What each dimension of an action means; as the bundle says."""
+    """What each dimension of an action means. Chunks and bundles of other kinds are refused."""
     hz: float = 5.0
-    """Commands per second; as the bundle says."""
+    """Commands per second. Chunks and bundles with deltas at another rate are refused."""
     state_s: float = 0.5
     """How old the robot's word on where it is may be."""
     queue: QueueConfig = field(default_factory=QueueConfig)
@@ -55,6 +56,11 @@ class ControlConfig:
         still = hold(self.kinds, self.limits.low)
         if np.any(still < self.limits.low) or np.any(still > self.limits.high):
             raise ConfigError("expected limits of deltas and velocities that include 0, which is their hold")
+
+    @property
+    def meaning(self) -> ActionMeaning:
+        """What the numbers of a command mean."""
+        return ActionMeaning(self.kinds, self.hz)
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,10 @@ class Controller:
         self._seam = Seam(config.queue.max_jump or config.limits.row("max_change"))
         self._ramp = config.limits.row("acceleration") / config.hz
         self._rest = np.zeros(len(config.kinds))
-        self._episode: int | None = None
+        self._served: tuple[int, str, int] | None = None
+        """Episode, instruction and start of the live task."""
+        self._foreign = ""
+        """Why the newest chunk for the task is of another meaning; empty if it is not."""
         self._last: NDArray[np.float64] | None = None
         """The last command, and the episode that it was for; none before the first."""
         self._last_episode = 0
@@ -111,6 +120,9 @@ class Controller:
         """What to send for the tick that was planned for `now_ns`."""
         self._follow(now_ns, inputs)
         self._guard.hear(now_ns, inputs.task, inputs.requests, inputs.estop)
+        if self._foreign:
+            self._guard.reject(now_ns, self._foreign)
+            return self._stay(now_ns)
         if not self._guard.may_move:
             return self._stay(now_ns)
         if reason := self._guard.released(now_ns, inputs.deadman) or _missing(inputs.health):
@@ -130,19 +142,33 @@ class Controller:
     def _follow(self, now_ns: int, inputs: Inputs) -> None:
         """The task, and the chunks that serve it."""
         live = inputs.task if inputs.task is not None and inputs.task.active else None
-        episode = live.episode if live is not None else None
-        if episode != self._episode:
-            self._begin(episode)
-        if live is not None and inputs.chunk is not None and _serves(inputs.chunk, live, len(self._config.kinds)):
-            self._queue.push(inputs.chunk, now_ns)
+        self._serve(live)
+        self._foreign = ""
+        if live is not None and inputs.chunk is not None and inputs.chunk.serves(live):
+            self._take(inputs.chunk, now_ns)
         if inputs.refusal is not None and inputs.refusal.since_ns is not None:
             self._withdrawn = (inputs.refusal.since_ns, inputs.refusal.time_ns)
         self._queue.withdraw(*self._withdrawn)
 
-    def _begin(self, episode: int | None) -> None:
-        """Forget the last episode, but not a velocity that it left."""
-        self._episode, self._captured_ns = episode, None
+    def _take(self, chunk: ActionChunk, now_ns: int) -> None:
+        """A chunk for the task: one whose numbers mean something else is never commanded."""
+        self._foreign = disagreement(self._config.meaning, ActionMeaning(chunk.kinds, chunk.control_hz))
+        if not self._foreign:
+            self._queue.push(chunk, now_ns)
+
+    def _serve(self, task: Task | None) -> None:
+        """Drop what was made for another task or instruction. In another episode, forget the last command too."""
+        served = None if task is None else (task.episode, task.instruction, task.started_ns)
+        if served == self._served:
+            return
+        another = served is None or self._served is None or served[0] != self._served[0]
+        self._served, self._captured_ns = served, None
         self._queue.reset()
+        if another:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Forget the last episode, but not a velocity that it left."""
         self._seam.reset()
         if self._last is not None and not moves(self._config.kinds, self._last):
             self._forget()
@@ -210,11 +236,6 @@ def _because(now_ns: int, reason: str, refusal: Refusal | None) -> str:
     """Why there is no action: with the policy's own reason, where it has just refused a picture."""
     recent = refusal is not None and now_ns - refusal.time_ns < NS_PER_S
     return f"{reason}; refused: {refusal.reason}" if refusal is not None and recent else reason
-
-
-def _serves(chunk: ActionChunk, task: Task, dim: int) -> bool:
-    """Whether a chunk is of this task, made from a picture of it, and of the robot's number of dimensions."""
-    return chunk.episode == task.episode and chunk.time_ns >= task.started_ns and len(chunk.actions[0]) == dim
 
 
 def _command(now_ns: int, due: Due, action: NDArray[np.float64], reason: str) -> Command:

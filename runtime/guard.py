@@ -27,7 +27,8 @@ class GuardConfig:
     """Who must agree before the robot moves."""
 
     arm: Literal["auto", "operator"] = "auto"
-    """`auto`: a new task arms. `operator`: only a person does, for one task at a time."""
+    """`auto`: a new task arms. `operator`: only a person does, for one task at a time: another instruction under the
+    same episode is another task."""
     estop: bool = False
     """Whether the emergency stop must be heard all the time. One that is pressed counts in any case."""
     deadman: bool = False
@@ -52,7 +53,10 @@ class Guard:
         self._config = config or GuardConfig()
         self.state: State = "idle"
         self.reason = "no live task"
-        self._episode: int | None = None
+        self._task: tuple[int, str] | None = None
+        """Episode and instruction of the task that may be armed for."""
+        self._known_ns = 0
+        """Since when it is known. An `arm` from before was meant for another."""
         self._stopped_ns = -1
         """When a person last reset or disarmed; a task from before arms nothing."""
         self._estop_heard = False
@@ -106,30 +110,41 @@ class Guard:
         if now_ns - self._refused_ns >= to_ns(self._config.refused_s):
             self.feed("failure", f"for {self._config.refused_s:g} s {reason}")
 
+    def reject(self, now_ns: int, reason: str) -> None:
+        """The task's actions mean something else to the policy: the robot is not armed for them, or holds."""
+        if self.state in ("idle", "armed"):
+            self.feed("end", reason)
+        else:
+            self.refuse(now_ns, reason)
+
     def _events(
         self, now_ns: int, task: Task | None, requests: Sequence[Operator], estop: EStop | None
     ) -> Iterator[tuple[Event, str]]:
         self._estop_heard |= estop is not None
-        yield from self._task_events(task)
+        yield from self._task_events(now_ns, task)
         for message in requests:
             if message.request != "arm":
                 self._stopped_ns = now_ns
-            if message.request != "arm" or self._episode is not None:
+            meant = self._task is not None and message.time_ns >= self._known_ns
+            if message.request != "arm" or meant:
                 yield message.request, WORDS[message.request]
         if estop is not None and estop.pressed:
             yield "estop", f"the emergency stop is pressed{f' by {estop.source}' if estop.source else ''}"
         elif estop is None and self._config.estop and self._estop_heard:
             yield "estop", "the emergency stop is silent"
 
-    def _task_events(self, task: Task | None) -> Iterator[tuple[Event, str]]:
+    def _task_events(self, now_ns: int, task: Task | None) -> Iterator[tuple[Event, str]]:
         """The end of one task, and the begin of another. None begins before a required emergency stop was heard."""
         if task is None or not task.active:
-            self._episode = None
+            self._task = None
             yield "end", "no live task" if task is None else "the task is not active"
         elif self._config.estop and not self._estop_heard:
             yield "end", "the emergency stop has not been heard yet"
-        elif task.episode != self._episode:
-            self._episode, self._refused_ns = task.episode, None
-            yield "end", "not armed for this task"
+        elif (task.episode, task.instruction) != self._task:
+            same_episode = self._task is not None and task.episode == self._task[0]
+            self._task, self._known_ns = (task.episode, task.instruction), now_ns
+            self._refused_ns = None
+            if self._config.arm == "operator" or not same_episode:
+                yield "end", "not armed for this task"
             if self._config.arm == "auto" and task.started_ns > self._stopped_ns:
                 yield "arm", "armed by the task"

@@ -13,6 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from trimvla.runtime.manifest import ActionKind
+
 SCHEMA_VERSION = 1
 MAX_ROWS, MAX_DIM, MAX_STATE = 256, 64, 4096
 
@@ -73,6 +75,10 @@ class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     """float64[H, D], un-normalised; row 0 is for the moment of the observation."""
     control_hz: Annotated[float, msgspec.Meta(gt=0, le=10_000)]
     """Rows per second."""
+    kinds: Annotated[tuple[ActionKind, ...], msgspec.Meta(max_length=MAX_DIM)] = ()
+    """What each of the D dimensions means; empty only in recordings from before chunks named it."""
+    statistics_key: Text = ""
+    """Whose statistics the actions were un-normalised with."""
     valid_rows: Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS)]
     """Only this many rows may be executed."""
     produced_ns: TimeNs
@@ -88,11 +94,18 @@ class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     rung_reason: Text = ""
     """Why it was this one."""
 
+    def serves(self, task: Task) -> bool:
+        """Whether it was made for this task and its instruction, from a picture that is no older than the task."""
+        same = self.episode == task.episode and self.instruction == task.instruction
+        return same and self.time_ns >= task.started_ns
+
     def __post_init__(self) -> None:
         widths = {len(row) for row in self.actions}
         if len(widths) != 1 or self.valid_rows > len(self.actions):
             rows = f"rows of {sorted(widths)} numbers and {self.valid_rows} valid rows of {len(self.actions)}"
             raise ValueError(f"expected rows of one length and at most that many valid ones for 'actions', got {rows}")
+        if self.kinds and widths != {len(self.kinds)}:
+            raise ValueError(f"expected {widths.pop()} entries for 'kinds', got {len(self.kinds)}")
 
 
 class Command(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,6 +14,8 @@ from typing import Literal
 
 import msgspec
 
+from trimvla.runtime import manifest as bundles
+from trimvla.runtime.action_meaning import ActionMeaning, meaning_of
 from trimvla.runtime.backend_failures import FailureStreak
 from trimvla.runtime.bus import Input, Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
@@ -96,17 +98,19 @@ class PolicyLoop:
         chunks: Publisher,
         telemetry: Telemetry,
         *,
-        control_hz: float,
+        meaning: ActionMeaning,
         config: PolicyConfig,
+        statistics_key: str = "",
         refusals: Publisher | None = None,
         side: int = 0,
     ) -> None:
-        """`control_hz`: rows of a chunk per second; `refusals` says what was not acted on, and why.
+        """`meaning` and `statistics_key`: of the policy's actions, which every chunk names.
 
+        `refusals` says what was not acted on, and why.
         `side`: of the picture that the policy was trained with; a smaller one is acted on, after a warning.
         """
         self._thinker = policy if isinstance(policy, Thinker) else Thinker({config.bundle: policy}, config.thought)
-        self._control_hz, self._config = control_hz, config
+        self._meaning, self._statistics_key, self._config = meaning, statistics_key, config
         self._inputs, self._chunks, self._telemetry = inputs, chunks, telemetry
         self._refusals, self._side = refusals, side
         self._color = color(config.camera)
@@ -196,7 +200,9 @@ class PolicyLoop:
             time_ns=frame.time_ns,
             episode=task.episode,
             actions=tuple(map(tuple, result.actions.tolist())),
-            control_hz=self._control_hz,
+            control_hz=self._meaning.hz,
+            kinds=self._meaning.kinds,
+            statistics_key=self._statistics_key,
             valid_rows=min(self._config.valid_rows, len(result.actions)),
             produced_ns=produced_ns,
             frame_sequence=frame.sequence,
@@ -281,7 +287,8 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
         inputs,
         chunks,
         telemetry,
-        control_hz=action.control_hz,
+        meaning=meaning_of(action),
+        statistics_key=action.statistics_key,
         config=config,
         refusals=refusals,
         side=first.image.size,
@@ -293,6 +300,16 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     finally:
         for closing in (reporter, chunks, refusals, inputs, *policies.values()):
             closing.close()
+
+
+def action_meanings(config: PolicyConfig) -> dict[str, ActionMeaning]:
+    """What the actions of every bundle mean, read from its manifest alone, before anything is loaded or started.
+
+    Raises BundleError.
+    """
+    names = config.rungs or (config.bundle,)
+    manifests = {name: bundles.load(bundles.resolve(name), verify_hashes=False) for name in names}
+    return {name: meaning_of(manifest.action) for name, manifest in manifests.items()}
 
 
 def load_rungs(config: PolicyConfig) -> dict[str, Policy]:

@@ -150,8 +150,7 @@ def replay(recording: Recording, policy: Infers, rungs: Mapping[str, Infers] | N
     outcome = Outcome(calls=calls.count)
     for call in calls:
         infers = (rungs or {}).get(call.chunk.rung, policy)
-        known = {} if call.known is None else {"known": call.known}
-        result = infers.infer(call.frame.image, call.chunk.instruction, seed=call.chunk.seed, **known)
+        result = infers.infer(call.frame.image, call.chunk.instruction, seed=call.chunk.seed, known=call.known)
         difference = compare(call, np.asarray(result.actions, np.float64))
         outcome.repeated += 1
         outcome.exact += difference is None

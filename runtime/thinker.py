@@ -50,8 +50,8 @@ class Chunk(Protocol):
 class Infers(Protocol):
     """What thinks; `runtime.policy.Policy` is one."""
 
-    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...]) -> Chunk:
-        """uint8[h, w, 3] and a sentence -> the next actions."""
+    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None = None) -> Chunk:
+        """uint8[h, w, 3] and a sentence -> the next actions, guided towards `known` where there is one."""
         ...
 
 
@@ -108,9 +108,9 @@ class Thinker:
         start_ns = self._now_ns()
         self._choose(start_ns, telemetry)
         guidance = self._guidance(task, frame, start_ns)
-        known = {} if guidance is None or self._last is None else {"known": Known(*known_rows(self._last, guidance))}
+        known = None if guidance is None or self._last is None else Known(*known_rows(self._last, guidance))
         policy = self._policies[self.rung]
-        result = policy.infer(frame.image, task.instruction, seed=seed, **known)
+        result = policy.infer(frame.image, task.instruction, seed=seed, known=known)
         self._note(self._now_ns(), start_ns, telemetry)
         about: dict[str, Any] = {"guidance": guidance}
         if self._ladder is not None:
@@ -119,7 +119,8 @@ class Thinker:
 
     def said(self, chunk: ActionChunk) -> None:
         """The chunk was published, with the sequence number that it has."""
-        if self._last is not None and self._last.episode != chunk.episode:
+        last = self._last
+        if last is not None and (last.episode, last.instruction) != (chunk.episode, chunk.instruction):
             self._phase.reset()
         self._last = chunk
         if self._ladder is not None:
@@ -136,7 +137,8 @@ class Thinker:
 
     def _guidance(self, task: Task, frame: Frame, now_ns: int) -> Guidance | None:
         ready_ns = now_ns + round(self.expected_s() * NS_PER_S)
-        return guide(self._config.rtc, self._last, task.episode, frame.time_ns, ready_ns)
+        last = self._last if self._last is not None and self._last.serves(task) else None
+        return guide(self._config.rtc, last, task.episode, frame.time_ns, ready_ns)
 
     def _note(self, now_ns: int, start_ns: int, telemetry: Telemetry) -> None:
         seconds = (now_ns - start_ns) / NS_PER_S

@@ -9,16 +9,23 @@ import dataclasses
 import math
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from trimvla.runtime import policy_process
+from trimvla.runtime.action_meaning import ActionMeaning, meaning_of
 from trimvla.runtime.backend_failures import call_failure
 from trimvla.runtime.bus import Publisher, Subscriber
-from trimvla.runtime.policy import Policy, PolicyResult
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.manifest import ActionKind
+from trimvla.runtime.messages import MAX_ROWS
+from trimvla.runtime.policy import Known, PolicyResult
 from trimvla.runtime.policy_process import Infers, PolicyConfig, PolicyLoop
 from trimvla.runtime.telemetry import Reporter, Telemetry
+from trimvla.runtime.thinker import Thinker, warm_up
 from trimvla.runtime.topics import color, topic
 from trimvla.sim.faults import Fault, Switch
 
@@ -27,7 +34,7 @@ FAILURES = {
     "lost": "CUDA failure 700: an illegal memory access was encountered",
 }
 SPOILS = {"nan": math.nan, "inf": math.inf, "range": 1000.0}
-HORIZON, DIM = 16, 7
+STAND_IN_KINDS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
 WORK = 8192  # numbers that the stand-in computes with, on one core
 
 
@@ -39,21 +46,31 @@ class FaultyPolicyConfig(PolicyConfig):
     """Instead of the bundle, compute without sense for so long, on one core, and move a little."""
     stand_in_hz: float = 5.0
     """Rows per second of its chunks."""
+    stand_in_rows: int = 16
+    """Of each of its chunks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.stand_in_hz > 0 and 1 <= self.stand_in_rows <= MAX_ROWS):
+            got = f"{self.stand_in_hz} and {self.stand_in_rows}"
+            raise ConfigError(f"expected 'stand_in_hz' > 0 and 'stand_in_rows' from 1 to {MAX_ROWS}, got {got}")
 
 
 class StandIn:
     """Takes its time on a core, and gives small motions."""
 
-    def __init__(self, milliseconds: float) -> None:
-        self._milliseconds = milliseconds
+    def __init__(self, milliseconds: float, rows: int = 16) -> None:
+        self._milliseconds, self._rows = milliseconds, rows
         self._numbers = np.linspace(0.0, 1.0, WORK)
 
-    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...]) -> PolicyResult:
-        """As `Policy.infer`; what it computes is of no use."""
+    def infer(
+        self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None = None
+    ) -> PolicyResult:
+        """As `Policy.infer`; what it computes is of no use, and nothing guides it."""
         start = time.monotonic()
         while (took := (time.monotonic() - start) * 1e3) < self._milliseconds:
             np.sin(self._numbers, out=self._numbers)
-        turn = seed[-1] / 10 + np.arange(HORIZON)[:, None] / 5 + np.arange(DIM)
+        turn = seed[-1] / 10 + np.arange(self._rows)[:, None] / 5 + np.arange(len(STAND_IN_KINDS))
         actions = 0.005 * np.sin(turn)
         actions[:, -1] = 1.0
         sample = actions.astype(np.float32)
@@ -66,12 +83,14 @@ class Spoilt:
     def __init__(self, policy: Infers, switch: Switch) -> None:
         self._policy, self._switch = policy, switch
 
-    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...]) -> PolicyResult:
+    def infer(
+        self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None = None
+    ) -> PolicyResult:
         """As `Policy.infer`."""
         fault = self._switch.fault()
         if fault is not None and fault.kind in FAILURES:
             raise call_failure("onnxruntime", RuntimeError(FAILURES[fault.kind]))
-        result = self._policy.infer(image, instruction, seed=seed)
+        result = self._policy.infer(image, instruction, seed=seed, known=known)
         assert isinstance(result, PolicyResult)
         return result if fault is None else spoil(result, fault)
 
@@ -87,29 +106,55 @@ def spoil(result: PolicyResult, fault: Fault) -> PolicyResult:
     return dataclasses.replace(result, actions=actions)
 
 
-def load(config: FaultyPolicyConfig) -> tuple[Infers, float]:
-    """What thinks, and its rows per second."""
+@dataclass(frozen=True)
+class Loaded:
+    """What thinks, by name, the best first; what a call takes on each [s], and what the actions mean."""
+
+    policies: Mapping[str, Infers]
+    costs_s: Sequence[float]
+    meaning: ActionMeaning
+    statistics_key: str = ""
+
+
+def load(config: FaultyPolicyConfig) -> Loaded:
+    """The stand-in, or the bundle or bundles as the process `policy` opens them, warm. Raises what that raises."""
     if config.stand_in_ms is not None:
-        return StandIn(config.stand_in_ms), config.stand_in_hz
-    policy = Policy.load(config.bundle, backend=config.backend, provider=config.provider, threads=config.threads)
-    policy.infer(np.zeros((64, 64, 3), np.uint8), "warm up")
-    return policy, policy.manifest.action.control_hz
+        stand_in = StandIn(config.stand_in_ms, config.stand_in_rows)
+        return Loaded({config.bundle: stand_in}, (config.stand_in_ms / 1e3,), _stand_in_meaning(config))
+    policies = policy_process.load_rungs(config)
+    action = next(iter(policies.values())).manifest.action
+    costs_s = [warm_up(policy, config.rtc.enabled) for policy in policies.values()]
+    return Loaded(policies, costs_s, meaning_of(action), action.statistics_key)
+
+
+def action_meanings(config: FaultyPolicyConfig) -> dict[str, ActionMeaning]:
+    """As `policy_process.action_meanings`."""
+    if config.stand_in_ms is not None:
+        return {"stand-in": _stand_in_meaning(config)}
+    return policy_process.action_meanings(config)
+
+
+def _stand_in_meaning(config: FaultyPolicyConfig) -> ActionMeaning:
+    return ActionMeaning(STAND_IN_KINDS, config.stand_in_hz)
 
 
 def run(config: FaultyPolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     """The process `policy`, until `stop`."""
     reporter = Reporter(run_dir, Telemetry("policy"))
-    policy, control_hz = load(config)
+    loaded, switch = load(config), Switch(run_dir, "policy")
+    spoilt = {name: Spoilt(policy, switch) for name, policy in loaded.policies.items()}
+    thinker = Thinker(spoilt, config.thought, costs_s=loaded.costs_s, kinds=loaded.meaning.kinds)
     cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
     inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
     reporter.inputs = inputs
     chunks, refusals = Publisher(run_dir, topic("chunk")), Publisher(run_dir, topic("refusal"))
     loop = PolicyLoop(
-        Spoilt(policy, Switch(run_dir, "policy")),
+        thinker,
         inputs,
         chunks,
         reporter.telemetry,
-        control_hz=control_hz,
+        meaning=loaded.meaning,
+        statistics_key=loaded.statistics_key,
         config=config,
         refusals=refusals,
     )

@@ -57,6 +57,8 @@ def expert_chunk(robot: TabletopRobot) -> ActionChunk:
         episode=robot.episode,
         actions=tuple(map(tuple, actions.tolist())),
         control_hz=FAST_HZ,
+        kinds=tiny_bundle.KINDS,
+        instruction=robot.env.instruction,
         valid_rows=8,
         produced_ns=now,
         frame_sequence=0,
@@ -119,7 +121,7 @@ def test_a_missing_bundle_is_refused_before_anything_starts(capsys: pytest.Captu
 @pytest.fixture
 def quick_demo(tmp_path: Path) -> list[str]:
     """The demo's command line with a bundle that moves without sense, four times as fast."""
-    bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
+    bundle = tiny_bundle.write_bundle(tmp_path / "tiny", control_hz=FAST_HZ)
     program = [sys.executable, "-m", "trimvla.launch.cli", "demo", str(bundle), "--episodes", "1", "--json"]
     return [*program, "--control.hz", str(FAST_HZ), "--video", str(tmp_path / "film.mp4")]
 

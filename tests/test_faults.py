@@ -92,13 +92,13 @@ def test_the_witness_tells_what_must_not_be() -> None:
         return "; ".join(breaches(now, before, PROMISE))
 
     assert said(command(700)) == ""
-    assert said(command(1000)) == "command 0: a picture 1000 ms old"
+    assert said(command(1100)) == "command 0: a picture 1100 ms old"
     assert said(command(0, captured_ms=100)) == "command 0: a picture -100 ms old"
     assert "outside its limits in dimension 2" in said(command(0, action=(0.0, 0.0, 0.051, 0.0, 0.0, 0.0, 1.0)))
     assert "outside its limits in dimension 0" in said(command(0, action=(float("nan"), *STILL[1:])))
     left, right = (-0.03, *STILL[1:]), (0.03, *STILL[1:])
     assert "too sudden in dimension 0" in said(command(100, 1, right), command(0, 0, left))
-    assert said(command(900, 1, right, 800), command(0, 0, left)) == "", "after a pause it starts from rest"
+    assert said(command(1100, 1, right, 1000), command(0, 0, left)) == "", "after a pause it starts from rest"
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,8 @@ def test_the_robot_holds_while_a_process_is_missing() -> None:
             episode=1,
             actions=((0.1,),) * 8,
             control_hz=10,
+            kinds=("delta",),
+            instruction="x",
             valid_rows=8,
             produced_ns=at(ms),
             frame_sequence=0,

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tiny_bundle import KINDS, write_bundle
 
 from trimvla.runtime import control, manifest, policy_process
+from trimvla.runtime.action_meaning import ActionMeaning
 from trimvla.runtime.board import Board, read_board
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
@@ -149,6 +150,8 @@ def planned(rows: list[tuple[float, float]], time_ns: int = 0) -> ActionChunk:
         episode=1,
         actions=actions,
         control_hz=5.0,
+        kinds=KINDS,
+        instruction="go",
         valid_rows=len(rows),
         produced_ns=time_ns,
         frame_sequence=0,
@@ -294,7 +297,9 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
     with ExitStack() as stack:
         inputs = stack.enter_context(Subscriber(run_dir, [topic(n) for n in ("front/color", "task", "robot/state")]))
         chunks = stack.enter_context(Publisher(run_dir, topic("chunk")))
-        loop = policy_process.PolicyLoop(thinker, inputs, chunks, telemetry, control_hz=5.0, config=config)
+        loop = policy_process.PolicyLoop(
+            thinker, inputs, chunks, telemetry, meaning=ActionMeaning(KINDS, 5.0), config=config
+        )
 
         def think() -> None:
             while not stop.is_set():
@@ -302,7 +307,7 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
 
         threads = [
             threading.Thread(target=think),
-            threading.Thread(target=control.run, args=(ControlConfig(LIMITS, hz=20, state_s=5.0), run_dir, stop)),
+            threading.Thread(target=control.run, args=(ControlConfig(LIMITS, hz=5, state_s=5.0), run_dir, stop)),
         ]
         for thread in threads:
             thread.start()

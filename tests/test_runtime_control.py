@@ -22,6 +22,7 @@ import pytest
 from tiny_bundle import write_bundle
 
 from trimvla.runtime import camera, control, policy_process
+from trimvla.runtime.action_meaning import ActionMeaning
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.chunk_queue import ChunkQueue, Due, QueueConfig, row_at
 from trimvla.runtime.chunks import blend
@@ -29,6 +30,7 @@ from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.controller import ControlConfig, Controller, Inputs
 from trimvla.runtime.errors import CameraError, ConfigError, ObservationError, StaleError
 from trimvla.runtime.guard import GuardConfig
+from trimvla.runtime.manifest import ActionKind
 from trimvla.runtime.messages import (
     ActionChunk,
     Command,
@@ -52,6 +54,7 @@ from trimvla.runtime.topics import topic
 START = 10 * NS_PER_S
 PERIOD = NS_PER_S // 5
 Request = Literal["arm", "disarm", "reset"]
+KINDS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
 LIMITS = Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,))
 CONFIG = ControlConfig(LIMITS, state_s=60.0)  # one ROBOT serves all moments
 ROBOT = JointState(time_ns=START, position=(0.0, 0.0), gripper=1.0)
@@ -70,6 +73,8 @@ def chunk(observed: float = 0.5, rows: int = 4, **fields: Any) -> ActionChunk:
         "episode": 1,
         "actions": tuple((r / 1000,) + (0.0,) * 6 for r in range(rows)),
         "control_hz": 5.0,
+        "kinds": KINDS,
+        "instruction": TASK.instruction,
         "valid_rows": rows,
         "produced_ns": at(observed),
         "frame_sequence": 0,
@@ -149,7 +154,20 @@ def test_an_episode_from_start_to_end():
         (told(chunk=chunk(1.5, actions=((math.inf,) * 7,), valid_rows=1)), "refused by the gate: action: not finite"),
         (told(chunk=chunk(0.5)), "row 7 of 4 valid ones"),
         (told(chunk=chunk(7.5, episode=2)), "row 7 of 4 valid ones"),
-        (told(chunk=chunk(7.5, actions=((0.0,) * 6,), valid_rows=1)), "row 7 of 4 valid ones"),
+        (told(chunk=chunk(7.5, instruction="open the drawer")), "row 7 of 4 valid ones"),
+        (
+            told(chunk=chunk(1.5, actions=((0.0,) * 6,), valid_rows=1, kinds=KINDS[1:])),
+            "expected actions of [6 delta, gripper] at 5 Hz, got [5 delta, gripper] at 5 Hz",
+        ),
+        (
+            told(chunk=chunk(1.5, kinds=("absolute",) * 6 + ("gripper",))),
+            "expected actions of [6 delta, gripper] at 5 Hz, got [6 absolute, gripper] at 5 Hz",
+        ),
+        (
+            told(chunk=chunk(1.5, control_hz=2.5)),
+            "expected actions of [6 delta, gripper] at 5 Hz, got [6 delta, gripper] at 2.5 Hz",
+        ),
+        (told(chunk=chunk(1.5, kinds=())), "expected actions that name their kinds, [6 delta, gripper] at 5 Hz, got"),
     ],
 )
 def test_without_an_action_to_trust_it_holds_and_keeps_its_grip(inputs, reason):
@@ -183,7 +201,7 @@ def test_the_gate_has_the_last_word():
 def test_an_absolute_robot_starts_from_where_it_is():
     limits = Limits((-3.0, 0.0), (3.0, 1.0), (0.1, math.inf))
     controller = Controller(ControlConfig(limits, ("absolute", "gripper"), state_s=60.0))
-    wanted = chunk(actions=((2.0, 1.0),), valid_rows=1)
+    wanted = chunk(actions=((2.0, 1.0),), valid_rows=1, kinds=("absolute", "gripper"))
     lost = JointState(time_ns=0, position=(math.nan,), gripper=1.0)
     assert controller.decide(at(1), told(robot=lost, chunk=wanted)).command is None
     known = JointState(time_ns=0, position=(1.0,), gripper=1.0)
@@ -328,7 +346,7 @@ class Processes:
 
 @contextmanager
 def all_processes(run_dir: Path) -> Iterator[Processes]:
-    bundle = write_bundle(run_dir / "bundle")
+    bundle = write_bundle(run_dir / "bundle", control_hz=10)
     processes = Processes(run_dir)
     processes.start("camera", camera.run, camera.CameraConfig(kind="synthetic", width=32, height=24, hz=30))
     config = PolicyConfig(bundle=str(bundle), valid_rows=3, max_hz=20)
@@ -380,7 +398,7 @@ def policy(tmp_path: Path) -> Policy:
 def policy_loop(run_dir: Path, policy: Policy, config: PolicyConfig) -> Iterator[tuple[PolicyLoop, Telemetry]]:
     telemetry, names = Telemetry("policy"), ["front/color", "task", "robot/state"]
     with Subscriber(run_dir, [topic(n) for n in names]) as inputs, Publisher(run_dir, topic("chunk")) as chunks:
-        yield PolicyLoop(policy, inputs, chunks, telemetry, control_hz=5, config=config), telemetry
+        yield PolicyLoop(policy, inputs, chunks, telemetry, meaning=ActionMeaning(KINDS, 5.0), config=config), telemetry
 
 
 def step_with(loop: PolicyLoop, frames: Publisher, tasks: Publisher, task: Task, time_ns: int) -> bool:
@@ -460,7 +478,15 @@ class Desk:
 
     def speak(self) -> None:
         now = monotonic_ns()
-        observed = chunk(time_ns=now, produced_ns=now, actions=((0.001,) + (0.0,) * 6,), valid_rows=1, control_hz=1.0)
+        action = (0.001,) + (0.0,) * 6
+        observed = chunk(
+            time_ns=now,
+            produced_ns=now,
+            actions=(action,) * 50,
+            valid_rows=50,
+            control_hz=50.0,
+            instruction=self.task.instruction,
+        )
         for name, message in {
             "task": msgspec.structs.replace(self.task, time_ns=now),
             "robot/state": JointState(time_ns=now, position=(0.0,), gripper=1.0),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_bundle import write_bundle
 
+from trimvla.runtime.action_meaning import ActionMeaning
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.chunk_queue import ChunkQueue, Due, QueueConfig
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, monotonic_ns
@@ -26,6 +27,7 @@ from trimvla.runtime.telemetry import Telemetry
 from trimvla.runtime.topics import topic
 
 START = 10 * NS_PER_S
+MEANING = ActionMeaning(("delta",) * 6 + ("gripper",), 5.0)
 TASK = Task(time_ns=START, episode=1, instruction="pick up the red cube", started_ns=START)
 LIMITS = Limits((-0.05,), (0.05,))
 
@@ -134,6 +136,8 @@ def chunk(ms: float, rows: int = 50, x: float = 0.01) -> ActionChunk:
         episode=1,
         actions=((x,),) * rows,
         control_hz=10,
+        kinds=("delta",),
+        instruction=TASK.instruction,
         valid_rows=rows,
         produced_ns=at(ms),
         frame_sequence=0,
@@ -198,7 +202,7 @@ def test_the_policy_publishes_what_it_refuses(tmp_path: Path):
         Publisher(tmp_path, topic("wrist/color")) as wrist,
         Publisher(tmp_path, topic("task")) as tasks,
     ):
-        loop = PolicyLoop(policy, inputs, chunks, telemetry, control_hz=5, config=config, refusals=refusals)
+        loop = PolicyLoop(policy, inputs, chunks, telemetry, meaning=MEANING, config=config, refusals=refusals)
         started = monotonic_ns()
         deadline = time.monotonic() + 60
         while not {"other", "frozen"} <= set(heard) and time.monotonic() < deadline:
@@ -227,7 +231,7 @@ def test_a_camera_smaller_than_the_policy_is_named_once(tmp_path: Path, caplog: 
         Publisher(tmp_path, topic("front/color")) as front,
         Publisher(tmp_path, topic("task")) as tasks,
     ):
-        loop = PolicyLoop(policy, inputs, chunks, telemetry, control_hz=5, config=config, side=1000)
+        loop = PolicyLoop(policy, inputs, chunks, telemetry, meaning=MEANING, config=config, side=1000)
         started, deadline = monotonic_ns(), time.monotonic() + 60
         while telemetry.counters["frames_used"] < 3 and time.monotonic() < deadline:
             now = monotonic_ns()

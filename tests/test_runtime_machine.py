@@ -81,6 +81,8 @@ class Rig:
             episode=self.task.episode,
             actions=(action,),
             control_hz=10,
+            kinds=KINDS,
+            instruction=self.task.instruction,
             valid_rows=1,
             produced_ns=self.now,
             frame_sequence=self.sequence,

@@ -216,6 +216,8 @@ class World:
             episode=self.task.episode - self.chance(0.03),
             actions=tuple(map(tuple, actions.tolist())),
             control_hz=HZ,
+            kinds=self.kinds,
+            instruction=self.task.instruction,
             valid_rows=4,
             produced_ns=self.now,
             frame_sequence=0,

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trimvla.runtime import manifest as bundles
-from trimvla.runtime.manifest import ActionSpec, ImageSpec, Manifest, PromptSpec, StageSpec, TensorSpec
+from trimvla.runtime.manifest import ActionKind, ActionSpec, ImageSpec, Manifest, PromptSpec, StageSpec, TensorSpec
 from trimvla.runtime.plan import Plan, TokenPlan
 
 SIZE, PATCHES, WIDTH, HORIZON, DIM = 8, 4, 6, 16, 7
@@ -47,11 +47,20 @@ GUIDED_ACTIONS = TensorSpec("guided_actions", "float32", (1, HORIZON, DIM))
 ELEMENT = {"uint8": TensorProto.UINT8, "int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
 
 
-def write_bundle(directory: Path, *, gain: float = 1.0, kept: tuple[int, ...] = (), guided: bool = False) -> Path:
+def write_bundle(
+    directory: Path,
+    *,
+    gain: float = 1.0,
+    kept: tuple[int, ...] = (),
+    guided: bool = False,
+    control_hz: float = 5.0,
+    kinds: tuple[ActionKind, ...] | None = None,
+) -> Path:
     """Write the bundle and return its directory.
 
     `gain` scales the network's output; infinity breaks it. With `kept` it says that these visual tokens were kept, as
     a trimmed bundle does; its plan also leaves out layers and sampler steps. `guided` adds the optional stage.
+    `control_hz` and `kinds` are what its manifest says of its actions.
     """
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -67,6 +76,8 @@ def write_bundle(directory: Path, *, gain: float = 1.0, kept: tuple[int, ...] = 
     statistics = {"tiny": {"action": {"q01": low, "q99": high, "mask": mask}}}
     (directory / bundles.STATISTICS).write_text(json.dumps(statistics))
     made = trimmed(manifest(), kept) if kept else manifest()
+    action = msgspec.structs.replace(made.action, control_hz=control_hz, kinds=kinds or made.action.kinds)
+    made = msgspec.structs.replace(made, action=action)
     if guided:
         stage = StageSpec(f"{bundles.GUIDED}.onnx", (COGNITION, NOISE, KNOWN, WEIGHT), (GUIDED_ACTIONS,))
         made = msgspec.structs.replace(made, stages={**made.stages, bundles.GUIDED: stage})

@@ -1,0 +1,42 @@
+"""Whether the policies and the control loop of a system mean the same by an action, before any process starts.
+
+Knows sections and what their modules say of themselves (`action_meanings`); opens no bundle but its manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trimvla.runtime.action_meaning import ActionMeaning, disagreement
+from trimvla.runtime.controller import ControlConfig
+from trimvla.runtime.errors import ConfigError
+
+
+def check_actions(configs: Mapping[str, tuple[Any, Any]]) -> None:
+    """Compare every policy of a system, all rungs of a ladder among them, with its control loop.
+
+    Args:
+        configs: by section, the module of its process and its configuration.
+
+    Raises:
+        ConfigError: kinds or rates differ; it shows both sides of each.
+        BundleError: a bundle's manifest cannot be read.
+    """
+    controls = {name: config.meaning for name, (_, config) in configs.items() if isinstance(config, ControlConfig)}
+    problems = [
+        f"{section}: {problem} of '{bundle}': kinds and rates are set under '{control}', and must be the bundle's"
+        for section, (module, config) in configs.items()
+        if controls and hasattr(module, "action_meanings")
+        for bundle, got in module.action_meanings(config).items()
+        for control, expected in controls.items()
+        if (problem := disagreement(expected, got))
+    ]
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def check_bundle(name: str, got: ActionMeaning, expected: ActionMeaning, what: str) -> None:
+    """Raise ConfigError where a bundle's actions are not what something else was made for."""
+    if problem := disagreement(expected, got):
+        raise ConfigError(f"{what}: {problem} of '{name}'")
