@@ -6,7 +6,6 @@ renamed into place. Knows what a bundle holds; graphs come from `to_onnx`, the p
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,15 @@ from typing import Any
 
 import msgspec
 
+from trimvla.export.inputs import (
+    action_spec,
+    check_frames,
+    check_manifest,
+    check_target,
+    read_tokenizer,
+    stage_specs,
+    statistics_text,
+)
 from trimvla.export.precision import convert, precision_named
 from trimvla.export.stages import Stage, prompt_spec, stage_spec, stages_under
 from trimvla.export.to_onnx import export_stage
@@ -29,10 +37,8 @@ from trimvla.policies.trimmed import trim
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import BundleError, ConfigError
 from trimvla.runtime.manifest import ActionKind, ActionSpec, ImageSpec, Manifest, Plan, StageSpec
-from trimvla.runtime.preprocess import load_statistics
 
 SIX_DELTAS_AND_GRIPPER: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
-GATED = "; CogACT uses LLaMA-2's, which is gated: take `tokenizer.json` from your own copy of that model"
 PARITY_SAMPLES = 2  # inputs per prompt bucket in the proof that a bundle carries
 
 
@@ -82,21 +88,23 @@ def export_policy(
         raise ConfigError(
             f"expected 'guided' with precision float32 only, got {precision}: the stage's weights are there"
         )
-    out, tokenizer = Path(out_dir), Path(tokenizer_path)
-    if out.exists() and not overwrite:
-        raise ConfigError(f"expected no bundle at {out}, got one: remove it or ask for overwriting")
-    if not tokenizer.is_file():
-        raise ConfigError(f"expected the policy's tokenizer at {tokenizer}, got no file{GATED}")
-    cfg, policy = policy.cfg, trim(policy, plan)
-    action = ActionSpec(cfg.head.horizon, cfg.head.action_dim, control_hz, tuple(kinds), statistics_key)
+    out, cfg = Path(out_dir), policy.cfg
+    check_target(out, overwrite)
+    check_frames(precision, calibration, cfg)
+    action = action_spec(cfg, control_hz, kinds, statistics_key)
+    tokenizer = read_tokenizer(Path(tokenizer_path), cfg)
+    scales = statistics_text(statistics, statistics_key, action)
+    policy = trim(policy, plan)
+    stages = stage_specs(cfg, plan, guided)
+    manifest = described(
+        cfg, plan, name=out.name, precision=precision, action=action, stages=stages, created_utc=created_utc
+    )
+    check_manifest(manifest)
     with written_beside(out) as directory:
-        shutil.copyfile(tokenizer, directory / bundles.TOKENIZER)
-        (directory / bundles.STATISTICS).write_text(json.dumps(statistics, indent=1, sort_keys=True) + "\n")
-        load_statistics(directory / bundles.STATISTICS, statistics_key)
-        stages = {stage.name: export_to(policy, stage, directory) for stage in stages_under(plan, guided)}
-        manifest = described(
-            cfg, plan, name=out.name, precision=precision, action=action, stages=stages, created_utc=created_utc
-        )
+        (directory / bundles.TOKENIZER).write_text(tokenizer, encoding="utf-8")
+        (directory / bundles.STATISTICS).write_text(scales, encoding="utf-8")
+        for stage in stages_under(plan, guided):
+            export_to(policy, stage, directory)
         convert({name: directory / stage.file for name, stage in manifest.stages.items()}, precision, cfg, calibration)
         return prove(policy, manifest, directory)
 

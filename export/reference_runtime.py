@@ -18,9 +18,10 @@ from torch import Tensor
 
 from trimvla.export.reference_directory import Reference, Values
 from trimvla.export.stages import prompt_spec
+from trimvla.runtime.action_statistics import load_statistics
 from trimvla.runtime.chunks import AdaptiveEnsemble
 from trimvla.runtime.plan import Plan
-from trimvla.runtime.preprocess import Prompter, binarise, load_statistics, resize, unnormalise
+from trimvla.runtime.preprocess import Prompter, binarise, resize, unnormalise
 from trimvla.runtime.simpler_adapter import Robot, SimplerAdapter
 
 RAW = {"raw_world_vector": "world_vector", "raw_rotation_delta": "rotation_delta", "raw_open_gripper": "open_gripper"}

@@ -19,8 +19,16 @@ from typing import Any
 import msgspec
 
 from trimvla.export.bundle import SIX_DELTAS_AND_GRIPPER, described, swap
+from trimvla.export.inputs import (
+    action_spec,
+    check_manifest,
+    check_target,
+    check_tokenizer,
+    stage_specs,
+    statistics_text,
+)
 from trimvla.export.slice_proof import prove_slice
-from trimvla.export.stages import stage_spec, stages_under
+from trimvla.export.stages import stages_under
 from trimvla.export.stream import Journal, Report, Writer
 from trimvla.export.weightless import skeleton, stand_in
 from trimvla.policies.config import PolicyConfig
@@ -31,7 +39,6 @@ from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import BundleError, ConfigError
 from trimvla.runtime.manifest import ActionKind, ActionSpec, Manifest
 from trimvla.runtime.plan import Plan
-from trimvla.runtime.preprocess import load_statistics
 
 JOURNAL, PROOF, BUNDLE = "journal.jsonl", "proof.json", "bundle"  # in the partial directory
 
@@ -41,7 +48,7 @@ class Wanted:
     """What is to be exported: all but the weights.
 
     `precision` is a key of `half.DTYPES`, `tokenizer` the content of `tokenizer.json`; the rest as in
-    `bundle.export_policy`. ConfigError where the plan does not fit, or the precision is none.
+    `bundle.export_policy`. ConfigError or BundleError where one of them does not fit the policy.
     """
 
     cfg: PolicyConfig
@@ -57,6 +64,26 @@ class Wanted:
         if self.precision not in DTYPES:
             raise ConfigError(f"expected one of {list(DTYPES)} for 'precision', got {self.precision!r}")
         check(self.plan, self.cfg)
+        check_tokenizer(self.tokenizer, self.cfg, "tokenizer")
+        statistics_text(self.statistics, self.statistics_key, self.action)
+        check_manifest(self.manifest("unnamed", None))
+
+    @property
+    def action(self) -> ActionSpec:
+        """The manifest's words about actions."""
+        return action_spec(self.cfg, self.control_hz, self.kinds, self.statistics_key)
+
+    def manifest(self, name: str, created_utc: str | None) -> Manifest:
+        """The manifest, without its table of files and its parity report."""
+        return described(
+            self.cfg,
+            self.plan,
+            name=name,
+            precision=self.precision,
+            action=self.action,
+            stages=stage_specs(self.cfg, self.plan),
+            created_utc=created_utc,
+        )
 
     def request(self, weights: Weights) -> dict[str, Any]:
         """What must be the same for a killed export to go on; time stamps do not matter. JSON-able."""
@@ -98,15 +125,15 @@ def export_streamed(
         CheckpointError: a weight cannot be read.
         BundleError: the slice differs from torch by more than its tolerance. What is complete stays for the next try.
     """
-    if out.exists() and not overwrite:
-        raise ConfigError(f"expected no bundle at {out}, got one: remove it or ask for overwriting")
+    check_target(out, overwrite)
     with partial_directory(out, wanted.request(weights), resume) as (work, journal):
         directory = work / BUNDLE
         directory.mkdir(exist_ok=True)
         _write_texts(wanted, directory)
         parity = _proof(work / PROOF, weights, wanted)
         write_stages(wanted, directory, Writer(wanted.plan, weights, journal, report))
-        bundles.write(directory, _describe(wanted, out.name, created_utc, parity))
+        described_now = wanted.manifest(out.name, created_utc)
+        bundles.write(directory, msgspec.structs.replace(described_now, parity=parity))
         manifest = bundles.load(directory, verify_hashes=False)  # they were taken a moment ago, from 10 GB
         swap(directory, out)
     shutil.rmtree(work)
@@ -131,9 +158,9 @@ def partial_directory(out: Path, request: Mapping[str, Any], resume: bool) -> It
 
 
 def _write_texts(wanted: Wanted, directory: Path) -> None:
-    (directory / bundles.TOKENIZER).write_text(wanted.tokenizer)
-    (directory / bundles.STATISTICS).write_text(json.dumps(wanted.statistics, indent=1, sort_keys=True) + "\n")
-    load_statistics(directory / bundles.STATISTICS, wanted.statistics_key)
+    (directory / bundles.TOKENIZER).write_text(wanted.tokenizer, encoding="utf-8")
+    scales = statistics_text(wanted.statistics, wanted.statistics_key, wanted.action)
+    (directory / bundles.STATISTICS).write_text(scales, encoding="utf-8")
 
 
 def _proof(path: Path, weights: Weights, wanted: Wanted) -> dict[str, Any]:
@@ -160,14 +187,3 @@ def write_stages(wanted: Wanted, directory: Path, writer: Writer) -> None:
             writer.report(data.name, data.stat().st_size)
             continue
         writer.write_stage(skeleton(policy, stage, data.name), path)
-
-
-def _describe(wanted: Wanted, name: str, created_utc: str | None, parity: dict[str, Any]) -> Manifest:
-    cfg, plan = wanted.cfg, wanted.plan
-    stages = {stage.name: stage_spec(cfg, stage, f"{stage.name}.onnx", plan) for stage in stages_under(plan)}
-    kinds, key = tuple(wanted.kinds), wanted.statistics_key
-    action = ActionSpec(cfg.head.horizon, cfg.head.action_dim, wanted.control_hz, kinds, key)
-    manifest = described(
-        cfg, plan, name=name, precision=wanted.precision, action=action, stages=stages, created_utc=created_utc
-    )
-    return msgspec.structs.replace(manifest, parity=parity)

@@ -38,6 +38,7 @@ from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.planner import make_plan
 from trimvla.runtime import manifest as bundles
+from trimvla.runtime.action_statistics import read_table
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan
 from trimvla.sim.episodes import make_task
@@ -240,7 +241,7 @@ def make_bundle(args: Args, row: Row, origin: Origin, policy: CogAct) -> Path:
     steps, source = policy.cfg.diffusion.inference_steps, bundles.load(dense)
     plan = make_plan(policy, origin.data, request(row, args.amounts(row), steps, args.draw), now())
     if not (directory.exists() and same(plan, bundles.load(directory).plan)):
-        statistics = json.loads((dense / bundles.STATISTICS).read_text())
+        statistics = read_table(dense / bundles.STATISTICS)
         export_policy(
             policy,
             plan,

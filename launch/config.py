@@ -14,18 +14,19 @@ from typing import Any, TypeVar
 import msgspec
 
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.text_files import read_bytes, read_toml
 
 T = TypeVar("T")
+MAX_CONFIG_BYTES = 1 << 20
 
 
 def decode_file(path: Path) -> dict[str, Any]:
     """A TOML file, or msgpack by its suffix. Raises ConfigError where it cannot be read."""
-    decode = msgspec.msgpack.decode if path.suffix == ".msgpack" else msgspec.toml.decode
+    if path.suffix != ".msgpack":
+        return read_toml(path, "TOML", limit=MAX_CONFIG_BYTES)
     try:
-        return decode(path.read_bytes(), type=dict[str, Any])
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
+        return msgspec.msgpack.decode(read_bytes(path, "msgpack", limit=MAX_CONFIG_BYTES), type=dict[str, Any])
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from None
 
 

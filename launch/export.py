@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tyro.conf import Positional
 
 from trimvla.export.bundle import export_policy
+from trimvla.export.inputs import check_target
 from trimvla.export.precision import PRECISIONS, precision_named
 from trimvla.export.verify import checkpoint_beside
 from trimvla.launch.console import progress_bar
 from trimvla.launch.export_options import ExportOptions
-from trimvla.launch.export_stream import choose_key, official_source, random_source, run_streamed
+from trimvla.launch.export_stream import choose_key, default_actions, official_source, random_source, run_streamed
 from trimvla.launch.frames import find_calibration
 from trimvla.launch.options import Result
 from trimvla.launch.verify import as_table
@@ -24,6 +25,7 @@ from trimvla.policies.calibrate import Calibration
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PRESETS, PolicyConfig
 from trimvla.runtime import manifest as bundles
+from trimvla.runtime.action_statistics import chosen, read_table
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan, load_plan
 
@@ -58,19 +60,25 @@ def run(args: Args) -> Result:
     if args.source is None:
         return run_streamed(args, *random_source(args))
     source = find_source(args.source)
-    statistics = read_statistics(source)
+    statistics = find_statistics(source)
+    check_target(args.out, args.overwrite)
     if is_official(source):
         cfg = PRESETS[check_preset(source, args.preset)]
         parts = official_source(args, source, cfg, statistics, args.tokenizer or source / TOKENIZER)
         return run_streamed(args, *parts)
-    key = choose_key(statistics, args.statistics_key)
+    table = read_table(statistics, error=ConfigError)
+    key = choose_key(table, args.statistics_key)
+    weights = WeightsBeside(source / WEIGHTS, args.out.with_name(f"{args.out.name}.safetensors"))
+    weights.check(args.overwrite)
     with progress_bar() as progress:
         progress.add_task("exporting and comparing with torch", total=None)
-        policy = load_policy(source, args.preset)
+        policy = load_policy(source, args.preset, args.checkpoint)
+        actions = default_actions(policy.cfg, args.control_hz, key)
+        chosen(table, key, actions, where=str(statistics), error=ConfigError)
         manifest = export_policy(
             policy,
             Plan() if args.plan is None else load_plan(args.plan),
-            statistics,
+            table,
             args.tokenizer or source / TOKENIZER,
             args.out,
             statistics_key=key,
@@ -80,10 +88,43 @@ def run(args: Args) -> Result:
             overwrite=args.overwrite,
             guided=args.guided,
         )
-    if (source / WEIGHTS).exists():  # beside the bundle, where `trimvla verify` looks for them
-        shutil.copyfile(source / WEIGHTS, args.out.with_name(f"{args.out.name}.safetensors"))
+    weights.copy()
     args.console().print(as_table(manifest.parity))
     return {"ok": True, "bundle": args.out, "parity": manifest.parity, "bytes": size(args.out)}
+
+
+@dataclass(frozen=True)
+class WeightsBeside:
+    """A run's weights, copied beside its bundle, where `trimvla verify` looks for them."""
+
+    source: Path
+    target: Path
+
+    @property
+    def needed(self) -> bool:
+        """Whether there are any, and not there already."""
+        if not self.source.exists():
+            return False
+        return not (self.target.exists() and self.target.samefile(self.source))
+
+    def check(self, overwrite: bool) -> None:
+        """ConfigError where other weights lie there, which nobody asked to replace."""
+        if self.needed and self.target.exists() and not overwrite:
+            words = "where the policy's weights go: remove it or ask for overwriting"
+            raise ConfigError(f"expected no file at {self.target}, {words}")
+
+    def copy(self) -> None:
+        """Copy them; they are there as a whole or not at all."""
+        if not self.needed:
+            return
+        handle, partial = tempfile.mkstemp(prefix=f".{self.target.name}.", dir=self.target.parent)
+        os.close(handle)
+        try:
+            shutil.copyfile(self.source, partial)
+            Path(partial).chmod(0o644)
+            Path(partial).replace(self.target)
+        finally:
+            Path(partial).unlink(missing_ok=True)
 
 
 def calibration_for(args: Args, source: Path, cfg: PolicyConfig) -> Calibration | None:
@@ -104,8 +145,8 @@ def is_official(source: Path) -> bool:
     return not (source / WEIGHTS).exists() and not (source / bundles.MANIFEST).exists()
 
 
-def load_policy(source: Path, preset: str | None) -> CogAct:
-    """The torch policy of the source.
+def load_policy(source: Path, preset: str | None, name: str | None = None) -> CogAct:
+    """The torch policy of the source; `name` is that of the .pt file, where an official checkpoint has several.
 
     Raises:
         ConfigError: an official checkpoint without a known preset.
@@ -115,7 +156,7 @@ def load_policy(source: Path, preset: str | None) -> CogAct:
         return checkpoint.load(source / WEIGHTS)
     if not is_official(source):
         return checkpoint_beside(source)
-    return checkpoint.load_official(source, PRESETS[check_preset(source, preset)])
+    return checkpoint.load_official(source, PRESETS[check_preset(source, preset)], name=name)
 
 
 def check_preset(source: Path, preset: str | None) -> str:
@@ -128,11 +169,11 @@ def check_preset(source: Path, preset: str | None) -> str:
     return preset
 
 
-def read_statistics(source: Path) -> dict[str, Any]:
-    """Action statistics by dataset. Raises ConfigError where the source has none."""
+def find_statistics(source: Path) -> Path:
+    """The file of action statistics by dataset. Raises ConfigError where the source has none."""
     for name in STATISTICS:
         if (source / name).exists():
-            return json.loads((source / name).read_text())
+            return source / name
     raise ConfigError(f"{source}: expected {' or '.join(STATISTICS)}, got neither")
 
 

@@ -34,6 +34,9 @@ class ExportOptions(Options):
     frames: int = 64
     """How many of the demonstrations' frames."""
 
+    checkpoint: str | None = None
+    """Name of the .pt file in `checkpoints/` of an official checkpoint; needed where there are several."""
+
     tokenizer: Path | None = None
     """`tokenizer.json`, where it does not lie in the source."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-from trimvla.export.bundle import GATED
+from trimvla.export.bundle import SIX_DELTAS_AND_GRIPPER
+from trimvla.export.inputs import action_spec, read_tokenizer
 from trimvla.export.placeholders import KEY, placeholder_statistics, placeholder_tokenizer
 from trimvla.export.stream import Report
 from trimvla.export.stream_bundle import Wanted, export_streamed
@@ -24,7 +24,9 @@ from trimvla.policies.half import DTYPES
 from trimvla.policies.memory import plan_memory, precision_named
 from trimvla.policies.sizes import plan_by_sizes
 from trimvla.policies.weights import CheckpointWeights, RandomWeights, Weights
+from trimvla.runtime.action_statistics import chosen, read_table
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.manifest import ActionSpec
 from trimvla.runtime.plan import Plan, TokenPlan, load_plan
 
 GIB = 1 << 30
@@ -80,7 +82,7 @@ def random_source(args: ExportOptions) -> tuple[Weights, Wanted]:
         streamed_precision(args.dtype),
         statistics=placeholder_statistics(cfg),
         statistics_key=KEY,
-        tokenizer=args.tokenizer.read_text() if args.tokenizer else placeholder_tokenizer(cfg.prompt),
+        tokenizer=read_tokenizer(args.tokenizer, cfg) if args.tokenizer else placeholder_tokenizer(cfg.prompt),
         control_hz=args.control_hz,
     )
     return RandomWeights(cfg, args.seed), wanted
@@ -99,21 +101,27 @@ def counted_plan(args: ExportOptions, cfg: PolicyConfig, created_utc: str) -> Pl
 
 
 def official_source(
-    args: ExportOptions, directory: Path, cfg: PolicyConfig, statistics: Mapping[str, Any], tokenizer: Path
+    args: ExportOptions, directory: Path, cfg: PolicyConfig, statistics: Path, tokenizer: Path
 ) -> tuple[Weights, Wanted]:
     """An official checkpoint, mapped, with its own statistics and tokenizer."""
-    if not tokenizer.is_file():
-        raise ConfigError(f"expected the policy's tokenizer at {tokenizer}, got no file{GATED}")
+    table = read_table(statistics, error=ConfigError)
+    key = choose_key(table, args.statistics_key)
+    chosen(table, key, default_actions(cfg, args.control_hz, key), where=str(statistics), error=ConfigError)
     wanted = Wanted(
         cfg,
         Plan() if args.plan is None else load_plan(args.plan),
         streamed_precision(args.dtype),
-        statistics=statistics,
-        statistics_key=choose_key(statistics, args.statistics_key),
-        tokenizer=tokenizer.read_text(),
+        statistics=table,
+        statistics_key=key,
+        tokenizer=read_tokenizer(tokenizer, cfg),
         control_hz=args.control_hz,
     )
-    return CheckpointWeights(directory, cfg), wanted
+    return CheckpointWeights(directory, cfg, args.checkpoint), wanted
+
+
+def default_actions(cfg: PolicyConfig, control_hz: float, key: str) -> ActionSpec:
+    """The actions of what this verb exports: six deltas and a gripper."""
+    return action_spec(cfg, control_hz, SIX_DELTAS_AND_GRIPPER, key)
 
 
 def choose_key(statistics: Iterable[str], asked: str | None) -> str:

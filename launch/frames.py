@@ -5,11 +5,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from trimvla.policies.calibrate import Calibration, calibration_from_shards, load_calibration
 from trimvla.policies.config import PolicyConfig
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.tokenizer_file import load_tokenizer
 
 SHARDS = "demos/*.npz"
 SIMULATED = "tabletop"  # the policy whose pictures come from our own simulator
@@ -26,7 +25,7 @@ def find_calibration(
     if not shards and cfg.name == SIMULATED:
         with tempfile.TemporaryDirectory() as directory:
             return simulate(Path(directory), cfg, tokenizer, frames=frames, seed=seed)
-    return calibration_from_shards(shards, cfg, lambda: Tokenizer.from_file(str(tokenizer)), frames, seed)
+    return calibration_from_shards(shards, cfg, lambda: load_tokenizer(tokenizer, error=ConfigError), frames, seed)
 
 
 def simulate(
@@ -50,4 +49,4 @@ def simulate(
         raise ConfigError(f"expected tabletop or simpler:TASK, which have demonstrations, got {env!r}")
     for _ in making:
         pass
-    return calibration_from_shards([shard], cfg, lambda: Tokenizer.from_file(str(tokenizer)), frames, seed)
+    return calibration_from_shards([shard], cfg, lambda: load_tokenizer(tokenizer, error=ConfigError), frames, seed)

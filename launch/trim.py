@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.table import Table
-from tokenizers import Tokenizer
 from tyro.conf import Positional
 
 from trimvla.export.report import draw_plan, kept_over_image
@@ -21,7 +20,9 @@ from trimvla.policies.cogact import CogAct
 from trimvla.policies.cost import report, shape_by_counts, shape_of
 from trimvla.policies.planner import Request, make_plan
 from trimvla.policies.trimmed import kept_layers, trim
+from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.plan import Plan, TokenPlan, TokenSelector, save_plan
+from trimvla.runtime.tokenizer_file import load_tokenizer
 
 BAR = 40  # characters of the longest bar
 PICTURES = 6  # frames in the picture of a plan that drops tokens
@@ -40,6 +41,9 @@ class Args(Options):
 
     preset: str | None = None
     """Sizes of an official checkpoint: cogact-small, cogact-base or cogact-large."""
+
+    checkpoint: str | None = None
+    """Name of the .pt file in `checkpoints/` of an official checkpoint; needed where there are several."""
 
     calibration: Path | None = None
     """Calibration data (default: frames of the run folder's demonstrations; for a tabletop bundle, of fresh ones)."""
@@ -87,7 +91,7 @@ class Args(Options):
 def run(args: Args) -> Result:
     """Measure, decide, write the plan and its picture; the scores as bars."""
     source = find_source(args.source)
-    policy = load_policy(source, args.preset)
+    policy = load_policy(source, args.preset, args.checkpoint)
     with progress_bar() as progress:
         progress.add_task("measuring the policy on calibration frames", total=None)
         data = find_calibration(
@@ -145,7 +149,7 @@ def draw(policy: CogAct, plan: Plan, data: Calibration, tokenizer: Path, path: P
 
 def sentence(tokenizer: Path, ids: np.ndarray) -> str:
     """A prompt's text, where the tokenizer lies beside the policy."""
-    return Tokenizer.from_file(str(tokenizer)).decode(ids.tolist()) if tokenizer.is_file() else ""
+    return load_tokenizer(tokenizer, error=ConfigError).decode(ids.tolist()) if tokenizer.is_file() else ""
 
 
 def now() -> str:

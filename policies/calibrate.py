@@ -7,6 +7,8 @@ squares that go into each MLP. Knows no criterion and decides nothing.
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,9 @@ from trimvla.policies.language import Decoder, DecoderLayer
 from trimvla.policies.tokenizer import prompt_ids
 from trimvla.policies.trimmed_language import TrimmedDecoder
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.text_files import pointer_in
+
+MAX_ARCHIVE_BYTES = 4 << 30  # some 28,000 pictures of 224 x 224
 
 Sums = tuple[Tensor, Tensor, Tensor]
 """float64[layers], float64[layers, width], float64[layers, mlp_hidden]: see `Statistics`."""
@@ -60,13 +65,28 @@ def load_calibration(path: Path, cfg: PolicyConfig) -> Calibration:
     Raises:
         ConfigError: no such archive, or the data of another policy.
     """
+    pointer = pointer_in(path)
+    if pointer is not None:
+        raise ConfigError(f"{path}: expected calibration data, got {pointer}")
     try:
+        _check_size(path)
         with np.load(path, allow_pickle=False) as arrays:
             data = Calibration(str(arrays["policy"]), arrays["images"], arrays["input_ids"], arrays["last"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile, TypeError) as error:
         raise ConfigError(f"{path}: expected calibration data, got: {error}") from error
-    check_calibration(data, cfg)
+    try:
+        check_calibration(data, cfg)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     return data
+
+
+def _check_size(path: Path) -> None:
+    """ValueError where an archive unfolds to more than any calibration takes: a few kilobytes can be gigabytes."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > MAX_ARCHIVE_BYTES:
+        raise ValueError(f"an archive of {size} bytes, expected at most {MAX_ARCHIVE_BYTES}")
 
 
 def check_calibration(data: Calibration, cfg: PolicyConfig) -> None:
@@ -75,10 +95,21 @@ def check_calibration(data: Calibration, cfg: PolicyConfig) -> None:
         raise ConfigError(
             f"expected calibration data of policy '{cfg.name}' ({cfg.fingerprint}), got that of {data.policy}"
         )
-    n, side = len(data.last), cfg.image_size
-    if not n or data.images.shape != (n, side, side, 3) or data.input_ids.shape[:1] != (n,):
+    n = data.last.size
+    side = cfg.image_size
+    shaped = data.last.ndim == 1 and data.input_ids.ndim == 2 and data.input_ids.shape[0] == n
+    if not n or not shaped or data.images.shape != (n, side, side, 3):
         shapes = [list(array.shape) for array in (data.images, data.input_ids, data.last)]
         raise ConfigError(f"expected calibration data [n, {side}, {side}, 3], [n, L], [n], got {shapes}")
+    kinds = [str(array.dtype) for array in (data.images, data.input_ids, data.last)]
+    if data.images.dtype != np.uint8 or data.input_ids.dtype != np.int64 or data.last.dtype != np.int64:
+        raise ConfigError(f"expected calibration data of uint8, int64 and int64, got {kinds}")
+    length = data.input_ids.shape[1]
+    if data.last.min() < 1 or data.last.max() >= length:
+        raise ConfigError(f"expected 1 to {length - 1} for 'last', got {data.last.min()} to {data.last.max()}")
+    lowest, highest = data.input_ids.min(), data.input_ids.max()
+    if lowest < 0 or highest >= cfg.language.vocab:
+        raise ConfigError(f"expected ids from 0 to {cfg.language.vocab - 1}, got {lowest} to {highest}")
 
 
 def calibration_from_shards(

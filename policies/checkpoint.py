@@ -8,7 +8,6 @@ of dtype they stay views of the file, paged in when used. Knows files; names and
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -19,42 +18,47 @@ from torch import Tensor
 
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
-from trimvla.policies.layout import GROUPS, UNUSED_GROUPS, build_meta, dead_weights, live_weights
+from trimvla.policies.foreign_checkpoint import check_pointer, read_groups
+from trimvla.policies.layout import build_meta, dead_weights, live_weights
 from trimvla.runtime.errors import CheckpointError
+from trimvla.runtime.text_files import parse_json
 
 CONFIG_KEY = "trimvla.policy"
 NAMES_SHOWN = 5
 
 
-def load_official(directory: Path | str, cfg: PolicyConfig, dtype: torch.dtype = torch.float32) -> CogAct:
+def load_official(
+    directory: Path | str, cfg: PolicyConfig, dtype: torch.dtype = torch.float32, name: str | None = None
+) -> CogAct:
     """Load `directory/checkpoints/<one>.pt` as the public code writes it.
 
     Args:
         directory: the official layout: `config.json`, `dataset_statistics.json`, `checkpoints/<one>.pt`.
         cfg: sizes of the policy; the file does not hold them.
         dtype: weights are converted to it one at a time.
+        name: of the file, where there are several.
 
     Raises:
         CheckpointError: no single checkpoint, an unreadable one, or one that does not fit `cfg`.
     """
-    return _assign(build_meta(cfg), open_official(directory, cfg), dtype)
+    return _assign(build_meta(cfg), open_official(directory, cfg, name), dtype)
 
 
-def open_official(directory: Path | str, cfg: PolicyConfig) -> dict[str, Tensor]:
+def open_official(directory: Path | str, cfg: PolicyConfig, name: str | None = None) -> dict[str, Tensor]:
     """The weights of an official checkpoint by our names and in our shapes: views of the mapped file, checked.
 
     Raises:
         CheckpointError: as `load_official`.
     """
-    path = single_checkpoint(directory)
-    weights = _flatten(_read_pickle(path), path)
+    path = single_checkpoint(directory, name)
+    weights = read_groups(path)
     live, dead = live_weights(cfg), dead_weights(cfg)
     _check_names(path, weights.keys(), live.keys(), dead.keys())
-    for name, shape in {**{name: weight.shape for name, weight in live.items()}, **dead}.items():
-        if name in weights:
-            _check_shape(path, name, weights[name], shape)
+    for key, shape in {**{key: weight.shape for key, weight in live.items()}, **dead}.items():
+        if key in weights:
+            _check_shape(path, key, weights[key], shape)
     shapes = {name: meta.shape for name, meta in build_meta(cfg).state_dict().items()}
-    return {weight.target: weights[name].reshape(shapes[weight.target]) for name, weight in live.items()}
+    return {weight.target: weights[key].reshape(shapes[weight.target]) for key, weight in live.items()}
 
 
 def save(
@@ -93,6 +97,7 @@ def load(path: Path | str, cfg: PolicyConfig | None = None, dtype: torch.dtype =
         CheckpointError: unreadable, without a config, or not fitting the config.
     """
     path = Path(path)
+    check_pointer(path, "a safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
             described, weights = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -100,7 +105,7 @@ def load(path: Path | str, cfg: PolicyConfig | None = None, dtype: torch.dtype =
         raise CheckpointError(f"{path}: expected a safetensors file, got: {error}") from error
     if cfg is None and CONFIG_KEY not in described:
         raise CheckpointError(f"{path}: expected a policy config under '{CONFIG_KEY}' in its metadata, got none")
-    policy = build_meta(cfg or PolicyConfig.from_dict(json.loads(described[CONFIG_KEY])))
+    policy = build_meta(cfg or _described_config(described[CONFIG_KEY], path))
     expected = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
     _check_names(path, weights.keys(), expected.keys())
     for name, shape in expected.items():
@@ -108,30 +113,27 @@ def load(path: Path | str, cfg: PolicyConfig | None = None, dtype: torch.dtype =
     return _assign(policy, weights, dtype)
 
 
-def single_checkpoint(directory: Path | str) -> Path:
-    """The one .pt file of the official layout. CheckpointError where there is none, or several."""
+def single_checkpoint(directory: Path | str, name: str | None = None) -> Path:
+    """The .pt file of the official layout that is meant. CheckpointError where none is, or several are."""
     folder = Path(directory) / "checkpoints"
-    found = sorted(folder.glob("*.pt"))
+    found = {path.name: path for path in sorted(folder.glob("*.pt"))}
+    names = list(found) or "none"
+    if name is not None:
+        if name not in found:
+            raise CheckpointError(f"expected the checkpoint '{name}' in {folder}, got {names}")
+        return found[name]
     if len(found) != 1:
-        names = [path.name for path in found] or "none"
-        raise CheckpointError(f"expected exactly one .pt file in {folder}, got {names}")
-    return found[0]
+        hint = ": name one with --checkpoint" if found else ""
+        raise CheckpointError(f"expected exactly one .pt file in {folder}, got {names}{hint}")
+    return next(iter(found.values()))
 
 
-def _read_pickle(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: expected a torch checkpoint, got: {error}") from error
-
-
-def _flatten(content: object, path: Path) -> dict[str, Tensor]:
-    """{"model": {group: {key: tensor}}} -> {"group.key": tensor}, without the unused groups."""
-    groups = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(groups, dict):
-        raise CheckpointError(f"{path}: expected a dict with 'model', got {type(content).__name__}")
-    _check_names(path, groups.keys(), GROUPS, UNUSED_GROUPS)
-    return {f"{group}.{key}": tensor for group in GROUPS for key, tensor in groups[group].items()}
+def _described_config(text: str, path: Path) -> PolicyConfig:
+    """The config in a file's header, checked like any text from elsewhere."""
+    data = parse_json(text.encode(), path, "a policy config in its metadata", error=CheckpointError)
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a policy config in its metadata, got {type(data).__name__}")
+    return PolicyConfig.from_dict(data)
 
 
 def _check_names(path: Path, found: Iterable[str], required: Iterable[str], allowed: Iterable[str] = ()) -> None:

@@ -43,10 +43,10 @@ class Weights(Protocol):
 class CheckpointWeights:
     """The weights of an official checkpoint, mapped."""
 
-    def __init__(self, directory: Path, cfg: PolicyConfig) -> None:
-        """Map the file and check names and shapes. CheckpointError as `checkpoint.load_official` raises it."""
-        self._path = single_checkpoint(directory)
-        self._weights = open_official(directory, cfg)
+    def __init__(self, directory: Path, cfg: PolicyConfig, name: str | None = None) -> None:
+        """Map the file and check names and shapes. Arguments and errors as of `checkpoint.load_official`."""
+        self._path = single_checkpoint(directory, name)
+        self._weights = open_official(directory, cfg, name)
 
     @property
     def identity(self) -> dict[str, Any]:

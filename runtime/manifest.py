@@ -8,108 +8,64 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
 
 import msgspec
 
+from trimvla.runtime import manifest_limits
 from trimvla.runtime.errors import BundleError, ConfigError
+from trimvla.runtime.manifest_types import (
+    GUIDED,
+    GUIDED_STAGES,
+    MANIFEST,
+    OPTIONAL_STAGES,
+    SCHEMA_VERSION,
+    STAGES,
+    STATISTICS,
+    TOKENIZER,
+    ActionKind,
+    ActionSpec,
+    FileSpec,
+    ImageSpec,
+    Manifest,
+    PromptSpec,
+    StageSpec,
+    TensorSpec,
+)
 from trimvla.runtime.plan import Plan
-from trimvla.runtime.specs import ArraySpec
+from trimvla.runtime.text_files import convert, parse_json, read_bytes
 
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.json"
-STATISTICS = "statistics.json"
-STAGES = ("vision", "language", "action")
-GUIDED = "action_guided"
-GUIDED_STAGES = ("vision", "language", GUIDED)  # one call, where known rows guide it
-OPTIONAL_STAGES = (GUIDED,)
+__all__ = [
+    "GUIDED",
+    "GUIDED_STAGES",
+    "MANIFEST",
+    "OPTIONAL_STAGES",
+    "SCHEMA_VERSION",
+    "STAGES",
+    "STATISTICS",
+    "TOKENIZER",
+    "ActionKind",
+    "ActionSpec",
+    "FileSpec",
+    "ImageSpec",
+    "Manifest",
+    "Plan",
+    "PromptSpec",
+    "StageSpec",
+    "TensorSpec",
+    "check",
+    "check_name",
+    "load",
+    "parse",
+    "resolve",
+    "sha256_of",
+    "shipped",
+    "write",
+]
+
 READ_BYTES = 1 << 20
-
-ActionKind = Literal["delta", "absolute", "velocity", "gripper"]
-"""What one action dimension means to the robot; it decides what a hold is (`fallback.py`)."""
-
-
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One input or output of a stage; a symbolic axis is a string."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    @property
-    def array(self) -> ArraySpec:
-        """The check for arrays that come in or go out under this name."""
-        return ArraySpec(self.name, self.dtype, self.shape)
-
-
-class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One exported graph: its file and what crosses its border, in the graph's order."""
-
-    file: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    def tensor(self, name: str) -> TensorSpec:
-        """The input or output called `name`; BundleError if there is none."""
-        for spec in (*self.inputs, *self.outputs):
-            if spec.name == name:
-                return spec
-        raise BundleError(f"stage '{self.file}': expected a tensor '{name}', got {[s.name for s in self.inputs]}")
-
-
-class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a picture becomes the vision stage's input: resized straight to `size` x `size`, no crop."""
-
-    size: int
-    resize: Literal["bicubic-antialias"] = "bicubic-antialias"
-
-
-class PromptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How an instruction becomes token ids: BOS, template, suffix, padding up to the next bucket length."""
-
-    template: str
-    bos_id: int
-    suffix_ids: tuple[int, ...]
-    pad_id: int
-    buckets: tuple[int, ...]
-    lowercase: bool = True
-
-
-class ActionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The action chunk: `horizon` rows of `dim` numbers at `control_hz`, un-normalised with one key's statistics."""
-
-    horizon: int
-    dim: int
-    control_hz: float
-    kinds: tuple[ActionKind, ...]
-    statistics_key: str
-
-
-class FileSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file's content."""
-
-    sha256: str
-    bytes: int
-
-
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything that a runtime must know to run a bundle. `files` covers every file but the manifest itself."""
-
-    schema_version: int = SCHEMA_VERSION
-    name: str
-    created_utc: str
-    trimvla_version: str
-    policy: dict[str, Any]
-    plan: Plan = Plan()
-    precision: str = "float32"
-    image: ImageSpec
-    prompt: PromptSpec
-    action: ActionSpec
-    stages: dict[str, StageSpec]
-    parity: dict[str, Any] = {}
-    files: dict[str, FileSpec] = {}
+MAX_MANIFEST_BYTES = 16 << 20
 
 
 def resolve(name_or_path: str | Path) -> Path:
@@ -138,7 +94,9 @@ def load(directory: Path, verify_hashes: bool = True) -> Manifest:
 
     Raises BundleError with the first thing that is wrong. `verify_hashes=False` still checks presence and sizes.
     """
-    manifest = parse(_read(directory), directory / MANIFEST)
+    path = directory / MANIFEST
+    raw = read_bytes(path, "a manifest", limit=MAX_MANIFEST_BYTES, error=BundleError)
+    manifest = parse(raw, path)
     for name, spec in manifest.files.items():
         _check_file(directory, name, spec, verify_hashes)
     return manifest
@@ -147,7 +105,7 @@ def load(directory: Path, verify_hashes: bool = True) -> Manifest:
 def write(directory: Path, manifest: Manifest) -> Manifest:
     """Write manifest.json as the last file of a bundle and return it with `files` filled from the directory."""
     complete = msgspec.structs.replace(manifest, files=_describe_files(directory))
-    _check_consistency(complete)
+    check(complete)
     text = msgspec.json.format(msgspec.json.encode(complete), indent=1)
     (directory / MANIFEST).write_bytes(text + b"\n")
     return complete
@@ -155,20 +113,11 @@ def write(directory: Path, manifest: Manifest) -> Manifest:
 
 def parse(raw: bytes, path: Path) -> Manifest:
     """A manifest's text, checked in itself; `path` is for the error's words. Raises BundleError and nothing else."""
-    try:
-        _check_version(path, msgspec.json.decode(raw))
-        manifest = msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ConfigError) as error:
-        raise BundleError(f"{path}: {error}") from None
-    _check_consistency(manifest)
+    data = parse_json(raw, path, "a manifest", error=BundleError)
+    _check_version(path, data)
+    manifest = convert(data, Manifest, path, error=BundleError)
+    check(manifest)
     return manifest
-
-
-def _read(directory: Path) -> bytes:
-    try:
-        return (directory / MANIFEST).read_bytes()
-    except OSError as error:
-        raise BundleError(f"bundle '{directory}': cannot read {MANIFEST}: {error.strerror}") from None
 
 
 def _check_version(path: Path, data: object) -> None:
@@ -178,10 +127,16 @@ def _check_version(path: Path, data: object) -> None:
         raise BundleError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
 
 
-def _check_consistency(manifest: Manifest) -> None:
-    """Facts that stand in two places of a manifest must agree."""
-    for problem in _problems(manifest):
-        raise BundleError(f"bundle '{manifest.name}': {problem}")
+def check(manifest: Manifest) -> None:
+    """Ranges of every field, and facts that stand in two places, which must agree. BundleError with the first."""
+    for problem in chain(manifest_limits.problems(manifest), _problems(manifest)):
+        raise BundleError(f"bundle '{manifest.name[:80]}': {problem}")
+
+
+def check_name(name: str, what: str) -> None:
+    """ConfigError where a text may not name a bundle; `what` it is, for the error's words."""
+    if not manifest_limits.is_name(name):
+        raise ConfigError(f"expected {manifest_limits.NAME_WORDS} for {what}, got {name[:80]!r}")
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:

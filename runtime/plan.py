@@ -14,8 +14,10 @@ from typing import Literal
 import msgspec
 
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.text_files import convert, parse_json, read_bytes
 
 TokenSelector = Literal["efficientvla", "fastv", "random", "uniform"]
+MAX_PLAN_BYTES = 16 << 20
 
 
 class TokenPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -127,18 +129,12 @@ def unmask(text: str) -> tuple[int, ...]:
 
 def load_plan(path: Path) -> Plan:
     """Read a plan; ConfigError with the field that is wrong."""
-    try:
-        return parse_plan(path.read_bytes(), path)
-    except OSError as error:
-        raise ConfigError(f"{path}: expected a plan, got: {error.strerror}") from None
+    return parse_plan(read_bytes(path, "a plan", limit=MAX_PLAN_BYTES), path)
 
 
 def parse_plan(raw: bytes, path: Path) -> Plan:
     """A plan's text; `path` is for the error's words. Raises ConfigError and nothing else."""
-    try:
-        return msgspec.json.decode(raw, type=Plan)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ConfigError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return convert(parse_json(raw, path, "a plan"), Plan, path)
 
 
 def save_plan(plan: Plan, path: Path) -> None:

@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from trimvla.runtime import manifest as bundles
+from trimvla.runtime.action_statistics import ActionStatistics, load_statistics
 from trimvla.runtime.chain import Chain, open_chain
 from trimvla.runtime.errors import BackendError, BundleError
 from trimvla.runtime.manifest import GUIDED, GUIDED_STAGES, STAGES, STATISTICS, TOKENIZER, Manifest
 from trimvla.runtime.preprocess import (
-    ActionStatistics,
     Prompter,
     binarise,
-    load_statistics,
     normalise,
     resize,
     unnormalise,
@@ -90,7 +89,7 @@ class Policy:
         directory = bundles.resolve(bundle)
         manifest = bundles.load(directory)
         prompter = Prompter.load(directory / TOKENIZER, manifest.prompt)
-        statistics = load_statistics(directory / STATISTICS, manifest.action.statistics_key)
+        statistics = load_statistics(directory / STATISTICS, manifest.action.statistics_key, manifest.action)
         if guided and GUIDED not in manifest.stages:
             raise BundleError(f"bundle '{manifest.name}': expected the stage '{GUIDED}': export it with --guided")
         chain = open_chain(

@@ -11,20 +11,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from trimvla.runtime.errors import BundleError, ObservationError, PromptError, SpecError
+from trimvla.runtime.action_statistics import MIN_SPREAD, ActionStatistics
+from trimvla.runtime.errors import ObservationError, PromptError, SpecError
 from trimvla.runtime.manifest import PromptSpec
 from trimvla.runtime.specs import ArraySpec
+from trimvla.runtime.tokenizer_file import load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 PICTURE = ArraySpec("image", "uint8", (None, None, 3))
 GRIPPER_THRESHOLD = 0.5
-MIN_SPREAD = 1e-8  # between the quantiles of a dimension; below, it does not move
 CACHED_PROMPTS = 64
 
 
@@ -63,7 +63,7 @@ class Prompter:
     @classmethod
     def load(cls, tokenizer_json: Path, spec: PromptSpec) -> Prompter:
         """With a `tokenizer.json` as the `tokenizers` library writes it. Raises BundleError if it is none."""
-        return cls(_load_tokenizer(tokenizer_json), spec)
+        return cls(load_tokenizer(tokenizer_json), spec)
 
     def tokens(self, instruction: str) -> list[int]:
         """BOS, the filled template without its trailing space, the suffix; not padded. PromptError if empty."""
@@ -89,45 +89,6 @@ class Prompter:
         padded[0, : len(ids)] = ids
         padded.setflags(write=False)
         return padded, np.array([len(ids) - 1], np.int64)
-
-
-def _load_tokenizer(path: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the binding raises bare Exception
-        raise BundleError(f"{path}: no tokenizer: {error}") from None
-
-
-class ActionStatistics(msgspec.Struct, frozen=True):
-    """One data set's quantiles per action dimension; where `mask` is false the number is left as it is."""
-
-    q01: tuple[float, ...]
-    q99: tuple[float, ...]
-    mask: tuple[bool, ...] | None = None
-
-    def __post_init__(self) -> None:
-        lengths = {len(self.q01), len(self.q99), len(self.mask or self.q01)}
-        if len(lengths) != 1:
-            raise ValueError(f"expected equal lengths for q01, q99 and mask, got {sorted(lengths)}")
-
-
-class _KeyStatistics(msgspec.Struct, frozen=True):
-    action: ActionStatistics
-
-
-def load_statistics(path: Path, key: str) -> ActionStatistics:
-    """One key of a statistics file in the official layout `{key: {"action": {"q01", "q99", "mask"}}}`."""
-    try:
-        table = msgspec.json.decode(path.read_bytes(), type=dict[str, _KeyStatistics])
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
-        raise BundleError(f"{path}: {error}") from None
-    if key not in table:
-        raise BundleError(f"{path}: expected the key '{key}', got {sorted(table)}")
-    return table[key].action
 
 
 def binarise(sample: NDArray[np.float32], gripper: Sequence[int] = (6,)) -> NDArray[np.float32]:

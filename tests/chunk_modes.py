@@ -23,10 +23,11 @@ from trimvla.runtime.chain import HostChain
 choose_renderer()  # before anything imports mujoco
 
 from trimvla.runtime import manifest as bundles  # noqa: E402
+from trimvla.runtime.action_statistics import load_statistics  # noqa: E402
 from trimvla.runtime.guide import RtcConfig  # noqa: E402
 from trimvla.runtime.messages import ActionChunk  # noqa: E402
 from trimvla.runtime.policy import Known, Policy  # noqa: E402
-from trimvla.runtime.preprocess import binarise, load_statistics, normalise, unnormalise  # noqa: E402
+from trimvla.runtime.preprocess import binarise, normalise, unnormalise  # noqa: E402
 from trimvla.runtime.runner import Runner, create  # noqa: E402
 from trimvla.sim.latency import constant  # noqa: E402
 from trimvla.sim.rollout import look_of  # noqa: E402

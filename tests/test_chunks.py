@@ -18,6 +18,7 @@ from trimvla.policies.diffusion import Known as KnownRows
 from trimvla.policies.diffusion import ddim_steps
 from trimvla.policies.trimmed import trim
 from trimvla.runtime import manifest as bundles
+from trimvla.runtime.action_statistics import ActionStatistics
 from trimvla.runtime.chunk_queue import ChunkQueue, Due, QueueConfig, fade
 from trimvla.runtime.clock import NS_PER_S
 from trimvla.runtime.controller import ControlConfig
@@ -26,7 +27,7 @@ from trimvla.runtime.guide import RtcConfig, guide, known_rows, weights
 from trimvla.runtime.messages import ActionChunk
 from trimvla.runtime.plan import Plan
 from trimvla.runtime.policy import Known, Policy
-from trimvla.runtime.preprocess import ActionStatistics, normalise, unnormalise
+from trimvla.runtime.preprocess import normalise, unnormalise
 from trimvla.runtime.safety import Limits
 from trimvla.runtime.seam import Seam
 from trimvla.sim.tabletop_task import TabletopTask
