@@ -20,6 +20,7 @@ from trimvla.runtime.errors import ConfigError, RecordingError
 from trimvla.runtime.messages import Report
 from trimvla.runtime.network import used
 from trimvla.runtime.recorder import RecorderConfig
+from trimvla.runtime.run_dir import check_run_dir
 from trimvla.runtime.topics import report, topic
 
 FIND_S = 10.0  # for sockets to appear
@@ -47,6 +48,7 @@ def run(args: Args) -> Result:
     stop = stop_event(watch_parent=False)
     if args.seconds is not None:
         threading.Timer(args.seconds, stop.set).start()
+    check_run_dir(args.run_dir)
     config = find(args, stop)
     with Subscriber(args.run_dir, [topic(report(recorder.NAME))]) as hears:
         args.console().print(f"recording {', '.join(config.cameras) or 'no camera'} to {args.file}; Ctrl-C stops")

@@ -11,6 +11,7 @@ closes and the child stops (`stop_event`). A child that does not stop is termina
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -62,8 +63,11 @@ class Supervisor:
     def __enter__(self) -> Supervisor:
         self._lock = lock(self._run_dir)
         names = {program.report for program in self._programs if program.report}
-        self._hears = Subscriber(self._run_dir, [topic(report(name)) for name in names])
-        self._health = Publisher(self._run_dir, topic("health"))
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._unlock)
+            self._hears = stack.enter_context(Subscriber(self._run_dir, [topic(report(name)) for name in names]))
+            self._health = Publisher(self._run_dir, topic("health"))
+            stack.pop_all()
         try:
             self._start_next()
         except BaseException:
@@ -102,8 +106,12 @@ class Supervisor:
         self._health.close()
         self._hears.close()
         sweep(self._run_dir)
-        self._lock.close()
-        self._lock = None
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _stop(self, children: Sequence[Child]) -> None:
         for child in children:

@@ -241,7 +241,7 @@ class Subscriber:
         """Lines to senders that are new on topics which may have several."""
         found: list[Line] = []
         for topic, number in tuple(self._unknown):
-            with contextlib.suppress(ConfigError):  # what is no socket of ours is left alone
+            with contextlib.suppress(ConfigError, OSError, zmq.ZMQError):  # tried again; the thread must go on
                 if is_own_socket(socket_path(self._run_dir, topic, number)):
                     found.append(Line(self._run_dir, topic, number))
                     self._unknown.remove((topic, number))

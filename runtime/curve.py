@@ -2,7 +2,7 @@
 
 A directory holds this host's own secret (`NAME.key_secret`, for its owner alone) and one `NAME.key` for every host that
 it trusts, itself included. The directory is the allow-list: who has a `.key` in it may come in, and whoever connects
-somewhere expects the key of the one it names.
+somewhere expects the key of the one it names. So it is this user's or root's, and nobody else may write there.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import zmq
-import zmq.auth
 
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.run_dir import check_run_dir, open_file
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 PUBLIC, SECRET = ".key", ".key_secret"
 SECRET_MODE, PUBLIC_MODE = 0o600, 0o644
 KEY_BYTES = 40  # of a Z85 text
+MAX_BYTES = 64 * 1024  # of a file of keys
+ENTRY = re.compile(rb"""^[ \t]*(public|secret)-key[ \t]*=[ \t]*["']?([^"'\s]*)""", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,12 @@ class Keys:
     @classmethod
     def load(cls, directory: Path) -> Keys:
         """The one secret in a directory. Raises ConfigError where there is none, or others could read it."""
+        check_run_dir(directory, "directory of keys")
         found = sorted(directory.glob(f"*{SECRET}"))
         if len(found) != 1:
             names = [path.name for path in found] or "none"
             raise ConfigError(f"expected one file *{SECRET} in {directory} (`trimvla keys new`), got {names}")
-        mode = found[0].stat().st_mode & 0o777
-        if mode & 0o077:
-            raise ConfigError(f"{found[0]}: expected a file for its owner alone (0600), got {mode:04o}")
-        public, secret = _read(found[0])
+        public, secret = _read(found[0], alone=True)
         if secret is None:
             raise ConfigError(f"{found[0]}: expected a secret key, got a public one")
         return cls(directory, found[0].name.removesuffix(SECRET), public, secret)
@@ -72,6 +72,7 @@ def create(directory: Path, name: str) -> tuple[Path, Path]:
     public, secret = zmq.curve_keypair()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_run_dir(directory, "directory of keys")
         hidden = _write(directory / f"{name}{SECRET}", SECRET_MODE, public, secret)
         return _write(directory / f"{name}{PUBLIC}", PUBLIC_MODE, public), hidden
     except FileExistsError as error:
@@ -118,12 +119,20 @@ def _write(path: Path, mode: int, public: bytes, secret: bytes | None = None) ->
     return path
 
 
-def _read(path: Path) -> tuple[bytes, bytes | None]:
+def _read(path: Path, *, alone: bool = False) -> tuple[bytes, bytes | None]:
+    """Public and secret key of a certificate; with `alone`, of one that nobody else may read."""
     try:
-        public, secret = zmq.auth.load_certificate(path)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(f"expected a ZeroMQ certificate in {path}, got: {error}") from None
-    for key in (public, secret):
-        if key is not None and len(key) != KEY_BYTES:
+        with os.fdopen(open_file(path, os.O_RDONLY), "rb") as source:
+            mode = os.fstat(source.fileno()).st_mode & 0o777
+            text = source.read(MAX_BYTES)
+    except OSError as error:
+        raise ConfigError(f"expected a ZeroMQ certificate in {path}, got: {error.strerror}") from None
+    if alone and mode & 0o077:
+        raise ConfigError(f"{path}: expected a file for its owner alone (0600), got {mode:04o}")
+    found = dict(ENTRY.findall(text))
+    if b"public" not in found:
+        raise ConfigError(f"expected a ZeroMQ certificate in {path}, got no public-key")
+    for key in found.values():
+        if len(key) != KEY_BYTES:
             raise ConfigError(f"{path}: expected keys of {KEY_BYTES} characters, got {len(key)}")
-    return public, secret
+    return found[b"public"], found.get(b"secret")

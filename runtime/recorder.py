@@ -105,8 +105,12 @@ class Recorder:
         self._flushed = time.monotonic()
         self.error: str | None = None
         """Why nothing is recorded any more."""
-        self._stream, self._writer = self._open()
         self._inputs: Subscriber | None = Subscriber(run_dir, list(self._rows.values()))
+        try:
+            self._stream, self._writer = self._open()
+        except RecordingError:
+            self._close_inputs()
+            raise
         telemetry.state = "recording"
 
     def _open(self) -> tuple[BinaryIO, RecordingWriter]:
@@ -137,6 +141,8 @@ class Recorder:
             sequence = self._writer.add(row, delivery.received_ns, delivery.parts)
         except WireError as error:
             self._telemetry.count("refused")
+            self._telemetry.count(f"refused.{row.name}")
+            self._telemetry.problems[row.name] = str(error)
             log.warning("not recorded: %s", error)
             return
         self._note_gap((row.name, delivery.sender), sequence)
@@ -209,9 +215,9 @@ def run(config: RecorderConfig, run_dir: Path, stop: threading.Event) -> None:
     os.nice(config.nice)
     telemetry = Telemetry(NAME)
     telemetry.counters.update(dropped=0, refused=0)
-    recorder = Recorder(config, run_dir, telemetry)
-    reporter = Reporter(run_dir, telemetry)
+    reporter = Reporter(run_dir, telemetry)  # before there is a file: a system has one recorder
     try:
+        recorder = Recorder(config, run_dir, telemetry)
         while not stop.is_set():
             recorder.step(WAIT_S)
             reporter.beat()

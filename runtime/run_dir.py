@@ -22,12 +22,12 @@ ROOT = 0
 PRIVATE = 0o600
 
 
-def check_run_dir(run_dir: Path) -> None:
-    """Raise ConfigError unless this user and root alone decide what is in a run directory, and it exists."""
-    place = _resolve(run_dir)
+def check_run_dir(run_dir: Path, what: str = "run directory") -> None:
+    """Raise ConfigError unless this user and root alone decide what is in a directory, and it exists."""
+    place = _resolve(run_dir, what)
     status = place.lstat()
     if not stat.S_ISDIR(status.st_mode):
-        raise ConfigError(f"expected a directory, got a file for the run directory {run_dir}")
+        raise ConfigError(f"expected a directory, got a file for the {what} {run_dir}")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = f"{status.st_mode & 0o7777:04o}"
         raise ConfigError(
@@ -39,7 +39,7 @@ def check_run_dir(run_dir: Path) -> None:
                 with contextlib.suppress(FileNotFoundError):  # removed in between, as running systems do
                     _check_owner(Path(entry.path), entry.stat(follow_symlinks=False))
     except OSError as error:
-        raise ConfigError(f"run directory {run_dir}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{what} {run_dir}: cannot be read: {error.strerror}") from None
 
 
 def open_file(path: Path, flags: int, mode: int = PRIVATE) -> int:
@@ -100,36 +100,36 @@ def is_own_socket(path: Path) -> bool:
     return True
 
 
-def _resolve(run_dir: Path) -> Path:
+def _resolve(run_dir: Path, what: str) -> Path:
     """The directory itself, without links; every step on the way is checked."""
     place, links = Path("/"), 0
     pending = list(reversed(run_dir.absolute().parts[1:]))
-    _check_step(place)
+    _check_step(place, what)
     while pending:
         name = pending.pop()
         if name == "..":
             place = place.parent
             continue
         step = place / name
-        status = _check_step(step, final=not pending)
+        status = _check_step(step, what, final=not pending)
         if not stat.S_ISLNK(status.st_mode):
             place = step
             continue
         links += 1
         if links > MAX_LINKS:
-            raise ConfigError(f"run directory {run_dir}: expected at most {MAX_LINKS} links on the way")
+            raise ConfigError(f"{what} {run_dir}: expected at most {MAX_LINKS} links on the way")
         target = step.readlink()
         place = Path("/") if target.is_absolute() else place
         pending += [part for part in reversed(target.parts) if part != "/"]
     return place
 
 
-def _check_step(step: Path, *, final: bool = False) -> os.stat_result:
+def _check_step(step: Path, what: str, *, final: bool = False) -> os.stat_result:
     """One part of the path: root's or ours, and not to be written to by others unless it is sticky."""
     try:
         status = step.lstat()
     except FileNotFoundError:
-        raise ConfigError(f"expected an existing run directory, got none at {step}") from None
+        raise ConfigError(f"expected an existing {what}, got nothing at {step}") from None
     except OSError as error:
         raise ConfigError(f"{step}: cannot be looked at: {error.strerror}") from None
     _check_owner(step, status)

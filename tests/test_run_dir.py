@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import pwd
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from trimvla.launch import cli
+from trimvla.launch import cli, record
 from trimvla.launch.children import Child
 from trimvla.launch.processes import SYSTEM_FILE, commands
 from trimvla.launch.supervisor import Supervisor, lock
+from trimvla.runtime import curve, recorder
 from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.curve import Keys
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.network import NETWORK_FILE, Network, install, used
 from trimvla.runtime.recorder import Recorder, RecorderConfig
@@ -50,6 +53,7 @@ USERS: dict[str, Callable[[Path], object]] = {
     "commands": lambda run_dir: commands({}, run_dir),
     "supervisor": lambda run_dir: Supervisor([], run_dir).__enter__(),
     "network": lambda run_dir: install(Network(), run_dir),
+    "record": lambda run_dir: record.run(record.Args(run_dir.parent / "a.mcap", run_dir, seconds=0.1)),
     "recorder": lambda run_dir: Recorder(
         RecorderConfig(str(run_dir.parent / "a.mcap")), run_dir, Telemetry("recorder")
     ),
@@ -72,7 +76,7 @@ def test_another_users_directory_is_refused(shared: Path, use: Callable[[Path], 
     as_nobody(theirs.mkdir)
     with pytest.raises(ConfigError, match=f"expected {theirs} to belong to root or to user root.* user nobody"):
         use(theirs)
-    assert list(theirs.iterdir()) == []
+    assert list(theirs.iterdir()) == [] and list(shared.iterdir()) == [theirs]
 
 
 @as_root
@@ -210,3 +214,62 @@ def test_a_system_that_is_refused_changes_nothing_of_the_one_that_runs(run_dir: 
         assert cli.main(["run", str(system), "--run-dir", str(run_dir), "--network", str(network)]) == 1
     assert "another one runs in" in capsys.readouterr().err
     assert (run_dir / SYSTEM_FILE).read_bytes() == before and not (run_dir / NETWORK_FILE).exists()
+
+
+def test_a_second_recorder_leaves_no_file(run_dir: Path, tmp_path: Path) -> None:
+    taken = pytest.raises(ConfigError, match="publisher of 'recorder/report'")
+    with Publisher(run_dir, topic("recorder/report")), taken:
+        recorder.run(RecorderConfig(str(tmp_path / "a.mcap"), nice=0), run_dir, threading.Event())
+    assert list(tmp_path.iterdir()) == [run_dir]
+
+
+def test_a_supervisor_that_cannot_start_frees_the_directory(run_dir: Path) -> None:
+    threads = threading.active_count()
+    with Publisher(run_dir, topic("health")), pytest.raises(ConfigError, match="publisher of 'health'"):
+        Supervisor([], run_dir).__enter__()
+    with Supervisor([], run_dir):
+        pass
+    assert threading.active_count() == threads
+
+
+# Keys
+
+
+def test_keys_of_a_directory_that_others_may_write_to_are_refused(tmp_path: Path) -> None:
+    home = tmp_path / "keys"
+    curve.create(home, "robot")
+    home.chmod(0o770)
+    for use in (lambda: Keys.load(home), lambda: curve.create(home, "other")):
+        with pytest.raises(ConfigError, match=f"that its owner alone may write to, got 0770 for {home}"):
+            use()
+    home.chmod(0o700)
+    assert Keys.load(home).name == "robot"
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match=f"that others cannot write to, got 0777 for {tmp_path}"):
+        Keys.load(home)
+
+
+@as_root
+def test_keys_that_another_user_left_are_refused(shared: Path) -> None:
+    home = shared / "keys"
+    as_nobody(lambda: curve.create(home, "robot"))
+    with pytest.raises(ConfigError, match=f"expected {home} to belong to root"):
+        Keys.load(home)
+
+
+@pytest.mark.parametrize("name", ["robot.key_secret", "robot.key", "friend.key"])
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_keys_are_files(tmp_path: Path, name: str, kind: str) -> None:
+    home, path = tmp_path / "keys", tmp_path / "keys" / name
+    curve.create(home, "robot")
+    if path.exists():
+        path.rename(tmp_path / name)
+    else:
+        curve.create(tmp_path / "theirs", "friend")
+        (tmp_path / "theirs" / name).rename(tmp_path / name)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / name)
+    with pytest.raises(ConfigError, match=f"expected a file of our own, got .* for {path}"):
+        Keys.load(home).allowed()
