@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,8 +18,9 @@ import msgspec
 import pytest
 import zmq
 
+from tests.test_curve import free_ports
 from trimvla.launch import cli
-from trimvla.runtime import control
+from trimvla.runtime import control, curve
 from trimvla.runtime.bus import Publisher, Subscriber, endpoint
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.control import ControlConfig
@@ -37,6 +39,7 @@ from trimvla.runtime.messages import (
     Report,
     Task,
 )
+from trimvla.runtime.network import Network, RemoteTopic, install
 from trimvla.runtime.safety import Limits
 from trimvla.runtime.switches import enabling_switch, stop_button
 from trimvla.runtime.topics import SENDERS, topic
@@ -155,6 +158,7 @@ class Stage:
     def __init__(self, run_dir: Path, stack: ExitStack, guard: GuardConfig | None = None, hz: float = 50) -> None:
         self.hears = stack.enter_context(Subscriber(run_dir, [topic("command", hz), topic("control/report")]))
         self._began = monotonic_ns()
+        self._hz = hz
         self._stop = threading.Event()
         config = ControlConfig(LIMITS, hz=hz, state_s=5.0, guard=guard or GuardConfig())
         threads = [
@@ -175,7 +179,7 @@ class Stage:
                 task = Task(time_ns=now, episode=1, instruction="go", started_ns=self._began)
                 out["task"].send(task)
                 out["robot/state"].send(JointState(time_ns=now, position=(0.0,) * 6, gripper=1.0))
-                out["chunk"].send(chunk(now))
+                out["chunk"].send(chunk(now, self._hz))
 
     @property
     def report(self) -> Report:
@@ -196,22 +200,19 @@ class Stage:
         return [message for message in self.hears["command"].fresh if isinstance(message, Command)]
 
 
-def chunk(now: int) -> ActionChunk:
-    """A small step, from a picture of now."""
-    more: dict[str, Any] = {}
-    if "kinds" in ActionChunk.__struct_fields__:
-        more["kinds"] = ControlConfig(LIMITS).kinds
+def chunk(now: int, hz: float) -> ActionChunk:
+    """Small steps, from a picture of now."""
     return ActionChunk(
         time_ns=now,
         episode=1,
         actions=((0.001,) + (0.0,) * 5 + (1.0,),) * 20,
-        control_hz=50.0,
+        control_hz=hz,
+        kinds=ControlConfig(LIMITS).kinds,
         valid_rows=20,
         produced_ns=now,
         frame_sequence=0,
         seed=(0,),
         instruction="go",
-        **more,
     )
 
 
@@ -239,6 +240,20 @@ def test_a_press_among_many_that_are_none_counts(tmp_path: Path, stage, same: bo
         else:
             with Publisher(tmp_path, ESTOP) as other:
                 other.send(estop(pressed=True, source="one press"))
+        desk.until("fault", "pressed by one press")
+
+
+def test_a_press_within_a_loop_without_a_pause_counts(tmp_path: Path, stage) -> None:
+    desk = stage(hz=5)
+    with Publisher(tmp_path, ESTOP) as button:
+        button.send(estop())
+        desk.until("running")
+        for pressed in (False, True, False):
+            end = time.monotonic() + (0 if pressed else 0.7)
+            while True:
+                button.send(estop(pressed=pressed, source="one press"))
+                if time.monotonic() >= end:
+                    break
         desk.until("fault", "pressed by one press")
 
 
@@ -353,6 +368,34 @@ def test_what_is_sent_right_after_opening_reaches_control(tmp_path: Path, stage,
         desk.until(state)
         for word in ("reset", "arm"):
             assert cli.main(["operator", word, "--run-dir", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("keyed", [True, False], ids=["keys", "loopback"])
+def test_a_stop_on_another_host_has_one_sender_and_its_first_message_counts(tmp_path: Path, keyed: bool) -> None:
+    hosts = ("robot", "panel")
+    ports = free_ports(2)
+    places = {
+        name: RemoteTopic(f"tcp://127.0.0.1:{port}", "panel" if keyed else "")
+        for name, port in zip(("estop", "operator"), ports, strict=True)
+    }
+    for host in hosts:
+        (tmp_path / host).mkdir(mode=0o700)
+        curve.create(tmp_path / f"{host}-keys", host)
+    for host, other in (hosts, reversed(hosts)):
+        shutil.copy(tmp_path / f"{other}-keys" / f"{other}.key", tmp_path / f"{host}-keys")
+    for host in hosts:
+        install(Network(places, str(tmp_path / f"{host}-keys") if keyed else ""), tmp_path / host)
+    with ExitStack() as stack:
+        desk = Stage(tmp_path / "robot", stack)
+        desk.until("running")
+        with Publisher(tmp_path / "panel", ESTOP) as button:
+            button.send(estop(pressed=True, source="far away"))
+            with pytest.raises(ConfigError, match="expected no other publisher of 'estop'"):
+                Publisher(tmp_path / "panel", ESTOP)
+        desk.until("fault", "pressed by far away")
+        with Publisher(tmp_path / "panel", OPERATOR) as panel:
+            panel.send(Operator(time_ns=monotonic_ns(), request="reset"))
+        desk.until("idle")
 
 
 # The verb
