@@ -31,7 +31,7 @@ from trimvla.launch.bench_subjects import Asked, Party, open_party, torch_subjec
 from trimvla.launch.console import Progress, progress_bar
 from trimvla.launch.frames import simulate
 from trimvla.launch.options import Options, Result
-from trimvla.launch.supervisor import terminate_as_interrupt
+from trimvla.launch.signals import terminate_as_interrupt
 from trimvla.launch.trim import now
 from trimvla.policies.calibrate import Calibration
 from trimvla.policies.cogact import CogAct

@@ -43,7 +43,7 @@ from trimvla.launch.bench_subjects import (
 )
 from trimvla.launch.console import Console, progress_bar
 from trimvla.launch.options import Options, Result
-from trimvla.launch.supervisor import terminate_as_interrupt
+from trimvla.launch.signals import terminate_as_interrupt
 from trimvla.runtime import manifest
 from trimvla.runtime.errors import ConfigError
 

@@ -6,7 +6,6 @@ guards against old pictures and slow starts are wide open. Knows sockets and one
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 
 from trimvla.export.benchmark import TOTAL, Times
 from trimvla.launch.processes import programs
+from trimvla.launch.run_dirs import temporary_run_dir
 from trimvla.launch.supervisor import Supervisor
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns
@@ -63,7 +63,7 @@ def socket_policy(
     section = {"bundle": str(bundle.resolve()), "camera": CAMERA, "backend": backend, "threads": threads}
     section |= {} if provider is None else {"provider": provider}
     with ExitStack() as stack:
-        run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimvla-")))
+        run_dir = stack.enter_context(temporary_run_dir())
         sends = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in SENT}
         hears = stack.enter_context(Subscriber(run_dir, [topic("chunk"), topic(report(PROCESS))]))
         parts = programs({PROCESS: section | WIDE_OPEN}, run_dir)

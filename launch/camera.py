@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from trimvla.launch.networking import use_network
 from trimvla.launch.options import Options, Result
-from trimvla.launch.supervisor import stop_event
+from trimvla.launch.run_dirs import temporary_run_dir
+from trimvla.launch.signals import stop_event
 from trimvla.runtime import camera
 from trimvla.runtime.bus import Subscriber
 from trimvla.runtime.camera import CameraConfig, Kind
@@ -69,8 +70,7 @@ def run(args: Args) -> Result:
     config, stop = args.config(), stop_event(watch_parent=False)
     if args.seconds is not None:
         threading.Timer(args.seconds, stop.set).start()
-    with tempfile.TemporaryDirectory(prefix="trimvla-") as temporary:
-        run_dir = args.run_dir or Path(temporary)
+    with temporary_run_dir() if args.run_dir is None else nullcontext(args.run_dir) as run_dir:
         use_network(args.network, run_dir)
         name = f"camera-{config.name}"
         with Subscriber(run_dir, [topic(report(name))]) as reports:

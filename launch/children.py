@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimvla.launch import log_files
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.messages import Report
 from trimvla.runtime.run_dir import open_file
@@ -41,6 +42,8 @@ class Program:
     restart: bool = False
     silent_s: float = 20.0
     """Without a report for so long it counts as hung, and is killed."""
+    start_s: float = 120.0
+    """And likewise if it is not ready so long after its start."""
 
 
 class Child:
@@ -85,13 +88,12 @@ class Child:
                 return
 
     def kill(self) -> None:
-        """SIGKILL, which a stopped process feels too."""
+        """SIGKILL, which a stopped process feels too; one that waits for a broken device only when that answers."""
         self._process.kill()
-        self._process.wait()
 
     def last_words(self) -> str:
         """The error line of its log, or the log's last lines."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
+        lines = log_files.last_lines(self.log)
         errors = [line for line in lines if line.startswith("error: ")]
         return errors[-1] if errors else " | ".join(lines[-LOG_TAIL_LINES:]) or "no output"
 
@@ -102,35 +104,59 @@ class Post:
     def __init__(self, program: Program, log_dir: Path) -> None:
         self.program = program
         self._log = log_dir / f"{program.name}.log"
-        self._log.unlink(missing_ok=True)
+        log_files.remove(self._log)
         self.child: Child | None = None
         self.ready = not program.report
         self.lost = ""
         """Why there is none, until it is ready again; empty otherwise."""
         self.started_ns = 0
         self._ever_ready = False
+        self._killed_for = ""
         self._failures, self._due = 0, 0.0
+
+    def trim_log(self) -> None:
+        """Keep its log from growing without a limit."""
+        log_files.trim(self._log)
 
     def start(self) -> None:
         """Start the process."""
-        self.started_ns = monotonic_ns()
+        self.started_ns, self._killed_for = monotonic_ns(), ""
         self.child = Child(self.program.name, self.program.command, self._log)
 
     def hear(self, said: Report | None, silence_s: float) -> None:
         """Take the newest report: it is ready, or hangs and is killed."""
-        if self.child is None or said is None or said.time_ns < self.started_ns or said.state == "starting":
+        if self.child is None or self._killed_for:
             return
-        if not self.ready:
-            self.ready, self._ever_ready, self.lost = True, True, ""
-        if silence_s > self.program.silent_s:
-            log.error("process '%s' has not reported for %.1f s: killed", self.program.name, silence_s)
+        own = said if said is not None and said.time_ns >= self.started_ns else None
+        doing = f": {own.reason}" if own is not None and own.reason else ""
+        if own is not None and own.state != "starting":
+            if not self.ready:
+                self.ready, self._ever_ready, self.lost = True, True, ""
+            if silence_s > self.program.silent_s:
+                self._kill(f"has not reported for {silence_s:.1f} s{doing}")
+        elif not self.ready and monotonic_ns() - self.started_ns > self.program.start_s * NS_PER_S:
+            self._kill(f"was not ready within {self.program.start_s:g} s{doing}")
+
+    def _kill(self, why: str) -> None:
+        """End a process that hangs. It is lost from now on, however long its end takes."""
+        self._killed_for = f"process '{self.program.name}' {why}"
+        self.lost = self._killed_for
+        log.error("%s: killed", self._killed_for)
+        if self.child is not None:
             self.child.kill()
 
     def ended(self) -> str:
         """What is to be said if its process has ended; empty while it runs or is about to be started again."""
         if self.child is None or self.child.status() is None:
             return ""
+        if self._killed_for:
+            return f"{self._killed_for}, and was killed: {self.child.last_words()}"
         return f"process '{self.program.name}' ended with status {self.child.status()}: {self.child.last_words()}"
+
+    @property
+    def missing(self) -> str:
+        """Why its process cannot be counted on now; empty if it can."""
+        return self.lost or ("" if self.ready else f"process '{self.program.name}' is starting")
 
     def may_return(self) -> bool:
         """Whether it is to be started again."""

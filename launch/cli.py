@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from trimvla.launch.extras import install, missing_module
 from trimvla.launch.printable import printable, printable_lines
@@ -118,6 +118,8 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
             return fail(f"`trimvla {verb.name}` needs {module}: {install(module, verb.extra)}", as_json)
         print(printable_lines(traceback.format_exc(), indent=""), file=sys.stderr)
         return fail(f"{type(error).__name__}: {error}", as_json)
+    if not result.get("ok", True) and "error" in result:
+        print(f"error: {printable_lines(str(result['error']))}", file=sys.stderr, flush=True)
     if as_json:
         print_json(result)
     return 0 if result.get("ok", True) else 1
@@ -197,5 +199,12 @@ def version() -> str:
     return f"trimvla {installed('trimvla')}"
 
 
+def program() -> NoReturn:
+    """What the command `trimvla` runs."""
+    from trimvla.runtime.foreign_thread import end_process
+
+    end_process(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

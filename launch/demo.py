@@ -6,7 +6,6 @@ but that no instruction is shown twice while others are to be had.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,10 @@ from trimvla.launch.console import Console, Status, styled
 from trimvla.launch.director import Director, Recording, Request
 from trimvla.launch.options import Options, Result
 from trimvla.launch.printable import printable
-from trimvla.launch.processes import check_system, programs, read_system
-from trimvla.launch.supervisor import Supervisor, terminate_as_interrupt
+from trimvla.launch.processes import check_system, programs, read_system, reports_of
+from trimvla.launch.run_dirs import temporary_run_dir
+from trimvla.launch.signals import terminate_as_interrupt
+from trimvla.launch.supervisor import Supervisor
 from trimvla.launch.watching import RECORDER, outcome, with_recorder
 from trimvla.runtime import manifest
 from trimvla.runtime.errors import ConfigError
@@ -74,8 +75,8 @@ def run(args: Args) -> Result:
         sections = with_recorder(sections, args.record)
     requests = plan(args)
     terminate_as_interrupt()
-    with tempfile.TemporaryDirectory(prefix="trimvla-") as name:
-        recordings, reports = play(sections, Path(name), requests, Console(stderr=True))
+    with temporary_run_dir() as run_dir:
+        recordings, reports = play(sections, run_dir, requests, Console(stderr=True))
     film = video.write(args.video, list(clips(recordings)), fps=sections["control"]["hz"])
     result = summarise(recordings, reports) | {"bundle": args.bundle, "video": film}
     if args.record is not None:
@@ -110,7 +111,7 @@ def play(
     """All episodes on one running system, with a live line; recordings and the processes' last reports."""
     with (
         Supervisor(programs(sections, run_dir), run_dir) as group,
-        Director(run_dir, list(sections), group.check) as director,
+        Director(run_dir, list(reports_of(sections).values()), group.check) as director,
         console.status("starting") as line,
     ):
         director.wait_until_ready("policy")

@@ -24,7 +24,7 @@ from trimvla.launch.evaluate_report import (
     sentence,
 )
 from trimvla.launch.options import Result
-from trimvla.launch.supervisor import terminate_as_interrupt
+from trimvla.launch.signals import terminate_as_interrupt
 from trimvla.policies.roofline import DEVICES
 from trimvla.runtime.guide import RtcConfig
 from trimvla.sim.actor import EXPERT

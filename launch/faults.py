@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -38,7 +37,8 @@ from trimvla.launch.fault_table import (
 )
 from trimvla.launch.options import Options, Result
 from trimvla.launch.processes import check_system
-from trimvla.launch.supervisor import terminate_as_interrupt
+from trimvla.launch.run_dirs import temporary_run_dir
+from trimvla.launch.signals import terminate_as_interrupt
 from trimvla.launch.witness import Witness
 from trimvla.runtime import manifest
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
@@ -124,7 +124,7 @@ def run(args: Args) -> Result:
 def broken_system(system: System, bundle: str) -> Iterator[tuple[Scene, Witness, int]]:
     """Start arm and system; scene, witness and when they were started. All is stopped at the end."""
     with ExitStack() as stack:
-        run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimvla-")))
+        run_dir = stack.enter_context(temporary_run_dir())
         witness = stack.enter_context(Witness(run_dir, PROMISE, HEARD))
         switch()(Scene(run_dir))
         arm = {"arm": {"process": "sim-arm", "watchdog_s": 3 / HZ}}

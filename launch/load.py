@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -21,9 +20,11 @@ from rich.table import Table
 
 from trimvla.launch.console import Console
 from trimvla.launch.options import Options, Result
-from trimvla.launch.processes import Sections, programs
+from trimvla.launch.processes import Sections, programs, reports_of
 from trimvla.launch.run import CHECK_S, TASK_PERIOD_S, as_task
-from trimvla.launch.supervisor import Supervisor, terminate_as_interrupt
+from trimvla.launch.run_dirs import temporary_run_dir
+from trimvla.launch.signals import terminate_as_interrupt
+from trimvla.launch.supervisor import Supervisor
 from trimvla.launch.watching import RECORDER, outcome, with_recorder
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import monotonic_ns, to_ns
@@ -85,8 +86,8 @@ def run(args: Args) -> Result:
     system = sections(args)
     if args.record is not None:
         system = with_recorder(system, args.record)
-    with tempfile.TemporaryDirectory(prefix="trimvla-") as name, Console(stderr=True).status("starting") as line:
-        load = Load(system, Path(name))
+    with temporary_run_dir() as run_dir, Console(stderr=True).status("starting") as line:
+        load = Load(system, run_dir)
         with load:
             load.until(lambda: load.said("arm").state == "moving", START_S, "the arm to move")
             line.update(f"under load for {args.seconds:g} s")
@@ -129,7 +130,7 @@ class Load:
             self._group = stack.enter_context(
                 Supervisor(programs(self._system, self._run_dir), self._run_dir, restart=False)
             )
-            names = [topic(report(name)) for name in self._system]
+            names = [topic(report(name)) for name in reports_of(self._system).values()]
             self._hears = stack.enter_context(Subscriber(self._run_dir, names))
             self._tasks = stack.enter_context(Publisher(self._run_dir, topic("task")))
             self._began_ns, self._said_ns = monotonic_ns(), 0
@@ -174,7 +175,7 @@ class Load:
 
     def _listen(self) -> None:
         self._hears.update()
-        for name in self._system:
+        for name in reports_of(self._system).values():
             message = self._hears[report(name)].message
             if isinstance(message, Report):
                 self.reports[name] = message

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trimvla.launch.printable import printable, printable_lines
 from trimvla.runtime.clock import monotonic_ns
+from trimvla.runtime.log_limit import EveryCallLimit
 
 if TYPE_CHECKING:  # a benchmark on a machine where nothing is installed does without
     from trimvla.launch.console import Console
@@ -85,8 +86,13 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(level: int = logging.INFO, log_format: LogFormat = "text") -> None:
-    """Logs go to stderr, one line each: ours from `level` up, other packages' from warnings up."""
-    logging.basicConfig(level=logging.WARNING, handlers=[_handler(log_format)], force=True)
+    """Logs go to stderr, one line each: ours from `level` up, other packages' from warnings up.
+
+    No line of code can flood them, whatever others send us.
+    """
+    handler = _handler(log_format)
+    handler.addFilter(EveryCallLimit())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("trimvla").setLevel(level)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from tyro.conf import Positional
 from trimvla.launch.config import decode_file
 from trimvla.launch.networking import use_network
 from trimvla.launch.options import Options, Result
-from trimvla.launch.processes import configure
-from trimvla.launch.supervisor import stop_event
+from trimvla.launch.processes import complete, configure
+from trimvla.launch.run_dirs import membership
+from trimvla.launch.signals import stop_event
 from trimvla.runtime.errors import ConfigError
 
 
@@ -45,6 +47,7 @@ def run(args: Args) -> Result:
     if not os.access(args.run_dir, os.W_OK):
         raise ConfigError(f"expected a directory that can be written to, got {args.run_dir} for --run-dir")
     use_network(args.network, args.run_dir)
-    module, config = configure(args.name, sections[args.name])
-    module.run(config, args.run_dir, stop)
+    module, config = configure(args.name, complete(args.name, sections))
+    with membership(args.run_dir) if args.supervised else nullcontext():
+        module.run(config, args.run_dir, stop)
     return {"ok": True, "process": args.name}

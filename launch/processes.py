@@ -20,13 +20,16 @@ from trimvla.launch.action_check import check_actions
 from trimvla.launch.children import Program
 from trimvla.launch.config import build, decode_file
 from trimvla.launch.extras import install, missing_module
-from trimvla.launch.supervisor import lock
+from trimvla.launch.run_dirs import lock
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.run_dir import write_file
+from trimvla.runtime.topics import CAMERA_NAME as PROCESS_NAME  # also of a log file, and of a unit of systemd
 
 Sections = dict[str, dict[str, Any]]
 """Process name -> its settings, as they stand in the file."""
 CONFIGS = Path(__file__).parent / "configs"
+START_OPTIONS = ("start_timeout_s", "ready_timeout_s")  # settings by which a process itself gives up
+START_MARGIN_S = 30.0  # for its imports, and for its own error to come first
 SYSTEM_FILE = "system.msgpack"  # in the run directory; not JSON, which has no infinity
 
 
@@ -38,12 +41,13 @@ class Process:
     module: str
     config: str
     summary: str
+    report: str  # the name that it reports under, whatever its section is called; `{name}`: the one in its settings
     extra: str = ""  # the optional install that it needs
-    report: str = ""  # the name that it reports under, `{name}` being the one in its settings; its own if empty
     order: int = 1  # watchers 0, then what sees, thinks and moves, at last control
     matters: bool = True  # the robot holds while it is gone
     restart: bool = True  # control forgets stops and faults, a driver where it is: a person starts those again
     silent_s: float = 20.0  # without a report for so long it hangs
+    start_s: float = 120.0  # and likewise if it is not ready so long after its start, unless its settings allow more
 
     def load(self) -> ModuleType:
         """The module, imported. Raises ConfigError where a package that it needs is not installed."""
@@ -60,25 +64,25 @@ PROCESSES = {
     process.name: process
     for process in (
         Process("camera", "trimvla.runtime.camera", "CameraConfig", "a device, file or test picture -> frames",
-                report="camera-{name}"),
+                "camera-{name}"),
         Process("policy", "trimvla.runtime.policy_process", "PolicyConfig", "frames and task -> action chunks",
-                silent_s=60.0),
+                "policy", silent_s=60.0, start_s=150.0),
         Process("control", "trimvla.runtime.control", "ControlConfig", "chunks -> commands, at a fixed rate",
-                order=2, restart=False, silent_s=5.0),
-        Process("recorder", "trimvla.runtime.recorder", "RecorderConfig", "all of it -> an MCAP file", "record",
-                order=0, matters=False, restart=False),
-        Process("metrics", "trimvla.runtime.metrics", "MetricsConfig", "reports -> a Prometheus page", "metrics",
-                order=0, matters=False),
-        Process("sim-robot", "trimvla.sim.robot", "RobotConfig", "commands -> a simulated world", "sim",
-                report="robot", restart=False),
-        Process("sim-camera", "trimvla.sim.camera", "SimCameraConfig", "the simulated world -> frames", "sim",
-                report="camera-{name}"),
+                "control", order=2, restart=False, silent_s=5.0),
+        Process("recorder", "trimvla.runtime.recorder", "RecorderConfig", "all of it -> an MCAP file",
+                "recorder", "record", order=0, matters=False, restart=False),
+        Process("metrics", "trimvla.runtime.metrics", "MetricsConfig", "reports -> a Prometheus page",
+                "metrics", "metrics", order=0, matters=False),
+        Process("sim-robot", "trimvla.sim.robot", "RobotConfig", "commands -> a simulated world",
+                "robot", "sim", restart=False),
+        Process("sim-camera", "trimvla.sim.camera", "SimCameraConfig", "the simulated world -> frames",
+                "camera-{name}", "sim"),
         Process("sim-arm", "trimvla.sim.arm", "ArmConfig", "commands -> an arm without a world",
-                report="arm", restart=False),
+                "arm", restart=False),
         Process("faulty-camera", "trimvla.sim.faults", "FaultyCameraConfig", "a test picture -> frames, with faults",
-                report="camera-{name}"),
+                "camera-{name}"),
         Process("faulty-policy", "trimvla.sim.faulty_policy", "FaultyPolicyConfig", "a policy that can be spoilt",
-                report="policy"),
+                "policy"),
     )
 }
 # fmt: on
@@ -92,11 +96,13 @@ def read_system(source: str | Path, overrides: Sequence[str] = ()) -> Sections:
     shipped = CONFIGS / f"{source}.toml"
     sections = decode_file(shipped if shipped.exists() else Path(source))
     problems = [problem for text in overrides if (problem := override(sections, text))]
-    for name, section in sections.items():
+    for name in sections:
         try:
-            configure(name, section)
+            configure(name, complete(name, sections))
         except ConfigError as error:
             problems.append(str(error))
+    if not problems:
+        problems = _twice(sections)
     if problems:
         raise ConfigError("; ".join(problems))
     return sections
@@ -118,6 +124,65 @@ def override(sections: Sections, text: str) -> str:
     return ""
 
 
+def complete(name: str, sections: Sections) -> dict[str, Any]:
+    """A section with what it leaves to the others: a watcher without a list of its own watches all of them."""
+    section = sections[name]
+    if not isinstance(section, Mapping) or section.get("process", name) not in ("recorder", "metrics"):
+        return section
+    row = row_of(name, section)
+    others = {other: settings for other, settings in sections.items() if other != name and _known(other, settings)}
+    found: dict[str, Any] = {"processes": list(reports_of(others).values())}
+    if row.name == "recorder":
+        found |= {"cameras": cameras(others), "system": others}
+    return {key: value for key, value in found.items() if value} | section
+
+
+def reports_of(sections: Sections) -> dict[str, str]:
+    """Section's name -> the name that its process reports under."""
+    return {name: row_of(name, section).report.format(**_named(section)) for name, section in sections.items()}
+
+
+def cameras(sections: Sections) -> list[str]:
+    """Names of the cameras that a system starts, or that its policy looks through."""
+    started = [
+        _named(section)["name"]
+        for name, section in sections.items()
+        if row_of(name, section).report == PROCESSES["camera"].report
+    ]
+    looked = [
+        camera
+        for name, section in sections.items()
+        if row_of(name, section).report == PROCESSES["policy"].report
+        for camera in (section.get("camera", "front"), *section.get("more_cameras", ()))
+    ]
+    return list(dict.fromkeys([*started, *looked]))
+
+
+def section_of(row: str, sections: Sections) -> dict[str, Any]:
+    """The settings of the process that a row of the table is for, whatever its section is called; empty for none."""
+    return next((section for name, section in sections.items() if section.get("process", name) == row), {})
+
+
+def _named(section: Mapping[str, Any]) -> dict[str, str]:
+    """The name in a section's settings; every row that has one has the same default."""
+    return {"name": str(section.get("name", "front"))}
+
+
+def _known(name: str, section: object) -> bool:
+    return isinstance(section, Mapping) and section.get("process", name) in PROCESSES
+
+
+def _twice(sections: Sections) -> list[str]:
+    """What two sections would both be: one robot has one policy, and every camera a name of its own."""
+    found: dict[str, str] = {}
+    problems = []
+    for name, owner in reports_of(sections).items():
+        if owner in found:
+            problems.append(f"{name}: expected one process '{owner}' in a system, '{found[owner]}' is it already")
+        found.setdefault(owner, name)
+    return problems
+
+
 def row_of(name: str, section: Mapping[str, Any]) -> Process:
     """The table's row for a section. Raises ConfigError where there is none."""
     kind = section.get("process", name)
@@ -130,6 +195,8 @@ def configure(name: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
     """The module of a section's process and its configuration, checked."""
     if not isinstance(section, Mapping):
         raise ConfigError(f"{name}: expected a section, got {section!r}")
+    if not PROCESS_NAME.fullmatch(name):
+        raise ConfigError(f"expected letters, digits, '_', '.' or '-', at most 32, got {name!r} for a section's name")
     process = row_of(name, section)
     module = process.load()
     settings = {key: value for key, value in section.items() if key != "process"}
@@ -162,5 +229,6 @@ def programs(sections: Sections, run_dir: Path, log_format: str = "text") -> lis
 
 def _program(name: str, argv: Sequence[str], section: Mapping[str, Any]) -> Program:
     row = row_of(name, section)
-    owner = (row.report or name).format(name=section.get("name", "front"))
-    return Program(name, argv, row.order, owner, row.matters, row.restart, row.silent_s)
+    owner = reports_of({name: dict(section)})[name]
+    start_s = max([row.start_s, *(float(section[key]) + START_MARGIN_S for key in START_OPTIONS if key in section)])
+    return Program(name, argv, row.order, owner, row.matters, row.restart, row.silent_s, start_s)

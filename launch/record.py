@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from trimvla.launch.config import decode_file
 from trimvla.launch.options import Options, Result
 from trimvla.launch.processes import SYSTEM_FILE
-from trimvla.launch.supervisor import stop_event
+from trimvla.launch.signals import stop_event
 from trimvla.launch.watching import outcome
 from trimvla.runtime import recorder
 from trimvla.runtime.bus import Subscriber

@@ -12,6 +12,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options, Result
+from trimvla.launch.processes import section_of
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.recorder import processor
@@ -81,7 +82,7 @@ def open_rungs(
 
     With `bundle` one policy makes every call, whatever rung made it then.
     """
-    recorded: dict[str, Any] = ((fact(recording, "system") or {}).get("policy")) or {}
+    recorded: dict[str, Any] = section_of("policy", fact(recording, "system") or {})
     names = [bundle] if bundle else recorded.get("rungs") or [recorded.get("bundle")]
     if names == [None]:
         raise ConfigError(f"expected --bundle: {recording.path} does not say which bundle it was made with")

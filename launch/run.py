@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,11 @@ from tyro.conf import Positional
 from trimvla.launch.console import Console
 from trimvla.launch.networking import use_network
 from trimvla.launch.options import Options, Result
-from trimvla.launch.processes import Sections, check_system, programs, read_system
-from trimvla.launch.supervisor import Supervisor, lock, stop_event
+from trimvla.launch.processes import Sections, check_system, programs, read_system, reports_of
+from trimvla.launch.run_dirs import lock, temporary_run_dir
+from trimvla.launch.service import shortfalls
+from trimvla.launch.signals import stop_event
+from trimvla.launch.supervisor import Supervisor
 from trimvla.launch.watching import RECORDER, outcome, with_metrics, with_recorder
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import monotonic_ns, to_ns
@@ -64,36 +66,43 @@ class Args(Options):
 def run(args: Args) -> Result:
     """Start, watch, stop; every process's last report."""
     sections = system(args)
+    owners = list(reports_of(sections).values())
     stop = stop_event(watch_parent=False)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="trimvla-") as temporary:
-        run_dir = args.run_dir or Path(temporary)
+    with temporary_run_dir() if args.run_dir is None else nullcontext(args.run_dir) as run_dir:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock(run_dir).close()  # nothing of a system that runs is changed
         use_network(args.network, run_dir)
         with (
             closing(TaskSender(args.task, run_dir)) as tasks,
             Supervisor(programs(sections, run_dir, args.log_format), run_dir) as group,
-            Subscriber(run_dir, [topic(report(name)) for name in sections]) as hears,
+            Subscriber(run_dir, [topic(report(name)) for name in owners]) as hears,
             Console(stderr=True).status("starting") as line,
         ):
             while not stop.is_set() and (args.seconds is None or time.monotonic() - start < args.seconds):
                 group.check()
                 tasks.repeat()
                 hears.update()
-                line.update(status_line(newest(hears, sections)))
+                line.update(status_line(newest(hears, owners)))
                 stop.wait(CHECK_S)
+            lacks = [] if stop.is_set() and group.is_starting else missing(group, newest(hears, owners), args)
             group.stop()
             hears.update(TASK_PERIOD_S)
-            reports = newest(hears, sections)
+            reports = newest(hears, owners)
     processes = {r.process: {"state": r.state, "counters": r.counters, "values": r.values} for r in reports}
-    result: Result = {"ok": True, "seconds": round(time.monotonic() - start, 1), "processes": processes}
+    result: Result = {"ok": not lacks, "seconds": round(time.monotonic() - start, 1), "processes": processes}
     if times := next((r.latencies["photon_to_action"] for r in reports if "photon_to_action" in r.latencies), None):
         result["photon_to_action_ms"] = {"p50": times.p50, "p99": times.p99, "max": times.max}
     if args.record is not None:
         result["recording"] = outcome(next((r for r in reports if r.process == RECORDER), None), args.record)
-        result["ok"] = result["recording"]["ok"]
-    return result
+        result["ok"] = result["ok"] and result["recording"]["ok"]
+        lacks += [] if result["recording"]["ok"] else [result["recording"]["error"]]
+    return result | ({"error": "; ".join(dict.fromkeys(lacks))} if lacks else {})
+
+
+def missing(group: Supervisor, reports: Sequence[Report], args: Args) -> list[str]:
+    """What of that which was asked for was not given, up to now."""
+    return shortfalls(reports, group.gone, group.unwell, task=args.task is not None)
 
 
 class TaskSender:

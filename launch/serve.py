@@ -14,7 +14,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options, Result
-from trimvla.launch.supervisor import stop_event
+from trimvla.launch.signals import stop_event
 from trimvla.runtime.conversations import Conversation, Openpi, VlaEval
 from trimvla.runtime.curve import Keys
 from trimvla.runtime.errors import ConfigError

@@ -6,18 +6,13 @@ with growing pauses: what cannot even start is an error at once. Knows commands,
 does.
 
 Every child holds the reading end of a pipe on its standard input; when the parent goes away, however it goes, the pipe
-closes and the child stops (`stop_event`). A child that does not stop is terminated, then killed.
+closes and the child stops (`signals.stop_event`). A child that does not stop is terminated, then killed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,18 +20,17 @@ from types import TracebackType
 from typing import BinaryIO
 
 from trimvla.launch.children import GRACE_S, Child, Post, Program
+from trimvla.launch.run_dirs import lock
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.claim import sweep
 from trimvla.runtime.clock import monotonic_ns
-from trimvla.runtime.errors import ConfigError, TrimvlaError
+from trimvla.runtime.errors import TrimvlaError
 from trimvla.runtime.messages import Health, Report
-from trimvla.runtime.run_dir import check_run_dir, open_file
 from trimvla.runtime.topics import report, topic
 
 log = logging.getLogger(__name__)
 HEALTH_PERIOD_S = 0.2
-START_S = 120.0  # for what starts next to be started although something before it is not ready
-LOCK = "lock"
+TRIM_PERIOD_S = 1.0  # between two looks at how long the logs are
 
 
 class ProcessEndedError(TrimvlaError):
@@ -50,9 +44,11 @@ class Supervisor:
         """One log a process goes to `run_dir`, where the sockets are. Without `restart` nothing is started again."""
         self._programs, self._run_dir, self._restart = programs, run_dir, restart
         self.posts: list[Post] = []
+        self.gone: list[str] = []
+        """What ended for good, and how, without ending the group."""
         self._order: int | None = None
-        self._ordered_s = 0.0
         self._said_s, self._said = 0.0, ""
+        self._trimmed_s = 0.0
         self._lock: BinaryIO | None = None
 
     @property
@@ -88,14 +84,26 @@ class Supervisor:
             if text := post.ended():
                 self._lose(post, text)
             post.return_when_due()
-        if all(post.ready for post in self.posts) or time.monotonic() > self._ordered_s + START_S:
+        if all(post.ready for post in self.posts):
             self._start_next()
         self._say(self.unwell)
+        self._trim_logs()
 
     @property
     def unwell(self) -> str:
-        """Why the robot must hold; empty if it need not."""
-        return next((post.lost for post in self.posts if post.lost and post.program.matters), "")
+        """Why the robot must hold: what is lost, else what is not ready as yet; empty if it need not."""
+        posts = [post for post in self.posts if post.program.matters]
+        waiting = [f"process '{p.name}' is not started" for p in self._programs if p.matters and self._is_later(p)]
+        missing = [*(post.lost for post in posts), *(post.missing for post in posts), *waiting]
+        return next(filter(None, missing), "")
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether nothing is lost, and not all are ready for the first time as yet."""
+        return bool(self.unwell) and not any(post.lost for post in self.posts)
+
+    def _is_later(self, program: Program) -> bool:
+        return self._order is None or program.order > self._order
 
     def stop(self) -> None:
         """Ask to stop and wait, then insist: control first, so that the robot holds; then the others."""
@@ -123,10 +131,10 @@ class Supervisor:
 
     def _start_next(self) -> None:
         """Start those of the next order."""
-        later = [p.order for p in self._programs if self._order is None or p.order > self._order]
+        later = [program.order for program in self._programs if self._is_later(program)]
         if not later:
             return
-        self._order, self._ordered_s = min(later), time.monotonic()
+        self._order = min(later)
         for program in self._programs:
             if program.order == self._order:
                 self.posts.append(Post(program, self._run_dir))
@@ -150,56 +158,17 @@ class Supervisor:
         if post.program.matters:
             raise ProcessEndedError(text)
         log.error("%s; the others go on", text)
+        self.gone.append(text)
         self.posts.remove(post)
+
+    def _trim_logs(self) -> None:
+        if time.monotonic() >= self._trimmed_s + TRIM_PERIOD_S:
+            self._trimmed_s = time.monotonic()
+            for post in self.posts:
+                post.trim_log()
 
     def _say(self, unwell: str) -> None:
         """Publish how the group is, at once if that has changed."""
         if unwell != self._said or time.monotonic() >= self._said_s + HEALTH_PERIOD_S:
             self._health.send(Health(time_ns=monotonic_ns(), ok=not unwell, reason=unwell[:4096]))
             self._said, self._said_s = unwell, time.monotonic()
-
-
-def lock(run_dir: Path) -> BinaryIO:
-    """Keep the run directory for one system while the file is open.
-
-    Raises ConfigError if another has it, or if others than this user could write there.
-    """
-    check_run_dir(run_dir)
-    file = os.fdopen(open_file(run_dir / LOCK, os.O_RDWR | os.O_CREAT), "r+b")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise ConfigError(
-            f"expected a run directory of its own for every system; another one runs in {run_dir}"
-        ) from None
-    return file
-
-
-def stop_event(watch_parent: bool) -> threading.Event:
-    """An event that SIGINT, SIGTERM and, with `watch_parent`, the end of standard input set.
-
-    For the main thread of a child. A second Ctrl-C interrupts as usual.
-    """
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop.set()
-
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
-    if watch_parent:
-        threading.Thread(target=_set_at_end_of_input, args=(stop,), name="parent-watch", daemon=True).start()
-    return stop
-
-
-def terminate_as_interrupt() -> None:
-    """Make SIGTERM raise KeyboardInterrupt, so that a parent stops its children and removes its files either way."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def _set_at_end_of_input(stop: threading.Event) -> None:
-    while os.read(sys.stdin.fileno(), 1024):
-        pass
-    stop.set()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trimvla.launch.options import Result
-from trimvla.launch.processes import Sections, configure, row_of
+from trimvla.launch.processes import Sections, cameras, configure, reports_of
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Report
 
@@ -18,7 +18,7 @@ def with_recorder(sections: Sections, path: Path) -> Sections:
     settings = {
         "path": str(path.absolute()),
         "cameras": cameras(sections),
-        "processes": [name for name in sections if name != METRICS],
+        "processes": [owner for owner in reports_of(sections).values() if owner != METRICS],
         "system": sections,
     }
     return _first(RECORDER, settings, sections)
@@ -26,25 +26,14 @@ def with_recorder(sections: Sections, path: Path) -> Sections:
 
 def with_metrics(sections: Sections, port: int) -> Sections:
     """The same system and a metrics page. Raises ConfigError if it has one."""
-    return _first(METRICS, {"port": port, "processes": list(sections)}, sections)
+    return _first(METRICS, {"port": port, "processes": list(reports_of(sections).values())}, sections)
 
 
 def _first(name: str, settings: dict[str, Any], sections: Sections) -> Sections:
-    if name in sections:
+    if name in sections or name in reports_of(sections).values():
         raise ConfigError(f"expected a system without a section '{name}', got one")
     configure(name, settings)
     return {name: settings, **sections}
-
-
-def cameras(sections: Sections) -> list[str]:
-    """Names of the cameras that a system starts, or that its policy looks through."""
-    started = [
-        configure(name, section)[1].name
-        for name, section in sections.items()
-        if row_of(name, section).name in ("camera", "sim-camera", "faulty-camera")
-    ]
-    looked = [section["camera"] for section in sections.values() if "camera" in section]
-    return list(dict.fromkeys([*started, *looked]))
 
 
 def outcome(last: Report | None, path: Path) -> Result:

@@ -21,6 +21,7 @@ from PIL import Image
 from trimvla.runtime.bus import Publisher
 from trimvla.runtime.clock import NS_PER_S, Rate, monotonic_ns, utc_ns
 from trimvla.runtime.errors import CameraError, ConfigError
+from trimvla.runtime.foreign_thread import ForeignThread
 from trimvla.runtime.lerobot import LeRobotSource
 from trimvla.runtime.messages import Frame
 from trimvla.runtime.preprocess import resize
@@ -218,7 +219,7 @@ def start(open_source: Callable[[], Source], name: str, timeout_s: float) -> Sou
         except Exception as error:  # handed over to the caller's thread
             outcome.put(error)
 
-    threading.Thread(target=attempt, name=f"start-{name}", daemon=True).start()
+    ForeignThread(attempt, f"start-{name}").start()
     try:
         result = outcome.get(timeout=timeout_s)
     except queue.Empty:

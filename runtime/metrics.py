@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from trimvla.runtime.bus import Subscriber
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Report, Summary
+from trimvla.runtime.page_server import PageServer
 from trimvla.runtime.telemetry import BUCKETS_MS, Reporter, Telemetry
 from trimvla.runtime.topics import report, topic
 
@@ -155,7 +156,7 @@ def run(config: MetricsConfig, run_dir: Path, stop: threading.Event) -> None:
     page, registry = Page(), CollectorRegistry()
     registry.register(page)
     try:
-        server, thread = start_http_server(config.port, config.host, registry)
+        server = PageServer(config.host, config.port, make_wsgi_app(registry))
     except OSError as error:
         raise ConfigError(f"metrics: cannot listen on {config.host}:{config.port}: {error.strerror}") from None
     telemetry = Telemetry(NAME)
@@ -171,8 +172,5 @@ def run(config: MetricsConfig, run_dir: Path, stop: threading.Event) -> None:
             page.reports = [message for message in messages if isinstance(message, Report)]
             reporter.beat()
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-        for closing in (hears, reporter):
+        for closing in (server, hears, reporter):
             closing.close()

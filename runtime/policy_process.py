@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,7 @@ from trimvla.runtime.messages import ActionChunk, Frame, JointState, Refusal, Ta
 from trimvla.runtime.observe import AgeBudget, Observation, join
 from trimvla.runtime.phase import PhaseConfig
 from trimvla.runtime.policy import Policy
+from trimvla.runtime.policy_start import StartInTime, Step
 from trimvla.runtime.telemetry import Reporter, Telemetry
 from trimvla.runtime.thinker import Infers, Thinker, ThoughtConfig, check_rungs, warm_up
 from trimvla.runtime.topics import color, topic
@@ -69,6 +71,8 @@ class PolicyConfig:
     """When to change the rung, where there are `rungs`."""
     phase: PhaseConfig = field(default_factory=PhaseConfig)
     """What motion is fine, where that decides about the rung (`ladder.coarse`)."""
+    ready_timeout_s: float = 120.0
+    """What loading and warming up may take; a bundle that takes longer counts as one that hangs."""
     camera_timeout_s: float = 10.0
     """Without a first picture this long into a task, and since the process was ready, the camera counts as not
     started."""
@@ -76,9 +80,9 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if self.valid_rows < 1 or self.seed < 0:
             raise ConfigError(f"expected 'valid_rows' >= 1 and 'seed' >= 0, got {self.valid_rows} and {self.seed}")
-        if not (self.max_hz > 0 and self.camera_timeout_s > 0):
-            numbers = f"{self.max_hz} and {self.camera_timeout_s}"
-            raise ConfigError(f"expected numbers above 0 for 'max_hz' and 'camera_timeout_s', got {numbers}")
+        for name in ("max_hz", "camera_timeout_s", "ready_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"expected a number above 0, got {getattr(self, name)} for '{name}'")
         if len(set(self.rungs)) != len(self.rungs):
             raise ConfigError(f"expected bundles that differ for 'rungs', got {list(self.rungs)}")
 
@@ -268,16 +272,29 @@ def _alive_task(source: Input) -> Task | None:
 def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     """The process `policy`: load, warm up, then act on pictures until `stop`.
 
-    Raises BundleError or BackendError if the bundle cannot run, CameraError if the camera never starts.
+    Raises BundleError or BackendError if the bundle cannot run or hangs, CameraError if the camera never starts.
     """
     telemetry = Telemetry("policy")
     reporter = Reporter(run_dir, telemetry)
-    policies = load_rungs(config)
+    starting = StartInTime(partial(load_and_warm_up, config), config.ready_timeout_s, "policy.ready_timeout_s")
+
+    def beat() -> None:
+        telemetry.reason = starting.doing
+        reporter.beat()
+
+    try:
+        started = starting.wait(stop, beat)
+    except BaseException:
+        reporter.close()
+        raise
+    if started is None:
+        reporter.close()
+        return
+    policies, costs_s = started
     first = next(iter(policies.values())).manifest
-    action, guided = first.action, config.rtc.enabled
-    costs_s = [warm_up(policy, guided) for policy in policies.values()]
+    action = first.action
     thinker = Thinker(policies, config.thought, costs_s=costs_s, kinds=action.kinds)
-    telemetry.state = "idle"
+    telemetry.state, telemetry.reason = "idle", ""
     cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
     inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
     reporter.inputs = inputs
@@ -310,6 +327,17 @@ def action_meanings(config: PolicyConfig) -> dict[str, ActionMeaning]:
     names = config.rungs or (config.bundle,)
     manifests = {name: bundles.load(bundles.resolve(name), verify_hashes=False) for name in names}
     return {name: meaning_of(manifest.action) for name, manifest in manifests.items()}
+
+
+def load_and_warm_up(config: PolicyConfig, step: Step) -> tuple[dict[str, Policy], list[float]]:
+    """All bundles by name, and what a call of each takes [s]. Raises what `load_rungs` and the calls raise."""
+    step(f"loading {', '.join(config.rungs or (config.bundle,))}")
+    policies = load_rungs(config)
+    costs_s: list[float] = []
+    for name, policy in policies.items():
+        step(f"warming up {name}")
+        costs_s.append(warm_up(policy, config.rtc.enabled))
+    return policies, costs_s
 
 
 def load_rungs(config: PolicyConfig) -> dict[str, Policy]:

@@ -22,6 +22,7 @@ import msgspec
 
 from trimvla.runtime.bus import Delivery, Subscriber
 from trimvla.runtime.errors import ConfigError, RecordingError, WireError
+from trimvla.runtime.log_limit import LimitedLog
 from trimvla.runtime.messages import Frame
 from trimvla.runtime.recording import RecordingWriter, partial
 from trimvla.runtime.telemetry import Reporter, Telemetry
@@ -102,6 +103,7 @@ class Recorder:
         self._config, self._telemetry = config, telemetry
         self._rows = {row.name: row for row in config.inputs()}
         self._last: dict[tuple[str, int], int] = {}
+        self._limited = LimitedLog(log)
         self._flushed = time.monotonic()
         self.error: str | None = None
         """Why nothing is recorded any more."""
@@ -143,7 +145,7 @@ class Recorder:
             self._telemetry.count("refused")
             self._telemetry.count(f"refused.{row.name}")
             self._telemetry.problems[row.name] = str(error)
-            log.warning("not recorded: %s", error)
+            self._limited.warning(row.name, "not recorded: %s", error)
             return
         self._note_gap((row.name, delivery.sender), sequence)
         self._telemetry.count("frames" if row.type is Frame else "messages")
@@ -181,6 +183,7 @@ class Recorder:
         while self._inputs is not None and time.monotonic() < deadline and self.step(SILENCE_S):
             pass
         self._close_inputs()
+        self._limited.flush()
         if self.error is None:
             self._complete()
         if self.error is not None:

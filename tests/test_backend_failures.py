@@ -138,7 +138,7 @@ def test_a_policy_that_cannot_act_any_more_ends_and_comes_back(kind: str, words:
     with World(tmp_path).running() as world:
         assert world.until(lambda: world.state == "running")
         write_faults(tmp_path, {"policy": Fault(kind)})  # pyright: ignore[reportArgumentType]
-        assert world.until(lambda: bool(world.group.unwell)), "the robot is told to hold"
+        assert world.until(lambda: "ended" in world.group.unwell), "the robot is told to hold"
         assert f"process 'policy' ended with status 1: {words}" in world.group.unwell
         write_faults(tmp_path, {})
         assert world.until(lambda: not world.group.unwell and world.state == "running")

@@ -12,7 +12,8 @@ import pytest
 
 from trimvla.launch import cli
 from trimvla.launch.jetson_state import read_state
-from trimvla.launch.processes import PROCESSES, read_system
+from trimvla.launch.processes import PROCESSES, complete, programs, read_system
+from trimvla.launch.watching import with_metrics, with_recorder
 
 JETSON = Path(__file__).parents[1] / "launch" / "jetson"
 UNITS = JETSON / "systemd"
@@ -93,6 +94,17 @@ def test_the_units_start_processes_that_exist() -> None:
     _, verb, *words = shlex.split(unit(UNITS / "trimvla@.service")["Service"]["ExecStart"])
     assert next(each for each in cli.VERBS if each.name == verb).module == "trimvla.launch.process"
     assert words[1::2] == ["--system", "--run-dir"]
+
+
+def test_whoever_watches_sees_the_camera(tmp_path: Path) -> None:
+    """Its section is called `camera`; it reports as the camera that it is."""
+    system = read_system(JETSON / "robot.toml")
+    recorder = with_recorder(system, tmp_path / "a.mcap")["recorder"]
+    assert (recorder["cameras"], recorder["processes"]) == (["front"], ["camera-front", "policy", "control"])
+    assert with_metrics(system, 0)["metrics"]["processes"] == ["camera-front", "policy", "control"]
+    own = complete("metrics", {**system, "metrics": {"port": 0}})
+    assert own == {"port": 0, "processes": ["camera-front", "policy", "control"]}
+    assert programs(system, tmp_path)[0].report == "camera-front"
 
 
 def test_control_comes_first_and_stays_down_after_a_fault() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families
 
 from trimvla.launch.options import JsonFormatter
-from trimvla.runtime import metrics
+from trimvla.runtime import metrics, page_server
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Report
@@ -108,6 +110,44 @@ def test_histograms_outlive_the_window_of_percentiles(monkeypatch: pytest.Monkey
     assert summary.count == 10
     assert (sum(summary.buckets), summary.sum) == (25, 25.0)
     assert summary.buckets[BUCKETS_MS.index(1)] == 25, "a bound belongs to its bucket"
+
+
+def threads() -> int:
+    """How many threads serve connections, here in this process."""
+    return sum("process_request" in thread.name for thread in threading.enumerate())
+
+
+def test_silent_connections_hold_no_threads_and_keep_nobody_out(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred that say nothing, or one letter of a request now and then: few threads, and the page is read."""
+    monkeypatch.setattr(page_server, "LONGEST_S", 2.0)
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(100)]
+        assert "trimvla_state" in page(port)
+        assert threads() <= page_server.MOST_CONNECTIONS + 1
+        deadline = time.monotonic() + 30
+        while threads() and time.monotonic() < deadline:
+            for each in crowd[-4:]:
+                with suppress(OSError):
+                    each.send(b"G")
+            time.sleep(0.1)
+        assert threads() == 0, "who drips letters is ended too"
+        assert "trimvla_state" in page(port)
+
+
+def test_what_is_no_request_is_no_traceback(port: int, capfd: pytest.CaptureFixture[str]) -> None:
+    for rubbish in (
+        b"\x16\x03\x01" + bytes(range(256)),
+        b"GET " + b"x" * 100_000 + b"\r\n\r\n",
+        b"POST\r\n\r\n",
+        b"\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", port)) as other, suppress(OSError):
+            other.sendall(rubbish)
+            other.shutdown(socket.SHUT_WR)
+            while other.recv(1024):
+                pass
+    assert "trimvla_state" in page(port)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_an_error(port: int, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 from trimvla.launch import cli, record
 from trimvla.launch.children import Child
 from trimvla.launch.processes import SYSTEM_FILE, commands
-from trimvla.launch.supervisor import Supervisor, lock
+from trimvla.launch.run_dirs import lock
+from trimvla.launch.supervisor import Supervisor
 from trimvla.runtime import curve, recorder
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.curve import Keys

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from trimvla.launch import children
+from trimvla.launch import children, log_files
 from trimvla.launch.children import Program
 from trimvla.launch.supervisor import ProcessEndedError, Supervisor
 from trimvla.runtime.bus import Publisher, Subscriber
@@ -21,11 +21,11 @@ from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Health
 from trimvla.runtime.topics import topic
 
-OBEDIENT = "from trimvla.launch.supervisor import stop_event; print('up', flush=True); stop_event(True).wait()"
+OBEDIENT = "from trimvla.launch.signals import stop_event; print('up', flush=True); stop_event(True).wait()"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 BROKEN = "import sys; print('loading'); sys.exit('error: bundle is not there')"
 REPORTING = """
-import sys; from pathlib import Path; from trimvla.launch.supervisor import stop_event
+import sys; from pathlib import Path; from trimvla.launch.signals import stop_event
 from trimvla.runtime.telemetry import Reporter, Telemetry
 stop, name = stop_event(True), {name!r}
 reporter = Reporter(Path({run_dir!r}), Telemetry(name))
@@ -67,9 +67,9 @@ def wait_until(condition, timeout_s: float = 20.0) -> bool:
     return False
 
 
-def checked(group: Supervisor, condition) -> bool:
+def checked(group: Supervisor, condition, timeout_s: float = 20.0) -> bool:
     """Whether it becomes true while the group is looked after."""
-    return wait_until(lambda: group.check() or condition())
+    return wait_until(lambda: group.check() or condition(), timeout_s)
 
 
 def running(group: Supervisor) -> Sequence[str]:
@@ -117,7 +117,7 @@ def test_order_loss_return_and_silence(tmp_path: Path) -> None:
         policy = group.posts[0]
         assert [post.program.name for post in group.posts] == ["policy"]
         assert checked(group, lambda: running(group) == ["policy", "control"])
-        for number, words in ((signal.SIGKILL, "ended with status -9"), (signal.SIGSTOP, "ended with status -9")):
+        for number, words in ((signal.SIGKILL, "ended with status -9"), (signal.SIGSTOP, "has not reported for")):
             os.kill(policy.child.pid if policy.child else 0, number)
             assert checked(group, lambda: group.unwell != "")
             assert words in group.unwell
@@ -147,6 +147,70 @@ def test_a_process_that_always_fails_ends_the_group(tmp_path: Path, monkeypatch:
                 assert wait_until(lambda child=child: child.status() is not None)
                 group.check()
         assert lives == 2
+
+
+HANGING = "import time; print('loading', flush=True); time.sleep(600)"
+STARTING = """
+import sys, time; from pathlib import Path
+from trimvla.runtime.telemetry import Reporter, Telemetry
+reporter = Reporter(Path({run_dir!r}), Telemetry('policy'))
+reporter.telemetry.reason = 'warming up tiny'
+while True:
+    reporter.beat()
+    time.sleep(0.05)
+"""
+FALLS_SILENT = """
+import sys, time; from pathlib import Path
+from trimvla.runtime.telemetry import Reporter, Telemetry
+reporter = Reporter(Path({run_dir!r}), Telemetry('policy'))
+reporter.telemetry.state = 'idle'
+for _ in range(20):
+    reporter.beat()
+    time.sleep(0.05)
+while True:
+    pass
+"""
+
+
+@pytest.mark.parametrize(("code", "doing"), [(HANGING, ""), (STARTING, ": warming up tiny")])
+def test_a_process_that_is_never_ready_ends_the_group(code: str, doing: str, tmp_path: Path) -> None:
+    """Until then the robot is told to hold, and why."""
+    start_s = 10.0 if doing else 4.0
+    code = code.format(run_dir=str(tmp_path))
+    program = Program("policy", python(code), report="policy", restart=True, start_s=start_s)
+    late = Program("control", python(OBEDIENT), order=2)
+    with Subscriber(tmp_path, [topic("health")]) as hears, Supervisor([program, late], tmp_path) as group:
+        assert checked(group, lambda: hears.update(0.05) or _says(hears, ok=False)), "not ready is not well"
+        assert group.unwell == "process 'policy' is starting"
+        words = f"process 'policy' was not ready within {start_s:g} s{doing}, and was killed"
+        with pytest.raises(ProcessEndedError, match=words):
+            checked(group, lambda: False)
+        assert wait_until(lambda: hears.update(0.05) or words.split(",", maxsplit=1)[0] in _reason(hears))
+        assert [post.program.name for post in group.posts] == ["policy"], "control was not started without it"
+
+
+def test_a_recorder_that_hangs_at_its_start_stops_nobody_else(tmp_path: Path) -> None:
+    stuck = Program("recorder", python(HANGING), report="recorder", matters=False, start_s=1.0)
+    with Supervisor([stuck, Program("control", python(OBEDIENT), order=1)], tmp_path) as group:
+        assert not group.unwell.startswith("process 'recorder'")
+        assert checked(group, lambda: [child.name for child in group.children] == ["control"])
+        assert group.unwell == ""
+        [gone] = group.gone
+        assert gone.startswith("process 'recorder' was not ready within 1 s, and was killed: loading")
+
+
+def test_a_process_that_spins_in_silence_is_lost_for_that_reason(tmp_path: Path) -> None:
+    code = FALLS_SILENT.format(run_dir=str(tmp_path))
+    program = Program("policy", python(code), report="policy", restart=True, silent_s=0.5)
+    with Supervisor([program], tmp_path) as group:
+        assert checked(group, lambda: running(group) == ["policy"])
+        assert checked(group, lambda: group.unwell.startswith("process 'policy' has not reported for "))
+        assert checked(group, lambda: running(group) == ["policy"]), "and comes back"
+
+
+def _reason(hears: Subscriber) -> str:
+    message = hears["health"].message
+    return message.reason if isinstance(message, Health) else ""
 
 
 def test_a_run_directory_has_one_system(tmp_path: Path) -> None:
@@ -183,13 +247,80 @@ def test_children_end_when_the_parent_is_killed(tmp_path: Path) -> None:
     assert wait_until(lambda: not alive(child))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_a_process_cleanly(number: signal.Signals) -> None:
     code = OBEDIENT.replace("stop_event(True)", "stop_event(False)")
     process = subprocess.Popen(python(code.replace("print('up', flush=True); ", "")), stdin=subprocess.DEVNULL)
     assert wait_until(lambda: _handles(process.pid, number))
     process.send_signal(number)
     assert process.wait(timeout=10) == 0
+
+
+TALKATIVE = """
+import time; from trimvla.launch.signals import stop_event
+stop = stop_event(True)
+for number in range(3000):
+    print(f"{number:05d}", "x" * 1000)
+    if number % 50 == 0: time.sleep(0.01)
+print("the end", flush=True); stop.wait()
+"""
+
+
+def test_a_log_does_not_grow_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 MB of lines leave two files of a tenth of a megabyte, the newest lines among them."""
+    monkeypatch.setattr("trimvla.launch.supervisor.TRIM_PERIOD_S", 0.02)
+    monkeypatch.setattr(log_files, "LIMIT_BYTES", 100_000)
+    log = tmp_path / "talkative.log"
+    with Supervisor(plain(talkative=TALKATIVE), tmp_path) as group:
+        assert checked(group, lambda: "the end" in group.children[0].last_words())
+        time.sleep(0.03)
+        group.check()
+        assert log.stat().st_size <= 100_000
+        assert 0 < log_files.older(log).stat().st_size <= 100_000
+        assert group.children[0].last_words().endswith("the end")
+
+
+ON_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "trimvla.launch.cli", *sys.argv[1:]])
+"""
+
+
+def test_a_closed_terminal_stops_everything(tmp_path: Path) -> None:
+    """As when an ssh session ends: a real terminal, whose other side goes away."""
+    system = tmp_path / "cameras.toml"
+    system.write_text('[camera-a]\nprocess = "camera"\nname = "a"\nkind = "synthetic"\nwidth = 32\nheight = 24\n')
+    here, there = os.openpty()
+    process = subprocess.Popen(
+        [*python(ON_A_TERMINAL), "run", str(system)],
+        stdin=there,
+        stdout=there,
+        stderr=there,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    os.close(there)
+    try:
+        assert wait_until(lambda: list(tmp_path.glob("trimvla-*/a-color")) != [], 60)
+        [child] = [pid for pid in pids() if parent_of(pid) == process.pid]
+        os.close(here)
+        assert process.wait(timeout=30) == 0
+        assert not alive(child)
+        assert list(tmp_path.glob("trimvla-*")) == []
+    finally:
+        process.kill()
+
+
+def pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _handles(pid: int, number: int) -> bool:

@@ -55,16 +55,18 @@ def write_bundle(
     guided: bool = False,
     control_hz: float = 5.0,
     kinds: tuple[ActionKind, ...] | None = None,
+    loops: bool = False,
 ) -> Path:
     """Write the bundle and return its directory.
 
     `gain` scales the network's output; infinity breaks it. With `kept` it says that these visual tokens were kept, as
     a trimmed bundle does; its plan also leaves out layers and sampler steps. `guided` adds the optional stage.
     `control_hz` and `kinds` are what its manifest says of its actions.
+    With `loops` the first stage never comes to an end.
     """
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    stages = {"vision": _vision(rng), "language": _language(rng, kept)}
+    stages = {"vision": _vision(rng, loops), "language": _language(rng, kept)}
     decode = rng.normal(size=(WIDTH, HORIZON * DIM)) / 4
     stages["action"] = _action(decode, gain)
     if guided:
@@ -116,7 +118,7 @@ def kept_spec(kept: tuple[int, ...]) -> TensorSpec:
     return TensorSpec("kept", "int64", (1, len(kept)))
 
 
-def _vision(rng: np.random.Generator) -> onnx.ModelProto:
+def _vision(rng: np.random.Generator, loops: bool) -> onnx.ModelProto:
     weights = {
         "scale": np.float32(255),
         "shape": np.array([1, PATCHES, -1], np.int64),
@@ -126,9 +128,31 @@ def _vision(rng: np.random.Generator) -> onnx.ModelProto:
         helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["pixels", "scale"], ["unit"]),
         helper.make_node("Reshape", ["unit", "shape"], ["patches"]),
-        helper.make_node("MatMul", ["patches", "mix"], ["visual"]),
+        helper.make_node("MatMul", ["patches", "mix"], ["product" if loops else "visual"]),
     ]
+    if loops:
+        weights |= {"times": np.int64(2**62), "on": np.bool_(True)}
+        nodes.append(helper.make_node("Loop", ["times", "on", "product"], ["visual"], body=_endless()))
     return _model("vision", nodes, (IMAGE,), (VISUAL,), weights)
+
+
+def _endless() -> onnx.GraphProto:
+    """The body of a loop: what comes in goes out, and on."""
+    shape = list(VISUAL.shape)
+    inputs = [
+        helper.make_tensor_value_info("count", TensorProto.INT64, []),
+        helper.make_tensor_value_info("again", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("before", TensorProto.FLOAT, shape),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("after", TensorProto.FLOAT, shape),
+    ]
+    nodes = [
+        helper.make_node("Identity", ["again"], ["goes_on"]),
+        helper.make_node("Neg", ["before"], ["after"]),
+    ]
+    return helper.make_graph(nodes, "endless", inputs, outputs)
 
 
 def _language(rng: np.random.Generator, kept: tuple[int, ...]) -> onnx.ModelProto:
