@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from io import FileIO
 from pathlib import Path
 
 from trimvla.runtime.errors import ConfigError
@@ -33,19 +34,20 @@ def trim(path: Path, limit_bytes: int | None = None) -> None:
     limit = LIMIT_BYTES if limit_bytes is None else limit_bytes
     if not path.exists() or path.stat().st_size <= limit:
         return
+    with os.fdopen(open_file(path, os.O_RDWR), "r+b", buffering=0) as file:
+        newest = _tail(file, limit)
+        while more := file.read(limit):  # what came meanwhile: hardly anything is lost between here and the next line
+            newest = (newest + more)[-limit:]
+        file.truncate(0)
     with contextlib.suppress(ConfigError):
-        write_file(older(path), tail(path, limit))
-    descriptor = open_file(path, os.O_WRONLY)
-    os.ftruncate(descriptor, 0)
-    os.close(descriptor)
+        write_file(older(path), newest)
 
 
 def tail(path: Path, most: int = TAIL_BYTES) -> bytes:
     """The last bytes of a file; nothing of one that is not there."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - most))
-            return file.read(most)
+        with path.open("rb", buffering=0) as file:
+            return _tail(file, most)
     except FileNotFoundError:
         return b""
 
@@ -53,3 +55,8 @@ def tail(path: Path, most: int = TAIL_BYTES) -> bytes:
 def last_lines(path: Path) -> list[str]:
     """The last lines of a log, also of one that has just begun anew."""
     return (tail(older(path)) + tail(path)).decode(errors="replace").strip().splitlines()
+
+
+def _tail(file: FileIO, most: int) -> bytes:
+    file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+    return file.read(most)

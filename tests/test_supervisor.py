@@ -262,7 +262,7 @@ stop = stop_event(True)
 for number in range(3000):
     print(f"{number:05d}", "x" * 1000)
     if number % 50 == 0: time.sleep(0.01)
-print("the end", flush=True); stop.wait()
+while not stop.wait(0.05): print("the end", flush=True)
 """
 
 
