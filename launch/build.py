@@ -17,7 +17,7 @@ from trimvla.policies.cost import shape_of
 from trimvla.policies.memory import BOARDS, GIB, MIB, MemoryPlan, plan_memory, require_memory, usable_on
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.device import NONE, Device, find_device, free_bytes
-from trimvla.runtime.engines import default_directory
+from trimvla.runtime.engine_folders import to_build_in
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.manifest import Manifest
 from trimvla.runtime.trt_library import TrtBackend, load_trt
@@ -37,8 +37,8 @@ class Args(Options):
     """Scratch memory that the builder may use [MiB]."""
 
     out: Path | None = None
-    """The folder of engines (default: ~/.cache/trimvla/engines/ and the bundle's name, where `--backend tensorrt` of
-    the other verbs looks)."""
+    """The folder of engines (default: /var/lib/trimvla/engines where that can be written to, else
+    ~/.cache/trimvla/engines/ and the bundle's name; `--backend tensorrt` of the other verbs looks in both)."""
 
     board: str | None = None
     """Refuse what does not fit on this board: orin-nano, orin-nx, orin or thor (default: this machine's memory)."""
@@ -52,7 +52,7 @@ def run(args: Args) -> Result:
     manifest, device = bundles.load(directory), find_device()
     memory = check_memory(args, manifest, device)
     library = load_trt(args.backend)
-    out = args.out or default_directory(manifest.name)
+    out = to_build_in(args.out, manifest.name)
     request = Request(library, device, out, args.workspace_mb * MIB)
     with progress_bar() as progress:
         built = build_bundle(directory, manifest, request, reporter(progress, list(manifest.stages)))

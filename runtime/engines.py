@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from trimvla.runtime.device import Device
 from trimvla.runtime.errors import BackendError
 from trimvla.runtime.manifest import Manifest, StageSpec, sha256_of
 
-CACHE = Path("~/.cache/trimvla/engines")
 DIGEST_LENGTH = 16  # hexadecimal digits in a file's name
 
 log = logging.getLogger("trimvla.engines")
@@ -71,11 +70,6 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """What the built engine says of itself: `export.engine_precision.read_back`."""
 
 
-def default_directory(name: str) -> Path:
-    """Where the engines of a bundle of this name lie, unless somebody says otherwise."""
-    return CACHE.expanduser() / name
-
-
 def stage_key(
     manifest: Manifest, stage: str, *, backend: str, version: str, device: Device, workspace_bytes: int = 0
 ) -> EngineKey:
@@ -97,6 +91,20 @@ def stage_key(
 def symbolic_inputs(spec: StageSpec) -> list[str]:
     """Inputs with an axis that takes the lengths of the prompt buckets."""
     return [tensor.name for tensor in spec.inputs if any(isinstance(axis, str) for axis in tensor.shape)]
+
+
+def require_in(folders: Sequence[Path], wanted: EngineKey, bundle: Path) -> tuple[Path, EngineRecord]:
+    """The first folder with a whole engine for `wanted`, and its record. Raises BackendError, as `require`."""
+    complaints: list[str] = []
+    for folder in folders:
+        try:
+            return folder, require(folder, wanted, bundle)
+        except BackendError as error:
+            complaints.append(str(error))
+    if not complaints:
+        raise BackendError(f"no folder to look for an engine of stage '{wanted.stage}' in: name one with 'engines'")
+    others = "".join(f"; there is none in {folder} either" for folder in folders[1:])
+    raise BackendError(complaints[0] + others)
 
 
 def require(directory: Path, wanted: EngineKey, bundle: Path) -> EngineRecord:

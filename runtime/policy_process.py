@@ -54,7 +54,7 @@ class PolicyConfig:
     threads: int = 1
     """Of the backend; 0 takes all cores, also those of the control loop."""
     engines: str | None = None
-    """The folder of built engines, for a backend that runs them; by default the one that `trimvla build` takes."""
+    """The folder of built engines, for a backend that runs them; by default see `engine_folders`."""
     camera: str = "front"
     more_cameras: tuple[str, ...] = ()
     """Cameras that the policy does not look through and that must be as fresh as its own."""

@@ -66,7 +66,7 @@ def create(
         spec: its inputs and outputs.
         provider: what executes inside the backend, by the backend's own name; None is its plain default.
         threads: threads for one operator; 0 leaves it to the backend.
-        engines: the folder of built engines, for a backend in `BUILT`; None is `engines.default_directory`.
+        engines: the folder of built engines, for a backend in `BUILT`; None: see `engine_folders`.
 
     Raises:
         BackendError: the backend is unknown, not installed, or did not give what was asked for.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trimvla.runtime import engines, trt_library
+from trimvla.runtime import engine_folders, engines, trt_library
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.chain import Milliseconds, Tensors, borders
 from trimvla.runtime.cuda import Cuda
@@ -30,7 +30,9 @@ from trimvla.runtime.trt_engine import STATIC, StageEngine
 class TrtStages:
     """Engines of one bundle on the device, with one stream, one buffer a tensor and one scratch memory."""
 
-    def __init__(self, directory: Path, manifest: Manifest, names: tuple[str, ...], backend: str, folder: Path) -> None:
+    def __init__(
+        self, directory: Path, manifest: Manifest, names: tuple[str, ...], backend: str, folders: Sequence[Path]
+    ) -> None:
         """Find, load, bind and capture the engines of these stages. Raises BackendError; says what is missing."""
         library, device = trt_library.load_trt(backend), find_device()
         with ExitStack() as undo:  # what was opened before something fails is closed again
@@ -42,7 +44,7 @@ class TrtStages:
             self.stages: dict[str, StageEngine] = {}
             for name in names:
                 wanted = engines.stage_key(manifest, name, backend=backend, version=library.version, device=device)
-                record = engines.require(folder, wanted, directory)
+                folder, record = engines.require_in(folders, wanted, directory)
                 stage = StageEngine(library, folder / record.key.file, manifest.stages[name], wanted.buckets)
                 undo.callback(stage.close)
                 self.records[name], self.stages[name] = record, stage
@@ -204,4 +206,4 @@ def _open(
     gpu = find_device().gpu
     if provider is not None and provider != gpu:
         raise BackendError(f"expected GPU {provider!r} for 'provider', this machine's is {gpu!r}")
-    return TrtStages(directory, manifest, names, backend, folder or engines.default_directory(manifest.name))
+    return TrtStages(directory, manifest, names, backend, engine_folders.to_look_in(folder, manifest.name))

@@ -14,6 +14,7 @@ from trimvla.launch import cli
 from trimvla.launch.jetson_state import read_state
 from trimvla.launch.processes import PROCESSES, complete, programs, read_system
 from trimvla.launch.watching import with_metrics, with_recorder
+from trimvla.runtime import engine_folders
 
 JETSON = Path(__file__).parents[1] / "launch" / "jetson"
 UNITS = JETSON / "systemd"
@@ -94,6 +95,13 @@ def test_the_units_start_processes_that_exist() -> None:
     _, verb, *words = shlex.split(unit(UNITS / "trimvla@.service")["Service"]["ExecStart"])
     assert next(each for each in cli.VERBS if each.name == verb).module == "trimvla.launch.process"
     assert words[1::2] == ["--system", "--run-dir"]
+
+
+def test_the_script_builds_where_everything_looks() -> None:
+    text = (JETSON / "install.sh").read_text()
+    assert f"--out {engine_folders.SYSTEM}\n" in text
+    assert f'install -d -o "$user" {engine_folders.SYSTEM}\n' in text
+    assert "engines" not in read_system(JETSON / "robot.toml")["policy"]
 
 
 def test_whoever_watches_sees_the_camera(tmp_path: Path) -> None:

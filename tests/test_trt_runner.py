@@ -19,12 +19,12 @@ from tests.test_runtime_runner import INPUTS
 from tests.tiny_bundle import BUCKETS, write_bundle
 from tests.trt_parts import library_or_skip
 from trimvla.launch import cli
-from trimvla.runtime import cuda, engines, trt_engine, trt_library, trt_runner
+from trimvla.runtime import cuda, engine_folders, engines, trt_engine, trt_library, trt_runner
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.chain import HostChain, open_chain
 from trimvla.runtime.device import Device, find_device
 from trimvla.runtime.engines import EngineRecord
-from trimvla.runtime.errors import BackendError, BackendUnavailableError, BundleError, SpecError
+from trimvla.runtime.errors import BackendError, BackendUnavailableError, BundleError, ConfigError, SpecError
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.runner import create
 
@@ -325,6 +325,46 @@ def test_a_host_chain_runs_stages_in_order(tmp_path: Path) -> None:
     chain = open_chain(write_bundle(tmp_path), bundles.load(tmp_path))
     assert isinstance(chain, HostChain)
     assert list(chain.runners) == list(bundles.STAGES)
+
+
+def test_engines_of_the_machine_are_found_by_everybody(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who names no folder looks where the installer builds, then in the user's cache; who names one, only there."""
+    own, empty = tmp_path / "home", tmp_path / "empty"
+    monkeypatch.setattr(engine_folders, "CACHE", own)
+    monkeypatch.setattr(engine_folders, "SYSTEM", bench.folder)
+    Policy.load(bench.bundle, backend="tensorrt").close()
+    spec = bundles.load(bench.bundle).stages["vision"]
+    create("tensorrt", bench.bundle / spec.file, spec).close()
+    with pytest.raises(BackendError, match=f"no engine of stage 'vision' for this device in {empty}"):
+        Policy.load(bench.bundle, backend="tensorrt", engines=empty)
+    own.mkdir()
+    bench.folder.rename(own / "tiny")
+    Policy.load(bench.bundle, backend="tensorrt").close()
+    bench.folder.mkdir()
+    Policy.load(bench.bundle, backend="tensorrt").close()
+    monkeypatch.setattr(engine_folders, "CACHE", empty)
+    with pytest.raises(BackendError, match=f"in {bench.folder}: run `trimvla build .*; there is none in {empty}/tiny"):
+        Policy.load(bench.bundle, backend="tensorrt")
+
+
+def test_new_engines_go_where_they_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_folders, "CACHE", tmp_path / "home")
+    monkeypatch.setattr(engine_folders, "SYSTEM", tmp_path / "system")
+    assert engine_folders.to_build_in(None, "tiny") == tmp_path / "home" / "tiny"
+    (tmp_path / "system").mkdir()
+    assert engine_folders.to_build_in(None, "tiny") == tmp_path / "system"
+    assert engine_folders.to_build_in(tmp_path, "tiny") == tmp_path
+    assert engine_folders.to_look_in(None, "tiny") == (tmp_path / "system", tmp_path / "home" / "tiny")
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_folders, "CACHE", Path("~no-such-user-here/engines"))
+    monkeypatch.setattr(engine_folders, "SYSTEM", tmp_path / "none")
+    assert engine_folders.to_look_in(None, "tiny") == ()
+    with pytest.raises(ConfigError, match="name one with --out"):
+        engine_folders.to_build_in(None, "tiny")
 
 
 @unified
