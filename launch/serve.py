@@ -111,10 +111,12 @@ def run(args: Args) -> Result:
         policy = Policy.load(args.bundle, backend=args.backend, provider=args.provider, threads=args.threads)
         stack.callback(policy.close)
         policy.infer(np.zeros((64, 64, 3), np.uint8), "warm up")
-        service = stack.enter_context(Service(policy, config))
+        service = stack.enter_context(Service(policy, config, on_lost=stop.set))
         places = listen(args, service, keys, stack)
         args.console().print(f"serving '{args.bundle}' at {', '.join(places.values())}; Ctrl-C stops")
         stop.wait(args.seconds)
+    if service.lost is not None:  # whoever started this server may start it again, and then it gets a new device
+        raise service.lost
     return {"ok": True, "bundle": args.bundle, "places": places, "counters": dict(service.counters)}
 
 

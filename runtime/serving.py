@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,15 @@ import numpy as np
 
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
 from trimvla.runtime.decoding import Decoders
-from trimvla.runtime.errors import BackendError, BusyError, ConfigError, StaleError, TrimvlaError, WireError
+from trimvla.runtime.errors import (
+    BackendError,
+    BackendUnavailableError,
+    BusyError,
+    ConfigError,
+    StaleError,
+    TrimvlaError,
+    WireError,
+)
 from trimvla.runtime.log_limit import LimitedLog
 from trimvla.runtime.messages import SCHEMA_VERSION
 from trimvla.runtime.policy import Policy
@@ -68,14 +77,21 @@ class Answer:
 class Service:
     """One policy, many sessions. Closing it ends its thread and refuses what waits."""
 
-    def __init__(self, policy: Policy, config: ServiceConfig = ServiceConfig()) -> None:
-        """Raises ConfigError for more votes than a chunk has rows."""
+    def __init__(
+        self, policy: Policy, config: ServiceConfig = ServiceConfig(), on_lost: Callable[[], object] = lambda: None
+    ) -> None:
+        """`on_lost` is called once, in another thread, when the backend is gone for good and `lost` says why.
+
+        Raises ConfigError for more votes than a chunk has rows.
+        """
         action = policy.manifest.action
         if config.votes > action.horizon:
             raise ConfigError(f"expected at most {action.horizon} votes, the rows of a chunk, got {config.votes}")
         self.config = config
         self.sessions = Sessions(config.max_sessions, config.idle_s, config.votes)
         self.counters: Counter[str] = Counter()
+        self.lost: BackendUnavailableError | None = None
+        self._on_lost = on_lost
         self.metadata = describe(policy)
         self.decoders = Decoders()
         self._policy = policy
@@ -143,6 +159,9 @@ class Service:
         except TrimvlaError as error:
             outcome = error
             self.counters["refused"] += 1
+            if isinstance(error, BackendUnavailableError) and self.lost is None:
+                self.lost = error
+                self._on_lost()
         except Exception as error:  # a client is told no internals
             limited.exception(type(error), "a question failed: %s", error)
             outcome = BackendError("expected an answer of the policy, got an internal error; see the server's log")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ import onnx
 import pytest
 from onnx import helper
 
+from tests.groot_client import GrootClient
 from tests.test_supervisor import wait_until
+from tests.tiny_bundle import write_bundle
+from trimvla.launch import cli, serve
 from trimvla.launch.processes import programs
 from trimvla.launch.supervisor import Supervisor
 from trimvla.runtime.backend_failures import FailureStreak, call_failure
@@ -20,6 +24,7 @@ from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.errors import BackendError, BackendUnavailableError, ObservationError, PromptError, StaleError
 from trimvla.runtime.messages import JointState, Report, Task
+from trimvla.runtime.policy import Policy, PolicyResult
 from trimvla.runtime.topics import report, topic
 from trimvla.sim.faults import Fault, write_faults
 
@@ -152,3 +157,48 @@ def test_a_young_process_waits_for_its_camera(tmp_path: Path) -> None:
         assert world.until(lambda: time.monotonic() - asked_s > 1.0)
         assert not world.group.unwell
         assert world.group.posts[0].child is not None and world.group.posts[0].child.status() is None
+
+
+class Lost:
+    """A policy whose device goes with the second call, as `Policy` would tell it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.manifest, self._policy, self._calls = policy.manifest, policy, 0
+
+    def infer(self, image: np.ndarray, instruction: str, **options: object) -> PolicyResult:
+        self._calls += 1
+        if self._calls > 1:
+            raise call_failure("onnxruntime", RuntimeError("CUDA failure 700: an illegal memory access"))
+        return self._policy.infer(image, instruction, **options)  # pyright: ignore[reportArgumentType]
+
+    def close(self) -> None:
+        self._policy.close()
+
+
+def test_a_server_whose_device_is_lost_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first call warms up; the first question gets the error, and the verb ends with it instead of serving on."""
+    bundle = write_bundle(tmp_path / "tiny")
+    policy = Policy.load(bundle)
+    monkeypatch.setattr(Policy, "load", lambda *arguments, **options: Lost(policy))
+    asked: list[threading.Thread] = []
+
+    def ask(endpoint: str) -> None:
+        with GrootClient(endpoint) as client, suppress(Exception):
+            client.get_action(
+                {"video": {"front": np.zeros((1, 1, 8, 8, 3), np.uint8)}, "language": {"task": [["red"]]}}
+            )
+
+    def listen_and_ask(args, service, keys, stack):
+        places = listen(args, service, keys, stack)
+        asked.append(threading.Thread(target=ask, args=(places["groot"],)))
+        asked[0].start()
+        return places
+
+    listen = serve.listen
+    monkeypatch.setattr(serve, "listen", listen_and_ask)
+    status = cli.main(["serve", str(bundle), "--zmq", "0", "--websocket", "None", "--seconds", "60"])
+    asked[0].join(30)
+    assert status == 1
+    assert "error: onnxruntime: CUDA failure 700" in capsys.readouterr().err
