@@ -18,7 +18,7 @@ from tyro.conf import Positional
 from trimvla.launch import call_picture, call_rerun
 from trimvla.launch.call_picture import CallStory
 from trimvla.launch.options import Options, Result
-from trimvla.launch.replay import open_rungs
+from trimvla.launch.replay import choose_bundles, open_rungs
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import ConfigError, RecordingError
 from trimvla.runtime.manifest import Manifest
@@ -35,7 +35,10 @@ class Args(Options):
     """A recording, or a bundle (a path or a shipped bundle's name) together with --image and --instruction."""
 
     bundle: str | None = None
-    """For a recording: with which bundle; the recorded one by default."""
+    """For a recording: with which bundle; by default the recorded one, if it is a shipped bundle."""
+
+    recorded_paths: bool = False
+    """For a recording: run the bundle from wherever the recording says it is; for recordings of your own."""
 
     call: int = 0
     """For a recording: which call, from 0 on; negative from the end."""
@@ -91,7 +94,8 @@ def prepare(args: Args) -> tuple[Policy, Look]:
     if Path(args.what).is_file():
         recording = Recording(Path(args.what))
         call = pick(recording, args.call)
-        rungs = open_rungs(recording, args.bundle, args.backend, None, None)
+        names = choose_bundles(recording, args.bundle, args.recorded_paths)
+        rungs = open_rungs(recording, names, args.backend, None, None)
         policy = rungs.pop(call.chunk.rung, None) or rungs.pop(next(iter(rungs)))
         for other in rungs.values():
             other.close()

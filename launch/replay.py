@@ -6,20 +6,40 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from rich.table import Table
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options, Result
 from trimvla.launch.processes import section_of
-from trimvla.runtime.errors import ConfigError
+from trimvla.runtime import manifest as bundles
+from trimvla.runtime.errors import ConfigError, RecordingError
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.recorder import processor
 from trimvla.runtime.recording import Recording, fact
 from trimvla.runtime.replay import Difference, Outcome, replay
 
 COMPARED = ("trimvla", "onnxruntime", "numpy", "pillow")
+Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]
+
+
+class RecordedRtc(msgspec.Struct):
+    """What a recording says of real-time chunking."""
+
+    enabled: bool = False
+
+
+class RecordedPolicy(msgspec.Struct):
+    """What a recording says of the process `policy`. Whoever made the file may have written anything here."""
+
+    bundle: str | None = None
+    rungs: list[str] = []
+    backend: str = "onnxruntime"
+    provider: str | None = None
+    threads: Threads = 1
+    rtc: RecordedRtc = msgspec.field(default_factory=RecordedRtc)
 
 
 @dataclass(frozen=True)
@@ -30,7 +50,10 @@ class Args(Options):
     """A recording, complete or cut off."""
 
     bundle: str | None = None
-    """A bundle's path or a shipped bundle's name; the recorded one by default."""
+    """A bundle's path or a shipped bundle's name; by default the recorded ones, if they are shipped bundles."""
+
+    recorded_paths: bool = False
+    """Run bundles from wherever the recording says they are: for recordings of your own."""
 
     backend: str | None = None
     """What runs it; the recorded one by default."""
@@ -53,7 +76,8 @@ class Args(Options):
 def run(args: Args) -> Result:
     """Repeat, compare, report."""
     recording = Recording(args.file)
-    rungs = open_rungs(recording, args.bundle, args.backend, args.provider, args.threads)
+    names = choose_bundles(recording, args.bundle, args.recorded_paths)
+    rungs = open_rungs(recording, names, args.backend, args.provider, args.threads)
     policy = next(iter(rungs.values()))
     start = time.monotonic()
     outcome = replay(recording, policy, rungs)
@@ -75,31 +99,59 @@ def run(args: Args) -> Result:
     return result
 
 
+def recorded_policy(recording: Recording) -> RecordedPolicy:
+    """What the recording says of its policy. Raises RecordingError for what is none."""
+    sections = fact(recording, "system", dict[str, dict[str, Any]]) or {}
+    try:
+        return msgspec.convert(section_of("policy", sections), RecordedPolicy)
+    except (msgspec.ValidationError, ConfigError) as error:
+        raise RecordingError(f"{recording.path}: fact 'system': {error}") from None
+
+
+def choose_bundles(recording: Recording, bundle: str | None, recorded_paths: bool) -> dict[str, Path]:
+    """The bundles to run by the names under which they made their calls, the top one first.
+
+    What a recording names is run where it is a shipped bundle's name, or where its user trusts the file; else it is
+    shown. Raises ConfigError, BundleError.
+    """
+    if bundle is not None:
+        return {bundle: bundles.resolve(bundle)}
+    recorded = recorded_policy(recording)
+    names = recorded.rungs or ([] if recorded.bundle is None else [recorded.bundle])
+    if not names:
+        raise ConfigError(f"expected --bundle: {recording.path} does not say which bundle it was made with")
+    if recorded_paths:
+        return {name: bundles.resolve(name) for name in names}
+    found = {name: bundles.shipped_directory(name) for name in names}
+    foreign = [name[:200] for name, directory in found.items() if directory is None]
+    if foreign:
+        way = "--bundle, or --recorded-paths if the recording is your own"
+        raise ConfigError(f"expected {way}: {recording.path} names {foreign}, which are no shipped bundles")
+    return {name: directory for name, directory in found.items() if directory is not None}
+
+
 def open_rungs(
-    recording: Recording, bundle: str | None, backend: str | None, provider: str | None, threads: int | None
+    recording: Recording, chosen: dict[str, Path], backend: str | None, provider: str | None, threads: int | None
 ) -> dict[str, Policy]:
     """The policies by name as they were when they were recorded, but for what is asked otherwise; the top one first.
 
-    With `bundle` one policy makes every call, whatever rung made it then.
+    With one bundle one policy makes every call, whatever rung made it then.
     """
-    recorded: dict[str, Any] = section_of("policy", fact(recording, "system") or {})
-    names = [bundle] if bundle else recorded.get("rungs") or [recorded.get("bundle")]
-    if names == [None]:
-        raise ConfigError(f"expected --bundle: {recording.path} does not say which bundle it was made with")
+    recorded = recorded_policy(recording)
     options: dict[str, Any] = {
-        "backend": backend or recorded.get("backend", "onnxruntime"),
-        "provider": provider or (None if backend else recorded.get("provider")),
-        "threads": recorded.get("threads", 1) if threads is None else threads,
-        "guided": recorded.get("rtc", {}).get("enabled", False),
+        "backend": backend or recorded.backend,
+        "provider": provider or (None if backend else recorded.provider),
+        "threads": recorded.threads if threads is None else threads,
+        "guided": recorded.rtc.enabled,
     }
-    return {str(name): Policy.load(str(name), **options) for name in names}
+    return {name: Policy.load(directory, **options) for name, directory in chosen.items()}
 
 
 def changes(recording: Recording) -> dict[str, list[str]]:
     """What is not as it was when it was recorded: then and now. Each of these may change the last bits."""
-    versions: dict[str, str] = fact(recording, "versions") or {}
+    versions = fact(recording, "versions", dict[str, str]) or {}
     pairs = {name: [versions.get(name, "unknown"), version(name)] for name in COMPARED}
-    pairs["processor"] = [fact(recording, "processor") or "unknown", processor()]
+    pairs["processor"] = [fact(recording, "processor", str) or "unknown", processor()]
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 

@@ -82,6 +82,12 @@ def shipped() -> list[str]:
     return sorted(path.parent.name for root in _shipped_roots() for path in root.glob(f"*/{MANIFEST}"))
 
 
+def shipped_directory(name: str) -> Path | None:
+    """The directory of a shipped bundle; None where none is called so. Whatever stands in the working directory."""
+    known = [root / name for root in _shipped_roots() if (root / name / MANIFEST).is_file()]
+    return known[0] if known and name in shipped() else None
+
+
 def _shipped_roots() -> list[Path]:
     """Folders of the data package; an editable install adds an entry that is no folder."""
     spec = importlib.util.find_spec("trimvla.bundles")

@@ -3,28 +3,31 @@
 Every message is JSON with a schema (`foxglove.py`), so that the file opens in Foxglove. Times in the file are of the
 wall clock, for people; times inside the messages stay those of the robot's monotonic clock. While it is written the
 file is called `<name>.partial`; its real name says that it is complete. What was flushed before a crash can be read
-from the partial file. Facts about the run stand in the file as metadata.
+from the partial file. Facts about the run stand in the file as metadata. A file may come from anybody: whatever is
+wrong with it is a RecordingError, in bounded time and memory.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import mcap.writer
 import msgspec
 from mcap.exceptions import EndOfFile
 from mcap.records import Channel, Metadata
 from mcap.records import Message as Record
-from mcap.stream_reader import StreamReader
 
 from trimvla.runtime import foxglove, wire
 from trimvla.runtime.clock import monotonic_ns, utc_ns
 from trimvla.runtime.errors import ConfigError, RecordingError, WireError
 from trimvla.runtime.foxglove import CompressedImage, Narrator, Picture, RawImage
+from trimvla.runtime.mcap_records import read_records
 from trimvla.runtime.messages import Frame, Message
 from trimvla.runtime.topics import Topic, topic
 
@@ -33,6 +36,9 @@ CHUNK_BYTES = 4 * 1024 * 1024  # compressed together; a crash loses the last one
 LOG_TOPIC = "log"
 FACTS = "trimvla"  # name of the metadata record
 SEQUENCES = 1 << 32  # MCAP counts messages in 32 bits
+JSON_GROWTH = 8  # of a message: a number of 9 bytes becomes up to 25 letters, an escaped letter 6
+MAX_FACT = 1 << 20  # letters
+T = TypeVar("T")
 
 
 def partial(path: Path) -> Path:
@@ -142,7 +148,10 @@ class Recording:
                 kind = topic(channel.topic)
             except ConfigError:
                 continue
-            yield Entry(channel.topic, record.log_time, _decode(kind, record.data))
+            try:
+                yield Entry(channel.topic, record.log_time, _decode(kind, record.data))
+            except RecordingError as error:
+                raise RecordingError(f"{self.path}: {error}") from None
 
     def _records(self, wanted: Callable[[str], bool]) -> Iterator[tuple[Channel, Record]]:
         channels: dict[int, Channel] = {}
@@ -160,8 +169,10 @@ class Recording:
         """Every record, to the end or to where the file was cut off."""
         self.cut_off = False
         try:
-            with self.path.open("rb") as stream:
-                yield from StreamReader(stream, validate_crcs=True).records
+            with open_file(self.path) as stream:
+                yield from read_records(stream, self.path.stat().st_size)
+        except RecordingError as error:
+            raise RecordingError(f"{self.path}: {error}") from None
         except EndOfFile:
             self.cut_off = True
         except OSError as error:
@@ -178,13 +189,27 @@ class Recording:
         raise RecordingError(f"{self.path}: expected a recording of trimvla, got a file without its facts")
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A file to read from; what is no file, such as a pipe, would keep us waiting. Raises OSError, RecordingError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise RecordingError("expected a recording, got something else than a file")
+
+
 def _decode(kind: Topic, data: bytes) -> Message | Frame:
-    """A record's JSON as the message that travelled."""
+    """A record's JSON as the message that travelled. Raises RecordingError."""
+    most = JSON_GROWTH * kind.max_bytes
+    if len(data) > most:
+        raise RecordingError(f"topic '{kind.name}': expected at most {most} bytes, got {len(data)}")
     try:
         if kind.type is Frame:
             return _decode_picture(kind, data)
-        return msgspec.convert(_with_nan(msgspec.json.decode(data)), kind.type)
-    except (msgspec.DecodeError, WireError) as error:
+        message = msgspec.convert(_with_nan(msgspec.json.decode(data)), kind.type)
+        wire.encode(kind, message)  # it must be one that could have travelled
+        return message
+    except (msgspec.DecodeError, WireError, RecursionError, ValueError, OverflowError) as error:
         raise RecordingError(f"topic '{kind.name}': {error}") from None
 
 
@@ -206,7 +231,14 @@ def _decode_picture(kind: Topic, data: bytes) -> Message | Frame:
     return wire.decode(kind, [kind.name.encode(), msgspec.json.encode(picture.header), picture.data])
 
 
-def fact(recording: Recording, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """One fact, decoded from JSON; None where it was not recorded."""
+def fact(recording: Recording, name: str, kind: type[T]) -> T | None:
+    """One fact of this type, decoded from JSON; None where it was not recorded. Raises RecordingError."""
     text = recording.facts.get(name)
-    return None if text is None else msgspec.json.decode(text)
+    if text is None:
+        return None
+    if len(text) > MAX_FACT:
+        raise RecordingError(f"{recording.path}: expected at most {MAX_FACT} letters for the fact '{name}'")
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, RecursionError, ValueError, OverflowError) as error:
+        raise RecordingError(f"{recording.path}: fact '{name}': {error}") from None

@@ -15,12 +15,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from trimvla.runtime.errors import RecordingError
 from trimvla.runtime.guide import known_rows
 from trimvla.runtime.messages import ActionChunk, Frame
 from trimvla.runtime.policy import Known
 from trimvla.runtime.recording import Recording
 from trimvla.runtime.thinker import Infers
+from trimvla.runtime.topics import MIB
 
+MAX_CHUNK_BYTES = 128 * MIB  # of all chunks of a recording: hours, at a kilobyte a chunk
 Key = tuple[int, int]
 """Sequence and capture time [ns] of a picture."""
 
@@ -77,7 +80,7 @@ class Calls:
     """The policy calls of a recording. Iterating reads the file once more; memory holds one picture at a time."""
 
     def __init__(self, recording: Recording) -> None:
-        """Read all chunks; which of them can be repeated shows after iterating."""
+        """Read all chunks; which of them can be repeated shows after iterating. Raises RecordingError."""
         self._recording = recording
         self._chunks: dict[Key, list[ActionChunk]] = {}
         self._said: dict[int, ActionChunk] = {}
@@ -87,8 +90,12 @@ class Calls:
         self._mute: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
         """Calls that could not be repeated, by reason, after iterating to the end."""
+        held = 0
         for entry in recording.entries(lambda name: name == "chunk"):
             assert isinstance(entry.message, ActionChunk)
+            held += len(msgspec.msgpack.encode(entry.message))
+            if held > MAX_CHUNK_BYTES:
+                raise RecordingError(f"{recording.path}: expected at most {MAX_CHUNK_BYTES} bytes of chunks, got more")
             self._take(entry.message)
 
     def _take(self, chunk: ActionChunk) -> None:
@@ -108,6 +115,11 @@ class Calls:
         if before is None or before.episode != chunk.episode:
             early = self.count == 1 or sequence < min(self._said)
             return f"the chunk that guided it is {'from before' if early else 'not in'} the recording"
+        guidance = chunk.guidance
+        width, rows = len(chunk.actions[0]), len(chunk.actions)
+        sizes = (len(before.actions[0]), 0 if guidance is None else len(guidance.weights))
+        if guidance is None or sizes != (width, rows) or guidance.shift > rows:
+            return "its guidance does not fit the chunk that guided it"
         self._before[id(chunk)] = before
         return ""
 

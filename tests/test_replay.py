@@ -17,6 +17,7 @@ pytest.importorskip("mcap")
 
 from tests import tiny_bundle
 from trimvla.launch import cli
+from trimvla.launch.replay import choose_bundles, recorded_policy
 from trimvla.runtime import wire
 from trimvla.runtime.board import Board
 from trimvla.runtime.bus import Subscriber
@@ -82,7 +83,7 @@ def answer(capsys: pytest.CaptureFixture[str]) -> dict:
 
 
 def test_a_recorded_run_replays_bit_for_bit(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["replay", str(run_file), "--json"]) == 0
+    assert cli.main(["replay", str(run_file), "--recorded-paths", "--json"]) == 0
     result = answer(capsys)
     assert result["calls"] == result["repeated"] + sum(result["left_out"].values())
     assert result["exact"] == result["repeated"] > 0
@@ -91,8 +92,8 @@ def test_a_recorded_run_replays_bit_for_bit(run_file: Path, capsys: pytest.Captu
 
 def test_the_recording_says_what_ran(run_file: Path, bundle: Path) -> None:
     recording = Recording(run_file)
-    assert fact(recording, "system")["policy"]["bundle"] == str(bundle)
-    assert fact(recording, "versions")["numpy"] == np.__version__
+    assert recorded_policy(recording).bundle == str(bundle)
+    assert (fact(recording, "versions", dict[str, str]) or {})["numpy"] == np.__version__
     chunks = [entry.message for entry in recording.entries(lambda name: name == "chunk")]
     assert all(isinstance(chunk, ActionChunk) and chunk.seed[0] == 7 for chunk in chunks)
     assert {chunk.instruction for chunk in chunks if isinstance(chunk, ActionChunk)} == {"pick up the red cube"}
@@ -115,7 +116,8 @@ def test_the_inspected_call_is_the_recorded_one(
     run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "call.png"
-    assert cli.main(["inspect", str(run_file), "--call", "-1", "--out", str(picture), "--json"]) == 0
+    options = ["--recorded-paths", "--call", "-1", "--out", str(picture), "--json"]
+    assert cli.main(["inspect", str(run_file), *options]) == 0
     result = answer(capsys)
     assert result["same_as_recorded"] is True
     assert result["seed"][0] == 7
@@ -150,9 +152,9 @@ def chunk_of(policy: Policy, seen: Frame, **changes) -> ActionChunk:
     return ActionChunk(**{**values, **changes})
 
 
-def record(path: Path, messages: list[Frame | ActionChunk]) -> Recording:
+def record(path: Path, messages: list[Frame | ActionChunk], facts: dict[str, str] | None = None) -> Recording:
     with path.open("wb") as stream:
-        writer = RecordingWriter(stream, {})
+        writer = RecordingWriter(stream, facts or {})
         for message in messages:
             row = topic("front/color" if isinstance(message, Frame) else "chunk")
             writer.add(row, message.time_ns, wire.encode(row, message))
@@ -211,6 +213,24 @@ def test_a_recording_without_a_bundle_asks_for_one(
     record(tmp_path / "a.mcap", [frame(0), chunk_of(policy, frame(0))])
     assert cli.main(["replay", str(tmp_path / "a.mcap"), "--json"]) == 1
     assert "expected --bundle" in answer(capsys)["error"]
+
+
+def test_a_recording_cannot_choose_what_is_run(
+    run_file: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("replay", "inspect"):
+        assert cli.main([verb, str(run_file), "--json"]) == 1
+        error = answer(capsys)["error"]
+        assert "expected --bundle, or --recorded-paths" in error and str(bundle) in error
+    system = {"policy": {"bundle": "tabletop-mine"}}
+    named = record(tmp_path / "a.mcap", [frame(0)], {"system": json.dumps(system)})
+    tiny_bundle.write_bundle(tmp_path / "tabletop-mine")
+    monkeypatch.chdir(tmp_path)  # a folder beside the recording is no shipped bundle either
+    assert cli.main(["replay", str(named.path), "--json"]) == 1
+    assert "which are no shipped bundles" in answer(capsys)["error"]
+    shipped = record(tmp_path / "b.mcap", [frame(0)], {"system": json.dumps({"policy": {"bundle": "tabletop"}})})
+    tiny_bundle.write_bundle(tmp_path / "tabletop")
+    assert tmp_path not in choose_bundles(shipped, None, recorded_paths=False)["tabletop"].resolve().parents
 
 
 def test_rungs_and_guidance_replay_bit_for_bit(tmp_path: Path) -> None:
