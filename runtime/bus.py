@@ -13,6 +13,7 @@ sockets; not what messages mean.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -175,7 +176,12 @@ class Subscriber:
         self._inputs = {topic.name: Input(topic) for topic in topics}
         self._lines = [Line(run_dir, topic) for topic in topics]
         several = [topic for topic in topics if topic.senders > 1 and far_end(run_dir, topic.name) is None]
-        self._unknown = [(topic, number) for topic in several for number in range(1, topic.senders)]
+        self._unknown = {
+            socket_path(run_dir, topic, number).name: (topic, number)
+            for topic in several
+            for number in range(1, topic.senders)
+        }
+        """Where senders may come to be: file name -> topic and number."""
         self._now = now
         self._mail = threading.Condition()
         self._waiting = False  # whether anything came since the last update
@@ -260,12 +266,18 @@ class Subscriber:
 
     def _find_senders(self) -> list[Line]:
         """Lines to senders that are new on topics which may have several."""
+        if not self._unknown:
+            return []
         found: list[Line] = []
-        for topic, number in tuple(self._unknown):
+        there: set[str] = set()
+        with contextlib.suppress(OSError):
+            there.update(os.listdir(self._run_dir))  # noqa: PTH208 - 20 times a second, so names are enough
+        for name in self._unknown.keys() & there:
             with contextlib.suppress(ConfigError, OSError, zmq.ZMQError):  # tried again; the thread must go on
-                if is_own_socket(socket_path(self._run_dir, topic, number)):
-                    found.append(Line(self._run_dir, topic, number))
-                    self._unknown.remove((topic, number))
+                if is_own_socket(self._run_dir / name):
+                    found.append(Line(self._run_dir, *self._unknown[name]))
+        for line in found:
+            del self._unknown[socket_path(self._run_dir, line.topic, line.sender).name]
         with self._mail:
             self._lines += found
         return found

@@ -60,6 +60,7 @@ TOPIC_COUNTERS = {
 TOPIC_VALUES = {
     "hz": ("trimvla_input_hz", "Messages per second on a topic, from its slowest sender"),
     "rate_ok": ("trimvla_input_rate_ok", "1 where messages come about as often as the topic promises"),
+    "senders": ("trimvla_input_senders", "Senders of a topic that are expected to go on"),
     "valid": ("trimvla_input_valid", "1 where the newest delivery on a topic was a message"),
 }
 EVENTS = ("trimvla_events", "Anything else that a process counts")

@@ -32,11 +32,16 @@ def counters(inputs: Iterable[Input]) -> Iterator[tuple[str, int]]:
 
 
 def values(inputs: Iterable[Input]) -> Iterator[tuple[str, float]]:
-    """By topic: the measured rate [Hz], whether it is the expected one, and whether the last delivery was a message."""
+    """By topic: the measured rate [Hz], whether it is the expected one, and whether the last delivery was a message.
+
+    Where there may be several senders, also how many are expected to go on.
+    """
     for found in inputs:
         yield f"hz.{found.topic.name}", round(found.hz, 2)
         yield f"rate_ok.{found.topic.name}", float(found.rate_ok)
         yield f"valid.{found.topic.name}", float(found.valid)
+        if found.topic.senders > 1:
+            yield f"senders.{found.topic.name}", float(found.senders)
 
 
 def problems(inputs: Iterable[Input]) -> Iterator[tuple[str, str]]:
