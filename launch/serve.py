@@ -20,7 +20,8 @@ from trimvla.runtime.curve import Keys
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.groot_server import GrootServer
 from trimvla.runtime.policy import Policy
-from trimvla.runtime.serving import Service, ServiceConfig
+from trimvla.runtime.serving import Place, Service, ServiceConfig
+from trimvla.runtime.tokens import read_token
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ class Args(Options):
     keys: Path | None = None
     """A directory of `trimvla keys`: ZeroMQ clients must show a key that is in it."""
 
-    token: str = ""
-    """What clients must show, in plain text: GR00T's `api_token`, openpi's `api_key`, or ?token= in an address."""
+    token_file: Path | None = None
+    """A file (0600) with the word that clients must show: GR00T's `api_token`, openpi's `api_key`, or ?token=."""
 
     insecure: bool = False
     """Let plain connections leave this host."""
@@ -104,6 +105,7 @@ class Args(Options):
 def run(args: Args) -> Result:
     """Load, warm up, listen, wait; how many questions there were."""
     config, keys = args.service(), Keys.load(args.keys) if args.keys else None
+    token = read_token(args.token_file) if args.token_file else ""
     if args.zmq is args.websocket is args.vla_eval is None:
         raise ConfigError("expected a port for --zmq, --websocket or --vla-eval, got none")
     stop = stop_event(watch_parent=False)
@@ -112,7 +114,7 @@ def run(args: Args) -> Result:
         stack.callback(policy.close)
         policy.infer(np.zeros((64, 64, 3), np.uint8), "warm up")
         service = stack.enter_context(Service(policy, config, on_lost=stop.set))
-        places = listen(args, service, keys, stack)
+        places = listen(args, service, keys, token, stack)
         args.console().print(f"serving '{args.bundle}' at {', '.join(places.values())}; Ctrl-C stops")
         stop.wait(args.seconds)
     if service.lost is not None:  # whoever started this server may start it again, and then it gets a new device
@@ -120,29 +122,31 @@ def run(args: Args) -> Result:
     return {"ok": True, "bundle": args.bundle, "places": places, "counters": dict(service.counters)}
 
 
-def listen(args: Args, service: Service, keys: Keys | None, stack: ExitStack) -> dict[str, str]:
+def listen(args: Args, service: Service, keys: Keys | None, token: str, stack: ExitStack) -> dict[str, str]:
     """Open every server that was asked for; protocol -> address."""
     places: dict[str, str] = {}
     if args.zmq is not None:
         endpoint = f"tcp://{args.host}:{args.zmq or '*'}"
-        groot = GrootServer(service, endpoint, keys, allow_plain=args.insecure, token=args.token)
+        groot = GrootServer(service, endpoint, keys, allow_plain=args.insecure, token=token)
         stack.callback(groot.close)
         places["groot"] = groot.endpoint
     if args.websocket is not None:
         converse = partial(Openpi, service.metadata, args.camera)
-        places["openpi"] = websocket(args, args.websocket, service, converse, stack)
+        place = Place(args.host, args.websocket, token, args.insecure)
+        places["openpi"] = websocket(place, service, converse, stack)
     if args.vla_eval is not None:
         converse = partial(VlaEval, service.metadata, args.camera, whole_chunks=args.whole_chunks)
-        places["vla-eval"] = websocket(args, args.vla_eval, service, converse, stack)
+        place = Place(args.host, args.vla_eval, token, args.insecure)
+        places["vla-eval"] = websocket(place, service, converse, stack)
     return places
 
 
-def websocket(args: Args, port: int, service: Service, converse: Callable[[], Conversation], stack: ExitStack) -> str:
+def websocket(place: Place, service: Service, converse: Callable[[], Conversation], stack: ExitStack) -> str:
     """One websocket server; its address."""
     if importlib.util.find_spec("websockets") is None:
         raise ConfigError("websockets are not installed: pip install 'trimvla[serve]', or --websocket None")
-    from trimvla.runtime.websocket_server import Place, WebsocketServer
+    from trimvla.runtime.websocket_server import WebsocketServer
 
-    server = WebsocketServer(service, Place(args.host, port, args.token, args.insecure), converse)
+    server = WebsocketServer(service, place, converse)
     stack.callback(server.close)
-    return f"ws://{args.host}:{server.port}"
+    return f"ws://{place.host}:{server.port}"

@@ -11,7 +11,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -60,6 +60,18 @@ class ServiceConfig:
             raise ConfigError("expected 'seed' >= 0 and 'votes', 'max_sessions' and 'max_waiting' >= 1")
         if not (self.max_age_s > 0 and self.idle_s > 0):
             raise ConfigError("expected numbers above 0 for 'max_age_s' and 'idle_s'")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens and whom it lets in."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0: any that is free."""
+    token: str = field(default="", repr=False)
+    allow_plain: bool = False
+    """It may be reached from other hosts, unencrypted."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from trimvla.runtime.errors import ConfigError, TrimvlaError
 from trimvla.runtime.log_limit import LimitedLog
 from trimvla.runtime.packing import MAX_BYTES
 from trimvla.runtime.query import Query
-from trimvla.runtime.serving import Service
+from trimvla.runtime.serving import Place, Service
 from trimvla.runtime.tokens import is_same
 from trimvla.runtime.websocket_inbox import BoundedConnection, Inbox, address_of, bounded
 
@@ -39,18 +39,6 @@ HANDSHAKE_S = 5.0
 HEALTH = ("/healthz", "/health")
 A_SESSION = 4  # connections: most are still in their handshake, or leaving
 MAX_QUERY_FIELDS = 16
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a server listens and whom it lets in."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """0: any that is free."""
-    token: str = ""
-    allow_plain: bool = False
-    """It may be reached from other hosts, unencrypted."""
 
 
 @dataclass(eq=False)

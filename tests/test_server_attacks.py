@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,13 +24,15 @@ from tests import attack
 from tests.attack import Server
 from tests.groot_client import GrootClient
 from tests.tiny_bundle import write_bundle
+from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.packing import MAX_BYTES, pack, unpack
+from trimvla.runtime.tokens import read_token
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (32, 40, 3), np.uint8)
 TASK = "pick up the red cube"
 OPENPI = {"observation/image": IMAGE, "prompt": TASK}
 GROOT = {"video": {"front": IMAGE[None, None]}, "language": {"task": [[TASK]]}}
-TOKEN = "let me in"
+TOKEN = "let-me-in-0815"
 MOST_MIB = 600  # above the idle server; before, 16 connections held 1 GiB and one message 3.2 GiB
 MOST_LOG = 200_000  # bytes
 ANSWER_S = 5.0  # others' questions meanwhile, on a machine that is busy with other things too
@@ -142,7 +145,11 @@ def test_pictures_that_take_minutes_are_refused_at_once(server, kind, data, word
 
 def test_nothing_is_unpacked_before_the_token(bundle, tmp_path):
     observation = {"images": {"image": bombs(1)["images"]["camera 0"]}, "prompt": TASK}
-    with attack.served(bundle, tmp_path / "log.txt", "--token", TOKEN) as server:
+    token_file = tmp_path / "token"
+    token_file.write_text(f"{TOKEN}\n")
+    token_file.chmod(0o600)
+    with attack.served(bundle, tmp_path / "log.txt", "--token-file", str(token_file)) as server:
+        assert TOKEN not in Path(f"/proc/{server.process.pid}/cmdline").read_text()
         with server.watching() as grown, GrootClient(server.places["groot"], "guess") as stranger:
             for token in (TOKEN[:-1], observation["images"]["image"], ["x"], None, 7):
                 request = {"endpoint": "get_action", "data": {"observation": observation}, "api_token": token}
@@ -154,6 +161,7 @@ def test_nothing_is_unpacked_before_the_token(bundle, tmp_path):
             connect(server.places["openpi"], additional_headers={"Authorization": "Api-Key \xff"}).close()
         with GrootClient(server.places["groot"], TOKEN) as friend:
             assert friend.get_action(GROOT)[0]["actions"].shape == (1, 16, 7)
+        assert TOKEN not in server.log.read_text()
 
 
 def test_one_connection_after_the_other_is_served_however_many(server):
@@ -171,6 +179,32 @@ def test_one_connection_after_the_other_is_served_however_many(server):
         with pytest.raises(ConnectionClosed, match="idle, and others wait"):
             for _ in range(2):
                 first.recv(attack.PATIENCE_S)
+
+
+def test_a_token_is_read_from_a_file_of_ones_own(tmp_path):
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\n")
+    path.chmod(0o600)
+    assert read_token(path) == TOKEN
+    (tmp_path / "link").symlink_to(path)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for wrong, words in (
+        (tmp_path / "link", "got a link"),
+        (tmp_path / "pipe", "got"),
+        (tmp_path / "none", "No such file"),
+        (Path("/dev/zero"), "got"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            read_token(wrong)
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match="owner alone"):
+        read_token(path)
+    path.chmod(0o600)
+    for content in (b"", b"short", b"two words here", b"\xff" * 20, b"x" * 2000):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="expected one word") as caught:
+            read_token(path)
+        assert not content or content.decode("latin-1") not in str(caught.value)
 
 
 PART = MAX_BYTES - 1024

@@ -32,8 +32,8 @@ from trimvla.runtime.groot_server import GrootServer
 from trimvla.runtime.packing import pack, unpack
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.query import Query
-from trimvla.runtime.serving import Service, ServiceConfig
-from trimvla.runtime.websocket_server import Place, WebsocketServer
+from trimvla.runtime.serving import Place, Service, ServiceConfig
+from trimvla.runtime.websocket_server import WebsocketServer
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (32, 40, 3), np.uint8)
 OTHER = np.random.default_rng(1).integers(0, 255, (32, 40, 3), np.uint8)
