@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from trimvla.runtime.bus import Input, Publisher, Subscriber
-from trimvla.runtime.clock import Rate, monotonic_ns
+from trimvla.runtime.clock import Rate, monotonic_ns, to_ns
 from trimvla.runtime.controller import ControlConfig, Controller, Decision, Inputs
 from trimvla.runtime.messages import ActionChunk, Command, Health, JointState, Operator, Refusal, Task
 from trimvla.runtime.realtime import RealtimeConfig, set_up
@@ -28,6 +29,8 @@ Kind = TypeVar("Kind", Task, JointState, ActionChunk, Refusal, Health, Operator)
 WORD_ID = "operator_id"  # value of the report: the operator's last word, where it has a number
 PRESSES = "estop_presses"  # counter of the report: ticks that saw the emergency stop pressed
 SWITCHES = ("estop", "deadman")
+BRAKE_S = 2.0  # of the 5 s that a supervisor gives a process to end
+STOPS = "control stops"
 HEARS = ("task", "robot/state", "chunk", "refusal", "estop", "deadman", "health", "operator")
 
 
@@ -35,7 +38,7 @@ class ControlLoop:
     """One tick after the other, over real sockets."""
 
     def __init__(self, config: ControlConfig, inputs: Subscriber, commands: Publisher, telemetry: Telemetry) -> None:
-        self._controller = Controller(config)
+        self._controller, self._period_s = Controller(config), 1 / config.hz
         self._inputs, self._commands, self._telemetry = inputs, commands, telemetry
         self._words = Words()
 
@@ -69,8 +72,12 @@ class ControlLoop:
         self._telemetry.count(PRESSES, known.estop is not None and known.estop.pressed)
 
     def stop(self) -> None:
-        """Leave the robot in hold."""
-        self._publish(self._controller.hold(monotonic_ns(), "control stops"))
+        """Leave the robot in hold. A velocity is braked as the limits allow first, for `BRAKE_S` at most."""
+        end_ns = monotonic_ns() + to_ns(BRAKE_S)
+        while not self._controller.at_rest and monotonic_ns() < end_ns:
+            self._publish(self._controller.brake(monotonic_ns(), STOPS))
+            time.sleep(self._period_s)
+        self._publish(self._controller.hold(monotonic_ns(), STOPS))
 
     def _publish(self, decision: Decision) -> None:
         sent_ns = monotonic_ns()

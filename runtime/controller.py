@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from trimvla.runtime.action_meaning import ActionMeaning, disagreement
 from trimvla.runtime.chunk_queue import ChunkQueue, Due, QueueConfig
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, to_ns
+from trimvla.runtime.dead_reckoning import FollowConfig, Reckoner
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.fallback import as_command, hold, moves
 from trimvla.runtime.guard import Guard, GuardConfig
@@ -45,12 +46,16 @@ class ControlConfig:
     queue: QueueConfig = field(default_factory=QueueConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     realtime: RealtimeConfig = field(default_factory=RealtimeConfig)
+    follow: FollowConfig = field(default_factory=FollowConfig)
+    """How far the robot may be from where its commands must have brought it."""
 
     def __post_init__(self) -> None:
         if not (self.hz > 0 and self.state_s > 0):
             raise ConfigError(f"expected numbers above 0, got {self.hz!r} for 'hz' and {self.state_s!r} for 'state_s'")
         if self.queue.max_jump and len(self.queue.max_jump) != len(self.kinds):
             raise ConfigError(f"expected {len(self.kinds)} numbers for 'max_jump', got {len(self.queue.max_jump)}")
+        if self.follow.bound is not None and len(self.follow.bound) != len(self.kinds):
+            raise ConfigError(f"expected {len(self.kinds)} numbers for 'follow.bound', got {len(self.follow.bound)}")
         if len(self.kinds) != len(self.limits.low):
             raise ConfigError(f"expected limits for {len(self.kinds)} dimensions, got {len(self.limits.low)}")
         still = hold(self.kinds, self.limits.low)
@@ -103,7 +108,8 @@ class Controller:
         self._config = config
         self._queue, self._guard = ChunkQueue(config.queue, config.kinds), Guard(config.guard)
         self._seam = Seam(config.queue.max_jump or config.limits.row("max_change"))
-        self._ramp = config.limits.row("acceleration") / config.hz
+        self._ramp = np.minimum(config.limits.row("acceleration") / config.hz, config.limits.row("max_change"))
+        self._reckoner = Reckoner(config.kinds, config.limits, config.hz, config.follow)
         self._rest = np.zeros(len(config.kinds))
         self._served: tuple[int, str, int] | None = None
         """Episode, instruction and start of the live task."""
@@ -119,6 +125,9 @@ class Controller:
     def decide(self, now_ns: int, inputs: Inputs) -> Decision:
         """What to send for the tick that was planned for `now_ns`."""
         self._follow(now_ns, inputs)
+        self._reckoner.measure(now_ns, inputs.robot)
+        if any(message.request == "reset" for message in inputs.requests):
+            self._reckoner.reset()
         self._guard.hear(now_ns, inputs.task, inputs.requests, inputs.estop)
         if self._foreign:
             self._guard.reject(now_ns, self._foreign)
@@ -133,6 +142,16 @@ class Controller:
             self._guard.lose(_because(now_ns, str(due), inputs.refusal))
             return self._stay(now_ns)
         return self._act(now_ns, due, inputs.robot)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the robot stays where it is if nothing more is sent."""
+        return self._last is None or not moves(self._config.kinds, self._last)
+
+    def brake(self, now_ns: int, reason: str) -> Decision:
+        """Hold, at the end of control: a velocity falls as the limits allow, one tick after the other."""
+        self._guard.lose(reason)
+        return self._stay(now_ns)
 
     def hold(self, now_ns: int, reason: str) -> Decision:
         """The last word before nothing more is said: stay, and do not ramp a velocity that nobody would ramp on."""
@@ -195,8 +214,12 @@ class Controller:
         if before is None:
             self._guard.lose(LOST)
             return self._stay(now_ns)
-        motion = Motion(kinds, hz, self._velocity, place(kinds, robot.position))
+        position = place(kinds, robot.position)
+        motion = Motion(kinds, hz, self._velocity, position, self._reckoner.pending, self._reckoner.bound)
         wanted = self._seam.ease(due.action, due.chunk.time_ns, before)
+        if lost := self._reckoner.judge(wanted, before):
+            self._guard.refuse(now_ns, lost)
+            return self._stay(now_ns)
         verdict = check(wanted, self._config.limits, before, motion)
         reason = "; ".join(verdict.reasons)
         if verdict.action is None:
@@ -224,6 +247,7 @@ class Controller:
 
     def _remember(self, action: NDArray[np.float64], before: NDArray[np.float64]) -> None:
         self._velocity = speed(self._config.kinds, self._config.hz, action, before)
+        self._reckoner.command(action)
         self._last = action
 
 

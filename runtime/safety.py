@@ -89,6 +89,10 @@ class Motion:
     """float64[..., D]: as last commanded [unit/s]; null at rest."""
     position: Array
     """float64[..., D], where it is measured; what is not known is not a number. See `place`."""
+    pending: Array | float = 0.0
+    """float64[..., D]: what was commanded and is not measured yet; the robot may be anywhere in between."""
+    behind: Array | float = np.inf
+    """float64[..., D]: how much may be pending in either direction."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,8 @@ def window(limits: Limits, previous: Array | None, motion: Motion | None) -> lis
         return bounds
     if motion is not None:
         bounds += _motion_bounds(rows, previous, motion)
-    change = Bound("too sudden", previous - rows["max_change"], previous + rows["max_change"])
-    return [*bounds, change]
+    bounds.append(Bound("too sudden", previous - rows["max_change"], previous + rows["max_change"]))
+    return bounds if motion is None else [*bounds, _following(previous, motion)]
 
 
 def nest(bounds: Sequence[Bound]) -> tuple[Array, Array]:
@@ -181,8 +185,8 @@ def _motion_bounds(rows: dict[str, Array], previous: Array, motion: Motion) -> l
     """Limits of the motion [unit/s], turned into intervals of the action."""
     relative, per_second = _meaning(motion.kinds, motion.hz)
     base = np.where(relative, previous, 0.0)
-    here = np.where(relative, previous, motion.position)
-    room = _room(here - rows["workspace_low"]), _room(rows["workspace_high"] - here)
+    lowest, highest = _whereabouts(np.where(relative, previous, motion.position), relative, motion.pending)
+    room = _room(lowest - rows["workspace_low"]), _room(rows["workspace_high"] - highest)
     back, ahead = (_stoppable(distance, rows["acceleration"], motion.hz) for distance in room)
     step = rows["acceleration"] / motion.hz
     intervals = [
@@ -191,6 +195,22 @@ def _motion_bounds(rows: dict[str, Array], previous: Array, motion: Motion) -> l
         ("too abrupt", motion.velocity - step, motion.velocity + step),
     ]
     return [Bound(what, base + low / per_second, base + high / per_second) for what, low, high in intervals]
+
+
+def _following(previous: Array, motion: Motion) -> Bound:
+    """How far the robot may be from where its commands must have brought it; to stand still is always allowed."""
+    relative, per_second = _meaning(motion.kinds, motion.hz)
+    base = np.where(relative, previous, 0.0)
+    # what a target is ahead of the measurement already stands in `pending`, as a delta's does
+    low = np.minimum(0.0, -motion.behind - motion.pending) * motion.hz / per_second
+    high = np.maximum(0.0, motion.behind - motion.pending) * motion.hz / per_second
+    return Bound("not followed", base + low, base + high)
+
+
+def _whereabouts(here: Array, relative: NDArray[np.bool_], pending: Array | float) -> tuple[Array, Array]:
+    """The lowest and the highest place where the robot may be. A target is where it will be, whatever is pending."""
+    reckoned = here + np.where(relative, 0.0, pending)
+    return np.fmin(here, reckoned), np.fmax(here, reckoned)
 
 
 def _room(distance: Array) -> Array:

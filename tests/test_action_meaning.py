@@ -149,6 +149,8 @@ class Desk:
         self.task = Task(time_ns=0, episode=1, instruction=CUBE, started_ns=monotonic_ns())
         self.fields: dict[str, Any] | None = {}
         self.position = np.zeros(6)
+        self.shown: np.ndarray | None = None
+        """What the joint state repeats, whatever the position is."""
         self.commands: list[Command] = []
         self.states: set[str] = set()
 
@@ -156,7 +158,8 @@ class Desk:
         """Publish everything, obey what comes; the newest report."""
         now = monotonic_ns()
         self._publish["task"].send(msgspec.structs.replace(self.task, time_ns=now))
-        state = JointState(time_ns=now, position=tuple(self.position.tolist()), gripper=1.0)
+        shown = self.position if self.shown is None else self.shown
+        state = JointState(time_ns=now, position=tuple(shown.tolist()), gripper=1.0)
         self._publish["robot/state"].send(state)
         if self.fields is not None:
             self._publish["chunk"].send(chunk(now, **self.fields))
