@@ -22,7 +22,7 @@ from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.manifest import Manifest
 from trimvla.runtime.policy import Policy
-from trimvla.sim.actor import EXPERT
+from trimvla.sim.actor import EXPERT, noise_shape
 from trimvla.sim.episodes import make_task
 from trimvla.sim.latency import Latency, constant, parse
 from trimvla.sim.rollout import Player
@@ -130,7 +130,7 @@ def measure(player: Player, task: str) -> tuple[float, ...]:
         episode = opened.episode(0, official=opened.official > 0)
         image, sentence = episode.image, episode.instruction
         episode.close()
-    noise = np.zeros((16, 7), np.float32)
+    noise = np.zeros(noise_shape(player), np.float32)
     took = []
     for _ in range(WARMUP + CALLS):
         started = time.perf_counter_ns()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +13,13 @@ import msgspec
 from rich.table import Table
 from tyro.conf import Positional
 
+from trimvla.launch.action_check import check_bundle
 from trimvla.launch.options import Options, Result
 from trimvla.launch.processes import section_of
 from trimvla.runtime import manifest as bundles
+from trimvla.runtime.action_meaning import ActionMeaning, meaning_of
 from trimvla.runtime.errors import ConfigError, RecordingError
+from trimvla.runtime.messages import ActionChunk
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.recorder import processor
 from trimvla.runtime.recording import Recording, fact
@@ -78,6 +82,7 @@ def run(args: Args) -> Result:
     recording = Recording(args.file)
     names = choose_bundles(recording, args.bundle, args.recorded_paths)
     rungs = open_rungs(recording, names, args.backend, args.provider, args.threads)
+    check_recorded(recording, rungs)
     policy = next(iter(rungs.values()))
     start = time.monotonic()
     outcome = replay(recording, policy, rungs)
@@ -145,6 +150,26 @@ def open_rungs(
         "guided": recorded.rtc.enabled,
     }
     return {name: Policy.load(directory, **options) for name, directory in chosen.items()}
+
+
+def check_recorded(recording: Recording, rungs: dict[str, Policy]) -> None:
+    """Raise ConfigError where a recorded chunk's actions mean something else than those of the policy that repeats it.
+
+    A chunk from before they named their kinds is compared by its rate.
+    """
+    first = next(iter(rungs))
+    recorded = {(chunk.rung, chunk.kinds, chunk.control_hz) for chunk in chunks(recording)}
+    for rung, kinds, hz in sorted(recorded):
+        name = rung if rung in rungs else first
+        got = meaning_of(rungs[name].manifest.action)
+        check_bundle(name, got, ActionMeaning(kinds or got.kinds, hz), f"{recording.path}")
+
+
+def chunks(recording: Recording) -> Iterator[ActionChunk]:
+    """All recorded chunks."""
+    for entry in recording.entries(lambda name: name == "chunk"):
+        if isinstance(entry.message, ActionChunk):
+            yield entry.message
 
 
 def changes(recording: Recording) -> dict[str, list[str]]:

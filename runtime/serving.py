@@ -204,7 +204,7 @@ class Service:
             "queue_ms": (began_ns - job.received_ns) / NS_PER_MS,
             "infer_ms": (done_ns - began_ns) / NS_PER_MS,
         }
-        return Answer(result.actions.astype(np.float32), session.vote(result.actions), info)
+        return Answer(result.actions.astype(np.float32), session.vote(result.actions, query.instruction), info)
 
     def _check_time(self, query: Query, now_ns: int) -> None:
         """Raise StaleError for what is too late, or from the future."""

@@ -28,6 +28,8 @@ class Session:
     """Questions answered in this episode."""
     seed: int | None = None
     """Of this episode's noise, where the client set one."""
+    instruction: str | None = None
+    """Of the chunks that vote."""
     busy: bool = False
     used_ns: int = field(default_factory=monotonic_ns)
 
@@ -44,8 +46,14 @@ class Session:
             return (seed,)
         return (self.seed, self.step) if self.seed is not None else (server_seed, self.episode, self.step)
 
-    def vote(self, actions: np.ndarray) -> np.ndarray:
-        """Take this step's chunk float[H, D]; the row float32[D] that this step executes."""
+    def vote(self, actions: np.ndarray, instruction: str) -> np.ndarray:
+        """Take this step's chunk float[H, D]; the row float32[D] that this step executes.
+
+        Chunks for another instruction have no vote.
+        """
+        if instruction != self.instruction:
+            self.ensemble.reset()
+        self.instruction = instruction
         self.step += 1
         return self.ensemble.step(actions).astype(np.float32)
 

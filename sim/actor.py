@@ -9,6 +9,7 @@ import numpy as np
 from trimvla.runtime.policy import Known
 
 EXPERT = "expert"  # in an actor's place: the scripted expert of the task itself
+SHAPE = (16, 7)  # rows and dimensions of a chunk, where an actor has no manifest that says them
 
 
 class Chunk(Protocol):
@@ -26,3 +27,9 @@ class Actor(Protocol):
     def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None) -> Chunk:
         """uint8[h, w, 3], a sentence, float32[H, A] noise, and what guides -> the next actions."""
         ...
+
+
+def noise_shape(actor: Actor) -> tuple[int, int]:
+    """Rows and dimensions of the noise that an actor takes: those of its bundle's chunk."""
+    manifest = getattr(actor, "manifest", None)
+    return SHAPE if manifest is None else (manifest.action.horizon, manifest.action.dim)

@@ -20,7 +20,7 @@ import numpy as np
 
 from trimvla.runtime.policy import Policy
 from trimvla.sim import expert
-from trimvla.sim.actor import Actor
+from trimvla.sim.actor import Actor, noise_shape
 from trimvla.sim.expert import State
 from trimvla.sim.scene import Goal, Scene, sample_scene
 from trimvla.sim.tabletop import TabletopEnv
@@ -147,7 +147,7 @@ def corrected_episode(env: TabletopEnv, seed: int, shard: Shard, actor: Actor) -
         shard.add(observation["image"], env.scene(), env.state(), env.scene().goal, rng)
         row = k % CORRECTED_EXECUTE
         if row == 0:
-            noise = rng.standard_normal((16, 7), dtype=np.float32)
+            noise = rng.standard_normal(noise_shape(actor), dtype=np.float32)
             chunk = actor.infer(observation["image"], env.instruction, noise=noise).actions
         observation, _, done, _, _ = env.step(chunk[row])
         if done:

@@ -18,7 +18,7 @@ import numpy as np
 
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.policy import Known
-from trimvla.sim.actor import EXPERT, Actor
+from trimvla.sim.actor import EXPERT, Actor, noise_shape
 from trimvla.sim.demonstrations import FIRST_SEED
 from trimvla.sim.episodes import Episode, Task, make_task
 from trimvla.sim.latency import Latency
@@ -26,7 +26,6 @@ from trimvla.sim.statistics import wilson_interval
 from trimvla.sim.virtual_time import Look, Pace, Pilot
 from trimvla.sim.workers import spread
 
-HORIZON = 16  # rows of a chunk, as every CogACT has them
 WAITS = ""  # the condition in which the simulator waits while the policy thinks
 Player = Actor | str
 """Who drives an episode; `EXPERT` is the task's own scripted expert."""
@@ -112,8 +111,10 @@ def look_of(player: Player, episode: Episode, seed: int) -> Look:
     if isinstance(player, str):
         return lambda tick, known: episode.expert()[None]
 
+    shape = noise_shape(player)
+
     def look(tick: int, known: Known | None) -> np.ndarray:
-        noise = np.random.default_rng((seed, tick)).standard_normal((HORIZON, 7), dtype=np.float32)
+        noise = np.random.default_rng((seed, tick)).standard_normal(shape, dtype=np.float32)
         return player.infer(episode.image, episode.instruction, noise=noise, known=known).actions
 
     return look

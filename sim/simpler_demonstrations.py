@@ -18,7 +18,7 @@ import numpy as np
 
 from trimvla.runtime.policy import Policy
 from trimvla.runtime.preprocess import resize
-from trimvla.sim.actor import Actor
+from trimvla.sim.actor import Actor, noise_shape
 from trimvla.sim.demonstrations import FIRST_SEED, Noise, Shard
 from trimvla.sim.simpler import CAMERA, HEIGHT, TWINS, WIDTH, SimplerEpisode, SimplerTask
 
@@ -118,7 +118,7 @@ def correct(task: SimplerTask, seed: int, shard: Shard, actor: Actor) -> bool:
         if idle > IDLE:
             break
         if k % EXECUTE == 0:
-            noise = np.random.default_rng((seed, k)).standard_normal((16, 7), dtype=np.float32)
+            noise = np.random.default_rng((seed, k)).standard_normal(noise_shape(actor), dtype=np.float32)
             chunk = actor.infer(shard.images[-1], episode.instruction, noise=noise).actions
         episode.step(chunk[k % EXECUTE])
     return episode.success

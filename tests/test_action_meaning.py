@@ -19,17 +19,21 @@ from trimvla.launch import cli
 from trimvla.runtime import control
 from trimvla.runtime.action_meaning import ActionMeaning, disagreement
 from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.chunks import AdaptiveEnsemble
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.controller import ControlConfig, Controller, Inputs
 from trimvla.runtime.guard import GuardConfig
 from trimvla.runtime.guide import RtcConfig
 from trimvla.runtime.manifest import ActionKind
 from trimvla.runtime.messages import ActionChunk, Command, Frame, JointState, Operator, Report, Task
+from trimvla.runtime.policy import Policy
 from trimvla.runtime.safety import Limits
+from trimvla.runtime.sessions import Session
 from trimvla.runtime.telemetry import Telemetry
 from trimvla.runtime.thinker import Thinker, ThoughtConfig
 from trimvla.runtime.topics import topic
 from trimvla.sim import faulty_policy
+from trimvla.sim.actor import noise_shape
 from trimvla.sim.faulty_policy import FaultyPolicyConfig, StandIn
 
 DELTAS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
@@ -338,3 +342,20 @@ def test_a_policy_with_faults_can_be_guided(tmp_path: Path) -> None:
         process.join(5)
     assert alive and any(each.guidance for each in made)
     assert {(each.kinds, each.control_hz, each.statistics_key) for each in made} == {(KINDS, 5.0, "tiny")}
+
+
+def test_a_servers_session_lets_no_chunk_of_another_sentence_vote() -> None:
+    session = Session("client", AdaptiveEnsemble(4))
+    first, second = np.full((16, 7), 1.0), np.full((16, 7), 3.0)
+    assert session.vote(first, CUBE)[0] == 1.0
+    assert 1.0 < session.vote(second, CUBE)[0] < 3.0
+    assert session.vote(first, DRAWER)[0] == 1.0
+    assert session.step == 3
+
+
+def test_the_noise_has_the_shape_that_the_bundle_says(tmp_path: Path) -> None:
+    policy = Policy.load(write_bundle(tmp_path / "tiny"))
+    assert noise_shape(policy) == (16, 7)
+    action = msgspec.structs.replace(policy.manifest.action, horizon=8, dim=14)
+    policy.manifest = msgspec.structs.replace(policy.manifest, action=action)
+    assert noise_shape(policy) == (8, 14)

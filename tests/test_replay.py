@@ -112,6 +112,15 @@ def test_another_bundle_gives_other_actions_and_says_so(
     assert cli.main(["replay", str(run_file), "--bundle", str(other), "--tolerance", "1.0", "--json"]) == 0
 
 
+def test_a_bundle_whose_actions_mean_something_else_is_refused(
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny_bundle.write_bundle(tmp_path / "other", kinds=("absolute",) * 6 + ("gripper",))
+    assert cli.main(["replay", str(run_file), "--bundle", str(other), "--json"]) == 1
+    error = answer(capsys)["error"]
+    assert "expected actions of [6 delta, gripper] at 5 Hz, got [6 absolute, gripper] at 5 Hz" in error
+
+
 def test_the_inspected_call_is_the_recorded_one(
     run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
