@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ def run(args: Args) -> Result:
     token = read_token(args.token_file) if args.token_file else ""
     if args.zmq is args.websocket is args.vla_eval is None:
         raise ConfigError("expected a port for --zmq, --websocket or --vla-eval, got none")
+    warnings.filterwarnings("ignore", module="PIL")  # a damaged picture is its client's error, not a line of our log
     stop = stop_event(watch_parent=False)
     with ExitStack() as stack:
         policy = Policy.load(args.bundle, backend=args.backend, provider=args.provider, threads=args.threads)
