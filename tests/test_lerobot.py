@@ -8,6 +8,7 @@ import itertools
 import json
 import threading
 import time
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import zmq
 from PIL import Image
 
+from tests import attack
 from trimvla.runtime import camera
 from trimvla.runtime.bus import Subscriber
 from trimvla.runtime.camera import CameraConfig
@@ -118,3 +120,31 @@ def test_red_and_blue_are_exchanged_where_asked():
     swapped = partial(camera.as_configured, CameraConfig(swap_red_blue=True))
     assert (camera.take(Source(), "front", swapped).image == RED[..., ::-1]).all()
     assert (camera.take(Source(), "front").image == RED).all()
+
+
+def hostile_messages() -> dict[str, bytes]:
+    def of(picture: bytes) -> bytes:
+        return json.dumps({"images": {"a": base64.b64encode(picture).decode()}}).encode()
+
+    return {
+        "scans": of(attack.jpeg_of_scans(2000, 2000, 5000)),
+        "segments": of(b"\xff\xd8" + b"\xff\xe1\x00\x02" * 1_000_000),
+        "another kind of picture": of(attack.png_of_zeros(8, 8)),
+        "deep": b'{"images": {"a": ""}, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "many cameras": b'{"images": {' + b",".join(b'"%d":""' % number for number in range(1_000_000)) + b"}}",
+        "no UTF-8": b'{"images": {"a": "\xff\xfe"}}',
+        "no ASCII": '{"images": {"a": "日本"}}'.encode(),
+    }
+
+
+@pytest.mark.parametrize(("name", "raw"), hostile_messages().items(), ids=hostile_messages())
+def test_what_would_cost_time_or_memory_is_refused_at_once(name, raw):
+    tracemalloc.start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(WireError):
+            decode(raw, "a")
+        assert tracemalloc.get_traced_memory()[1] < len(raw) * 3 + 4_000_000
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - began < 5.0
