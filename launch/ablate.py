@@ -31,6 +31,7 @@ from trimvla.launch.bench_subjects import Asked, Party, open_party, torch_subjec
 from trimvla.launch.console import Progress, progress_bar
 from trimvla.launch.frames import simulate
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.launch.signals import terminate_as_interrupt
 from trimvla.launch.trim import now
 from trimvla.policies.calibrate import Calibration
@@ -142,6 +143,11 @@ class Args(Options):
         if unknown := sorted(set(self.rows) - {row.name for row in ROWS}):
             raise ConfigError(f"expected --rows out of {[row.name for row in ROWS]}, got {unknown}")
 
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        folders = (Output("--work", self.work, folder=True), Output("--out", self.out, folder=True))
+        return *folders, Output("--readme", self.readme)
+
     @property
     def chosen(self) -> list[Row]:
         """The rows, in the order of the table."""
@@ -173,6 +179,8 @@ class Origin:
 def run(args: Args) -> Result:
     """Export, time, play, write; the table for people."""
     terminate_as_interrupt()
+    if args.readme is not None:
+        read_text(args.readme, "")
     dense = bundles.resolve(args.bundle)
     setting, seeds = find_episodes(args)
     work = args.work / f"{weights_digest(dense)[:12]}{args.suffix}"
@@ -198,7 +206,15 @@ def save(result: Result, args: Args) -> None:
     points = [row | {"ms": row["backends"]["onnxruntime"]["p50_ms"]} for row in result["rows"]]
     draw_tradeoff(points, args.out / f"ablation{args.suffix}.png")
     if args.readme is not None:
-        args.readme.write_text(insert(args.readme.read_text(), as_markdown(result["rows"])))
+        args.readme.write_text(read_text(args.readme, as_markdown(result["rows"])))
+
+
+def read_text(path: Path, table: str) -> str:
+    """The text with this table between its marks. Raises ConfigError where it is no such text."""
+    try:
+        return insert(path.read_text(), table)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a text for --readme, got: {error}") from None
 
 
 def weights_digest(directory: Path) -> str:

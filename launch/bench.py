@@ -43,6 +43,7 @@ from trimvla.launch.bench_subjects import (
 )
 from trimvla.launch.console import Console, progress_bar
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.launch.signals import terminate_as_interrupt
 from trimvla.runtime import manifest
 from trimvla.runtime.errors import ConfigError
@@ -132,6 +133,11 @@ class Args(Options):
         counts = (self.layers, self.mlp_keep, self.tokens, self.cache_interval) != (None, 1.0, None, 1)
         if counts and not self.random_weights:
             raise ConfigError("expected --layers, --mlp-keep, --tokens and --cache-interval with --random-weights only")
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        kept = Output("--random-weights, which keeps its bundle there", Path("out/random"), folder=True)
+        return Output("--samples", self.samples), *([kept] if self.random_weights else [])
 
     @property
     def torch_backends(self) -> tuple[str, ...]:

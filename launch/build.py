@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from trimvla.export.to_tensorrt import WORKSPACE_MB, Engine, Report, Request, build_bundle
 from trimvla.launch.console import Progress, progress_bar
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.cost import shape_of
 from trimvla.policies.memory import BOARDS, GIB, MIB, MemoryPlan, plan_memory, require_memory, usable_on
@@ -42,6 +43,10 @@ class Args(Options):
 
     board: str | None = None
     """Refuse what does not fit on this board: orin-nano, orin-nx, orin or thor (default: this machine's memory)."""
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return (Output("--out", self.out, folder=True),)
 
 
 def run(args: Args) -> Result:

@@ -67,6 +67,14 @@ def draw(story: CallStory) -> Image.Image:
     return page
 
 
+def check_suffix(path: Path) -> None:
+    """Raise ConfigError for a file name that says of no picture that can be written."""
+    Image.init()
+    known = Image.registered_extensions()
+    if known.get(path.suffix.lower()) not in Image.SAVE:
+        raise ConfigError(f"expected a picture's suffix such as .png for --out, got {path}")
+
+
 def write(path: Path, story: CallStory) -> None:
     """Draw to a file. Raises ConfigError where it cannot be written."""
     try:

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from trimvla.launch.extras import install, missing_module
+from trimvla.launch.outputs import check_outputs
 from trimvla.launch.printable import printable, printable_lines
 from trimvla.launch.rendering import choose_renderer
 from trimvla.runtime.errors import TrimvlaError
@@ -106,7 +107,9 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
         if verb.renders:
             choose_renderer()
         module = importlib.import_module(verb.module)
-        result = module.run(parse(module, verb, argv))
+        args = parse(module, verb, argv)
+        check_outputs(args.outputs())
+        result = module.run(args)
     except TrimvlaError as error:
         return fail(str(error), as_json)
     except KeyboardInterrupt:

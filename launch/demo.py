@@ -19,6 +19,7 @@ from trimvla.launch import video
 from trimvla.launch.console import Console, Status, styled
 from trimvla.launch.director import Director, Recording, Request
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.launch.printable import printable
 from trimvla.launch.processes import check_system, programs, read_system, reports_of
 from trimvla.launch.run_dirs import temporary_run_dir
@@ -64,6 +65,11 @@ class Args(Options):
         """Raise ConfigError for what is out of range."""
         if self.episodes < 1 or self.seed < 0:
             raise ConfigError(f"expected --episodes >= 1 and --seed >= 0, got {self.episodes} and {self.seed}")
+        video.check_suffix(self.video)
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return Output("--video", self.video), Output("--record", self.record)
 
 
 def run(args: Args) -> Result:

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from trimvla.launch.evaluate_players import Bundles, identity
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.actor import EXPERT
 
@@ -116,6 +117,10 @@ class Args(Options):
             wrong.append(f"expected numbers as in 0,3 for --film, got {self.film!r}")
         if wrong:
             raise ConfigError("; ".join(wrong))
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return (Output("--out", self.out, folder=True),)
 
     @property
     def task(self) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from trimvla.launch.evaluate_players import estimate
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.policies.roofline import find_device
 from trimvla.runtime import manifest as bundle_files
 from trimvla.runtime.errors import ConfigError
@@ -39,6 +40,10 @@ class Args(Options):
     page: Path = Path("docs/evaluation.md")
     """The page; its tables stand between marks `<!-- NAME -->` and `<!-- end of NAME -->`."""
 
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return Output("--page", self.page), Output("--page", self.page.with_suffix(""), folder=True)
+
 
 def run(args: Args) -> Result:
     """Write tables and pictures; returns what was found."""
@@ -50,7 +55,10 @@ def run(args: Args) -> Result:
         "devices": device_rows(results, measured_here(args.results)),
         "tasks": task_rows(results),
     }
-    text = args.page.read_text()
+    try:
+        text = args.page.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{args.page}: expected the page for --page, got: {error}") from None
     for name, rows in tables.items():
         text = insert(text, name, as_markdown(rows))
     folder = args.page.with_suffix("")

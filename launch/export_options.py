@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimvla.launch.options import Options
+from trimvla.launch.outputs import Output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +70,7 @@ class ExportOptions(Options):
 
     no_resume: bool = False
     """Begin anew where a killed export of the same has left `OUT.partial` (official checkpoints and random weights)."""
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return (Output("--out", self.out, folder=True),)

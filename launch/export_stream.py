@@ -47,7 +47,7 @@ def run_streamed(args: ExportOptions, weights: Weights, wanted: Wanted) -> Resul
         )
     peak = peak_bytes()
     args.console().print(as_table(manifest.parity))
-    args.console().print(manifest.parity["scope"], highlight=False)
+    args.console().print(manifest.parity["scope"])
     args.console().print(
         f"largest stage {max(expected.values()) / GIB:.2f} GiB of weights, peak memory {peak / GIB:.2f} GiB"
     )

@@ -39,6 +39,7 @@ from trimvla.export.gpu_policy import (
 )
 from trimvla.launch.gpu_report import as_text, draw
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig, find_preset
 from trimvla.policies.sizes import plan_by_sizes
@@ -99,6 +100,10 @@ class Args(Options):
             raise ConfigError(f"expected as many --layers as --tokens, got {len(self.layers)} and {len(self.tokens)}")
         if self.device not in ("cuda", "cpu"):
             raise ConfigError(f"expected 'cuda' or 'cpu' for --device, got {self.device!r}")
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return (Output("--out", self.out, folder=True),)
 
     @property
     def plans(self) -> tuple[tuple[int, int], ...]:

@@ -18,6 +18,7 @@ from tyro.conf import Positional
 from trimvla.launch import call_picture, call_rerun
 from trimvla.launch.call_picture import CallStory
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.launch.replay import choose_bundles, open_rungs
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.errors import ConfigError, RecordingError
@@ -61,6 +62,14 @@ class Args(Options):
     rerun: Path | None = None
     """Also write a Rerun recording, usually *.rrd."""
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a picture of no known kind."""
+        call_picture.check_suffix(self.out)
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return Output("--out", self.out), Output("--rerun", self.rerun)
+
 
 @dataclass(frozen=True, eq=False)
 class Look:
@@ -85,7 +94,9 @@ def run(args: Args) -> Result:
         call_rerun.write(args.rerun, story, result.actions)
         answer["rerun"] = args.rerun
     policy.close()
-    args.console().print("\n".join(call_picture.describe(story)))
+    console = args.console()
+    for line in call_picture.describe(story):
+        console.print(line)
     return answer
 
 

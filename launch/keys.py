@@ -10,6 +10,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.runtime import curve
 from trimvla.runtime.errors import ConfigError
 
@@ -31,6 +32,10 @@ class Args(Options):
     dir: Path = Path("keys")
     """Where the keys are."""
 
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return (Output("--dir", self.dir, folder=True),) if self.action == "new" else ()
+
 
 def run(args: Args) -> Result:
     """Make, or list."""
@@ -41,7 +46,9 @@ def new(args: Args) -> Result:
     """A new pair."""
     public, secret = curve.create(args.dir, args.name)
     key = curve.public_key(args.dir, args.name)
-    args.console().print(f"{secret}: stays here\n{public}: copy it to every host that should trust this one")
+    console = args.console()
+    console.print(f"{secret}: stays here", soft_wrap=True)
+    console.print(f"{public}: copy it to every host that should trust this one", soft_wrap=True)
     return {"ok": True, "name": args.name, "public": public, "secret": secret, "key": key.decode()}
 
 
@@ -53,6 +60,6 @@ def listed(args: Args) -> Result:
     allowed = {name: key.decode() for key, name in keys.allowed().items()}
     for name, key in sorted(allowed.items()):
         args.console().print(
-            f"{key}  {name}{'  (this host)' if name == keys.name else ''}", markup=False, soft_wrap=True
+            f"{key}  {name}{'  (this host)' if name == keys.name else ''}", soft_wrap=True
         )
     return {"ok": True, "host": keys.name, "allowed": allowed}

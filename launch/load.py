@@ -20,6 +20,7 @@ from rich.table import Table
 
 from trimvla.launch.console import Console
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.launch.processes import Sections, programs, reports_of
 from trimvla.launch.run import CHECK_S, TASK_PERIOD_S, as_task
 from trimvla.launch.run_dirs import temporary_run_dir
@@ -68,6 +69,10 @@ class Args(Options):
         numbers = (self.seconds, self.cameras, self.width, self.height, self.camera_hz, self.control_hz, self.policy_ms)
         if not min(numbers) > 0:
             raise ConfigError(f"expected numbers above 0, got {numbers} for 'seconds' to 'policy_ms'")
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return (Output("--record", self.record),)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
+from trimvla.launch.outputs import Output
 from trimvla.launch.printable import printable, printable_lines
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.log_limit import EveryCallLimit
@@ -34,6 +35,10 @@ class Options:
 
     log_format: LogFormat = "text"
     """How logs on stderr look: for people, or one JSON object a line."""
+
+    def outputs(self) -> Sequence[Output]:
+        """What the verb will write; the command line checks that it can before the verb begins."""
+        return ()
 
     def console(self) -> Console:
         """Where cards and tables go: stdout for people, stderr where stdout belongs to a program."""

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from trimvla.launch.config import decode_file
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.launch.processes import SYSTEM_FILE
 from trimvla.launch.signals import stop_event
 from trimvla.launch.watching import outcome
@@ -41,6 +42,10 @@ class Args(Options):
 
     seconds: float | None = None
     """Stop after this time."""
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return (Output("the recording", self.file),)
 
 
 def run(args: Args) -> Result:

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from trimvla.launch.console import Console
 from trimvla.launch.networking import use_network
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.launch.processes import Sections, check_system, programs, read_system, reports_of
 from trimvla.launch.run_dirs import lock, temporary_run_dir
 from trimvla.launch.service import shortfalls
@@ -23,6 +24,7 @@ from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Report, Task
+from trimvla.runtime.ports import check_port
 from trimvla.runtime.topics import report, topic
 
 TASK_PERIOD_S = 0.2
@@ -61,6 +63,12 @@ class Args(Options):
         """Raise ConfigError for what cannot be."""
         if self.task is not None and not self.task.strip():
             raise ConfigError("expected a sentence, got an empty one for --task")
+        if self.metrics is not None:
+            check_port(self.metrics, "--metrics")
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return Output("--record", self.record), Output("--run-dir", self.run_dir, folder=True)
 
 
 def run(args: Args) -> Result:

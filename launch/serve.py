@@ -21,6 +21,7 @@ from trimvla.runtime.curve import Keys
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.groot_server import GrootServer
 from trimvla.runtime.policy import Policy
+from trimvla.runtime.ports import check_port
 from trimvla.runtime.serving import Place, Service, ServiceConfig
 from trimvla.runtime.tokens import read_token
 
@@ -90,6 +91,12 @@ class Args(Options):
 
     seconds: float | None = None
     """Stop after this time."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a port that is none."""
+        for option, port in (("--zmq", self.zmq), ("--websocket", self.websocket), ("--vla-eval", self.vla_eval)):
+            if port is not None:
+                check_port(port, option)
 
     def service(self) -> ServiceConfig:
         """How the policy is shared. Raises ConfigError for what is out of range."""

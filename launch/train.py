@@ -17,6 +17,7 @@ import torch
 from trimvla.launch.console import Progress, progress_bar, text_column
 from trimvla.launch.courses import courses
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.policies import checkpoint
 from trimvla.policies.config import PRESETS, PolicyConfig
 from trimvla.policies.dataset import Demonstrations
@@ -80,6 +81,10 @@ class Args(Options):
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:
             raise ConfigError(f"expected 0 < --learning-rate < 1, got {self.learning_rate:g}")
         check_device(self.device)
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return (Output("--run", self.folder, folder=True),)
 
     @property
     def folder(self) -> Path:

@@ -15,6 +15,7 @@ from trimvla.launch.console import progress_bar
 from trimvla.launch.export import TOKENIZER, find_source, load_policy
 from trimvla.launch.frames import find_calibration
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.policies.calibrate import Calibration, kept_tokens
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.cost import report, shape_by_counts, shape_of
@@ -86,6 +87,10 @@ class Args(Options):
 
     seed: int = 0
     """Of the drawn frames and of the random controls."""
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return Output("--out", self.out), Output("the picture beside --out", self.out.with_suffix(".png"))
 
 
 def run(args: Args) -> Result:

@@ -41,15 +41,26 @@ def write(path: Path, clips: Sequence[Clip], fps: float) -> Path:
         ConfigError: another suffix, or nothing to show.
         VideoError: the file does not have the pictures that were written.
     """
-    writers = {".mp4": _write_mp4, ".gif": _write_gif}
-    if path.suffix not in writers:
-        raise ConfigError(f"expected one of {sorted(writers)}, got {path.suffix!r} for the video's suffix")
+    check_suffix(path)
     pictures = [picture for clip in clips for picture in drawn(clip, fps)]
     if not pictures:
         raise ConfigError("expected at least one picture, got none for the video")
     path.parent.mkdir(parents=True, exist_ok=True)
-    writers[path.suffix](path, pictures, fps)
+    beside = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        WRITERS[path.suffix](beside, pictures, fps)
+        beside.replace(path)
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        beside.unlink(missing_ok=True)
     return path
+
+
+def check_suffix(path: Path) -> None:
+    """Raise ConfigError for a file name that says of no film that can be written."""
+    if path.suffix not in WRITERS:
+        raise ConfigError(f"expected one of {sorted(WRITERS)}, got {path.suffix!r} for the video's suffix")
 
 
 def drawn(clip: Clip, fps: float) -> Iterator[np.ndarray]:
@@ -122,3 +133,6 @@ def _palette(sample: np.ndarray) -> Image.Image:
 def _check_count(path: Path, expected: int, got: int) -> None:
     if got < expected:
         raise VideoError(f"{path}: expected {expected} pictures to play, got {got}")
+
+
+WRITERS = {".mp4": _write_mp4, ".gif": _write_gif}

@@ -168,7 +168,7 @@ class Trainer:
         if rng.random() >= self.recipe.thin:
             return None
         places = np.arange(patches) if keep is None else keep.numpy()
-        stay = patchy_tokens(patches, places, THINNED[len(places) * 256 // patches], rng)
+        stay = patchy_tokens(patches, places, thinned_count(len(places), patches), rng)
         return self.recipe.thin_layer, torch.from_numpy(stay).to(self.device)
 
     def _ramp(self) -> float:
@@ -233,7 +233,13 @@ POSITIONS = 7  # of the auxiliary numbers come first: object x y, target x y, to
 AUX_SCALE = 0.2  # metres that make 1.0 in the auxiliary loss
 TURN_WEIGHT = 3.0  # of a radian in the auxiliary loss
 POINTER_SIGMA = 0.8  # patches
-THINNED = {64: 24, 128: 40, 256: 56}  # of so many tokens (of 256) so many stay
+THINNED = {0: 0, 64: 24, 128: 40, 256: 56}  # of so many tokens (of 256 patches) so many stay; between them, straight
+
+
+def thinned_count(tokens: int, patches: int) -> int:
+    """How many of so many tokens stay where a batch is thinned, for any number of both; at least one."""
+    stay = np.interp(tokens * 256 / patches, list(THINNED), list(THINNED.values())) * patches / 256
+    return max(1, round(float(stay)))
 
 
 def aux_mask(batch: Batch, common: int, length: int) -> Tensor:

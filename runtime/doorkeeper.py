@@ -18,6 +18,7 @@ from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.connections import ConnectionLimits, Connections
 from trimvla.runtime.curve import Keys, check_plain
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.ports import check_endpoint
 
 log = logging.getLogger(__name__)
 ZAP = "inproc://zeromq.zap.01"
@@ -66,6 +67,7 @@ class Doorkeeper:
             server.rcvhwm = max(server.rcvhwm, 2)  # with 1, libzmq 4.3.5 never hears ZAP's answer: nobody comes in
         self._watches.append(_Watch(server, self.refusals, Connections(limits)))
         try:
+            check_endpoint(endpoint, "an address", any_free=True)
             server.bind(endpoint)
         except zmq.ZMQError as error:
             raise ConfigError(f"cannot bind '{endpoint}': {error}") from None

@@ -16,6 +16,14 @@ SYSTEM = Path("/var/lib/trimvla/engines")
 CACHE = Path("~/.cache/trimvla/engines")
 
 
+def named(folder: str) -> Path:
+    """A folder that somebody names, with `~` replaced. Raises ConfigError where that user has no home."""
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"expected a folder for 'engines', got {folder!r}: {error}") from None
+
+
 def to_look_in(named: Path | None, bundle: str) -> tuple[Path, ...]:
     """Folders that may hold engines of the bundle of this name, in order."""
     if named is not None:

@@ -18,6 +18,7 @@ from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns, utc_ns
 from trimvla.runtime.curve import check_plain
 from trimvla.runtime.errors import CameraError, ConfigError, WireError
 from trimvla.runtime.image_codec import decode_image
+from trimvla.runtime.ports import check_endpoint
 from trimvla.runtime.topics import MIB
 
 MAX_BYTES = 32 * MIB
@@ -70,6 +71,7 @@ class LeRobotSource:
         self._socket = zmq.Context.instance().socket(zmq.SUB)
         try:
             check_plain(endpoint, allow_plain)
+            check_endpoint(endpoint, "its address")
             for option, value in ((zmq.LINGER, 0), (zmq.CONFLATE, 1), (zmq.MAXMSGSIZE, MAX_BYTES)):
                 self._socket.setsockopt(option, value)
             self._socket.subscribe(b"")

@@ -21,6 +21,7 @@ from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Report, Summary
 from trimvla.runtime.page_server import PageServer
+from trimvla.runtime.ports import check_port
 from trimvla.runtime.telemetry import BUCKETS_MS, Reporter, Telemetry
 from trimvla.runtime.topics import report, topic
 
@@ -78,8 +79,7 @@ class MetricsConfig:
     """0 takes any free one, which the log names."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"expected a port from 0 to 65535, got {self.port} for 'port'")
+        check_port(self.port, "'port'")
 
 
 class Page:

@@ -19,6 +19,7 @@ from trimvla.runtime.clock import monotonic_ns, utc_ns
 from trimvla.runtime.curve import Keys, check_plain
 from trimvla.runtime.errors import ConfigError, WireError
 from trimvla.runtime.messages import Frame, Message
+from trimvla.runtime.ports import check_endpoint
 from trimvla.runtime.run_dir import check_run_dir, read_file, write_file
 from trimvla.runtime.topics import Topic, topic
 from trimvla.runtime.wire import Int64, decode, encode, shift_header
@@ -49,6 +50,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Raise ConfigError for an unknown topic, a key that is not there, or plain TCP that leaves the host."""
         for name, place in self.topics.items():
             topic(name)
+            check_endpoint(place.endpoint, f"topics.{name}.endpoint")
             Far(name, place, self.load_keys(), self.allow_plain).check()
 
     def load_keys(self) -> Keys | None:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from trimvla.runtime import engine_folders
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.action_meaning import ActionMeaning, meaning_of
 from trimvla.runtime.backend_failures import FailureStreak
@@ -348,7 +349,7 @@ def load_rungs(config: PolicyConfig) -> dict[str, Policy]:
             backend=config.backend,
             provider=config.provider,
             threads=config.threads,
-            engines=None if config.engines is None else Path(config.engines).expanduser(),
+            engines=None if config.engines is None else engine_folders.named(config.engines),
             guided=config.rtc.enabled,
         )
         for name in config.rungs or (config.bundle,)

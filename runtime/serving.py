@@ -31,6 +31,7 @@ from trimvla.runtime.errors import (
 from trimvla.runtime.log_limit import LimitedLog
 from trimvla.runtime.messages import SCHEMA_VERSION
 from trimvla.runtime.policy import Policy
+from trimvla.runtime.ports import check_port
 from trimvla.runtime.query import Query
 from trimvla.runtime.sessions import Session, Sessions
 
@@ -72,6 +73,9 @@ class Place:
     token: str = field(default="", repr=False)
     allow_plain: bool = False
     """It may be reached from other hosts, unencrypted."""
+
+    def __post_init__(self) -> None:
+        check_port(self.port, "a server")
 
 
 @dataclass(frozen=True, eq=False)

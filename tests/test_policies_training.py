@@ -19,7 +19,7 @@ from trimvla.policies.dropping import block_order, glimpse, patchy_tokens, sprea
 from trimvla.policies.initialise import initialise
 from trimvla.policies.packed import packed_mask, packed_states, shared_prefix, take_last
 from trimvla.policies.tokenizer import build_tokenizer, extend_tokenizer, prompt_ids
-from trimvla.policies.train import Recipe, Trainer, train
+from trimvla.policies.train import Recipe, Trainer, thinned_count, train
 from trimvla.policies.trimmed import trim
 from trimvla.runtime.action_statistics import ActionStatistics
 from trimvla.runtime.plan import Plan, TokenPlan
@@ -183,6 +183,21 @@ def test_training_starts_from_given_weights() -> None:
     trainer.start_from(given)
     for name, value in given.state_dict().items():
         torch.testing.assert_close(trainer.averaged_policy().state_dict()[name], value)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 64, 100, 128, 200, 256])
+def test_batches_of_any_number_of_tokens_are_thinned(tokens: int) -> None:
+    cfg = small()
+    trainer = Trainer(cfg, Recipe(compile=False, thin=1.0, tokens=((tokens, 1.0),)), 9)
+    keep = torch.arange(tokens)
+    thinned = trainer._thinned(cfg.patches, keep, np.random.default_rng(0))
+    assert thinned is not None
+    assert 1 <= len(thinned[1]) <= tokens
+
+
+def test_the_shipped_recipes_thin_as_before() -> None:
+    assert [thinned_count(tokens, 256) for tokens in (64, 128, 256)] == [24, 40, 56]
+    assert thinned_count(16, 16) == 4
 
 
 def _stop_at(step: int):
