@@ -32,6 +32,7 @@ from trimvla.runtime.wire import Codec, flip
 
 Kind = Literal["device", "video", "image", "synthetic", "lerobot"]
 Prepare = Callable[[np.ndarray], np.ndarray]
+RECTANGLES = 8  # in a test image
 PICTURE = ArraySpec("picture", "uint8", (None, None, 3))
 
 
@@ -92,21 +93,22 @@ class TimedSource(Protocol):
 
 
 class SyntheticSource:
-    """A test picture that changes with every frame: colour ramps and a bar that moves."""
+    """Test images: colour ramps and rectangles that change with every image, and as no sensor, none comes again."""
 
     def __init__(self, config: CameraConfig) -> None:
         rows, columns = np.mgrid[: config.height, : config.width]
         ramps = [255 * rows // config.height, 255 * columns // config.width, np.zeros_like(rows)]
         self._background = np.stack(ramps, axis=-1).astype(np.uint8)
-        self._count = 0
+        self._rng = np.random.default_rng(0)
 
     def read(self) -> NDArray[np.uint8]:
-        """The next picture."""
-        picture = self._background.copy()
-        width = picture.shape[1]
-        picture[:, self._count % width, 2] = 255
-        self._count += 1
-        return picture
+        """The next image."""
+        image = self._background.copy()
+        height, width = image.shape[:2]
+        for _ in range(RECTANGLES):
+            top, left = self._rng.integers((height, width))
+            image[top : top + height // 4 + 1, left : left + width // 4 + 1] = self._rng.integers(0, 256, 3)
+        return image
 
     def close(self) -> None:
         """Nothing is held."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from trimvla.runtime.clock import NS_PER_MS
 from trimvla.runtime.errors import ConfigError, FrozenError, ObservationError, SkewError, StaleError
-from trimvla.runtime.frozen import Still
+from trimvla.runtime.frozen import Still, Stills
 from trimvla.runtime.messages import Frame, JointState, Task
 
 Part = TypeVar("Part", Frame, JointState)
@@ -33,9 +33,13 @@ class AgeBudget:
     state_s: float | None = None
     """Of the robot's state; None where the policy does not read it."""
     frozen_s: float | None = None
-    """How long a camera may send the same pixels. For cameras with a sensor; simulated pictures have no noise."""
+    """How long a camera may send the same pixels, of one image or of several in turn. For cameras with a sensor, whose
+    noise is never the same; not for simulated images, nor for a video that starts again within 32 images."""
     frozen_moved: float | None = 0.02
     """How far the robot may move [rad or m] while a camera sends the same pixels; None where it does not see it."""
+    frozen_alike: float | None = 0.1
+    """How far the robot may move [rad or m] while a camera shows the same in other pixels: encoded anew, brighter, with
+    noise or a clock on it. None where a camera sees too little of the robot."""
 
     def __post_init__(self) -> None:
         ages = {name: value for name, value in vars(self).items() if name != "cameras"}
@@ -66,7 +70,7 @@ def join(
     state: JointState | None = None,
     budget: AgeBudget = AgeBudget(),
     *,
-    stills: Mapping[str, Still] | None = None,
+    stills: Mapping[str, Stills] | None = None,
 ) -> Observation:
     """One observation from the newest of everything.
 
@@ -76,7 +80,7 @@ def join(
         task: what is to be done now.
         state: where the robot is.
         budget: the ages that are allowed.
-        stills: by camera, how long its picture has been the same.
+        stills: by camera, for how long its images have shown nothing new.
 
     Raises:
         ObservationError: no active task, or a part that has never come.
@@ -94,7 +98,8 @@ def join(
     if budget.state_s is not None:
         _check_age("robot/state", _need("robot/state", state).time_ns, now_ns, budget.state_s, 0)
     for camera, still in (stills or {}).items():
-        _check_still(camera, still, seen[camera], budget)
+        _check_same(camera, still.same, seen[camera], budget)
+        _check_alike(camera, still.alike, seen[camera], budget)
     return Observation(seen, task, state, oldest.time_ns)
 
 
@@ -128,11 +133,19 @@ def _check_set(seen: Mapping[str, Frame], oldest: Frame, now_ns: int, budget: Ag
         raise SkewError(f"expected at most {budget.skew_s * 1e3:.0f} ms {pair}, got {skew_ms:.0f} ms")
 
 
-def _check_still(camera: str, still: Still, frame: Frame, budget: AgeBudget) -> None:
+def _check_same(camera: str, still: Still, frame: Frame, budget: AgeBudget) -> None:
     """The same pixels for too long, or while the robot moved."""
     lasted_ms = (frame.time_ns - still.since_ns) / NS_PER_MS
     what = f"expected new pixels on '{camera}/color', got the same for {lasted_ms:.0f} ms"
     if budget.frozen_s is not None and still.repeats > 0 and lasted_ms > budget.frozen_s * 1e3:
         raise FrozenError(f"{what} ({still.repeats + 1} pictures)", still.since_ns)
     if budget.frozen_moved is not None and still.repeats >= MIN_REPEATS and still.moved > budget.frozen_moved:
+        raise FrozenError(f"{what} while the robot moved by {still.moved:.3g}", still.since_ns)
+
+
+def _check_alike(camera: str, still: Still, frame: Frame, budget: AgeBudget) -> None:
+    """The same content in other pixels while the robot moved."""
+    if budget.frozen_alike is not None and still.repeats >= MIN_REPEATS and still.moved > budget.frozen_alike:
+        lasted_ms = (frame.time_ns - still.since_ns) / NS_PER_MS
+        what = f"expected images of the motion on '{camera}/color', got the same content for {lasted_ms:.0f} ms"
         raise FrozenError(f"{what} while the robot moved by {still.moved:.3g}", still.since_ns)

@@ -22,7 +22,7 @@ from trimvla.runtime.backend_failures import FailureStreak
 from trimvla.runtime.bus import Input, Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
 from trimvla.runtime.errors import CameraError, ConfigError, FrozenError, SkewError, StaleError, TrimvlaError
-from trimvla.runtime.frozen import Still, StillWatch
+from trimvla.runtime.frozen import Stills, StillWatch
 from trimvla.runtime.guide import RtcConfig
 from trimvla.runtime.ladder import LadderConfig
 from trimvla.runtime.messages import ActionChunk, Frame, JointState, Refusal, Task
@@ -153,8 +153,8 @@ class PolicyLoop:
         message = self._inputs[color(camera)].message
         return message if isinstance(message, Frame) else None
 
-    def _look(self) -> dict[str, Still]:
-        """How long every camera's picture has been the same."""
+    def _look(self) -> dict[str, Stills]:
+        """For how long every camera's images have shown nothing new."""
         frames = {camera: self._frame(camera) for camera in self._watches}
         return {name: self._watches[name].look(frame, self._robot()) for name, frame in frames.items() if frame}
 
@@ -162,11 +162,11 @@ class PolicyLoop:
         message = self._inputs["robot/state"].message
         return message if isinstance(message, JointState) else None
 
-    def _observe(self, task: Task | None, stills: dict[str, Still] | None = None) -> Observation:
+    def _observe(self, task: Task | None, stills: dict[str, Stills] | None = None) -> Observation:
         frames = {camera: self._frame(camera) for camera in self._watches}
         return join(monotonic_ns(), frames, task, self._robot(), self._config.budget, stills=stills)
 
-    def _act(self, frame: Frame, task: Task | None, stills: dict[str, Still]) -> bool:
+    def _act(self, frame: Frame, task: Task | None, stills: dict[str, Stills]) -> bool:
         """Judge the picture; think; publish."""
         arrived_ns = self._inputs[self._color].received_ns
         self._telemetry.time_ns("travel", arrived_ns - frame.time_ns)

@@ -6,16 +6,18 @@ For fault tables and tests alone; no system that drives a robot starts these. Th
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import msgspec
 import numpy as np
+from PIL import Image
 
 from trimvla.runtime.bus import Publisher
 from trimvla.runtime.camera import CameraConfig, SyntheticSource, take
@@ -30,12 +32,17 @@ FILE, SEEN = "faults.json", "fault-seen-{name}"
 #   of a camera: drop    this share of the pictures is lost on the way
 #                delay   pictures come this much late [s], with their true capture times
 #                freeze  the same pixels, with new sequence numbers and times
+#                buffers the last so many images in turn, as a driver that hangs gives them (5)
+#                reencode, overlay, pixel   the same image, as JPEG of changing quality, with a clock over this share of
+#                        it (0.1), or with one pixel that changes
 #                clock   capture times are off by this much [s]
 #                corrupt what travels is no picture
 #   of a policy: nan, inf, range   in its actions; slow: it takes so many times as long; fail: every call fails;
 #                lost    as after a lost CUDA context: no call can work until the process is another one
 #   of an arm:   mute    it does not say where it is
-Kind = Literal["drop", "delay", "freeze", "clock", "corrupt", "nan", "inf", "range", "slow", "fail", "lost", "mute"]
+Frozen = Literal["freeze", "buffers", "reencode", "overlay", "pixel"]
+Kind = Literal["drop", "delay", Frozen, "clock", "corrupt", "nan", "inf", "range", "slow", "fail", "lost", "mute"]
+MOST_BUFFERS = 32
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,56 @@ class FaultyPublisher(Publisher):
         self.sent += 1
 
 
+class FrozenImages:
+    """What a camera that is frozen in one of the ways gives instead of each new image."""
+
+    def __init__(self, kind: Frozen, newest: Sequence[np.ndarray], amount: float = 0.0) -> None:
+        """`newest`: the last images uint8[h, w, 3], the newest last; `amount` as the kind means it, 0 its default."""
+        self.kind: Frozen = kind
+        self._amount = amount
+        self._buffers = list(newest)[-max(1, round(amount or 5)) :] if kind == "buffers" else [newest[-1]]
+        self._rng = np.random.default_rng(0)
+        self._count = 0
+
+    def next(self) -> np.ndarray:
+        """The next image."""
+        image = self._buffers[self._count % len(self._buffers)]
+        self._count += 1
+        return _DISGUISES[self.kind](image, self._rng, self._amount)
+
+
+def _as_it_is(image: np.ndarray, rng: np.random.Generator, amount: float) -> np.ndarray:
+    return image
+
+
+def _encoded_anew(image: np.ndarray, rng: np.random.Generator, amount: float) -> np.ndarray:
+    sink = io.BytesIO()
+    Image.fromarray(image).save(sink, "jpeg", quality=int(rng.integers(40, 96)))
+    return np.array(Image.open(sink))
+
+
+def _with_clock(image: np.ndarray, rng: np.random.Generator, amount: float) -> np.ndarray:
+    image = image.copy()
+    rows = max(1, round(image.shape[0] * (amount or 0.1)))
+    image[:rows] = rng.integers(0, 256, image[:rows].shape, np.uint8)
+    return image
+
+
+def _with_pixel(image: np.ndarray, rng: np.random.Generator, amount: float) -> np.ndarray:
+    image = image.copy()
+    image[rng.integers(image.shape[0]), rng.integers(image.shape[1])] = rng.integers(0, 256, 3)
+    return image
+
+
+_DISGUISES: dict[Frozen, Callable[[np.ndarray, np.random.Generator, float], np.ndarray]] = {
+    "freeze": _as_it_is,
+    "buffers": _as_it_is,
+    "reencode": _encoded_anew,
+    "overlay": _with_clock,
+    "pixel": _with_pixel,
+}
+
+
 class FaultyCamera:
     """What becomes of each picture under the fault that is on."""
 
@@ -138,13 +195,14 @@ class FaultyCamera:
         self._frames, self._switch = frames, switch
         self._rng = np.random.default_rng(0)
         self._held: deque[Frame] = deque()
-        self._frozen: np.ndarray | None = None
+        self._newest: deque[np.ndarray] = deque(maxlen=MOST_BUFFERS)
+        self._frozen: FrozenImages | None = None
 
     def show(self, frame: Frame) -> None:
         """Publish a picture, or what the fault makes of it."""
         fault = self._switch.fault()
         kind, amount = (fault.kind, fault.amount) if fault else ("", 0.0)
-        self._frozen = (frame.image if self._frozen is None else self._frozen) if kind == "freeze" else None
+        self._freeze(frame, fault)
         if kind == "corrupt":
             self._frames.send_damaged(frame, self._rng)
         elif kind == "drop" and self._rng.random() < amount:
@@ -153,6 +211,14 @@ class FaultyCamera:
             for due in self._due(frame, amount if kind == "delay" else 0.0):
                 self._frames.send(self._alter(due, amount if kind == "clock" else 0.0))
 
+    def _freeze(self, frame: Frame, fault: Fault | None) -> None:
+        """Begin, go on or end to be frozen."""
+        self._newest.append(frame.image)
+        if fault is None or fault.kind not in _DISGUISES:
+            self._frozen = None
+        elif self._frozen is None or self._frozen.kind != fault.kind:
+            self._frozen = FrozenImages(fault.kind, self._newest, fault.amount)
+
     def _due(self, frame: Frame, delay_s: float) -> Iterator[Frame]:
         """Those pictures whose time has come."""
         self._held.append(frame)
@@ -160,7 +226,7 @@ class FaultyCamera:
             yield self._held.popleft()
 
     def _alter(self, frame: Frame, off_s: float) -> Frame:
-        image = frame.image if self._frozen is None else self._frozen
+        image = frame.image if self._frozen is None else self._frozen.next()
         return replace(frame, image=image, time_ns=max(0, frame.time_ns + to_ns(off_s)))
 
 

@@ -17,7 +17,7 @@ from trimvla.runtime.chunk_queue import ChunkQueue, Due, QueueConfig
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from trimvla.runtime.controller import ControlConfig, Controller, Inputs
 from trimvla.runtime.errors import ConfigError, FrozenError, SkewError, StaleError
-from trimvla.runtime.frozen import Still, StillWatch, same_pixels
+from trimvla.runtime.frozen import Still, Stills
 from trimvla.runtime.messages import ActionChunk, Frame, JointState, Refusal, Task
 from trimvla.runtime.observe import AgeBudget, join
 from trimvla.runtime.policy import Policy
@@ -48,47 +48,6 @@ def robot(ms: float, x: float = 0.0) -> JointState:
     return JointState(time_ns=at(ms), position=(x, 0.0), gripper=1.0)
 
 
-def test_one_pixel_in_any_place_makes_a_picture_another():
-    first = picture()
-    for place in [(0, 0, 0), (47, 63, 2), (17, 5, 1)]:
-        second = first.copy()
-        second[place] ^= 1
-        assert not same_pixels(first, second)
-    assert same_pixels(first, first.copy()) and not same_pixels(first, first[:-1])
-
-
-def test_equal_pictures_are_counted_and_new_ones_start_again():
-    watch = StillWatch()
-    assert watch.look(seen(0)) == Still(at(0))
-    assert watch.look(seen(100)) == Still(at(0), 1)
-    assert watch.look(seen(100)) == Still(at(0), 1), "the same frame looked at twice is no repeat"
-    assert watch.look(seen(200)) == Still(at(0), 2)
-    assert watch.look(seen(300, seed=1)) == Still(at(300))
-    assert watch.look(seen(400, seed=0)) == Still(at(400)), "only what follows directly is a repeat"
-
-
-def test_only_motion_between_the_captures_counts():
-    watch = StillWatch()
-    watch.look(seen(0), robot(-50, 0.5))
-    still = watch.look(seen(100), robot(50, 0.1))
-    still = watch.look(seen(200), robot(250, 0.9))
-    assert (still.repeats, still.moved) == (2, 0.0), "one state lies between the captures; nothing is known to move"
-    still = watch.look(seen(300), robot(280, 0.2))
-    assert still.moved == pytest.approx(0.8)
-
-
-def test_looking_is_cheap():
-    """The best of many looks, for the machine may be busy; the slowest case is a frozen picture."""
-    image = picture(height=480, width=640)
-    watch, times = StillWatch(), []
-    for i in range(200):
-        frame = Frame("front", at(i), image.copy(), sequence=i)
-        start = time.perf_counter()
-        watch.look(frame)
-        times.append(time.perf_counter() - start)
-    assert min(times[1:]) < 1e-3
-
-
 def test_every_camera_has_its_own_age():
     budget = AgeBudget(frame_s=0.3, cameras={"wrist": 0.05}, skew_s=None)
     frames = {"front": seen(100), "wrist": seen(300, camera="wrist")}
@@ -107,20 +66,34 @@ def test_the_set_has_an_age_and_a_skew():
         join(at(410), frames, TASK, None, AgeBudget(set_s=0.2, skew_s=None))
 
 
+def stills(camera: str = "front", same: Still | None = None, alike: Still | None = None) -> dict[str, Stills]:
+    return {camera: Stills(same or Still(at(0)), alike or Still(at(0)))}
+
+
 def test_a_frozen_camera_is_refused():
     budget = AgeBudget(frozen_s=0.2)
     frame = {"front": seen(300)}
-    assert join(at(310), frame, TASK, None, budget, stills={"front": Still(at(100), 2)})
+    assert join(at(310), frame, TASK, None, budget, stills=stills(same=Still(at(100), 2)))
     with pytest.raises(
         FrozenError, match=r"new pixels on 'front/color', got the same for 201 ms \(3 pictures\)"
     ) as got:
-        join(at(310), frame, TASK, None, budget, stills={"front": Still(at(99), 2)})
+        join(at(310), frame, TASK, None, budget, stills=stills(same=Still(at(99), 2)))
     assert got.value.since_ns == at(99)
-    moved = {"front": Still(at(100), 2, 0.05)}
+    moved = stills(same=Still(at(100), 2, 0.05))
     with pytest.raises(FrozenError, match=r"the same for 200 ms while the robot moved by 0\.05"):
         join(at(310), frame, TASK, None, AgeBudget(), stills=moved)
     assert join(at(310), frame, TASK, None, AgeBudget(frozen_moved=None), stills=moved)
-    assert join(at(310), frame, TASK, None, AgeBudget(), stills={"front": Still(at(100), 1, 0.05)}), "one may be late"
+    late = stills(same=Still(at(100), 1, 0.05))
+    assert join(at(310), frame, TASK, None, AgeBudget(), stills=late), "one may be late"
+
+
+def test_a_camera_that_shows_the_same_in_other_pixels_is_refused_once_the_robot_moved():
+    frame = {"front": seen(300)}
+    alike = stills(alike=Still(at(100), 2, 0.2))
+    with pytest.raises(FrozenError, match=r"of the motion on 'front/color', .* 200 ms while the robot moved by 0\.2"):
+        join(at(310), frame, TASK, None, AgeBudget(), stills=alike)
+    assert join(at(310), frame, TASK, None, AgeBudget(frozen_alike=None), stills=alike)
+    assert join(at(310), frame, TASK, None, AgeBudget(frozen_s=0.1), stills=stills(alike=Still(at(100), 9)))
 
 
 @pytest.mark.parametrize("fields", [{"frame_s": 0.0}, {"cameras": {"a": -1.0}}, {"skew_s": 0.0}, {"frozen_s": -1.0}])
