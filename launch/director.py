@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
+
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.errors import TrimvlaError
@@ -129,8 +131,8 @@ class Director:
                 raise EpisodeError(f"expected {what} within {timeout_s:g} s; {self._states()}")
             self._check()
             if task is not None and monotonic_ns() - self._sent_ns > TASK_PERIOD_S * NS_PER_S:
-                self._tasks.send(task)
                 self._sent_ns = monotonic_ns()
+                self._tasks.send(msgspec.structs.replace(task, time_ns=self._sent_ns))
             self._hears.update(0.05)
 
     def _states(self) -> str:

@@ -25,7 +25,7 @@ import msgspec
 import zmq
 
 from trimvla.runtime.claim import Claim, endpoint, socket_path
-from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
+from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns, wall_ns
 from trimvla.runtime.doorkeeper import Doorkeeper
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inputs import Batch, Delivery, Input
@@ -158,8 +158,10 @@ class Publisher:
 
 
 def _numbered(message: Message | Frame, sequence: int) -> Message | Frame:
+    """With its sequence number; a frame also with its capture on the wall clock, which is derived here alone."""
     if isinstance(message, Frame):
-        return replace(message, sequence=sequence)
+        label_ns = wall_ns(message.time_ns) if message.age_known else 0
+        return replace(message, sequence=sequence, utc_ns=max(0, label_ns))
     return msgspec.structs.replace(message, sequence=sequence)
 
 

@@ -1,76 +1,45 @@
 """Cameras: where pictures come from, and the process that publishes them. Knows capture; not what is seen.
 
 A source is anything with `read() -> uint8[h, w, 3]` and `close()`; one that knows when its last picture was taken says
-so in `captured_ns`. OpenCV, which devices and video files need, is an extra and is imported when it is needed.
+so in `captured_ns`, and never puts the present in the place of a time that it does not know. OpenCV, which devices and
+video files need, is an extra and is imported when it is needed.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from trimvla.runtime.bus import Publisher
-from trimvla.runtime.clock import NS_PER_S, Rate, monotonic_ns, utc_ns
-from trimvla.runtime.errors import CameraError, ConfigError
+from trimvla.runtime.camera_config import CameraConfig, Kind
+from trimvla.runtime.camera_device import DeviceSource, opencv
+from trimvla.runtime.clock import Rate, monotonic_ns, to_ns
+from trimvla.runtime.errors import CameraError
 from trimvla.runtime.foreign_thread import ForeignThread
 from trimvla.runtime.lerobot import LeRobotSource
-from trimvla.runtime.messages import Frame
+from trimvla.runtime.log_limit import LimitedLog
+from trimvla.runtime.messages import UNKNOWN_AGE, Frame
 from trimvla.runtime.preprocess import resize
 from trimvla.runtime.specs import ArraySpec
 from trimvla.runtime.telemetry import Reporter, Telemetry
-from trimvla.runtime.topics import CAMERA_NAME, color, topic
-from trimvla.runtime.wire import Codec, flip
+from trimvla.runtime.topics import color, topic
+from trimvla.runtime.wire import flip
 
-Kind = Literal["device", "video", "image", "synthetic", "lerobot"]
+TIMELESS_S = 5.0  # so long a source may go on without telling when its images were taken
+log = logging.getLogger(__name__)
+limited_log = LimitedLog(log)
 Prepare = Callable[[np.ndarray], np.ndarray]
 RECTANGLES = 8  # in a test image
 PICTURE = ArraySpec("picture", "uint8", (None, None, 3))
-
-
-@dataclass(frozen=True)
-class CameraConfig:
-    """One camera."""
-
-    name: str = "front"
-    """Name of the camera, and of its topic `<name>/color`."""
-    kind: Kind = "device"
-    where: str = "0"
-    """A device's number or path, a file, or `tcp://host:port/name` of a LeRobot camera."""
-    hz: float = 15.0
-    width: int = 640
-    height: int = 480
-    """Asked of devices and synthetic pictures; files keep their size."""
-    codec: Codec = "raw_rgb8"
-    """How a frame travels. `raw_rgb8` costs least; viewers of the registry's `camera-stream` may want `raw_bgr8`."""
-    side: int | None = None
-    """Shrink to a square of this side where the picture is taken, exactly as the policy would: fewer bytes travel."""
-    start_timeout_s: float = 5.0
-    """Without a first picture by then, the camera counts as not started."""
-    swap_red_blue: bool = False
-    """Exchange red and blue, for a source that has them the wrong way round."""
-    allow_plain: bool = False
-    """A LeRobot camera may be on another host; what it sends is not encrypted."""
-
-    def __post_init__(self) -> None:
-        if not CAMERA_NAME.fullmatch(self.name):
-            raise ConfigError(f"expected letters, digits, '_', '.' or '-', got {self.name!r} for 'name'")
-        if self.kind not in SOURCES or self.codec not in get_args(Codec):
-            raise ConfigError(f"unknown 'kind' {self.kind!r} or 'codec' {self.codec!r}")
-        if not (
-            self.hz > 0
-            and self.start_timeout_s > 0
-            and min(self.width, self.height, 1 if self.side is None else self.side) > 0
-        ):
-            raise ConfigError("expected numbers above 0 for 'hz', 'start_timeout_s', 'width', 'height' and 'side'")
 
 
 class Source(Protocol):
@@ -87,9 +56,10 @@ class Source(Protocol):
 
 @runtime_checkable
 class TimedSource(Protocol):
-    """A source that knows when its last picture was taken."""
+    """A source that knows when its last picture was taken, or that this cannot be known."""
 
-    captured_ns: int
+    captured_ns: int | None
+    """None where it cannot be known. Who knew it stands in `timestamp_source`, where there is one."""
 
 
 class SyntheticSource:
@@ -136,7 +106,7 @@ class VideoSource:
     """A video file, from the start again when it ends."""
 
     def __init__(self, config: CameraConfig) -> None:
-        self._cv2 = _opencv(config.name)
+        self._cv2 = opencv(config.name)
         self._capture = self._cv2.VideoCapture(config.where)
         self._words = f"camera '{config.name}': cannot read video '{config.where}'"
 
@@ -155,36 +125,6 @@ class VideoSource:
         self._capture.release()
 
 
-class DeviceSource:
-    """A camera that the operating system knows, through OpenCV."""
-
-    def __init__(self, config: CameraConfig) -> None:
-        cv2 = self._cv2 = _opencv(config.name)
-        self._words = f"camera '{config.name}': device '{config.where}'"
-        self._capture = cv2.VideoCapture(int(config.where) if config.where.isdigit() else config.where)
-        if not self._capture.isOpened():
-            raise CameraError(f"{self._words} cannot be opened")
-        self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, config.width)
-        self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, config.height)
-        self._capture.set(cv2.CAP_PROP_FPS, config.hz)
-        self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest picture, not the next one in a queue
-        self.captured_ns = 0
-
-    def read(self) -> NDArray[np.uint8]:
-        """The next picture."""
-        asked_ns = monotonic_ns()
-        ok, picture = self._capture.read()
-        if not ok:
-            raise CameraError(f"{self._words} gives no picture")
-        driver_ns = round(self._capture.get(self._cv2.CAP_PROP_POS_MSEC) * 1e6)
-        self.captured_ns = capture_time(driver_ns, asked_ns, monotonic_ns())
-        return flip(picture)
-
-    def close(self) -> None:
-        """Release the device."""
-        self._capture.release()
-
-
 SOURCES: dict[Kind, Callable[[CameraConfig], Source]] = {
     "device": DeviceSource,
     "video": VideoSource,
@@ -192,21 +132,6 @@ SOURCES: dict[Kind, Callable[[CameraConfig], Source]] = {
     "synthetic": SyntheticSource,
     "lerobot": lambda c: LeRobotSource(c.where, c.name, c.start_timeout_s, allow_plain=c.allow_plain),
 }
-
-
-def capture_time(driver_ns: int, asked_ns: int, now_ns: int) -> int:
-    """The driver's time stamp where it is on our clock and of the last second, else when the picture was asked for."""
-    return driver_ns if 0 <= now_ns - driver_ns < NS_PER_S else asked_ns
-
-
-def _opencv(camera: str) -> Any:  # noqa: ANN401 - a module
-    try:
-        import cv2
-    except ImportError as error:
-        absent = isinstance(error, ModuleNotFoundError) and error.name == "cv2"
-        words = "pip install 'trimvla[camera]'" if absent else f"it is installed and cannot be imported: {error}"
-        raise CameraError(f"camera '{camera}': devices and video files need OpenCV: {words}") from error
-    return cv2
 
 
 def start(open_source: Callable[[], Source], name: str, timeout_s: float) -> Source:
@@ -238,11 +163,15 @@ def as_configured(config: CameraConfig, read: np.ndarray) -> np.ndarray:
 
 
 def take(source: Source, name: str, prepare: Prepare = np.ascontiguousarray) -> Frame:
-    """The next picture with its time: the source's own, else when it was asked for, which is never too late."""
+    """The next picture with its time: the source's own, else, where it is made, when it was asked for."""
     asked_ns = monotonic_ns()
     image = prepare(source.read())
-    time_ns = source.captured_ns if isinstance(source, TimedSource) else asked_ns
-    return Frame(camera=name, time_ns=time_ns, image=image, utc_ns=utc_ns())
+    if not isinstance(source, TimedSource):
+        return Frame(camera=name, time_ns=asked_ns, image=image)
+    if source.captured_ns is None:
+        return Frame(camera=name, time_ns=0, image=image, timestamp_source=UNKNOWN_AGE)
+    knower = getattr(source, "timestamp_source", "driver")
+    return Frame(camera=name, time_ns=source.captured_ns, image=image, timestamp_source=knower)
 
 
 def stream(
@@ -254,17 +183,38 @@ def stream(
     *,
     prepare: Prepare = np.ascontiguousarray,
 ) -> None:
-    """Take, publish, keep time, until `stop`. Raises CameraError when the source ends."""
+    """Take, publish, keep time, until `stop`. Raises CameraError when the source ends, or its times do."""
     camera, telemetry = frames.topic.name.rpartition("/")[0], reporter.telemetry
     telemetry.state = "streaming"
-    rate = Rate(hz, sleep=stop.wait)
+    rate, known_ns = Rate(hz, sleep=stop.wait), monotonic_ns()
     while not stop.is_set():
         frame = take(source, camera, prepare)
-        telemetry.time_ns("read", monotonic_ns() - frame.time_ns)
+        note_time(frame, telemetry)
+        known_ns = _check_times(frame, known_ns)
         frames.send(frame)
         telemetry.count("frames_published")
         reporter.beat()
         rate.wait()
+
+
+def note_time(frame: Frame, telemetry: Telemetry) -> None:
+    """Put the frame's age into the report, or that it has none; the beginning of a row of those also into the log."""
+    was_known, telemetry.values["age_known"] = telemetry.values.get("age_known", 1.0), float(frame.age_known)
+    if frame.age_known:
+        telemetry.time_ns("read", monotonic_ns() - frame.time_ns)
+        return
+    telemetry.count("frames_of_unknown_age")
+    if was_known:
+        words = "camera '%s': an image without a usable time stamp; nobody acts on it"
+        limited_log.warning(frame.camera, words, frame.camera)
+
+
+def _check_times(frame: Frame, known_ns: int) -> int:
+    """When a frame last had a known age. Raises CameraError if that is too long ago: a new start may find a clock."""
+    now_ns = monotonic_ns()
+    if not frame.age_known and now_ns - known_ns > to_ns(TIMELESS_S):
+        raise CameraError(f"camera '{frame.camera}': no usable time stamp within {TIMELESS_S:g} s")
+    return now_ns if frame.age_known else known_ns
 
 
 def run(config: CameraConfig, run_dir: Path, stop: threading.Event) -> None:
@@ -272,6 +222,7 @@ def run(config: CameraConfig, run_dir: Path, stop: threading.Event) -> None:
     source = start(lambda: SOURCES[config.kind](config), config.name, config.start_timeout_s)
     frames = Publisher(run_dir, topic(color(config.name), config.hz), config.codec)
     reporter = Reporter(run_dir, Telemetry(f"camera-{config.name}"))
+    reporter.telemetry.values[f"timestamps.{getattr(source, 'timestamp_source', 'host')}"] = 1.0
     try:
         stream(source, frames, config.hz, stop, reporter, prepare=partial(as_configured, config))
     finally:

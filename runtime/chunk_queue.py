@@ -107,34 +107,40 @@ class ChunkQueue:
         kept = [chunk for chunk in self._chunks if not start_ns < chunk.time_ns <= end_ns]
         self._chunks = deque(kept, self._chunks.maxlen)
 
-    def due(self, now_ns: int) -> Due | str:
-        """The action for this moment, or why there is none."""
+    def due(self, tick_ns: int, now_ns: int | None = None) -> Due | str:
+        """The action for this moment, or why there is none.
+
+        Args:
+            tick_ns: the moment that the action is for: it decides the row.
+            now_ns: the moment by which images are as old as they are, where it is another, later one.
+        """
         if not self._chunks:
             return "no chunk yet"
+        now_ns = tick_ns if now_ns is None else now_ns
         young = [chunk for chunk in self._chunks if now_ns - chunk.time_ns <= self._max_age_ns]
         if not young:
             age_ms = (now_ns - self._chunks[-1].time_ns) / NS_PER_MS
             return f"expected a picture of at most {self._config.max_age_s * 1e3:.0f} ms, got one of {age_ms:.0f} ms"
-        rows = [(chunk, row_at(chunk, now_ns, self._actuation_ns)) for chunk in young]
+        rows = [(chunk, row_at(chunk, tick_ns, self._actuation_ns)) for chunk in young]
         voters = [(chunk, row) for chunk, row in rows if 0 <= row < chunk.valid_rows]
         if not voters:
             chunk, row = rows[-1]
             return f"chunk {chunk.sequence} is not due: row {row} of {chunk.valid_rows} valid ones"
         chunk, row = voters[-1]
-        return Due(self._merge(voters, now_ns), chunk, row, len(voters))
+        return Due(self._merge(voters, tick_ns), chunk, row, len(voters))
 
-    def _merge(self, voters: list[tuple[ActionChunk, int]], now_ns: int) -> NDArray[np.float64]:
+    def _merge(self, voters: list[tuple[ActionChunk, int]], tick_ns: int) -> NDArray[np.float64]:
         """What is not finite stays so, for the gate to refuse."""
         predictions = np.array([chunk.actions[row] for chunk, row in voters])
         if len(voters) == 1:
             return predictions[0]
         if self._config.mode == "ensemble":
             return blend(predictions, self._config.alpha)
-        return fade(predictions, [self._progress(chunk, now_ns) for chunk, _ in voters], self._gripper)
+        return fade(predictions, [self._progress(chunk, tick_ns) for chunk, _ in voters], self._gripper)
 
-    def _progress(self, chunk: ActionChunk, now_ns: int) -> float:
+    def _progress(self, chunk: ActionChunk, tick_ns: int) -> float:
         """Of a chunk's taking over, above 0 and up to 1: the first command after it came already moves its way."""
-        waited = (now_ns - self._since[chunk.time_ns]) * chunk.control_hz / NS_PER_S
+        waited = (tick_ns - self._since[chunk.time_ns]) * chunk.control_hz / NS_PER_S
         return min(1.0, (waited + 1.0) / (self._config.blend_s * chunk.control_hz + 1.0))
 
 

@@ -1,6 +1,9 @@
-"""One monotonic clock, and a rate that does not drift. Knows time; not what is done with it.
+"""One clock for every time in messages, its place on the wall clock, and a rate that does not drift.
 
-Every time in messages is `monotonic_ns()`, which all processes of one host share; the wall clock is only for people.
+Every time in messages is `monotonic_ns()`, which all processes of one host share. It never jumps, and it counts on
+while the host is suspended: an image from before a suspend is as old as it is. The wall clock is for people and for
+other hosts; a wall-clock time is always derived from a time of this clock (`wall_ns`), never read in its place.
+Knows time; not what is done with it.
 """
 
 from __future__ import annotations
@@ -13,13 +16,59 @@ from trimvla.runtime.errors import ConfigError
 
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
+TOGETHER_NS = 1_000_000  # clocks that are read within this time of each other were read together
+TRIES = 100  # to read them so: a process that is stopped in between reads them again
 
-monotonic_ns = time.monotonic_ns
+# Linux: `time.monotonic_ns` stands still while the host is suspended. Elsewhere CLOCK_MONOTONIC counts on itself.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-def utc_ns() -> int:
-    """Wall-clock time since 1970 [ns], for labels only: it jumps."""
-    return time.time_ns()
+def monotonic_ns() -> int:
+    """This host's time since its start [ns], suspends included; the time of every message."""
+    return time.clock_gettime_ns(_CLOCK)
+
+
+@dataclass(frozen=True)
+class Instant:
+    """One moment on every clock of this host [ns]."""
+
+    ours: int
+    """`monotonic_ns`."""
+    awake: int
+    """CLOCK_MONOTONIC, which stands still while the host is suspended; drivers stamp with it."""
+    wall: int
+    """Since 1970."""
+
+
+def instant() -> Instant:
+    """This moment, all clocks read together: within 1 ms, also where the process was stopped in between."""
+    took, found = _read_all()
+    for _ in range(TRIES):
+        if took < TOGETHER_NS:
+            break
+        again = _read_all()
+        took, found = min((took, found), again, key=lambda reading: reading[0])
+    return found
+
+
+def _read_all() -> tuple[int, Instant]:
+    """The clocks, and how long it took to read them [ns]."""
+    first = monotonic_ns()
+    awake = time.monotonic_ns()
+    wall = time.time_ns()
+    last = monotonic_ns()
+    return last - first, Instant((first + last) // 2, awake, wall)
+
+
+def wall_offset_ns() -> int:
+    """Wall clock minus `monotonic_ns`, now [ns]. It changes when the wall clock is set."""
+    now = instant()
+    return now.wall - now.ours
+
+
+def wall_ns(time_ns: int) -> int:
+    """A time of `monotonic_ns` on the wall clock, since 1970 [ns], as the clocks stand now; a label."""
+    return time_ns + wall_offset_ns()
 
 
 def seconds(nanoseconds: float) -> float:
@@ -67,18 +116,25 @@ class Rate:
         self._ticks = self._late = self._skipped = self._worst_lag = 0
 
     def wait(self) -> int:
-        """Sleep until the next deadline and return that deadline [ns], the tick's nominal time."""
+        """Sleep until the next deadline and return that deadline [ns], the tick's nominal time.
+
+        It is less than a period ago: what a process that was stopped in its sleep missed is skipped too.
+        """
         self.deadline_ns += self.period_ns
-        behind = self._now() - self.deadline_ns
-        if behind >= self.period_ns:
-            missed = behind // self.period_ns
-            self._skipped += missed
-            self.deadline_ns += missed * self.period_ns
+        self._skip(self._now())
         remaining = self.deadline_ns - self._now()
         if remaining > 0:
             self._sleep(remaining / NS_PER_S)
-        self._note(self._now())
+        now = self._now()
+        self._note(now)
+        self._skip(now)
         return self.deadline_ns
+
+    def _skip(self, now: int) -> None:
+        """Pass over deadlines that are a period or more ago."""
+        missed = max(0, (now - self.deadline_ns) // self.period_ns)
+        self._skipped += missed
+        self.deadline_ns += missed * self.period_ns
 
     def _note(self, now: int) -> None:
         lag = now - self.deadline_ns

@@ -15,8 +15,9 @@ from typing import TypeVar
 import msgspec
 
 from trimvla.runtime.bus import Input, Publisher, Subscriber
-from trimvla.runtime.clock import Rate, monotonic_ns, to_ns
+from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, Rate, monotonic_ns, to_ns
 from trimvla.runtime.controller import ControlConfig, Controller, Decision, Inputs
+from trimvla.runtime.log_limit import LimitedLog
 from trimvla.runtime.messages import ActionChunk, Command, Health, JointState, Operator, Refusal, Task
 from trimvla.runtime.realtime import RealtimeConfig, set_up
 from trimvla.runtime.switches import Words, enabling_switch, missing, stop_button
@@ -25,6 +26,8 @@ from trimvla.runtime.topics import topic
 from trimvla.runtime.traffic import explain
 
 log = logging.getLogger(__name__)
+limited_log = LimitedLog(log)
+REQUEST_S = 1.0  # so old a person's word to arm or reset may be
 Kind = TypeVar("Kind", Task, JointState, ActionChunk, Refusal, Health, Operator)
 WORD_ID = "operator_id"  # value of the report: the operator's last word, where it has a number
 PRESSES = "estop_presses"  # counter of the report: ticks that saw the emergency stop pressed
@@ -38,20 +41,34 @@ class ControlLoop:
     """One tick after the other, over real sockets."""
 
     def __init__(self, config: ControlConfig, inputs: Subscriber, commands: Publisher, telemetry: Telemetry) -> None:
-        self._controller, self._period_s = Controller(config), 1 / config.hz
+        self._controller = Controller(config)
+        self._period_s = 1 / config.hz
         self._inputs, self._commands, self._telemetry = inputs, commands, telemetry
         self._words = Words()
 
     def tick(self, tick_ns: int) -> Decision:
-        """Update, decide, publish. `tick_ns` is the time for which the tick was planned."""
-        begin = monotonic_ns()
+        """Update, decide, publish. `tick_ns` is the time for which the tick was planned; ages are those of now.
+
+        An action that cannot be sent within a period of that moment, because the process was stopped, is not sent.
+        """
+        begin_ns = max(tick_ns, monotonic_ns())
         self._inputs.update()
-        known = read_inputs(self._inputs, self._words)
-        decision = self._explain(self._controller.decide(tick_ns, known))
+        known = read_inputs(self._inputs, self._words, begin_ns)
+        decision = self._explain(self._controller.decide(tick_ns, known, begin_ns))
         self._count_orders(known)
+        decision = self._check_late(decision, begin_ns)
         self._publish(decision)
-        self._telemetry.time_ns("tick", monotonic_ns() - begin)
+        self._telemetry.time_ns("tick", monotonic_ns() - begin_ns)
         return decision
+
+    def _check_late(self, decision: Decision, begin_ns: int) -> Decision:
+        """The decision, or a hold instead of an action that was decided too long ago."""
+        late_ns = monotonic_ns() - begin_ns
+        if decision.command is None or decision.command.kind == "hold" or late_ns <= to_ns(self._period_s):
+            return decision
+        self._telemetry.count("withdrawn")
+        limit = f"expected an action to be sent within {self._period_s * 1e3:.0f} ms"
+        return self._controller.withdraw(begin_ns + late_ns, f"{limit}, got {late_ns / NS_PER_MS:.0f} ms")
 
     def _explain(self, decision: Decision) -> Decision:
         """The decision; where the robot does not move, its reason says what is wrong with the traffic too."""
@@ -101,9 +118,9 @@ class ControlLoop:
                 self._telemetry.time_ns("photon_to_action", age_ns)
 
 
-def read_inputs(inputs: Subscriber, words: Words) -> Inputs:
-    """What the controller may know: nothing from senders that have fallen silent."""
-    requests = words.take(_fresh(inputs["operator"], Operator))
+def read_inputs(inputs: Subscriber, words: Words, now_ns: int) -> Inputs:
+    """What the controller may know: nothing from senders that have fallen silent, no request from long ago."""
+    requests = words.take(word for word in _fresh(inputs["operator"], Operator) if _is_recent(word, now_ns))
     if any(word.request == "reset" for word in requests):
         for name in SWITCHES:
             inputs[name].forget_silent()
@@ -117,6 +134,15 @@ def read_inputs(inputs: Subscriber, words: Words) -> Inputs:
         health=_newest(inputs["health"], Health),
         requests=requests,
     )
+
+
+def _is_recent(word: Operator, now_ns: int) -> bool:
+    """Whether a word still counts: what lets the robot move must not have waited while this process was stopped."""
+    age_s = (now_ns - word.time_ns) / NS_PER_S
+    recent = word.request == "disarm" or age_s <= REQUEST_S
+    if not recent:
+        limited_log.warning("operator", "passed over the operator's '%s': it is %.1f s old", word.request, age_s)
+    return recent
 
 
 def _fresh(source: Input, kind: type[Kind]) -> list[Kind]:

@@ -121,10 +121,14 @@ class Controller:
         self._velocity = self._rest
         self._captured_ns: int | None = None
         self._withdrawn = (0, -1)
+        self._before = (self._last, self._velocity)
+        """Last command and velocity as they were before this tick's decision."""
 
-    def decide(self, now_ns: int, inputs: Inputs) -> Decision:
-        """What to send for the tick that was planned for `now_ns`."""
-        self._follow(now_ns, inputs)
+    def decide(self, tick_ns: int, inputs: Inputs, now_ns: int | None = None) -> Decision:
+        """What to send for the tick that was planned for `tick_ns`; ages are those of `now_ns`, where that is later."""
+        now_ns = tick_ns if now_ns is None else max(tick_ns, now_ns)
+        self._before = (self._last, self._velocity)
+        self._follow(tick_ns, inputs)
         self._reckoner.measure(now_ns, inputs.robot)
         if any(message.request == "reset" for message in inputs.requests):
             self._reckoner.reset()
@@ -137,7 +141,7 @@ class Controller:
         if reason := self._guard.released(now_ns, inputs.deadman) or _missing(inputs.health):
             self._guard.feed("release", reason)
             return self._stay(now_ns)
-        due = self._due(now_ns, inputs.robot)
+        due = self._due(tick_ns, now_ns, inputs.robot)
         if isinstance(due, str) or inputs.robot is None:
             self._guard.lose(_because(now_ns, str(due), inputs.refusal))
             return self._stay(now_ns)
@@ -158,13 +162,19 @@ class Controller:
         self._guard.lose(reason)
         return self._stay(now_ns, np.full_like(self._ramp, np.inf))
 
-    def _follow(self, now_ns: int, inputs: Inputs) -> None:
+    def withdraw(self, now_ns: int, reason: str) -> Decision:
+        """Instead of an action that could not be sent in time: hold, from what was sent before it."""
+        self._last, self._velocity = self._before
+        self._guard.lose(reason)
+        return self._stay(now_ns)
+
+    def _follow(self, tick_ns: int, inputs: Inputs) -> None:
         """The task, and the chunks that serve it."""
         live = inputs.task if inputs.task is not None and inputs.task.active else None
         self._serve(live)
         self._foreign = ""
         if live is not None and inputs.chunk is not None and inputs.chunk.serves(live):
-            self._take(inputs.chunk, now_ns)
+            self._take(inputs.chunk, tick_ns)
         if inputs.refusal is not None and inputs.refusal.since_ns is not None:
             self._withdrawn = (inputs.refusal.since_ns, inputs.refusal.time_ns)
         self._queue.withdraw(*self._withdrawn)
@@ -195,7 +205,7 @@ class Controller:
     def _forget(self) -> None:
         self._last, self._velocity = None, self._rest
 
-    def _due(self, now_ns: int, robot: JointState | None) -> Due | str:
+    def _due(self, tick_ns: int, now_ns: int, robot: JointState | None) -> Due | str:
         """The action for this moment, or why there is none."""
         if robot is None:
             return "robot/state is silent"
@@ -205,7 +215,7 @@ class Controller:
             return f"expected {limit}, got {age_ns / NS_PER_MS:.0f} ms"
         if age_ns < -NS_PER_S / self._config.hz:  # a late tick may know a state from after its planned time
             return f"expected a past time for 'robot/state', got one {-age_ns / NS_PER_MS:.0f} ms ahead"
-        return self._queue.due(now_ns)
+        return self._queue.due(tick_ns, now_ns)
 
     def _act(self, now_ns: int, due: Due, robot: JointState) -> Decision:
         """The gate has the last word."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from trimvla.runtime.clock import monotonic_ns, utc_ns
+from trimvla.runtime.clock import instant, monotonic_ns
 from trimvla.runtime.errors import ObservationError, WireError
 from trimvla.runtime.packing import LazyMap, open_map, pack
 from trimvla.runtime.query import Query, briefly, normalise
@@ -97,7 +97,7 @@ class VlaEval:
 
     def _wrap(self, kind: str, payload: Mapping[str, Any]) -> bytes:
         """An envelope with the number of the message that it answers."""
-        return pack({"type": kind, "payload": payload, "seq": self._seq, "timestamp": utc_ns() / 1e9}, "vla-eval")
+        return pack({"type": kind, "payload": payload, "seq": self._seq, "timestamp": instant().wall / 1e9}, "vla-eval")
 
     def _hello(self, payload: Mapping[Any, Any]) -> dict[str, Any]:
         version = payload.get("protocol_version")

@@ -48,14 +48,15 @@ class Sender:
     def __init__(self) -> None:
         self.message: Message | Frame | None = None
         """The newest."""
-        self.received_ns = 0
+        self.as_of_ns = 0
+        """When that was true, at the latest: it came then, or it says that it is from before and waited on its way."""
         self.arrivals: deque[int] = deque(maxlen=RATE_WINDOW)
 
     def take(self, message: Message | Frame, received_ns: int) -> int:
         """Note its newest message; how many were missed since the one before."""
         missed = 0 if self.message is None else max(0, message.sequence - self.message.sequence - 1)
         self.message = message
-        self.received_ns = received_ns
+        self.as_of_ns = min(received_ns, message.time_ns)
         return missed
 
     def hz(self, now: int) -> float:
@@ -64,8 +65,8 @@ class Sender:
         return (len(self.arrivals) - 1) * NS_PER_S / span if span > 0 else 0.0
 
     def silence_s(self, now: int) -> float:
-        """Time since its newest message came [s]."""
-        return (now - self.received_ns) / NS_PER_S
+        """Age of its newest message [s]."""
+        return (now - self.as_of_ns) / NS_PER_S
 
 
 class Input:
@@ -82,6 +83,8 @@ class Input:
         self.problem = ""
         """Why the last refused delivery was refused."""
         self.received_ns = 0
+        self.as_of_ns = 0
+        """When the newest message was true, at the latest; see `Sender`."""
         self.received = self.refused = self.missed = 0
         """Counts: messages, deliveries that were none, and gaps in the sequence numbers (displaced ones included)."""
         self._senders: dict[int, Sender] = {}
@@ -96,8 +99,8 @@ class Input:
 
     @property
     def silence_s(self) -> float:
-        """Time since the newest message came [s]; infinite before the first."""
-        return (self._now - self.received_ns) / NS_PER_S if self.message is not None else float("inf")
+        """Age of the newest message [s], which may have waited on its way; infinite before the first."""
+        return (self._now - self.as_of_ns) / NS_PER_S if self.message is not None else float("inf")
 
     @property
     def alive(self) -> bool:
@@ -155,6 +158,7 @@ class Input:
         for received_ns, message in sorted(found, key=lambda item: item[0]):
             self.message = message
             self.received_ns = received_ns
+            self.as_of_ns = min(received_ns, message.time_ns)
             self.fresh.append(message)
 
     def _decode(self, batch: Batch) -> list[tuple[int, Message | Frame]]:

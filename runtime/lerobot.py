@@ -7,6 +7,7 @@ exchanged; so do we. Its time stamps are wall-clock seconds and there is no sequ
 from __future__ import annotations
 
 import base64
+import math
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,8 +15,9 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns, utc_ns
+from trimvla.runtime.clock import instant, monotonic_ns, to_ns
 from trimvla.runtime.curve import check_plain
+from trimvla.runtime.driver_clock import PROBES, DriverClock, Stamped, find_clock
 from trimvla.runtime.errors import CameraError, ConfigError, WireError
 from trimvla.runtime.image_codec import decode_image
 from trimvla.runtime.ports import check_endpoint
@@ -57,6 +59,11 @@ def _unpack(text: str) -> NDArray[np.uint8]:
     return decode_image(data, "jpeg")[..., ::-1]
 
 
+def _as_ns(taken_s: float | None) -> int:
+    """Seconds as nanoseconds; 0, which is no time, where there are none."""
+    return to_ns(taken_s) if taken_s is not None and math.isfinite(taken_s) else 0
+
+
 class LeRobotSource:
     """The newest picture of one camera of a LeRobot image server at `tcp://host:port/name`."""
 
@@ -66,7 +73,9 @@ class LeRobotSource:
         self._name = parts.path.strip("/") or camera
         self._words = f"camera '{camera}': '{where}'"
         self._timeout_ns = to_ns(timeout_s)
-        self.captured_ns = 0
+        self.captured_ns: int | None = None
+        self.timestamp_source = "server"
+        self._clock: DriverClock | None = None
         endpoint = f"{parts.scheme}://{parts.netloc}"
         self._socket = zmq.Context.instance().socket(zmq.SUB)
         try:
@@ -81,7 +90,26 @@ class LeRobotSource:
             raise CameraError(f"{self._words}: {error}") from None
 
     def read(self) -> NDArray[np.uint8]:
-        """The next picture; messages that are none are passed over. Raises CameraError where none comes in time."""
+        """The next picture, and when it was taken in `captured_ns`.
+
+        Raises CameraError where none comes in time, and at first where its times are not on this host's wall clock.
+        """
+        if self._clock is None:
+            self._clock = self._find_clock()
+        picture, stamped = self._receive()
+        self.captured_ns = self._clock.to_ours(stamped)
+        return picture
+
+    def _find_clock(self) -> DriverClock:
+        """Over the first pictures, which are passed over."""
+        probes = [self._receive()[1] for _ in range(PROBES)]
+        try:
+            return DriverClock(find_clock(probes, ("wall",)))
+        except CameraError as error:
+            raise CameraError(f"{self._words}: {error}; the hosts' clocks must agree") from None
+
+    def _receive(self) -> tuple[NDArray[np.uint8], Stamped]:
+        """The next picture; messages that are none are passed over."""
         deadline, problem = monotonic_ns() + self._timeout_ns, "nothing came"
         while (left_ns := deadline - monotonic_ns()) > 0:
             if not self._socket.poll(left_ns // 1_000_000):
@@ -91,18 +119,9 @@ class LeRobotSource:
             except WireError as error:
                 problem = str(error)
                 continue
-            self.captured_ns = _captured(taken_s)
-            return picture
+            return picture, Stamped(_as_ns(taken_s), instant())
         raise CameraError(f"{self._words} gives no picture: {problem}")
 
     def close(self) -> None:
         """Disconnect."""
         self._socket.close(0)
-
-
-def _captured(taken_s: float | None) -> int:
-    """Wall-clock seconds on our clock; now where there are none, and the start of time where they make no sense."""
-    if taken_s is None:
-        return monotonic_ns()
-    age_s = utc_ns() / NS_PER_S - taken_s
-    return max(0, monotonic_ns() - to_ns(age_s)) if abs(age_s) < 1e9 else 0

@@ -1,7 +1,9 @@
 """What travels between processes, as frozen types. Knows fields, units and ranges; not how they become bytes.
 
-Times are monotonic nanoseconds of one host (`clock.monotonic_ns`). `time_ns` is when the content was true: a frame's
-capture, a state's reading, a command's sending. Arrays that the robot acts on are float64 tuples; pictures are numpy.
+Times are nanoseconds of one host's clock (`clock.monotonic_ns`). `time_ns` is when the content was true: a frame's
+capture, a state's reading, the sending of a command, or of each repeat of a task. A sign of life
+is as old as that, for messages may wait on their way. Arrays that the robot acts on are float64 tuples; pictures are
+numpy.
 """
 
 from __future__ import annotations
@@ -209,9 +211,17 @@ class Report(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Topic -> why a message on it was last refused, of those that the process subscribes to."""
 
 
+UNKNOWN_AGE = "unknown"  # as a frame's `timestamp_source`
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A picture and when it was taken. `image` is RGB uint8[h, w, 3], contiguous; `utc_ns` is a label for people."""
+    """A picture and when it was taken. `image` is RGB uint8[h, w, 3], contiguous.
+
+    `utc_ns` is `time_ns` on the wall clock, for people and other hosts; its publisher sets it. `timestamp_source` says
+    who knew the time: `host`, `driver`, `read`, `server`, `simulator`, or `unknown`, and then the time is 0 and nobody
+    may act on the picture.
+    """
 
     camera: str
     time_ns: int
@@ -220,3 +230,8 @@ class Frame:
     utc_ns: int = 0
     stream: str = "color"
     timestamp_source: str = "host"
+
+    @property
+    def age_known(self) -> bool:
+        """Whether it is known when the picture was taken."""
+        return self.timestamp_source != UNKNOWN_AGE

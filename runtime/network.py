@@ -2,8 +2,10 @@
 
 The run directory's `network.json` lists them; every other topic is a socket in the run directory. Monotonic clocks of
 two hosts have nothing in common, so what comes from another host carries its sender's wall clock beside its monotonic
-one, and is moved by the difference as it arrives. The hosts' wall clocks must agree (chrony, PTP): by as much as they
-differ, pictures look older or younger than they are, and one that claims the future or is too old is refused.
+one, and is moved by the difference as it arrives. A frame carries its capture on both: the wall-clock one is derived
+from the other (`bus.Publisher`), so that an image that was old when it was sent is as old here. The hosts' wall clocks
+must agree (chrony, PTP): by as much as they differ, pictures look older or younger than they are, and one that claims
+the future or is too old is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from trimvla.runtime.clock import monotonic_ns, utc_ns
+from trimvla.runtime.clock import instant, wall_offset_ns
 from trimvla.runtime.curve import Keys, check_plain
 from trimvla.runtime.errors import ConfigError, WireError
 from trimvla.runtime.messages import Frame, Message
@@ -108,19 +110,20 @@ def far_end(run_dir: Path, name: str) -> Far | None:
 
 def stamp() -> bytes:
     """The last part of a message that crosses hosts: this host's monotonic and wall clock, now."""
-    return msgspec.msgpack.encode((monotonic_ns(), utc_ns()))
+    now = instant()
+    return msgspec.msgpack.encode((now.ours, now.wall))
 
 
 def localise(source: Topic, parts: Sequence[bytes]) -> list[bytes]:
-    """Parts from another host as if they came from this one. What is no message stays as it is, to be refused."""
-    ours = monotonic_ns() - utc_ns()
+    """Parts from another host as if they came from this one. What is no message becomes none, to be refused."""
+    ours = -wall_offset_ns()
     try:
         if source.type is Frame:
             return shift_header(source, parts, ours)
         theirs, utc = msgspec.msgpack.decode(parts[2], type=tuple[Int64, Int64])
         return _shift_message(source, parts[:2], ours - (theirs - utc))
     except (IndexError, ValueError, OverflowError, RecursionError, msgspec.DecodeError, WireError):
-        return list(parts)
+        return [*parts, b""] if len(parts) == 2 else list(parts)  # two alone would pass, with the other host's times
 
 
 def _shift_message(source: Topic, parts: Sequence[bytes], shift: int) -> list[bytes]:

@@ -84,7 +84,7 @@ def join(
 
     Raises:
         ObservationError: no active task, or a part that has never come.
-        StaleError: a part that is too old, is from before the task, or claims to be from the future.
+        StaleError: a part that is too old or of unknown age, is from before the task, or claims to be from the future.
         SkewError: pictures of different moments.
         FrozenError: pictures that are new and show nothing new.
     """
@@ -92,6 +92,8 @@ def join(
         raise ObservationError("no active task")
     seen = {camera: _need(f"{camera}/color", frame) for camera, frame in frames.items()}
     for camera, frame in seen.items():
+        if not frame.age_known:
+            raise StaleError(f"expected a time of capture for '{camera}/color', got an image of unknown age")
         _check_age(f"{camera}/color", frame.time_ns, now_ns, budget.of_camera(camera), task.started_ns)
     oldest = min(seen.values(), key=lambda frame: frame.time_ns)
     _check_set(seen, oldest, now_ns, budget)

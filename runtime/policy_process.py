@@ -123,6 +123,7 @@ class PolicyLoop:
         self._gap_ns = to_ns(JITTER / config.max_hz)
         self.seen_ns = -self._gap_ns
         """Capture of the last picture that was looked at."""
+        self._looked_at: Frame | None = None
         self._failures = FailureStreak()
         self._began_ns = monotonic_ns()
 
@@ -142,10 +143,11 @@ class PolicyLoop:
             self._check_camera(task)
             return False
         stills = self._look()
-        if 0 <= frame.time_ns - self.seen_ns < self._gap_ns:
+        if frame is self._looked_at or (frame.age_known and 0 <= frame.time_ns - self.seen_ns < self._gap_ns):
             self._note_silence(frame, task)
             return False
-        self.seen_ns = frame.time_ns
+        self._looked_at = frame
+        self.seen_ns = frame.time_ns if frame.age_known else self.seen_ns
         self._check_size(frame)
         return self._act(frame, task, stills)
 
@@ -156,7 +158,8 @@ class PolicyLoop:
     def _look(self) -> dict[str, Stills]:
         """For how long every camera's images have shown nothing new."""
         frames = {camera: self._frame(camera) for camera in self._watches}
-        return {name: self._watches[name].look(frame, self._robot()) for name, frame in frames.items() if frame}
+        timed = {camera: frame for camera, frame in frames.items() if frame and frame.age_known}
+        return {camera: self._watches[camera].look(frame, self._robot()) for camera, frame in timed.items()}
 
     def _robot(self) -> JointState | None:
         message = self._inputs["robot/state"].message
@@ -169,7 +172,8 @@ class PolicyLoop:
     def _act(self, frame: Frame, task: Task | None, stills: dict[str, Stills]) -> bool:
         """Judge the picture; think; publish."""
         arrived_ns = self._inputs[self._color].received_ns
-        self._telemetry.time_ns("travel", arrived_ns - frame.time_ns)
+        if frame.age_known:
+            self._telemetry.time_ns("travel", arrived_ns - frame.time_ns)
         self._telemetry.time_ns("pickup", monotonic_ns() - arrived_ns)
         try:
             observation = self._observe(task, stills)

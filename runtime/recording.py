@@ -24,7 +24,7 @@ from mcap.records import Channel, Metadata
 from mcap.records import Message as Record
 
 from trimvla.runtime import foxglove, wire
-from trimvla.runtime.clock import monotonic_ns, utc_ns
+from trimvla.runtime.clock import wall_offset_ns
 from trimvla.runtime.errors import ConfigError, RecordingError, WireError
 from trimvla.runtime.foxglove import CompressedImage, Narrator, Picture, RawImage
 from trimvla.runtime.mcap_records import read_records
@@ -59,7 +59,7 @@ class RecordingWriter:
 
         Raises OSError.
         """
-        self._offset_ns = utc_ns() - monotonic_ns() if offset_ns is None else offset_ns
+        self._offset_ns = wall_offset_ns() if offset_ns is None else offset_ns
         self._writer = mcap.writer.Writer(stream, chunk_size=CHUNK_BYTES)
         self._writer.start(library="trimvla")
         self._writer.add_metadata(FACTS, {**facts, "utc_minus_monotonic_ns": str(self._offset_ns)})

@@ -19,7 +19,7 @@ from PIL import Image
 
 from trimvla.runtime.errors import WireError
 from trimvla.runtime.image_codec import MAX_PIXELS, Kind, decode_image
-from trimvla.runtime.messages import SCHEMA_VERSION, Frame, Message
+from trimvla.runtime.messages import SCHEMA_VERSION, UNKNOWN_AGE, Frame, Message
 from trimvla.runtime.topics import KIB, Topic
 
 Codec = Literal["raw_bgr8", "raw_rgb8", "jpeg", "png"]
@@ -157,12 +157,16 @@ def decode_header(topic: Topic, parts: Sequence[bytes]) -> FrameHeader:
 
 
 def shift_header(topic: Topic, parts: Sequence[bytes], utc_to_monotonic: int) -> list[bytes]:
-    """A frame from another host, its capture put on our clock by its wall-clock time. Raises WireError."""
+    """A frame from another host, its capture put on our clock by its wall-clock time. Raises WireError.
+
+    A wall-clock time from before this host's start, or none, makes it a frame of unknown age.
+    """
     header = decode_header(topic, parts)
     captured_ns = header.captured_utc_ns + utc_to_monotonic
-    if not 0 <= captured_ns < 2**63:
-        raise WireError(f"topic '{topic.name}': expected a time since this host's start for 'captured_utc_ns'")
-    moved = msgspec.structs.replace(header, captured_monotonic_ns=captured_ns)
+    if 0 < captured_ns < 2**63:
+        moved = msgspec.structs.replace(header, captured_monotonic_ns=captured_ns)
+    else:
+        moved = msgspec.structs.replace(header, captured_monotonic_ns=0, timestamp_source=UNKNOWN_AGE)
     return [parts[0], msgspec.json.encode(moved), parts[2]]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trimvla.runtime.bus import Publisher, Subscriber
-from trimvla.runtime.clock import Rate, monotonic_ns, utc_ns
+from trimvla.runtime.clock import Rate, monotonic_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Frame, SimState
 from trimvla.runtime.telemetry import Reporter, Telemetry
@@ -90,4 +90,4 @@ def capture(name: str, renderer: SceneRenderer, state: SimState, telemetry: Tele
     telemetry.time_ns("render", monotonic_ns() - start)
     telemetry.count("frames_published")
     telemetry.state = "streaming"
-    return Frame(camera=name, time_ns=state.time_ns, image=image, utc_ns=utc_ns(), timestamp_source="simulator")
+    return Frame(camera=name, time_ns=state.time_ns, image=image, timestamp_source="simulator")

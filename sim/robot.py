@@ -37,10 +37,13 @@ class RobotConfig:
     """How often it says where it is, at least [Hz]."""
     watchdog_s: float = 1.0
     """Silent for longer, its commander counts as gone, and the robot holds."""
+    stale_s: float = 0.5
+    """A command that was sent longer ago is not obeyed."""
 
     def __post_init__(self) -> None:
-        if self.state_hz <= 0 or self.watchdog_s <= 0:
-            raise ConfigError(f"expected state_hz > 0 and watchdog_s > 0, got {self.state_hz} and {self.watchdog_s}")
+        if not min(self.state_hz, self.watchdog_s, self.stale_s) > 0:
+            numbers = f"{self.state_hz}, {self.watchdog_s} and {self.stale_s}"
+            raise ConfigError(f"expected 'state_hz', 'watchdog_s' and 'stale_s' above 0, got {numbers}")
 
 
 class TabletopRobot:
@@ -73,8 +76,9 @@ class TabletopRobot:
         return True
 
     def obey(self, command: Command, now: int) -> bool:
-        """Step with a command of this episode; False if it is of another or the episode is over."""
-        if not self.ready or command.episode != self.episode or self._done:
+        """Step with a command of this episode; False if it is of another, too old, or the episode is over."""
+        old = now - command.time_ns > to_ns(self._config.stale_s)
+        if not self.ready or command.episode != self.episode or self._done or old:
             return False
         self._advance(np.asarray(command.action, np.float32), now)
         return True
@@ -153,9 +157,9 @@ def act(robot: TabletopRobot, hears: Subscriber, telemetry: Telemetry) -> None:
     if hears["task"].updated and isinstance(task, Task):
         telemetry.count("episodes", robot.follow(task, now))
     for command in hears["command"].fresh:
-        obeyed = isinstance(command, Command) and robot.obey(command, now)
+        obeyed = isinstance(command, Command) and robot.obey(command, monotonic_ns())
         telemetry.count("commands_obeyed" if obeyed else "commands_refused")
-    robot.watch(now)
+    robot.watch(monotonic_ns())
     telemetry.counters["watchdog_holds"] = robot.holds
     telemetry.state = "ready" if robot.ready else "waiting"
 

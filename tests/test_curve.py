@@ -22,9 +22,9 @@ from trimvla.launch.networking import read_network
 from trimvla.launch.record import owners
 from trimvla.runtime import curve, policy_process
 from trimvla.runtime.bus import Publisher, Subscriber
-from trimvla.runtime.clock import monotonic_ns, utc_ns
+from trimvla.runtime.clock import monotonic_ns, wall_ns
 from trimvla.runtime.curve import Keys, check_plain
-from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.errors import ConfigError, WireError
 from trimvla.runtime.messages import ActionChunk, Frame, JointState, Task
 from trimvla.runtime.network import Network, RemoteTopic, install, localise
 from trimvla.runtime.policy_process import PolicyConfig
@@ -213,16 +213,21 @@ def test_a_network_file_is_checked(tmp_path):
 def test_times_of_another_host_are_put_on_our_clock():
     ours, hour = monotonic_ns(), 3600 * 10**9
     there = encode(STATE, JointState(time_ns=5 * hour - 10**9, position=(), gripper=0.0))  # read a second ago
-    clocks = msgspec.msgpack.encode((5 * hour, utc_ns()))
+    clocks = msgspec.msgpack.encode((5 * hour, wall_ns(monotonic_ns())))
     here = decode(STATE, localise(STATE, [*there, clocks]))
     assert abs(here.time_ns - (ours - 10**9)) < 10**9 / 2
     picture = np.zeros((2, 2, 3), np.uint8)
     front = topic("front/color")
-    seen = decode(front, localise(front, encode(front, Frame("front", 7, picture, utc_ns=utc_ns() - 10**9))))
+    label = wall_ns(monotonic_ns()) - 10**9
+    seen = decode(front, localise(front, encode(front, Frame("front", 7, picture, utc_ns=label))))
     assert abs(seen.time_ns - (ours - 10**9)) < 10**9 / 2
     beyond = msgspec.msgpack.encode((0, 2**64 - 1))
-    for wrong in ([*there], [*there, b"\xc1"], [b"x"], [*there, beyond]):  # stay what they are, to be refused
-        assert localise(STATE, wrong) == wrong
+    for wrong in ([*there], [*there, b"\xc1"], [b"x"], [*there, beyond]):
+        with pytest.raises(WireError, match="expected 2 parts"):
+            decode(STATE, localise(STATE, wrong))
+    for label in (0, 1):  # none, and one from before this host's start
+        lost = decode(front, localise(front, encode(front, Frame("front", 7, picture, utc_ns=label))))
+        assert isinstance(lost, Frame) and not lost.age_known and lost.time_ns == 0
 
 
 def test_a_policy_may_be_on_another_host(tmp_path):
@@ -253,7 +258,7 @@ def test_a_policy_may_be_on_another_host(tmp_path):
                 says["robot/state"].send(state())
                 says["task"].send(Task(time_ns=now, episode=1, instruction="red cube", started_ns=began))
                 picture = np.full((16, 16, 3), now % 256, np.uint8)
-                says["front/color"].send(Frame("front", now, picture, utc_ns=utc_ns()))
+                says["front/color"].send(Frame("front", now, picture))
                 hears.update(0.05)
         finally:
             stop.set()

@@ -24,7 +24,7 @@ from tests.test_serving import GROOT, OPENPI, Served
 from tests.tiny_bundle import write_bundle
 from trimvla.runtime import control, policy_process
 from trimvla.runtime.bus import Publisher, Subscriber, endpoint
-from trimvla.runtime.clock import monotonic_ns, utc_ns
+from trimvla.runtime.clock import monotonic_ns, wall_ns
 from trimvla.runtime.control import ControlConfig
 from trimvla.runtime.messages import ActionChunk, Command, Frame, JointState, Message, Report, Task
 from trimvla.runtime.packing import MAX_BYTES, pack
@@ -193,7 +193,7 @@ def frames() -> Iterator[list[bytes]]:
     front, picture = topic("front/color"), np.zeros((480, 640, 3), np.uint8)
     for number in itertools.count():
         picture[0, 0] = number % 256
-        name, header, payload = encode(front, Frame("front", monotonic_ns(), picture, number, utc_ns()))
+        name, header, payload = encode(front, Frame("front", monotonic_ns(), picture, number, wall_ns(monotonic_ns())))
         yield [name, header, payload]
         yield [name, header[:-5], payload]
         yield [name, header, payload[:-1]]

@@ -20,7 +20,7 @@ from tests import attack
 from trimvla.runtime import camera
 from trimvla.runtime.bus import Subscriber
 from trimvla.runtime.camera import CameraConfig
-from trimvla.runtime.clock import monotonic_ns, utc_ns
+from trimvla.runtime.clock import monotonic_ns, wall_ns
 from trimvla.runtime.errors import CameraError, WireError
 from trimvla.runtime.lerobot import LeRobotSource, decode
 from trimvla.runtime.messages import Frame
@@ -58,7 +58,7 @@ def test_its_pictures_arrive_with_their_colours_and_times(tmp_path, server):
             for text in itertools.cycle(
                 [b"", b"{}", b'{"images": {"head_camera": "not base64"}}', b"\xff" * 100, None]
             ):
-                out.send(text if text is not None else message(utc_ns() / 1e9 - 0.2))
+                out.send(text if text is not None else message(wall_ns(monotonic_ns()) / 1e9 - 0.2))
                 inputs.update(0.02)
                 if inputs["front/color"].message is not None:
                     break

@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from trimvla.runtime.bus import MOST_PARTS, WINDOW_NS, Input, Publisher, Subscriber, endpoint
-from trimvla.runtime.clock import NS_PER_S, Rate
+from trimvla.runtime.clock import NS_PER_S, Rate, monotonic_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inputs import Batch, Delivery
 from trimvla.runtime.lines import Line
@@ -25,7 +25,7 @@ STATE, COMMAND, FRONT = topic("robot/state"), topic("command"), topic("front/col
 
 
 def state(gripper: float = 1.0) -> JointState:
-    return JointState(time_ns=1, position=(0.0, 0.1), gripper=gripper)
+    return JointState(time_ns=monotonic_ns(), position=(0.0, 0.1), gripper=gripper)
 
 
 def command(value: float) -> Command:
@@ -159,8 +159,9 @@ def test_a_flood_is_taken_in_small_parts_and_others_are_heard(tmp_path, subscrib
 def test_freshness_follows_the_clock():
     told, second = Input(STATE), NS_PER_S
 
-    def deliver(sequence: int, at: float) -> None:
-        parts = encode(STATE, JointState(sequence=sequence, time_ns=1, position=(), gripper=0.0))
+    def deliver(sequence: int, at: float, true_at: float | None = None) -> None:
+        time_ns = round((at if true_at is None else true_at) * second)
+        parts = encode(STATE, JointState(sequence=sequence, time_ns=time_ns, position=(), gripper=0.0))
         told.take([Batch([Delivery(round(at * second), parts)], [round(at * second)])], round(at * second))
 
     for number in range(10):
@@ -172,6 +173,11 @@ def test_freshness_follows_the_clock():
     assert told.alive and not told.rate_ok and not told.updated
     told.take([], round(2.1 * second))
     assert not told.alive and told.silence_s == pytest.approx(0.6)
+    deliver(15, 2.2, true_at=1.6)
+    assert told.updated and not told.alive and told.silent, "a message that waited on its way is no sign of life"
+    deliver(16, 2.3, true_at=9.0)
+    told.take([], round(2.9 * second))
+    assert not told.alive and told.silent, "a time ahead makes no message younger than its arrival"
 
 
 def test_closing_leaves_no_socket_file_and_no_thread(tmp_path):
@@ -230,3 +236,10 @@ def test_a_rate_does_not_drift_and_counts_what_it_missed():
     assert rate.wait() == 10_400_000_000
     with pytest.raises(ConfigError, match="'hz'"):
         Rate(0)
+
+
+def test_a_rate_that_was_stopped_in_its_sleep_skips_what_it_missed():
+    clock = FakeTime()
+    rate = Rate(10, clock.now, lambda duration_s: clock.sleep(duration_s + 2.03))
+    assert rate.wait() == 2_100_000_000 and clock.now() == 2_131_000_000
+    assert (rate.report().skipped, rate.report().late, rate.report().worst_lag_ms) == (20, 1, pytest.approx(2031))

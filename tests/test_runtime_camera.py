@@ -12,7 +12,7 @@ from PIL import Image
 
 from trimvla.runtime import camera
 from trimvla.runtime.bus import Subscriber
-from trimvla.runtime.camera import CameraConfig, ImageSource, SyntheticSource, capture_time, start, take
+from trimvla.runtime.camera import CameraConfig, ImageSource, SyntheticSource, start, take
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import CameraError, ConfigError
 from trimvla.runtime.messages import Frame, Report
@@ -99,13 +99,6 @@ def test_a_frame_is_never_younger_than_its_picture():
     assert before <= frame.time_ns <= monotonic_ns() and frame.image.shape == (24, 32, 3)
     source.captured_ns = 17  # type: ignore[attr-defined]
     assert take(source, "front").time_ns == 17
-
-
-def test_a_driver_is_believed_only_on_our_clock():
-    second = 1_000_000_000
-    assert capture_time(9 * second + 900, 9 * second, 10 * second) == 9 * second + 900
-    assert capture_time(0, 9 * second, 10 * second) == 9 * second
-    assert capture_time(11 * second, 9 * second, 10 * second) == 9 * second
 
 
 @pytest.mark.parametrize(

@@ -404,7 +404,7 @@ def policy_loop(run_dir: Path, policy: Policy, config: PolicyConfig) -> Iterator
 def step_with(loop: PolicyLoop, frames: Publisher, tasks: Publisher, task: Task, time_ns: int) -> bool:
     """Send until the frame has come; whether a chunk was made of it."""
     for _ in range(100):
-        tasks.send(task)
+        tasks.send(msgspec.structs.replace(task, time_ns=monotonic_ns()))
         frames.send(Frame("front", time_ns, np.zeros((4, 4, 3), np.uint8)))
         time.sleep(0.005)
         if loop.step():

@@ -28,8 +28,8 @@ def task(episode: int = 1, seed: int = 3, time_ns: int = 0) -> Task:
     return Task(time_ns=time_ns, episode=episode, instruction="any", started_ns=time_ns, seed=seed)
 
 
-def command(action: tuple[float, ...] = STAY, episode: int = 1) -> Command:
-    return Command(time_ns=0, episode=episode, kind="action", action=action)
+def command(action: tuple[float, ...] = STAY, episode: int = 1, time_ns: int = 0) -> Command:
+    return Command(time_ns=time_ns, episode=episode, kind="action", action=action)
 
 
 @pytest.fixture
@@ -50,6 +50,13 @@ def test_the_table_is_that_of_the_seed(table: TabletopRobot) -> None:
     env.reset(seed=11)
     assert table.messages(0)[2].instruction == env.instruction
     env.close()
+
+
+def test_a_command_that_waited_on_its_way_is_not_obeyed(table: TabletopRobot) -> None:
+    table.follow(task(), 0)
+    assert table.obey(command(UP), 500_000_000)
+    assert not table.obey(command(UP), 500_000_001)
+    assert table.messages(0)[1].step == 1
 
 
 def test_a_repeated_task_changes_nothing(table: TabletopRobot) -> None:
@@ -145,7 +152,7 @@ def test_from_task_to_picture_and_from_command_to_step(running: Path) -> None:
         assert frame.image.shape == (128, 128, 3)
         assert frame.time_ns <= monotonic_ns()
         assert state.step == 0
-        commands.send(command(UP))
+        commands.send(command(UP, time_ns=monotonic_ns()))
         assert until(hears, lambda: isinstance(e := hears["episode"].message, Episode) and e.step == 1)
 
 
