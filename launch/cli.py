@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 from trimvla.launch.extras import install, missing_module
 from trimvla.launch.outputs import check_outputs
 from trimvla.launch.printable import printable, printable_lines
-from trimvla.launch.rendering import choose_renderer
 from trimvla.runtime.errors import TrimvlaError
 
 
@@ -105,6 +104,8 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
     as_json = "--json" in argv
     try:
         if verb.renders:
+            from trimvla.sim.rendering import choose_renderer
+
             choose_renderer()
         module = importlib.import_module(verb.module)
         args = parse(module, verb, argv)

@@ -147,6 +147,19 @@ def draw(told: Result, args: Args) -> None:
         draw_verbs(told["by_verb"], args.out / "picture.png", f"{told['bundle']} on {args.task}")
 
 
+def film_names(roles: Sequence[str]) -> dict[str, str]:
+    """Role -> the first part of its films' names: the last part of a bundle's path, numbered where that is taken."""
+    names: dict[str, str] = {}
+    for role in roles:
+        name = base = Path(role).name
+        number = 1
+        while name in names.values():
+            number += 1
+            name = f"{base}-{number}"
+        names[role] = name
+    return names
+
+
 def film(args: Args, match: Match, rounds: Mapping[Deal, Round], places: Sequence[int]) -> None:
     """Play the chosen episodes once more, in the first condition, and film them; an outcome that changed is told."""
     from trimvla.launch.video import Clip, write
@@ -155,6 +168,7 @@ def film(args: Args, match: Match, rounds: Mapping[Deal, Round], places: Sequenc
 
     assert args.out is not None
     condition = match.conditions[0]
+    names = film_names(list(args.names))
     with closing(make_task(match.setting.task)) as task, match.players() as players:
         for place in places:
             if place >= len(match.seeds):
@@ -172,4 +186,4 @@ def film(args: Args, match: Match, rounds: Mapping[Deal, Round], places: Sequenc
                 if outcome != rounds[condition, seed][role]:
                     log.warning("seed %d of %s ended otherwise when it was filmed: %s", seed, role, outcome)
                 clip = Clip(pictures, outcome.instruction, outcome.success)
-                write(args.out / f"{Path(role).name}-{seed}.mp4", [clip], task.control_hz)
+                write(args.out / f"{names[role]}-{seed}.mp4", [clip], task.control_hz)

@@ -84,7 +84,7 @@ class Args(Options):
     """What runs the bundle."""
 
     provider: str | None = None
-    """An ONNX Runtime provider, such as cuda or openvino."""
+    """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the CPU)."""
 
     threads: int = 0
     """Of the backend; 0 takes all cores."""

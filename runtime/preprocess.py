@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trimvla.runtime.action_statistics import MIN_SPREAD, ActionStatistics
 from trimvla.runtime.errors import ObservationError, PromptError, SpecError
 from trimvla.runtime.manifest import PromptSpec
-from trimvla.runtime.specs import ArraySpec
+from trimvla.runtime.specs import ArraySpec, describe
 from trimvla.runtime.tokenizer_file import load_tokenizer
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Prompter:
 
     def __init__(self, tokenizer: Tokenizer, spec: PromptSpec) -> None:
         self._tokenizer, self._spec = tokenizer, spec
-        self.ids = lru_cache(CACHED_PROMPTS)(self._ids)
+        self._cached_ids = lru_cache(CACHED_PROMPTS)(self._ids)
 
     @classmethod
     def load(cls, tokenizer_json: Path, spec: PromptSpec) -> Prompter:
@@ -67,12 +67,16 @@ class Prompter:
 
     def tokens(self, instruction: str) -> list[int]:
         """BOS, the filled template without its trailing space, the suffix; not padded. PromptError if empty."""
-        if not instruction.strip():
+        if not check_instruction(instruction).strip():
             raise PromptError(f"expected an instruction, got {instruction!r}")
         spec = self._spec
         text = spec.template.replace("{instruction}", instruction.lower() if spec.lowercase else instruction)
         ids = self._tokenizer.encode(text.rstrip(" "), add_special_tokens=False).ids
         return [spec.bos_id, *ids, *spec.suffix_ids]
+
+    def ids(self, instruction: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See `_ids`; the same arrays for the same instruction. PromptError also where it is no text."""
+        return self._cached_ids(check_instruction(instruction))
 
     def _ids(self, instruction: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """What the language stage takes: `input_ids` int64[1, L], `last` int64[1]; read-only.
@@ -89,6 +93,23 @@ class Prompter:
         padded[0, : len(ids)] = ids
         padded.setflags(write=False)
         return padded, np.array([len(ids) - 1], np.int64)
+
+
+def check_instruction(instruction: object) -> str:
+    """An instruction that is text. Raises PromptError, which names the field, for anything else."""
+    if not isinstance(instruction, str):
+        raise PromptError(f"expected text for 'instruction', got {_kind(instruction)}")
+    try:
+        instruction.encode()
+    except UnicodeEncodeError:
+        raise PromptError(f"expected text in Unicode for 'instruction', got {instruction[:80]!a}") from None
+    return instruction
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return describe(value.dtype.name, value.shape)
+    return type(value).__name__
 
 
 def binarise(sample: NDArray[np.float32], gripper: Sequence[int] = (6,)) -> NDArray[np.float32]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import cv2
 import gymnasium as gym
-import mujoco
 import numpy as np
 
 from trimvla.sim.expert import State, is_done, limit_tool
+from trimvla.sim.physics import mujoco
 from trimvla.sim.scene import Goal, Scene, other_goal, sample_scene
 from trimvla.sim.tabletop_model import FINGER_TRAVEL, TabletopRenderer, apply_scene, build_model
 

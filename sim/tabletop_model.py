@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-import mujoco
 import numpy as np
 
+from trimvla.sim.physics import check_can_render, mujoco
 from trimvla.sim.scene import COLORS, HALF_HEIGHT, THICKNESS, Item, Look, Scene
 
 OBJECT_SLOTS, TARGET_SLOTS = 4, 2
@@ -210,7 +210,8 @@ class TabletopRenderer:
         apply_scene(self.model, self.data, scene if isinstance(scene, Scene) else Scene.from_dict(scene))
 
     def render(self, qpos: np.ndarray, camera: str = "front", height: int = 128, width: int = 128) -> np.ndarray:
-        """uint8[height, width, 3] RGB of the state `qpos` float64[nq]."""
+        """uint8[height, width, 3] RGB of the state `qpos` float64[nq]. ConfigError where OpenGL cannot draw."""
+        check_can_render()
         self.data.qpos[:] = qpos
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from trimvla.launch.rendering import choose_renderer
 from trimvla.runtime.chain import HostChain
+from trimvla.sim.rendering import choose_renderer
 
 choose_renderer()  # before anything imports mujoco
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trimvla.launch.rendering import choose_renderer
+from trimvla.sim.rendering import choose_renderer
 
 choose_renderer()  # before anything imports mujoco
 

@@ -19,8 +19,8 @@ import pytest
 from trimvla.launch import cli
 from trimvla.launch.extras import BROUGHT_BY
 from trimvla.launch.options import Options
-from trimvla.launch.rendering import choose_renderer
 from trimvla.runtime.errors import BundleError
+from trimvla.sim.rendering import choose_renderer
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from tests import tiny_bundle
 from trimvla.launch import cli
 from trimvla.launch.evaluate import prepare
 from trimvla.launch.evaluate_options import Args, Chunks
-from trimvla.launch.evaluate_report import sentence
+from trimvla.launch.evaluate_report import film_names, sentence
 from trimvla.runtime import manifest as bundles
 
 ALONE = {
@@ -202,6 +203,24 @@ def test_a_ladder_over_latencies_and_a_film(
     assert {path.name for path in out.glob("*.mp4")} == {"candidate-1000.mp4", "second-1000.mp4"}
     assert "success against latency" in card
     assert "ended otherwise" not in card
+
+
+def test_films_of_rungs_with_one_base_name_are_all_kept(
+    pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rungs = [tmp_path / part / "rung" for part in ("one", "other")]
+    for rung in rungs:
+        shutil.copytree(pair[1], rung)
+    words = ("--rungs", str(rungs[0]), "--rungs", str(rungs[1]), "--episodes", "1", "--execute", "16")
+    out = tmp_path / "out"
+    status, told, _ = evaluate(capsys, pair[0], *words, "--workers", "1", "--out", str(out), "--film", "0")
+    assert status == 0, told
+    assert {path.name for path in out.glob("*.mp4")} == {"candidate-1000.mp4", "rung-1000.mp4", "rung-2-1000.mp4"}
+
+
+def test_no_two_roles_share_a_films_name() -> None:
+    names = film_names(["reference", "candidate", "a/x", "b/x", "x-2", "c/candidate"])
+    assert list(names.values()) == ["reference", "candidate", "x", "x-2", "x-2-2", "candidate-2"]
 
 
 @pytest.mark.parametrize(

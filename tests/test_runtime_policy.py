@@ -80,6 +80,8 @@ def test_padding_changes_nothing(policy: Policy, tmp_path: Path) -> None:
 def test_refusals_name_the_field(policy: Policy) -> None:
     with pytest.raises(ObservationError, match=r"expected uint8\[\?, \?, 3\] for 'image', got float64\[20, 30, 3\]"):
         policy.infer(PICTURE.astype(np.float64), "pick up the cube")
+    with pytest.raises(PromptError, match=r"expected text for 'instruction', got str\d+\[1\]"):
+        policy.infer(PICTURE, np.array(["pick up the cube"]))  # type: ignore[arg-type]
     with pytest.raises(PromptError, match="expected an instruction"):
         policy.infer(PICTURE, "")
     with pytest.raises(PromptError, match="expected at most 16 tokens"):

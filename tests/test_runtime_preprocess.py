@@ -141,3 +141,21 @@ def test_wrong_statistics_are_refused(tmp_path: Path, text: str, message: str) -
     path.write_text(text)
     with pytest.raises(BundleError, match=message):
         load_statistics(path, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("instruction", "got"),
+    [
+        (np.array(["pick up"]), r"str\d+\[1\]"),
+        (np.zeros((2, 3), np.float32), r"float32\[2, 3\]"),
+        (b"pick up", "bytes"),
+        (None, "NoneType"),
+        (["pick up"], "list"),
+        (3, "int"),
+        ("pick \udcff up", "Unicode"),
+    ],
+)
+def test_an_instruction_that_is_no_text_names_the_field(prompter: Prompter, instruction: object, got: str) -> None:
+    for call in (prompter.ids, prompter.tokens):
+        with pytest.raises(PromptError, match=rf"'instruction'.*{got}|{got}.*'instruction'"):
+            call(instruction)  # type: ignore[arg-type]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -199,3 +203,53 @@ def test_points_project_onto_the_picture(env: TabletopEnv) -> None:
         x, y = project(np.array([[target.x, target.y, 0.005]]), scene.look)[0] * 128
         pixel = picture[int(y), int(x)]
         assert pixel.max() - pixel.min() > 60, f"{target.name} at {x:.0f}, {y:.0f} is grey: {pixel}"
+
+
+def in_a_process(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Python without the renderer that this test process has chosen."""
+    chosen = ("MUJOCO_GL", "DISPLAY", "PYOPENGL_PLATFORM")
+    bare = {name: value for name, value in os.environ.items() if name not in chosen}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=bare | environ, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_plain_python_needs_no_renderer_chosen() -> None:
+    code = "from trimvla.sim.tabletop import TabletopEnv; print(TabletopEnv().reset(seed=1)[0]['image'].mean())"
+    done = in_a_process(code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) > 0
+
+
+@pytest.mark.parametrize(
+    ("first", "environ"), [("import mujoco", {}), ("", {"MUJOCO_GL": "glfw"})], ids=["mujoco first", "a window"]
+)
+def test_a_window_without_a_display_is_one_error(first: str, environ: dict[str, str]) -> None:
+    draw = "from trimvla.sim.tabletop import TabletopEnv\nTabletopEnv().reset(seed=1)"
+    done = in_a_process(f"{first}\n{draw}", **environ)
+    assert done.returncode == 1, "an abort ends with a signal"
+    assert "ConfigError: expected a display, or MUJOCO_GL=egl" in done.stderr
+
+
+VECTOR = """
+import gymnasium as gym
+from trimvla.sim.tabletop import TabletopEnv
+def main(context):
+    first = TabletopEnv()
+    first.reset(seed=1)  # a picture in the parent
+    envs = gym.vector.AsyncVectorEnv([TabletopEnv] * 2, context=context)
+    print(envs.reset(seed=3)[0]["image"].shape)
+    envs.close()
+"""
+
+
+def test_a_vector_environment_that_was_forked_after_a_picture_is_refused() -> None:
+    done = in_a_process(VECTOR + "main('fork')")
+    assert done.returncode == 1
+    assert "ConfigError: expected a process that was not forked after a picture was drawn" in done.stderr
+
+
+def test_a_spawned_vector_environment_draws(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(VECTOR + "if __name__ == '__main__':\n    main('spawn')\n")
+    done = in_a_process(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')")
+    assert done.stdout.strip() == "(2, 128, 128, 3)", done.stderr[-2000:]

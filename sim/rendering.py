@@ -1,6 +1,6 @@
 """Which OpenGL the simulator renders with. The one place that sets an environment variable, because MuJoCo reads one.
 
-Must be called before `mujoco` is imported; child processes inherit the choice.
+Must be called before `mujoco` is imported, as `sim.physics` does; child processes inherit the choice.
 """
 
 from __future__ import annotations
