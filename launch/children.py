@@ -123,10 +123,15 @@ class Post:
         self.started_ns, self._killed_for = monotonic_ns(), ""
         self.child = Child(self.program.name, self.program.command, self._log)
 
-    def hear(self, said: Report | None, silence_s: float) -> None:
-        """Take the newest report: it is ready, or hangs and is killed."""
+    def hear(self, said: Report | None, silence_s: float, awake_ns: int = 0) -> None:
+        """Take the newest report: it is ready, or hangs and is killed.
+
+        `awake_ns`: since when somebody looks all the time; of the time before, nothing is known.
+        """
         if self.child is None or self._killed_for:
             return
+        now_ns = monotonic_ns()
+        silence_s = min(silence_s, (now_ns - awake_ns) / NS_PER_S)
         own = said if said is not None and said.time_ns >= self.started_ns else None
         doing = f": {own.reason}" if own is not None and own.reason else ""
         if own is not None and own.state != "starting":
@@ -134,7 +139,7 @@ class Post:
                 self.ready, self._ever_ready, self.lost = True, True, ""
             if silence_s > self.program.silent_s:
                 self._kill(f"has not reported for {silence_s:.1f} s{doing}")
-        elif not self.ready and monotonic_ns() - self.started_ns > self.program.start_s * NS_PER_S:
+        elif not self.ready and now_ns - max(self.started_ns, awake_ns) > self.program.start_s * NS_PER_S:
             self._kill(f"was not ready within {self.program.start_s:g} s{doing}")
 
     def _kill(self, why: str) -> None:

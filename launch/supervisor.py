@@ -23,13 +23,14 @@ from trimvla.launch.children import GRACE_S, Child, Post, Program
 from trimvla.launch.run_dirs import lock
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.claim import sweep
-from trimvla.runtime.clock import monotonic_ns
+from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import TrimvlaError
 from trimvla.runtime.messages import Health, Report
 from trimvla.runtime.topics import report, topic
 
 log = logging.getLogger(__name__)
 HEALTH_PERIOD_S = 0.2
+AWAY_S = 1.0  # between two looks: nobody counts as silent for the time in which nobody looked
 TRIM_PERIOD_S = 1.0  # between two looks at how long the logs are
 
 
@@ -49,6 +50,8 @@ class Supervisor:
         self._order: int | None = None
         self._said_s, self._said = 0.0, ""
         self._trimmed_s = 0.0
+        self._looked_ns = self._awake_ns = 0
+        """When it last looked, and since when it has looked all the time."""
         self._lock: BinaryIO | None = None
 
     @property
@@ -141,11 +144,16 @@ class Supervisor:
                 self.posts[-1].start()
 
     def _listen(self) -> None:
+        """Take in the reports. Who did not look for a while was stopped, or the host was suspended: all begin anew."""
+        now_ns = monotonic_ns()
+        if now_ns - self._looked_ns > to_ns(AWAY_S):
+            self._awake_ns = now_ns
+        self._looked_ns = now_ns
         self._hears.update()
         for post in self.posts:
             if post.program.report:
                 heard = self._hears[report(post.program.report)]
-                post.hear(heard.message if isinstance(heard.message, Report) else None, heard.silence_s)
+                post.hear(heard.message if isinstance(heard.message, Report) else None, heard.silence_s, self._awake_ns)
 
     def _lose(self, post: Post, text: str) -> None:
         """A child has ended: the robot first, then what is to be done about it."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -211,6 +215,47 @@ def test_a_pixel_format_is_read_back(tmp_path, device, caplog):
 def test_settings_of_devices_are_checked(fields, words):
     with pytest.raises(ConfigError, match=words):
         CameraConfig(**fields)
+
+
+HOUR_AHEAD = ("unshare", "--user", "--map-root-user", "--time", "--boottime", "3600", "--fork")
+PUBLISH = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from trimvla.runtime.bus import Publisher
+from trimvla.runtime.clock import monotonic_ns
+from trimvla.runtime.messages import Frame
+from trimvla.runtime.topics import topic
+with Publisher(Path(sys.argv[1]), topic("front/color")) as frames:
+    while True:
+        frames.send(Frame("front", monotonic_ns(), np.zeros((4, 4, 3), np.uint8)))
+        time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize("suspended", [False, True])
+def test_the_clock_counts_on_while_the_host_is_suspended(tmp_path, suspended):
+    """A publisher whose time since start is an hour ahead, as after a suspend of the others: CLOCK_MONOTONIC agrees."""
+    if subprocess.run([*HOUR_AHEAD, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("needs time namespaces")
+    command = [*(HOUR_AHEAD if suspended else ()), sys.executable, "-c", PUBLISH, str(tmp_path)]
+    process = subprocess.Popen(command)
+    try:
+        with Subscriber(tmp_path, [topic("front/color")]) as receives:
+            assert receives.wait_for("front/color", 30)
+            frame = receives["front/color"].message
+    finally:
+        for child in children_of(process.pid):
+            os.kill(child, signal.SIGKILL)
+        process.kill()
+        process.wait()
+    assert isinstance(frame, Frame)
+    assert judge(frame) == "" if not suspended else "got one 3" in judge(frame) and "ms ahead" in judge(frame)
+
+
+def children_of(pid: int) -> list[int]:
+    """What `unshare --fork` started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def read_at(ours_s: float, suspended_s: float = 0.0, wall_s: float = 1e9) -> Instant:

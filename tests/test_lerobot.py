@@ -148,3 +148,54 @@ def test_what_would_cost_time_or_memory_is_refused_at_once(name, raw):
     finally:
         tracemalloc.stop()
     assert time.monotonic() - began < 5.0
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "words"),
+    [(3600.0, "got -3.* s behind wall; the hosts' clocks must agree"), (-20.0, "got 2.* behind wall"), (None, "rise")],
+    ids=["ahead", "behind", "none"],
+)
+def test_a_server_whose_clock_is_not_ours_does_not_start(server, ahead_s, words):
+    """Nor does one that does not say when its images were taken: now is not when."""
+    out, where = server
+    stop = threading.Event()
+
+    def publish() -> None:
+        while not stop.wait(0.01):
+            out.send(message(None if ahead_s is None else wall_ns(monotonic_ns()) / 1e9 + ahead_s))
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    source = LeRobotSource(where, "front", 20.0)
+    try:
+        with pytest.raises(CameraError, match=f"'front'.*expected time stamps.*{words}"):
+            source.read()
+    finally:
+        stop.set()
+        thread.join()
+        source.close()
+
+
+@pytest.mark.parametrize("old_s", [0.05, 0.9, 2.0, 5.0])
+def test_an_old_image_of_a_server_stays_old_and_one_without_a_time_has_no_age(server, old_s):
+    out, where = server
+    stop, timed = threading.Event(), threading.Event()
+    timed.set()
+
+    def publish() -> None:
+        while not stop.wait(0.01):
+            out.send(message(wall_ns(monotonic_ns()) / 1e9 - old_s if timed.is_set() else None))
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    source = LeRobotSource(where, "front", 20.0)
+    try:
+        frame = camera.take(source, "front")
+        age_s = (monotonic_ns() - frame.time_ns) / 1e9
+        assert old_s <= age_s + 0.002 and age_s < old_s + 10 and frame.timestamp_source == "server"
+        timed.clear()
+        assert any(not camera.take(source, "front").age_known for _ in range(20))
+    finally:
+        stop.set()
+        thread.join()
+        source.close()

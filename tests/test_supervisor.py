@@ -17,8 +17,9 @@ from trimvla.launch import children, log_files
 from trimvla.launch.children import Program
 from trimvla.launch.supervisor import ProcessEndedError, Supervisor
 from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Health
+from trimvla.runtime.messages import Health, Report
 from trimvla.runtime.topics import topic
 
 OBEDIENT = "from trimvla.launch.signals import stop_event; print('up', flush=True); stop_event(True).wait()"
@@ -328,3 +329,35 @@ def _handles(pid: int, number: int) -> bool:
     rows = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     caught = int(rows["SigCgt"], 16)
     return bool(caught >> (signal.SIGTERM - 1) & 1) and bool(caught >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("state", ["starting", "up"])
+def test_nobody_counts_as_silent_for_a_time_in_which_nobody_looked(tmp_path: Path, state: str) -> None:
+    """The supervisor was stopped, or the host suspended: its processes were too, and they are well."""
+    post = children.Post(Program("policy", python("import time; time.sleep(60)"), silent_s=5.0, start_s=5.0), tmp_path)
+    post.ready = False
+    post.start()
+    try:
+        hour = 3600 * 10**9
+        post.started_ns -= hour
+        said = Report(time_ns=post.started_ns, process="policy", state=state)
+        post.hear(said, 3600.0, awake_ns=monotonic_ns())
+        assert post.child is not None and post.child.status() is None and not post.lost
+        post.hear(said, 3600.0, awake_ns=monotonic_ns() - 6 * 10**9)
+        assert "not reported for 6" in post.lost or "not ready within 5" in post.lost
+    finally:
+        if post.child is not None:
+            post.child.kill()
+
+
+def test_a_stopped_supervisor_kills_nobody_when_it_goes_on(tmp_path: Path) -> None:
+    with Supervisor([reporting(tmp_path, "policy", silent_s=1.5)], tmp_path) as group:
+        assert checked(group, lambda: all(post.ready for post in group.posts))
+        pids = [child.pid for child in group.children]
+        os.kill(pids[0], signal.SIGSTOP)  # and so is the process, as in a suspend
+        time.sleep(2.5)  # and the supervisor does not look
+        group.check()
+        os.kill(pids[0], signal.SIGCONT)
+        end = time.monotonic() + 3
+        assert checked(group, lambda: time.monotonic() > end)
+        assert [child.pid for child in group.children] == pids
