@@ -29,7 +29,7 @@ from trimvla.export.inputs import (
 from trimvla.export.precision import convert, precision_named
 from trimvla.export.stages import Stage, prompt_spec, stage_spec, stages_under
 from trimvla.export.to_onnx import export_stage
-from trimvla.export.verify import parity, proof_runners
+from trimvla.export.verify import closing_all, parity, proof_runners
 from trimvla.policies.calibrate import Calibration
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
@@ -147,8 +147,8 @@ def prove(policy: CogAct, manifest: Manifest, directory: Path) -> Manifest:
     Raises:
         BundleError: a boundary differs by more than its tolerance.
     """
-    runners = proof_runners(directory, manifest)
-    result = parity(policy, runners, samples=PARITY_SAMPLES, seed=0, precision=manifest.precision)
+    with closing_all(proof_runners(directory, manifest)) as runners:
+        result = parity(policy, runners, samples=PARITY_SAMPLES, seed=0, precision=manifest.precision)
     if not result["ok"]:
         worst = "; ".join(f"{failure['group']}: {failure['reason']}" for failure in result["failed"][:3])
         raise BundleError(f"bundle '{manifest.name}' differs from torch: {worst}")

@@ -8,6 +8,7 @@ widths compute and that weights land where they belong; the whole graphs are rea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -130,10 +131,9 @@ def _run(
     path: Path, cfg: PolicyConfig, plan: Plan, stage: Stage, samples: Mapping[str, Mapping[str, Tensor]]
 ) -> Iterator[tuple[str, Arrays]]:
     """Every sample through the graph."""
-    runner = create("onnxruntime", path, stage_spec(cfg, stage, path.name, plan))
-    for key, tensors in samples.items():
-        yield key, runner.run(as_arrays({name: tensors[name] for name in stage.inputs}))
-    runner.close()
+    with closing(create("onnxruntime", path, stage_spec(cfg, stage, path.name, plan))) as runner:
+        for key, tensors in samples.items():
+            yield key, runner.run(as_arrays({name: tensors[name] for name in stage.inputs}))
 
 
 def load_part(weights: Weights, cfg: PolicyConfig, plan: Plan, stage: str, dtype: torch.dtype) -> CogAct:

@@ -20,6 +20,7 @@ from trimvla.runtime.device import Device
 from trimvla.runtime.engines import EngineKey, EngineRecord
 from trimvla.runtime.errors import BackendError
 from trimvla.runtime.manifest import Manifest, StageSpec
+from trimvla.runtime.private_files import read_private
 from trimvla.runtime.trt_library import TrtLibrary, creation_flags
 
 WORKSPACE_MB = 512
@@ -48,6 +49,8 @@ class Request:
     out: Path
     """The engine cache."""
     workspace_bytes: int = WORKSPACE_MB << 20
+    check: Callable[[], object] = lambda: None
+    """Called once a graph has been parsed: raises where the bundle was changed meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ def build_stage(directory: Path, manifest: Manifest, name: str, request: Request
         version=request.library.version,
         device=request.device,
         workspace_bytes=request.workspace_bytes,
+        directory=directory,
     )
+    engines.prepare(request.out)
     found = engines.find(request.out, key)
     if found is not None:
         return Engine(found, cached=True)
@@ -94,6 +99,7 @@ def build_stage(directory: Path, manifest: Manifest, name: str, request: Request
     report(name, "parsing")
     path = directory / spec.file
     parsed = parse(request.library, path)
+    request.check()
     precision = matrix_precision(request.library.module, parsed.network)
     if precision not in (manifest.precision, "none"):
         raise BackendError(f"{path}: expected {manifest.precision} as the manifest says, the graph is in {precision}")
@@ -184,11 +190,11 @@ def timing_cache_file(request: Request) -> Path | None:
 
 def load_timing_cache(config: Any, path: Path) -> None:  # noqa: ANN401 - the library has no types
     """Use the kept times, or begin an empty cache; the library ignores times of another version or GPU."""
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    cache = config.create_timing_cache(read_private(path) if path.exists() else b"")
     config.set_timing_cache(cache, False)
 
 
 def save_timing_cache(config: Any, path: Path) -> None:  # noqa: ANN401 - the library has no types
     """Keep what the last build measured."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    engines.prepare(path.parent)
     engines.write_atomically(path, bytes(config.get_timing_cache().serialize()))

@@ -7,6 +7,7 @@ bundle's stages one after the other, on the actions as the runtime clips them. K
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +76,28 @@ def verify_bundle(
         CheckpointError: no policy is given and none lies beside the bundle.
     """
     directory = bundles.resolve(bundle)
-    manifest = bundles.load(directory)
-    policy = policy or checkpoint_beside(directory)
-    if PolicyConfig.from_dict(manifest.policy) != policy.cfg:
-        raise BundleError(f"bundle '{directory}': expected the config of policy '{policy.cfg.name}', got another")
-    policy = trim(policy, manifest.plan)
-    if backend is None:
-        runners = proof_runners(directory, manifest)
-    else:
-        runners = open_runners(directory, manifest.stages, backend=backend, provider=provider)
-    result = parity(policy, runners, samples=samples, seed=seed, precision=manifest.precision)
+    with bundles.opened(directory) as (files, manifest), files.named() as place:
+        policy = policy or checkpoint_beside(directory)
+        if PolicyConfig.from_dict(manifest.policy) != policy.cfg:
+            raise BundleError(f"bundle '{directory}': expected the config of policy '{policy.cfg.name}', got another")
+        policy = trim(policy, manifest.plan)
+        if backend is None:
+            runners = proof_runners(place, manifest)
+        else:
+            runners = open_runners(place, manifest.stages, backend=backend, provider=provider)
+        with closing_all(runners):
+            files.check_unchanged()
+            result = parity(policy, runners, samples=samples, seed=seed, precision=manifest.precision)
     return {**result, "bundle": manifest.name}
+
+
+@contextmanager
+def closing_all(runners: Mapping[str, Runner]) -> Iterator[Mapping[str, Runner]]:
+    """The runners, closed at the block's end whatever happens in it."""
+    with ExitStack() as stack:
+        for runner in runners.values():
+            stack.callback(runner.close)
+        yield runners
 
 
 def checkpoint_beside(directory: Path) -> CogAct:
@@ -106,8 +118,14 @@ def checkpoint_beside(directory: Path) -> CogAct:
 def open_runners(
     directory: Path, stages: Mapping[str, StageSpec], *, backend: str = "onnxruntime", provider: str | None = None
 ) -> dict[str, Runner]:
-    """One runner per stage."""
-    return {name: create(backend, directory / stage.file, stage, provider=provider) for name, stage in stages.items()}
+    """One runner per stage; where one does not open, those before it are closed."""
+    opened: dict[str, Runner] = {}
+    with ExitStack() as undo:
+        for name, stage in stages.items():
+            opened[name] = create(backend, directory / stage.file, stage, provider=provider)
+            undo.callback(opened[name].close)
+        undo.pop_all()
+    return opened
 
 
 def proof_runners(directory: Path, manifest: Manifest) -> dict[str, Runner]:

@@ -19,6 +19,7 @@ from trimvla.policies.memory import BOARDS, GIB, MIB, MemoryPlan, plan_memory, r
 from trimvla.runtime import manifest as bundles
 from trimvla.runtime.device import NONE, Device, find_device, free_bytes
 from trimvla.runtime.engine_folders import to_build_in
+from trimvla.runtime.engines import content_digest
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.manifest import Manifest
 from trimvla.runtime.trt_library import TrtBackend, load_trt
@@ -38,8 +39,8 @@ class Args(Options):
     """Scratch memory that the builder may use [MiB]."""
 
     out: Path | None = None
-    """The folder of engines (default: /var/lib/trimvla/engines where that can be written to, else
-    ~/.cache/trimvla/engines/ and the bundle's name; `--backend tensorrt` of the other verbs looks in both)."""
+    """The folder of engines (default: /var/lib/trimvla/engines where that can be written to, else one below
+    ~/.cache/trimvla/engines/ for what the graphs hold; `--backend tensorrt` of the other verbs looks in both)."""
 
     board: str | None = None
     """Refuse what does not fit on this board: orin-nano, orin-nx, orin or thor (default: this machine's memory)."""
@@ -53,14 +54,14 @@ def run(args: Args) -> Result:
     """Check memory, build, list the engines."""
     if args.workspace_mb < 1:
         raise ConfigError(f"expected at least 1 for --workspace-mb, got {args.workspace_mb}")
-    directory = bundles.resolve(args.bundle)
-    manifest, device = bundles.load(directory), find_device()
-    memory = check_memory(args, manifest, device)
-    library = load_trt(args.backend)
-    out = to_build_in(args.out, manifest.name)
-    request = Request(library, device, out, args.workspace_mb * MIB)
-    with progress_bar() as progress:
-        built = build_bundle(directory, manifest, request, reporter(progress, list(manifest.stages)))
+    directory, device = bundles.resolve(args.bundle), find_device()
+    with bundles.opened(directory) as (files, manifest), files.named() as place:
+        memory = check_memory(args, manifest, device)
+        library = load_trt(args.backend)
+        out = to_build_in(args.out, content_digest(manifest))
+        request = Request(library, device, out, args.workspace_mb * MIB, check=files.check_unchanged)
+        with progress_bar() as progress:
+            built = build_bundle(place, manifest, request, reporter(progress, list(manifest.stages)))
     args.console().print(as_table(f"{manifest.name}, by {library.title} for {named(device)}", built, memory))
     return {"ok": True, "engines": [as_row(engine, out) for engine in built]}
 

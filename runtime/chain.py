@@ -7,17 +7,19 @@ can do; a backend that can leave them on its device brings a chain of its own. K
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from trimvla.runtime.manifest import STAGES, Manifest
+from trimvla.runtime.manifest import STAGES, Manifest, StageSpec
 from trimvla.runtime.runner import Runner, find_backend
 
 Tensors = dict[str, np.ndarray]
 Milliseconds = dict[str, float]
+Opened = TypeVar("Opened", bound=Runner)
 
 
 class Chain(Protocol):
@@ -86,7 +88,20 @@ def open_chain(
     if hasattr(module, "open_chain"):
         return module.open_chain(directory, manifest, stages=stages, **options)
     specs = {name: manifest.stages[name] for name in stages}
-    return HostChain({name: module.create(directory / spec.file, spec, **options) for name, spec in specs.items()})
+    return HostChain(open_all(module.create, directory, specs, options))
+
+
+def open_all(
+    create: Callable[..., Opened], directory: Path, specs: Mapping[str, StageSpec], options: Mapping[str, Any]
+) -> dict[str, Opened]:
+    """One runner a stage; where one does not open, those before it are closed."""
+    runners: dict[str, Opened] = {}
+    with ExitStack() as undo:
+        for name, spec in specs.items():
+            runners[name] = create(directory / spec.file, spec, **options)
+            undo.callback(runners[name].close)
+        undo.pop_all()
+    return runners
 
 
 def borders(runners: Mapping[str, Runner]) -> tuple[list[str], list[str]]:

@@ -24,29 +24,29 @@ def named(folder: str) -> Path:
         raise ConfigError(f"expected a folder for 'engines', got {folder!r}: {error}") from None
 
 
-def to_look_in(named: Path | None, bundle: str) -> tuple[Path, ...]:
-    """Folders that may hold engines of the bundle of this name, in order."""
+def to_look_in(named: Path | None, content: str) -> tuple[Path, ...]:
+    """Folders that may hold engines of the graphs with this `engines.content_digest`, in order."""
     if named is not None:
         return (named,)
-    own = _own(bundle)
+    own = _own(content)
     return (*([SYSTEM] if SYSTEM.is_dir() else []), *([own] if own is not None else []))
 
 
-def to_build_in(named: Path | None, bundle: str) -> Path:
+def to_build_in(named: Path | None, content: str) -> Path:
     """The folder that new engines go to. Raises ConfigError for a user without one."""
     if named is not None:
         return named
     if SYSTEM.is_dir() and os.access(SYSTEM, os.W_OK):
         return SYSTEM
-    own = _own(bundle)
+    own = _own(content)
     if own is None:
         raise ConfigError("expected a folder for the engines, this user has no home directory: name one with --out")
     return own
 
 
-def _own(bundle: str) -> Path | None:
+def _own(content: str) -> Path | None:
     """The user's; None for a user without a home."""
     try:
-        return CACHE.expanduser() / bundle
+        return CACHE.expanduser() / content
     except RuntimeError:
         return None

@@ -19,8 +19,11 @@ import msgspec
 
 from trimvla.runtime.device import Device
 from trimvla.runtime.errors import BackendError
-from trimvla.runtime.manifest import Manifest, StageSpec, sha256_of
+from trimvla.runtime.manifest import STATISTICS, TOKENIZER, Manifest, StageSpec, sha256_of
+from trimvla.runtime.onnx_references import referenced_files
+from trimvla.runtime.private_files import check_directory, check_file
 
+TEXTS = (TOKENIZER, STATISTICS)  # of a bundle's files, those that no engine is built from
 DIGEST_LENGTH = 16  # hexadecimal digits in a file's name
 
 log = logging.getLogger("trimvla.engines")
@@ -70,12 +73,31 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """What the built engine says of itself: `export.engine_precision.read_back`."""
 
 
+def content_digest(manifest: Manifest) -> str:
+    """What all graphs of a bundle hold, as a short name: folders of engines are told apart by it, never by names."""
+    graphs = sorted((name, file.sha256) for name, file in manifest.files.items() if name not in TEXTS)
+    return hashlib.sha256(msgspec.json.encode(graphs)).hexdigest()[:DIGEST_LENGTH]
+
+
 def stage_key(
-    manifest: Manifest, stage: str, *, backend: str, version: str, device: Device, workspace_bytes: int = 0
+    manifest: Manifest,
+    stage: str,
+    *,
+    backend: str,
+    version: str,
+    device: Device,
+    workspace_bytes: int = 0,
+    directory: Path | None = None,
 ) -> EngineKey:
-    """What the engine of a bundle's stage is tied to, for this library on this device."""
+    """What the engine of a bundle's stage is tied to, for this library on this device.
+
+    `directory` is the bundle's, where it is at hand: the graph is then asked which other files its weights lie in.
+    """
     spec = manifest.stages[stage]
-    graph = [file.sha256 for path, file in sorted(manifest.files.items()) if path.startswith(spec.file)]
+    names = {spec.file, f"{spec.file}.data"}
+    if directory is not None:
+        names |= set(referenced_files(directory / spec.file))
+    graph = [file.sha256 for path, file in sorted(manifest.files.items()) if path in names]
     return EngineKey(
         stage=stage,
         onnx_sha256=graph[0] if len(graph) == 1 else hashlib.sha256("".join(graph).encode()).hexdigest(),
@@ -111,8 +133,11 @@ def require(directory: Path, wanted: EngineKey, bundle: Path) -> EngineRecord:
     """The record of a whole engine that was built for `wanted`, with whatever workspace, the largest first.
 
     Raises:
-        BackendError: there is none; says what is there instead, and how to build it.
+        BackendError: there is none; says what is there instead, and how to build it. Or others may write into the
+            folder: an engine is code that runs on the device.
     """
+    if directory.exists():
+        check_directory(directory)
     records = sorted(_records(directory, wanted.stage), key=lambda record: -record.key.workspace_bytes)
     for record in records:
         if not differences(record.key, wanted) and find(directory, record.key) is not None:
@@ -146,11 +171,17 @@ def _records(directory: Path, stage: str) -> Iterator[EngineRecord]:
 
 def store(directory: Path, engine: bytes | memoryview, record: EngineRecord) -> Path:
     """Write an engine and then its record; returns the engine's path."""
-    directory.mkdir(parents=True, exist_ok=True)
+    prepare(directory)
     path = directory / record.key.file
     write_atomically(path, engine)
     write_atomically(directory / record.key.record_file, msgspec.json.format(msgspec.json.encode(record), indent=1))
     return path
+
+
+def prepare(directory: Path) -> None:
+    """Make the cache's folder, for its user alone. BackendError where others may write into one that is there."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_directory(directory)
 
 
 def find(directory: Path, key: EngineKey) -> EngineRecord | None:
@@ -158,6 +189,9 @@ def find(directory: Path, key: EngineKey) -> EngineRecord | None:
     path = directory / key.record_file
     if not path.is_file():
         return None
+    for file in (path, directory / key.file):
+        if file.exists():
+            check_file(file)
     try:
         record = msgspec.json.decode(path.read_bytes(), type=EngineRecord)
     except msgspec.DecodeError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -33,8 +34,10 @@ from trimvla.runtime.manifest_types import (
     StageSpec,
     TensorSpec,
 )
+from trimvla.runtime.onnx_references import referenced_files
+from trimvla.runtime.open_bundle import OpenBundle
 from trimvla.runtime.plan import Plan
-from trimvla.runtime.text_files import convert, parse_json, read_bytes
+from trimvla.runtime.text_files import convert, parse_json
 
 __all__ = [
     "GUIDED",
@@ -57,6 +60,7 @@ __all__ = [
     "check",
     "check_name",
     "load",
+    "opened",
     "parse",
     "resolve",
     "sha256_of",
@@ -98,14 +102,32 @@ def _shipped_roots() -> list[Path]:
 def load(directory: Path, verify_hashes: bool = True) -> Manifest:
     """Read and check a bundle: schema version, fields, every file's presence, size and sha256, shapes and dtypes.
 
-    Raises BundleError with the first thing that is wrong. `verify_hashes=False` still checks presence and sizes.
+    Raises BundleError with the first thing that is wrong. `verify_hashes=False` still checks presence and sizes. To
+    load what was checked, and nothing else, use `opened`.
     """
-    path = directory / MANIFEST
-    raw = read_bytes(path, "a manifest", limit=MAX_MANIFEST_BYTES, error=BundleError)
-    manifest = parse(raw, path)
-    for name, spec in manifest.files.items():
-        _check_file(directory, name, spec, verify_hashes)
-    return manifest
+    with opened(directory, verify_hashes) as (_, manifest):
+        return manifest
+
+
+@contextmanager
+def opened(directory: Path, verify_hashes: bool = True) -> Iterator[tuple[OpenBundle, Manifest]]:
+    """A bundle, checked as `load` does and held open: what is loaded through it is what was checked.
+
+    Raises:
+        BundleError: something is wrong, or (at the block's end) was changed after it had been checked.
+    """
+    with closing(OpenBundle(directory)) as bundle:
+        path = directory / MANIFEST
+        if not path.exists():
+            raise BundleError(f"{path}: expected a manifest, got: No such file or directory")
+        manifest = parse(bundle.read(MANIFEST, MAX_MANIFEST_BYTES), path)
+        for name, spec in manifest.files.items():
+            bundle.check_file(name, spec, verify_hashes)
+        bundle.check_listing(manifest.files)
+        with bundle.named() as place:
+            _check_references(place, manifest)
+        yield bundle, manifest
+        bundle.check_unchanged()
 
 
 def write(directory: Path, manifest: Manifest) -> Manifest:
@@ -177,16 +199,13 @@ def _shape_problems(manifest: Manifest) -> Iterator[str]:
             yield f"expected {list(shape)} for '{name}' of stage '{stage}', got {list(got)}"
 
 
-def _check_file(directory: Path, name: str, spec: FileSpec, verify_hash: bool) -> None:
-    path = directory / name
-    if not path.resolve().is_relative_to(directory.resolve()):
-        raise BundleError(f"bundle '{directory}': file '{name}' lies outside the bundle")
-    if not path.is_file():
-        raise BundleError(f"bundle '{directory}': file '{name}' is missing")
-    if path.stat().st_size != spec.bytes:
-        raise BundleError(f"{path}: expected {spec.bytes} bytes, got {path.stat().st_size}: truncated or changed")
-    if verify_hash and (got := sha256_of(path)) != spec.sha256:
-        raise BundleError(f"{path}: expected sha256 {spec.sha256}, got {got}")
+def _check_references(directory: Path, manifest: Manifest) -> None:
+    """Every file that a graph reads must be one that was hashed; absolute names and folders are none."""
+    for name, stage in manifest.stages.items():
+        for other in referenced_files(directory / stage.file):
+            if other not in manifest.files:
+                what = f"stage '{name}' reads its weights from {other[:200]!r}"
+                raise BundleError(f"{directory / stage.file}: {what}, expected a file that 'files' lists")
 
 
 def _describe_files(directory: Path) -> dict[str, FileSpec]:

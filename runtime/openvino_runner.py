@@ -8,7 +8,6 @@ for ONNX Runtime: that one refuses processors of other makers (microsoft/onnxrun
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +17,10 @@ import numpy as np
 
 from trimvla.runtime.backend_failures import call_failure
 from trimvla.runtime.errors import BackendError, BundleError
-from trimvla.runtime.manifest import MANIFEST, StageSpec, TensorSpec
+from trimvla.runtime.manifest import MANIFEST, StageSpec, TensorSpec, parse
 from trimvla.runtime.runner import check_inputs
 from trimvla.runtime.specs import describe
+from trimvla.runtime.text_files import read_bytes
 
 DEVICE = "CPU"
 GRAPH = "graph"  # the default: what the graph itself is written in
@@ -38,7 +38,7 @@ class OpenVinoRunner:
         """`library` is the module `openvino`; else see `runner.create`."""
         self.spec, self._library, self._model = spec, library, model
         self._core = library.Core()
-        graph = self._read()
+        self._graph = graph = self._read()
         check_borders(model, spec, graph)
         self._provider = provider or GRAPH
         self._asked = own_precision(graph) if self._provider == GRAPH else self._provider
@@ -93,7 +93,7 @@ class OpenVinoRunner:
     def _request(self, shapes: Shapes) -> Any:  # noqa: ANN401 - the library has no types
         """The compiled model for these input shapes, compiled where there is none yet."""
         if shapes not in self._requests:
-            graph = self._read()
+            graph = self._graph.clone()  # of what was read at first: the file may be another by now
             graph.reshape({tensor.name: list(shape) for tensor, shape in zip(self.spec.inputs, shapes, strict=True)})
             try:
                 compiled = self._core.compile_model(graph, DEVICE, self._options())
@@ -190,7 +190,9 @@ def static_shape(tensor: TensorSpec, length: int) -> tuple[int, ...]:
 def bucket_lengths(model: Path) -> tuple[int, ...]:
     """Prompt lengths from the manifest beside a graph; none for a graph by itself, which compiles when it is used."""
     path = model.with_name(MANIFEST)
-    return tuple(json.loads(path.read_text())["prompt"]["buckets"]) if path.is_file() else ()
+    if not path.is_file():
+        return ()
+    return parse(read_bytes(path, "a manifest", error=BundleError), path).prompt.buckets
 
 
 def first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
 from trimvla.runtime.backend_failures import call_failure
-from trimvla.runtime.chain import Chain, HostChain, Milliseconds, Tensors, borders
+from trimvla.runtime.chain import Chain, HostChain, Milliseconds, Tensors, borders, open_all
 from trimvla.runtime.errors import BackendError, BundleError
 from trimvla.runtime.manifest import STAGES, Manifest, StageSpec
 from trimvla.runtime.runner import check_inputs
@@ -122,10 +122,8 @@ def open_chain(
     stages: Sequence[str] = STAGES,
 ) -> Chain:
     """See `chain.open_chain`."""
-    runners = {
-        name: create(directory / manifest.stages[name].file, manifest.stages[name], provider=provider, threads=threads)
-        for name in stages
-    }
+    specs = {name: manifest.stages[name] for name in stages}
+    runners = open_all(create, directory, specs, {"provider": provider, "threads": threads})
     return BoundChain(runners, DEVICES[provider]) if provider in DEVICES else HostChain(runners)
 
 

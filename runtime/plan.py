@@ -6,6 +6,7 @@ Knows its own fields and what is wrong with them by themselves; whether a plan f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,17 @@ from trimvla.runtime.text_files import convert, parse_json, read_bytes
 
 TokenSelector = Literal["efficientvla", "fastv", "random", "uniform"]
 MAX_PLAN_BYTES = 16 << 20
+MAX_INDEX = 4096  # of a layer or a sampler step
+MAX_TOKENS = 1 << 20
+MAX_GUIDANCE = 1000.0
+MASK = re.compile(r"[0-9a-fA-F]{1,65536}")  # hexadecimal digits of one layer's channels
+# field of `TokenPlan` -> the least and the most that it may be
+TOKEN_RANGES = (
+    ("keep", 1, MAX_TOKENS),
+    ("after", 1, MAX_INDEX),
+    ("key", 0, MAX_TOKENS),
+    ("seed", 0, 2**63 - 1),
+)
 
 
 class TokenPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -45,8 +57,8 @@ class TokenPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Of the random selector."""
 
     def __post_init__(self) -> None:
-        if self.keep < 1 or self.after < 1:
-            raise ConfigError(f"expected at least 1 for 'keep' and 'after' of tokens, got {self.keep} and {self.after}")
+        for name, least, most in TOKEN_RANGES:
+            _check_range(f"{name}' of 'tokens", getattr(self, name), least, most)
         if self.selector == "efficientvla" and not 1 <= self.key <= self.keep:
             raise ConfigError(f"expected at least as many tokens as key tokens: {self.keep} kept, {self.key} key")
         if not 0.0 <= self.alpha <= 1.0:
@@ -95,6 +107,12 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         for name, indices in (("layers", self.layers), ("recompute", self.recompute)):
             if indices is not None:
                 _check_rising(name, indices)
+        if self.steps is not None:
+            _check_range("steps", self.steps, 1, MAX_INDEX)
+        if self.guidance is not None:
+            _check_range("guidance", self.guidance, 0, MAX_GUIDANCE)
+        if len(self.channels or ()) > MAX_INDEX:
+            raise ConfigError(f"expected at most {MAX_INDEX} masks for 'channels', got {len(self.channels or ())}")
         if self.recompute is not None and self.recompute[0] != 0:
             raise ConfigError(f"expected 0 as the first of 'recompute': it has nothing to reuse, got {self.recompute}")
         for text in self.channels or ():
@@ -106,7 +124,15 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return msgspec.structs.replace(self, policy=None, provenance=None) == Plan()
 
 
+def _check_range(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:  # NaN is not either
+        raise ConfigError(f"expected {least:g} to {most:g} for '{name}', got {value}")
+
+
 def _check_rising(name: str, indices: Sequence[int]) -> None:
+    if len(indices) > MAX_INDEX or any(index > MAX_INDEX for index in indices):
+        got = f"{len(indices)} up to {max(indices)}"
+        raise ConfigError(f"expected at most {MAX_INDEX} indices up to {MAX_INDEX} for '{name}', got {got}")
     if not indices or indices[0] < 0 or any(a >= b for a, b in pairwise(indices)):
         raise ConfigError(f"expected rising indices from 0 on for '{name}', got {list(indices)}")
 
@@ -118,10 +144,7 @@ def mask(indices: Sequence[int]) -> str:
 
 def unmask(text: str) -> tuple[int, ...]:
     """Ascending indices of a hexadecimal mask; ConfigError where it is none or empty."""
-    try:
-        bits = int(text, 16)
-    except ValueError:
-        bits = 0
+    bits = int(text, 16) if MASK.fullmatch(text) else 0
     if bits <= 0:
         raise ConfigError(f"expected a hexadecimal mask with a bit set for 'channels', got {text[:20]!r}")
     return tuple(index for index, bit in enumerate(reversed(f"{bits:b}")) if bit == "1")

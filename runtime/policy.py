@@ -28,6 +28,7 @@ from trimvla.runtime.preprocess import (
 )
 from trimvla.runtime.runner import Runner
 from trimvla.runtime.specs import ArraySpec
+from trimvla.runtime.tokenizer_file import check_vocabulary, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -87,20 +88,25 @@ class Policy:
             BackendError: the backend cannot run it as asked.
         """
         directory = bundles.resolve(bundle)
-        manifest = bundles.load(directory)
-        prompter = Prompter.load(directory / TOKENIZER, manifest.prompt)
-        statistics = load_statistics(directory / STATISTICS, manifest.action.statistics_key, manifest.action)
-        if guided and GUIDED not in manifest.stages:
-            raise BundleError(f"bundle '{manifest.name}': expected the stage '{GUIDED}': export it with --guided")
-        chain = open_chain(
-            directory,
-            manifest,
-            backend=backend,
-            provider=provider,
-            threads=threads,
-            engines=engines,
-            stages=(*STAGES, GUIDED) if guided else STAGES,
-        )
+        with bundles.opened(directory) as (files, manifest), files.named() as place:
+            if guided and GUIDED not in manifest.stages:
+                raise BundleError(f"bundle '{manifest.name}': expected the stage '{GUIDED}': export it with --guided")
+            prompter = _prompter(place / TOKENIZER, manifest)
+            statistics = load_statistics(place / STATISTICS, manifest.action.statistics_key, manifest.action)
+            chain = open_chain(
+                place,
+                manifest,
+                backend=backend,
+                provider=provider,
+                threads=threads,
+                engines=engines,
+                stages=(*STAGES, GUIDED) if guided else STAGES,
+            )
+            try:
+                files.check_unchanged()
+            except BundleError:
+                chain.close()
+                raise
         return cls(manifest, chain, prompter, statistics)
 
     @property
@@ -170,6 +176,17 @@ class Policy:
     def close(self) -> None:
         """Free the device."""
         self.chain.close()
+
+
+def _prompter(path: Path, manifest: Manifest) -> Prompter:
+    """The bundle's tokenizer, which must not give ids that the language stage has no embedding for."""
+    tokenizer, prompt = load_tokenizer(path), manifest.prompt
+    language = manifest.policy.get("language")
+    vocabulary = language.get("vocab") if isinstance(language, dict) else None
+    if isinstance(vocabulary, int):
+        special = (prompt.bos_id, *prompt.suffix_ids, prompt.pad_id)
+        check_vocabulary(tokenizer, vocabulary, special, path, error=BundleError)
+    return Prompter(tokenizer, prompt)
 
 
 class Stopwatch:

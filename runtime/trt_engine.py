@@ -7,6 +7,7 @@ here exists from TensorRT 10.3 to 11.4 and in TensorRT for RTX. Knows no bundle 
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,9 @@ STATIC = 0  # the bucket of a stage without a symbolic axis
 class StageEngine:
     """A loaded engine. First `scratch_bytes`, then `prepare`, then `launch` as often as one likes."""
 
-    def __init__(self, library: TrtLibrary, path: Path, spec: StageSpec, buckets: Sequence[int]) -> None:
+    def __init__(
+        self, library: TrtLibrary, path: Path, spec: StageSpec, buckets: Sequence[int], sha256: str | None = None
+    ) -> None:
         """Load it.
 
         Args:
@@ -33,13 +36,14 @@ class StageEngine:
             path: the engine.
             spec: what must cross its border.
             buckets: the prompt lengths that it must have a profile for; empty for a stage that sees no prompt.
+            sha256: of the engine, as its record says; not looked at when left out.
 
         Raises:
             BackendError: it does not load here, or is not the engine of such a stage.
         """
         self.spec, self._library, self._path = spec, library, path
         self._runtime = library.module.Runtime(library.logger)
-        self._engine: Any = load(library, self._runtime, path)
+        self._engine: Any = load(library, self._runtime, path, sha256)
         self._check_border()
         self._profiles = self._find_profiles(buckets)
         self._contexts: dict[int, Any] = {}
@@ -152,10 +156,15 @@ class StageEngine:
         return found
 
 
-def load(library: TrtLibrary, runtime: Any, path: Path) -> Any:  # noqa: ANN401 - the library has no types
-    """Deserialise; the file is mapped, so that on unified memory its pages can go as soon as they are read."""
+def load(library: TrtLibrary, runtime: Any, path: Path, sha256: str | None = None) -> Any:  # noqa: ANN401 - no types
+    """Deserialise; the file is mapped, so that on unified memory its pages can go as soon as they are read.
+
+    What is hashed is the very mapping that is deserialised: the name may have become another file's by now.
+    """
     library.complaints.clear()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as serialised:
+        if sha256 is not None and (got := hashlib.sha256(serialised).hexdigest()) != sha256:
+            raise BackendError(f"{path}: expected sha256 {sha256}, got {got}: run `trimvla build` again")
         engine = runtime.deserialize_cuda_engine(serialised)
     if engine is None:
         raise BackendError(f"{path}: {library.title} cannot load it: {library.complaint()}")

@@ -43,9 +43,12 @@ class TrtStages:
             self.records: dict[str, EngineRecord] = {}
             self.stages: dict[str, StageEngine] = {}
             for name in names:
-                wanted = engines.stage_key(manifest, name, backend=backend, version=library.version, device=device)
+                wanted = engines.stage_key(
+                    manifest, name, backend=backend, version=library.version, device=device, directory=directory
+                )
                 folder, record = engines.require_in(folders, wanted, directory)
-                stage = StageEngine(library, folder / record.key.file, manifest.stages[name], wanted.buckets)
+                path, spec = folder / record.key.file, manifest.stages[name]
+                stage = StageEngine(library, path, spec, wanted.buckets, record.sha256)
                 undo.callback(stage.close)
                 self.records[name], self.stages[name] = record, stage
             self._prepare({name: manifest.stages[name] for name in names}, manifest.prompt.buckets)
@@ -206,4 +209,5 @@ def _open(
     gpu = find_device().gpu
     if provider is not None and provider != gpu:
         raise BackendError(f"expected GPU {provider!r} for 'provider', this machine's is {gpu!r}")
-    return TrtStages(directory, manifest, names, backend, engine_folders.to_look_in(folder, manifest.name))
+    folders = engine_folders.to_look_in(folder, engines.content_digest(manifest))
+    return TrtStages(directory, manifest, names, backend, folders)
