@@ -22,6 +22,8 @@ from trimvla.policies import checkpoint
 from trimvla.policies.config import PRESETS, PolicyConfig
 from trimvla.policies.dataset import Demonstrations
 from trimvla.policies.train import Recipe, Trainer, train
+from trimvla.policies.training_state import check_same_run, origin_of, read_state
+from trimvla.runtime.action_statistics import chosen, read_table
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim import demonstrations
 
@@ -122,13 +124,17 @@ def run(args: Args) -> Result:
     """Make what is missing and train; the files of the run."""
     args.folder.mkdir(parents=True, exist_ok=True)
     cfg = PRESETS[args.preset]
+    origin = None if args.weights is None else origin_of(args.weights)
+    state = args.folder / "state.pt"
+    if state.exists():  # asked now, not after hours of demonstrations
+        check_same_run(read_state(state), state, asdict(args.recipe), origin)
     with progress_bar(text_column("{task.fields[note]}"), counts=True, transient=False) as progress:
         make_demonstrations(args, progress)
         make_corrections(args, progress)
         data = load_demonstrations(args.folder, cfg)
         trainer = Trainer(cfg, args.recipe, data.aux.shape[-1], args.device)
         if args.weights is not None:
-            trainer.start_from(checkpoint.load(args.weights, cfg))
+            trainer.start_from(checkpoint.load(args.weights, cfg), origin)
         fit(trainer, data, args.folder, progress)
     weights = checkpoint.save(trainer.averaged_policy(), args.folder / "policy.safetensors", dtype=torch.float16)
     described = describe(args, trainer, len(data))
@@ -166,7 +172,11 @@ def load_demonstrations(run: Path, cfg: PolicyConfig) -> Demonstrations:
     tokenizer = course.tokenizer(cfg)
     tokenizer.save(str(run / "tokenizer.json"))
     path = run / "statistics.json"
-    known = json.loads(path.read_text())[cfg.name] if path.exists() else None
+    known = None
+    if path.exists():
+        table = read_table(path, error=ConfigError)
+        chosen(table, cfg.name, where=str(path), error=ConfigError)
+        known = table[cfg.name]
     shards = sorted((run / "demos").glob("*.npz"))
     data = Demonstrations(shards, cfg, tokenizer, nouns=course.nouns, statistics=known, symmetric=course.symmetric)
     path.write_text(json.dumps({cfg.name: data.statistics}) + "\n")
@@ -190,6 +200,7 @@ def describe(args: Args, trainer: Trainer, frames: int) -> dict[str, Any]:
         "preset": args.preset,
         "policy": trainer.cfg.to_dict(),
         "recipe": asdict(trainer.recipe),
+        "weights": trainer.origin,
         "data": {
             "shards": args.shards,
             "tasks": list(args.tasks),

@@ -28,6 +28,7 @@ from trimvla.policies.diffusion import q_sample
 from trimvla.policies.dropping import block_order, glimpse, patchy_tokens, spread
 from trimvla.policies.initialise import initialise
 from trimvla.policies.packed import packed_states, shared_prefix, take_last
+from trimvla.policies.training_state import Origin, check_same_run, read_state
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Trainer:
             _groups(self.model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
         )
         self.history: list[dict[str, float]] = []
+        self.origin: Origin | None = None
         self.seconds = 0.0
         if recipe.compile:
             self._compile()
@@ -205,8 +207,9 @@ class Trainer:
         policy.load_state_dict({n[len(prefix) :]: v.clone() for n, v in self.average.items() if n.startswith(prefix)})
         return policy.eval()
 
-    def start_from(self, policy: CogAct) -> None:
-        """Take a trained policy's weights; the auxiliary head and the optimiser start anew."""
+    def start_from(self, policy: CogAct, origin: Origin | None = None) -> None:
+        """Take a trained policy's weights, whose file is `origin`; auxiliary head and optimiser start anew."""
+        self.origin = origin
         self.policy.load_state_dict(policy.state_dict())
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
@@ -215,14 +218,17 @@ class Trainer:
         state = {
             "step": self.step, "model": self.model.state_dict(), "average": self.average, "seconds": self.seconds,
             "optimizer": self.optimizer.state_dict(), "history": self.history, "recipe": asdict(self.recipe),
+            "origin": self.origin,
         }  # fmt: skip
         partial = path.with_suffix(".part")
         torch.save(state, partial)
         partial.replace(path)
 
     def resume(self, path: Path) -> None:
-        """Continue from a saved state."""
-        state = torch.load(path, weights_only=True, map_location=self.device)
+        """Continue from a saved state. ConfigError where it is of another recipe, or began with other weights."""
+        state = read_state(path, self.device)
+        check_same_run(state, path, asdict(self.recipe), self.origin)
+        self.origin = state.get("origin", self.origin)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step = state["average"], state["step"]

@@ -15,6 +15,7 @@ from trimvla.launch.train import CURVES, Args, describe, draw_curve
 from trimvla.policies.config import PRESETS, PolicyConfig
 from trimvla.policies.tokenizer import prompt_ids
 from trimvla.policies.train import Recipe, Trainer
+from trimvla.runtime.errors import ConfigError
 from trimvla.sim.demonstrations import AUX, FIRST_SEED
 from trimvla.sim.simpler_demonstrations import INSTRUCTIONS
 
@@ -63,3 +64,30 @@ def test_a_run_can_be_made_again_from_its_description() -> None:
         "first_seed": FIRST_SEED,
         "frames": 10,
     }
+
+
+def test_a_run_goes_on_with_its_own_recipe_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked through the verb, and before any demonstration is made."""
+    Trainer(PRESETS["tabletop"], Args(learning_rate=0.001).recipe, AUX).save(tmp_path / "state.pt")
+    words = ["train", "--run", str(tmp_path), "--shards", "1"]
+    assert cli.main([*words, "--learning-rate", "0.002", "--pictures", "3"]) == 1
+    text = " ".join(capsys.readouterr().err.split())
+    assert "learning_rate 0.001 there and 0.002 now; pictures 24 there and 3 now" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt"]
+
+
+def test_a_longer_run_is_the_same_run(tmp_path: Path) -> None:
+    Trainer(TINY, Recipe(steps=5, compile=False), AUX).save(tmp_path / "state.pt")
+    Trainer(TINY, Recipe(steps=9, compile=False), AUX).resume(tmp_path / "state.pt")
+
+
+def test_weights_that_a_run_began_with_are_in_its_description(tmp_path: Path) -> None:
+    recipe = Recipe(steps=5, compile=False)
+    begun, other, later = (Trainer(TINY, recipe, AUX) for _ in range(3))
+    begun.start_from(begun.averaged_policy(), {"name": "one.safetensors", "sha256": "01"})
+    begun.save(tmp_path / "state.pt")
+    later.resume(tmp_path / "state.pt")
+    assert describe(Args(), later, frames=10)["weights"] == {"name": "one.safetensors", "sha256": "01"}
+    other.start_from(other.averaged_policy(), {"name": "two.safetensors", "sha256": "02"})
+    with pytest.raises(ConfigError, match=r"--weights one\.safetensors there and two\.safetensors"):
+        other.resume(tmp_path / "state.pt")
