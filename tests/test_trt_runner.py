@@ -340,12 +340,13 @@ def test_engines_of_the_machine_are_found_by_everybody(
     with pytest.raises(BackendError, match=f"no engine of stage 'vision' for this device in {empty}"):
         Policy.load(bench.bundle, backend="tensorrt", engines=empty)
     own.mkdir()
-    bench.folder.rename(own / "tiny")
+    bench.folder.rename(own / engines.content_digest(bundles.load(bench.bundle)))
     Policy.load(bench.bundle, backend="tensorrt").close()
     bench.folder.mkdir()
     Policy.load(bench.bundle, backend="tensorrt").close()
     monkeypatch.setattr(engine_folders, "CACHE", empty)
-    with pytest.raises(BackendError, match=f"in {bench.folder}: run `trimvla build .*; there is none in {empty}/tiny"):
+    inside = empty / engines.content_digest(bundles.load(bench.bundle))
+    with pytest.raises(BackendError, match=f"in {bench.folder}: run `trimvla build .*; there is none in {inside}"):
         Policy.load(bench.bundle, backend="tensorrt")
 
 
