@@ -22,6 +22,7 @@ from trimvla.export.compare import Limit, LowerComparison, report
 from trimvla.export.emulate import EmulatedRunner, widen
 from trimvla.export.engine_precision import matrix_precision
 from trimvla.export.operators import check_operators, describe
+from trimvla.export.placeholders import placeholder_tokenizer
 from trimvla.export.precision import PRECISIONS
 from trimvla.export.quantise import columns, round_up
 from trimvla.export.to_tensorrt import parse
@@ -52,7 +53,7 @@ def frames() -> Calibration:
 def export(out: Path, precision: str, calibration: Calibration | None = None):
     """A bundle beside the float32 one, whose graphs it takes instead of tracing torch again."""
     tokenizer = out.with_name("tokenizer.json")
-    tokenizer.write_text("{}")
+    tokenizer.write_text(placeholder_tokenizer(TINY.prompt))
     settings = {"statistics_key": "lab", "control_hz": 5.0, "created_utc": "2026-01-01T00:00:00+00:00"}
     return export_policy(
         random_policy(), PLAN, STATISTICS, tokenizer, out, precision=precision, calibration=calibration, **settings
