@@ -26,7 +26,7 @@ from trimvla.runtime.controller import ControlConfig
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.guide import RtcConfig
 from trimvla.runtime.ladder import ENOUGH, Conditions, Ladder, LadderConfig, level
-from trimvla.runtime.messages import ActionChunk, Frame, JointState, Report, Task
+from trimvla.runtime.messages import ActionChunk, Command, Frame, JointState, Report, Task
 from trimvla.runtime.phase import Phase
 from trimvla.runtime.policy import Known
 from trimvla.runtime.policy_process import PolicyConfig
@@ -263,7 +263,8 @@ class Stage:
         says = ("front/color", "task", "robot/state")
         self._says = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in says}
         every = replace(topic("chunk"), depth=1024, high_water=1024)  # a slow machine must not drop any here
-        self.hears = stack.enter_context(Subscriber(run_dir, [every, topic("control/report")]))
+        self.hears = stack.enter_context(Subscriber(run_dir, [every, topic("control/report"), topic("command")]))
+        self.position = np.zeros(6)
         self.board = Board(40.0)
         self.chunks: list[ActionChunk] = []
         self._began = monotonic_ns()
@@ -276,8 +277,11 @@ class Stage:
             self._says["front/color"].send(Frame("front", now, np.full((8, 8, 3), now // 10**7 % 256, np.uint8)))
             task = Task(time_ns=now, episode=1, instruction="pick up the red cube", started_ns=self._began)
             self._says["task"].send(task)
-            self._says["robot/state"].send(JointState(time_ns=now, position=(0.0,) * 6, gripper=1.0))
+            state = JointState(time_ns=now, position=tuple(self.position.tolist()), gripper=1.0)
+            self._says["robot/state"].send(state)
             self.hears.update(0.02)
+            for command in self.hears["command"].fresh:
+                self.position += np.array(command.action[:6]) if isinstance(command, Command) else 0.0
             self.chunks += [m for m in self.hears["chunk"].fresh if isinstance(m, ActionChunk)]
 
     def control(self) -> Report:

@@ -282,7 +282,7 @@ class Robot:
         while time.monotonic() < end:
             now = monotonic_ns()
             self._say("task", msgspec.structs.replace(self.task, time_ns=now))
-            self._say("robot/state", JointState(time_ns=now, position=(0.0,), gripper=1.0))
+            self._say("robot/state", JointState(time_ns=now, position=(now % 997 * 1e-9,), gripper=1.0))
             time.sleep(0.05)
             self.hear()
 
@@ -489,7 +489,7 @@ class Desk:
         )
         for name, message in {
             "task": msgspec.structs.replace(self.task, time_ns=now),
-            "robot/state": JointState(time_ns=now, position=(0.0,), gripper=1.0),
+            "robot/state": JointState(time_ns=now, position=(now % 997 * 1e-9,), gripper=1.0),
             "chunk": observed,
             "estop": EStop(time_ns=now, pressed=self.pressed, source="wall"),
             "deadman": Deadman(time_ns=now, held=self.held),

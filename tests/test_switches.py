@@ -179,7 +179,7 @@ class Stage:
                 now = monotonic_ns()
                 task = Task(time_ns=now, episode=1, instruction="go", started_ns=self._began)
                 out["task"].send(task)
-                out["robot/state"].send(JointState(time_ns=now, position=(0.0,) * 6, gripper=1.0))
+                out["robot/state"].send(JointState(time_ns=now, position=(now % 997 * 1e-9,) * 6, gripper=1.0))
                 out["chunk"].send(chunk(now, self._hz))
 
     @property
