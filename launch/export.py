@@ -19,6 +19,7 @@ from trimvla.launch.export_options import ExportOptions
 from trimvla.launch.export_stream import choose_key, default_actions, official_source, random_source, run_streamed
 from trimvla.launch.frames import find_calibration
 from trimvla.launch.options import Result
+from trimvla.launch.unwinding import unwinding
 from trimvla.launch.verify import as_table
 from trimvla.policies import checkpoint
 from trimvla.policies.calibrate import Calibration
@@ -57,6 +58,12 @@ class Args(ExportOptions):
 
 def run(args: Args) -> Result:
     """Load, export, prove; the parity report. What memory cannot hold goes its own way."""
+    with unwinding():
+        return export(args)
+
+
+def export(args: Args) -> Result:
+    """The work of `run`."""
     if args.source is None:
         return run_streamed(args, *random_source(args))
     source = find_source(args.source)

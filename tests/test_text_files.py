@@ -6,6 +6,10 @@ import codecs
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -279,3 +283,21 @@ def test_calibration_archives(name: str, tmp_path: Path, capsys: pytest.CaptureF
     text = refused(capsys, "trim", "tabletop", "--out", tmp_path / "plan.json", "--calibration", path)
     assert "frames.npz" in text.replace(" ", "")
     assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_an_export_that_is_ended_leaves_nothing(number: signal.Signals, source: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "trimvla.launch.cli", "export", str(source), "--out", str(tmp_path / "bundle")]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 120
+        while not list(tmp_path.glob(".bundle.*/*.json")):
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(120) != 0
+    finally:
+        process.kill()
+        process.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
