@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tyro.conf import Positional
 
 from trimvla.launch import call_picture, call_rerun
@@ -21,7 +20,8 @@ from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
 from trimvla.launch.replay import choose_bundles, open_rungs
 from trimvla.runtime import manifest as bundles
-from trimvla.runtime.errors import ConfigError, RecordingError
+from trimvla.runtime.errors import ConfigError, ImageError, RecordingError
+from trimvla.runtime.images import read_image
 from trimvla.runtime.manifest import Manifest
 from trimvla.runtime.policy import Policy, PolicyResult
 from trimvla.runtime.recording import Recording
@@ -132,10 +132,9 @@ def pick(recording: Recording, index: int) -> Call:
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """uint8[h, w, 3] RGB. Raises ConfigError."""
     try:
-        with Image.open(path) as picture:
-            return np.array(picture.convert("RGB"))
-    except OSError as error:
-        raise ConfigError(f"{path}: expected a picture, got: {error}") from None
+        return read_image(path)
+    except ImageError as error:
+        raise ConfigError(str(error)) from None
 
 
 def tell(policy: Policy, look: Look, result: PolicyResult) -> CallStory:

@@ -17,14 +17,15 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from trimvla.runtime.bus import Publisher
 from trimvla.runtime.camera_config import CameraConfig, Kind
-from trimvla.runtime.camera_device import DeviceSource, opencv
+from trimvla.runtime.camera_device import DeviceSource
+from trimvla.runtime.camera_video import VideoSource
 from trimvla.runtime.clock import Rate, monotonic_ns, to_ns
-from trimvla.runtime.errors import CameraError
+from trimvla.runtime.errors import CameraError, ImageError
 from trimvla.runtime.foreign_thread import ForeignThread
+from trimvla.runtime.images import read_image
 from trimvla.runtime.lerobot import LeRobotSource
 from trimvla.runtime.log_limit import LimitedLog
 from trimvla.runtime.messages import UNKNOWN_AGE, Frame
@@ -62,6 +63,13 @@ class TimedSource(Protocol):
     """None where it cannot be known. Who knew it stands in `timestamp_source`, where there is one."""
 
 
+@runtime_checkable
+class LossySource(Protocol):
+    """A source that passes over pictures which it cannot read, and counts them."""
+
+    skipped: int
+
+
 class SyntheticSource:
     """Test images: colour ramps and rectangles that change with every image, and as no sensor, none comes again."""
 
@@ -85,14 +93,13 @@ class SyntheticSource:
 
 
 class ImageSource:
-    """The same picture from a file, again and again."""
+    """The same picture from a file, again and again; read once, so that a file which is replaced changes nothing."""
 
     def __init__(self, config: CameraConfig) -> None:
         try:
-            with Image.open(config.where) as picture:
-                self._picture = np.array(picture.convert("RGB"))
-        except OSError as error:
-            raise CameraError(f"camera '{config.name}': cannot read picture '{config.where}': {error}") from None
+            self._picture = read_image(config.where)
+        except ImageError as error:
+            raise CameraError(f"camera '{config.name}': cannot read picture: {error}") from None
 
     def read(self) -> NDArray[np.uint8]:
         """The picture."""
@@ -100,29 +107,6 @@ class ImageSource:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-class VideoSource:
-    """A video file, from the start again when it ends."""
-
-    def __init__(self, config: CameraConfig) -> None:
-        self._cv2 = opencv(config.name)
-        self._capture = self._cv2.VideoCapture(config.where)
-        self._words = f"camera '{config.name}': cannot read video '{config.where}'"
-
-    def read(self) -> NDArray[np.uint8]:
-        """The next picture."""
-        ok, picture = self._capture.read()
-        if not ok:
-            self._capture.set(self._cv2.CAP_PROP_POS_FRAMES, 0)
-            ok, picture = self._capture.read()
-        if not ok:
-            raise CameraError(self._words)
-        return flip(picture)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._capture.release()
 
 
 SOURCES: dict[Kind, Callable[[CameraConfig], Source]] = {
@@ -193,6 +177,8 @@ def stream(
         known_ns = _check_times(frame, known_ns)
         frames.send(frame)
         telemetry.count("frames_published")
+        if isinstance(source, LossySource):
+            telemetry.counters["frames_skipped"] = source.skipped
         reporter.beat()
         rate.wait()
 

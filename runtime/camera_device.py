@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,13 @@ from numpy.typing import NDArray
 from trimvla.runtime.camera_config import CameraConfig
 from trimvla.runtime.clock import NS_PER_MS, instant, monotonic_ns, to_ns
 from trimvla.runtime.driver_clock import PROBES, DriverClock, Stamped, find_clock
-from trimvla.runtime.errors import CameraError
+from trimvla.runtime.errors import CameraError, SpecError
+from trimvla.runtime.specs import ArraySpec
 from trimvla.runtime.wire import flip
 
 log = logging.getLogger(__name__)
+PICTURE = ArraySpec("picture", "uint8", (None, None, 3))
+RETRY_S = 1.0  # for so long a device is asked again that gives no image
 HELD_BACK = 8  # images that a driver without times may have kept
 GAP_S = 0.25  # after so long without a read, or two periods, they are passed over
 READ_HINT = (
@@ -40,6 +44,15 @@ def opencv(camera: str) -> Any:  # noqa: ANN401 - a module
     return cv2
 
 
+def from_opencv(image: Any, words: str) -> NDArray[np.uint8]:  # noqa: ANN401 - whatever OpenCV gives
+    """BGR uint8[h, w, 3] as RGB. Raises CameraError for what it is not, such as the 16-bit grey of a depth camera."""
+    try:
+        PICTURE.validate(image)
+    except SpecError as error:
+        raise CameraError(f"{words}: {error}") from None
+    return flip(image)
+
+
 class DeviceSource:
     """A device; its driver's clock is found with its first images, which are passed over."""
 
@@ -52,6 +65,8 @@ class DeviceSource:
         self._gap_ns = max(to_ns(GAP_S), 2 * self._period_ns)
         self.captured_ns: int | None = None
         self._asked_ns = 0
+        self.skipped = 0
+        """Images that could not be read."""
         self._capture = cv2.VideoCapture(int(config.where) if config.where.isdigit() else config.where)
         if not self._capture.isOpened():
             raise CameraError(f"{self._words} cannot be opened")
@@ -99,31 +114,47 @@ class DeviceSource:
         return found
 
     def read(self) -> NDArray[np.uint8]:
-        """The next image, RGB uint8[h, w, 3]. Raises CameraError if there is none."""
+        """The next image, RGB uint8[h, w, 3]. Raises CameraError if there is none for `RETRY_S`.
+
+        A driver that fails at times, or whose image is damaged on the way, is asked again.
+        """
         if self.clock is None:
             self._pass_over_kept()
-        self._grab()
+        until_ns = monotonic_ns() + to_ns(RETRY_S)
+        while (image := self._take()) is None:
+            if monotonic_ns() > until_ns:
+                raise CameraError(f"{self._words} gives no picture")
+            self.skipped += 1
+            time.sleep(RETRY_S / 100)  # some drivers fail at once
+        return from_opencv(image, self._words)
+
+    def _take(self) -> Any:  # noqa: ANN401 - what OpenCV gives
+        """The next image, with its time noted; None where the driver gives none, or none that can be decoded."""
+        if not self._try_grab():
+            return None
         self.captured_ns = self._asked_ns if self.clock is None else self.clock.to_ours(self._stamped())
         ok, image = self._capture.retrieve()
-        if not ok:
-            raise CameraError(f"{self._words} gives no picture")
-        return flip(image)
+        return image if ok else None
 
     def _pass_over_kept(self) -> None:
         """After a time without reads, pass over what the driver kept meanwhile: until it has to wait for an image."""
         if monotonic_ns() - self._asked_ns <= self._gap_ns:
             return
         for _ in range(HELD_BACK):
-            self._grab()
-            if monotonic_ns() - self._asked_ns > self._period_ns // 2:
+            if not self._try_grab() or monotonic_ns() - self._asked_ns > self._period_ns // 2:
                 return
 
     def _grab(self) -> None:
         """Take the next image from the driver, still packed."""
+        if not self._try_grab():
+            raise CameraError(f"{self._words} gives no picture")
+
+    def _try_grab(self) -> bool:
         asked_ns = monotonic_ns()
         if not self._capture.grab():
-            raise CameraError(f"{self._words} gives no picture")
+            return False
         self._asked_ns = asked_ns
+        return True
 
     def _stamped(self) -> Stamped:
         milliseconds = self._capture.get(self._cv2.CAP_PROP_POS_MSEC)

@@ -12,6 +12,7 @@ TrimvlaError
 |     `- FrozenError    its pictures are new, what they show is not
 |- BackendError         a backend or provider that was asked for and is not given, or a call of it that failed
 |  `- BackendUnavailableError   no later call can work either: a lost device; who owns the backend ends
+|- ImageError           an image that cannot become 8-bit RGB: floats, several frames, cut off, too large
 |- CameraError          a camera that does not start or stops
 |- WireError            bytes that are no message
 |- BusyError            a client asks for more than its share, or everybody does
@@ -71,6 +72,10 @@ class BackendError(TrimvlaError):
 
 class BackendUnavailableError(BackendError):
     """No later call of this backend can work either, such as after a lost CUDA context: its process ends."""
+
+
+class ImageError(TrimvlaError):
+    """An image that cannot become RGB uint8[h, w, 3]."""
 
 
 class CameraError(TrimvlaError):

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trimvla.runtime.errors import WireError
+from trimvla.runtime.errors import ImageError, WireError
+from trimvla.runtime.images import MAX_PIXELS, to_rgb
 
 Kind = Literal["jpeg", "png"]
-MAX_PIXELS = 4096 * 4096
 MAX_SCANS = 64  # of a JPEG; a progressive one has about ten
 MAX_PARTS = 10_000  # chunks of a PNG, segments of a JPEG before its pixels
-EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 START_OF_SCAN = b"\xff\xda"
 WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))  # JPEG markers
@@ -30,8 +29,8 @@ FRAME_HEADERS = tuple(marker for marker in range(0xC0, 0xD0) if marker not in (0
 def decode_image(data: bytes, kind: Kind, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """RGB uint8[h, w, 3] of a JPEG or PNG file; `size` [pixels], width and height, where it is known.
 
-    Raises WireError for a damaged file, another size or one above `MAX_PIXELS`, 16-bit or float pixels, and what would
-    cost more to unpack than images do.
+    Raises WireError for a damaged file, another size or one above `MAX_PIXELS`, pixels that `images.to_rgb` refuses, an
+    orientation that exchanges width and height against `size`, and what would cost more to unpack than images do.
     """
     measured = measure(data, kind)
     if size is not None and measured != size:
@@ -40,12 +39,16 @@ def decode_image(data: bytes, kind: Kind, size: tuple[int, int] | None = None) -
         raise WireError(f"expected at most {MAX_PIXELS} pixels, got {measured}")
     try:
         with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
-            if image.size == measured and image.mode in EIGHT_BIT_MODES:
-                return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-            found = f"{image.mode} of {image.size}"
+            if image.size != measured:
+                raise ImageError(f"expected {measured} pixels, got {image.size}")
+            pixels = to_rgb(image)
+    except ImageError as error:
+        raise WireError(f"no {kind} picture: {error}") from None
     except Exception as error:  # damaged files make the decoders raise almost anything
         raise WireError(f"no {kind} picture: {str(error)[:200]}") from None
-    raise WireError(f"expected a {kind} picture with 8 bits a channel of {measured} pixels, got {found}")
+    if size is not None and pixels.shape[1::-1] != size:
+        raise WireError(f"expected {size[0]} x {size[1]} pixels, got {pixels.shape[1::-1]} once upright")
+    return pixels
 
 
 def measure(data: bytes, kind: Kind) -> tuple[int, int]:

@@ -73,7 +73,7 @@ def test_a_bundle_alone_is_not_enough(trimmed: Path, capsys: pytest.CaptureFixtu
 def test_a_picture_that_is_none(trimmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.png").write_text("no picture")
     assert cli.main(inspect(trimmed, tmp_path / "x.png")) == 1
-    assert "expected a picture" in capsys.readouterr().out
+    assert "expected an image" in capsys.readouterr().out
 
 
 def test_rerun_gets_the_call(trimmed: Path, picture: Path, tmp_path: Path) -> None:

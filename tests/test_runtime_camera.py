@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from collections.abc import Collection
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from trimvla.runtime import camera
+from trimvla.runtime import camera, camera_device
 from trimvla.runtime.bus import Subscriber
 from trimvla.runtime.camera import CameraConfig, ImageSource, SyntheticSource, start, take
 from trimvla.runtime.clock import monotonic_ns
@@ -128,3 +131,107 @@ def test_frames_stream_until_told_to_stop(tmp_path):
     assert all(b.sequence > a.sequence and b.time_ns > a.time_ns for a, b in pairwise(seen))
     assert any((a.image != b.image).any() for a, b in pairwise(seen))
     assert isinstance(last, Report) and last.counters["frames_published"] >= 10
+
+
+def mjpeg(path: Path, frames: int = 12, broken: Collection[int] = ()) -> str:
+    """A video whose frames get brighter; some cannot be decoded."""
+    cv2 = pytest.importorskip("cv2", reason="devices and video files need OpenCV")
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(frames):
+        writer.write(np.full((48, 64, 3), 20 * number + 10, np.uint8))
+    writer.release()
+    raw, place = bytearray(path.read_bytes()), path.read_bytes().find(b"movi")
+    for number in range(frames):
+        place = raw.find(b"00dc", place + 4)
+        size = int.from_bytes(raw[place + 4 : place + 8], "little")
+        if number in broken:
+            raw[place + 8 : place + 8 + size] = bytes(size)
+        place += size
+    path.write_bytes(raw)
+    return str(path)
+
+
+@pytest.mark.parametrize("broken", [{5}, {0}, {11}, {0, 1, 5, 6, 7, 11}, set(range(1, 12))])
+def test_a_broken_frame_of_a_video_is_passed_over_and_counted(tmp_path: Path, broken: set[int], caplog):
+    source = camera.VideoSource(CameraConfig(kind="video", where=mjpeg(tmp_path / "clip.avi", broken=broken)))
+    whole = [number for number in range(12) if number not in broken]
+    seen = [round((int(source.read().mean()) - 10) / 20) for _ in range(3 * len(whole))]
+    assert seen == whole * 3, "to the end, and from the start again"
+    source.read()
+    assert source.skipped == 3 * len(broken) + min((n for n in range(12) if n not in broken), default=0)
+    assert len([r for r in caplog.records if "cannot be decoded" in r.message]) == 1
+    source.close()
+
+
+def test_a_video_that_is_cut_off_starts_again(tmp_path: Path):
+    path = mjpeg(tmp_path / "clip.avi")
+    raw = Path(path).read_bytes()
+    frames = [place.start() for place in re.finditer(b"00dc", raw)]
+    Path(path).write_bytes(raw[: frames[8] + 20])
+    source = camera.VideoSource(CameraConfig(kind="video", where=path))
+    seen = [int(source.read().mean()) for _ in range(24)]
+    source.close()
+    whole = len(set(seen))
+    assert whole in (7, 8) and seen == (seen[:whole] * 4)[:24], "to the cut, and from the start again"
+
+
+@pytest.mark.parametrize("kind", ["nothing decodes", "text", "directory", "absent"])
+def test_a_file_that_is_no_video_is_one_error(tmp_path: Path, kind: str):
+    path = tmp_path / "clip.avi"
+    if kind == "nothing decodes":
+        mjpeg(path, broken=range(12))
+    elif kind == "text":
+        path.write_text("no video " * 100)
+    elif kind == "directory":
+        path.mkdir()
+    with pytest.raises(CameraError, match=r"'front': cannot read video .*clip\.avi"):
+        camera.run(CameraConfig(kind="video", where=str(path), start_timeout_s=30), tmp_path, threading.Event())
+
+
+class Driver:
+    """OpenCV's part of a device: gives what it is to give, one after the other; None where it fails."""
+
+    def __init__(self, gives: list[object]) -> None:
+        self._gives, self._image = gives, None
+
+    def grab(self) -> bool:
+        """Every other failure is one of the driver, the others are of decoding."""
+        self._image = self._gives.pop(0) if self._gives else None
+        return self._image is not None or (len(self._gives) % 2 == 0 and bool(self._gives))
+
+    def retrieve(self) -> tuple[bool, object]:
+        return self._image is not None, self._image
+
+    def get(self, _: int) -> float:
+        return 0.0
+
+    def set(self, *_: float) -> bool:
+        return True
+
+    def isOpened(self) -> bool:  # noqa: N802 - OpenCV's name
+        return True
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+def device(gives: list[object], monkeypatch: pytest.MonkeyPatch) -> camera.DeviceSource:
+    cv2 = pytest.importorskip("cv2", reason="devices and video files need OpenCV")
+    monkeypatch.setattr(cv2, "VideoCapture", lambda _: Driver(gives))
+    monkeypatch.setattr(camera_device, "GAP_S", 1e6)  # this driver keeps nothing
+    return camera.DeviceSource(CameraConfig(kind="device", timestamps="read"))
+
+
+def test_a_device_that_fails_now_and_then_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+    picture = np.full((4, 6, 3), (1, 2, 3), np.uint8)
+    source = device([picture, None, picture, None, None, picture[:2]], monkeypatch)
+    before = monotonic_ns()
+    assert [source.read().shape for _ in range(3)] == [(4, 6, 3), (4, 6, 3), (2, 6, 3)]
+    assert source.skipped == 3 and before <= (source.captured_ns or 0) <= monotonic_ns()
+    with pytest.raises(CameraError, match="device '0' gives no picture"):
+        source.read()
+
+
+def test_a_device_that_gives_no_colours_is_one_error(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(CameraError, match=r"device '0': expected uint8\[\?, \?, 3\] for 'picture', got uint16\[4, 6\]"):
+        device([np.zeros((4, 6), np.uint16)], monkeypatch).read()

@@ -183,7 +183,8 @@ def test_the_policy_publishes_what_it_refuses(tmp_path: Path):
             tasks.send(Task(time_ns=now, episode=1, instruction="go", started_ns=started))
             front.send(Frame("front", now, picture(front.sent)))
             if "other" in heard:  # before, nothing has come from the second camera
-                wrist.send(Frame("wrist", now, picture()))
+                lives = not telemetry.counters.get("frames_used")
+                wrist.send(Frame("wrist", now, picture(wrist.sent if lives else 0)))
             loop.step()
             hears.update(0.01)
             if isinstance(newest := hears["refusal"].message, Refusal):
