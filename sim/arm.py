@@ -78,37 +78,68 @@ class Arm:
         return silent
 
 
+class FaultyState:
+    """What the arm publishes of itself under the fault that is on."""
+
+    def __init__(self, arm: Arm, switch: Switch) -> None:
+        self._arm = arm
+        self._switch = switch
+        self._held: tuple[float, ...] | None = None
+
+    def obeys(self) -> bool:
+        """Whether the joints follow their commands."""
+        fault = self._switch.fault()
+        return fault is None or fault.kind != "stuck"
+
+    def message(self, now_ns: int) -> JointState | None:
+        """The state at this moment; None where nothing is published."""
+        fault = self._switch.fault()
+        kind = "" if fault is None else fault.kind
+        position = tuple(self._arm.position.tolist())
+        self._held = (self._held or position) if kind == "repeat" else None
+        if kind == "mute":
+            return None
+        return JointState(time_ns=now_ns, position=self._held or position, gripper=self._arm.gripper)
+
+
 def run(config: ArmConfig, run_dir: Path, stop: threading.Event) -> None:
-    """The process `arm`: hear, move, speak, until `stop`; then it stands still."""
-    arm, telemetry, switch = Arm(config), Telemetry(NAME), Switch(run_dir, NAME)
+    """The process `arm`, until `stop`: receive, move, publish; then it stands still."""
+    arm = Arm(config)
+    telemetry = Telemetry(NAME)
+    state = FaultyState(arm, Switch(run_dir, NAME))
     telemetry.counters.update(obeyed=0, lost=0, repeated=0, stale=0, watchdog=0)
     reporter = Reporter(run_dir, telemetry)
-    says, hears = Publisher(run_dir, topic("robot/state", config.state_hz)), Subscriber(run_dir, [topic("command")])
-    reporter.inputs = hears
+    states = Publisher(run_dir, topic("robot/state", config.state_hz))
+    inputs = Subscriber(run_dir, [topic("command")])
+    reporter.inputs = inputs
     next_ns = 0
     try:
         while not stop.is_set():
-            hears.update(max(0.0, (next_ns - monotonic_ns()) / NS_PER_S))
-            for message in hears["command"].fresh:
+            inputs.update(max(0.0, (next_ns - monotonic_ns()) / NS_PER_S))
+            for message in inputs["command"].fresh:
                 if isinstance(message, Command):
-                    hear(arm, message, telemetry)
+                    hear(arm, message, telemetry, follows=state.obeys())
             telemetry.count("watchdog", arm.watch(monotonic_ns()))
             if (now := monotonic_ns()) >= next_ns:
                 next_ns = max(next_ns, now - NS_PER_S) + to_ns(1 / config.state_hz)
-                if switch.fault() is None:
-                    says.send(JointState(time_ns=now, position=tuple(arm.position.tolist()), gripper=arm.gripper))
+                if (published := state.message(now)) is not None:
+                    states.send(published)
             telemetry.state = arm.state
+            telemetry.values.update({f"position.{i}": x for i, x in enumerate(arm.position.tolist())})
             reporter.beat()
     finally:
         telemetry.state = "holding"
-        for closing in (reporter, says, hears):
+        for closing in (reporter, states, inputs):
             closing.close()
 
 
-def hear(arm: Arm, command: Command, telemetry: Telemetry) -> None:
+def hear(arm: Arm, command: Command, telemetry: Telemetry, *, follows: bool = True) -> None:
     """Obey one command, and count it, the gap before it and the time since the one before."""
     before = arm.last
+    still = arm.position
     telemetry.count(arm.obey(command, monotonic_ns()))
+    if not follows:
+        arm.position = still
     if before is not None and before.sequence < command.sequence:
         telemetry.count("lost", command.sequence - before.sequence - 1)
         if command.sequence == before.sequence + 1:

@@ -37,11 +37,21 @@ FILE, SEEN = "faults.json", "fault-seen-{name}"
 #                        it (0.1), or with one pixel that changes
 #                clock   capture times are off by this much [s]
 #                corrupt what travels is no picture
-#   of a policy: nan, inf, range   in its actions; slow: it takes so many times as long; fail: every call fails;
+#   of a policy: nan, inf, range   in its actions
+#                slow    a call takes at least this long [s]
+#                fail    every call fails
 #                lost    as after a lost CUDA context: no call can work until the process is another one
-#   of an arm:   mute    it does not say where it is
+#                rate    its chunks claim to be this many times as fast
+#                kinds   its chunks claim to be absolute targets
+#                garble  what it publishes is no chunk
+#   of an arm:   mute    it does not publish where it is
+#                repeat  it publishes where it was, with new times
+#                stuck   it does not follow its commands
 Frozen = Literal["freeze", "buffers", "reencode", "overlay", "pixel"]
-Kind = Literal["drop", "delay", Frozen, "clock", "corrupt", "nan", "inf", "range", "slow", "fail", "lost", "mute"]
+OfCamera = Literal["drop", "delay", "clock", "corrupt"]
+OfPolicy = Literal["nan", "inf", "range", "slow", "fail", "lost", "rate", "kinds", "garble"]
+OfArm = Literal["mute", "repeat", "stuck"]
+Kind = Literal[Frozen, OfCamera, OfPolicy, OfArm]
 MOST_BUFFERS = 32
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from trimvla.runtime import policy_process
@@ -21,7 +22,7 @@ from trimvla.runtime.backend_failures import call_failure
 from trimvla.runtime.bus import Publisher, Subscriber
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.manifest import ActionKind
-from trimvla.runtime.messages import MAX_ROWS
+from trimvla.runtime.messages import MAX_ROWS, ActionChunk, Frame, Message
 from trimvla.runtime.policy import Known, PolicyResult
 from trimvla.runtime.policy_process import Infers, PolicyConfig, PolicyLoop
 from trimvla.runtime.telemetry import Reporter, Telemetry
@@ -34,6 +35,7 @@ FAILURES = {
     "lost": "CUDA failure 700: an illegal memory access was encountered",
 }
 SPOILS = {"nan": math.nan, "inf": math.inf, "range": 1000.0}
+GARBAGE = b"\xc1" * 1000
 STAND_IN_KINDS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
 WORK = 8192  # numbers that the stand-in computes with, on one core
 
@@ -98,12 +100,40 @@ class Spoilt:
 def spoil(result: PolicyResult, fault: Fault) -> PolicyResult:
     """A result with its fault; one that is slow has taken its time when this returns."""
     if fault.kind == "slow":
-        extra_ms = (fault.amount - 1) * result.milliseconds["total"]
-        time.sleep(max(0.0, extra_ms) / 1e3)
+        time.sleep(max(0.0, fault.amount - result.milliseconds["total"] / 1e3))
         return result
     actions = result.actions.copy()
     actions[:, 0] = SPOILS.get(fault.kind, actions[:, 0])
     return dataclasses.replace(result, actions=actions)
+
+
+class FaultyChunks(Publisher):
+    """Publishes chunks as the fault that is on makes them: of another rate, other kinds, or none at all."""
+
+    def __init__(self, run_dir: Path, switch: Switch) -> None:
+        super().__init__(run_dir, topic("chunk"))
+        self._switch = switch
+
+    def send(self, message: Message | Frame) -> None:
+        """See `Publisher.send`."""
+        fault = self._switch.fault()
+        if fault is not None and isinstance(message, ActionChunk):
+            if fault.kind == "garble":
+                self._socket.send_multipart([self.topic.name.encode(), GARBAGE])
+                self.sent += 1
+                return
+            message = alter(message, fault)
+        super().send(message)
+
+
+def alter(chunk: ActionChunk, fault: Fault) -> ActionChunk:
+    """The chunk, with what it claims of its actions changed."""
+    if fault.kind == "rate":
+        return msgspec.structs.replace(chunk, control_hz=chunk.control_hz * fault.amount)
+    if fault.kind == "kinds":
+        kinds = tuple("absolute" if kind == "delta" else kind for kind in chunk.kinds)
+        return msgspec.structs.replace(chunk, kinds=kinds)
+    return chunk
 
 
 @dataclass(frozen=True)
@@ -147,7 +177,8 @@ def run(config: FaultyPolicyConfig, run_dir: Path, stop: threading.Event) -> Non
     cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
     inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
     reporter.inputs = inputs
-    chunks, refusals = Publisher(run_dir, topic("chunk")), Publisher(run_dir, topic("refusal"))
+    chunks = FaultyChunks(run_dir, switch)
+    refusals = Publisher(run_dir, topic("refusal"))
     loop = PolicyLoop(
         thinker,
         inputs,
