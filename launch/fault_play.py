@@ -21,7 +21,6 @@ RECOVERY_S = 60.0
 GONE_S = 20.0  # for the processes of a supervisor that was killed
 FLOWS_S = 1.2  # of actions only, before something is broken
 ARM_PERIOD_S = 1.0
-STOP_S = 2 / HZ + 0.1  # from a stop to the last action: two periods, and a tick that is late
 
 
 @dataclass
@@ -159,7 +158,7 @@ class Play:
         actions = [command for command in sent if command.kind == "action"]
         outcome.actions = len(actions)
         outcome.holds = len(sent) - len(actions)
-        bound_ns = broken_ns + to_ns(STOP_S if must == "stop" else BOUND_S)
+        bound_ns = broken_ns + to_ns(self._row.bound_s)
         outcome.actions_after_bound = sum(command.time_ns > bound_ns for command in actions)
         who = "arm" if must in ("robot holds", "robot waits") else "control"
         state = self._monitor.report(who).state

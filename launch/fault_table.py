@@ -29,6 +29,8 @@ WORKSPACE = 1.0
 PROMISE = Promise(LOW, HIGH, MAX_CHANGE, HZ, MAX_AGE_S, KINDS, WORKSPACE)
 BOUND_S = MAX_AGE_S + 2 / HZ
 """From a fault to the hold: the age budget and two control periods."""
+STOP_S = 2 / HZ + 0.1
+"""From a person's stop to the last action: two periods, and a tick that is late."""
 CAMERAS = ("front", "wrist")
 CAMERA_HZ = 20.0
 
@@ -90,6 +92,13 @@ class Row:
     system: System = "steady"
     shows: Callable[[Scene, Reports], bool] | None = None
     """How reports, logs or a refused process show what no command does."""
+    within_s: float = 0.0
+    """From the fault to the last action, where that is not what `must` says."""
+
+    @property
+    def bound_s(self) -> float:
+        """From the fault to the last action: at most this long."""
+        return self.within_s or (STOP_S if self.must == "stop" else BOUND_S)
 
     @property
     def at_start(self) -> bool:
@@ -172,7 +181,7 @@ ROWS = (
     Row("dead-man switch falls silent", "hold", acts.silence_deadman, acts.hold_deadman, "desk"),
     Row("disarm, said once by a new sender", "stop", acts.disarm_once, acts.arm, "desk"),
     Row("another instruction under the same episode", "stop", acts.instruct, acts.arm, "desk"),
-    Row("the task falls silent", "stop", acts.silence_task, acts.begin_and_arm, "desk"),
+    Row("the task falls silent", "stop", acts.silence_task, acts.begin_and_arm, "desk", within_s=BOUND_S),
     # the system
     Row("port taken at start", "go on", acts.nothing, acts.nothing, "port", acts.no_metrics),
     Row("control killed", "robot holds", acts.send("control", KILL), acts.nothing, "port"),
