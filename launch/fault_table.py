@@ -133,9 +133,9 @@ def _arm(kind: Kind, amount: float = 0.0) -> Action:
     return switch(arm=Fault(kind, amount))
 
 
-def _moving(kind: Kind) -> Action:
-    """A fault of the arm while it moves at full speed: what it hides is a distance, not a time."""
-    return switch(arm=Fault(kind), policy=Fault("range"))
+def _moving(**faults: Fault) -> Action:
+    """Faults while the arm moves at full speed: what they hide is a distance, not a time."""
+    return switch(**faults, policy=Fault("sweep", HIGH[0]))
 
 
 STOP, GO, KILL = signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL
@@ -145,9 +145,9 @@ ROWS = (
     Row("camera stopped (SIGSTOP)", "hold", acts.send("camera-front", STOP), acts.send("camera-front", GO)),
     Row("camera frozen: same pixels, new sequence", "hold", _front("freeze")),
     Row("camera repeats five old images in turn", "hold", _front("buffers", 5)),
-    Row("camera frozen, each image compressed anew", "hold", _front("reencode")),
-    Row("camera frozen under a clock that runs", "hold", _front("overlay")),
-    Row("camera frozen but for one pixel", "hold", _front("pixel")),
+    Row("camera frozen, each image compressed anew", "hold", _moving(front=Fault("reencode"))),
+    Row("camera frozen under a clock that runs", "hold", _moving(front=Fault("overlay"))),
+    Row("camera frozen but for one pixel", "hold", _moving(front=Fault("pixel"))),
     Row("30 % of frames dropped", "go on", _both(Fault("drop", 0.3)), shows=_slow_camera),
     Row("frames delayed by 500 ms", "hold", _both(Fault("delay", 0.5))),
     Row("frames delayed by 2 s", "hold", _both(Fault("delay", 2.0))),
@@ -169,8 +169,8 @@ ROWS = (
     Row("policy killed when its task is 11 s old", "hold at times", acts.kill_late("policy", 11.0), acts.nothing),
     # the robot
     Row("joint state lost", "hold", _arm("mute")),
-    Row("joint state repeats with new times", "hold", _moving("repeat")),
-    Row("the robot does not follow its commands", "hold", _moving("stuck")),
+    Row("joint state repeats with new times", "hold", _moving(arm=Fault("repeat"))),
+    Row("the robot does not follow its commands", "hold", _moving(arm=Fault("stuck"))),
     # control
     Row("control stopped for 1.5 s (SIGSTOP)", "robot waits", acts.send("control", STOP), acts.send("control", GO)),
     # other senders and files

@@ -38,6 +38,7 @@ FILE, SEEN = "faults.json", "fault-seen-{name}"
 #                clock   capture times are off by this much [s]
 #                corrupt what travels is no picture
 #   of a policy: nan, inf, range   in its actions
+#                sweep   the first dimension goes to and fro by this much a row
 #                slow    a call takes at least this long [s]
 #                fail    every call fails
 #                lost    as after a lost CUDA context: no call can work until the process is another one
@@ -49,7 +50,7 @@ FILE, SEEN = "faults.json", "fault-seen-{name}"
 #                stuck   it does not follow its commands
 Frozen = Literal["freeze", "buffers", "reencode", "overlay", "pixel"]
 OfCamera = Literal["drop", "delay", "clock", "corrupt"]
-OfPolicy = Literal["nan", "inf", "range", "slow", "fail", "lost", "rate", "kinds", "garble"]
+OfPolicy = Literal["nan", "inf", "range", "sweep", "slow", "fail", "lost", "rate", "kinds", "garble"]
 OfArm = Literal["mute", "repeat", "stuck"]
 Kind = Literal[Frozen, OfCamera, OfPolicy, OfArm]
 MOST_BUFFERS = 32

@@ -20,6 +20,7 @@ from trimvla.runtime import policy_process
 from trimvla.runtime.action_meaning import ActionMeaning, meaning_of
 from trimvla.runtime.backend_failures import call_failure
 from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.manifest import ActionKind
 from trimvla.runtime.messages import MAX_ROWS, ActionChunk, Frame, Message
@@ -35,6 +36,7 @@ FAILURES = {
     "lost": "CUDA failure 700: an illegal memory access was encountered",
 }
 SPOILS = {"nan": math.nan, "inf": math.inf, "range": 1000.0}
+SWEEP_NS = 2_000_000_000  # from one turn to the next
 GARBAGE = b"\xc1" * 1000
 STAND_IN_KINDS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
 WORK = 8192  # numbers that the stand-in computes with, on one core
@@ -103,6 +105,9 @@ def spoil(result: PolicyResult, fault: Fault) -> PolicyResult:
         time.sleep(max(0.0, fault.amount - result.milliseconds["total"] / 1e3))
         return result
     actions = result.actions.copy()
+    if fault.kind == "sweep":
+        forth = monotonic_ns() // SWEEP_NS % 2 == 0
+        actions[:, 0] = fault.amount if forth else -fault.amount
     actions[:, 0] = SPOILS.get(fault.kind, actions[:, 0])
     return dataclasses.replace(result, actions=actions)
 
