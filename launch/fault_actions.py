@@ -108,6 +108,13 @@ def switch(**faults: Fault) -> Action:
 MEND = switch()
 
 
+def mend_and_reset(scene: Scene) -> None:
+    """Undo the fault; then a person, who has looked at the robot, resets and arms."""
+    MEND(scene)
+    time.sleep(0.5)  # for the arm's next states
+    reset_and_arm(scene)
+
+
 def fill_disk(scene: Scene) -> None:
     """No file of the recorder may grow any more: its next write fails, as on a full disk."""
     size = partial(scene.run_dir / RECORDING).stat().st_size

@@ -144,7 +144,7 @@ ROWS = (
     Row("camera killed", "hold at times", acts.send("camera-front", KILL), acts.nothing),
     Row("camera stopped (SIGSTOP)", "hold", acts.send("camera-front", STOP), acts.send("camera-front", GO)),
     Row("camera frozen: same pixels, new sequence", "hold", _front("freeze")),
-    Row("camera repeats five old images in turn", "hold", _front("buffers", 5)),
+    Row("camera repeats five old images in turn", "hold", _moving(front=Fault("buffers", 5))),
     Row("camera frozen, each image compressed anew", "hold", _moving(front=Fault("reencode"))),
     Row("camera frozen under a clock that runs", "hold", _moving(front=Fault("overlay"))),
     Row("camera frozen but for one pixel", "hold", _moving(front=Fault("pixel"))),
@@ -169,8 +169,8 @@ ROWS = (
     Row("policy killed when its task is 11 s old", "hold at times", acts.kill_late("policy", 11.0), acts.nothing),
     # the robot
     Row("joint state lost", "hold", _arm("mute")),
-    Row("joint state repeats with new times", "hold", _moving(arm=Fault("repeat"))),
-    Row("the robot does not follow its commands", "hold", _moving(arm=Fault("stuck"))),
+    Row("joint state repeats with new times", "hold", _moving(arm=Fault("repeat")), acts.mend_and_reset),
+    Row("the robot does not follow its commands", "hold", _moving(arm=Fault("stuck")), acts.mend_and_reset),
     # control
     Row("control stopped for 1.5 s (SIGSTOP)", "robot waits", acts.send("control", STOP), acts.send("control", GO)),
     # other senders and files
