@@ -24,7 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,8 @@ class Chaos:
     """Draws faults and undoes them in time."""
 
     def __init__(self, system: System, desk: Desk, rng: random.Random) -> None:
-        self._system = system
-        self._desk = desk
+        self.system = system
+        self.desk = desk
         self.rng = rng
         self._undo: list[Undo] = []
         self._faults: dict[str, Fault] = {}
@@ -149,6 +149,20 @@ class Chaos:
         self.pressed: list[tuple[int, int]] = []
         """From and until when the emergency stop was pressed [ns]."""
         self.log: list[str] = []
+
+    def settle(self, monitor: SafetyMonitor) -> None:
+        """Wait until the arm moves again without any fault, with a new task and after a person's reset."""
+        self.desk.request("reset")
+        self.desk.begin(TASK)
+
+        def flows() -> bool:
+            self.system.keep_alive()
+            sent = monitor.since(monotonic_ns() - to_ns(1.0))
+            return len(sent) > HZ / 2 and all(command.kind == "action" for command in sent)
+
+        if not monitor.until(flows, START_S):
+            control = monitor.report("control")
+            raise RuntimeError(f"expected the arm to move; control is {control.state} ({control.reason})")
 
     def strike(self) -> None:
         """One fault, drawn by weight."""
@@ -173,7 +187,7 @@ class Chaos:
         return lasts_s
 
     def _signal(self, name: str, number: signal.Signals) -> bool:
-        pid = self._system.pids().get(name)
+        pid = self.system.pids().get(name)
         if pid is None:
             return False
         try:
@@ -192,7 +206,7 @@ class Chaos:
 
     def _stop(self) -> None:
         name = self.rng.choice(STOPPABLE)
-        pid = self._system.pids().get(name)
+        pid = self.system.pids().get(name)
         if pid is not None and self._signal(name, signal.SIGSTOP):
             lasts_s = self._later(lambda: _signal_pid(pid, signal.SIGCONT))
             self._note(f"SIGSTOP {name}: for {lasts_s:.2f} s")
@@ -200,7 +214,7 @@ class Chaos:
     def _slow(self) -> None:
         """Runs and stands in turn."""
         name = self.rng.choice(STOPPABLE)
-        pid = self._system.pids().get(name)
+        pid = self.system.pids().get(name)
         if pid is None:
             return
         done = threading.Event()
@@ -240,11 +254,11 @@ class Chaos:
         name = self.rng.choice((*CAMERAS, "policy", "arm"))
         kind, amount = self.rng.choice(lies.get(name, camera))
         self._faults[name] = Fault(kind, amount)  # pyright: ignore[reportArgumentType]
-        write_faults(self._system.run_dir, self._faults)
+        write_faults(self.system.run_dir, self._faults)
 
         def end() -> None:
             self._faults.pop(name, None)
-            write_faults(self._system.run_dir, self._faults)
+            write_faults(self.system.run_dir, self._faults)
 
         lasts_s = self._later(end)
         self._note(f"{kind} in {name}: {amount:.2f} for {lasts_s:.2f} s")
@@ -253,12 +267,12 @@ class Chaos:
         """Cameras and the robot's state at once."""
         for name in (*CAMERAS, "arm"):
             self._faults[name] = Fault("mute") if name == "arm" else Fault("drop", 1.0)
-        write_faults(self._system.run_dir, self._faults)
+        write_faults(self.system.run_dir, self._faults)
 
         def end() -> None:
             for name in (*CAMERAS, "arm"):
                 self._faults.pop(name, None)
-            write_faults(self._system.run_dir, self._faults)
+            write_faults(self.system.run_dir, self._faults)
 
         lasts_s = self._later(end)
         self._note(f"cameras and state stall: for {lasts_s:.2f} s")
@@ -266,22 +280,22 @@ class Chaos:
     def _press(self) -> None:
         """The emergency stop; afterwards a person resets, and a new task arms."""
         begin_ns = monotonic_ns()
-        self._desk.pressed = True
-        self._desk.press(True)
+        self.desk.pressed = True
+        self.desk.press(True)
 
         def end() -> None:
             self.pressed.append((begin_ns, monotonic_ns()))
-            self._desk.pressed = False
-            self._desk.press(False)
-            self._desk.request("reset")
-            self._desk.begin(TASK)
+            self.desk.pressed = False
+            self.desk.press(False)
+            self.desk.request("reset")
+            self.desk.begin(TASK)
 
         lasts_s = self._later(end)
         self._note(f"emergency stop: for {lasts_s:.2f} s")
 
     def _instruct(self) -> None:
-        other = OTHER_TASK if self._desk.instruction == TASK else TASK
-        self._desk.instruct(other)
+        other = OTHER_TASK if self.desk.instruction == TASK else TASK
+        self.desk.instruct(other)
         self._note("another instruction")
 
 
@@ -322,54 +336,23 @@ def temporary_directories() -> set[str]:
     return {path.name for path in Path(tempfile.gettempdir()).glob("trimvla-*")}
 
 
-def settle(monitor: SafetyMonitor, system: System, desk: Desk, done: Callable[[], bool]) -> None:
-    """Until the arm moves again without any fault."""
-    desk.begin(TASK)
-
-    def flows() -> bool:
-        system.keep_alive()
-        sent = monitor.since(monotonic_ns() - to_ns(1.0))
-        return done() or (len(sent) > HZ / 2 and all(command.kind == "action" for command in sent))
-
-    if not monitor.until(flows, START_S):
-        control = monitor.report("control")
-        raise RuntimeError(f"expected the arm to move; control is {control.state} ({control.reason})")
-
-
 def play(seconds: float, seed: int, bundle: str, loops: int = BUSY_LOOPS) -> Result:
     """Everything; what happened."""
     result = Result(seed)
     me = {"chaos": os.getpid()}
+    warm_up()
     directories = temporary_directories()
     mine = possessions(me)
     begin = time.monotonic()
-    with ExitStack() as stack:
-        run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
-        monitor = stack.enter_context(SafetyMonitor(run_dir, replace(PROMISE, hz=HZ), OBSERVED))
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+        run_dir = Path(name)
         write_faults(run_dir, {})
         system = System(run_dir, bundle_at(HZ, Path(bundle), run_dir / "bundle"))
-        stack.callback(system.stop)
-        desk = stack.enter_context(Desk(run_dir))
-        desk.pressed = False
-        chaos = Chaos(system, desk, random.Random(seed))
-        settle(monitor, system, desk, lambda: False)
-        stack.enter_context(busy_loops(loops))
-        before = possessions(system.pids())
-        end = time.monotonic() + seconds
-        rage(end, monitor, system, desk, chaos)
-        chaos.undo(everything=True)
-        settle(monitor, system, desk, lambda: False)
-        result.left += growth(before, possessions(system.pids()))
-        result.violations = [f"{v.time_ns / NS_PER_MS:.0f} {v.words}" for v in monitor.violations]
-        result.violations += after_presses(monitor, chaos.pressed)
-        result.commands = len(monitor.commands)
-        result.actions = sum(command.kind == "action" for command in monitor.commands)
-        result.holds = result.commands - result.actions
-        result.faults = dict(chaos.counts)
+        with judged(system) as (monitor, desk):
+            chaos = Chaos(system, desk, random.Random(seed))
+            rage(seconds, monitor, chaos, loops, result)
+        judge(monitor, chaos, result)
         result.restarts = system.restarts
-        if result.violations:
-            print("\n".join(chaos.log), file=sys.stderr)
-        system.stop()
         result.left += [f"process {name}" for name in system.pids()]
         result.left += [f"socket {path.name}" for path in run_dir.iterdir() if path.is_socket()]
     result.left += [f"directory {name}" for name in temporary_directories() - directories]
@@ -377,6 +360,48 @@ def play(seconds: float, seed: int, bundle: str, loops: int = BUSY_LOOPS) -> Res
     result.seconds = round(time.monotonic() - begin, 1)
     result.ok = not result.violations and not result.left
     return result
+
+
+def warm_up() -> None:
+    """What this process keeps once it has used sockets: ZeroMQ's own threads and descriptors."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name, SafetyMonitor(Path(name), PROMISE):
+        time.sleep(TURN_S)
+
+
+@contextmanager
+def judged(system: System) -> Iterator[tuple[SafetyMonitor, Desk]]:
+    """The system with its desk and its monitor; all is stopped at the end."""
+    promise = replace(PROMISE, hz=HZ)
+    with SafetyMonitor(system.run_dir, promise, OBSERVED) as monitor, Desk(system.run_dir) as desk:
+        desk.pressed = False
+        try:
+            yield monitor, desk
+        finally:
+            system.stop()
+
+
+def rage(seconds: float, monitor: SafetyMonitor, chaos: Chaos, loops: int, result: Result) -> None:
+    """Fault after fault, between two moments of peace in which everybody's possessions are counted."""
+    system = chaos.system
+    chaos.settle(monitor)
+    with busy_loops(loops):
+        before = possessions(system.pids())
+        strike_on(time.monotonic() + seconds, monitor, chaos)
+        chaos.undo(everything=True)
+        chaos.settle(monitor)
+        result.left += growth(before, possessions(system.pids()))
+
+
+def judge(monitor: SafetyMonitor, chaos: Chaos, result: Result) -> None:
+    """What the monitor saw; the faults in their order where it saw a violation."""
+    result.commands = len(monitor.commands)
+    result.actions = sum(command.kind == "action" for command in monitor.commands)
+    result.holds = result.commands - result.actions
+    result.faults = dict(chaos.counts)
+    result.violations = [f"{v.time_ns / NS_PER_MS:.0f} {v.words}" for v in monitor.violations]
+    result.violations += after_presses(monitor, chaos.pressed)
+    if result.violations:
+        print("\n".join(chaos.log), file=sys.stderr)
 
 
 def bundle_at(hz: float, bundle: Path, copy: Path) -> str:
@@ -389,18 +414,19 @@ def bundle_at(hz: float, bundle: Path, copy: Path) -> str:
     return str(copy)
 
 
-def rage(end: float, monitor: SafetyMonitor, system: System, desk: Desk, chaos: Chaos) -> None:
-    """Fault after fault until `end` on the monotonic clock [s]."""
+def strike_on(end: float, monitor: SafetyMonitor, chaos: Chaos) -> None:
+    """Fault after fault until `end` on the monotonic clock [s]; at times a new episode, after a person's reset."""
     next_fault = next_line = time.monotonic()
     next_episode = time.monotonic() + EPISODE_S
     while (now := time.monotonic()) < end:
-        system.keep_alive()
+        chaos.system.keep_alive()
         chaos.undo()
         if now >= next_fault:
             chaos.strike()
             next_fault = time.monotonic() + chaos.rng.uniform(*PAUSE_S)
         if now >= next_episode:
-            desk.begin(chaos.rng.choice((TASK, OTHER_TASK)))
+            chaos.desk.request("reset")
+            chaos.desk.begin(chaos.rng.choice((TASK, OTHER_TASK)))
             next_episode = now + EPISODE_S
         if now >= next_line:
             next_line = now + 10
