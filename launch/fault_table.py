@@ -25,7 +25,7 @@ LOW = (-0.05,) * 3 + (-0.4,) * 3 + (0.0,)
 HIGH = (0.05,) * 3 + (0.4,) * 3 + (1.0,)
 MAX_CHANGE = (0.04,) * 3 + (0.3,) * 3 + (float("inf"),)
 KINDS = ("delta",) * 6 + ("gripper",)
-WORKSPACE = 0.5
+WORKSPACE = 1.0
 LAG_S = 0.5  # so far the arm may be behind its commands, at full speed
 PROMISE = Promise(LOW, HIGH, MAX_CHANGE, HZ, MAX_AGE_S, KINDS, WORKSPACE)
 BOUND_S = MAX_AGE_S + 2 / HZ
@@ -152,6 +152,9 @@ ROWS = (
     Row("frames delayed by 500 ms", "hold", _both(Fault("delay", 0.5))),
     Row("frames delayed by 2 s", "hold", _both(Fault("delay", 2.0))),
     Row("two cameras skewed by 300 ms", "hold", switch(wrist=Fault("delay", 0.3))),
+    Row("driver's clock is 2 s slow", "hold", _front("driver", -2.0)),
+    Row("driver's clock is 2 s fast", "hold", _front("driver", 2.0)),
+    Row("driver hands out images 1.1 s old", "hold", _front("delay", 1.1)),
     Row("clock of the camera host off by an hour", "hold", _both(Fault("clock", 3600.0))),
     Row("corrupt payloads", "hold", _both(Fault("corrupt"))),
     # actions

@@ -105,7 +105,7 @@ class Judge:
         for i, (value, low, high, change, previous) in enumerate(rows):
             if not math.isfinite(value) or not low - SLACK <= value <= high + SLACK:
                 found.append(f"{value!r} is outside its limits in dimension {i}")
-            elif command.kind == "action" and abs(value - previous) > change + SLACK:
+            elif command.kind == "action" and _sudden(value, previous, change):
                 found.append(f"{value!r} after {previous!r} is too sudden in dimension {i}")
         return found
 
@@ -160,6 +160,12 @@ class Judge:
         if any(_purpose(task) == (chunk.episode, chunk.instruction) for task in allowed):
             return []
         return [f"made for {chunk.instruction!r} while the task is {self._tasks[-1].instruction!r}"]
+
+
+def _sudden(value: float, previous: float, change: float) -> bool:
+    """Whether an action differs too much from the one before; one that only brakes may, as a hold may."""
+    brakes = min(0.0, previous) - SLACK <= value <= max(0.0, previous) + SLACK
+    return abs(value - previous) > change + SLACK and not brakes
 
 
 def _purpose(task: Task) -> tuple[int, str]:

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,9 +22,10 @@ from PIL import Image
 
 from trimvla.runtime.bus import Publisher
 from trimvla.runtime.camera import CameraConfig, SyntheticSource, take
-from trimvla.runtime.clock import Rate, monotonic_ns, to_ns
+from trimvla.runtime.clock import Rate, instant, monotonic_ns, to_ns
+from trimvla.runtime.driver_clock import DriverClock, Stamped
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Frame
+from trimvla.runtime.messages import UNKNOWN_AGE, Frame
 from trimvla.runtime.telemetry import Reporter, Telemetry
 from trimvla.runtime.topics import color, topic
 from trimvla.runtime.wire import encode
@@ -36,6 +38,7 @@ FILE, SEEN = "faults.json", "fault-seen-{name}"
 #                reencode, overlay, pixel   the same image, as JPEG of changing quality, with a clock over this share of
 #                        it (0.1), or with one pixel that changes
 #                clock   capture times are off by this much [s]
+#                driver  the driver's own clock, by which images are timed, is off by this much [s]
 #                corrupt what travels is no picture
 #   of a policy: nan, inf, range   in its actions
 #                sweep   the first dimension goes to and fro by this much a row
@@ -49,11 +52,12 @@ FILE, SEEN = "faults.json", "fault-seen-{name}"
 #                repeat  it publishes where it was, with new times
 #                stuck   it does not follow its commands
 Frozen = Literal["freeze", "buffers", "reencode", "overlay", "pixel"]
-OfCamera = Literal["drop", "delay", "clock", "corrupt"]
+OfCamera = Literal["drop", "delay", "clock", "driver", "corrupt"]
 OfPolicy = Literal["nan", "inf", "range", "sweep", "slow", "fail", "lost", "rate", "kinds", "garble"]
 OfArm = Literal["mute", "repeat", "stuck"]
 Kind = Literal[Frozen, OfCamera, OfPolicy, OfArm]
 MOST_BUFFERS = 32
+NOISE = 3  # of a sensor, at most, of 255
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class Switch:
 
 @dataclass(frozen=True)
 class FaultyCameraConfig:
-    """A camera with a test picture. `side` is that of its square pictures."""
+    """A camera with a test image and a sensor's noise. `side` is that of its square images."""
 
     name: str = "front"
     hz: float = 20.0
@@ -208,11 +212,14 @@ class FaultyCamera:
         self._held: deque[Frame] = deque()
         self._newest: deque[np.ndarray] = deque(maxlen=MOST_BUFFERS)
         self._frozen: FrozenImages | None = None
+        self._driver = DriverClock("monotonic")
 
     def show(self, frame: Frame) -> None:
         """Publish a picture, or what the fault makes of it."""
         fault = self._switch.fault()
-        kind, amount = (fault.kind, fault.amount) if fault else ("", 0.0)
+        kind = "" if fault is None else fault.kind
+        amount = 0.0 if fault is None else fault.amount
+        frame = self._time(frame, amount if kind == "driver" else 0.0)
         self._freeze(frame, fault)
         if kind == "corrupt":
             self._frames.send_damaged(frame, self._rng)
@@ -230,6 +237,15 @@ class FaultyCamera:
         elif self._frozen is None or self._frozen.kind != fault.kind:
             self._frozen = FrozenImages(fault.kind, self._newest, fault.amount)
 
+    def _time(self, frame: Frame, off_s: float) -> Frame:
+        """As a driver stamps it, on CLOCK_MONOTONIC, and as its stamp is converted."""
+        read = instant()
+        stamp_ns = frame.time_ns + read.awake - read.ours + to_ns(off_s)
+        taken_ns = self._driver.to_ours(Stamped(stamp_ns, read))
+        if taken_ns is None:
+            return replace(frame, time_ns=0, timestamp_source=UNKNOWN_AGE)
+        return replace(frame, time_ns=taken_ns)
+
     def _due(self, frame: Frame, delay_s: float) -> Iterator[Frame]:
         """Those pictures whose time has come."""
         self._held.append(frame)
@@ -238,7 +254,14 @@ class FaultyCamera:
 
     def _alter(self, frame: Frame, off_s: float) -> Frame:
         image = frame.image if self._frozen is None else self._frozen.next()
-        return replace(frame, image=image, time_ns=max(0, frame.time_ns + to_ns(off_s)))
+        off_ns = to_ns(off_s)
+        return replace(frame, image=image, time_ns=max(0, frame.time_ns + off_ns) if off_ns else frame.time_ns)
+
+
+def add_noise(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """The image uint8[h, w, 3] with a sensor's noise: a living camera never gives the same pixels twice."""
+    noise = rng.integers(-NOISE, NOISE + 1, image.shape, np.int16)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
 def run(config: FaultyCameraConfig, run_dir: Path, stop: threading.Event) -> None:
@@ -246,11 +269,13 @@ def run(config: FaultyCameraConfig, run_dir: Path, stop: threading.Event) -> Non
     source = SyntheticSource(CameraConfig(config.name, "synthetic", width=config.side, height=config.side))
     frames = FaultyPublisher(run_dir, topic(color(config.name), config.hz))
     reporter = Reporter(run_dir, Telemetry(f"camera-{config.name}"))
-    camera, rate = FaultyCamera(frames, Switch(run_dir, config.name)), Rate(config.hz, sleep=stop.wait)
+    camera = FaultyCamera(frames, Switch(run_dir, config.name))
+    rate = Rate(config.hz, sleep=stop.wait)
+    rng = np.random.default_rng(0)
     reporter.telemetry.state = "streaming"
     try:
         while not stop.is_set():
-            camera.show(take(source, config.name))
+            camera.show(take(source, config.name, partial(add_noise, rng)))
             reporter.telemetry.count("frames_published")
             reporter.beat()
             rate.wait()

@@ -36,7 +36,7 @@ FAILURES = {
     "lost": "CUDA failure 700: an illegal memory access was encountered",
 }
 SPOILS = {"nan": math.nan, "inf": math.inf, "range": 1000.0}
-SWEEP_NS = 2_000_000_000  # from one turn to the next
+SWEEP_NS = 3_000_000_000  # from one turn to the next
 GARBAGE = b"\xc1" * 1000
 STAND_IN_KINDS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
 WORK = 8192  # numbers that the stand-in computes with, on one core
@@ -85,7 +85,9 @@ class Spoilt:
     """Another policy's chunks, as the fault that is on makes them."""
 
     def __init__(self, policy: Infers, switch: Switch) -> None:
-        self._policy, self._switch = policy, switch
+        self._policy = policy
+        self._switch = switch
+        self._sweep = Sweep()
 
     def infer(
         self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None = None
@@ -96,7 +98,34 @@ class Spoilt:
             raise call_failure("onnxruntime", RuntimeError(FAILURES[fault.kind]))
         result = self._policy.infer(image, instruction, seed=seed, known=known)
         assert isinstance(result, PolicyResult)
+        direction = self._sweep.direction(fault, monotonic_ns())
+        if fault is not None and fault.kind == "sweep":
+            return _with_first(result, direction * fault.amount)
         return result if fault is None else spoil(result, fault)
+
+
+class Sweep:
+    """Which way a sweep goes: another than the last one at first, and to and fro from then on."""
+
+    def __init__(self) -> None:
+        self._direction = -1.0
+        self._since_ns: int | None = None
+
+    def direction(self, fault: Fault | None, now_ns: int) -> float:
+        """1 or -1, for the fault as it is now."""
+        if fault is None or fault.kind != "sweep":
+            self._since_ns = None
+        elif self._since_ns is None or now_ns - self._since_ns > SWEEP_NS:
+            self._since_ns = now_ns
+            self._direction = -self._direction
+        return self._direction
+
+
+def _with_first(result: PolicyResult, value: float) -> PolicyResult:
+    """A result with one value in the first dimension of all rows."""
+    actions = result.actions.copy()
+    actions[:, 0] = value
+    return dataclasses.replace(result, actions=actions)
 
 
 def spoil(result: PolicyResult, fault: Fault) -> PolicyResult:
@@ -104,12 +133,7 @@ def spoil(result: PolicyResult, fault: Fault) -> PolicyResult:
     if fault.kind == "slow":
         time.sleep(max(0.0, fault.amount - result.milliseconds["total"] / 1e3))
         return result
-    actions = result.actions.copy()
-    if fault.kind == "sweep":
-        forth = monotonic_ns() // SWEEP_NS % 2 == 0
-        actions[:, 0] = fault.amount if forth else -fault.amount
-    actions[:, 0] = SPOILS.get(fault.kind, actions[:, 0])
-    return dataclasses.replace(result, actions=actions)
+    return _with_first(result, SPOILS[fault.kind]) if fault.kind in SPOILS else result
 
 
 class FaultyChunks(Publisher):
