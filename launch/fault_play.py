@@ -113,8 +113,9 @@ class Play:
         """Let the fault last until well after the bound, then undo it; when that was."""
         if self._row.mends_itself:
             return monotonic_ns()
-        end_ns = broken_ns + to_ns(BOUND_S + 4 / HZ)
-        self._monitor.until(lambda: monotonic_ns() > end_ns, BOUND_S + 1)
+        lasts_s = max(BOUND_S, self._row.bound_s) + 4 / HZ
+        end_ns = broken_ns + to_ns(lasts_s)
+        self._monitor.until(lambda: monotonic_ns() > end_ns, lasts_s)
         self._count(broken_ns, monotonic_ns())
         mended_ns = monotonic_ns()
         self._row.undo(self._scene)
@@ -183,6 +184,6 @@ def passed(row: Row, outcome: Outcome) -> bool:
     """Whether all that must follow did."""
     if outcome.detected_ms is None or outcome.broken:
         return False
-    in_time = row.must in ("go on", "gate", "refuse") or outcome.detected_ms <= BOUND_S * 1e3
+    in_time = row.must in ("go on", "gate", "refuse") or outcome.detected_ms <= max(BOUND_S, row.bound_s) * 1e3
     quiet = row.must not in ("hold", "stop", "robot holds") or outcome.actions_after_bound == 0
     return in_time and quiet and (row.must == "robot holds" or outcome.recovery_ms is not None)
