@@ -146,7 +146,7 @@ ROWS = (
     Row("camera killed", "hold at times", acts.send("camera-front", KILL), acts.nothing),
     Row("camera stopped (SIGSTOP)", "hold", acts.send("camera-front", STOP), acts.send("camera-front", GO)),
     Row("camera frozen: same pixels, new sequence", "hold", _front("freeze")),
-    Row("camera repeats five old images in turn", "hold", _moving(front=Fault("buffers", 5)), within_s=ALIKE_S),
+    Row("camera repeats five old images in turn", "hold", _moving(front=Fault("buffers", 5)), within_s=ALIKE_S + 1.0),
     Row("camera frozen, each image compressed anew", "hold", _moving(front=Fault("reencode")), within_s=ALIKE_S),
     Row("camera frozen under a clock that runs", "hold", _moving(front=Fault("overlay")), within_s=ALIKE_S),
     Row("camera frozen but for one pixel", "hold", _moving(front=Fault("pixel"))),
