@@ -5,7 +5,7 @@
 #   make train   behaviour cloning of the shipped policy; stop it at any time, it goes on
 #   make bench   the ablation in the README: success, time and cost of every part of a plan (most of an hour)
 #   make gpu-bench  a full-size policy of random weights on the GPU that is there (minutes)
-#   make evaluation  tables and pictures of docs/evaluation.md from the results under benchmarks/ (seconds)
+#   make evaluation  tables and pictures of docs/results/evaluation.md from the results under benchmarks/ (seconds)
 #   make lint    ruff and pyright
 #   make setup   only the set-up
 # DEMO_ARGS, TEST_ARGS, TRAIN_ARGS and BENCH_ARGS are handed on: make demo DEMO_ARGS="--episodes 5"

@@ -1,7 +1,7 @@
 """`architecture.json` of a reference directory -> the policy's config.
 
 The official checkpoint does not hold its own sizes; a reference directory states them in this file (the format is in
-docs/REFERENCE_FORMAT.md). Knows the file's fields; reads no weights.
+docs/reference/reference-format.md). Knows the file's fields; reads no weights.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Does this policy compute what the public code computed? Every stored array of a reference directory, compared.
 
 `GROUPS` says what is compared and how closely; `reference_modules`, `reference_runtime` and, for trimmed policies,
-`reference_trimmed` say how each array comes about. The format of the directory is in docs/REFERENCE_FORMAT.md. Knows no
-sizes: they come from the directory.
+`reference_trimmed` say how each array comes about. The format of the directory is in
+docs/reference/reference-format.md. Knows no sizes: they come from the directory.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def verify_reference(
     """Compare our policy, with the directory's weights, against the stored arrays.
 
     Args:
-        directory: a reference directory (docs/REFERENCE_FORMAT.md).
+        directory: a reference directory (docs/reference/reference-format.md).
         groups: what to compare.
         through: "onnx" exports the stages and runs them in ONNX Runtime, for the groups that are `staged`; the
             others look inside the modules and always run in torch.

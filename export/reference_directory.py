@@ -1,6 +1,6 @@
 """A reference directory, opened: the stored arrays and our policy with the stored weights.
 
-The format is in docs/REFERENCE_FORMAT.md. Knows how to read; computes and compares nothing.
+The format is in docs/reference/reference-format.md. Knows how to read; computes and compares nothing.
 """
 
 from __future__ import annotations

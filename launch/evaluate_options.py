@@ -71,9 +71,10 @@ class Args(Options):
     of it). Several, separated by commas, make a curve. Left out, the simulator waits."""
 
     chunks: Chunks | None = None
-    """How one chunk follows another where there is a latency (docs/CHUNKS.md): the newest decides, the last ones vote,
-    the old one fades into the new, or the newest one was guided by the old (rtc: the bundles need the stage
-    `action_guided`). Default: they vote with --execute 1, else the newest decides."""
+    """How one chunk follows another where there is a latency (docs/concepts/chunks.md): the newest
+    decides, the last ones vote, the old one fades into the new, or the newest one was guided by the
+    old (rtc: the bundles need the stage `action_guided`). Default: they vote with --execute 1, else
+    the newest decides."""
 
     valid_rows: int = 8
     """Rows of a chunk that may be executed where there is a latency; as on the robot."""

@@ -1,8 +1,8 @@
 """`trimvla report`: the page on what trimming costs in success and buys in time, from results that were kept.
 
 Reads `ablation.json` and `ablation_TASK.json`, the benchmark's `trimmed_latency.json`, `trimmed_success.json` and every
-result of `trimvla eval` under `evaluation/`; writes pictures, and the tables of `docs/evaluation.md` between their
-marks. Runs nothing, and makes up nothing: what is not there has no row.
+result of `trimvla eval` under `evaluation/`; writes pictures, and the tables of
+`docs/results/evaluation.md` between their marks. Runs nothing, and makes up nothing: what is not there has no row.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Args(Options):
     results: Path = Path("benchmarks")
     """Where results lie."""
 
-    page: Path = Path("docs/evaluation.md")
+    page: Path = Path("docs/results/evaluation.md")
     """The page; its tables stand between marks `<!-- NAME -->` and `<!-- end of NAME -->`."""
 
     def outputs(self) -> tuple[Output, ...]:

@@ -26,8 +26,9 @@ class ExportOptions(Options):
     """Of the random weights."""
 
     dtype: str = "float32"
-    """What the graphs compute in: float32, float16, bfloat16, int8 or int8-dynamic (docs/PRECISION.md); fp32, fp16 and
-    bf16 are understood. Official checkpoints and random weights: the first three."""
+    """What the graphs compute in: float32, float16, bfloat16, int8 or int8-dynamic
+    (docs/results/precision.md); fp32, fp16 and bf16 are understood. Official checkpoints and random
+    weights: the first three."""
 
     calibration: Path | None = None
     """Frames for int8, as `trimvla trim` takes them (default: demonstrations, made for the tabletop where none are)."""

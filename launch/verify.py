@@ -22,7 +22,8 @@ class Args(Options):
     """A bundle's path or a shipped bundle's name: ONNX Runtime against torch, on the same inputs and noise."""
 
     reference: Path | None = None
-    """A directory of arrays that the public CogACT code gave (docs/REFERENCE_FORMAT.md): torch against these arrays."""
+    """A directory of arrays that the public CogACT code gave (docs/reference/reference-format.md):
+    torch against these arrays."""
 
     through: Literal["torch", "onnx"] = "torch"
     """With --reference: run the stages in torch, or export them and run the graphs."""

@@ -122,7 +122,7 @@ def _timestep(x: Tensor, t: int | Tensor, count: int) -> Tensor:
 class Known:
     """What an action chunk is guided towards: `actions` float[b, H, A], normalised, and how much, float[b, H, 1].
 
-    Weight 1 keeps a row as it is known, 0 leaves it to the sampler. See docs/CHUNKS.md.
+    Weight 1 keeps a row as it is known, 0 leaves it to the sampler. See docs/concepts/chunks.md.
     """
 
     actions: Tensor

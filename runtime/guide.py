@@ -1,9 +1,10 @@
 """Real-time chunking: what of the next chunk is known before the policy has thought of it. Pure: chunks and times.
 
-While the policy thinks, the robot executes the chunk that it has. The rows of the new chunk that belong to that time
-are frozen to what the old one says; the rows after them are guided towards it, ever less (Black, Galliker and Levine
-2025, "Real-Time Execution of Action Chunking Flow Policies"; docs/CHUNKS.md says what differs). The sampler itself is
-`policies.diffusion`'s; here is which rows, and how much. Both travel with the chunk, so that a replay can do the same.
+While the policy thinks, the robot executes the chunk that it has. The rows of the new chunk that
+belong to that time are frozen to what the old one says; the rows after them are guided towards it,
+ever less (Black, Galliker and Levine 2025, "Real-Time Execution of Action Chunking Flow Policies";
+docs/concepts/chunks.md says what differs). The sampler itself is `policies.diffusion`'s; here is
+which rows, and how much. Both travel with the chunk, so that a replay can do the same.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class RtcConfig:
     schedule: Schedule = "exponential"
     """How the weight falls after the frozen rows: as in the paper, or straight."""
     strength: float = 0.1
-    """Of the weights after the frozen rows; 1 nearly repeats the old chunk (docs/CHUNKS.md), 0 leaves them free."""
+    """Of the weights after the frozen rows; 1 nearly repeats the old chunk
+    (docs/concepts/chunks.md), 0 leaves them free."""
     overlap: int = 0
     """Rows that are frozen or guided at most; 0: as far as the old chunk reaches."""
     margin_s: float = 0.05

@@ -3,7 +3,7 @@
 A robot asks no name server for a vendor's host and writes no device id under HOME. ONNX Runtime from 1.29 on does both
 once its library is loaded, OpenVINO's package when it is imported; the switches work only before that, so
 `trimvla.runtime` and every other package of ours throw them when they are imported, in every process. Child processes
-inherit the environment. docs/NETWORK.md says what leaves a host.
+inherit the environment. docs/guides/network.md says what leaves a host.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recorded chunks through every mode: what the tests and the picture in docs/CHUNKS.md are made of.
+"""Recorded chunks through every mode: what the tests and the picture in docs/concepts/chunks.md are made of.
 
 `python -m tests.chunk_modes record` plays episodes with the shipped policy, thinking taking half a second, and keeps
 what its action stage was given and gave; `draw` makes the picture. Such a replay is open-loop: the pictures are those
@@ -36,7 +36,7 @@ from trimvla.sim.tabletop_task import TabletopTask  # noqa: E402
 from trimvla.sim.virtual_time import Look, Pace, Pilot  # noqa: E402
 
 FILE = Path(__file__).with_name("recorded_chunks.npz")
-PICTURE = Path(__file__).parent.parent / "docs" / "chunks" / "switch.png"
+PICTURE = Path(__file__).parent.parent / "docs" / "concepts" / "chunks" / "switch.png"
 SEEDS = (1000, 1001, 1002, 1003)
 BUNDLE = bundles.resolve("tabletop")
 LATE = 3  # ticks from a picture to the first command of its chunk

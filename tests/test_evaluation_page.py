@@ -13,12 +13,12 @@ from trimvla.runtime.errors import ConfigError
 
 
 def test_the_page_is_made_from_the_results(repo_root: Path, tmp_path: Path) -> None:
-    page = Path(shutil.copy(repo_root / "docs" / "evaluation.md", tmp_path))
+    page = Path(shutil.copy(repo_root / "docs" / "results" / "evaluation.md", tmp_path))
     told = run(Args(results=repo_root / "benchmarks", page=page, json=True))
-    assert page.read_text() == (repo_root / "docs" / "evaluation.md").read_text(), "make evaluation"
+    assert page.read_text() == (repo_root / "docs" / "results" / "evaluation.md").read_text(), "make evaluation"
     for name in told["pictures"]:
         assert (tmp_path / "evaluation" / name).stat().st_size > 5000
-        assert (repo_root / "docs" / "evaluation" / name).exists()
+        assert (repo_root / "docs" / "results" / "evaluation" / name).exists()
 
 
 def test_a_latency_costs_whole_control_periods() -> None:
@@ -79,4 +79,4 @@ def test_marks_and_results_that_are_missing_are_said(repo_root: Path, tmp_path: 
         insert("no marks", "tasks", "")
     (tmp_path / "ablation.json").write_text(json.dumps({})[:1])
     with pytest.raises(ConfigError, match=r"ablation\.json: expected a result"):
-        run(Args(results=tmp_path, page=repo_root / "docs" / "evaluation.md"))
+        run(Args(results=tmp_path, page=repo_root / "docs" / "results" / "evaluation.md"))

@@ -50,7 +50,7 @@ def write_run(place: Path) -> tuple[Path, Path]:
     bounds = {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}}
     (run / "statistics.json").write_text(json.dumps({"widowx": bounds}))
     checkpoint.save(Trainer(cfg, course.recipe, 13).averaged_policy(), run / "policy.safetensors", dtype=torch.float16)
-    (run / "recipe.json").write_text((ROOT / "docs/widowx/recipe.json").read_text())
+    (run / "recipe.json").write_text((ROOT / "docs/results/widowx/recipe.json").read_text())
     return demos, run
 
 

@@ -397,7 +397,7 @@ def test_the_verb_serves_and_counts(tmp_path, capsys):
 @pytest.mark.parametrize(("client", "package"), [("openpi", "openpi_client"), ("vla-eval", "vla_eval.connection")])
 def test_the_documented_lines_run_as_written(client, package, served, repo_root):
     pytest.importorskip(package, reason=f"{package} is not installed")
-    page = (repo_root / "docs" / "SERVING.md").read_text()
+    page = (repo_root / "docs" / "guides" / "serving.md").read_text()
     lines = page.split(f"## {client}\n\n```python\n")[1].split("```")[0]
     lines = lines.replace("8000", str(served.openpi)).replace("8001", str(served.vla_eval))
     found: dict[str, Any] = {"image": IMAGE}
