@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 
 from trimvla.launch.extras import install, missing_module
 from trimvla.launch.outputs import check_outputs
-from trimvla.launch.printable import printable, printable_lines
 from trimvla.runtime.errors import TrimvlaError
+from trimvla.runtime.printable import printable, printable_lines
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from rich.progress import (  # noqa: TID251
 from rich.status import Status  # noqa: TID251
 from rich.text import Text
 
-from trimvla.launch.printable import printable
+from trimvla.runtime.printable import printable
 
 __all__ = ["Console", "Progress", "Status", "log_handler", "progress_bar", "styled", "text_column", "transfer_bar"]
 

@@ -20,7 +20,6 @@ from trimvla.launch.console import Console, Status, styled
 from trimvla.launch.director import Director, Recording, Request
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
-from trimvla.launch.printable import printable
 from trimvla.launch.processes import check_system, programs, read_system, reports_of
 from trimvla.launch.run_dirs import temporary_run_dir
 from trimvla.launch.signals import terminate_as_interrupt
@@ -29,6 +28,7 @@ from trimvla.launch.watching import RECORDER, outcome, with_recorder
 from trimvla.runtime import manifest
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.messages import Report, Summary
+from trimvla.runtime.printable import printable
 
 SYSTEM = "demo"
 VIDEO_SIDE = 384  # pixels

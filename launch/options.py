@@ -14,9 +14,9 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
 from trimvla.launch.outputs import Output
-from trimvla.launch.printable import printable, printable_lines
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.log_limit import EveryCallLimit
+from trimvla.runtime.printable import printable, printable_lines
 
 if TYPE_CHECKING:  # a benchmark on a machine where nothing is installed does without
     from trimvla.launch.console import Console

@@ -110,12 +110,12 @@ class Reckoner:
     def measure(self, now_ns: int, robot: JointState | None) -> None:
         """Take in the newest state, or none, at the begin of a tick."""
         self._coast(now_ns)
-        fresh = robot is not None and robot.position != self._raw
-        if fresh:
-            self._see(robot)
+        fresh = robot if robot is not None and robot.position != self._raw else None
+        if fresh is not None:
+            self._see(fresh)
         if not self._bounded:
             return
-        if fresh:
+        if fresh is not None:
             self._believe(now_ns)
         if now_ns - self._trail.newest_ns >= self._spacing_ns:
             self._trail.add(now_ns, self._commanded, self._measured)

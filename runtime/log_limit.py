@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from trimvla.runtime.clock import monotonic_ns, to_ns
+from trimvla.runtime.printable import printable
 
 MOST, PERIOD_S = 5, 60.0
 MOST_A_CALL = 60  # lines a period from one line of code, whatever kinds it names
@@ -115,7 +116,7 @@ class LimitedLog:
         if before is None:
             return
         self._write_counts(counts)
-        line = printable(text % arguments if arguments else text) + more(before, self._period_s)
+        line = printable(text % arguments if arguments else text, MAX_CHARACTERS) + more(before, self._period_s)
         self._log.log(level, "%s", line, exc_info=traceback, stacklevel=3)
 
     def _write_counts(self, counts: dict[Hashable, int]) -> None:
@@ -145,10 +146,3 @@ class EveryCallLimit(logging.Filter):
 def more(count: int, period_s: float = PERIOD_S) -> str:
     """What follows a line after which so many of its kind were withheld; empty for none."""
     return f" (and {count:,} more of this kind in {period_s:g} s)" if count else ""
-
-
-def printable(text: str, most: int = MAX_CHARACTERS) -> str:
-    """One line of at most `most` characters: what is not printable is escaped."""
-    cut = text[: most + 1]
-    escaped = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)
-    return escaped if len(escaped) <= most else f"{escaped[: most - 1]}…"

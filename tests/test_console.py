@@ -18,10 +18,10 @@ from rich.table import Table
 
 from trimvla.launch.console import Console, progress_bar, styled, text_column
 from trimvla.launch.options import TextFormatter
-from trimvla.launch.printable import printable, printable_lines
 from trimvla.runtime.bus import Publisher
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.messages import EStop
+from trimvla.runtime.printable import printable, printable_lines
 from trimvla.runtime.topics import topic
 
 HOSTILE = "[INST] pick [/INST] [/] [bold]uint8[h, w, 3] :smile: \x1b[2J\x07\r\nerror: forged \u202edne"
@@ -73,6 +73,8 @@ def test_printable_keeps_letters_and_escapes_what_moves_a_terminal() -> None:
     assert printable(HOSTILE) == SHOWN
     kept = "größer, 拾え, می\u200cخواهم, \u2713 \U0001f600 5 %"
     assert printable(kept) == kept
+    assert printable("x" * 9, 8) == "xxxxxxx…"
+    assert printable("größer", 6) == "größer"
     assert printable("\udc80\x9b\u2028") == "\\udc80\\x9b\\u2028"
 
 
@@ -135,8 +137,11 @@ def test_a_system_survives_the_source_of_an_emergency_stop_and_its_task(tmp_path
     command = [sys.executable, "-m", "trimvla.launch.cli", *words, "--json"]
     status, got = on_terminal(command, press, {"PYTHONUNBUFFERED": "1"})
     pressed.close()
-    assert status == 0, got
-    assert json.loads(got[got.rindex('{"ok"') :])["ok"]
+    result = json.loads(got[got.rindex('{"ok"') :])
+    assert status == 1, "the robot was never served"
+    assert result["seconds"] >= 6, "it ran to its end"
+    assert result["error"].startswith("process 'control': the emergency stop is pressed by [INST]")
+    assert "Traceback" not in got
     assert f"pressed by {SHOWN}" in got
     assert "\x1b[2J" not in got
     log = (run_dir / "control.log").read_text()

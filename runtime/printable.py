@@ -12,11 +12,11 @@ HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, formats, surrog
 JOINERS = {"\u200c", "\u200d"}  # part of words in Persian and Indic scripts, and of emoji
 
 
-def printable(text: str) -> str:
-    """The text on one line, with everything escaped that is not to be seen as a character."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_shown(letter) for letter in text)
+def printable(text: str, most: int | None = None) -> str:
+    """The text on one line of at most `most` characters, everything escaped that is not to be seen as a character."""
+    cut = text if most is None else text[: most + 1]
+    shown = cut if cut.isascii() and cut.isprintable() else "".join(_shown(letter) for letter in cut)
+    return shown if most is None or len(shown) <= most else f"{shown[: most - 1]}…"
 
 
 def printable_lines(text: str, indent: str = "    ") -> str:
