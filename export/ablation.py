@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from trimvla.policies.planner import Request
-from trimvla.runtime.plan import TokenPlan, TokenSelector
+from trimvla.runtime.bundle.plan import TokenPlan, TokenSelector
 
 Knob = Literal["layers", "width", "tokens", "cache"]
 DENSE, WHOLE = "dense", "all"

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from trimvla.export.floor import Floor
-from trimvla.runtime.chain import HostChain
-from trimvla.runtime.manifest import STAGES
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.runner import Runner
+from trimvla.runtime.backends.chain import HostChain
+from trimvla.runtime.backends.runner import Runner
+from trimvla.runtime.bundle.manifest import STAGES
+from trimvla.runtime.inference.policy import Policy
 
 TOTAL = "total"
 EAGER, COMPILED = "torch-eager", "torch-compile"

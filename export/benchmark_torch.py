@@ -23,11 +23,11 @@ from trimvla.export.verify import checkpoint_beside
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.trimmed import trim
-from trimvla.runtime.chain import HostChain
+from trimvla.runtime.backends.chain import HostChain
+from trimvla.runtime.backends.runner import check_inputs
+from trimvla.runtime.bundle.manifest import Manifest, StageSpec
 from trimvla.runtime.errors import BackendError, BundleError, CheckpointError
-from trimvla.runtime.manifest import Manifest, StageSpec
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.runner import check_inputs
+from trimvla.runtime.inference.policy import Policy
 
 TOLERANCE = 1e-3  # on the raw sample; rounding is 1e-5
 

@@ -34,9 +34,9 @@ from trimvla.policies.calibrate import Calibration
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.trimmed import trim
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.manifest import ActionKind, ActionSpec, ImageSpec, Manifest, Plan, StageSpec
 from trimvla.runtime.errors import BundleError, ConfigError
-from trimvla.runtime.manifest import ActionKind, ActionSpec, ImageSpec, Manifest, Plan, StageSpec
 
 SIX_DELTAS_AND_GRIPPER: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
 PARITY_SAMPLES = 2  # inputs per prompt bucket in the proof that a bundle carries

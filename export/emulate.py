@@ -14,9 +14,9 @@ import onnx
 import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper
 
-from trimvla.runtime.manifest import StageSpec
-from trimvla.runtime.ort_runner import CPU, session_options
-from trimvla.runtime.runner import check_inputs
+from trimvla.runtime.backends.ort_runner import CPU, session_options
+from trimvla.runtime.backends.runner import check_inputs
+from trimvla.runtime.bundle.manifest import StageSpec
 
 FLOAT, BFLOAT = TensorProto.FLOAT, TensorProto.BFLOAT16
 

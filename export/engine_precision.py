@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from trimvla.runtime.device import Device
+from trimvla.runtime.backends.tensorrt.device import Device
+from trimvla.runtime.backends.tensorrt.library import TrtLibrary, dtype_name
 from trimvla.runtime.errors import BackendError
-from trimvla.runtime.trt_library import TrtLibrary, dtype_name
 
 # The inspector's "Format/Datatype" -> ours: "Row major linear FP16 format" in some versions, "Half" in others.
 WRITTEN = (

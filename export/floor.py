@@ -18,7 +18,7 @@ import numpy as np
 
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.cost import FLOAT32_BYTES, Cost, shape_of, stage_costs
-from trimvla.runtime.plan import Plan
+from trimvla.runtime.bundle.plan import Plan
 
 # An ONNX model that computes c = a @ b on float32[n, n], opset 20.
 MATRIX_PRODUCT = (
@@ -63,7 +63,7 @@ def peak(threads: int, trial_s: float) -> float:
     """Operations per second of a matrix product; a multiplication and an addition are two."""
     import onnxruntime as ort
 
-    from trimvla.runtime.ort_runner import CPU, session_options
+    from trimvla.runtime.backends.ort_runner import CPU, session_options
 
     session = ort.InferenceSession(MATRIX_PRODUCT, session_options(threads), providers=[CPU])
     a, b = np.random.default_rng(0).standard_normal((2, SIDE, SIDE), dtype=np.float32)

@@ -18,7 +18,7 @@ from trimvla.policies.cogact import CogAct
 from trimvla.policies.compiled import compile_blocks
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.fused import fuse
-from trimvla.runtime.manifest import STAGES
+from trimvla.runtime.bundle.manifest import STAGES
 
 TOTAL = "total"
 WARM_UP = 3  # runs before a capture: kernels are chosen, workspaces allocated

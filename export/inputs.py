@@ -18,13 +18,13 @@ from trimvla.export.precision import PRECISIONS
 from trimvla.export.stages import stage_spec, stages_under
 from trimvla.policies.calibrate import Calibration, check_calibration
 from trimvla.policies.config import PolicyConfig
-from trimvla.runtime import action_statistics
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.bundle import action_statistics
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.manifest import ActionKind, ActionSpec, Manifest, StageSpec
+from trimvla.runtime.bundle.plan import Plan
+from trimvla.runtime.bundle.tokenizer_file import WHAT, check_vocabulary, parse_tokenizer
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.manifest import ActionKind, ActionSpec, Manifest, StageSpec
-from trimvla.runtime.plan import Plan
 from trimvla.runtime.text_files import read_text
-from trimvla.runtime.tokenizer_file import WHAT, check_vocabulary, parse_tokenizer
 
 GATED = "; CogACT uses LLaMA-2's, which is gated: take `tokenizer.json` from your own copy of that model"
 MAX_HZ = 1000.0

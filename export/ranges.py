@@ -15,8 +15,8 @@ import onnxruntime as ort
 
 from trimvla.policies.calibrate import Calibration
 from trimvla.policies.config import PolicyConfig
+from trimvla.runtime.backends.ort_runner import CPU, session_options
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.ort_runner import CPU, session_options
 
 Probed = dict[str, np.ndarray]
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from trimvla.export.reference_directory import Reference, Values
 from trimvla.export.stages import prompt_spec
-from trimvla.runtime.action_statistics import load_statistics
-from trimvla.runtime.chunks import AdaptiveEnsemble
-from trimvla.runtime.plan import Plan
-from trimvla.runtime.preprocess import Prompter, binarise, resize, unnormalise
-from trimvla.runtime.simpler_adapter import Robot, SimplerAdapter
+from trimvla.runtime.bundle.action_statistics import load_statistics
+from trimvla.runtime.bundle.plan import Plan
+from trimvla.runtime.chunks.ensemble import AdaptiveEnsemble
+from trimvla.runtime.inference.preprocess import Prompter, binarise, resize, unnormalise
+from trimvla.runtime.inference.simpler_adapter import Robot, SimplerAdapter
 
 RAW = {"raw_world_vector": "world_vector", "raw_rotation_delta": "rotation_delta", "raw_open_gripper": "open_gripper"}
 DEPLOY_AREA = 0.9  # share of the picture's area that the deploy script's second crop keeps

@@ -22,9 +22,9 @@ from trimvla.policies.importance import block_influence, most_important
 from trimvla.policies.tokens import diversity, efficientvla_groups, min_max, relevance
 from trimvla.policies.trimmed import trim
 from trimvla.policies.trimmed_language import TrimmedDecoder
+from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.plan import Plan, TokenPlan
-from trimvla.runtime.preprocess import binarise
+from trimvla.runtime.inference.preprocess import binarise
 
 READING = re.compile(r"evla/(attn[12])(?:/(text|text_nolast2))?(?:/(hid|proj))?(?:/K(\d+))?/[^/]+")
 SOURCES: dict[str, Literal["previous", "next"]] = {"attn1": "previous", "attn2": "next"}

@@ -31,8 +31,8 @@ from trimvla.policies.layout import build_meta
 from trimvla.policies.trimmed import kept_layers, trim
 from trimvla.policies.trimmed_language import TrimmedDecoder
 from trimvla.policies.weights import Weights
-from trimvla.runtime.plan import Plan
-from trimvla.runtime.runner import create
+from trimvla.runtime.backends.runner import create
+from trimvla.runtime.bundle.plan import Plan
 
 LAYERS = 2  # of the decoder, of each encoder and of the head
 PARTS = {"vision": "vision.", "language": "language.", "action": "head."}  # whose weights a stage reads

@@ -16,8 +16,8 @@ from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.diffusion import Known, guided
 from trimvla.policies.trimmed_language import TrimmedDecoder
-from trimvla.runtime.manifest import PromptSpec, StageSpec, TensorSpec
-from trimvla.runtime.plan import Plan
+from trimvla.runtime.bundle.manifest import PromptSpec, StageSpec, TensorSpec
+from trimvla.runtime.bundle.plan import Plan
 
 DENSE = Plan()
 PROMPT_AXIS = "prompt"  # takes the values of the prompt buckets only

@@ -23,9 +23,9 @@ from torch import Tensor
 from trimvla.export.weightless import Skeleton, Slot
 from trimvla.policies.kept import part_of
 from trimvla.policies.weights import Weights
+from trimvla.runtime.bundle.manifest import sha256_of
+from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import BundleError, ConfigError
-from trimvla.runtime.manifest import sha256_of
-from trimvla.runtime.plan import Plan
 
 BLOCK_BYTES = 64 << 20  # converted at a time
 SYNC_BYTES = 256 << 20  # written between two entries of the journal

@@ -35,10 +35,10 @@ from trimvla.policies.config import PolicyConfig
 from trimvla.policies.half import DTYPES
 from trimvla.policies.trimmed import check
 from trimvla.policies.weights import Weights
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.manifest import ActionKind, ActionSpec, Manifest
+from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import BundleError, ConfigError
-from trimvla.runtime.manifest import ActionKind, ActionSpec, Manifest
-from trimvla.runtime.plan import Plan
 
 JOURNAL, PROOF, BUNDLE = "journal.jsonl", "proof.json", "bundle"  # in the partial directory
 

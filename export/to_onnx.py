@@ -23,7 +23,7 @@ from torch import nn
 
 from trimvla.export.stages import PROMPT_AXIS, Stage, tensor_specs
 from trimvla.policies.cogact import CogAct
-from trimvla.runtime.manifest import TensorSpec, sha256_of
+from trimvla.runtime.bundle.manifest import TensorSpec, sha256_of
 
 OPSET = 20
 IR_VERSION = 10  # what ONNX Runtime 1.18 and TensorRT 10.3 read

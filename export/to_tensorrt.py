@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from trimvla.export.engine_precision import asked_types, matrix_precision, read_back
-from trimvla.runtime import engines
-from trimvla.runtime.device import Device
-from trimvla.runtime.engines import EngineKey, EngineRecord
+from trimvla.runtime.backends.tensorrt import engine_cache as engines
+from trimvla.runtime.backends.tensorrt.device import Device
+from trimvla.runtime.backends.tensorrt.engine_cache import EngineKey, EngineRecord
+from trimvla.runtime.backends.tensorrt.library import TrtLibrary, creation_flags
+from trimvla.runtime.bundle.manifest import Manifest, StageSpec
 from trimvla.runtime.errors import BackendError
-from trimvla.runtime.manifest import Manifest, StageSpec
 from trimvla.runtime.private_files import read_private
-from trimvla.runtime.trt_library import TrtLibrary, creation_flags
 
 WORKSPACE_MB = 512
 TUNED_BY_TIMING = ("tensorrt",)  # TensorRT for RTX times nothing while building: its timing cache does nothing

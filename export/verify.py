@@ -22,11 +22,11 @@ from trimvla.policies.checkpoint import load as load_checkpoint
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.trimmed import trim
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.backends.runner import Runner, create
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.manifest import Manifest, StageSpec
+from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import BundleError, CheckpointError
-from trimvla.runtime.manifest import Manifest, StageSpec
-from trimvla.runtime.plan import Plan
-from trimvla.runtime.runner import Runner, create
 
 END_TO_END, KEPT = "end_to_end", "kept"
 SHARPEST = "float32"

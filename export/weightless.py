@@ -20,7 +20,7 @@ from trimvla.policies.config import PolicyConfig
 from trimvla.policies.half import in_precision
 from trimvla.policies.layout import build_meta
 from trimvla.policies.trimmed import trim
-from trimvla.runtime.plan import Plan
+from trimvla.runtime.bundle.plan import Plan
 
 PAGE = 4096  # where a large weight begins: a page of memory, as the ONNX format advises for mapping
 SMALL, SMALL_ALIGNED = 1 << 20, 64  # smaller ones need not fill pages

@@ -38,10 +38,10 @@ from trimvla.policies.calibrate import Calibration
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.planner import make_plan
-from trimvla.runtime import manifest as bundles
-from trimvla.runtime.action_statistics import read_table
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.action_statistics import read_table
+from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.plan import Plan
 from trimvla.sim.episodes import make_task
 from trimvla.sim.rollout import Outcome, Setting, choose_seeds
 from trimvla.sim.virtual_time import Pace

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from trimvla.launch.console import Progress
-from trimvla.runtime.policy import Policy
+from trimvla.runtime.inference.policy import Policy
 from trimvla.sim import rollout
 from trimvla.sim.actor import Actor
 from trimvla.sim.rollout import Outcome, Round, Setting

@@ -18,7 +18,7 @@ from trimvla.export.ablation import DENSE, ROWS
 from trimvla.export.benchmark import COMPILED, EAGER, Samples, Subject
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.cost import report, shape_by_counts, shape_of
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.rollout import Outcome
 from trimvla.sim.rollout import summarise as add_up

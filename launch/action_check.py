@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trimvla.runtime.action_meaning import ActionMeaning, disagreement
-from trimvla.runtime.controller import ControlConfig
+from trimvla.runtime.bundle.action_meaning import ActionMeaning, disagreement
+from trimvla.runtime.control.controller import ControlConfig
 from trimvla.runtime.errors import ConfigError
 
 

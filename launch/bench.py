@@ -45,7 +45,7 @@ from trimvla.launch.console import Console, progress_bar
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
 from trimvla.launch.signals import terminate_as_interrupt
-from trimvla.runtime import manifest
+from trimvla.runtime.bundle import manifest
 from trimvla.runtime.errors import ConfigError
 
 OWN_SIZE = "policy"

@@ -25,9 +25,9 @@ from trimvla.launch.export import run as export
 from trimvla.launch.options import Result
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.memory import PRECISIONS
-from trimvla.runtime import manifest as bundles
-from trimvla.runtime.manifest import STAGES, Manifest, StageSpec
-from trimvla.runtime.runner import Runner, create
+from trimvla.runtime.backends.runner import Runner, create
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.manifest import STAGES, Manifest, StageSpec
 
 PLACE = Path("out/random")
 WIDENED = (
@@ -118,6 +118,6 @@ def load(path: Path, spec: StageSpec, precision: str, turns: Turns) -> Runner:
     """The backend's runner; on a CPU, a frugal one for what ONNX Runtime would widen as a whole."""
     if turns.backend != "onnxruntime" or precision == "float32":
         return create(turns.backend, path, spec, threads=turns.threads)
-    from trimvla.runtime.ort_runner import OrtRunner
+    from trimvla.runtime.backends.ort_runner import OrtRunner
 
     return OrtRunner(path, spec, threads=turns.threads, frugal=True)

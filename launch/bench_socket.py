@@ -18,12 +18,12 @@ from trimvla.export.benchmark import TOTAL, Times
 from trimvla.launch.processes import programs
 from trimvla.launch.run_dirs import temporary_run_dir
 from trimvla.launch.supervisor import Supervisor
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.messages import ActionChunk, Frame, JointState, Report, Task
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import REPORT_PERIOD_S
+from trimvla.runtime.bus.topics import color, report, topic
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns
 from trimvla.runtime.errors import TrimvlaError
-from trimvla.runtime.messages import ActionChunk, Frame, JointState, Report, Task
-from trimvla.runtime.telemetry import REPORT_PERIOD_S
-from trimvla.runtime.topics import color, report, topic
 
 CAMERA = "front"
 PROCESS = "policy"

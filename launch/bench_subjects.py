@@ -17,9 +17,9 @@ from trimvla.export.floor import Floor, Machine, floors
 from trimvla.launch.bench_socket import SocketPolicy
 from trimvla.launch.extras import install, missing_module
 from trimvla.policies.config import PolicyConfig
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import BackendError, CheckpointError, ConfigError
-from trimvla.runtime.policy import Policy
+from trimvla.runtime.inference.policy import Policy
 
 
 @dataclass(frozen=True)

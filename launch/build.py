@@ -16,13 +16,13 @@ from trimvla.launch.outputs import Output
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.cost import shape_of
 from trimvla.policies.memory import BOARDS, GIB, MIB, MemoryPlan, plan_memory, require_memory, usable_on
-from trimvla.runtime import manifest as bundles
-from trimvla.runtime.device import NONE, Device, find_device, free_bytes
-from trimvla.runtime.engine_folders import to_build_in
-from trimvla.runtime.engines import content_digest
+from trimvla.runtime.backends.tensorrt.device import NONE, Device, find_device, free_bytes
+from trimvla.runtime.backends.tensorrt.engine_cache import content_digest
+from trimvla.runtime.backends.tensorrt.engine_folders import to_build_in
+from trimvla.runtime.backends.tensorrt.library import TrtBackend, load_trt
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.manifest import Manifest
-from trimvla.runtime.trt_library import TrtBackend, load_trt
 
 
 @dataclass(frozen=True)

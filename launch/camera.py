@@ -11,12 +11,12 @@ from trimvla.launch.networking import use_network
 from trimvla.launch.options import Options, Result
 from trimvla.launch.run_dirs import temporary_run_dir
 from trimvla.launch.signals import stop_event
-from trimvla.runtime import camera
-from trimvla.runtime.bus import Subscriber
-from trimvla.runtime.camera import CameraConfig, Kind
-from trimvla.runtime.messages import Report
-from trimvla.runtime.topics import report, topic
-from trimvla.runtime.wire import Codec
+from trimvla.runtime.bus.messages import Report
+from trimvla.runtime.bus.sockets import Subscriber
+from trimvla.runtime.bus.topics import report, topic
+from trimvla.runtime.bus.wire import Codec
+from trimvla.runtime.cameras import process as camera
+from trimvla.runtime.cameras.process import CameraConfig, Kind
 
 
 @dataclass(frozen=True)

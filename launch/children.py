@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimvla.launch import log_files
+from trimvla.runtime.bus.messages import Report
+from trimvla.runtime.bus.run_dir import open_file
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
-from trimvla.runtime.messages import Report
-from trimvla.runtime.run_dir import open_file
 
 log = logging.getLogger(__name__)
 GRACE_S = 5.0  # from the closed pipe to SIGTERM, and from there to SIGKILL

@@ -12,7 +12,7 @@ from trimvla.launch.options import Options, Result
 from trimvla.policies.config import PolicyConfig, find_preset
 from trimvla.policies.cost import Shape, report, shape_by_counts, shape_of
 from trimvla.policies.memory import BOARDS, GIB, fit_rows, plan_memory, precision_named
-from trimvla.runtime.plan import TokenPlan, TokenSelector, load_plan
+from trimvla.runtime.bundle.plan import TokenPlan, TokenSelector, load_plan
 
 # EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP and interval 5.
 PUBLISHED = ((28, 112), (28, 56), (22, 112), (22, 56))

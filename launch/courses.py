@@ -12,7 +12,7 @@ from trimvla.policies.config import PolicyConfig
 from trimvla.policies.dataset import make_tokenizer
 from trimvla.policies.tokenizer import extend_tokenizer
 from trimvla.policies.train import Recipe
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.bundle import manifest as bundles
 from trimvla.sim import demonstrations, scene, simpler, simpler_demonstrations
 
 

@@ -25,9 +25,9 @@ from trimvla.launch.run_dirs import temporary_run_dir
 from trimvla.launch.signals import terminate_as_interrupt
 from trimvla.launch.supervisor import Supervisor
 from trimvla.launch.watching import RECORDER, outcome, with_recorder
-from trimvla.runtime import manifest
+from trimvla.runtime.bundle import manifest
+from trimvla.runtime.bus.messages import Report, Summary
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Report, Summary
 from trimvla.runtime.printable import printable
 
 SYSTEM = "demo"

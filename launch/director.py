@@ -14,11 +14,11 @@ from types import TracebackType
 
 import msgspec
 
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.messages import Episode, Report, SimState, Task
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.errors import TrimvlaError
-from trimvla.runtime.messages import Episode, Report, SimState, Task
-from trimvla.runtime.topics import report, topic
 
 TASK_PERIOD_S = 0.2
 READY_TIMEOUT_S = 60.0  # imports and model loading on a slow, busy machine

@@ -24,7 +24,7 @@ from trimvla.launch.console import styled
 from trimvla.launch.jetson_state import read_state
 from trimvla.launch.options import Options, Result
 from trimvla.launch.probes import ask
-from trimvla.runtime.cuda import INSTALL
+from trimvla.runtime.backends.tensorrt.cuda import INSTALL
 
 PACKAGES = ("numpy", "onnxruntime", "pyzmq", "msgspec", "tokenizers", "pillow")
 OPTIONAL_PACKAGES = {  # package -> the extra that brings it

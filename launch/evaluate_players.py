@@ -18,10 +18,10 @@ import numpy as np
 
 from trimvla.policies.config import PRESETS, PolicyConfig
 from trimvla.policies.roofline import DEVICES, SCALE, estimate_ms, find_device, same_plan
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.manifest import Manifest
-from trimvla.runtime.policy import Policy
+from trimvla.runtime.inference.policy import Policy
 from trimvla.sim.actor import EXPERT, noise_shape
 from trimvla.sim.episodes import make_task
 from trimvla.sim.latency import Latency, constant, parse

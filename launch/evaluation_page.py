@@ -20,7 +20,7 @@ from trimvla.launch.evaluate_players import estimate
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
 from trimvla.policies.roofline import find_device
-from trimvla.runtime import manifest as bundle_files
+from trimvla.runtime.bundle import manifest as bundle_files
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.statistics import compare
 

@@ -25,10 +25,10 @@ from trimvla.policies import checkpoint
 from trimvla.policies.calibrate import Calibration
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PRESETS, PolicyConfig
-from trimvla.runtime import manifest as bundles
-from trimvla.runtime.action_statistics import chosen, read_table
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.action_statistics import chosen, read_table
+from trimvla.runtime.bundle.plan import Plan, load_plan
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.plan import Plan, load_plan
 
 WEIGHTS = "policy.safetensors"
 TOKENIZER = "tokenizer.json"

@@ -24,10 +24,10 @@ from trimvla.policies.half import DTYPES
 from trimvla.policies.memory import plan_memory, precision_named
 from trimvla.policies.sizes import plan_by_sizes
 from trimvla.policies.weights import CheckpointWeights, RandomWeights, Weights
-from trimvla.runtime.action_statistics import chosen, read_table
+from trimvla.runtime.bundle.action_statistics import chosen, read_table
+from trimvla.runtime.bundle.manifest import ActionSpec
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, load_plan
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.manifest import ActionSpec
-from trimvla.runtime.plan import Plan, TokenPlan, load_plan
 
 GIB = 1 << 30
 PROVING = "a slice against torch"

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimvla.launch.fault_desk import SWITCH_PERIOD_S, TASK_PERIOD_S, Desk
+from trimvla.runtime.bus.messages import Report
 from trimvla.runtime.clock import monotonic_ns
-from trimvla.runtime.messages import Report
-from trimvla.runtime.recording import partial
+from trimvla.runtime.record.recording import partial
 from trimvla.sim.faults import Fault, write_faults
 
 RECORDING = "faults.mcap"
@@ -133,8 +133,8 @@ def no_metrics(scene: Scene, report: Reports) -> bool:
 
 
 PUBLISH = (
-    "import sys; from pathlib import Path; from trimvla.runtime.bus import Publisher;"
-    " from trimvla.runtime.topics import topic; from trimvla.runtime.errors import TrimvlaError\n"
+    "import sys; from pathlib import Path; from trimvla.runtime.bus.sockets import Publisher;"
+    " from trimvla.runtime.bus.topics import topic; from trimvla.runtime.errors import TrimvlaError\n"
     "try: Publisher(Path(sys.argv[1]), topic(sys.argv[2])).close()\n"
     "except TrimvlaError as error: sys.exit(f'error: {error}')"
 )

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from trimvla.runtime.bus import Publisher
+from trimvla.runtime.bus.messages import Deadman, EStop, Message, Operator, Task
+from trimvla.runtime.bus.sockets import Publisher
+from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import monotonic_ns, to_ns
-from trimvla.runtime.messages import Deadman, EStop, Message, Operator, Task
-from trimvla.runtime.topics import topic
 
 TASK_PERIOD_S = 0.2
 SWITCH_PERIOD_S = 0.05

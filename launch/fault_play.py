@@ -10,9 +10,9 @@ from functools import partial
 
 from trimvla.launch.fault_session import Session
 from trimvla.launch.fault_table import BOUND_S, HZ, Row
+from trimvla.runtime.bus.messages import Command
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
 from trimvla.runtime.errors import TrimvlaError
-from trimvla.runtime.messages import Command
 from trimvla.sim.faults import seen_ns
 
 START_S = 90.0  # imports and model loading on a slow, busy machine

@@ -20,7 +20,7 @@ from trimvla.launch.fault_table import BOUND_S, ROWS, Row, System, sections
 from trimvla.launch.options import Options, Result
 from trimvla.launch.processes import check_system
 from trimvla.launch.signals import terminate_as_interrupt
-from trimvla.runtime import manifest
+from trimvla.runtime.bundle import manifest
 from trimvla.runtime.errors import ConfigError
 
 NOT_PLAYED = "not played: the row before it left no system that runs"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from trimvla.policies.calibrate import Calibration, calibration_from_shards, load_calibration
 from trimvla.policies.config import PolicyConfig
+from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.tokenizer_file import load_tokenizer
 
 SHARDS = "demos/*.npz"
 SIMULATED = "tabletop"  # the policy whose pictures come from our own simulator

@@ -44,8 +44,8 @@ from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig, find_preset
 from trimvla.policies.sizes import plan_by_sizes
 from trimvla.policies.trimmed import trim
+from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.errors import BackendError, ConfigError, TrimvlaError
-from trimvla.runtime.plan import Plan, TokenPlan
 
 DENSE = "dense"
 # EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP and interval 5.
@@ -241,7 +241,7 @@ def add_bundles(bench: Bench, write: Callable[[], Result]) -> None:
 
 def add_bundle(bench: Bench, path: Path, backend: str, provider: str | None, *, dense: bool) -> None:
     """One bundle on one backend: its chain, from host to host, timed by the backend stage by stage."""
-    from trimvla.runtime.policy import Policy
+    from trimvla.runtime.inference.policy import Policy
 
     policy = Policy.load(path, backend=backend, provider=provider)
     side, words = policy.manifest.image.size, "pick up the red cube"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trimvla.runtime.manifest import STAGES
+from trimvla.runtime.bundle.manifest import STAGES
 
 TOTAL = "total"
 COLOURS = {"vision": "tab:blue", "language": "tab:orange", "action": "tab:green"}

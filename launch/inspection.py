@@ -19,13 +19,13 @@ from trimvla.launch.call_picture import CallStory
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
 from trimvla.launch.replay import choose_bundles, open_rungs
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.errors import ConfigError, ImageError, RecordingError
 from trimvla.runtime.images import read_image
-from trimvla.runtime.manifest import Manifest
-from trimvla.runtime.policy import Policy, PolicyResult
-from trimvla.runtime.recording import Recording
-from trimvla.runtime.replay import Call, Calls, compare
+from trimvla.runtime.inference.policy import Policy, PolicyResult
+from trimvla.runtime.record.recording import Recording
+from trimvla.runtime.record.replay import Call, Calls, compare
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trimvla.runtime.board import ROOT, read, temperatures
-from trimvla.runtime.device import tegra_release
+from trimvla.runtime.backends.tensorrt.device import tegra_release
+from trimvla.runtime.inference.board_sensors import ROOT, read, temperatures
 
 HOT_C = 90.0  # Orin's modules begin to slow down a little above
 

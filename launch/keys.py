@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
-from trimvla.runtime import curve
+from trimvla.runtime.bus import curve
 from trimvla.runtime.errors import ConfigError
 
 

@@ -27,11 +27,11 @@ from trimvla.launch.run_dirs import temporary_run_dir
 from trimvla.launch.signals import terminate_as_interrupt
 from trimvla.launch.supervisor import Supervisor
 from trimvla.launch.watching import RECORDER, outcome, with_recorder
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.messages import MAX_ROWS, Report, Summary
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError, TrimvlaError
-from trimvla.runtime.messages import MAX_ROWS, Report, Summary
-from trimvla.runtime.topics import report, topic
 
 START_S = 60.0
 WARM_UP_S = 5.0

@@ -10,8 +10,8 @@ import os
 from io import FileIO
 from pathlib import Path
 
+from trimvla.runtime.bus.run_dir import open_file, write_file
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.run_dir import open_file, write_file
 
 MIB = 1024 * 1024
 LIMIT_BYTES = 4 * MIB  # of each of the two files; in between two looks a writer may exceed it

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 
 from trimvla.launch.config import decode_file
+from trimvla.runtime.bus.network import Network, install
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.network import Network, install
 
 
 def use_network(path: Path | None, run_dir: Path) -> None:

@@ -13,12 +13,12 @@ from typing import Literal
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options, Result
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.messages import EStop, Operator, Report
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
-from trimvla.runtime.control import PRESSES, WORD_ID
+from trimvla.runtime.control.process import PRESSES, WORD_ID
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import EStop, Operator, Report
-from trimvla.runtime.topics import report, topic
 
 Word = Literal["arm", "disarm", "reset", "estop"]
 CONTROL = report("control")

@@ -102,7 +102,7 @@ def rendering(_: str) -> Answer:
 
 def realtime(_: str) -> Answer:
     """Everything that `runtime.realtime` can ask for, in this process that is good for nothing else."""
-    from trimvla.runtime.realtime import RealtimeConfig, set_up
+    from trimvla.runtime.control.realtime import RealtimeConfig, set_up
 
     cores = (min(os.sched_getaffinity(0)),) if hasattr(os, "sched_getaffinity") else (0,)
     grants = set_up(RealtimeConfig(priority=1, cores=cores, lock_memory=True, freeze_gc=True))

@@ -21,9 +21,9 @@ from trimvla.launch.children import Program
 from trimvla.launch.config import build, decode_file
 from trimvla.launch.extras import install, missing_module
 from trimvla.launch.run_dirs import lock
+from trimvla.runtime.bus.run_dir import write_file
+from trimvla.runtime.bus.topics import CAMERA_NAME as PROCESS_NAME  # also of a log file, and of a unit of systemd
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.run_dir import write_file
-from trimvla.runtime.topics import CAMERA_NAME as PROCESS_NAME  # also of a log file, and of a unit of systemd
 
 Sections = dict[str, dict[str, Any]]
 """Process name -> its settings, as they stand in the file."""
@@ -63,15 +63,15 @@ class Process:
 PROCESSES = {
     process.name: process
     for process in (
-        Process("camera", "trimvla.runtime.camera", "CameraConfig", "a device, file or test picture -> frames",
+        Process("camera", "trimvla.runtime.cameras.process", "CameraConfig", "a device, file or test picture -> frames",
                 "camera-{name}"),
-        Process("policy", "trimvla.runtime.policy_process", "PolicyConfig", "frames and task -> action chunks",
+        Process("policy", "trimvla.runtime.inference.process", "PolicyConfig", "frames and task -> action chunks",
                 "policy", silent_s=60.0, start_s=150.0),
-        Process("control", "trimvla.runtime.control", "ControlConfig", "chunks -> commands, at a fixed rate",
+        Process("control", "trimvla.runtime.control.process", "ControlConfig", "chunks -> commands, at a fixed rate",
                 "control", order=2, restart=False, silent_s=5.0),
-        Process("recorder", "trimvla.runtime.recorder", "RecorderConfig", "all of it -> an MCAP file",
+        Process("recorder", "trimvla.runtime.record.recorder", "RecorderConfig", "all of it -> an MCAP file",
                 "recorder", "record", order=0, matters=False, restart=False),
-        Process("metrics", "trimvla.runtime.metrics", "MetricsConfig", "reports -> a Prometheus page",
+        Process("metrics", "trimvla.runtime.record.metrics", "MetricsConfig", "reports -> a Prometheus page",
                 "metrics", "metrics", order=0, matters=False),
         Process("sim-robot", "trimvla.sim.robot", "RobotConfig", "commands -> a simulated world",
                 "robot", "sim", restart=False),

@@ -15,14 +15,14 @@ from trimvla.launch.outputs import Output
 from trimvla.launch.processes import SYSTEM_FILE
 from trimvla.launch.signals import stop_event
 from trimvla.launch.watching import outcome
-from trimvla.runtime import recorder
-from trimvla.runtime.bus import Subscriber
+from trimvla.runtime.bus.messages import Report
+from trimvla.runtime.bus.network import used
+from trimvla.runtime.bus.run_dir import check_run_dir
+from trimvla.runtime.bus.sockets import Subscriber
+from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.errors import ConfigError, RecordingError
-from trimvla.runtime.messages import Report
-from trimvla.runtime.network import used
-from trimvla.runtime.recorder import RecorderConfig
-from trimvla.runtime.run_dir import check_run_dir
-from trimvla.runtime.topics import report, topic
+from trimvla.runtime.record import recorder
+from trimvla.runtime.record.recorder import RecorderConfig
 
 FIND_S = 10.0  # for sockets to appear
 

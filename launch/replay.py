@@ -16,14 +16,14 @@ from tyro.conf import Positional
 from trimvla.launch.action_check import check_bundle
 from trimvla.launch.options import Options, Result
 from trimvla.launch.processes import section_of
-from trimvla.runtime import manifest as bundles
-from trimvla.runtime.action_meaning import ActionMeaning, meaning_of
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.action_meaning import ActionMeaning, meaning_of
+from trimvla.runtime.bus.messages import ActionChunk
 from trimvla.runtime.errors import ConfigError, RecordingError
-from trimvla.runtime.messages import ActionChunk
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.recorder import processor
-from trimvla.runtime.recording import Recording, fact
-from trimvla.runtime.replay import Difference, Outcome, replay
+from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.record.recorder import processor
+from trimvla.runtime.record.recording import Recording, fact
+from trimvla.runtime.record.replay import Difference, Outcome, replay
 
 COMPARED = ("trimvla", "onnxruntime", "numpy", "pillow")
 Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]

@@ -20,12 +20,12 @@ from trimvla.launch.service import shortfalls
 from trimvla.launch.signals import stop_event
 from trimvla.launch.supervisor import Supervisor
 from trimvla.launch.watching import RECORDER, outcome, with_metrics, with_recorder
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.messages import Report, Task
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Report, Task
 from trimvla.runtime.ports import check_port
-from trimvla.runtime.topics import report, topic
 
 TASK_PERIOD_S = 0.2
 CHECK_S = 0.05  # how soon the end of a process is noticed

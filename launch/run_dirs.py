@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from trimvla.runtime.claim import sweep
+from trimvla.runtime.bus.claim import sweep
+from trimvla.runtime.bus.run_dir import check_run_dir, open_file
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.run_dir import check_run_dir, open_file
 
 PREFIX = "trimvla-"
 OWNER = "temporary"  # locked by the owner of a temporary directory, from before it has this name

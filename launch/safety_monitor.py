@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
-from trimvla.runtime.bus import Subscriber
+from trimvla.runtime.bus.messages import ActionChunk, Command, Report, Task
+from trimvla.runtime.bus.sockets import Subscriber
+from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, to_ns
-from trimvla.runtime.messages import ActionChunk, Command, Report, Task
-from trimvla.runtime.topics import report, topic
 
 TURN_S = 0.01  # one wait for messages
 DEPTH = 4096  # commands that wait while nobody looks

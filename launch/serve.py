@@ -16,14 +16,14 @@ from tyro.conf import Positional
 
 from trimvla.launch.options import Options, Result
 from trimvla.launch.signals import stop_event
-from trimvla.runtime.conversations import Conversation, Openpi, VlaEval
-from trimvla.runtime.curve import Keys
+from trimvla.runtime.bus.curve import Keys
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.groot_server import GrootServer
-from trimvla.runtime.policy import Policy
+from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.ports import check_port
-from trimvla.runtime.serving import Place, Service, ServiceConfig
-from trimvla.runtime.tokens import read_token
+from trimvla.runtime.servers.groot_server import GrootServer
+from trimvla.runtime.servers.service import Place, Service, ServiceConfig
+from trimvla.runtime.servers.tokens import read_token
+from trimvla.runtime.servers.websocket_protocols import Conversation, Openpi, VlaEval
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def websocket(place: Place, service: Service, converse: Callable[[], Conversatio
     """One websocket server; its address."""
     if importlib.util.find_spec("websockets") is None:
         raise ConfigError("websockets are not installed: pip install 'trimvla[serve]', or --websocket None")
-    from trimvla.runtime.websocket_server import WebsocketServer
+    from trimvla.runtime.servers.websocket_server import WebsocketServer
 
     server = WebsocketServer(service, place, converse)
     stack.callback(server.close)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from trimvla.runtime.messages import Report
+from trimvla.runtime.bus.messages import Report
 
 
 def shortfalls(reports: Iterable[Report], gone: Sequence[str], unwell: str, *, task: bool) -> list[str]:

@@ -21,12 +21,12 @@ from typing import BinaryIO
 
 from trimvla.launch.children import GRACE_S, Child, Post, Program
 from trimvla.launch.run_dirs import lock
-from trimvla.runtime.bus import Publisher, Subscriber
-from trimvla.runtime.claim import sweep
+from trimvla.runtime.bus.claim import sweep
+from trimvla.runtime.bus.messages import Health, Report
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import TrimvlaError
-from trimvla.runtime.messages import Health, Report
-from trimvla.runtime.topics import report, topic
 
 log = logging.getLogger(__name__)
 HEALTH_PERIOD_S = 0.2

@@ -23,7 +23,7 @@ from trimvla.policies.config import PRESETS, PolicyConfig
 from trimvla.policies.dataset import Demonstrations
 from trimvla.policies.train import Recipe, Trainer, train
 from trimvla.policies.training_state import check_same_run, origin_of, read_state
-from trimvla.runtime.action_statistics import chosen, read_table
+from trimvla.runtime.bundle.action_statistics import chosen, read_table
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim import demonstrations
 

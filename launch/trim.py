@@ -21,9 +21,9 @@ from trimvla.policies.cogact import CogAct
 from trimvla.policies.cost import report, shape_by_counts, shape_of
 from trimvla.policies.planner import Request, make_plan
 from trimvla.policies.trimmed import kept_layers, trim
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, TokenSelector, save_plan
+from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.plan import Plan, TokenPlan, TokenSelector, save_plan
-from trimvla.runtime.tokenizer_file import load_tokenizer
 
 BAR = 40  # characters of the longest bar
 PICTURES = 6  # frames in the picture of a plan that drops tokens

@@ -7,8 +7,8 @@ from typing import Any
 
 from trimvla.launch.options import Result
 from trimvla.launch.processes import Sections, cameras, configure, reports_of
+from trimvla.runtime.bus.messages import Report
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Report
 
 RECORDER, METRICS = "recorder", "metrics"
 

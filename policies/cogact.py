@@ -13,7 +13,7 @@ from trimvla.policies.diffusion import Known, ddim_sample
 from trimvla.policies.head import Dit
 from trimvla.policies.language import Decoder
 from trimvla.policies.vision import VisionTower
-from trimvla.runtime.plan import Plan
+from trimvla.runtime.bundle.plan import Plan
 
 
 class CogAct(nn.Module):

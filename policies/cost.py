@@ -14,8 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 from trimvla.policies.config import HeadConfig, PolicyConfig, VitConfig
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.plan import Plan, TokenPlan, unmask
 
 FLOAT32_BYTES = 4
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trimvla.runtime.plan import Plan, unmask
+from trimvla.runtime.bundle.plan import Plan, unmask
 
 LAYER = re.compile(r"language\.layers\.(\d+)\.(.+)")
 CHANNEL_AXES = {"mlp.gate_proj.weight": 0, "mlp.up_proj.weight": 0, "mlp.down_proj.weight": 1}

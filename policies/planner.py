@@ -17,8 +17,8 @@ from trimvla.policies.language import Decoder
 from trimvla.policies.trimmed import check
 from trimvla.policies.trimmed_language import as_layer
 from trimvla.policies.width import channel_scores, kept_channels
+from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan, mask
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.plan import Plan, Provenance, TokenPlan, mask
 
 
 @dataclass(frozen=True)

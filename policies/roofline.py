@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.cost import Cost, Shape, shape_by_counts, shape_of, stage_costs
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.plan import Plan, TokenPlan, unmask
 
 BYTES = 2  # of a 16-bit weight
 SCALE = "cogact-base"  # what a policy would be on a robot

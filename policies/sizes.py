@@ -11,7 +11,7 @@ from trimvla.policies.cachers import every
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.cost import kept_count, shape_by_counts
 from trimvla.policies.trimmed import check
-from trimvla.runtime.plan import Plan, Provenance, TokenPlan, mask
+from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan, mask
 
 CRITERION = "sizes alone"
 

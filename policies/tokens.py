@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trimvla.runtime.plan import TokenPlan
+from trimvla.runtime.bundle.plan import TokenPlan
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from trimvla.runtime.bundle.manifest import sha256_of
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.manifest import sha256_of
 
 FREE = ("steps", "compile")  # of a recipe: may differ from the one that a run was begun with
 Origin = dict[str, str]

@@ -16,8 +16,8 @@ from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PolicyConfig
 from trimvla.policies.diffusion import Known, ddim_sample, timesteps
 from trimvla.policies.trimmed_language import TrimmedDecoder
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.plan import Plan, TokenPlan, unmask
 
 
 def trim(policy: CogAct, plan: Plan) -> CogAct:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trimvla.policies.attention import softmax, split_heads
 from trimvla.policies.language import Decoder, DecoderLayer, SwiGlu, causal_mask
 from trimvla.policies.tokens import SELECTORS, Seen, relevance
-from trimvla.runtime.plan import Plan, TokenPlan, unmask
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
 
 Context = tuple[Tensor, Tensor, Tensor]
 """cos, sin and causal mask, from `Decoder.context`."""

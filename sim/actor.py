@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from trimvla.runtime.policy import Known
+from trimvla.runtime.inference.policy import Known
 
 EXPERT = "expert"  # in an actor's place: the scripted expert of the task itself
 SHAPE = (16, 7)  # rows and dimensions of a chunk, where an actor has no manifest that says them

@@ -15,12 +15,12 @@ from typing import Literal
 
 import numpy as np
 
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.messages import Command, JointState
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Reporter, Telemetry
+from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Command, JointState
-from trimvla.runtime.telemetry import Reporter, Telemetry
-from trimvla.runtime.topics import topic
 from trimvla.sim.faults import Switch
 
 NAME = "arm"

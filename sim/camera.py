@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.messages import Frame, SimState
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Reporter, Telemetry
+from trimvla.runtime.bus.topics import CAMERA_NAME, color, topic
 from trimvla.runtime.clock import Rate, monotonic_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Frame, SimState
-from trimvla.runtime.telemetry import Reporter, Telemetry
-from trimvla.runtime.topics import CAMERA_NAME, color, topic
 from trimvla.sim.tabletop_model import TabletopRenderer
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trimvla.runtime.policy import Policy
+from trimvla.runtime.inference.policy import Policy
 from trimvla.sim import expert
 from trimvla.sim.actor import Actor, noise_shape
 from trimvla.sim.expert import State

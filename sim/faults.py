@@ -20,15 +20,15 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from trimvla.runtime.bus import Publisher
-from trimvla.runtime.camera import CameraConfig, SyntheticSource, take
+from trimvla.runtime.bus.messages import UNKNOWN_AGE, Frame
+from trimvla.runtime.bus.sockets import Publisher
+from trimvla.runtime.bus.telemetry import Reporter, Telemetry
+from trimvla.runtime.bus.topics import color, topic
+from trimvla.runtime.bus.wire import encode
+from trimvla.runtime.cameras.driver_clock import DriverClock, Stamped
+from trimvla.runtime.cameras.process import CameraConfig, SyntheticSource, take
 from trimvla.runtime.clock import Rate, instant, monotonic_ns, to_ns
-from trimvla.runtime.driver_clock import DriverClock, Stamped
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import UNKNOWN_AGE, Frame
-from trimvla.runtime.telemetry import Reporter, Telemetry
-from trimvla.runtime.topics import color, topic
-from trimvla.runtime.wire import encode
 
 FILE, SEEN = "faults.json", "fault-seen-{name}"
 #   of a camera: drop    this share of the pictures is lost on the way

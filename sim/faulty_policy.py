@@ -16,19 +16,19 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from trimvla.runtime import policy_process
-from trimvla.runtime.action_meaning import ActionMeaning, meaning_of
-from trimvla.runtime.backend_failures import call_failure
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.backends.failures import call_failure
+from trimvla.runtime.bundle.action_meaning import ActionMeaning, meaning_of
+from trimvla.runtime.bundle.manifest import ActionKind
+from trimvla.runtime.bus.messages import MAX_ROWS, ActionChunk, Frame, Message
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Reporter, Telemetry
+from trimvla.runtime.bus.topics import color, topic
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.manifest import ActionKind
-from trimvla.runtime.messages import MAX_ROWS, ActionChunk, Frame, Message
-from trimvla.runtime.policy import Known, PolicyResult
-from trimvla.runtime.policy_process import Infers, PolicyConfig, PolicyLoop
-from trimvla.runtime.telemetry import Reporter, Telemetry
-from trimvla.runtime.thinker import Thinker, warm_up
-from trimvla.runtime.topics import color, topic
+from trimvla.runtime.inference import process as policy_process
+from trimvla.runtime.inference.policy import Known, PolicyResult
+from trimvla.runtime.inference.process import Infers, PolicyConfig, PolicyLoop
+from trimvla.runtime.inference.scheduler import Thinker, warm_up
 from trimvla.sim.faults import Fault, Switch
 
 FAILURES = {

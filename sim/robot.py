@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.messages import Command, Episode, JointState, SimState, Task
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Reporter, Telemetry
+from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Command, Episode, JointState, SimState, Task
-from trimvla.runtime.telemetry import Reporter, Telemetry
-from trimvla.runtime.topics import topic
 from trimvla.sim.tabletop import TabletopEnv
 
 NULL_DELTA = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)  # stay; the gripper value is replaced by the last one

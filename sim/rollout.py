@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.policy import Known
+from trimvla.runtime.inference.policy import Known
 from trimvla.sim.actor import EXPERT, Actor, noise_shape
 from trimvla.sim.demonstrations import FIRST_SEED
 from trimvla.sim.episodes import Episode, Task, make_task

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.simpler_adapter import GRIPPER_OPEN, euler_to_axis_angle
+from trimvla.runtime.inference.simpler_adapter import GRIPPER_OPEN, euler_to_axis_angle
 from trimvla.sim import simpler_expert
 from trimvla.sim.simpler_expert import Job, State
 

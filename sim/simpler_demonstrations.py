@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.preprocess import resize
+from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.inference.preprocess import resize
 from trimvla.sim.actor import Actor, noise_shape
 from trimvla.sim.demonstrations import FIRST_SEED, Noise, Shard
 from trimvla.sim.simpler import CAMERA, HEIGHT, TWINS, WIDTH, SimplerEpisode, SimplerTask

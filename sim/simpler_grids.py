@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal
 
-from trimvla.runtime.simpler_adapter import Robot
+from trimvla.runtime.inference.simpler_adapter import Robot
 
 Set = Literal["matching", "variants"]
 SETS: tuple[Set, ...] = ("matching", "variants")

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from trimvla.runtime.chunks import HORIZONS
+from trimvla.runtime.chunks.ensemble import HORIZONS
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.simpler_adapter import SimplerAdapter
+from trimvla.runtime.inference.simpler_adapter import SimplerAdapter
 from trimvla.sim.simpler_grids import ORIGINALS, SETS, Cell, Original, Set, official
 
 SIM_HZ = {"google_robot": 513, "widowx_bridge": 500}

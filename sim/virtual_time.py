@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from trimvla.runtime.chunk_queue import ChunkQueue, Mode, QueueConfig
+from trimvla.runtime.bundle.manifest import ActionKind
+from trimvla.runtime.bus.messages import ActionChunk
+from trimvla.runtime.chunks.chunk_queue import ChunkQueue, Mode, QueueConfig
+from trimvla.runtime.chunks.rtc import RtcConfig, guide, known_rows
+from trimvla.runtime.chunks.transition import Seam
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S
-from trimvla.runtime.fallback import hold
-from trimvla.runtime.guide import RtcConfig, guide, known_rows
-from trimvla.runtime.manifest import ActionKind
-from trimvla.runtime.messages import ActionChunk
-from trimvla.runtime.policy import Known
-from trimvla.runtime.seam import Seam
+from trimvla.runtime.control.fallback import hold
+from trimvla.runtime.inference.policy import Known
 from trimvla.sim.latency import Latency
 
 KINDS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)

@@ -36,7 +36,7 @@ from trimvla.launch.fault_actions import OTHER_TASK, TASK, Scene
 from trimvla.launch.fault_desk import Desk
 from trimvla.launch.fault_table import CAMERAS, PROMISE, sections
 from trimvla.launch.safety_monitor import SafetyMonitor
-from trimvla.runtime import manifest
+from trimvla.runtime.bundle import manifest
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
 from trimvla.sim.faults import Fault, write_faults
 

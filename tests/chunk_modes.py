@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from trimvla.runtime.chain import HostChain
+from trimvla.runtime.backends.chain import HostChain
 from trimvla.sim.rendering import choose_renderer
 
 choose_renderer()  # before anything imports mujoco
 
-from trimvla.runtime import manifest as bundles  # noqa: E402
-from trimvla.runtime.action_statistics import load_statistics  # noqa: E402
-from trimvla.runtime.guide import RtcConfig  # noqa: E402
-from trimvla.runtime.messages import ActionChunk  # noqa: E402
-from trimvla.runtime.policy import Known, Policy  # noqa: E402
-from trimvla.runtime.preprocess import binarise, normalise, unnormalise  # noqa: E402
-from trimvla.runtime.runner import Runner, create  # noqa: E402
+from trimvla.runtime.backends.runner import Runner, create  # noqa: E402
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.action_statistics import load_statistics  # noqa: E402
+from trimvla.runtime.bus.messages import ActionChunk  # noqa: E402
+from trimvla.runtime.chunks.rtc import RtcConfig  # noqa: E402
+from trimvla.runtime.inference.policy import Known, Policy  # noqa: E402
+from trimvla.runtime.inference.preprocess import binarise, normalise, unnormalise  # noqa: E402
 from trimvla.sim.latency import constant  # noqa: E402
 from trimvla.sim.rollout import look_of  # noqa: E402
 from trimvla.sim.tabletop import CONTROL_HZ  # noqa: E402

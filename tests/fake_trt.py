@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from tests.fake_cuda import ALIGNMENT, FakeCuda
-from trimvla.runtime.trt_library import TrtLibrary
+from trimvla.runtime.backends.tensorrt.library import TrtLibrary
 
 SCRATCH = 1000
 DataType = IntEnum("DataType", {"FLOAT": 0, "HALF": 1, "INT32": 3, "UINT8": 5, "INT64": 8})

@@ -31,12 +31,9 @@ from PIL import Image
 
 from tests.mutate import Parts, encode_json, encode_msgpack, mutate_bytes, mutate_value
 from tests.tiny_bundle import manifest as tiny_manifest
-from trimvla.runtime import groot, lerobot
-from trimvla.runtime.chunks import AdaptiveEnsemble
-from trimvla.runtime.conversations import Openpi, VlaEval
-from trimvla.runtime.errors import BundleError, BusyError, ConfigError, ObservationError, TrimvlaError, WireError
-from trimvla.runtime.manifest import FileSpec, parse
-from trimvla.runtime.messages import (
+from trimvla.runtime.bundle.manifest import FileSpec, parse
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, parse_plan
+from trimvla.runtime.bus.messages import (
     ActionChunk,
     Command,
     Deadman,
@@ -53,12 +50,16 @@ from trimvla.runtime.messages import (
     Summary,
     Task,
 )
-from trimvla.runtime.network import localise, stamp
-from trimvla.runtime.packing import Form, pack
-from trimvla.runtime.plan import Plan, TokenPlan, parse_plan
-from trimvla.runtime.sessions import Session
-from trimvla.runtime.topics import topic
-from trimvla.runtime.wire import decode, decode_header, encode
+from trimvla.runtime.bus.network import localise, stamp
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.bus.wire import decode, decode_header, encode
+from trimvla.runtime.cameras import lerobot
+from trimvla.runtime.chunks.ensemble import AdaptiveEnsemble
+from trimvla.runtime.errors import BundleError, BusyError, ConfigError, ObservationError, TrimvlaError, WireError
+from trimvla.runtime.servers import groot_protocol as groot
+from trimvla.runtime.servers.packing import Form, pack
+from trimvla.runtime.servers.sessions import Session
+from trimvla.runtime.servers.websocket_protocols import Openpi, VlaEval
 
 SLOW_S = 1.0
 GROWTH_MIB = 24.0

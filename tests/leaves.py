@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from trimvla.runtime.packing import Form, pack
+from trimvla.runtime.servers.packing import Form, pack
 
 Path = tuple[Any, ...]
 DTYPES = ("?", "u1", "i1", "<u2", ">i4", "<u8", "<f2", "<f4", ">f8", "<c8", "S3", "U2", "O", "<M8[ns]", "V4", "x", "")

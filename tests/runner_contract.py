@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from trimvla.runtime.chain import Chain, borders
+from trimvla.runtime.backends.chain import Chain, borders
+from trimvla.runtime.backends.runner import Runner
 from trimvla.runtime.errors import SpecError
-from trimvla.runtime.runner import Runner
 
 
 def check_runner(runner: Runner, inputs: Mapping[str, np.ndarray]) -> None:

@@ -16,8 +16,8 @@ from trimvla.launch.ablate_play import read_rounds
 from trimvla.launch.ablate_report import BEGIN, END, as_markdown, cells, insert
 from trimvla.launch.console import Progress
 from trimvla.policies.planner import Request
+from trimvla.runtime.bundle.plan import TokenPlan
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.plan import TokenPlan
 from trimvla.sim.rollout import Outcome, choose_seeds
 
 AMOUNTS = Amounts(layers=11, mlp_keep=0.75, tokens=56, after=5, cache_interval=5)

@@ -16,22 +16,22 @@ import pytest
 
 from tests.tiny_bundle import KINDS, write_bundle
 from trimvla.launch import cli
-from trimvla.runtime import control
-from trimvla.runtime.action_meaning import ActionMeaning, disagreement
-from trimvla.runtime.bus import Publisher, Subscriber
-from trimvla.runtime.chunks import AdaptiveEnsemble
+from trimvla.runtime.bundle.action_meaning import ActionMeaning, disagreement
+from trimvla.runtime.bundle.manifest import ActionKind
+from trimvla.runtime.bus.messages import ActionChunk, Command, Frame, JointState, Operator, Report, Task
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Telemetry
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.chunks.ensemble import AdaptiveEnsemble
+from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
-from trimvla.runtime.controller import ControlConfig, Controller, Inputs
-from trimvla.runtime.guard import GuardConfig
-from trimvla.runtime.guide import RtcConfig
-from trimvla.runtime.manifest import ActionKind
-from trimvla.runtime.messages import ActionChunk, Command, Frame, JointState, Operator, Report, Task
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.safety import Limits
-from trimvla.runtime.sessions import Session
-from trimvla.runtime.telemetry import Telemetry
-from trimvla.runtime.thinker import Thinker, ThoughtConfig
-from trimvla.runtime.topics import topic
+from trimvla.runtime.control import process as control
+from trimvla.runtime.control.controller import ControlConfig, Controller, Inputs
+from trimvla.runtime.control.interlock import GuardConfig
+from trimvla.runtime.control.safety import Limits
+from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.inference.scheduler import Thinker, ThoughtConfig
+from trimvla.runtime.servers.sessions import Session
 from trimvla.sim import faulty_policy
 from trimvla.sim.actor import noise_shape
 from trimvla.sim.faulty_policy import FaultyPolicyConfig, StandIn
@@ -285,7 +285,7 @@ def test_another_instruction_needs_another_word_of_the_operator(tmp_path: Path) 
 
 @pytest.mark.parametrize("mode", ["latest", "ensemble", "blend"])
 def test_no_mode_of_the_queue_mixes_sentences(mode: Any) -> None:
-    from trimvla.runtime.chunk_queue import QueueConfig
+    from trimvla.runtime.chunks.chunk_queue import QueueConfig
 
     controller = Controller(ControlConfig(LIMITS, hz=HZ, queue=QueueConfig(mode=mode, votes=3)))
     now = 10 * NS_PER_S

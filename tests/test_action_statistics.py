@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from tiny_bundle import manifest, write_bundle
 
-from trimvla.runtime import manifest as bundles
-from trimvla.runtime.action_statistics import chosen, only
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.action_statistics import chosen, only
 from trimvla.runtime.errors import BundleError
-from trimvla.runtime.policy import Policy
+from trimvla.runtime.inference.policy import Policy
 
 ACTION = manifest().action
 LOW, HIGH, MASK = [-0.05] * 6 + [0.0], [0.05] * 6 + [1.0], [True] * 6 + [False]

@@ -19,13 +19,13 @@ from tests.tiny_bundle import write_bundle
 from trimvla.launch import cli, serve
 from trimvla.launch.processes import programs
 from trimvla.launch.supervisor import Supervisor
-from trimvla.runtime.backend_failures import FailureStreak, call_failure
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.backends.failures import FailureStreak, call_failure
+from trimvla.runtime.bus.messages import JointState, Report, Task
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.errors import BackendError, BackendUnavailableError, ObservationError, PromptError, StaleError
-from trimvla.runtime.messages import JointState, Report, Task
-from trimvla.runtime.policy import Policy, PolicyResult
-from trimvla.runtime.topics import report, topic
+from trimvla.runtime.inference.policy import Policy, PolicyResult
 from trimvla.sim.faults import Fault, write_faults
 
 HOUR_NS = 3600 * NS_PER_S
@@ -77,8 +77,8 @@ def test_old_pictures_and_long_sentences_are_no_failures_of_the_backend() -> Non
 
 def test_a_graph_that_fails_is_one_bad_call(tmp_path: Path) -> None:
     """A real session: an index outside of its table."""
-    from trimvla.runtime.manifest import StageSpec, TensorSpec
-    from trimvla.runtime.ort_runner import OrtRunner
+    from trimvla.runtime.backends.ort_runner import OrtRunner
+    from trimvla.runtime.bundle.manifest import StageSpec, TensorSpec
 
     ids, out = TensorSpec("ids", "int64", (1,)), TensorSpec("out", "float32", (1, 2))
     table = onnx.numpy_helper.from_array(np.zeros((3, 2), np.float32), "table")

@@ -20,7 +20,7 @@ from trimvla.launch.bench_report import doubts, write_samples
 from trimvla.policies.config import PRESETS
 from trimvla.policies.cost import Cost
 from trimvla.policies.trimmed import trim
-from trimvla.runtime.plan import Plan, TokenPlan
+from trimvla.runtime.bundle.plan import Plan, TokenPlan
 
 PLAN = Plan(layers=(0, 2), tokens=TokenPlan(keep=6, after=1), recompute=(0,))
 TOTALS = [("L0", "total"), ("L2", "total")]

@@ -16,10 +16,10 @@ from tests.trt_parts import bundle_with, library_or_skip
 from trimvla.export import to_tensorrt
 from trimvla.export.engine_precision import asked_types, read_back
 from trimvla.launch import cli
-from trimvla.runtime import manifest as bundles
-from trimvla.runtime.device import Device, find_device
+from trimvla.runtime.backends.tensorrt.device import Device, find_device
+from trimvla.runtime.backends.tensorrt.library import TrtLibrary, load_trt
+from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import BackendError
-from trimvla.runtime.trt_library import TrtLibrary, load_trt
 
 FLOAT = TensorProto.FLOAT
 

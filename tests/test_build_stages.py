@@ -28,11 +28,11 @@ from trimvla.policies.cachers import every
 from trimvla.policies.cogact import CogAct
 from trimvla.policies.config import PRESETS, PolicyConfig
 from trimvla.policies.trimmed import trim
-from trimvla.runtime import engines
-from trimvla.runtime import manifest as bundles
-from trimvla.runtime.manifest import PromptSpec, StageSpec
-from trimvla.runtime.plan import Plan, TokenPlan, mask
-from trimvla.runtime.trt_library import TrtLibrary
+from trimvla.runtime.backends.tensorrt import engine_cache as engines
+from trimvla.runtime.backends.tensorrt.library import TrtLibrary
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.manifest import PromptSpec, StageSpec
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 
 SLICE = PRESETS["cogact-base"]
 TRIMMED = Plan(

@@ -17,19 +17,19 @@ from tiny_policy import random_policy
 from trimvla.policies.diffusion import Known as KnownRows
 from trimvla.policies.diffusion import ddim_steps
 from trimvla.policies.trimmed import trim
-from trimvla.runtime import manifest as bundles
-from trimvla.runtime.action_statistics import ActionStatistics
-from trimvla.runtime.chunk_queue import ChunkQueue, Due, QueueConfig, fade
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.action_statistics import ActionStatistics
+from trimvla.runtime.bundle.plan import Plan
+from trimvla.runtime.bus.messages import ActionChunk
+from trimvla.runtime.chunks.chunk_queue import ChunkQueue, Due, QueueConfig, fade
+from trimvla.runtime.chunks.rtc import RtcConfig, guide, known_rows, weights
+from trimvla.runtime.chunks.transition import Seam
 from trimvla.runtime.clock import NS_PER_S
-from trimvla.runtime.controller import ControlConfig
+from trimvla.runtime.control.controller import ControlConfig
+from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import BackendError, BundleError, ConfigError
-from trimvla.runtime.guide import RtcConfig, guide, known_rows, weights
-from trimvla.runtime.messages import ActionChunk
-from trimvla.runtime.plan import Plan
-from trimvla.runtime.policy import Known, Policy
-from trimvla.runtime.preprocess import normalise, unnormalise
-from trimvla.runtime.safety import Limits
-from trimvla.runtime.seam import Seam
+from trimvla.runtime.inference.policy import Known, Policy
+from trimvla.runtime.inference.preprocess import normalise, unnormalise
 from trimvla.sim.tabletop_task import TabletopTask
 from trimvla.sim.virtual_time import Pace
 

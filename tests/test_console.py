@@ -18,11 +18,11 @@ from rich.table import Table
 
 from trimvla.launch.console import Console, progress_bar, styled, text_column
 from trimvla.launch.options import TextFormatter
-from trimvla.runtime.bus import Publisher
+from trimvla.runtime.bus.messages import EStop
+from trimvla.runtime.bus.sockets import Publisher
+from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import monotonic_ns
-from trimvla.runtime.messages import EStop
 from trimvla.runtime.printable import printable, printable_lines
-from trimvla.runtime.topics import topic
 
 HOSTILE = "[INST] pick [/INST] [/] [bold]uint8[h, w, 3] :smile: \x1b[2J\x07\r\nerror: forged \u202edne"
 SHOWN = "[INST] pick [/INST] [/] [bold]uint8[h, w, 3] :smile: \\x1b[2J\\x07\\r\\nerror: forged \\u202edne"

@@ -16,8 +16,8 @@ from trimvla.policies.cachers import every
 from trimvla.policies.config import PRESETS, PolicyConfig
 from trimvla.policies.layout import build_meta, official_parameters
 from trimvla.policies.trimmed import trim
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.plan import Plan, TokenPlan, mask
 
 BASE = PRESETS["cogact-base"]
 

@@ -13,15 +13,16 @@ from tests.test_runtime_runner import INPUTS
 from tests.test_trt_runner import KEPT, LONG, ORIN, PICTURE, SHORT, Bench
 from tests.tiny_bundle import write_bundle
 from tests.trt_on_stream import StreamTrt
-from trimvla.runtime import manifest as bundles
-from trimvla.runtime import trt_library, trt_runner
-from trimvla.runtime.cuda import Cuda
-from trimvla.runtime.device import find_device
-from trimvla.runtime.device_tensors import DeviceTensor, TensorPlan
+from trimvla.runtime.backends.runner import create
+from trimvla.runtime.backends.tensorrt import library as trt_library
+from trimvla.runtime.backends.tensorrt import runner as trt_runner
+from trimvla.runtime.backends.tensorrt.cuda import Cuda
+from trimvla.runtime.backends.tensorrt.device import find_device
+from trimvla.runtime.backends.tensorrt.tensors import DeviceTensor, TensorPlan
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.manifest import TensorSpec
 from trimvla.runtime.errors import BackendError
-from trimvla.runtime.manifest import TensorSpec
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.runner import create
+from trimvla.runtime.inference.policy import Policy
 
 pytestmark = pytest.mark.skipif(not find_device().has_gpu, reason="no GPU: CUDA runs on one only")
 SIZE = 1 << 20

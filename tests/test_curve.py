@@ -20,16 +20,17 @@ from tests.tiny_bundle import write_bundle
 from trimvla.launch import cli
 from trimvla.launch.networking import read_network
 from trimvla.launch.record import owners
-from trimvla.runtime import curve, policy_process
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus import curve
+from trimvla.runtime.bus.curve import Keys, check_plain
+from trimvla.runtime.bus.messages import ActionChunk, Frame, JointState, Task
+from trimvla.runtime.bus.network import Network, RemoteTopic, install, localise
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.bus.wire import decode, encode
 from trimvla.runtime.clock import monotonic_ns, wall_ns
-from trimvla.runtime.curve import Keys, check_plain
 from trimvla.runtime.errors import ConfigError, WireError
-from trimvla.runtime.messages import ActionChunk, Frame, JointState, Task
-from trimvla.runtime.network import Network, RemoteTopic, install, localise
-from trimvla.runtime.policy_process import PolicyConfig
-from trimvla.runtime.topics import topic
-from trimvla.runtime.wire import decode, encode
+from trimvla.runtime.inference import process as policy_process
+from trimvla.runtime.inference.process import PolicyConfig
 
 STATE = topic("robot/state")
 

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_action_meaning import controlled
+from trimvla.runtime.bundle.manifest import ActionKind
+from trimvla.runtime.bus.messages import ActionChunk, JointState, Operator, Task
 from trimvla.runtime.clock import NS_PER_S
-from trimvla.runtime.controller import ControlConfig, Controller, Inputs
-from trimvla.runtime.dead_reckoning import FollowConfig, Reckoner
+from trimvla.runtime.control.controller import ControlConfig, Controller, Inputs
+from trimvla.runtime.control.dead_reckoning import FollowConfig, Reckoner
+from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.manifest import ActionKind
-from trimvla.runtime.messages import ActionChunk, JointState, Operator, Task
-from trimvla.runtime.safety import Limits
 
 START = 10 * NS_PER_S
 NOISE = 1e-3

@@ -20,12 +20,12 @@ from trimvla.launch import cli
 from trimvla.launch.demo import SLOW_PERIODS, Args, plan
 from trimvla.launch.director import Director, EpisodeError, Request
 from trimvla.launch.processes import configure, read_system
-from trimvla.runtime import control
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.messages import ActionChunk
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Telemetry
+from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import monotonic_ns
-from trimvla.runtime.messages import ActionChunk
-from trimvla.runtime.telemetry import Telemetry
-from trimvla.runtime.topics import topic
+from trimvla.runtime.control import process as control
 from trimvla.sim import expert
 from trimvla.sim.robot import SAYS, TabletopRobot, act, speak
 

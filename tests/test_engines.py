@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from trimvla.export.engine_precision import compare, written_type
-from trimvla.runtime import device, engines
-from trimvla.runtime.engines import EngineKey, EngineRecord
+from trimvla.runtime.backends.tensorrt import device
+from trimvla.runtime.backends.tensorrt import engine_cache as engines
+from trimvla.runtime.backends.tensorrt.engine_cache import EngineKey, EngineRecord
 from trimvla.runtime.errors import BackendError
 
 KEY = EngineKey(stage="action", onnx_sha256="00", backend="tensorrt", version="10.3.0")

@@ -22,7 +22,7 @@ from trimvla.launch import cli
 from trimvla.launch.evaluate import prepare
 from trimvla.launch.evaluate_options import Args, Chunks
 from trimvla.launch.evaluate_report import film_names, sentence
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.bundle import manifest as bundles
 
 ALONE = {
     "ok", "bundle", "env", "backend", "success_rate", "interval", "episodes", "successes", "by_verb", "mean_steps",

@@ -19,7 +19,7 @@ from websockets.sync.client import connect
 
 from tests import attack, leaves
 from tests.tiny_bundle import write_bundle
-from trimvla.runtime.packing import unpack
+from trimvla.runtime.servers.packing import unpack
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 STATE = np.zeros(3, np.float32)

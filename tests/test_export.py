@@ -20,10 +20,10 @@ from trimvla.export.stages import GUIDED, STAGES, stage_spec
 from trimvla.export.to_onnx import export_stage
 from trimvla.export.verify import checkpoint_beside, open_runners, parity, verify_bundle
 from trimvla.policies.checkpoint import save
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.manifest import Plan
 from trimvla.runtime.errors import BundleError, CheckpointError, ConfigError
-from trimvla.runtime.manifest import Plan
-from trimvla.runtime.policy import Known, Policy
+from trimvla.runtime.inference.policy import Known, Policy
 
 STATISTICS = {"lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}}
 MARGIN = 300  # elements that a graph may hold besides its parameters: shapes, axes, normalisation constants

@@ -18,10 +18,10 @@ from trimvla.export.stages import KEPT, STAGES
 from trimvla.export.to_onnx import export_stage
 from trimvla.export.verify import verify_bundle
 from trimvla.policies.trimmed import trim
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 from trimvla.runtime.errors import BundleError, ConfigError
-from trimvla.runtime.plan import Plan, TokenPlan, mask
-from trimvla.runtime.policy import Policy
+from trimvla.runtime.inference.policy import Policy
 
 CFG = msgspec.structs.replace(
     TINY,

@@ -15,14 +15,14 @@ from trimvla.launch import cli
 from trimvla.launch.fault_table import PROMISE, ROWS, sections
 from trimvla.launch.processes import configure, row_of
 from trimvla.launch.safety_monitor import Judge
-from trimvla.runtime.bus import Subscriber
+from trimvla.runtime.bus.messages import ActionChunk, Command, Frame, Health, JointState, Task
+from trimvla.runtime.bus.sockets import Subscriber
+from trimvla.runtime.bus.topics import color, topic
 from trimvla.runtime.clock import NS_PER_MS
-from trimvla.runtime.controller import ControlConfig, Controller, Inputs
+from trimvla.runtime.control.controller import ControlConfig, Controller, Inputs
+from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import ActionChunk, Command, Frame, Health, JointState, Task
-from trimvla.runtime.policy import PolicyResult
-from trimvla.runtime.safety import Limits
-from trimvla.runtime.topics import color, topic
+from trimvla.runtime.inference.policy import PolicyResult
 from trimvla.sim.arm import Arm, ArmConfig
 from trimvla.sim.faults import Fault, FaultyCamera, FaultyPublisher, Kind, Switch, write_faults
 from trimvla.sim.faulty_policy import StandIn, spoil

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from tiny_bundle import write_bundle
 
-from trimvla.runtime.action_meaning import ActionMeaning
-from trimvla.runtime.bus import Publisher, Subscriber
-from trimvla.runtime.camera import CameraConfig, SyntheticSource
+from trimvla.runtime.bundle.action_meaning import ActionMeaning
+from trimvla.runtime.bus.messages import Frame, JointState, Refusal, Task
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Telemetry
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.cameras.process import CameraConfig, SyntheticSource
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from trimvla.runtime.errors import FrozenError
-from trimvla.runtime.frozen import Still, StillWatch
-from trimvla.runtime.messages import Frame, JointState, Refusal, Task
-from trimvla.runtime.observe import AgeBudget, join
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.policy_process import PolicyConfig, PolicyLoop
-from trimvla.runtime.telemetry import Telemetry
-from trimvla.runtime.topics import topic
+from trimvla.runtime.inference.frozen_frames import Still, StillWatch
+from trimvla.runtime.inference.observation import AgeBudget, join
+from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.inference.process import PolicyConfig, PolicyLoop
 from trimvla.sim.faults import Frozen, FrozenImages
 
 START = 10 * NS_PER_S

@@ -32,11 +32,11 @@ from trimvla.policies.memory import plan_memory
 from trimvla.policies.sizes import plan_by_sizes, spread
 from trimvla.policies.trimmed import trim
 from trimvla.policies.weights import CheckpointWeights, RandomWeights
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.backends.ort_runner import OrtRunner
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask, save_plan
 from trimvla.runtime.errors import BundleError, ConfigError
-from trimvla.runtime.ort_runner import OrtRunner
-from trimvla.runtime.plan import Plan, TokenPlan, mask, save_plan
-from trimvla.runtime.policy import Policy
+from trimvla.runtime.inference.policy import Policy
 
 
 @pytest.fixture(autouse=True)

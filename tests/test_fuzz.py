@@ -7,8 +7,8 @@ import time
 import pytest
 
 from tests.fuzz import MESSAGES, OBSERVATIONS, Target, all_targets, fuzz
+from trimvla.runtime.bus.topics import TOPICS
 from trimvla.runtime.errors import TrimvlaError, WireError
-from trimvla.runtime.topics import TOPICS
 
 
 @pytest.mark.filterwarnings("ignore")

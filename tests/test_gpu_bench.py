@@ -24,7 +24,7 @@ from trimvla.policies.fused import FusedAttention, fuse
 from trimvla.policies.language import DecoderAttention, DecoderLayer
 from trimvla.policies.sizes import plan_by_sizes
 from trimvla.policies.trimmed import trim
-from trimvla.runtime.plan import Plan, TokenPlan
+from trimvla.runtime.bundle.plan import Plan, TokenPlan
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = Path(torch.__file__).parent.parent

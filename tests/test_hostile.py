@@ -22,17 +22,18 @@ from tests.fuzz import resident_mib
 from tests.groot_client import GrootClient
 from tests.test_serving import GROOT, OPENPI, Served
 from tests.tiny_bundle import write_bundle
-from trimvla.runtime import control, policy_process
-from trimvla.runtime.bus import Publisher, Subscriber, endpoint
+from trimvla.runtime.bus.messages import ActionChunk, Command, Frame, JointState, Message, Report, Task
+from trimvla.runtime.bus.sockets import Publisher, Subscriber, endpoint
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.bus.wire import encode
 from trimvla.runtime.clock import monotonic_ns, wall_ns
-from trimvla.runtime.control import ControlConfig
-from trimvla.runtime.messages import ActionChunk, Command, Frame, JointState, Message, Report, Task
-from trimvla.runtime.packing import MAX_BYTES, pack
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.policy_process import PolicyConfig
-from trimvla.runtime.safety import Limits
-from trimvla.runtime.topics import topic
-from trimvla.runtime.wire import encode
+from trimvla.runtime.control import process as control
+from trimvla.runtime.control.process import ControlConfig
+from trimvla.runtime.control.safety import Limits
+from trimvla.runtime.inference import process as policy_process
+from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.inference.process import PolicyConfig
+from trimvla.runtime.servers.packing import MAX_BYTES, pack
 
 LIMITS = Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,))
 HZ = 20

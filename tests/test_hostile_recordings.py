@@ -25,11 +25,11 @@ from mcap.writer import CompressionType
 
 from tests.attack import png_of_zeros
 from tests.tiny_bundle import write_bundle
-from trimvla.runtime import wire
-from trimvla.runtime.foxglove import as_picture
-from trimvla.runtime.messages import Frame
-from trimvla.runtime.recording import FACTS
-from trimvla.runtime.topics import topic
+from trimvla.runtime.bus import wire
+from trimvla.runtime.bus.messages import Frame
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.record.foxglove import as_picture
+from trimvla.runtime.record.recording import FACTS
 
 MOST_MIB, MOST_S = 900, 120.0  # a verb that reads a good file needs about 150 MiB and 2 s
 GOOD_CHUNK = {

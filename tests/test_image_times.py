@@ -19,17 +19,17 @@ import pytest
 
 from tests import fake_capture
 from tests.fake_capture import Driver, taken_ns
-from trimvla.runtime import camera
-from trimvla.runtime.bus import Publisher, Subscriber
-from trimvla.runtime.camera import CameraConfig
+from trimvla.runtime.bus.messages import Frame, Report, Task
+from trimvla.runtime.bus.network import Network, RemoteTopic, install
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.cameras import process as camera
+from trimvla.runtime.cameras.driver_clock import KEPT_OFFSETS, DriverClock, Stamped, find_clock
+from trimvla.runtime.cameras.process import CameraConfig
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, Instant, instant, monotonic_ns
-from trimvla.runtime.driver_clock import KEPT_OFFSETS, DriverClock, Stamped, find_clock
 from trimvla.runtime.errors import CameraError, ConfigError, StaleError
+from trimvla.runtime.inference.observation import AgeBudget, join
 from trimvla.runtime.log_limit import LimitedLog
-from trimvla.runtime.messages import Frame, Report, Task
-from trimvla.runtime.network import Network, RemoteTopic, install
-from trimvla.runtime.observe import AgeBudget, join
-from trimvla.runtime.topics import topic
 
 BUDGET = AgeBudget(frame_s=0.3)
 EARLY = Task(time_ns=0, episode=1, instruction="go", started_ns=0)
@@ -222,10 +222,10 @@ PUBLISH = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from trimvla.runtime.bus import Publisher
+from trimvla.runtime.bus.sockets import Publisher
 from trimvla.runtime.clock import monotonic_ns
-from trimvla.runtime.messages import Frame
-from trimvla.runtime.topics import topic
+from trimvla.runtime.bus.messages import Frame
+from trimvla.runtime.bus.topics import topic
 with Publisher(Path(sys.argv[1]), topic("front/color")) as frames:
     while True:
         frames.send(Frame("front", monotonic_ns(), np.zeros((4, 4, 3), np.uint8)))

@@ -15,15 +15,15 @@ import pytest
 from PIL import Image
 
 from trimvla.launch.inspection import read_picture
-from trimvla.runtime import camera
-from trimvla.runtime.camera import CameraConfig, ImageSource
+from trimvla.runtime.bus.messages import Frame
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.bus.wire import decode, encode
+from trimvla.runtime.cameras import process as camera
+from trimvla.runtime.cameras.process import CameraConfig, ImageSource
 from trimvla.runtime.errors import CameraError, ConfigError, ImageError, WireError
 from trimvla.runtime.image_codec import decode_image
 from trimvla.runtime.images import read_image
-from trimvla.runtime.messages import Frame
-from trimvla.runtime.packing import unpack
-from trimvla.runtime.topics import topic
-from trimvla.runtime.wire import decode, encode
+from trimvla.runtime.servers.packing import unpack
 
 RAMP = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21  # up to 64,491
 COLOURS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)

@@ -43,7 +43,7 @@ def test_runtime_install_is_small(fresh_python: Path) -> None:
 @pytest.mark.slow
 def test_runtime_install_has_no_torch_and_imports_fast(fresh_python: Path) -> None:
     code = (
-        "import time; t = time.perf_counter(); import trimvla.runtime.policy, sys;"
+        "import time; t = time.perf_counter(); import trimvla.runtime.inference.policy, sys;"
         "assert 'torch' not in sys.modules; print(time.perf_counter() - t)"
     )
     seconds = min(float(subprocess.check_output([fresh_python, "-c", code])) for _ in range(3))

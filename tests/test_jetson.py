@@ -14,7 +14,7 @@ from trimvla.launch import cli
 from trimvla.launch.jetson_state import read_state
 from trimvla.launch.processes import PROCESSES, complete, programs, read_system
 from trimvla.launch.watching import with_metrics, with_recorder
-from trimvla.runtime import engine_folders
+from trimvla.runtime.backends.tensorrt import engine_folders
 
 JETSON = Path(__file__).parents[1] / "launch" / "jetson"
 UNITS = JETSON / "systemd"

@@ -17,23 +17,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_bundle import KINDS, write_bundle
 
-from trimvla.runtime import control, manifest, policy_process
-from trimvla.runtime.action_meaning import ActionMeaning
-from trimvla.runtime.board import Board, read_board
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bundle import manifest
+from trimvla.runtime.bundle.action_meaning import ActionMeaning
+from trimvla.runtime.bus.messages import ActionChunk, Command, Frame, JointState, Report, Task
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Telemetry
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
-from trimvla.runtime.controller import ControlConfig
+from trimvla.runtime.control import process as control
+from trimvla.runtime.control.controller import ControlConfig
+from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.guide import RtcConfig
-from trimvla.runtime.ladder import ENOUGH, Conditions, Ladder, LadderConfig, level
-from trimvla.runtime.messages import ActionChunk, Command, Frame, JointState, Report, Task
-from trimvla.runtime.phase import Phase
-from trimvla.runtime.policy import Known
-from trimvla.runtime.policy_process import PolicyConfig
-from trimvla.runtime.safety import Limits
-from trimvla.runtime.telemetry import Telemetry
-from trimvla.runtime.thinker import Thinker, ThoughtConfig
-from trimvla.runtime.topics import topic
+from trimvla.runtime.inference import process as policy_process
+from trimvla.runtime.inference.board_sensors import Board, read_board
+from trimvla.runtime.inference.ladder import ENOUGH, Conditions, Ladder, LadderConfig, level
+from trimvla.runtime.inference.motion_phase import Phase
+from trimvla.runtime.inference.policy import Known
+from trimvla.runtime.inference.process import PolicyConfig
+from trimvla.runtime.inference.scheduler import Thinker, ThoughtConfig
 
 COSTS = (0.2, 0.1, 0.05)
 CONFIG = LadderConfig(deadline_s=0.3, patience_s=1.0, dwell_s=2.0, retry_s=10.0, hot_c=80.0, coarse=1)
@@ -324,7 +326,7 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
 
 
 def test_chunks_keep_coming_while_rungs_change(tmp_path, monkeypatch):
-    monkeypatch.setattr("trimvla.runtime.thinker.SENSE_NS", 0)
+    monkeypatch.setattr("trimvla.runtime.inference.scheduler.SENSE_NS", 0)
     gains = {"top": 1.0, "bottom": 0.5}
     bundles = tuple(str(write_bundle(tmp_path / name, gain=gain, guided=True)) for name, gain in gains.items())
     ladder = LadderConfig(deadline_s=5.0, dwell_s=FLIP_S / 4, hot_c=80.0)

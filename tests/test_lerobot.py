@@ -17,14 +17,14 @@ import zmq
 from PIL import Image
 
 from tests import attack
-from trimvla.runtime import camera
-from trimvla.runtime.bus import Subscriber
-from trimvla.runtime.camera import CameraConfig
+from trimvla.runtime.bus.messages import Frame
+from trimvla.runtime.bus.sockets import Subscriber
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.cameras import process as camera
+from trimvla.runtime.cameras.lerobot import LeRobotSource, decode
+from trimvla.runtime.cameras.process import CameraConfig
 from trimvla.runtime.clock import monotonic_ns, wall_ns
 from trimvla.runtime.errors import CameraError, WireError
-from trimvla.runtime.lerobot import LeRobotSource, decode
-from trimvla.runtime.messages import Frame
-from trimvla.runtime.topics import topic
 
 RED = np.zeros((24, 32, 3), np.uint8)
 RED[..., 0] = 250

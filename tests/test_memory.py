@@ -13,8 +13,8 @@ from trimvla.policies import memory
 from trimvla.policies.config import PRESETS
 from trimvla.policies.cost import report, shape_by_counts, stage_costs
 from trimvla.policies.memory import BOARDS, GIB, plan_memory, require_memory, usable_on
+from trimvla.runtime.bundle.plan import TokenPlan
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.plan import TokenPlan
 
 BASE = PRESETS["cogact-base"]
 DENSE = shape_by_counts(BASE)

@@ -20,13 +20,13 @@ pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families
 
 from trimvla.launch.options import JsonFormatter
-from trimvla.runtime import metrics, page_server
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.messages import Report
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import BUCKETS_MS, Telemetry
+from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Report
-from trimvla.runtime.metrics import MetricsConfig
-from trimvla.runtime.telemetry import BUCKETS_MS, Telemetry
-from trimvla.runtime.topics import report, topic
+from trimvla.runtime.record import metrics, page_server
+from trimvla.runtime.record.metrics import MetricsConfig
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -102,7 +102,7 @@ def test_a_histogram_counts_since_the_start(port: int) -> None:
 
 
 def test_histograms_outlive_the_window_of_percentiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimvla.runtime.telemetry.WINDOW", 10)
+    monkeypatch.setattr("trimvla.runtime.bus.telemetry.WINDOW", 10)
     telemetry = Telemetry("control")
     for _ in range(25):
         telemetry.time("tick", 1.0)
@@ -179,5 +179,5 @@ def test_a_program_can_read_the_logs_of_a_process(tmp_path: Path) -> None:
         first = json.loads(process.stderr.readline())
         process.communicate(timeout=20)
     assert first["message"].startswith("http://127.0.0.1:")
-    assert first["logger"] == "trimvla.runtime.metrics"
+    assert first["logger"] == "trimvla.runtime.record.metrics"
     assert process.returncode == 0

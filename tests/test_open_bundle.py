@@ -14,12 +14,14 @@ from onnx import TensorProto, helper
 from tiny_bundle import manifest, write_bundle
 
 from trimvla.launch import cli
-from trimvla.runtime import chain, engine_folders, engines
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.backends import chain
+from trimvla.runtime.backends.tensorrt import engine_cache as engines
+from trimvla.runtime.backends.tensorrt import engine_folders
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.onnx_references import referenced_files
+from trimvla.runtime.bundle.plan import parse_plan
 from trimvla.runtime.errors import BackendError, BundleError, ConfigError
-from trimvla.runtime.onnx_references import referenced_files
-from trimvla.runtime.plan import parse_plan
-from trimvla.runtime.policy import Policy
+from trimvla.runtime.inference.policy import Policy
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_what_is_exchanged_after_hashing_is_not_run(
         exchange(bundle, other)
         return real(directory, *args, **options)
 
-    monkeypatch.setattr("trimvla.runtime.policy.open_chain", between)
+    monkeypatch.setattr("trimvla.runtime.inference.policy.open_chain", between)
     try:
         policy = Policy.load(bundle)
     except BundleError as error:

@@ -19,11 +19,11 @@ from trimvla.export.halve import halve
 from trimvla.launch import cli
 from trimvla.launch.bench import Args
 from trimvla.launch.bench_subjects import with_dense
+from trimvla.runtime.backends.openvino_runner import bucket_lengths, check_precision
+from trimvla.runtime.backends.runner import create
+from trimvla.runtime.bundle.manifest import StageSpec
 from trimvla.runtime.errors import BackendError, BundleError
-from trimvla.runtime.manifest import StageSpec
-from trimvla.runtime.openvino_runner import bucket_lengths, check_precision
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.runner import create
+from trimvla.runtime.inference.policy import Policy
 
 openvino = pytest.importorskip("openvino")
 CAN = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

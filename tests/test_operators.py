@@ -16,8 +16,8 @@ from trimvla.export.stages import stages_under
 from trimvla.export.to_onnx import export_stage
 from trimvla.policies.cachers import every
 from trimvla.policies.trimmed import trim
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 from trimvla.runtime.errors import BundleError
-from trimvla.runtime.plan import Plan, TokenPlan, mask
 
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 SHIPPED = sorted(BUNDLES.glob("*/*.onnx"))

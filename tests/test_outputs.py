@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from trimvla.launch.outputs import Output, check_outputs, unwritable
-from trimvla.runtime import engine_folders
+from trimvla.runtime.backends.tensorrt import engine_folders
+from trimvla.runtime.bus.network import Network, RemoteTopic
+from trimvla.runtime.cameras.lerobot import LeRobotSource
 from trimvla.runtime.errors import CameraError, ConfigError
-from trimvla.runtime.lerobot import LeRobotSource
-from trimvla.runtime.metrics import MetricsConfig
-from trimvla.runtime.network import Network, RemoteTopic
 from trimvla.runtime.ports import check_endpoint
+from trimvla.runtime.record.metrics import MetricsConfig
 
 NOWHERE = "/proc/nowhere/out"  # whoever asks, root included
 RUN = ("run", "robot", "--task", "pick up the red cube")

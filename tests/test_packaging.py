@@ -71,6 +71,6 @@ def test_every_dependency_has_a_reason(repo_root: Path) -> None:
 
 
 def test_importing_the_runtime_imports_no_torch() -> None:
-    code = "import trimvla.runtime.policy, sys; assert not {'torch', 'mujoco', 'gymnasium', 'onnx'} & set(sys.modules)"
+    code = "import trimvla.runtime.inference.policy, sys; assert not {'torch', 'mujoco', 'gymnasium', 'onnx'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -21,9 +21,9 @@ from trimvla.policies.packed import packed_mask, packed_states, shared_prefix, t
 from trimvla.policies.tokenizer import build_tokenizer, extend_tokenizer, prompt_ids
 from trimvla.policies.train import Recipe, Trainer, thinned_count, train
 from trimvla.policies.trimmed import trim
-from trimvla.runtime.action_statistics import ActionStatistics
-from trimvla.runtime.plan import Plan, TokenPlan
-from trimvla.runtime.preprocess import unnormalise
+from trimvla.runtime.bundle.action_statistics import ActionStatistics
+from trimvla.runtime.bundle.plan import Plan, TokenPlan
+from trimvla.runtime.inference.preprocess import unnormalise
 
 NOUNS = ("cube", "can", "plate")
 SENTENCES = ["pick up the red cube", "put the red cube on the blue plate", "stack the blue can on the red cube"]

@@ -27,11 +27,11 @@ from trimvla.export.precision import PRECISIONS
 from trimvla.export.quantise import columns, round_up
 from trimvla.export.to_tensorrt import parse
 from trimvla.policies.calibrate import Calibration
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.backends.runner import create
+from trimvla.runtime.backends.tensorrt.library import load_trt
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.errors import BackendError, BundleError, ConfigError
-from trimvla.runtime.plan import Plan, TokenPlan
-from trimvla.runtime.runner import create
-from trimvla.runtime.trt_library import load_trt
 
 STATISTICS = {"lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}}
 PLAN = Plan(layers=(0, 1, 2), tokens=TokenPlan(keep=8, key=2, after=1), recompute=(0,))

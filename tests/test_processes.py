@@ -28,10 +28,10 @@ from trimvla.launch.processes import (
 from trimvla.launch.service import shortfalls
 from trimvla.launch.supervisor import Supervisor
 from trimvla.launch.watching import with_metrics, with_recorder
-from trimvla.runtime.bus import Subscriber
+from trimvla.runtime.bus.messages import Health, Report
+from trimvla.runtime.bus.sockets import Subscriber
+from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Health, Report
-from trimvla.runtime.topics import topic
 
 
 @pytest.mark.parametrize("process", list(PROCESSES.values()), ids=lambda process: process.name)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.fuzz import OBSERVATIONS, PICTURE
 from trimvla.runtime.errors import ObservationError, WireError
-from trimvla.runtime.packing import MAX_BYTES, MAX_OBJECTS, Form, count_objects, pack, unpack
-from trimvla.runtime.query import normalise
+from trimvla.runtime.servers.packing import MAX_BYTES, MAX_OBJECTS, Form, count_objects, pack, unpack
+from trimvla.runtime.servers.query import normalise
 
 FORMS: tuple[Form, ...] = ("groot", "openpi", "vla-eval")
 

@@ -36,7 +36,7 @@ sys.exit(subprocess.run(sys.argv[2:]).returncode)
 REPORT_S = 40  # ONNX Runtime asks for its host some ten seconds after the first session
 SESSION = "import onnxruntime as ort, sys; ort.InferenceSession(sys.argv[1])"
 IMPORTS = (
-    "import trimvla.runtime.ort_runner",
+    "import trimvla.runtime.backends.ort_runner",
     "import trimvla.export.emulate",
     "import trimvla.launch.doctor",
     "import trimvla.sim.episodes",
@@ -128,7 +128,7 @@ def test_every_package_of_ours_throws_the_switch(network: Network, graph: Path, 
 
 def test_importing_openvino_asks_for_nobody(network: Network) -> None:
     pytest.importorskip("openvino")
-    done = network.run(sys.executable, "-c", "import trimvla.runtime.openvino_runner, openvino; openvino.Core()")
+    done = network.run(sys.executable, "-c", "import trimvla.runtime.backends.openvino_runner, openvino; openvino.Core()")
     assert done.returncode == 0, done.stderr[-2000:]
     assert network.files == []
     assert network.asked == b""

@@ -23,14 +23,14 @@ pytest.importorskip("mcap")
 from trimvla.launch import cli
 from trimvla.launch.processes import commands, programs
 from trimvla.launch.supervisor import Supervisor
-from trimvla.runtime import recorder
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.messages import Command, Frame, Report
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Telemetry
+from trimvla.runtime.bus.topics import color, report, topic
 from trimvla.runtime.errors import ConfigError, RecordingError
-from trimvla.runtime.messages import Command, Frame, Report
-from trimvla.runtime.recorder import Recorder, RecorderConfig
-from trimvla.runtime.recording import Recording, partial
-from trimvla.runtime.telemetry import Telemetry
-from trimvla.runtime.topics import color, report, topic
+from trimvla.runtime.record import recorder
+from trimvla.runtime.record.recorder import Recorder, RecorderConfig
+from trimvla.runtime.record.recording import Recording, partial
 from trimvla.sim.faults import FaultyPublisher
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

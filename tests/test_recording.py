@@ -14,9 +14,8 @@ import pytest
 pytest.importorskip("mcap")
 from mcap.reader import make_reader
 
-from trimvla.runtime import foxglove, wire
-from trimvla.runtime.errors import RecordingError, WireError
-from trimvla.runtime.messages import (
+from trimvla.runtime.bus import wire
+from trimvla.runtime.bus.messages import (
     ActionChunk,
     Command,
     Episode,
@@ -28,8 +27,10 @@ from trimvla.runtime.messages import (
     Summary,
     Task,
 )
-from trimvla.runtime.recording import FACTS, LOG_TOPIC, Recording, RecordingWriter
-from trimvla.runtime.topics import topic
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.errors import RecordingError, WireError
+from trimvla.runtime.record import foxglove
+from trimvla.runtime.record.recording import FACTS, LOG_TOPIC, Recording, RecordingWriter
 
 OFFSET_NS = 1_700_000_000_000_000_000
 CHUNK = ActionChunk(

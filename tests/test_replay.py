@@ -18,19 +18,19 @@ pytest.importorskip("mcap")
 from tests import tiny_bundle
 from trimvla.launch import cli
 from trimvla.launch.replay import choose_bundles, recorded_policy
-from trimvla.runtime import wire
-from trimvla.runtime.board import Board
-from trimvla.runtime.bus import Subscriber
-from trimvla.runtime.guide import RtcConfig
-from trimvla.runtime.ladder import LadderConfig
-from trimvla.runtime.messages import ActionChunk, Frame, Task
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.policy_process import PolicyConfig, load_rungs
-from trimvla.runtime.recording import Recording, RecordingWriter, fact
-from trimvla.runtime.replay import Calls, replay
-from trimvla.runtime.telemetry import Telemetry
-from trimvla.runtime.thinker import Thinker
-from trimvla.runtime.topics import topic
+from trimvla.runtime.bus import wire
+from trimvla.runtime.bus.messages import ActionChunk, Frame, Task
+from trimvla.runtime.bus.sockets import Subscriber
+from trimvla.runtime.bus.telemetry import Telemetry
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.chunks.rtc import RtcConfig
+from trimvla.runtime.inference.board_sensors import Board
+from trimvla.runtime.inference.ladder import LadderConfig
+from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.inference.process import PolicyConfig, load_rungs
+from trimvla.runtime.inference.scheduler import Thinker
+from trimvla.runtime.record.recording import Recording, RecordingWriter, fact
+from trimvla.runtime.record.replay import Calls, replay
 
 CHUNKS, TIMEOUT_S = 5, 60.0
 RUNGS = {"top": 1.0, "bottom": 0.5}  # and their gains

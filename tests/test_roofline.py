@@ -7,8 +7,8 @@ import pytest
 from trimvla.policies.config import find_preset
 from trimvla.policies.cost import Cost, shape_by_counts
 from trimvla.policies.roofline import DEVICES, Device, estimate_ms, find_device, same_plan, stage_ms
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.plan import Plan, TokenPlan, mask
 
 BASE, SMALL = find_preset("cogact-base"), find_preset("tabletop")
 

@@ -16,15 +16,16 @@ from trimvla.launch.children import Child
 from trimvla.launch.processes import SYSTEM_FILE, commands
 from trimvla.launch.run_dirs import lock
 from trimvla.launch.supervisor import Supervisor
-from trimvla.runtime import curve, recorder
-from trimvla.runtime.bus import Publisher, Subscriber
-from trimvla.runtime.curve import Keys
+from trimvla.runtime.bus import curve
+from trimvla.runtime.bus.curve import Keys
+from trimvla.runtime.bus.network import NETWORK_FILE, Network, install, used
+from trimvla.runtime.bus.run_dir import check_run_dir
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Telemetry
+from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.network import NETWORK_FILE, Network, install, used
-from trimvla.runtime.recorder import Recorder, RecorderConfig
-from trimvla.runtime.run_dir import check_run_dir
-from trimvla.runtime.telemetry import Telemetry
-from trimvla.runtime.topics import topic
+from trimvla.runtime.record import recorder
+from trimvla.runtime.record.recorder import Recorder, RecorderConfig
 
 STATE = topic("robot/state")
 NOBODY = pwd.getpwnam("nobody")

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import zmq
 
-from trimvla.runtime.bus import MOST_PARTS, WINDOW_NS, Input, Publisher, Subscriber, endpoint
+from trimvla.runtime.bus.inputs import Batch, Delivery
+from trimvla.runtime.bus.lines import Line
+from trimvla.runtime.bus.messages import Command, Frame, JointState, Task
+from trimvla.runtime.bus.sockets import MOST_PARTS, WINDOW_NS, Input, Publisher, Subscriber, endpoint
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.bus.wire import encode
 from trimvla.runtime.clock import NS_PER_S, Rate, monotonic_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.inputs import Batch, Delivery
-from trimvla.runtime.lines import Line
-from trimvla.runtime.messages import Command, Frame, JointState, Task
-from trimvla.runtime.topics import topic
-from trimvla.runtime.wire import encode
 
 STATE, COMMAND, FRONT = topic("robot/state"), topic("command"), topic("front/color")
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trimvla.runtime import camera, camera_device
-from trimvla.runtime.bus import Subscriber
-from trimvla.runtime.camera import CameraConfig, ImageSource, SyntheticSource, start, take
+from trimvla.runtime.bus.messages import Frame, Report
+from trimvla.runtime.bus.sockets import Subscriber
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.cameras import device as camera_device
+from trimvla.runtime.cameras import process as camera
+from trimvla.runtime.cameras.process import CameraConfig, ImageSource, SyntheticSource, start, take
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import CameraError, ConfigError
-from trimvla.runtime.messages import Frame, Report
-from trimvla.runtime.topics import topic
 
 SMALL = CameraConfig(kind="synthetic", width=32, height=24, hz=50)
 

@@ -21,17 +21,9 @@ import numpy as np
 import pytest
 from tiny_bundle import write_bundle
 
-from trimvla.runtime import camera, control, policy_process
-from trimvla.runtime.action_meaning import ActionMeaning
-from trimvla.runtime.bus import Publisher, Subscriber
-from trimvla.runtime.chunk_queue import ChunkQueue, Due, QueueConfig, row_at
-from trimvla.runtime.chunks import blend
-from trimvla.runtime.clock import NS_PER_S, monotonic_ns
-from trimvla.runtime.controller import ControlConfig, Controller, Inputs
-from trimvla.runtime.errors import CameraError, ConfigError, ObservationError, StaleError
-from trimvla.runtime.guard import GuardConfig
-from trimvla.runtime.manifest import ActionKind
-from trimvla.runtime.messages import (
+from trimvla.runtime.bundle.action_meaning import ActionMeaning
+from trimvla.runtime.bundle.manifest import ActionKind
+from trimvla.runtime.bus.messages import (
     ActionChunk,
     Command,
     Deadman,
@@ -43,13 +35,23 @@ from trimvla.runtime.messages import (
     Report,
     Task,
 )
-from trimvla.runtime.observe import AgeBudget, join
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.policy_process import PolicyConfig, PolicyLoop
-from trimvla.runtime.realtime import RealtimeConfig
-from trimvla.runtime.safety import Limits
-from trimvla.runtime.telemetry import Telemetry, summarise
-from trimvla.runtime.topics import topic
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Telemetry, summarise
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.cameras import process as camera
+from trimvla.runtime.chunks.chunk_queue import ChunkQueue, Due, QueueConfig, row_at
+from trimvla.runtime.chunks.ensemble import blend
+from trimvla.runtime.clock import NS_PER_S, monotonic_ns
+from trimvla.runtime.control import process as control
+from trimvla.runtime.control.controller import ControlConfig, Controller, Inputs
+from trimvla.runtime.control.interlock import GuardConfig
+from trimvla.runtime.control.realtime import RealtimeConfig
+from trimvla.runtime.control.safety import Limits
+from trimvla.runtime.errors import CameraError, ConfigError, ObservationError, StaleError
+from trimvla.runtime.inference import process as policy_process
+from trimvla.runtime.inference.observation import AgeBudget, join
+from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.inference.process import PolicyConfig, PolicyLoop
 
 START = 10 * NS_PER_S
 PERIOD = NS_PER_S // 5

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimvla.runtime.chunks import AdaptiveEnsemble, blend
+from trimvla.runtime.chunks.ensemble import AdaptiveEnsemble, blend
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.simpler_adapter import Robot, SimplerAdapter, StickyGripper, euler_to_axis_angle
+from trimvla.runtime.inference.simpler_adapter import Robot, SimplerAdapter, StickyGripper, euler_to_axis_angle
 
 RAW = {"raw_world_vector": "world_vector", "raw_rotation_delta": "rotation_delta", "raw_open_gripper": "open_gripper"}
 

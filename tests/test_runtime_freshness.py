@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from tiny_bundle import write_bundle
 
-from trimvla.runtime.action_meaning import ActionMeaning
-from trimvla.runtime.bus import Publisher, Subscriber
-from trimvla.runtime.chunk_queue import ChunkQueue, Due, QueueConfig
+from trimvla.runtime.bundle.action_meaning import ActionMeaning
+from trimvla.runtime.bus.messages import ActionChunk, Frame, JointState, Refusal, Task
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Telemetry
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.chunks.chunk_queue import ChunkQueue, Due, QueueConfig
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, monotonic_ns
-from trimvla.runtime.controller import ControlConfig, Controller, Inputs
+from trimvla.runtime.control.controller import ControlConfig, Controller, Inputs
+from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import ConfigError, FrozenError, SkewError, StaleError
-from trimvla.runtime.frozen import Still, Stills
-from trimvla.runtime.messages import ActionChunk, Frame, JointState, Refusal, Task
-from trimvla.runtime.observe import AgeBudget, join
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.policy_process import PolicyConfig, PolicyLoop
-from trimvla.runtime.safety import Limits
-from trimvla.runtime.telemetry import Telemetry
-from trimvla.runtime.topics import topic
+from trimvla.runtime.inference.frozen_frames import Still, Stills
+from trimvla.runtime.inference.observation import AgeBudget, join
+from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.inference.process import PolicyConfig, PolicyLoop
 
 START = 10 * NS_PER_S
 MEANING = ActionMeaning(("delta",) * 6 + ("gripper",), 5.0)

@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from trimvla.runtime.bus.messages import ActionChunk, Command, Deadman, EStop, JointState, Operator, Task
 from trimvla.runtime.clock import NS_PER_S
-from trimvla.runtime.controller import ControlConfig, Controller, Inputs
+from trimvla.runtime.control.controller import ControlConfig, Controller, Inputs
+from trimvla.runtime.control.interlock import Guard, GuardConfig
+from trimvla.runtime.control.safety import Limits
+from trimvla.runtime.control.states import EVENTS, STATES, TRANSITIONS, Event, State, advance
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.guard import Guard, GuardConfig
-from trimvla.runtime.machine import EVENTS, STATES, TRANSITIONS, Event, State, advance
-from trimvla.runtime.messages import ActionChunk, Command, Deadman, EStop, JointState, Operator, Task
-from trimvla.runtime.safety import Limits
 
 LIMITS = Limits((-0.05, -1.0, 0.0), (0.05, 1.0, 1.0), acceleration=(math.inf, 1.0, math.inf))
 KINDS = ("delta", "velocity", "gripper")

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from tiny_bundle import manifest, write_bundle
 
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import BundleError
 
 Edit = Callable[[dict[str, Any]], object]

@@ -11,7 +11,7 @@ import pytest
 from tiny_bundle import DIM, HORIZON, write_bundle
 
 from trimvla.runtime.errors import BackendError, BundleError, ObservationError, PromptError, SpecError
-from trimvla.runtime.policy import Policy
+from trimvla.runtime.inference.policy import Policy
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 IMPORT_BUDGET_S = 0.5
@@ -109,8 +109,8 @@ def test_says_what_really_runs(policy: Policy) -> None:
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("trimvla.runtime.policy", f"{FOREIGN} onnxruntime cv2 zmq tokenizers PIL"),
-        ("trimvla.runtime.control", FOREIGN),
+        ("trimvla.runtime.inference.policy", f"{FOREIGN} onnxruntime cv2 zmq tokenizers PIL"),
+        ("trimvla.runtime.control.process", FOREIGN),
     ],
 )
 def test_import_is_quick_and_light(module: str, heavy: str) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tiny_bundle import BOS, BUCKETS, EMPTY, EOS, PAD, manifest, write_bundle
 
-from trimvla.runtime.action_statistics import ActionStatistics, load_statistics
+from trimvla.runtime.bundle.action_statistics import ActionStatistics, load_statistics
+from trimvla.runtime.bundle.manifest import PromptSpec
 from trimvla.runtime.errors import BundleError, ObservationError, PromptError
-from trimvla.runtime.manifest import PromptSpec
-from trimvla.runtime.preprocess import Prompter, binarise, resize, unnormalise
+from trimvla.runtime.inference.preprocess import Prompter, binarise, resize, unnormalise
 
 RUNS = ("ddim10_cfg1.5", "ddim5_cfg1.5", "ddim10_cfg1.0", "ddim10_cfg3.0", "ddim1_cfg1.5")
 KEYS = ("fractal20220817_data", "bridge_orig")

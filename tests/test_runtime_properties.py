@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trimvla.runtime.chunk_queue import QueueConfig
+from trimvla.runtime.bundle.manifest import ActionKind
+from trimvla.runtime.bus.messages import ActionChunk, Deadman, EStop, Health, JointState, Operator, Refusal, Task
+from trimvla.runtime.chunks.chunk_queue import QueueConfig
 from trimvla.runtime.clock import NS_PER_S, to_ns
-from trimvla.runtime.controller import ControlConfig, Controller, Decision, Inputs
-from trimvla.runtime.guard import GuardConfig
-from trimvla.runtime.manifest import ActionKind
-from trimvla.runtime.messages import ActionChunk, Deadman, EStop, Health, JointState, Operator, Refusal, Task
-from trimvla.runtime.safety import Limits, Motion, check, nest, window
+from trimvla.runtime.control.controller import ControlConfig, Controller, Decision, Inputs
+from trimvla.runtime.control.interlock import GuardConfig
+from trimvla.runtime.control.safety import Limits, Motion, check, nest, window
 
 INF, NAN = math.inf, math.nan
 ROWS = 150_000  # actions judged in batches, for each kind of robot

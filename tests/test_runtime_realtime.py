@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
+from trimvla.runtime.control.realtime import Grant, RealtimeConfig, set_up
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.realtime import Grant, RealtimeConfig, set_up
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 ASK = """
 import dataclasses, gc, json, os, sys, threading
-from trimvla.runtime.realtime import RealtimeConfig, locked_kib, set_up
+from trimvla.runtime.control.realtime import RealtimeConfig, locked_kib, set_up
 wait = threading.Event()
 other = threading.Thread(target=wait.wait)
 other.start()

@@ -11,12 +11,12 @@ from runner_contract import check_chain, check_runner
 from tiny_bundle import COGNITION, HORIZON, IMAGE, VISUAL, WIDTH, manifest, write_bundle
 
 from trimvla.launch import cli
-from trimvla.runtime.chain import open_chain
+from trimvla.runtime.backends.chain import open_chain
+from trimvla.runtime.backends.ort_runner import CPU, CUDA, BoundChain, session_options
+from trimvla.runtime.backends.ort_runner import create as open_stage
+from trimvla.runtime.backends.runner import create
+from trimvla.runtime.bundle.manifest import StageSpec, TensorSpec
 from trimvla.runtime.errors import BackendError, BundleError
-from trimvla.runtime.manifest import StageSpec, TensorSpec
-from trimvla.runtime.ort_runner import CPU, CUDA, BoundChain, session_options
-from trimvla.runtime.ort_runner import create as open_stage
-from trimvla.runtime.runner import create
 
 INPUTS = {
     "vision": {"image": np.full((1, 8, 8, 3), 7, np.uint8)},

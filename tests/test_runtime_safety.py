@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimvla.runtime.bundle.manifest import ActionKind
+from trimvla.runtime.control.fallback import as_command, hold, moves
+from trimvla.runtime.control.safety import Limits, Motion, check, place
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.fallback import as_command, hold, moves
-from trimvla.runtime.manifest import ActionKind
-from trimvla.runtime.safety import Limits, Motion, check, place
 
 LIMITS = Limits(low=(-0.05, -0.4, 0.0), high=(0.05, 0.4, 1.0), max_change=(0.02, math.inf, math.inf))
 anything = st.floats(allow_nan=True, allow_infinity=True, width=64)

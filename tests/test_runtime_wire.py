@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimvla.runtime.bus.messages import ActionChunk, Command, Frame, Message, Report, SimState, Summary, Task
+from trimvla.runtime.bus.topics import TOPICS, topic
+from trimvla.runtime.bus.wire import Codec, decode, encode
 from trimvla.runtime.errors import ConfigError, WireError
-from trimvla.runtime.messages import ActionChunk, Command, Frame, Message, Report, SimState, Summary, Task
-from trimvla.runtime.topics import TOPICS, topic
-from trimvla.runtime.wire import Codec, decode, encode
 
 FRONT = topic("front/color")
 CHUNK = ActionChunk(

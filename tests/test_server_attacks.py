@@ -25,8 +25,8 @@ from tests.attack import Server
 from tests.groot_client import GrootClient
 from tests.tiny_bundle import write_bundle
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.packing import MAX_BYTES, pack, unpack
-from trimvla.runtime.tokens import read_token
+from trimvla.runtime.servers.packing import MAX_BYTES, pack, unpack
+from trimvla.runtime.servers.tokens import read_token
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (32, 40, 3), np.uint8)
 TASK = "pick up the red cube"

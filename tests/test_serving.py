@@ -23,17 +23,17 @@ import zmq
 from tests.groot_client import GrootClient
 from tests.tiny_bundle import write_bundle
 from trimvla.launch import cli
-from trimvla.runtime import curve
-from trimvla.runtime.chunks import AdaptiveEnsemble
+from trimvla.runtime.bus import curve
+from trimvla.runtime.chunks.ensemble import AdaptiveEnsemble
 from trimvla.runtime.clock import monotonic_ns
-from trimvla.runtime.conversations import Openpi, VlaEval
 from trimvla.runtime.errors import BusyError, ConfigError
-from trimvla.runtime.groot_server import GrootServer
-from trimvla.runtime.packing import pack, unpack
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.query import Query
-from trimvla.runtime.serving import Place, Service, ServiceConfig
-from trimvla.runtime.websocket_server import WebsocketServer
+from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.servers.groot_server import GrootServer
+from trimvla.runtime.servers.packing import pack, unpack
+from trimvla.runtime.servers.query import Query
+from trimvla.runtime.servers.service import Place, Service, ServiceConfig
+from trimvla.runtime.servers.websocket_protocols import Openpi, VlaEval
+from trimvla.runtime.servers.websocket_server import WebsocketServer
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (32, 40, 3), np.uint8)
 OTHER = np.random.default_rng(1).integers(0, 255, (32, 40, 3), np.uint8)

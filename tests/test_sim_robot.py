@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.messages import Command, Episode, Frame, SimState, Task
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.topics import color, topic
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Command, Episode, Frame, SimState, Task
-from trimvla.runtime.topics import color, topic
 from trimvla.sim import camera, robot
 from trimvla.sim.camera import SceneRenderer, SimCameraConfig
 from trimvla.sim.robot import RobotConfig, TabletopRobot

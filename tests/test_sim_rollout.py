@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.policy import Known
+from trimvla.runtime.inference.policy import Known
 from trimvla.sim import expert
 from trimvla.sim.actor import EXPERT
 from trimvla.sim.demonstrations import (

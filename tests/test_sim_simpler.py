@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.preprocess import resize
+from trimvla.runtime.inference.preprocess import resize
 from trimvla.sim import simpler, simpler_demonstrations, simpler_expert
 from trimvla.sim.demonstrations import AUX, Shard
 from trimvla.sim.episodes import make_task

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.guide import RtcConfig
-from trimvla.runtime.policy import Known
+from trimvla.runtime.inference.policy import Known
 from trimvla.sim.latency import Latency, constant, parse, split
 from trimvla.sim.virtual_time import Pace, Pilot
 

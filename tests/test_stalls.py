@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from trimvla.runtime.bus import Publisher, Subscriber
-from trimvla.runtime.chunk_queue import QueueConfig
+from trimvla.runtime.bus.messages import ActionChunk, Command, JointState, Report, Task
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Telemetry
+from trimvla.runtime.bus.topics import topic
+from trimvla.runtime.chunks.chunk_queue import QueueConfig
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, monotonic_ns
-from trimvla.runtime.control import HEARS, ControlLoop
-from trimvla.runtime.controller import ControlConfig, Decision
-from trimvla.runtime.messages import ActionChunk, Command, JointState, Report, Task
-from trimvla.runtime.safety import Limits
-from trimvla.runtime.telemetry import Telemetry
-from trimvla.runtime.topics import topic
+from trimvla.runtime.control.controller import ControlConfig, Decision
+from trimvla.runtime.control.process import HEARS, ControlLoop
+from trimvla.runtime.control.safety import Limits
 
 HZ = 10.0
 MAX_AGE_S = 0.8
@@ -34,9 +34,9 @@ CONTROL = f"""
 import sys, threading
 from pathlib import Path
 from trimvla.runtime import control
-from trimvla.runtime.chunk_queue import QueueConfig
-from trimvla.runtime.controller import ControlConfig
-from trimvla.runtime.safety import Limits
+from trimvla.runtime.chunks.chunk_queue import QueueConfig
+from trimvla.runtime.control.controller import ControlConfig
+from trimvla.runtime.control.safety import Limits
 limits = Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,))
 config = ControlConfig(limits, hz={HZ}, queue=QueueConfig(max_age_s={MAX_AGE_S}))
 stop = threading.Event()

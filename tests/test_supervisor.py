@@ -16,18 +16,18 @@ import pytest
 from trimvla.launch import children, log_files
 from trimvla.launch.children import Program
 from trimvla.launch.supervisor import ProcessEndedError, Supervisor
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.messages import Health, Report
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import Health, Report
-from trimvla.runtime.topics import topic
 
 OBEDIENT = "from trimvla.launch.signals import stop_event; print('up', flush=True); stop_event(True).wait()"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 BROKEN = "import sys; print('loading'); sys.exit('error: bundle is not there')"
 REPORTING = """
 import sys; from pathlib import Path; from trimvla.launch.signals import stop_event
-from trimvla.runtime.telemetry import Reporter, Telemetry
+from trimvla.runtime.bus.telemetry import Reporter, Telemetry
 stop, name = stop_event(True), {name!r}
 reporter = Reporter(Path({run_dir!r}), Telemetry(name))
 with Path({run_dir!r}, 'events').open('a') as events: print('start', name, file=events)
@@ -153,7 +153,7 @@ def test_a_process_that_always_fails_ends_the_group(tmp_path: Path, monkeypatch:
 HANGING = "import time; print('loading', flush=True); time.sleep(600)"
 STARTING = """
 import sys, time; from pathlib import Path
-from trimvla.runtime.telemetry import Reporter, Telemetry
+from trimvla.runtime.bus.telemetry import Reporter, Telemetry
 reporter = Reporter(Path({run_dir!r}), Telemetry('policy'))
 reporter.telemetry.reason = 'warming up tiny'
 while True:
@@ -162,7 +162,7 @@ while True:
 """
 FALLS_SILENT = """
 import sys, time; from pathlib import Path
-from trimvla.runtime.telemetry import Reporter, Telemetry
+from trimvla.runtime.bus.telemetry import Reporter, Telemetry
 reporter = Reporter(Path({run_dir!r}), Telemetry('policy'))
 reporter.telemetry.state = 'idle'
 for _ in range(20):

@@ -20,15 +20,10 @@ import zmq
 
 from tests.test_curve import free_ports
 from trimvla.launch import cli
-from trimvla.runtime import control, curve
-from trimvla.runtime.bus import Publisher, Subscriber, endpoint
-from trimvla.runtime.clock import NS_PER_S, monotonic_ns
-from trimvla.runtime.control import ControlConfig
-from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.guard import GuardConfig
-from trimvla.runtime.inputs import Batch, Delivery, Input
-from trimvla.runtime.lines import Line
-from trimvla.runtime.messages import (
+from trimvla.runtime.bus import curve
+from trimvla.runtime.bus.inputs import Batch, Delivery, Input
+from trimvla.runtime.bus.lines import Line
+from trimvla.runtime.bus.messages import (
     ActionChunk,
     Command,
     Deadman,
@@ -39,11 +34,17 @@ from trimvla.runtime.messages import (
     Report,
     Task,
 )
-from trimvla.runtime.network import Network, RemoteTopic, install
-from trimvla.runtime.safety import Limits
-from trimvla.runtime.switches import enabling_switch, stop_button
-from trimvla.runtime.topics import SENDERS, topic
-from trimvla.runtime.wire import encode
+from trimvla.runtime.bus.network import Network, RemoteTopic, install
+from trimvla.runtime.bus.sockets import Publisher, Subscriber, endpoint
+from trimvla.runtime.bus.switches import enabling_switch, stop_button
+from trimvla.runtime.bus.topics import SENDERS, topic
+from trimvla.runtime.bus.wire import encode
+from trimvla.runtime.clock import NS_PER_S, monotonic_ns
+from trimvla.runtime.control import process as control
+from trimvla.runtime.control.interlock import GuardConfig
+from trimvla.runtime.control.process import ControlConfig
+from trimvla.runtime.control.safety import Limits
+from trimvla.runtime.errors import ConfigError
 
 LIMITS = Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,))
 PATIENCE_S = 30.0
@@ -281,10 +282,10 @@ def test_a_press_within_a_loop_without_a_pause_counts(tmp_path: Path, stage) -> 
 BUTTON = """
 import sys, time
 from pathlib import Path
-from trimvla.runtime.bus import Publisher
+from trimvla.runtime.bus.sockets import Publisher
 from trimvla.runtime.clock import monotonic_ns
-from trimvla.runtime.messages import EStop
-from trimvla.runtime.topics import topic
+from trimvla.runtime.bus.messages import EStop
+from trimvla.runtime.bus.topics import topic
 with Publisher(Path(sys.argv[1]), topic("estop")) as button:
     print("up", flush=True)
     while True:
@@ -365,10 +366,10 @@ def test_eight_senders_at_once_and_no_ninth(tmp_path: Path) -> None:
 ONE_WORD = """
 import sys
 from pathlib import Path
-from trimvla.runtime.bus import Publisher
+from trimvla.runtime.bus.sockets import Publisher
 from trimvla.runtime.clock import monotonic_ns
-from trimvla.runtime.messages import EStop, Operator
-from trimvla.runtime.topics import topic
+from trimvla.runtime.bus.messages import EStop, Operator
+from trimvla.runtime.bus.topics import topic
 with Publisher(Path(sys.argv[1]), topic(sys.argv[2])) as out:
     if sys.argv[2] == "estop":
         out.send(EStop(time_ns=monotonic_ns(), pressed=True))

@@ -17,13 +17,13 @@ import pytest
 import zmq
 
 from trimvla.launch import cli
-from trimvla.runtime.bus import Publisher, Subscriber, endpoint
-from trimvla.runtime.claim import sweep
+from trimvla.runtime.bus.claim import sweep
+from trimvla.runtime.bus.messages import JointState, Report, Task
+from trimvla.runtime.bus.network import Network, RemoteTopic, install
+from trimvla.runtime.bus.sockets import Publisher, Subscriber, endpoint
+from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import JointState, Report, Task
-from trimvla.runtime.network import Network, RemoteTopic, install
-from trimvla.runtime.topics import topic
 
 STATE = topic("robot/state")
 PATIENCE_S = 30.0
@@ -31,10 +31,10 @@ PATIENCE_S = 30.0
 PUBLISH = """
 import sys, time
 from pathlib import Path
-from trimvla.runtime.bus import Publisher
+from trimvla.runtime.bus.sockets import Publisher
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.messages import JointState
-from trimvla.runtime.topics import topic
+from trimvla.runtime.bus.messages import JointState
+from trimvla.runtime.bus.topics import topic
 try:
     publisher = Publisher(Path(sys.argv[1]), topic("robot/state"))
 except ConfigError as error:

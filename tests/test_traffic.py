@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from tests.tiny_bundle import write_bundle
-from trimvla.runtime import policy_process
-from trimvla.runtime.bus import Publisher, Subscriber
+from trimvla.runtime.bus.inputs import Batch, Delivery, Input
+from trimvla.runtime.bus.lines import Line
+from trimvla.runtime.bus.messages import Frame, JointState, Report, Task
+from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.topics import color, topic
+from trimvla.runtime.bus.traffic import MAX_REASON, explain
+from trimvla.runtime.bus.wire import encode
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
-from trimvla.runtime.inputs import Batch, Delivery, Input
-from trimvla.runtime.lines import Line
-from trimvla.runtime.messages import Frame, JointState, Report, Task
-from trimvla.runtime.policy_process import PolicyConfig
-from trimvla.runtime.topics import color, topic
-from trimvla.runtime.traffic import MAX_REASON, explain
-from trimvla.runtime.wire import encode
+from trimvla.runtime.inference import process as policy_process
+from trimvla.runtime.inference.process import PolicyConfig
 from trimvla.sim.faults import FaultyPublisher
 
 STATE = topic("robot/state")

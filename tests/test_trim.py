@@ -22,8 +22,8 @@ from trimvla.policies.tokens import Seen
 from trimvla.policies.trimmed import trim
 from trimvla.policies.trimmed_language import TrimmedDecoder, as_layer
 from trimvla.policies.width import channel_scores, kept_channels
+from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan, load_plan, mask, save_plan, unmask
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.plan import Plan, Provenance, TokenPlan, load_plan, mask, save_plan, unmask
 
 DEEP = msgspec.structs.replace(TINY, language=msgspec.structs.replace(TINY.language, layers=5))
 SELECTORS = tuple(tokens.SELECTORS)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 
 from trimvla.launch import cli
 from trimvla.policies.checkpoint import save
-from trimvla.runtime.plan import load_plan
+from trimvla.runtime.bundle.plan import load_plan
 
 DEEP = msgspec.structs.replace(TINY, language=msgspec.structs.replace(TINY.language, layers=5))
 

@@ -19,14 +19,18 @@ from tests.test_runtime_runner import INPUTS
 from tests.tiny_bundle import BUCKETS, write_bundle
 from tests.trt_parts import library_or_skip
 from trimvla.launch import cli
-from trimvla.runtime import cuda, engine_folders, engines, trt_engine, trt_library, trt_runner
-from trimvla.runtime import manifest as bundles
-from trimvla.runtime.chain import HostChain, open_chain
-from trimvla.runtime.device import Device, find_device
-from trimvla.runtime.engines import EngineRecord
+from trimvla.runtime.backends.chain import HostChain, open_chain
+from trimvla.runtime.backends.runner import create
+from trimvla.runtime.backends.tensorrt import cuda, engine_folders
+from trimvla.runtime.backends.tensorrt import engine as trt_engine
+from trimvla.runtime.backends.tensorrt import engine_cache as engines
+from trimvla.runtime.backends.tensorrt import library as trt_library
+from trimvla.runtime.backends.tensorrt import runner as trt_runner
+from trimvla.runtime.backends.tensorrt.device import Device, find_device
+from trimvla.runtime.backends.tensorrt.engine_cache import EngineRecord
+from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import BackendError, BackendUnavailableError, BundleError, ConfigError, SpecError
-from trimvla.runtime.policy import Policy
-from trimvla.runtime.runner import create
+from trimvla.runtime.inference.policy import Policy
 
 ORIN = Device("Orin (nvgpu)", "L4T 36.4.3")
 KEPT = (0, 2)

@@ -14,9 +14,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from trimvla.runtime import manifest as bundles
-from trimvla.runtime.manifest import ActionKind, ActionSpec, ImageSpec, Manifest, PromptSpec, StageSpec, TensorSpec
-from trimvla.runtime.plan import Plan, TokenPlan
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.manifest import (
+    ActionKind,
+    ActionSpec,
+    ImageSpec,
+    Manifest,
+    PromptSpec,
+    StageSpec,
+    TensorSpec,
+)
+from trimvla.runtime.bundle.plan import Plan, TokenPlan
 
 SIZE, PATCHES, WIDTH, HORIZON, DIM = 8, 4, 6, 16, 7
 BOS, EOS, PAD, EMPTY = 1, 2, 0, 3

@@ -14,7 +14,7 @@ import numpy as np
 
 from tests import fake_trt
 from tests.fake_trt import TYPES, FakeTrt
-from trimvla.runtime.cuda import load_runtime
+from trimvla.runtime.backends.tensorrt.cuda import load_runtime
 
 HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 

@@ -9,9 +9,9 @@ import onnx
 import pytest
 
 from tests import tiny_bundle
-from trimvla.runtime import manifest as bundles
+from trimvla.runtime.backends.tensorrt.library import TrtLibrary, load_trt
+from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import BackendError
-from trimvla.runtime.trt_library import TrtLibrary, load_trt
 
 
 def library_or_skip() -> TrtLibrary:

@@ -1,0 +1,1 @@
+"""Comparison with stored arrays of the public code."""

@@ -1,0 +1,1 @@
+"""Backends: what executes a stage, behind one contract."""

@@ -1,0 +1,111 @@
+"""The stages of a policy, one behind the other: the picture goes in, the sampled actions come out.
+
+Between two stages a tensor travels under its name. `HostChain` takes every result back to the host, which any backend
+can do; a backend that can leave them on its device brings a chain of its own. Knows neither pictures nor prompts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from trimvla.runtime.backends.runner import Runner, find_backend
+from trimvla.runtime.bundle.manifest import STAGES, Manifest, StageSpec
+
+Tensors = dict[str, np.ndarray]
+Milliseconds = dict[str, float]
+Opened = TypeVar("Opened", bound=Runner)
+
+
+class Chain(Protocol):
+    """Executes stages, in their order."""
+
+    @property
+    def runners(self) -> Mapping[str, Runner]:
+        """Each stage by itself, for whoever measures or compares one."""
+        ...
+
+    def run(self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES) -> tuple[Tensors, Milliseconds]:
+        """One pass.
+
+        Args:
+            inputs: what none of the stages makes, by tensor name: `image`, `input_ids`, `last`, `noise`.
+            stages: those that run, of the ones that were opened.
+
+        Returns:
+            At least every tensor that no later stage takes (`actions`, and `kept` where tokens are dropped), as fresh
+            arrays; and the time of every stage, its copies included.
+
+        Raises:
+            SpecError: an input of another dtype or shape than its stage's spec.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device; the chain and its runners are not used again."""
+        ...
+
+
+class HostChain:
+    """Stage after stage through their runners; every tensor lies on the host in between."""
+
+    def __init__(self, runners: Mapping[str, Runner]) -> None:
+        """`runners` in the stages' order."""
+        self.runners = dict(runners)
+
+    def run(self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES) -> tuple[Tensors, Milliseconds]:
+        """See `Chain.run`."""
+        tensors, took = dict(inputs), {}
+        for name in stages:
+            start, runner = time.monotonic_ns(), self.runners[name]
+            tensors |= runner.run({spec.name: tensors[spec.name] for spec in runner.spec.inputs})
+            took[name] = (time.monotonic_ns() - start) / 1e6
+        return tensors, took
+
+    def close(self) -> None:
+        """See `Chain.close`."""
+        for runner in self.runners.values():
+            runner.close()
+
+
+def open_chain(
+    directory: Path,
+    manifest: Manifest,
+    *,
+    backend: str = "onnxruntime",
+    provider: str | None = None,
+    threads: int = 0,
+    engines: Path | None = None,
+    stages: Sequence[str] = STAGES,
+) -> Chain:
+    """These stages of a bundle, chained; on their device where the backend can. Options as for `runner.create`."""
+    module, options = find_backend(backend, provider, threads, engines)
+    if hasattr(module, "open_chain"):
+        return module.open_chain(directory, manifest, stages=stages, **options)
+    specs = {name: manifest.stages[name] for name in stages}
+    return HostChain(open_all(module.create, directory, specs, options))
+
+
+def open_all(
+    create: Callable[..., Opened], directory: Path, specs: Mapping[str, StageSpec], options: Mapping[str, Any]
+) -> dict[str, Opened]:
+    """One runner a stage; where one does not open, those before it are closed."""
+    runners: dict[str, Opened] = {}
+    with ExitStack() as undo:
+        for name, spec in specs.items():
+            runners[name] = create(directory / spec.file, spec, **options)
+            undo.callback(runners[name].close)
+        undo.pop_all()
+    return runners
+
+
+def borders(runners: Mapping[str, Runner]) -> tuple[list[str], list[str]]:
+    """Names of the tensors that no stage makes, and of those that no stage takes: what goes in and what comes out."""
+    taken = dict.fromkeys(spec.name for runner in runners.values() for spec in runner.spec.inputs)
+    made = dict.fromkeys(spec.name for runner in runners.values() for spec in runner.spec.outputs)
+    return [name for name in taken if name not in made], [name for name in made if name not in taken]

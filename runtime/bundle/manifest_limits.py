@@ -1,0 +1,139 @@
+"""Ranges of everything that a manifest says, checked before anything is allocated, compiled or opened for it.
+
+A manifest comes from elsewhere: its numbers decide how much memory is taken and how often a graph is compiled. The
+limits lie far beyond the largest policy that exists, and far below what a robot's computer cannot hold.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from trimvla.runtime.bundle.manifest_types import Manifest, StageSpec, TensorSpec
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME_WORDS = "1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+GRAPH_SUFFIX = ".onnx"  # another suffix makes a backend read the file as something else
+DTYPES = ("float32", "float16", "int64", "int32", "uint8", "int8", "bool")
+
+MAX_IMAGE_SIZE = 2048  # pixels a side
+MAX_HORIZON = 1024  # rows of a chunk
+MAX_DIM = 128  # numbers of an action
+MAX_HZ = 1000.0
+MAX_BUCKETS = 16  # every one is compiled
+MAX_PROMPT = 8192  # tokens
+MAX_ID = 10_000_000  # of a token
+MAX_SUFFIX = 64  # tokens
+MAX_TEXT = 4096  # characters
+MAX_AXES = 8
+MAX_AXIS = 1 << 24
+MAX_ELEMENTS = 1 << 28  # of one tensor between two stages: 1 GiB in float32
+MAX_TENSORS = 64  # of one stage, in and out
+MAX_FILES = 64
+MAX_FILE_BYTES = 1 << 40
+
+
+def is_name(text: object) -> bool:
+    """Whether a text may name a bundle: it appears in paths, logs, messages and topics."""
+    return isinstance(text, str) and NAME.fullmatch(text) is not None
+
+
+def problems(manifest: Manifest) -> Iterator[str]:
+    """Everything that lies outside its range, the field first."""
+    if not is_name(manifest.name):
+        yield f"expected {NAME_WORDS} for 'name', got {manifest.name[:80]!r}"
+    for field in ("created_utc", "trimvla_version", "precision"):
+        yield from _text(f"'{field}'", getattr(manifest, field), 64)
+    yield from _range("image.size", manifest.image.size, 1, MAX_IMAGE_SIZE)
+    yield from _action(manifest)
+    yield from _prompt(manifest)
+    for name, stage in manifest.stages.items():
+        yield from _stage(name, stage)
+    yield from _files(manifest)
+
+
+def _action(manifest: Manifest) -> Iterator[str]:
+    action = manifest.action
+    yield from _range("action.horizon", action.horizon, 1, MAX_HORIZON)
+    yield from _range("action.dim", action.dim, 1, MAX_DIM)
+    if not (math.isfinite(action.control_hz) and 0 < action.control_hz <= MAX_HZ):
+        yield f"expected a rate above 0 and at most {MAX_HZ:g} for 'action.control_hz', got {action.control_hz}"
+    yield from _text("'action.statistics_key'", action.statistics_key, 256)
+
+
+def _prompt(manifest: Manifest) -> Iterator[str]:
+    prompt = manifest.prompt
+    yield from _text("'prompt.template'", prompt.template, MAX_TEXT)
+    for field in ("bos_id", "pad_id"):
+        yield from _range(f"prompt.{field}", getattr(prompt, field), 0, MAX_ID)
+    if len(prompt.suffix_ids) > MAX_SUFFIX:
+        yield f"expected at most {MAX_SUFFIX} entries for 'prompt.suffix_ids', got {len(prompt.suffix_ids)}"
+    for index, token in enumerate(prompt.suffix_ids[:MAX_SUFFIX]):
+        yield from _range(f"prompt.suffix_ids[{index}]", token, 0, MAX_ID)
+    if len(prompt.buckets) > MAX_BUCKETS:
+        yield f"expected at most {MAX_BUCKETS} entries for 'prompt.buckets', got {len(prompt.buckets)}"
+    for index, bucket in enumerate(prompt.buckets[:MAX_BUCKETS]):
+        yield from _range(f"prompt.buckets[{index}]", bucket, 2, MAX_PROMPT)
+
+
+def _stage(name: str, stage: StageSpec) -> Iterator[str]:
+    if FILE_NAME.fullmatch(stage.file) is None or not stage.file.endswith(GRAPH_SUFFIX):
+        yield f"expected a plain name ending in {GRAPH_SUFFIX} for 'stages.{name}.file', got {stage.file[:80]!r}"
+    tensors = (*stage.inputs, *stage.outputs)
+    if len(tensors) > MAX_TENSORS:
+        yield f"expected at most {MAX_TENSORS} inputs and outputs of stage '{name}', got {len(tensors)}"
+        return
+    for tensor in tensors:
+        yield from _tensor(f"stages.{name}", tensor)
+
+
+def _tensor(where: str, tensor: TensorSpec) -> Iterator[str]:
+    yield from _text(f"a tensor's name in '{where}'", tensor.name, 128)
+    label = f"'{where}', tensor '{tensor.name[:80]}'"
+    if tensor.dtype not in DTYPES:
+        yield f"expected one of {list(DTYPES)} as dtype of {label}, got {tensor.dtype[:80]!r}"
+    if len(tensor.shape) > MAX_AXES:
+        yield f"expected at most {MAX_AXES} axes of {label}, got {len(tensor.shape)}"
+        return
+    elements = 1
+    for axis in tensor.shape:
+        if isinstance(axis, str):
+            yield from _text(f"an axis of {label}", axis, 64)
+            elements *= MAX_PROMPT
+        elif not 1 <= axis <= MAX_AXIS:
+            yield f"expected an axis from 1 to {MAX_AXIS} of {label}, got {axis}"
+            return
+        else:
+            elements *= axis
+    if elements > MAX_ELEMENTS:
+        yield f"expected at most {MAX_ELEMENTS} elements of {label}, got {list(tensor.shape)}"
+
+
+def _files(manifest: Manifest) -> Iterator[str]:
+    if len(manifest.files) > MAX_FILES:
+        yield f"expected at most {MAX_FILES} entries of 'files', got {len(manifest.files)}"
+        return
+    for name, spec in manifest.files.items():
+        if "/" in name or "\\" in name or name in (".", ".."):
+            yield f"file {name[:80]!r} lies outside the bundle, or in a folder of it: expected a plain name in 'files'"
+        elif FILE_NAME.fullmatch(name) is None:
+            yield f"expected a plain name of letters, digits, '.', '_' and '-' in 'files', got {name[:80]!r}"
+        yield from _range(f"files.{name[:80]}.bytes", spec.bytes, 0, MAX_FILE_BYTES)
+        if SHA256.fullmatch(spec.sha256) is None:
+            yield f"expected 64 hexadecimal digits for 'files.{name[:80]}.sha256', got {spec.sha256[:80]!r}"
+
+
+def _range(field: str, value: Any, low: int, high: int) -> Iterator[str]:  # noqa: ANN401 - a number, whoever made it
+    if not low <= value <= high:
+        yield f"expected {low} to {high} for '{field}', got {value}"
+
+
+def _text(field: str, value: str, longest: int) -> Iterator[str]:
+    if not 1 <= len(value) <= longest:
+        yield f"expected 1 to {longest} characters for {field}, got {len(value)}"
+    elif not value.isprintable() and field != "'prompt.template'":
+        yield f"expected printable characters for {field}, got {value[:80]!r}"

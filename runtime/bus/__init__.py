@@ -1,0 +1,1 @@
+"""The bus: topics, messages, their bytes, and the sockets that carry them."""

@@ -1,0 +1,1 @@
+"""Cameras: where images come from, and the process that publishes them."""

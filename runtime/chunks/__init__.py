@@ -1,0 +1,1 @@
+"""Action chunks: which row is due, and how one chunk follows another. Pure."""

@@ -1,0 +1,1 @@
+"""Control: from chunks to commands at a fixed rate, through the gate."""

@@ -1,0 +1,1 @@
+"""Inference: observation in, action chunk out, and the process that does so."""

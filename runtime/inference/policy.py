@@ -1,0 +1,212 @@
+"""A bundle that acts: picture and instruction in, action chunk out.
+
+Loads the manifest with full validation, opens one runner per stage and keeps preprocessing beside them. The same
+picture, instruction and noise give the same actions, bit for bit on one backend. Knows no clock, socket or robot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trimvla.runtime.backends.chain import Chain, open_chain
+from trimvla.runtime.backends.runner import Runner
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.action_statistics import ActionStatistics, load_statistics
+from trimvla.runtime.bundle.manifest import GUIDED, GUIDED_STAGES, STAGES, STATISTICS, TOKENIZER, Manifest
+from trimvla.runtime.bundle.tokenizer_file import check_vocabulary, load_tokenizer
+from trimvla.runtime.errors import BackendError, BundleError
+from trimvla.runtime.inference.preprocess import (
+    Prompter,
+    binarise,
+    normalise,
+    resize,
+    unnormalise,
+)
+from trimvla.runtime.specs import ArraySpec
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """What one call gave.
+
+    `sample` float32[H, A]: the head's raw output. `normalized` float32[H, A]: clipped, gripper 0 or 1. `actions`
+    float64[H, A]: in the robot's units, first row due first. `milliseconds`: time by part. `kept` int64[K]: raster
+    indices of the visual tokens that the language stage kept, where it drops some.
+    """
+
+    sample: np.ndarray
+    normalized: np.ndarray
+    actions: np.ndarray
+    milliseconds: dict[str, float]
+    kept: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What guides a chunk: `actions` float64[H, A] in the robot's units, `weights` float32[H] from 0 to 1."""
+
+    actions: np.ndarray
+    weights: np.ndarray
+
+
+class Policy:
+    """The stages of a bundle, ready to run."""
+
+    def __init__(self, manifest: Manifest, chain: Chain, prompter: Prompter, statistics: ActionStatistics) -> None:
+        """Use `Policy.load`."""
+        self.manifest = manifest
+        self.chain = chain
+        self._prompter, self._statistics = prompter, statistics
+        action = manifest.action
+        self._gripper = tuple(i for i, kind in enumerate(action.kinds) if kind == "gripper")
+        self._chunk = (action.horizon, action.dim)
+        self._noise = ArraySpec("noise", "float32", self._chunk)
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path,
+        *,
+        backend: str = "onnxruntime",
+        provider: str | None = None,
+        threads: int = 0,
+        guided: bool = False,
+        engines: Path | None = None,
+    ) -> Policy:
+        """Open a bundle by path or by a shipped bundle's name; `runner.create` says what the options are.
+
+        `guided`: also open the optional stage with which a chunk can be guided towards known rows.
+
+        Raises:
+            BundleError: it is incomplete, changed, or of another schema version.
+            BackendError: the backend cannot run it as asked.
+        """
+        directory = bundles.resolve(bundle)
+        with bundles.opened(directory) as (files, manifest), files.named() as place:
+            if guided and GUIDED not in manifest.stages:
+                raise BundleError(f"bundle '{manifest.name}': expected the stage '{GUIDED}': export it with --guided")
+            prompter = _prompter(place / TOKENIZER, manifest)
+            statistics = load_statistics(place / STATISTICS, manifest.action.statistics_key, manifest.action)
+            chain = open_chain(
+                place,
+                manifest,
+                backend=backend,
+                provider=provider,
+                threads=threads,
+                engines=engines,
+                stages=(*STAGES, GUIDED) if guided else STAGES,
+            )
+            try:
+                files.check_unchanged()
+            except BundleError:
+                chain.close()
+                raise
+        return cls(manifest, chain, prompter, statistics)
+
+    @property
+    def runners(self) -> Mapping[str, Runner]:
+        """Each stage by itself."""
+        return self.chain.runners
+
+    def infer(
+        self,
+        image: np.ndarray,
+        instruction: str,
+        *,
+        noise: np.ndarray | None = None,
+        seed: int | Sequence[int] = 0,
+        known: Known | None = None,
+    ) -> PolicyResult:
+        """One action chunk.
+
+        Args:
+            image: uint8[h, w, 3] RGB of any size.
+            instruction: what to do.
+            noise: float32[H, A], standard normal; where there is none it is drawn from
+            seed: one or several integers, such as the policy's and the frame's.
+            known: rows that the chunk is guided towards; needs a policy that was loaded `guided`.
+
+        Raises:
+            ObservationError: the picture's dtype or shape.
+            PromptError: an empty instruction, or one longer than the largest prompt bucket.
+            SpecError: the noise's dtype or shape.
+            BackendError: the network's output is not finite.
+        """
+        watch = Stopwatch()
+        with watch.part("preprocess"):
+            square = resize(image, self.manifest.image.size)[None]
+            ids, last = self._prompter.ids(instruction)
+            noise = self.draw_noise(seed) if noise is None else self._noise.validate(noise)
+        start = {"image": square, "input_ids": ids, "last": last, "noise": noise[None]}
+        if known is None:
+            outputs, took = self.chain.run(start, STAGES)
+            sample = outputs["actions"][0]
+        else:
+            outputs, took = self.chain.run(start | self._towards(known), GUIDED_STAGES)
+            sample = outputs["guided_actions"][0]
+        watch.add(took)
+        if not np.isfinite(sample).all():  # a clipped NaN in the gripper would read as "open"
+            raise BackendError("expected finite numbers for 'actions', got NaN or infinity")
+        normalized = binarise(sample, self._gripper)
+        actions = unnormalise(normalized, self._statistics)
+        kept = outputs["kept"][0] if "kept" in outputs else None
+        return PolicyResult(sample, normalized, actions, watch.milliseconds(), kept)
+
+    def _towards(self, known: Known) -> dict[str, np.ndarray]:
+        """The guided stage's own inputs; a dimension without spread is guided to 0, where training left it."""
+        if GUIDED not in self.runners:
+            raise BackendError(f"expected a policy that was loaded with the stage '{GUIDED}', to guide it")
+        rows = normalise(known.actions, self._statistics)
+        return {"known": rows[None], "weight": known.weights[None, :, None]}
+
+    def draw_noise(self, seed: int | Sequence[int]) -> np.ndarray:
+        """float32[H, A], the same for the same seed."""
+        return np.random.default_rng(seed).standard_normal(self._chunk, dtype=np.float32)
+
+    def describe(self) -> dict[str, dict[str, str]]:
+        """What really runs, by stage."""
+        return {name: runner.describe() for name, runner in self.runners.items()}
+
+    def close(self) -> None:
+        """Free the device."""
+        self.chain.close()
+
+
+def _prompter(path: Path, manifest: Manifest) -> Prompter:
+    """The bundle's tokenizer, which must not give ids that the language stage has no embedding for."""
+    tokenizer, prompt = load_tokenizer(path), manifest.prompt
+    language = manifest.policy.get("language")
+    vocabulary = language.get("vocab") if isinstance(language, dict) else None
+    if isinstance(vocabulary, int):
+        special = (prompt.bos_id, *prompt.suffix_ids, prompt.pad_id)
+        check_vocabulary(tokenizer, vocabulary, special, path, error=BundleError)
+    return Prompter(tokenizer, prompt)
+
+
+class Stopwatch:
+    """Times the parts of one call."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic_ns()
+        self._parts: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time the block under this name."""
+        start = time.monotonic_ns()
+        yield
+        self._parts[name] = (time.monotonic_ns() - start) / 1e6
+
+    def add(self, parts: Mapping[str, float]) -> None:
+        """Parts that somebody else timed [ms]."""
+        self._parts |= parts
+
+    def milliseconds(self) -> dict[str, float]:
+        """Parts, and `total` since the start."""
+        return {**self._parts, "total": (time.monotonic_ns() - self._start) / 1e6}

@@ -1,0 +1,362 @@
+"""The process `policy`: newest picture and task in, action chunk out, as often as it can. Never part of a control tick.
+
+Knows sockets, ages and a policy that infers; not what the network is. The noise's seed is made of the configured seed,
+the episode and the frame, and travels with the chunk: the same picture gives the same actions again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from trimvla.runtime.backends.failures import FailureStreak
+from trimvla.runtime.backends.tensorrt import engine_folders
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.action_meaning import ActionMeaning, meaning_of
+from trimvla.runtime.bus.messages import ActionChunk, Frame, JointState, Refusal, Task
+from trimvla.runtime.bus.sockets import Input, Publisher, Subscriber
+from trimvla.runtime.bus.telemetry import Reporter, Telemetry
+from trimvla.runtime.bus.topics import color, topic
+from trimvla.runtime.bus.traffic import explain
+from trimvla.runtime.chunks.rtc import RtcConfig
+from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
+from trimvla.runtime.errors import CameraError, ConfigError, FrozenError, SkewError, StaleError, TrimvlaError
+from trimvla.runtime.inference.frozen_frames import Stills, StillWatch
+from trimvla.runtime.inference.ladder import LadderConfig
+from trimvla.runtime.inference.motion_phase import PhaseConfig
+from trimvla.runtime.inference.observation import AgeBudget, Observation, join
+from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.inference.scheduler import Infers, Thinker, ThoughtConfig, check_rungs, warm_up
+from trimvla.runtime.inference.start import StartInTime, Step
+
+log = logging.getLogger(__name__)
+WAIT_S = 0.1  # for messages, so that `stop` is seen
+Kind = Literal["stale", "skewed", "frozen", "other"]
+KINDS: dict[type[TrimvlaError], Kind] = {FrozenError: "frozen", SkewError: "skewed", StaleError: "stale"}
+JITTER = 0.8  # of the period that `max_hz` asks for: cameras are not exact
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What runs, on what it looks, and how much of its chunks may be executed."""
+
+    bundle: str = "tabletop"
+    """A bundle's path, or a shipped bundle's name."""
+    rungs: tuple[str, ...] = ()
+    """Instead: the bundles of a quality ladder, the best first. All are loaded at the start."""
+    backend: str = "onnxruntime"
+    provider: str | None = None
+    threads: int = 1
+    """Of the backend; 0 takes all cores, also those of the control loop."""
+    engines: str | None = None
+    """The folder of built engines, for a backend that runs them; by default see `engine_folders`."""
+    camera: str = "front"
+    more_cameras: tuple[str, ...] = ()
+    """Cameras that the policy does not look through and that must be as fresh as its own."""
+    valid_rows: int = 8
+    """Rows of a chunk that may be executed; what is further ahead is a guess."""
+    max_hz: float = 10.0
+    """About this many calls per second at most: pictures that follow the last one sooner are passed over, so that a
+    chunk is always made of a picture that has just come."""
+    seed: int = 0
+    budget: AgeBudget = field(default_factory=AgeBudget)
+    rtc: RtcConfig = field(default_factory=RtcConfig)
+    """Real-time chunking."""
+    ladder: LadderConfig = field(default_factory=LadderConfig)
+    """When to change the rung, where there are `rungs`."""
+    phase: PhaseConfig = field(default_factory=PhaseConfig)
+    """What motion is fine, where that decides about the rung (`ladder.coarse`)."""
+    ready_timeout_s: float = 120.0
+    """What loading and warming up may take; a bundle that takes longer counts as one that hangs."""
+    camera_timeout_s: float = 10.0
+    """Without a first picture this long into a task, and since the process was ready, the camera counts as not
+    started."""
+
+    def __post_init__(self) -> None:
+        if self.valid_rows < 1 or self.seed < 0:
+            raise ConfigError(f"expected 'valid_rows' >= 1 and 'seed' >= 0, got {self.valid_rows} and {self.seed}")
+        for name in ("max_hz", "camera_timeout_s", "ready_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"expected a number above 0, got {getattr(self, name)} for '{name}'")
+        if len(set(self.rungs)) != len(self.rungs):
+            raise ConfigError(f"expected bundles that differ for 'rungs', got {list(self.rungs)}")
+
+    @property
+    def thought(self) -> ThoughtConfig:
+        """How each call's rung and guidance are chosen."""
+        return ThoughtConfig(self.rtc, self.ladder, self.phase)
+
+
+class PolicyLoop:
+    """One inference after the other, over real sockets."""
+
+    def __init__(
+        self,
+        policy: Infers | Thinker,
+        inputs: Subscriber,
+        chunks: Publisher,
+        telemetry: Telemetry,
+        *,
+        meaning: ActionMeaning,
+        config: PolicyConfig,
+        statistics_key: str = "",
+        refusals: Publisher | None = None,
+        side: int = 0,
+    ) -> None:
+        """`meaning` and `statistics_key`: of the policy's actions, which every chunk names.
+
+        `refusals` says what was not acted on, and why.
+        `side`: of the picture that the policy was trained with; a smaller one is acted on, after a warning.
+        """
+        self._thinker = policy if isinstance(policy, Thinker) else Thinker({config.bundle: policy}, config.thought)
+        self._meaning, self._statistics_key, self._config = meaning, statistics_key, config
+        self._inputs, self._chunks, self._telemetry = inputs, chunks, telemetry
+        self._refusals, self._side = refusals, side
+        self._color = color(config.camera)
+        self._watches = {camera: StillWatch() for camera in (config.camera, *config.more_cameras)}
+        self._gap_ns = to_ns(JITTER / config.max_hz)
+        self.seen_ns = -self._gap_ns
+        """Capture of the last picture that was looked at."""
+        self._looked_at: Frame | None = None
+        self._failures = FailureStreak()
+        self._began_ns = monotonic_ns()
+
+    def step(self) -> bool:
+        """Wait for news; if there is a new picture, act on it. Returns whether a chunk was published.
+
+        A picture is refused, with its reason in the report, if `join` or the policy refuses it.
+
+        Raises CameraError if a task is under way and the camera has never given a picture, BackendUnavailableError if
+        the policy can no longer act.
+        """
+        self._inputs.update(WAIT_S)
+        frame, task = self._frame(self._config.camera), _alive_task(self._inputs["task"])
+        self._telemetry.counters["frames_missed"] = self._inputs[self._color].missed
+        self._telemetry.values["camera_hz"] = round(self._inputs[self._color].hz, 2)
+        if frame is None:
+            self._check_camera(task)
+            return False
+        stills = self._look()
+        if frame is self._looked_at or (frame.age_known and 0 <= frame.time_ns - self.seen_ns < self._gap_ns):
+            self._note_silence(frame, task)
+            return False
+        self._looked_at = frame
+        self.seen_ns = frame.time_ns if frame.age_known else self.seen_ns
+        self._check_size(frame)
+        return self._act(frame, task, stills)
+
+    def _frame(self, camera: str) -> Frame | None:
+        message = self._inputs[color(camera)].message
+        return message if isinstance(message, Frame) else None
+
+    def _look(self) -> dict[str, Stills]:
+        """For how long every camera's images have shown nothing new."""
+        frames = {camera: self._frame(camera) for camera in self._watches}
+        timed = {camera: frame for camera, frame in frames.items() if frame and frame.age_known}
+        return {camera: self._watches[camera].look(frame, self._robot()) for camera, frame in timed.items()}
+
+    def _robot(self) -> JointState | None:
+        message = self._inputs["robot/state"].message
+        return message if isinstance(message, JointState) else None
+
+    def _observe(self, task: Task | None, stills: dict[str, Stills] | None = None) -> Observation:
+        frames = {camera: self._frame(camera) for camera in self._watches}
+        return join(monotonic_ns(), frames, task, self._robot(), self._config.budget, stills=stills)
+
+    def _act(self, frame: Frame, task: Task | None, stills: dict[str, Stills]) -> bool:
+        """Judge the picture; think; publish."""
+        arrived_ns = self._inputs[self._color].received_ns
+        if frame.age_known:
+            self._telemetry.time_ns("travel", arrived_ns - frame.time_ns)
+        self._telemetry.time_ns("pickup", monotonic_ns() - arrived_ns)
+        try:
+            observation = self._observe(task, stills)
+            self._telemetry.time_ns("observation_age", monotonic_ns() - observation.time_ns)
+            chunk = self._think(observation, frame)
+            self._thinker.said(msgspec.structs.replace(chunk, sequence=self._chunks.sent))
+            self._chunks.send(chunk)
+        except TrimvlaError as error:
+            self._refuse(error, task)
+            return False
+        self._failures.end()
+        self._telemetry.count("frames_used")
+        self._telemetry.state, self._telemetry.reason = "running", ""
+        return True
+
+    def _note_silence(self, frame: Frame, task: Task | None) -> None:
+        """A camera that fell silent gives nothing to judge: say once that its last picture is too old by now."""
+        overdue = monotonic_ns() - frame.time_ns > to_ns(self._config.budget.of_camera(frame.camera))
+        if overdue and self._telemetry.state == "running":
+            try:
+                self._observe(task)
+            except TrimvlaError as error:
+                self._refuse(error, task)
+
+    def _think(self, observation: Observation, frame: Frame) -> ActionChunk:
+        task = observation.task
+        seed = (self._config.seed, task.episode, frame.sequence)
+        thought = self._thinker.think(task, frame, seed, self._telemetry)
+        result, produced_ns = thought.result, monotonic_ns()
+        self._telemetry.time_all("inference", result.milliseconds)
+        self._telemetry.time_ns("photon_to_chunk", produced_ns - frame.time_ns)
+        return ActionChunk(
+            time_ns=frame.time_ns,
+            episode=task.episode,
+            actions=tuple(map(tuple, result.actions.tolist())),
+            control_hz=self._meaning.hz,
+            kinds=self._meaning.kinds,
+            statistics_key=self._statistics_key,
+            valid_rows=min(self._config.valid_rows, len(result.actions)),
+            produced_ns=produced_ns,
+            frame_sequence=frame.sequence,
+            seed=seed,
+            instruction=task.instruction,
+            **thought.about,
+        )
+
+    def _refuse(self, error: TrimvlaError, task: Task | None) -> None:
+        """No chunk, and the reason: the control loop holds once its last chunk has expired."""
+        if task is None or not task.active:
+            self._telemetry.state, self._telemetry.reason = "idle", explain(str(error), self._inputs)
+            self._failures.end()
+            return
+        self._thinker.forget()
+        kind = _kind(error)
+        self._telemetry.count("frames_stale" if isinstance(error, StaleError) else "refused")
+        self._telemetry.count(f"refused_{kind}")
+        known = self._telemetry.state == "refusing" and self._telemetry.reason.startswith(str(error))
+        news = self._telemetry.state != "refusing" or (kind == "other" and not known)
+        if news and kind != "stale":
+            log.warning("refused: %s", error)
+        reason = explain(str(error), self._inputs)
+        self._telemetry.state, self._telemetry.reason = "refusing", reason
+        since_ns = error.since_ns if isinstance(error, FrozenError) else None
+        refusal = Refusal(time_ns=monotonic_ns(), episode=task.episode, kind=kind, reason=reason, since_ns=since_ns)
+        if self._refusals is not None:
+            self._refusals.send(refusal)
+        self._failures.add(error, refusal.time_ns)
+
+    def _check_size(self, frame: Frame) -> None:
+        """Say once where a camera, or its `side`, gives less than the policy looks at."""
+        height, width = frame.image.shape[:2]
+        if min(height, width) < self._side:
+            log.warning(
+                "camera '%s': pictures of %d x %d are smaller than the policy's, %d x %d: what they lack is missing",
+                *(frame.camera, width, height, self._side, self._side),
+            )
+            self._side = 0
+
+    def _check_camera(self, task: Task | None) -> None:
+        """A process that was started again may be younger than its task, and its camera than both."""
+        if task is None or not task.active:
+            return
+        waited_s = (monotonic_ns() - max(task.started_ns, self._began_ns)) / NS_PER_S
+        if waited_s > self._config.camera_timeout_s:
+            start = "the task's start" if task.started_ns > self._began_ns else "the process's start, in a task"
+            within = f"within {self._config.camera_timeout_s:g} s of {start}"
+            raise CameraError(
+                f"camera '{self._config.camera}': expected a first picture on '{self._color}' {within}, got none"
+            )
+
+
+def _kind(error: TrimvlaError) -> Kind:
+    kinds: list[Kind] = [kind for cause, kind in KINDS.items() if isinstance(error, cause)]
+    return kinds[0] if kinds else "other"
+
+
+def _alive_task(source: Input) -> Task | None:
+    return source.message if source.alive and isinstance(source.message, Task) else None
+
+
+def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
+    """The process `policy`: load, warm up, then act on pictures until `stop`.
+
+    Raises BundleError or BackendError if the bundle cannot run or hangs, CameraError if the camera never starts.
+    """
+    telemetry = Telemetry("policy")
+    reporter = Reporter(run_dir, telemetry)
+    starting = StartInTime(partial(load_and_warm_up, config), config.ready_timeout_s, "policy.ready_timeout_s")
+
+    def beat() -> None:
+        telemetry.reason = starting.doing
+        reporter.beat()
+
+    try:
+        started = starting.wait(stop, beat)
+    except BaseException:
+        reporter.close()
+        raise
+    if started is None:
+        reporter.close()
+        return
+    policies, costs_s = started
+    first = next(iter(policies.values())).manifest
+    action = first.action
+    thinker = Thinker(policies, config.thought, costs_s=costs_s, kinds=action.kinds)
+    telemetry.state, telemetry.reason = "idle", ""
+    cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
+    inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
+    reporter.inputs = inputs
+    chunks, refusals = Publisher(run_dir, topic("chunk")), Publisher(run_dir, topic("refusal"))
+    loop = PolicyLoop(
+        thinker,
+        inputs,
+        chunks,
+        telemetry,
+        meaning=meaning_of(action),
+        statistics_key=action.statistics_key,
+        config=config,
+        refusals=refusals,
+        side=first.image.size,
+    )
+    try:
+        while not stop.is_set():
+            loop.step()
+            reporter.beat()
+    finally:
+        for closing in (reporter, chunks, refusals, inputs, *policies.values()):
+            closing.close()
+
+
+def action_meanings(config: PolicyConfig) -> dict[str, ActionMeaning]:
+    """What the actions of every bundle mean, read from its manifest alone, before anything is loaded or started.
+
+    Raises BundleError.
+    """
+    names = config.rungs or (config.bundle,)
+    manifests = {name: bundles.load(bundles.resolve(name), verify_hashes=False) for name in names}
+    return {name: meaning_of(manifest.action) for name, manifest in manifests.items()}
+
+
+def load_and_warm_up(config: PolicyConfig, step: Step) -> tuple[dict[str, Policy], list[float]]:
+    """All bundles by name, and what a call of each takes [s]. Raises what `load_rungs` and the calls raise."""
+    step(f"loading {', '.join(config.rungs or (config.bundle,))}")
+    policies = load_rungs(config)
+    costs_s: list[float] = []
+    for name, policy in policies.items():
+        step(f"warming up {name}")
+        costs_s.append(warm_up(policy, config.rtc.enabled))
+    return policies, costs_s
+
+
+def load_rungs(config: PolicyConfig) -> dict[str, Policy]:
+    """The bundles of the ladder, or the one that there is, by name. Raises BundleError, BackendError or ConfigError."""
+    policies = {
+        name: Policy.load(
+            name,
+            backend=config.backend,
+            provider=config.provider,
+            threads=config.threads,
+            engines=None if config.engines is None else engine_folders.named(config.engines),
+            guided=config.rtc.enabled,
+        )
+        for name in config.rungs or (config.bundle,)
+    }
+    check_rungs(policies)
+    return policies

@@ -1,0 +1,192 @@
+"""One thought after the other: on which rung, and guided by what. Between the process `policy` and its policies.
+
+Chooses the bundle that thinks next (`ladder.py`, from latency, temperature, power and motion) and what is known of its
+chunk already (`guide.py`); both stand in the chunk. All bundles are loaded and warm: a switch loads nothing. Knows
+anything that infers; no socket.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from trimvla.runtime.bundle.manifest import ActionKind
+from trimvla.runtime.bus.messages import ActionChunk, Frame, Guidance, Task
+from trimvla.runtime.bus.telemetry import Telemetry
+from trimvla.runtime.chunks.rtc import RtcConfig, guide, known_rows
+from trimvla.runtime.clock import NS_PER_S, monotonic_ns
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.inference.board_sensors import Board, read_board
+from trimvla.runtime.inference.ladder import Conditions, Ladder, LadderConfig
+from trimvla.runtime.inference.motion_phase import Phase, PhaseConfig
+from trimvla.runtime.inference.policy import Known, Policy
+
+log = logging.getLogger(__name__)
+SENSE_NS = NS_PER_S  # between two looks at the board's sensors
+WINDOW, QUANTILE = 50, 0.9  # calls on a rung, and which of them says how long the next one takes
+WARM_CALLS = 3  # on each rung; the first is slower
+TASK_FIELDS = ("horizon", "dim", "control_hz", "kinds")  # of a manifest's `action`: alike on all rungs
+
+
+class Chunk(Protocol):
+    """The part of a policy's result that travels."""
+
+    @property
+    def actions(self) -> np.ndarray:
+        """float[H, D], un-normalised."""
+        ...
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """Time by part, and `total`."""
+        ...
+
+
+class Infers(Protocol):
+    """What thinks; `runtime.policy.Policy` is one."""
+
+    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None = None) -> Chunk:
+        """uint8[h, w, 3] and a sentence -> the next actions, guided towards `known` where there is one."""
+        ...
+
+
+@dataclass(frozen=True)
+class ThoughtConfig:
+    """How rungs and guidance are chosen."""
+
+    rtc: RtcConfig = field(default_factory=RtcConfig)
+    ladder: LadderConfig = field(default_factory=LadderConfig)
+    phase: PhaseConfig = field(default_factory=PhaseConfig)
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What a call gave, and what its chunk says about how it came about."""
+
+    result: Chunk
+    about: dict[str, Any]
+    """Fields of the `ActionChunk`: guidance, rung, rung_reason."""
+
+
+class Thinker:
+    """Remembers what the next thought needs: the last chunk, and how long each rung takes."""
+
+    def __init__(
+        self,
+        rungs: Mapping[str, Infers],
+        config: ThoughtConfig | None = None,
+        *,
+        costs_s: Sequence[float] = (),
+        kinds: Sequence[ActionKind] = (),
+        sense: Callable[[], Board] = read_board,
+        now_ns: Callable[[], int] = monotonic_ns,
+    ) -> None:
+        """`rungs`: the top one first; with one alone there is no ladder. `costs_s`: what a warm call took on each."""
+        if len(rungs) > 1 and len(costs_s) != len(rungs):
+            raise ConfigError(f"expected what a call takes on each of {len(rungs)} rungs, got {list(costs_s)}")
+        self._names, self._policies = tuple(rungs), tuple(rungs.values())
+        self._config = config or ThoughtConfig()
+        self._ladder = Ladder(self._config.ladder, costs_s) if len(rungs) > 1 else None
+        self._phase = Phase(self._config.phase, kinds)
+        self._sense, self._now_ns = sense, now_ns
+        self._board, self._sensed_ns = Board(), -SENSE_NS
+        self._took = [deque(list(costs_s[i : i + 1]), WINDOW) for i in range(len(rungs))]
+        self._last: ActionChunk | None = None
+
+    @property
+    def rung(self) -> int:
+        """The number of the bundle that thinks next, from the top."""
+        return 0 if self._ladder is None else self._ladder.rung
+
+    def think(self, task: Task, frame: Frame, seed: tuple[int, ...], telemetry: Telemetry) -> Thought:
+        """One call. Raises what the policy raises."""
+        start_ns = self._now_ns()
+        self._choose(start_ns, telemetry)
+        guidance = self._guidance(task, frame, start_ns)
+        known = None if guidance is None or self._last is None else Known(*known_rows(self._last, guidance))
+        policy = self._policies[self.rung]
+        result = policy.infer(frame.image, task.instruction, seed=seed, known=known)
+        self._note(self._now_ns(), start_ns, telemetry)
+        about: dict[str, Any] = {"guidance": guidance}
+        if self._ladder is not None:
+            about |= {"rung": self._names[self.rung], "rung_reason": self._ladder.reason}
+        return Thought(result, about)
+
+    def said(self, chunk: ActionChunk) -> None:
+        """The chunk was published, with the sequence number that it has."""
+        last = self._last
+        if last is not None and (last.episode, last.instruction) != (chunk.episode, chunk.instruction):
+            self._phase.reset()
+        self._last = chunk
+        if self._ladder is not None:
+            self._phase.hear(chunk)
+
+    def forget(self) -> None:
+        """A picture was refused: the last chunk may have been made of no better one, and guides none."""
+        self._last = None
+
+    def expected_s(self) -> float:
+        """What the next call takes, by the slower ones of the last."""
+        took = self._took[self.rung]
+        return float(np.quantile(took, QUANTILE)) if took else 0.0
+
+    def _guidance(self, task: Task, frame: Frame, now_ns: int) -> Guidance | None:
+        ready_ns = now_ns + round(self.expected_s() * NS_PER_S)
+        last = self._last if self._last is not None and self._last.serves(task) else None
+        return guide(self._config.rtc, last, task.episode, frame.time_ns, ready_ns)
+
+    def _note(self, now_ns: int, start_ns: int, telemetry: Telemetry) -> None:
+        seconds = (now_ns - start_ns) / NS_PER_S
+        self._took[self.rung].append(seconds)
+        if self._ladder is not None:
+            telemetry.time(f"rung.{self._names[self.rung]}", seconds * 1e3)
+            self._ladder.timed(now_ns / NS_PER_S, seconds)
+
+    def _choose(self, now_ns: int, telemetry: Telemetry) -> None:
+        """Ask the ladder; say what has changed."""
+        if self._ladder is None:
+            return
+        board = self._feel(now_ns)
+        conditions = Conditions(board.temperature_c, board.power_w, self._phase.fine(now_ns))
+        switch = self._ladder.decide(now_ns / NS_PER_S, conditions)
+        telemetry.values["rung"] = float(self.rung)
+        if board.temperature_c is not None:
+            telemetry.values["temperature_c"] = board.temperature_c
+        if switch is not None:
+            telemetry.count("rung_switches")
+            telemetry.count(f"rung_by_{switch.cause}")
+            names = (self._names[switch.before], self._names[switch.after])
+            log.info("rung %s -> %s: %s", *names, switch.reason)
+
+    def _feel(self, now_ns: int) -> Board:
+        if now_ns - self._sensed_ns >= SENSE_NS:
+            self._board, self._sensed_ns = self._sense(), now_ns
+        return self._board
+
+
+def check_rungs(policies: Mapping[str, Policy]) -> None:
+    """Raise ConfigError unless all rungs drive the same robot."""
+    (top, first), *others = ((name, policy.manifest.action) for name, policy in policies.items())
+    for name, action in others:
+        for field_name in TASK_FIELDS:
+            expected, got = getattr(first, field_name), getattr(action, field_name)
+            if expected != got:
+                raise ConfigError(f"rungs: 'action.{field_name}' is {expected} in '{top}', got {got} in '{name}'")
+
+
+def warm_up(policy: Policy, guided: bool) -> float:
+    """Make the first calls, which are slower, through every stage; what the last one took [s]."""
+    horizon, dim = policy.manifest.action.horizon, policy.manifest.action.dim
+    picture, start_ns = np.zeros((64, 64, 3), np.uint8), 0
+    if guided:
+        nothing = Known(np.zeros((horizon, dim)), np.zeros(horizon, np.float32))
+        policy.infer(picture, "warm up", known=nothing)
+    for _ in range(WARM_CALLS):
+        start_ns = monotonic_ns()
+        policy.infer(picture, "warm up")
+    return (monotonic_ns() - start_ns) / NS_PER_S

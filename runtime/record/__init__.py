@@ -1,0 +1,1 @@
+"""Recording, replay and metrics of a running system."""

@@ -1,0 +1,177 @@
+"""The process `metrics`: the reports of all processes as a Prometheus page, `http://127.0.0.1:9464/metrics`.
+
+Knows reports; measures nothing itself. What operators ask for has a name of its own in a table; every other counter
+and value is there under its own label. The page is for this host alone unless `host` says otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from trimvla.runtime.bus.messages import Report, Summary
+from trimvla.runtime.bus.sockets import Subscriber
+from trimvla.runtime.bus.telemetry import BUCKETS_MS, Reporter, Telemetry
+from trimvla.runtime.bus.topics import report, topic
+from trimvla.runtime.clock import NS_PER_S, monotonic_ns
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.ports import check_port
+from trimvla.runtime.record.page_server import PageServer
+
+log = logging.getLogger(__name__)
+NAME = "metrics"
+WAIT_S = 0.2
+BOUNDS_S = [*(f"{bound / 1e3:g}" for bound in BUCKETS_MS), "+Inf"]
+
+Table = dict[str, tuple[str, str]]
+
+#   counter of a process's report -> metric, what it counts
+COUNTERS = {
+    "late": ("trimvla_deadline_misses", "Control ticks that began late"),
+    "skipped": ("trimvla_skipped_ticks", "Deadlines that passed while an earlier tick was at work"),
+    "frames_stale": ("trimvla_stale_frames", "Pictures that were refused for their age"),
+    "gated": ("trimvla_gate_interventions", "Actions that the gate changed"),
+    "holds": ("trimvla_holds", "Commands to hold"),
+    "rung_switches": ("trimvla_rung_switches", "Changes of the bundle on the quality ladder"),
+    "eased": ("trimvla_eased_commands", "Commands that were brought nearer to the one before, at a change of chunks"),
+    "dropped": ("trimvla_recording_drops", "Messages that the recording lost"),
+}
+#   duration of a process's report -> metric, what it is
+DURATIONS = {
+    "observation_age": ("trimvla_observation_age_seconds", "Age of a picture when the policy took it up"),
+    "photon_to_action": ("trimvla_photon_to_action_seconds", "From a picture's capture to its first command"),
+}
+#   value of a process's report -> metric, what it is
+VALUES = {
+    "rung": ("trimvla_rung", "Number of the bundle on the quality ladder that thinks; 0 is the top"),
+}
+#   prefix of a counter by topic -> metric, what it counts
+TOPIC_COUNTERS = {
+    "refused": ("trimvla_refused_messages", "What came on a topic and was no message"),
+    "missed": ("trimvla_missed_messages", "Messages of a topic that were lost or displaced by newer ones"),
+}
+#   prefix of a value by topic -> metric, what it is
+TOPIC_VALUES = {
+    "hz": ("trimvla_input_hz", "Messages per second on a topic, from its slowest sender"),
+    "rate_ok": ("trimvla_input_rate_ok", "1 where messages come about as often as the topic promises"),
+    "senders": ("trimvla_input_senders", "Senders of a topic that are expected to go on"),
+    "valid": ("trimvla_input_valid", "1 where the newest delivery on a topic was a message"),
+}
+EVENTS = ("trimvla_events", "Anything else that a process counts")
+OTHERS = ("trimvla_value", "What else a process reports")
+STAGE = ("trimvla_stage_seconds", "Duration of one part of a process's work")
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """Whose reports are shown, and where."""
+
+    processes: tuple[str, ...] = ("policy", "control")
+    host: str = "127.0.0.1"
+    port: int = 9464
+    """0 takes any free one, which the log names."""
+
+    def __post_init__(self) -> None:
+        check_port(self.port, "'port'")
+
+
+class Page:
+    """A collector: the newest report of every process, as metrics."""
+
+    def __init__(self) -> None:
+        self.reports: Sequence[Report] = ()
+        """Replaced as a whole: the page is drawn in another thread."""
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics as of now."""
+        reports, now = self.reports, monotonic_ns()
+        yield from _counters(reports)
+        yield from _durations(reports)
+        yield from _gauges(reports, now)
+
+
+def _counters(reports: Iterable[Report]) -> Iterator[Metric]:
+    families: dict[str, CounterMetricFamily] = {}
+    for said in reports:
+        for name, count in said.counters.items():
+            (metric, text), extra = _metric_of(name, COUNTERS, TOPIC_COUNTERS, EVENTS, "event")
+            labels = {"process": said.process, **extra}
+            family = families.setdefault(metric, CounterMetricFamily(metric, text, labels=list(labels)))
+            family.add_metric(list(labels.values()), count)
+    yield from families.values()
+
+
+def _metric_of(
+    name: str, table: Table, by_topic: Table, other: tuple[str, str], label: str
+) -> tuple[tuple[str, str], dict[str, str]]:
+    """The metric and its text for a counter or value of a report, and its labels beside the process's."""
+    kind, _, of_topic = name.partition(".")
+    if name in table:
+        return table[name], {}
+    if of_topic and kind in by_topic:
+        return by_topic[kind], {"topic": of_topic}
+    return other, {label: name}
+
+
+def _durations(reports: Iterable[Report]) -> Iterator[Metric]:
+    families: dict[str, HistogramMetricFamily] = {}
+    for said in reports:
+        for name, summary in said.latencies.items():
+            metric, text = DURATIONS.get(name, STAGE)
+            labels = ["process"] if name in DURATIONS else ["process", "stage"]
+            family = families.setdefault(metric, HistogramMetricFamily(metric, text, labels=labels))
+            family.add_metric([said.process, name][: len(labels)], _cumulated(summary), summary.sum / 1e3)
+    yield from families.values()
+
+
+def _cumulated(summary: Summary) -> list[tuple[str, float]]:
+    """Upper bound [s] and how many were not above it."""
+    counts = summary.buckets or (0,) * len(BOUNDS_S)
+    return list(zip(BOUNDS_S, map(float, accumulate(counts)), strict=True))
+
+
+def _gauges(reports: Iterable[Report], now_ns: int) -> Iterator[Metric]:
+    state = GaugeMetricFamily("trimvla_state", "1 for the state that a process is in", labels=["process", "state"])
+    silent = GaugeMetricFamily("trimvla_report_age_seconds", "Since a process's last report", labels=["process"])
+    families: dict[str, GaugeMetricFamily] = {}
+    for said in reports:
+        state.add_metric([said.process, said.state], 1)
+        silent.add_metric([said.process], (now_ns - said.time_ns) / NS_PER_S)
+        for name, number in said.values.items():
+            (metric, text), extra = _metric_of(name, VALUES, TOPIC_VALUES, OTHERS, "name")
+            labels = {"process": said.process, **extra}
+            family = families.setdefault(metric, GaugeMetricFamily(metric, text, labels=list(labels)))
+            family.add_metric(list(labels.values()), number)
+    yield from (state, silent, *families.values())
+
+
+def run(config: MetricsConfig, run_dir: Path, stop: threading.Event) -> None:
+    """The process `metrics`, until `stop`. Raises ConfigError where the port is taken."""
+    page, registry = Page(), CollectorRegistry()
+    registry.register(page)
+    try:
+        server = PageServer(config.host, config.port, make_wsgi_app(registry))
+    except OSError as error:
+        raise ConfigError(f"metrics: cannot listen on {config.host}:{config.port}: {error.strerror}") from None
+    telemetry = Telemetry(NAME)
+    telemetry.state, telemetry.values["port"] = "serving", server.server_port
+    log.info("http://%s:%d/metrics", config.host, server.server_port)
+    names = [report(name) for name in config.processes]
+    hears = Subscriber(run_dir, [topic(name) for name in names])
+    reporter = Reporter(run_dir, telemetry, hears)
+    try:
+        while not stop.is_set():
+            hears.update(WAIT_S)
+            messages = [hears[name].message for name in names]
+            page.reports = [message for message in messages if isinstance(message, Report)]
+            reporter.beat()
+    finally:
+        for closing in (server, hears, reporter):
+            closing.close()

@@ -1,0 +1,245 @@
+"""A recording: one MCAP file of what travelled between the processes. Writes it and reads it; knows no socket.
+
+Every message is JSON with a schema (`foxglove.py`), so that the file opens in Foxglove. Times in the file are of the
+wall clock, for people; times inside the messages stay those of the robot's monotonic clock. While it is written the
+file is called `<name>.partial`; its real name says that it is complete. What was flushed before a crash can be read
+from the partial file. Facts about the run stand in the file as metadata. A file may come from anybody: whatever is
+wrong with it is a RecordingError, in bounded time and memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import mcap.writer
+import msgspec
+from mcap.exceptions import EndOfFile
+from mcap.records import Channel, Metadata
+from mcap.records import Message as Record
+
+from trimvla.runtime.bus import wire
+from trimvla.runtime.bus.messages import Frame, Message
+from trimvla.runtime.bus.topics import Topic, topic
+from trimvla.runtime.clock import wall_offset_ns
+from trimvla.runtime.errors import ConfigError, RecordingError, WireError
+from trimvla.runtime.record import foxglove
+from trimvla.runtime.record.foxglove import CompressedImage, Narrator, Picture, RawImage
+from trimvla.runtime.record.mcap_records import read_records
+
+PARTIAL = ".partial"
+CHUNK_BYTES = 4 * 1024 * 1024  # compressed together; a crash loses the last one
+LOG_TOPIC = "log"
+FACTS = "trimvla"  # name of the metadata record
+SEQUENCES = 1 << 32  # MCAP counts messages in 32 bits
+JSON_GROWTH = 8  # of a message: a number of 9 bytes becomes up to 25 letters, an escaped letter 6
+MAX_FACT = 1 << 20  # letters
+T = TypeVar("T")
+
+
+def partial(path: Path) -> Path:
+    """What a recording is called until it is complete."""
+    return path.with_name(path.name + PARTIAL)
+
+
+class RecordingWriter:
+    """Appends messages as they come off the wire."""
+
+    def __init__(self, stream: BinaryIO, facts: Mapping[str, str], offset_ns: int | None = None) -> None:
+        """Begin a file.
+
+        Args:
+            stream: open for writing, at its start.
+            facts: what a replay must know of the run; text by name.
+            offset_ns: from monotonic to wall-clock time; now's by default.
+
+        Raises OSError.
+        """
+        self._offset_ns = wall_offset_ns() if offset_ns is None else offset_ns
+        self._writer = mcap.writer.Writer(stream, chunk_size=CHUNK_BYTES)
+        self._writer.start(library="trimvla")
+        self._writer.add_metadata(FACTS, {**facts, "utc_minus_monotonic_ns": str(self._offset_ns)})
+        self._channels: dict[str, int] = {}
+        self._schemas: dict[type, int] = {}
+        self._narrator = Narrator()
+
+    def add(self, topic: Topic, received_ns: int, parts: list[bytes]) -> int:
+        """Append what came on a topic at `received_ns`; returns its sequence number.
+
+        Raises WireError for what is no message of the topic, OSError.
+        """
+        if topic.type is Frame:
+            return self._add_frame(topic, received_ns, parts)
+        message = wire.decode(topic, parts)
+        assert isinstance(message, Message)
+        self._append(topic.name, message, message.sequence, received_ns, message.time_ns)
+        line = self._narrator.tell(message, self._offset_ns + message.time_ns)
+        if line is not None:
+            self._append(LOG_TOPIC, line, 0, received_ns, message.time_ns)
+        return message.sequence
+
+    def _add_frame(self, topic: Topic, received_ns: int, parts: list[bytes]) -> int:
+        header = wire.decode_header(topic, parts)
+        captured_ns = header.captured_monotonic_ns
+        picture = foxglove.as_picture(header, parts[2], self._offset_ns + captured_ns)
+        self._append(topic.name, picture, header.sequence, received_ns, captured_ns)
+        return header.sequence
+
+    def _append(self, name: str, body: msgspec.Struct, sequence: int, received_ns: int, time_ns: int) -> None:
+        self._writer.add_message(
+            self._channel(name, type(body)),
+            log_time=max(0, self._offset_ns + received_ns),
+            data=msgspec.json.encode(body),
+            publish_time=max(0, self._offset_ns + time_ns),
+            sequence=sequence % SEQUENCES,
+        )
+
+    def _channel(self, name: str, kind: type[msgspec.Struct]) -> int:
+        key = f"{name} {kind.__name__}"  # a camera may change its codec, and with it the schema
+        if key not in self._channels:
+            if kind not in self._schemas:
+                text = msgspec.json.encode(foxglove.schema(kind))
+                self._schemas[kind] = self._writer.register_schema(foxglove.schema_name(kind), "jsonschema", text)
+            self._channels[key] = self._writer.register_channel(name, "json", self._schemas[kind])
+        return self._channels[key]
+
+    def flush(self) -> None:
+        """Hand everything so far to the operating system: it survives the end of this process. Raises OSError."""
+        self._writer.flush()
+
+    def finish(self) -> None:
+        """Write the index. The stream stays open. Raises OSError."""
+        self._writer.finish()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recorded message. `logged_ns` is when it was received, on the wall clock."""
+
+    topic: str
+    logged_ns: int
+    message: Message | Frame
+
+
+class Recording:
+    """A file that was recorded, complete or cut off."""
+
+    def __init__(self, path: Path) -> None:
+        """Look at its beginning. Raises RecordingError if it is no recording of ours."""
+        self.path = path
+        self.facts = self._read_facts()
+        self.cut_off = False
+        """Whether the last reading ended before the file's own end mark."""
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self.entries()
+
+    def entries(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Entry]:
+        """Messages of the wanted topics in the order in which they were received; pictures are unpacked.
+
+        Topics that we do not know are passed over. Raises RecordingError for a damaged file or message.
+        """
+        for channel, record in self._records(wanted):
+            try:
+                kind = topic(channel.topic)
+            except ConfigError:
+                continue
+            try:
+                yield Entry(channel.topic, record.log_time, _decode(kind, record.data))
+            except RecordingError as error:
+                raise RecordingError(f"{self.path}: {error}") from None
+
+    def _records(self, wanted: Callable[[str], bool]) -> Iterator[tuple[Channel, Record]]:
+        channels: dict[int, Channel] = {}
+        for record in self._all_records():
+            if isinstance(record, Channel):
+                channels[record.id] = record
+            elif isinstance(record, Record):
+                channel = channels.get(record.channel_id)
+                if channel is None:
+                    raise RecordingError(f"{self.path}: expected a channel {record.channel_id}, got none")
+                if wanted(channel.topic):
+                    yield channel, record
+
+    def _all_records(self) -> Iterator[object]:
+        """Every record, to the end or to where the file was cut off."""
+        self.cut_off = False
+        try:
+            with open_file(self.path) as stream:
+                yield from read_records(stream, self.path.stat().st_size)
+        except RecordingError as error:
+            raise RecordingError(f"{self.path}: {error}") from None
+        except EndOfFile:
+            self.cut_off = True
+        except OSError as error:
+            raise RecordingError(f"{self.path}: {error.strerror}") from None
+        except Exception as error:  # of the format, its checksums and three decompressors, without a common base
+            raise RecordingError(f"{self.path}: expected a recording, got: {error}") from None
+
+    def _read_facts(self) -> dict[str, str]:
+        for record in self._all_records():
+            if isinstance(record, Metadata) and record.name == FACTS:
+                return record.metadata
+            if isinstance(record, Record):
+                break
+        raise RecordingError(f"{self.path}: expected a recording of trimvla, got a file without its facts")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file to read from; what is no file, such as a pipe, would keep us waiting. Raises OSError, RecordingError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise RecordingError("expected a recording, got something else than a file")
+
+
+def _decode(kind: Topic, data: bytes) -> Message | Frame:
+    """A record's JSON as the message that travelled. Raises RecordingError."""
+    most = JSON_GROWTH * kind.max_bytes
+    if len(data) > most:
+        raise RecordingError(f"topic '{kind.name}': expected at most {most} bytes, got {len(data)}")
+    try:
+        if kind.type is Frame:
+            return _decode_picture(kind, data)
+        message = msgspec.convert(_with_nan(msgspec.json.decode(data)), kind.type)
+        wire.encode(kind, message)  # it must be one that could have travelled
+        return message
+    except (msgspec.DecodeError, WireError, RecursionError, ValueError, OverflowError) as error:
+        raise RecordingError(f"topic '{kind.name}': {error}") from None
+
+
+def _with_nan(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """JSON has no NaN and no infinity: they were written as null, which no list of ours holds otherwise."""
+    if isinstance(value, list):
+        return [math.nan if item is None else _with_nan(item) for item in value]
+    return {key: _with_nan(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+class _Kind(msgspec.Struct):
+    encoding: str | None = None
+
+
+def _decode_picture(kind: Topic, data: bytes) -> Message | Frame:
+    """Through the wire's own decoder, as the policy got it."""
+    form: type[Picture] = RawImage if msgspec.json.decode(data, type=_Kind).encoding else CompressedImage
+    picture = msgspec.json.decode(data, type=form)
+    return wire.decode(kind, [kind.name.encode(), msgspec.json.encode(picture.header), picture.data])
+
+
+def fact(recording: Recording, name: str, kind: type[T]) -> T | None:
+    """One fact of this type, decoded from JSON; None where it was not recorded. Raises RecordingError."""
+    text = recording.facts.get(name)
+    if text is None:
+        return None
+    if len(text) > MAX_FACT:
+        raise RecordingError(f"{recording.path}: expected at most {MAX_FACT} letters for the fact '{name}'")
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, RecursionError, ValueError, OverflowError) as error:
+        raise RecordingError(f"{recording.path}: fact '{name}': {error}") from None

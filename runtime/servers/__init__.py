@@ -1,0 +1,1 @@
+"""Servers: a policy behind the protocols of other people's clients."""
