@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from trimvla.policies.planner import Request
+from trimvla.policies.trimming.planner import Request
 from trimvla.runtime.bundle.plan import TokenPlan, TokenSelector
 
 Knob = Literal["layers", "width", "tokens", "cache"]

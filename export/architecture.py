@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trimvla.policies.config import (
+from trimvla.policies.sizes.config import (
     Activation,
     DiffusionConfig,
     HeadConfig,

@@ -20,9 +20,9 @@ from torch import nn
 from trimvla.export.benchmark import COMPILED
 from trimvla.export.stages import stages_under
 from trimvla.export.verify import checkpoint_beside
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.trimmed import trim
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.backends.chain import HostChain
 from trimvla.runtime.backends.runner import check_inputs
 from trimvla.runtime.bundle.manifest import Manifest, StageSpec

@@ -30,10 +30,10 @@ from trimvla.export.precision import convert, precision_named
 from trimvla.export.stages import Stage, prompt_spec, stage_spec, stages_under
 from trimvla.export.to_onnx import export_stage
 from trimvla.export.verify import closing_all, parity, proof_runners
-from trimvla.policies.calibrate import Calibration
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.trimmed import trim
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.calibrate import Calibration
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import ActionKind, ActionSpec, ImageSpec, Manifest, Plan, StageSpec
 from trimvla.runtime.errors import BundleError, ConfigError

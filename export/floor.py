@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.cost import FLOAT32_BYTES, Cost, shape_of, stage_costs
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.sizes.cost import FLOAT32_BYTES, Cost, shape_of, stage_costs
 from trimvla.runtime.bundle.plan import Plan
 
 # An ONNX model that computes c = a @ b on float32[n, n], opset 20.

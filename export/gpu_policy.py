@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from trimvla.export.stages import example_inputs, stages_under
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.compiled import compile_blocks
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.fused import fuse
+from trimvla.policies.cogact.compiled import compile_blocks
+from trimvla.policies.cogact.fused import fuse
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.runtime.bundle.manifest import STAGES
 
 TOTAL = "total"

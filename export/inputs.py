@@ -16,8 +16,8 @@ import msgspec
 
 from trimvla.export.precision import PRECISIONS
 from trimvla.export.stages import stage_spec, stages_under
-from trimvla.policies.calibrate import Calibration, check_calibration
-from trimvla.policies.config import PolicyConfig
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.calibrate import Calibration, check_calibration
 from trimvla.runtime.bundle import action_statistics
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import ActionKind, ActionSpec, Manifest, StageSpec

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from trimvla.policies.config import PolicyConfig, PromptConfig
+from trimvla.policies.sizes.config import PolicyConfig, PromptConfig
 
 KEY = "random-weights"
 

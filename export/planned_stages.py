@@ -18,11 +18,11 @@ from torch import Tensor
 from trimvla.export.reference.stepper import SamplerStep, trajectory
 from trimvla.export.stages import STEP_STAGES, Stage, guidance_scale, stage_spec, stages_under
 from trimvla.export.to_onnx import export_stage
-from trimvla.policies.cachers import CachedDit
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.diffusion import ddim_steps, ddim_trajectory, guided
-from trimvla.policies.trimmed import sampler_steps, trim
-from trimvla.policies.trimmed_language import TrimmedDecoder
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.nn.cachers import CachedDit
+from trimvla.policies.nn.diffusion import ddim_steps, ddim_trajectory, guided
+from trimvla.policies.trimming.trimmed import sampler_steps, trim
+from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.runtime.backends.runner import Runner, create
 from trimvla.runtime.bundle.plan import Plan
 

@@ -18,9 +18,9 @@ from trimvla.export.halve import halve
 from trimvla.export.quantise import multiplied, quantise
 from trimvla.export.ranges import activation_ranges
 from trimvla.export.to_onnx import store_in_half, strip
-from trimvla.policies.calibrate import Calibration, check_calibration
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.memory import SPELLINGS
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.sizes.memory import SPELLINGS
+from trimvla.policies.trimming.calibrate import Calibration, check_calibration
 from trimvla.runtime.errors import ConfigError
 
 

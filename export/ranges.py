@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from trimvla.policies.calibrate import Calibration
-from trimvla.policies.config import PolicyConfig
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.calibrate import Calibration
 from trimvla.runtime.backends.ort_runner import CPU, session_options
 from trimvla.runtime.errors import ConfigError
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from trimvla.export.architecture import policy_config
 from trimvla.export.compare import Value
 from trimvla.export.planned_stages import PlannedStages, TorchStages
-from trimvla.policies.checkpoint import load_official
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.diffusion import DdimStep, ddim_steps
-from trimvla.policies.vision import Vit
+from trimvla.policies.cogact.checkpoint import load_official
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.nn.diffusion import DdimStep, ddim_steps
+from trimvla.policies.nn.vision import Vit
 from trimvla.runtime.errors import ConfigError
 
 Values = Iterator[tuple[str, Value]]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from trimvla.export.reference_directory import Reference, Values
-from trimvla.policies.diffusion import betas, ddim_trajectory, guided
-from trimvla.policies.head import frequency_embedding
+from trimvla.policies.nn.diffusion import betas, ddim_trajectory, guided
+from trimvla.policies.nn.dit import frequency_embedding
 
 
 def vision(ref: Reference) -> Values:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from trimvla.export.reference_directory import Reference, Values
 from trimvla.export.reference_runtime import in_units, square_image
-from trimvla.policies.cachers import every
-from trimvla.policies.calibrate import measure
-from trimvla.policies.importance import block_influence, most_important
-from trimvla.policies.tokens import diversity, efficientvla_groups, min_max, relevance
-from trimvla.policies.trimmed import trim
-from trimvla.policies.trimmed_language import TrimmedDecoder
+from trimvla.policies.nn.cachers import every
+from trimvla.policies.trimming.calibrate import measure
+from trimvla.policies.trimming.importance import block_influence, most_important
+from trimvla.policies.trimming.tokens import diversity, efficientvla_groups, min_max, relevance
+from trimvla.policies.trimming.trimmed import trim
+from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.preprocess import binarise

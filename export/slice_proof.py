@@ -23,14 +23,14 @@ from trimvla.export.stages import Stage, example_inputs, stage_spec, stages_unde
 from trimvla.export.stream import Journal, Writer
 from trimvla.export.verify import LIMITS, as_arrays, shared, tolerances
 from trimvla.export.weightless import skeleton, stand_in
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.half import DTYPES, in_precision
-from trimvla.policies.kept import part_of
-from trimvla.policies.layout import build_meta
-from trimvla.policies.trimmed import kept_layers, trim
-from trimvla.policies.trimmed_language import TrimmedDecoder
-from trimvla.policies.weights import Weights
+from trimvla.policies.cogact.half import DTYPES, in_precision
+from trimvla.policies.cogact.layout import build_meta
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.cogact.weights import Weights
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.kept import part_of
+from trimvla.policies.trimming.trimmed import kept_layers, trim
+from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.runtime.backends.runner import create
 from trimvla.runtime.bundle.plan import Plan
 

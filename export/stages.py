@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trimvla.policies.cachers import CachedDit
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.diffusion import Known, guided
-from trimvla.policies.trimmed_language import TrimmedDecoder
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.nn.cachers import CachedDit
+from trimvla.policies.nn.diffusion import Known, guided
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.runtime.bundle.manifest import PromptSpec, StageSpec, TensorSpec
 from trimvla.runtime.bundle.plan import Plan
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from trimvla.export.weightless import Skeleton, Slot
-from trimvla.policies.kept import part_of
-from trimvla.policies.weights import Weights
+from trimvla.policies.cogact.weights import Weights
+from trimvla.policies.trimming.kept import part_of
 from trimvla.runtime.bundle.manifest import sha256_of
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import BundleError, ConfigError

@@ -31,10 +31,10 @@ from trimvla.export.slice_proof import prove_slice
 from trimvla.export.stages import stages_under
 from trimvla.export.stream import Journal, Report, Writer
 from trimvla.export.weightless import skeleton, stand_in
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.half import DTYPES
-from trimvla.policies.trimmed import check
-from trimvla.policies.weights import Weights
+from trimvla.policies.cogact.half import DTYPES
+from trimvla.policies.cogact.weights import Weights
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.trimmed import check
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import ActionKind, ActionSpec, Manifest
 from trimvla.runtime.bundle.plan import Plan

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from trimvla.export.stages import PROMPT_AXIS, Stage, tensor_specs
-from trimvla.policies.cogact import CogAct
+from trimvla.policies.cogact.model import CogAct
 from trimvla.runtime.bundle.manifest import TensorSpec, sha256_of
 
 OPSET = 20

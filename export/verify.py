@@ -18,10 +18,10 @@ from torch import Tensor
 from trimvla.export.compare import Comparison, Limit, LowerComparison, ScaledComparison, report
 from trimvla.export.emulate import EmulatedRunner
 from trimvla.export.stages import GUIDED, SAMPLED_TOLERANCE, STAGES, example_inputs, stages_under, walk
-from trimvla.policies.checkpoint import load as load_checkpoint
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.trimmed import trim
+from trimvla.policies.cogact.checkpoint import load as load_checkpoint
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.backends.runner import Runner, create
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import Manifest, StageSpec

@@ -15,11 +15,11 @@ from torch import nn
 
 from trimvla.export.stages import Stage
 from trimvla.export.to_onnx import quiet_exporter, strip, trace
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.half import in_precision
-from trimvla.policies.layout import build_meta
-from trimvla.policies.trimmed import trim
+from trimvla.policies.cogact.half import in_precision
+from trimvla.policies.cogact.layout import build_meta
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.plan import Plan
 
 PAGE = 4096  # where a large weight begins: a page of memory, as the ONNX format advises for mapping

@@ -34,10 +34,10 @@ from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
 from trimvla.launch.signals import terminate_as_interrupt
 from trimvla.launch.trim import now
-from trimvla.policies.calibrate import Calibration
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.planner import make_plan
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.calibrate import Calibration
+from trimvla.policies.trimming.planner import make_plan
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.action_statistics import read_table
 from trimvla.runtime.bundle.plan import Plan

@@ -16,8 +16,8 @@ from rich.table import Table
 from trimvla.export import benchmark
 from trimvla.export.ablation import DENSE, ROWS
 from trimvla.export.benchmark import COMPILED, EAGER, Samples, Subject
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.cost import report, shape_by_counts, shape_of
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.sizes.cost import report, shape_by_counts, shape_of
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.rollout import Outcome

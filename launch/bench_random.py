@@ -23,8 +23,8 @@ from trimvla.launch.console import Console
 from trimvla.launch.export import Args as ExportArgs
 from trimvla.launch.export import run as export
 from trimvla.launch.options import Result
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.memory import PRECISIONS
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.sizes.memory import PRECISIONS
 from trimvla.runtime.backends.runner import Runner, create
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import STAGES, Manifest, StageSpec

@@ -16,7 +16,7 @@ from trimvla.export.benchmark import Subject, policy_calls, stage_inputs
 from trimvla.export.floor import Floor, Machine, floors
 from trimvla.launch.bench_socket import SocketPolicy
 from trimvla.launch.extras import install, missing_module
-from trimvla.policies.config import PolicyConfig
+from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import BackendError, CheckpointError, ConfigError
 from trimvla.runtime.inference.policy import Policy

@@ -13,9 +13,9 @@ from trimvla.export.to_tensorrt import WORKSPACE_MB, Engine, Report, Request, bu
 from trimvla.launch.console import Progress, progress_bar
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.cost import shape_of
-from trimvla.policies.memory import BOARDS, GIB, MIB, MemoryPlan, plan_memory, require_memory, usable_on
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.sizes.cost import shape_of
+from trimvla.policies.sizes.memory import BOARDS, GIB, MIB, MemoryPlan, plan_memory, require_memory, usable_on
 from trimvla.runtime.backends.tensorrt.device import NONE, Device, find_device, free_bytes
 from trimvla.runtime.backends.tensorrt.engine_cache import content_digest
 from trimvla.runtime.backends.tensorrt.engine_folders import to_build_in

@@ -9,9 +9,9 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options, Result
-from trimvla.policies.config import PolicyConfig, find_preset
-from trimvla.policies.cost import Shape, report, shape_by_counts, shape_of
-from trimvla.policies.memory import BOARDS, GIB, fit_rows, plan_memory, precision_named
+from trimvla.policies.sizes.config import PolicyConfig, find_preset
+from trimvla.policies.sizes.cost import Shape, report, shape_by_counts, shape_of
+from trimvla.policies.sizes.memory import BOARDS, GIB, fit_rows, plan_memory, precision_named
 from trimvla.runtime.bundle.plan import TokenPlan, TokenSelector, load_plan
 
 # EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP and interval 5.
@@ -80,7 +80,7 @@ def in_precision(cfg: PolicyConfig, shape: Shape, prompt: int | None, precision:
 def wanted_shape(args: Args, cfg: PolicyConfig) -> Shape:
     """What the plan file keeps, or as much as the options say."""
     if args.plan is not None:
-        from trimvla.policies.trimmed import check  # needs torch; the counts do not
+        from trimvla.policies.trimming.trimmed import check  # needs torch; the counts do not
 
         plan = load_plan(args.plan)
         check(plan, cfg)

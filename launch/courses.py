@@ -8,10 +8,10 @@ from functools import cache
 
 from tokenizers import Tokenizer
 
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.dataset import make_tokenizer
-from trimvla.policies.tokenizer import extend_tokenizer
-from trimvla.policies.train import Recipe
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.training.dataset import make_tokenizer
+from trimvla.policies.training.tokenizer import extend_tokenizer
+from trimvla.policies.training.trainer import Recipe
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.sim import demonstrations, scene, simpler, simpler_demonstrations
 

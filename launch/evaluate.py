@@ -25,7 +25,7 @@ from trimvla.launch.evaluate_report import (
 )
 from trimvla.launch.options import Result
 from trimvla.launch.signals import terminate_as_interrupt
-from trimvla.policies.roofline import DEVICES
+from trimvla.policies.sizes.roofline import DEVICES
 from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.sim.actor import EXPERT
 from trimvla.sim.latency import Latency, split

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from trimvla.policies.config import PRESETS, PolicyConfig
-from trimvla.policies.roofline import DEVICES, SCALE, estimate_ms, find_device, same_plan
+from trimvla.policies.sizes.config import PRESETS, PolicyConfig
+from trimvla.policies.sizes.roofline import DEVICES, SCALE, estimate_ms, find_device, same_plan
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.errors import ConfigError

@@ -19,7 +19,7 @@ from typing import Any
 from trimvla.launch.evaluate_players import estimate
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
-from trimvla.policies.roofline import find_device
+from trimvla.policies.sizes.roofline import find_device
 from trimvla.runtime.bundle import manifest as bundle_files
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.statistics import compare

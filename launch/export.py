@@ -21,10 +21,10 @@ from trimvla.launch.frames import find_calibration
 from trimvla.launch.options import Result
 from trimvla.launch.unwinding import unwinding
 from trimvla.launch.verify import as_table
-from trimvla.policies import checkpoint
-from trimvla.policies.calibrate import Calibration
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PRESETS, PolicyConfig
+from trimvla.policies.cogact import checkpoint
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.sizes.config import PRESETS, PolicyConfig
+from trimvla.policies.trimming.calibrate import Calibration
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.action_statistics import chosen, read_table
 from trimvla.runtime.bundle.plan import Plan, load_plan

@@ -18,12 +18,12 @@ from trimvla.launch.console import transfer_bar
 from trimvla.launch.export_options import ExportOptions
 from trimvla.launch.options import Result
 from trimvla.launch.verify import as_table
-from trimvla.policies.config import PolicyConfig, find_preset
-from trimvla.policies.cost import shape_of
-from trimvla.policies.half import DTYPES
-from trimvla.policies.memory import plan_memory, precision_named
-from trimvla.policies.sizes import plan_by_sizes
-from trimvla.policies.weights import CheckpointWeights, RandomWeights, Weights
+from trimvla.policies.cogact.half import DTYPES
+from trimvla.policies.cogact.weights import CheckpointWeights, RandomWeights, Weights
+from trimvla.policies.sizes.config import PolicyConfig, find_preset
+from trimvla.policies.sizes.cost import shape_of
+from trimvla.policies.sizes.memory import plan_memory, precision_named
+from trimvla.policies.trimming.plan_by_size import plan_by_sizes
 from trimvla.runtime.bundle.action_statistics import chosen, read_table
 from trimvla.runtime.bundle.manifest import ActionSpec
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, load_plan

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from trimvla.policies.calibrate import Calibration, calibration_from_shards, load_calibration
-from trimvla.policies.config import PolicyConfig
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.calibrate import Calibration, calibration_from_shards, load_calibration
 from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
 from trimvla.runtime.errors import ConfigError
 

@@ -40,10 +40,10 @@ from trimvla.export.gpu_policy import (
 from trimvla.launch.gpu_report import as_text, draw
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PolicyConfig, find_preset
-from trimvla.policies.sizes import plan_by_sizes
-from trimvla.policies.trimmed import trim
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.sizes.config import PolicyConfig, find_preset
+from trimvla.policies.trimming.plan_by_size import plan_by_sizes
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.errors import BackendError, ConfigError, TrimvlaError
 

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from trimvla.policies import checkpoint
-from trimvla.policies.config import PRESETS
-from trimvla.policies.dataset import Demonstrations
-from trimvla.policies.train import Recipe, Trainer, train
+from trimvla.policies.cogact import checkpoint
+from trimvla.policies.sizes.config import PRESETS
+from trimvla.policies.training.dataset import Demonstrations
+from trimvla.policies.training.trainer import Recipe, Trainer, train
 from trimvla.runtime.errors import ConfigError, TrimvlaError
 
 NOUNS = "carrot,plate,spoon,towel,block,eggplant,basket"  # the course's own, which needs the simulator to be read

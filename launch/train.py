@@ -18,11 +18,11 @@ from trimvla.launch.console import Progress, progress_bar, text_column
 from trimvla.launch.courses import courses
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
-from trimvla.policies import checkpoint
-from trimvla.policies.config import PRESETS, PolicyConfig
-from trimvla.policies.dataset import Demonstrations
-from trimvla.policies.train import Recipe, Trainer, train
-from trimvla.policies.training_state import check_same_run, origin_of, read_state
+from trimvla.policies.cogact import checkpoint
+from trimvla.policies.sizes.config import PRESETS, PolicyConfig
+from trimvla.policies.training.dataset import Demonstrations
+from trimvla.policies.training.state import check_same_run, origin_of, read_state
+from trimvla.policies.training.trainer import Recipe, Trainer, train
 from trimvla.runtime.bundle.action_statistics import chosen, read_table
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim import demonstrations

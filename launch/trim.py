@@ -16,11 +16,11 @@ from trimvla.launch.export import TOKENIZER, find_source, load_policy
 from trimvla.launch.frames import find_calibration
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
-from trimvla.policies.calibrate import Calibration, kept_tokens
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.cost import report, shape_by_counts, shape_of
-from trimvla.policies.planner import Request, make_plan
-from trimvla.policies.trimmed import kept_layers, trim
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.sizes.cost import report, shape_by_counts, shape_of
+from trimvla.policies.trimming.calibrate import Calibration, kept_tokens
+from trimvla.policies.trimming.planner import Request, make_plan
+from trimvla.policies.trimming.trimmed import kept_layers, trim
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, TokenSelector, save_plan
 from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
 from trimvla.runtime.errors import ConfigError

@@ -15,7 +15,7 @@ from trimvla.launch.ablate import Args
 from trimvla.launch.ablate_play import read_rounds
 from trimvla.launch.ablate_report import BEGIN, END, as_markdown, cells, insert
 from trimvla.launch.console import Progress
-from trimvla.policies.planner import Request
+from trimvla.policies.trimming.planner import Request
 from trimvla.runtime.bundle.plan import TokenPlan
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.rollout import Outcome, choose_seeds

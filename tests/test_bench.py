@@ -15,8 +15,8 @@ from tests import tiny_bundle
 from trimvla.export.benchmark import COMPILED, EAGER
 from trimvla.launch import cli
 from trimvla.launch.bench import Args, Baselines
-from trimvla.policies.config import PRESETS
-from trimvla.policies.cost import vision_cost
+from trimvla.policies.sizes.config import PRESETS
+from trimvla.policies.sizes.cost import vision_cost
 
 INSTRUCTION = ("--instruction", "pick up the red cube")
 FIELDS = {

@@ -17,9 +17,9 @@ from trimvla.export.benchmark_torch import TorchRunner
 from trimvla.export.floor import MATRIX_PRODUCT, Floor, Machine, better, floor, floors, measure_machine
 from trimvla.export.stages import stage_spec, stages_under
 from trimvla.launch.bench_report import doubts, write_samples
-from trimvla.policies.config import PRESETS
-from trimvla.policies.cost import Cost
-from trimvla.policies.trimmed import trim
+from trimvla.policies.sizes.config import PRESETS
+from trimvla.policies.sizes.cost import Cost
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
 
 PLAN = Plan(layers=(0, 2), tokens=TokenPlan(keep=6, after=1), recompute=(0,))

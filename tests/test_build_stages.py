@@ -24,10 +24,10 @@ from trimvla.export.operators import check_operators
 from trimvla.export.precision import convert
 from trimvla.export.stages import Stage, prompt_spec, stage_spec, stages_under
 from trimvla.export.to_onnx import export_stage
-from trimvla.policies.cachers import every
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PRESETS, PolicyConfig
-from trimvla.policies.trimmed import trim
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.nn.cachers import every
+from trimvla.policies.sizes.config import PRESETS, PolicyConfig
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.backends.tensorrt import engine_cache as engines
 from trimvla.runtime.backends.tensorrt.library import TrtLibrary
 from trimvla.runtime.bundle import manifest as bundles

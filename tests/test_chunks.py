@@ -14,9 +14,9 @@ from chunk_modes import MODES, SEEDS, fly, jumps
 from tiny_bundle import DIM, HORIZON, KINDS, write_bundle
 from tiny_policy import random_policy
 
-from trimvla.policies.diffusion import Known as KnownRows
-from trimvla.policies.diffusion import ddim_steps
-from trimvla.policies.trimmed import trim
+from trimvla.policies.nn.diffusion import Known as KnownRows
+from trimvla.policies.nn.diffusion import ddim_steps
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.action_statistics import ActionStatistics
 from trimvla.runtime.bundle.plan import Plan

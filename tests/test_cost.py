@@ -11,11 +11,11 @@ from tiny_policy import TINY
 from torch.utils.flop_counter import FlopCounterMode
 
 from trimvla.launch import cli
-from trimvla.policies import cost
-from trimvla.policies.cachers import every
-from trimvla.policies.config import PRESETS, PolicyConfig
-from trimvla.policies.layout import build_meta, official_parameters
-from trimvla.policies.trimmed import trim
+from trimvla.policies.cogact.layout import build_meta, official_parameters
+from trimvla.policies.nn.cachers import every
+from trimvla.policies.sizes import cost
+from trimvla.policies.sizes.config import PRESETS, PolicyConfig
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 from trimvla.runtime.errors import ConfigError
 

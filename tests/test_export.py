@@ -19,7 +19,7 @@ from trimvla.export.bundle import export_policy
 from trimvla.export.stages import GUIDED, STAGES, stage_spec
 from trimvla.export.to_onnx import export_stage
 from trimvla.export.verify import checkpoint_beside, open_runners, parity, verify_bundle
-from trimvla.policies.checkpoint import save
+from trimvla.policies.cogact.checkpoint import save
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import Plan
 from trimvla.runtime.errors import BundleError, CheckpointError, ConfigError

@@ -17,7 +17,7 @@ from trimvla.export.planned_stages import ExportedStages, TorchStages
 from trimvla.export.stages import KEPT, STAGES
 from trimvla.export.to_onnx import export_stage
 from trimvla.export.verify import verify_bundle
-from trimvla.policies.trimmed import trim
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 from trimvla.runtime.errors import BundleError, ConfigError

@@ -23,15 +23,15 @@ from trimvla.export.stream_bundle import JOURNAL, Wanted, export_streamed, parti
 from trimvla.export.verify import open_runners, parity
 from trimvla.export.weightless import Skeleton, skeleton, stand_in
 from trimvla.launch import cli
-from trimvla.policies.checkpoint import load_official
-from trimvla.policies.config import PRESETS, PolicyConfig
-from trimvla.policies.cost import shape_by_counts, shape_of
-from trimvla.policies.half import DTYPES, in_precision
-from trimvla.policies.kept import part_of
-from trimvla.policies.memory import plan_memory
-from trimvla.policies.sizes import plan_by_sizes, spread
-from trimvla.policies.trimmed import trim
-from trimvla.policies.weights import CheckpointWeights, RandomWeights
+from trimvla.policies.cogact.checkpoint import load_official
+from trimvla.policies.cogact.half import DTYPES, in_precision
+from trimvla.policies.cogact.weights import CheckpointWeights, RandomWeights
+from trimvla.policies.sizes.config import PRESETS, PolicyConfig
+from trimvla.policies.sizes.cost import shape_by_counts, shape_of
+from trimvla.policies.sizes.memory import plan_memory
+from trimvla.policies.trimming.kept import part_of
+from trimvla.policies.trimming.plan_by_size import plan_by_sizes, spread
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.backends.ort_runner import OrtRunner
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask, save_plan

@@ -17,13 +17,13 @@ from trimvla.export import gpu_policy
 from trimvla.export.gpu_policy import EAGER, DevicePolicy, device_inputs
 from trimvla.export.stages import stages_under
 from trimvla.launch import cli, gpu_bench
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.compiled import compile_blocks
-from trimvla.policies.cost import shape_of
-from trimvla.policies.fused import FusedAttention, fuse
-from trimvla.policies.language import DecoderAttention, DecoderLayer
-from trimvla.policies.sizes import plan_by_sizes
-from trimvla.policies.trimmed import trim
+from trimvla.policies.cogact.compiled import compile_blocks
+from trimvla.policies.cogact.fused import FusedAttention, fuse
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.nn.llama import DecoderAttention, DecoderLayer
+from trimvla.policies.sizes.cost import shape_of
+from trimvla.policies.trimming.plan_by_size import plan_by_sizes
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from trimvla.launch.courses import courses
 from trimvla.launch.gpu_train import NOUNS, pack, unpack
-from trimvla.policies import checkpoint
-from trimvla.policies.config import PRESETS
-from trimvla.policies.train import Trainer
+from trimvla.policies.cogact import checkpoint
+from trimvla.policies.sizes.config import PRESETS
+from trimvla.policies.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 

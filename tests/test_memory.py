@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from trimvla.launch import cli
-from trimvla.policies import memory
-from trimvla.policies.config import PRESETS
-from trimvla.policies.cost import report, shape_by_counts, stage_costs
-from trimvla.policies.memory import BOARDS, GIB, plan_memory, require_memory, usable_on
+from trimvla.policies.sizes import memory
+from trimvla.policies.sizes.config import PRESETS
+from trimvla.policies.sizes.cost import report, shape_by_counts, stage_costs
+from trimvla.policies.sizes.memory import BOARDS, GIB, plan_memory, require_memory, usable_on
 from trimvla.runtime.bundle.plan import TokenPlan
 from trimvla.runtime.errors import ConfigError
 

@@ -14,8 +14,8 @@ from tiny_policy import TINY, random_policy
 from trimvla.export.operators import check_operators, problems_of
 from trimvla.export.stages import stages_under
 from trimvla.export.to_onnx import export_stage
-from trimvla.policies.cachers import every
-from trimvla.policies.trimmed import trim
+from trimvla.policies.nn.cachers import every
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 from trimvla.runtime.errors import BundleError
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_policy import TINY, inputs, official_checkpoint, random_policy, write_official
 
-from trimvla.policies.checkpoint import load, load_official, save
-from trimvla.policies.config import PolicyConfig
-from trimvla.policies.vision import Vit
+from trimvla.policies.cogact.checkpoint import load, load_official, save
+from trimvla.policies.nn.vision import Vit
+from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.runtime.errors import CheckpointError
 
 

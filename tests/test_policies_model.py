@@ -9,13 +9,13 @@ import pytest
 import torch
 from tiny_policy import TINY, inputs, random_policy
 
-from trimvla.policies.attention import attention
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PRESETS, PolicyConfig
-from trimvla.policies.diffusion import alphas_cumprod, ddim_sample, ddim_steps, guided, q_sample, timesteps
-from trimvla.policies.initialise import initialise, sincos_grid
-from trimvla.policies.language import rotary, rotate
-from trimvla.policies.layout import build_meta, official_parameters
+from trimvla.policies.cogact.initialise import initialise, sincos_grid
+from trimvla.policies.cogact.layout import build_meta, official_parameters
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.nn.attention import attention
+from trimvla.policies.nn.diffusion import alphas_cumprod, ddim_sample, ddim_steps, guided, q_sample, timesteps
+from trimvla.policies.nn.llama import rotary, rotate
+from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.runtime.errors import ConfigError
 
 

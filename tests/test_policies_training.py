@@ -12,15 +12,15 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import PRESETS, PolicyConfig
-from trimvla.policies.dataset import Demonstrations, action_statistics, make_tokenizer, normalise
-from trimvla.policies.dropping import block_order, glimpse, patchy_tokens, spread
-from trimvla.policies.initialise import initialise
-from trimvla.policies.packed import packed_mask, packed_states, shared_prefix, take_last
-from trimvla.policies.tokenizer import build_tokenizer, extend_tokenizer, prompt_ids
-from trimvla.policies.train import Recipe, Trainer, thinned_count, train
-from trimvla.policies.trimmed import trim
+from trimvla.policies.cogact.initialise import initialise
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.sizes.config import PRESETS, PolicyConfig
+from trimvla.policies.training.dataset import Demonstrations, action_statistics, make_tokenizer, normalise
+from trimvla.policies.training.dropping import block_order, glimpse, patchy_tokens, spread
+from trimvla.policies.training.packed import packed_mask, packed_states, shared_prefix, take_last
+from trimvla.policies.training.tokenizer import build_tokenizer, extend_tokenizer, prompt_ids
+from trimvla.policies.training.trainer import Recipe, Trainer, thinned_count, train
+from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.action_statistics import ActionStatistics
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.inference.preprocess import unnormalise

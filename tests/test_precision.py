@@ -26,7 +26,7 @@ from trimvla.export.placeholders import placeholder_tokenizer
 from trimvla.export.precision import PRECISIONS
 from trimvla.export.quantise import columns, round_up
 from trimvla.export.to_tensorrt import parse
-from trimvla.policies.calibrate import Calibration
+from trimvla.policies.trimming.calibrate import Calibration
 from trimvla.runtime.backends.runner import create
 from trimvla.runtime.backends.tensorrt.library import load_trt
 from trimvla.runtime.bundle import manifest as bundles

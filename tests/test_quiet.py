@@ -40,7 +40,7 @@ IMPORTS = (
     "import trimvla.export.emulate",
     "import trimvla.launch.doctor",
     "import trimvla.sim.episodes",
-    "import trimvla.policies.config",
+    "import trimvla.policies.sizes.config",
 )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from trimvla.policies.config import find_preset
-from trimvla.policies.cost import Cost, shape_by_counts
-from trimvla.policies.roofline import DEVICES, Device, estimate_ms, find_device, same_plan, stage_ms
+from trimvla.policies.sizes.config import find_preset
+from trimvla.policies.sizes.cost import Cost, shape_by_counts
+from trimvla.policies.sizes.roofline import DEVICES, Device, estimate_ms, find_device, same_plan, stage_ms
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 from trimvla.runtime.errors import ConfigError
 

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trimvla.launch import cli
 from trimvla.launch.config import decode_file
-from trimvla.policies.checkpoint import load, load_official, save
-from trimvla.policies.config import PRESETS
+from trimvla.policies.cogact.checkpoint import load, load_official, save
+from trimvla.policies.sizes.config import PRESETS
 from trimvla.runtime.errors import CheckpointError, ConfigError
 from trimvla.runtime.text_files import parse_json, read_json, read_text
 

@@ -12,9 +12,9 @@ from tests.tiny_policy import TINY
 from trimvla.launch import cli
 from trimvla.launch.courses import courses
 from trimvla.launch.train import CURVES, Args, describe, draw_curve
-from trimvla.policies.config import PRESETS, PolicyConfig
-from trimvla.policies.tokenizer import prompt_ids
-from trimvla.policies.train import Recipe, Trainer
+from trimvla.policies.sizes.config import PRESETS, PolicyConfig
+from trimvla.policies.training.tokenizer import prompt_ids
+from trimvla.policies.training.trainer import Recipe, Trainer
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.demonstrations import AUX, FIRST_SEED
 from trimvla.sim.simpler_demonstrations import INSTRUCTIONS

@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_policy import TINY, inputs, random_policy
 
-from trimvla.policies import tokens
-from trimvla.policies.cachers import CachedDit, every
-from trimvla.policies.calibrate import Calibration, load_calibration, measure, sequences
-from trimvla.policies.head import DitBlock
-from trimvla.policies.importance import CRITERIA, most_important
-from trimvla.policies.planner import Request, make_plan
-from trimvla.policies.tokens import Seen
-from trimvla.policies.trimmed import trim
-from trimvla.policies.trimmed_language import TrimmedDecoder, as_layer
-from trimvla.policies.width import channel_scores, kept_channels
+from trimvla.policies.nn.cachers import CachedDit, every
+from trimvla.policies.nn.dit import DitBlock
+from trimvla.policies.trimming import tokens
+from trimvla.policies.trimming.calibrate import Calibration, load_calibration, measure, sequences
+from trimvla.policies.trimming.importance import CRITERIA, most_important
+from trimvla.policies.trimming.planner import Request, make_plan
+from trimvla.policies.trimming.tokens import Seen
+from trimvla.policies.trimming.trimmed import trim
+from trimvla.policies.trimming.trimmed_language import TrimmedDecoder, as_layer
+from trimvla.policies.trimming.width import channel_scores, kept_channels
 from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan, load_plan, mask, save_plan, unmask
 from trimvla.runtime.errors import ConfigError
 

@@ -14,7 +14,7 @@ from tiny_policy import TINY, random_policy
 from tokenizers import Tokenizer, models
 
 from trimvla.launch import cli
-from trimvla.policies.checkpoint import save
+from trimvla.policies.cogact.checkpoint import save
 from trimvla.runtime.bundle.plan import load_plan
 
 DEEP = msgspec.structs.replace(TINY, language=msgspec.structs.replace(TINY.language, layers=5))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from trimvla.policies.cogact import CogAct
-from trimvla.policies.config import (
+from trimvla.policies.cogact.layout import dead_weights, live_weights
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.sizes.config import (
     DiffusionConfig,
     HeadConfig,
     LanguageConfig,
@@ -16,7 +17,6 @@ from trimvla.policies.config import (
     PromptConfig,
     VitConfig,
 )
-from trimvla.policies.layout import dead_weights, live_weights
 
 HALF = (0.5, 0.5, 0.5)
 

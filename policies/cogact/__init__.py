@@ -1,0 +1,1 @@
+"""The CogACT family: model, checkpoint layout, weights."""

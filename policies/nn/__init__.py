@@ -1,0 +1,1 @@
+"""Blocks that policies share, as torch modules."""

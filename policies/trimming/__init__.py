@@ -1,0 +1,1 @@
+"""Trimming: from calibration frames to a plan, and a policy under a plan."""

@@ -1,0 +1,86 @@
+"""From calibration data to a plan: one shot, no training (EfficientVLA, arXiv 2506.10100).
+
+Puts the strategies together and writes down where the decision came from; the strategies are in `importance`, `width`,
+`tokens` and `cachers`. The same data, request and time stamp give the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.nn.cachers import every
+from trimvla.policies.nn.llama import Decoder
+from trimvla.policies.trimming.calibrate import Calibration, Statistics, check_calibration, measure, sequences
+from trimvla.policies.trimming.importance import CRITERIA, most_important
+from trimvla.policies.trimming.trimmed import check
+from trimvla.policies.trimming.trimmed_language import as_layer
+from trimvla.policies.trimming.width import channel_scores, kept_channels
+from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan, mask
+from trimvla.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Request:
+    """How much to keep, and by which reasons; what is left out is kept."""
+
+    layers: int | None = None
+    criterion: str = "block-influence"
+    mlp_keep: float = 1.0
+    tokens: TokenPlan | None = None
+    cache_interval: int = 1
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+
+
+def make_plan(policy: CogAct, data: Calibration, request: Request, created_utc: str) -> Plan:
+    """Decide what is kept of a policy.
+
+    Args:
+        policy: the dense policy.
+        data: calibration samples of that policy.
+        request: how much to keep.
+        created_utc: time stamp for the provenance.
+
+    Raises:
+        ConfigError: the data belongs to another policy, or more is to be kept than exists.
+    """
+    cfg = policy.cfg
+    check_calibration(data, cfg)
+    if request.criterion not in CRITERIA:
+        raise ConfigError(f"expected a criterion of {sorted(CRITERIA)}, got {request.criterion!r}")
+    statistics = measure(policy.language, sequences(policy, data))
+    scores = CRITERIA[request.criterion](statistics, request.seed)
+    layers = most_important(scores, cfg.language.layers if request.layers is None else request.layers)
+    steps = cfg.diffusion.inference_steps if request.steps is None else request.steps
+    schedule = every(request.cache_interval, steps)
+    plan = Plan(
+        policy=cfg.fingerprint,
+        layers=None if len(layers) == cfg.language.layers else layers,
+        channels=None if request.mlp_keep == 1.0 else channels(policy.language, statistics, layers, request.mlp_keep),
+        tokens=request.tokens,
+        recompute=None if len(schedule) == steps else schedule,
+        steps=request.steps,
+        guidance=request.guidance,
+        provenance=Provenance(
+            criterion=request.criterion,
+            scores=tuple(scores),
+            calibration=data.digest(),
+            frames=statistics.samples,
+            seed=request.seed,
+            created_utc=created_utc,
+        ),
+    )
+    check(plan, cfg)
+    return plan
+
+
+def channels(decoder: Decoder, statistics: Statistics, layers: Sequence[int], keep: float) -> tuple[str, ...]:
+    """Masks of the MLP channels to keep in each kept layer."""
+    chosen = (
+        channel_scores(as_layer(decoder.layers[index]).mlp, statistics.inputs[index], statistics.channels[index])
+        for index in layers
+    )
+    return tuple(mask(kept_channels(scores, keep)) for scores in chosen)

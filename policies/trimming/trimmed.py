@@ -1,0 +1,101 @@
+"""A policy under a plan, in torch: fewer layers, narrower MLPs, fewer tokens, reused action features.
+
+`trim` gives a policy with the same parts and the same methods, so that whatever runs or exports a dense policy runs or
+exports a trimmed one. Weights that a plan keeps whole are shared with the dense policy, not copied. Decides nothing:
+decisions come in as a `Plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.nn.cachers import CachedDit
+from trimvla.policies.nn.diffusion import Known, ddim_sample, timesteps
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
+from trimvla.runtime.errors import ConfigError
+
+
+def trim(policy: CogAct, plan: Plan) -> CogAct:
+    """The policy under the plan; the dense policy itself where the plan keeps everything.
+
+    Raises:
+        ConfigError: the plan is for another config, or asks for what this one does not have.
+    """
+    check(plan, policy.cfg)
+    return policy if plan.dense else TrimmedCogAct(policy, plan)
+
+
+def check(plan: Plan, cfg: PolicyConfig) -> None:
+    """Whether the plan fits the config.
+
+    Raises:
+        ConfigError: it does not; the message names the field.
+    """
+    if plan.policy not in (None, cfg.fingerprint):
+        raise ConfigError(f"expected a plan for policy '{cfg.name}' ({cfg.fingerprint}), got one for {plan.policy}")
+    layers = kept_layers(plan, cfg)
+    if layers[-1] >= cfg.language.layers:
+        raise ConfigError(f"expected 'layers' below {cfg.language.layers}, got {layers[-1]}")
+    if plan.channels is not None:
+        _check_channels(plan.channels, len(layers), cfg.language.mlp_hidden)
+    if plan.tokens is not None:
+        _check_tokens(plan.tokens, len(layers), cfg.patches)
+    steps = sampler_steps(plan, cfg)
+    timesteps(cfg.diffusion.train_steps, steps)
+    if plan.recompute is not None and plan.recompute[-1] >= steps:
+        raise ConfigError(f"expected 'recompute' below {steps} (the DDIM steps), got {plan.recompute[-1]}")
+
+
+def _check_channels(channels: Sequence[str], layers: int, hidden: int) -> None:
+    if len(channels) != layers:
+        raise ConfigError(f"expected 'channels' for {layers} kept layers, got {len(channels)}")
+    highest = max(unmask(text)[-1] for text in channels)
+    if highest >= hidden:
+        raise ConfigError(f"expected 'channels' below {hidden}, got {highest}")
+
+
+def _check_tokens(tokens: TokenPlan, layers: int, patches: int) -> None:
+    if tokens.keep > patches:
+        raise ConfigError(f"expected at most {patches} visual tokens to keep, got {tokens.keep}")
+    if tokens.after >= layers:
+        raise ConfigError(f"expected fewer layers before tokens are dropped than the {layers} kept, got {tokens.after}")
+
+
+def kept_layers(plan: Plan, cfg: PolicyConfig) -> tuple[int, ...]:
+    """Indices of the language layers that run."""
+    return tuple(range(cfg.language.layers)) if plan.layers is None else plan.layers
+
+
+def sampler_steps(plan: Plan, cfg: PolicyConfig) -> int:
+    """DDIM steps."""
+    return cfg.diffusion.inference_steps if plan.steps is None else plan.steps
+
+
+class TrimmedCogAct(CogAct):
+    """A policy under a plan; built by `trim`."""
+
+    def __init__(self, dense: CogAct, plan: Plan) -> None:
+        """Share what the plan keeps of `dense`."""
+        nn.Module.__init__(self)
+        self.cfg, self.plan = dense.cfg, plan
+        self.vision, self.head = dense.vision, dense.head
+        self.language = TrimmedDecoder(dense.language, plan)
+        self.train(dense.training)
+
+    def act(self, cognition: Tensor, noise: Tensor, known: Known | None = None) -> Tensor:
+        """See `CogAct.act`; with the plan's steps, guidance and schedule."""
+        plan, diffusion = self.plan, self.cfg.diffusion
+        return ddim_sample(
+            self.head if plan.recompute is None else CachedDit(self.head, plan.recompute),
+            cognition,
+            noise,
+            train_steps=diffusion.train_steps,
+            steps=sampler_steps(plan, self.cfg),
+            guidance=diffusion.guidance if plan.guidance is None else plan.guidance,
+            known=known,
+        )

@@ -1,0 +1,142 @@
+"""The decoder under a plan: kept layers at kept widths, and visual tokens dropped on the way.
+
+Removing a whole layer moves no position, for the model is prefill only. Kept tokens stay in raster order at their
+original positions. Relevance comes from extra score rows beside the attention, which stays one kernel. Knows no
+criterion: which layers, channels and tokens are kept is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trimvla.policies.nn.attention import softmax, split_heads
+from trimvla.policies.nn.llama import Decoder, DecoderLayer, SwiGlu, causal_mask
+from trimvla.policies.trimming.tokens import SELECTORS, Seen, relevance
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
+
+Context = tuple[Tensor, Tensor, Tensor]
+"""cos, sin and causal mask, from `Decoder.context`."""
+
+
+class TrimmedDecoder(Decoder):
+    """A decoder of the kept layers; what is kept whole is shared with the dense one."""
+
+    def __init__(self, dense: Decoder, plan: Plan) -> None:
+        """Build it from the dense decoder and a plan that fits."""
+        nn.Module.__init__(self)
+        self.head_dim, self.theta = dense.head_dim, dense.theta
+        self.embed_tokens, self.norm = dense.embed_tokens, dense.norm
+        self.tokens = plan.tokens
+        kept = range(len(dense.layers)) if plan.layers is None else plan.layers
+        layers = [dense.layers[index] for index in kept]
+        if plan.channels is not None:
+            layers = [narrow(layer, unmask(text)) for layer, text in zip(layers, plan.channels, strict=True)]
+        self.layers = nn.ModuleList(layers)
+
+    def cognition(self, visual: Tensor, input_ids: Tensor, last: Tensor) -> Tensor:
+        """See `Decoder.cognition`."""
+        if self.tokens is None:
+            return super().cognition(visual, input_ids, last)
+        return self.cognition_and_kept(visual, input_ids, last)[0]
+
+    def cognition_and_kept(self, visual: Tensor, input_ids: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """The cognition feature float[b, D], and the raster indices int64[b, K] of the visual tokens it rests on."""
+        plan = self.token_plan
+        x, seen = self.observe(visual, input_ids, last)
+        kept = SELECTORS[plan.selector](plan, seen)
+        return self.finish(x, kept, input_ids.shape[1], last), kept
+
+    @property
+    def token_plan(self) -> TokenPlan:
+        """The plan for tokens, which must be there."""
+        assert self.tokens is not None
+        return self.tokens
+
+    def observe(self, visual: Tensor, input_ids: Tensor, last: Tensor) -> tuple[Tensor, Seen]:
+        """Run the layers that see every token; float[b, P + L, D] and what a selector may look at."""
+        plan, patches = self.token_plan, visual.shape[1]
+        x = self.embed(visual, input_ids)
+        context = self.context(x)
+        for layer in self.layers[: plan.after - 1]:
+            x = layer(x, *context)
+        rows = plan.scored
+        if rows is None:
+            x, scores = self.layers[plan.after - 1](x, *context), None
+        else:
+            x, probabilities = self.score(x, context, 1 + patches)
+            scores = relevance(probabilities, rows, last, patches)
+        return x, Seen(x[:, 1 : 1 + patches] if plan.embedding == "hidden" else visual, scores)
+
+    def score(self, x: Tensor, context: Context, start: int) -> tuple[Tensor, Tensor]:
+        """Run the last layer that sees every token; its output, and the wanted attention of the rows from `start`."""
+        plan = self.token_plan
+        previous, following = as_layer(self.layers[plan.after - 1]), as_layer(self.layers[plan.after])
+        if plan.source == "previous":
+            return run_scored(previous, x, context, start)
+        x = previous(x, *context)
+        normed, (cos, sin, mask) = following.input_layernorm(x), context
+        q = following.self_attn.queries(normed[:, start:], cos[start:], sin[start:])
+        return x, row_probabilities(q, following.self_attn.keys(normed, cos, sin), mask[start:])
+
+    def finish(self, x: Tensor, kept: Tensor, length: int, last: Tensor) -> Tensor:
+        """Run the other layers on BOS, the kept visual tokens and the text, at their original positions."""
+        cos, sin, _ = self.context(x)
+        sequence = kept_positions(kept, x.shape[1], length)
+        x = x.gather(1, sequence[..., None].expand(-1, -1, x.shape[-1]))
+        cos, sin, mask = cos[sequence][:, None], sin[sequence][:, None], causal_mask(x.shape[1], x.device)
+        for layer in self.layers[self.token_plan.after : -1]:
+            x = layer(x, cos, sin, mask)
+        x = self.layers[-1](x, cos, sin, mask, row=last + kept.shape[1])
+        return self.norm(x)[:, 0]
+
+
+def kept_positions(kept: Tensor, total: int, length: int) -> Tensor:
+    """Original positions of BOS, the kept visual tokens int64[b, K] and the text: int64[b, K + L], ascending."""
+    text = torch.arange(total - length + 1, total, device=kept.device).expand(len(kept), -1)
+    return torch.cat([torch.zeros_like(kept[:, :1]), kept + 1, text], dim=1)
+
+
+def run_scored(layer: DecoderLayer, x: Tensor, context: Context, start: int) -> tuple[Tensor, Tensor]:
+    """Run a layer and give, beside its output, its attention from the rows from `start` on."""
+    attend, normed, (cos, sin, mask) = layer.self_attn, layer.input_layernorm(x), context
+    q, k = attend.queries(normed, cos, sin), attend.keys(normed, cos, sin)
+    mixed = attend.mix(q, k, split_heads(attend.v_proj(normed), attend.heads), mask)
+    return layer.add_mlp(x + mixed), row_probabilities(q[:, :, start:], k, mask[start:])
+
+
+def row_probabilities(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """Attention of some rows float[b, heads, r, d] over all keys float[b, heads, n, d]: float[b, heads, r, n]."""
+    scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+    return softmax(scores.masked_fill(~mask, -torch.inf))
+
+
+def as_layer(module: nn.Module) -> DecoderLayer:
+    """The same module, for the type checker."""
+    assert isinstance(module, DecoderLayer)
+    return module
+
+
+def narrow(module: nn.Module, channels: Sequence[int]) -> DecoderLayer:
+    """The layer with only these channels of its MLP: smaller matrices, the rest shared."""
+    layer, made = as_layer(module), DecoderLayer.__new__(DecoderLayer)
+    nn.Module.__init__(made)
+    made.self_attn, made.mlp = layer.self_attn, narrow_mlp(layer.mlp, channels)
+    made.input_layernorm, made.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
+    return made
+
+
+def narrow_mlp(mlp: SwiGlu, channels: Sequence[int]) -> SwiGlu:
+    """The same channels of gate, up and down."""
+    kept = torch.tensor(channels, device=mlp.gate_proj.weight.device)
+    with torch.device("meta"):
+        made = SwiGlu(mlp.gate_proj.in_features, len(channels))
+    for ours, theirs, axis in (
+        (made.gate_proj, mlp.gate_proj, 0),
+        (made.up_proj, mlp.up_proj, 0),
+        (made.down_proj, mlp.down_proj, 1),
+    ):
+        ours.weight = nn.Parameter(theirs.weight.detach().index_select(axis, kept))
+    return made
