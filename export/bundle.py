@@ -17,6 +17,8 @@ from typing import Any
 
 import msgspec
 
+from trimvla.export.graphs.stages import Stage, prompt_spec, stage_spec, stages_under
+from trimvla.export.graphs.to_onnx import export_stage
 from trimvla.export.inputs import (
     action_spec,
     check_frames,
@@ -26,9 +28,7 @@ from trimvla.export.inputs import (
     stage_specs,
     statistics_text,
 )
-from trimvla.export.precision import convert, precision_named
-from trimvla.export.stages import Stage, prompt_spec, stage_spec, stages_under
-from trimvla.export.to_onnx import export_stage
+from trimvla.export.precision.table import convert, precision_named
 from trimvla.export.verify import closing_all, parity, proof_runners
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.sizes.config import PolicyConfig

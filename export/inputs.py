@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from trimvla.export.precision import PRECISIONS
-from trimvla.export.stages import stage_spec, stages_under
+from trimvla.export.graphs.stages import stage_spec, stages_under
+from trimvla.export.precision.table import PRECISIONS
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.trimming.calibrate import Calibration, check_calibration
 from trimvla.runtime.bundle import action_statistics

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from trimvla.export.compare import Comparison, Limit, LowerComparison, ScaledComparison, report
-from trimvla.export.emulate import EmulatedRunner
-from trimvla.export.stages import GUIDED, SAMPLED_TOLERANCE, STAGES, example_inputs, stages_under, walk
+from trimvla.export.graphs.stages import GUIDED, SAMPLED_TOLERANCE, STAGES, example_inputs, stages_under, walk
+from trimvla.export.precision.emulate_bf16 import EmulatedRunner
 from trimvla.policies.cogact.checkpoint import load as load_checkpoint
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.sizes.config import PolicyConfig

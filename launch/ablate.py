@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from tyro.conf import Positional
 
-from trimvla.export import benchmark
-from trimvla.export.ablation import DENSE, ROWS, WHOLE, Amounts, Row, request
-from trimvla.export.benchmark import COMPILED, EAGER, Samples, Subject
 from trimvla.export.bundle import export_policy
 from trimvla.export.verify import checkpoint_beside
 from trimvla.launch.ablate_play import play
 from trimvla.launch.ablate_report import as_markdown, as_table, insert, summarise
+from trimvla.launch.ablation.rows import DENSE, ROWS, WHOLE, Amounts, Row, request
+from trimvla.launch.bench import turns as benchmark
+from trimvla.launch.bench.turns import COMPILED, EAGER, Samples, Subject
 from trimvla.launch.bench_subjects import Asked, Party, open_party, torch_subjects
 from trimvla.launch.console import Progress, progress_bar
 from trimvla.launch.frames import simulate
@@ -199,7 +199,7 @@ def run(args: Args) -> Result:
 
 def save(result: Result, args: Args) -> None:
     """JSON, picture, and the table in the text that is named."""
-    from trimvla.export.report import draw_tradeoff
+    from trimvla.launch.figures.report import draw_tradeoff
 
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"ablation{args.suffix}.json").write_text(json.dumps(result, indent=1, default=str) + "\n")

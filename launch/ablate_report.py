@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 from rich.table import Table
 
-from trimvla.export import benchmark
-from trimvla.export.ablation import DENSE, ROWS
-from trimvla.export.benchmark import COMPILED, EAGER, Samples, Subject
+from trimvla.launch.ablation.rows import DENSE, ROWS
+from trimvla.launch.bench import turns as benchmark
+from trimvla.launch.bench.turns import COMPILED, EAGER, Samples, Subject
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import report, shape_by_counts, shape_of
 from trimvla.runtime.bundle import manifest as bundles

@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 from tyro.conf import Positional
 
-from trimvla.export import benchmark
-from trimvla.export.benchmark import COMPILED, EAGER, Cell, Samples, Subject
-from trimvla.export.floor import Floor, Machine, better, measure_machine
+from trimvla.launch.bench import turns as benchmark
+from trimvla.launch.bench.floor import Floor, Machine, better, measure_machine
+from trimvla.launch.bench.turns import COMPILED, EAGER, Cell, Samples, Subject
 from trimvla.launch.bench_report import (
     SAMPLES_AS,
     as_cost,

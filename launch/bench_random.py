@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trimvla.export import benchmark
-from trimvla.export.benchmark import TOTAL, Samples, Subject, timed
-from trimvla.export.floor import better, floors, measure_machine
-from trimvla.export.stages import example_inputs
+from trimvla.export.graphs.stages import example_inputs
+from trimvla.launch.bench import turns as benchmark
+from trimvla.launch.bench.floor import better, floors, measure_machine
+from trimvla.launch.bench.turns import TOTAL, Samples, Subject, timed
 from trimvla.launch.bench_report import MEANING, as_table
 from trimvla.launch.console import Console
 from trimvla.launch.export import Args as ExportArgs

@@ -11,7 +11,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from trimvla.export.benchmark import TOTAL, Cell, Samples
+from trimvla.launch.bench.turns import TOTAL, Cell, Samples
 from trimvla.launch.options import Result
 
 SAMPLES_AS = (".npz", ".json")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from trimvla.export.benchmark import TOTAL, Times
+from trimvla.launch.bench.turns import TOTAL, Times
 from trimvla.launch.processes import programs
 from trimvla.launch.run_dirs import temporary_run_dir
 from trimvla.launch.supervisor import Supervisor

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trimvla.export.benchmark import Subject, policy_calls, stage_inputs
-from trimvla.export.floor import Floor, Machine, floors
+from trimvla.launch.bench.floor import Floor, Machine, floors
+from trimvla.launch.bench.turns import Subject, policy_calls, stage_inputs
 from trimvla.launch.bench_socket import SocketPolicy
 from trimvla.launch.extras import install, missing_module
 from trimvla.policies.sizes.config import PolicyConfig
@@ -113,7 +113,7 @@ def torch_subjects(
         BackendError: torch cannot compile a stage, or gives other actions.
     """
     try:
-        from trimvla.export.benchmark_torch import check_same, load_model, on_torch, torch_threads
+        from trimvla.launch.bench.torch_twin import check_same, load_model, on_torch, torch_threads
     except ModuleNotFoundError as error:
         if (module := missing_module(error)) is None:
             raise

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from tyro.conf import Positional
 
-from trimvla.export.to_tensorrt import WORKSPACE_MB, Engine, Report, Request, build_bundle
+from trimvla.export.tensorrt.build import WORKSPACE_MB, Engine, Report, Request, build_bundle
 from trimvla.launch.console import Progress, progress_bar
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output

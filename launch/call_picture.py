@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from trimvla.export.report import kept_over_image
+from trimvla.launch.figures.report import kept_over_image
 from trimvla.runtime.errors import ConfigError
 
 SIDE, PANEL, MARGIN, LABEL = 512, 440, 16, 100  # pixels

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimvla.export.report import kept_over_image
 from trimvla.launch.call_picture import CallStory, describe
 from trimvla.launch.extras import install, missing_module
+from trimvla.launch.figures.report import kept_over_image
 from trimvla.runtime.errors import ConfigError
 
 

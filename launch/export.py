@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 from trimvla.export.bundle import export_policy
 from trimvla.export.inputs import check_target
-from trimvla.export.precision import PRECISIONS, precision_named
+from trimvla.export.precision.table import PRECISIONS, precision_named
 from trimvla.export.verify import checkpoint_beside
 from trimvla.launch.console import progress_bar
 from trimvla.launch.export_options import ExportOptions

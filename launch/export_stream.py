@@ -11,9 +11,9 @@ from pathlib import Path
 
 from trimvla.export.bundle import SIX_DELTAS_AND_GRIPPER
 from trimvla.export.inputs import action_spec, read_tokenizer
-from trimvla.export.placeholders import KEY, placeholder_statistics, placeholder_tokenizer
-from trimvla.export.stream import Report
-from trimvla.export.stream_bundle import Wanted, export_streamed
+from trimvla.export.streaming.bundle import Wanted, export_streamed
+from trimvla.export.streaming.placeholders import KEY, placeholder_statistics, placeholder_tokenizer
+from trimvla.export.streaming.writer import Report
 from trimvla.launch.console import transfer_bar
 from trimvla.launch.export_options import ExportOptions
 from trimvla.launch.options import Result

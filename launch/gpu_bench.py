@@ -22,10 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trimvla.export import benchmark
-from trimvla.export.benchmark import Samples, Subject, Times
-from trimvla.export.floor import Floor, Machine, floors, shortest
-from trimvla.export.gpu_policy import (
+from trimvla.launch.bench import turns as benchmark
+from trimvla.launch.bench.device_policy import (
     COMPILED,
     COMPILED_GRAPH,
     EAGER,
@@ -37,6 +35,8 @@ from trimvla.export.gpu_policy import (
     device_inputs,
     random_policy,
 )
+from trimvla.launch.bench.floor import Floor, Machine, floors, shortest
+from trimvla.launch.bench.turns import Samples, Subject, Times
 from trimvla.launch.gpu_report import as_text, draw
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output

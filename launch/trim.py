@@ -10,9 +10,9 @@ import numpy as np
 from rich.table import Table
 from tyro.conf import Positional
 
-from trimvla.export.report import draw_plan, kept_over_image
 from trimvla.launch.console import progress_bar
 from trimvla.launch.export import TOKENIZER, find_source, load_policy
+from trimvla.launch.figures.report import draw_plan, kept_over_image
 from trimvla.launch.frames import find_calibration
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output

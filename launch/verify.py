@@ -48,7 +48,7 @@ def run(args: Args) -> Result:
 
 
 def _reference(directory: Path, args: Args) -> Result:
-    from trimvla.export.reference import verify_reference
+    from trimvla.export.reference.checks import verify_reference
 
     return verify_reference(directory, through=args.through, every_plan=args.every_plan)
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tests import tiny_bundle
-from trimvla.export.benchmark import COMPILED, EAGER
 from trimvla.launch import cli
 from trimvla.launch.bench import Args, Baselines
+from trimvla.launch.bench.turns import COMPILED, EAGER
 from trimvla.policies.sizes.config import PRESETS
 from trimvla.policies.sizes.cost import vision_cost
 

@@ -12,10 +12,10 @@ import torch
 from runner_contract import check_runner
 from tiny_policy import inputs, random_policy
 
-from trimvla.export.benchmark import COMPILED, EAGER, Subject, measure, median_interval, rows
-from trimvla.export.benchmark_torch import TorchRunner
-from trimvla.export.floor import MATRIX_PRODUCT, Floor, Machine, better, floor, floors, measure_machine
-from trimvla.export.stages import stage_spec, stages_under
+from trimvla.export.graphs.stages import stage_spec, stages_under
+from trimvla.launch.bench.floor import MATRIX_PRODUCT, Floor, Machine, better, floor, floors, measure_machine
+from trimvla.launch.bench.torch_twin import TorchRunner
+from trimvla.launch.bench.turns import COMPILED, EAGER, Subject, measure, median_interval, rows
 from trimvla.launch.bench_report import doubts, write_samples
 from trimvla.policies.sizes.config import PRESETS
 from trimvla.policies.sizes.cost import Cost

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests import tiny_bundle
 from tests.trt_parts import bundle_with, library_or_skip
-from trimvla.export import to_tensorrt
-from trimvla.export.engine_precision import asked_types, read_back
+from trimvla.export.tensorrt import build as to_tensorrt
+from trimvla.export.tensorrt.read_back import asked_types, read_back
 from trimvla.launch import cli
 from trimvla.runtime.backends.tensorrt.device import Device, find_device
 from trimvla.runtime.backends.tensorrt.library import TrtLibrary, load_trt

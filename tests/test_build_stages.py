@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.trt_parts import library_or_skip
-from trimvla.export import to_tensorrt
-from trimvla.export.engine_precision import matrix_precision
-from trimvla.export.operators import check_operators
-from trimvla.export.precision import convert
-from trimvla.export.stages import Stage, prompt_spec, stage_spec, stages_under
-from trimvla.export.to_onnx import export_stage
+from trimvla.export.graphs.stages import Stage, prompt_spec, stage_spec, stages_under
+from trimvla.export.graphs.to_onnx import export_stage
+from trimvla.export.precision.table import convert
+from trimvla.export.tensorrt import build as to_tensorrt
+from trimvla.export.tensorrt.operators import check_operators
+from trimvla.export.tensorrt.read_back import matrix_precision
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.cachers import every
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from trimvla.export.engine_precision import compare, written_type
+from trimvla.export.tensorrt.read_back import compare, written_type
 from trimvla.runtime.backends.tensorrt import device
 from trimvla.runtime.backends.tensorrt import engine_cache as engines
 from trimvla.runtime.backends.tensorrt.engine_cache import EngineKey, EngineRecord

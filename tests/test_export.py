@@ -14,10 +14,10 @@ from tiny_policy import TINY, random_policy
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trimvla.export import bundle as bundle_module
-from trimvla.export import to_onnx
 from trimvla.export.bundle import export_policy
-from trimvla.export.stages import GUIDED, STAGES, stage_spec
-from trimvla.export.to_onnx import export_stage
+from trimvla.export.graphs import to_onnx
+from trimvla.export.graphs.stages import GUIDED, STAGES, stage_spec
+from trimvla.export.graphs.to_onnx import export_stage
 from trimvla.export.verify import checkpoint_beside, open_runners, parity, verify_bundle
 from trimvla.policies.cogact.checkpoint import save
 from trimvla.runtime.bundle import manifest as bundles

@@ -13,9 +13,9 @@ from tiny_policy import TINY, random_policy
 from tokenizers import Tokenizer, models
 
 from trimvla.export.bundle import export_policy
-from trimvla.export.planned_stages import ExportedStages, TorchStages
-from trimvla.export.stages import KEPT, STAGES
-from trimvla.export.to_onnx import export_stage
+from trimvla.export.graphs.stages import KEPT, STAGES
+from trimvla.export.graphs.to_onnx import export_stage
+from trimvla.export.reference.planned_stages import ExportedStages, TorchStages
 from trimvla.export.verify import verify_bundle
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle import manifest as bundles

@@ -14,14 +14,14 @@ import pytest
 import torch
 from tiny_policy import TINY, official_checkpoint, random_policy, write_official
 
-from trimvla.export import stream
-from trimvla.export.architecture import policy_config
-from trimvla.export.placeholders import KEY, placeholder_statistics, placeholder_tokenizer
-from trimvla.export.stages import example_inputs, stages_under, walk
-from trimvla.export.stream import Journal, Writer
-from trimvla.export.stream_bundle import JOURNAL, Wanted, export_streamed, partial_directory
+from trimvla.export.graphs.stages import example_inputs, stages_under, walk
+from trimvla.export.reference.architecture import policy_config
+from trimvla.export.streaming import writer as stream
+from trimvla.export.streaming.bundle import JOURNAL, Wanted, export_streamed, partial_directory
+from trimvla.export.streaming.placeholders import KEY, placeholder_statistics, placeholder_tokenizer
+from trimvla.export.streaming.weightless import Skeleton, skeleton, stand_in
+from trimvla.export.streaming.writer import Journal, Writer
 from trimvla.export.verify import open_runners, parity
-from trimvla.export.weightless import Skeleton, skeleton, stand_in
 from trimvla.launch import cli
 from trimvla.policies.cogact.checkpoint import load_official
 from trimvla.policies.cogact.half import DTYPES, in_precision

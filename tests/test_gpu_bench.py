@@ -13,10 +13,10 @@ import pytest
 import torch
 from tiny_policy import TINY, random_policy
 
-from trimvla.export import gpu_policy
-from trimvla.export.gpu_policy import EAGER, DevicePolicy, device_inputs
-from trimvla.export.stages import stages_under
+from trimvla.export.graphs.stages import stages_under
 from trimvla.launch import cli, gpu_bench
+from trimvla.launch.bench import device_policy as gpu_policy
+from trimvla.launch.bench.device_policy import EAGER, DevicePolicy, device_inputs
 from trimvla.policies.cogact.compiled import compile_blocks
 from trimvla.policies.cogact.fused import FusedAttention, fuse
 from trimvla.policies.cogact.model import CogAct

@@ -15,7 +15,7 @@ from runner_contract import check_runner
 from test_runtime_runner import INPUTS
 from tiny_bundle import IMAGE, VISUAL, manifest, write_bundle
 
-from trimvla.export.halve import halve
+from trimvla.export.precision.half import halve
 from trimvla.launch import cli
 from trimvla.launch.bench import Args
 from trimvla.launch.bench_subjects import with_dense

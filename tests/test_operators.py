@@ -11,9 +11,9 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from tiny_policy import TINY, random_policy
 
-from trimvla.export.operators import check_operators, problems_of
-from trimvla.export.stages import stages_under
-from trimvla.export.to_onnx import export_stage
+from trimvla.export.graphs.stages import stages_under
+from trimvla.export.graphs.to_onnx import export_stage
+from trimvla.export.tensorrt.operators import check_operators, problems_of
 from trimvla.policies.nn.cachers import every
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask

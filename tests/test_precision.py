@@ -19,13 +19,13 @@ from trimvla.export import bundle as bundle_module
 from trimvla.export import verify
 from trimvla.export.bundle import export_policy
 from trimvla.export.compare import Limit, LowerComparison, report
-from trimvla.export.emulate import EmulatedRunner, widen
-from trimvla.export.engine_precision import matrix_precision
-from trimvla.export.operators import check_operators, describe
-from trimvla.export.placeholders import placeholder_tokenizer
-from trimvla.export.precision import PRECISIONS
-from trimvla.export.quantise import columns, round_up
-from trimvla.export.to_tensorrt import parse
+from trimvla.export.precision.emulate_bf16 import EmulatedRunner, widen
+from trimvla.export.precision.int8 import columns, round_up
+from trimvla.export.precision.table import PRECISIONS
+from trimvla.export.streaming.placeholders import placeholder_tokenizer
+from trimvla.export.tensorrt.build import parse
+from trimvla.export.tensorrt.operators import check_operators, describe
+from trimvla.export.tensorrt.read_back import matrix_precision
 from trimvla.policies.trimming.calibrate import Calibration
 from trimvla.runtime.backends.runner import create
 from trimvla.runtime.backends.tensorrt.library import load_trt

@@ -37,7 +37,7 @@ REPORT_S = 40  # ONNX Runtime asks for its host some ten seconds after the first
 SESSION = "import onnxruntime as ort, sys; ort.InferenceSession(sys.argv[1])"
 IMPORTS = (
     "import trimvla.runtime.backends.ort_runner",
-    "import trimvla.export.emulate",
+    "import trimvla.export.precision.emulate_bf16",
     "import trimvla.launch.doctor",
     "import trimvla.sim.episodes",
     "import trimvla.policies.sizes.config",

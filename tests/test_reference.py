@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from trimvla.export.architecture import policy_config
 from trimvla.export.compare import Comparison, ScaledComparison, cosine, max_abs_difference
-from trimvla.export.reference import GROUPS, verify_reference
+from trimvla.export.reference.architecture import policy_config
+from trimvla.export.reference.checks import GROUPS, verify_reference
 from trimvla.runtime.errors import CheckpointError, ConfigError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimvla.export.report import DIM, draw_plan, draw_tradeoff, kept_over_image
+from trimvla.launch.figures.report import DIM, draw_plan, draw_tradeoff, kept_over_image
 from trimvla.runtime.errors import ConfigError
 
 WHITE = np.full((8, 8, 3), 200, np.uint8)

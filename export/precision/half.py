@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import onnx_ir as ir
 
-from trimvla.export.graph_edit import (
+from trimvla.export.graphs.graph_edit import (
     PRODUCTS,
     add_weight,
     consumers,

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimvla.export.graphs.stages import STEP_STAGES, Stage, guidance_scale, stage_spec, stages_under
+from trimvla.export.graphs.to_onnx import export_stage
 from trimvla.export.reference.stepper import SamplerStep, trajectory
-from trimvla.export.stages import STEP_STAGES, Stage, guidance_scale, stage_spec, stages_under
-from trimvla.export.to_onnx import export_stage
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.cachers import CachedDit
 from trimvla.policies.nn.diffusion import ddim_steps, ddim_trajectory, guided

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from trimvla.export.graph_edit import (
+from trimvla.export.graphs.graph_edit import (
     add_weight,
     after,
     consumers,

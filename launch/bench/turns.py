@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from trimvla.export.floor import Floor
+from trimvla.launch.bench.floor import Floor
 from trimvla.runtime.backends.chain import HostChain
 from trimvla.runtime.backends.runner import Runner
 from trimvla.runtime.bundle.manifest import STAGES

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from trimvla.export.bundle import SIX_DELTAS_AND_GRIPPER, described, swap
+from trimvla.export.graphs.stages import stages_under
 from trimvla.export.inputs import (
     action_spec,
     check_manifest,
@@ -27,10 +28,9 @@ from trimvla.export.inputs import (
     stage_specs,
     statistics_text,
 )
-from trimvla.export.slice_proof import prove_slice
-from trimvla.export.stages import stages_under
-from trimvla.export.stream import Journal, Report, Writer
-from trimvla.export.weightless import skeleton, stand_in
+from trimvla.export.streaming.slice_proof import prove_slice
+from trimvla.export.streaming.weightless import skeleton, stand_in
+from trimvla.export.streaming.writer import Journal, Report, Writer
 from trimvla.policies.cogact.half import DTYPES
 from trimvla.policies.cogact.weights import Weights
 from trimvla.policies.sizes.config import PolicyConfig

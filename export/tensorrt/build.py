@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from trimvla.export.engine_precision import asked_types, matrix_precision, read_back
+from trimvla.export.tensorrt.read_back import asked_types, matrix_precision, read_back
 from trimvla.runtime.backends.tensorrt import engine_cache as engines
 from trimvla.runtime.backends.tensorrt.device import Device
 from trimvla.runtime.backends.tensorrt.engine_cache import EngineKey, EngineRecord

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimvla.export.reference_directory import Reference, Values
-from trimvla.export.reference_runtime import in_units, square_image
+from trimvla.export.reference.directory import Reference, Values
+from trimvla.export.reference.runtime import in_units, square_image
 from trimvla.policies.nn.cachers import every
 from trimvla.policies.trimming.calibrate import measure
 from trimvla.policies.trimming.importance import block_influence, most_important

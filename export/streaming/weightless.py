@@ -13,8 +13,8 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from trimvla.export.stages import Stage
-from trimvla.export.to_onnx import quiet_exporter, strip, trace
+from trimvla.export.graphs.stages import Stage
+from trimvla.export.graphs.to_onnx import quiet_exporter, strip, trace
 from trimvla.policies.cogact.half import in_precision
 from trimvla.policies.cogact.layout import build_meta
 from trimvla.policies.cogact.model import CogAct

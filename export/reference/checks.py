@@ -16,13 +16,12 @@ from typing import Any, Literal
 
 import torch
 
-from trimvla.export import reference_modules as module
-from trimvla.export import reference_runtime as runtime
-from trimvla.export import reference_trimmed as trimmed
 from trimvla.export.compare import Comparison, report
-from trimvla.export.planned_stages import ExportedStages
-from trimvla.export.reference_directory import Reference, Values, open_reference
-from trimvla.export.reference_trimmed import left_out_when_exported
+from trimvla.export.reference import modules as module
+from trimvla.export.reference import runtime, trimmed
+from trimvla.export.reference.directory import Reference, Values, open_reference
+from trimvla.export.reference.planned_stages import ExportedStages
+from trimvla.export.reference.trimmed import left_out_when_exported
 from trimvla.runtime.errors import TrimvlaError
 
 

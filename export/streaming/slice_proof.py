@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from trimvla.export.compare import Comparison, LowerComparison, ScaledComparison, report
-from trimvla.export.stages import Stage, example_inputs, stage_spec, stages_under
-from trimvla.export.stream import Journal, Writer
+from trimvla.export.graphs.stages import Stage, example_inputs, stage_spec, stages_under
+from trimvla.export.streaming.weightless import skeleton, stand_in
+from trimvla.export.streaming.writer import Journal, Writer
 from trimvla.export.verify import LIMITS, as_arrays, shared, tolerances
-from trimvla.export.weightless import skeleton, stand_in
 from trimvla.policies.cogact.half import DTYPES, in_precision
 from trimvla.policies.cogact.layout import build_meta
 from trimvla.policies.cogact.model import CogAct

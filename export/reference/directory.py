@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimvla.export.architecture import policy_config
 from trimvla.export.compare import Value
-from trimvla.export.planned_stages import PlannedStages, TorchStages
+from trimvla.export.reference.architecture import policy_config
+from trimvla.export.reference.planned_stages import PlannedStages, TorchStages
 from trimvla.policies.cogact.checkpoint import load_official
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.diffusion import DdimStep, ddim_steps

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from trimvla.export.benchmark import COMPILED
-from trimvla.export.stages import stages_under
+from trimvla.export.graphs.stages import stages_under
 from trimvla.export.verify import checkpoint_beside
+from trimvla.launch.bench.turns import COMPILED
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.trimming.trimmed import trim

@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from trimvla.export.weightless import Skeleton, Slot
+from trimvla.export.streaming.weightless import Skeleton, Slot
 from trimvla.policies.cogact.weights import Weights
 from trimvla.policies.trimming.kept import part_of
 from trimvla.runtime.bundle.manifest import sha256_of

@@ -14,10 +14,10 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from trimvla.export.halve import halve
-from trimvla.export.quantise import multiplied, quantise
-from trimvla.export.ranges import activation_ranges
-from trimvla.export.to_onnx import store_in_half, strip
+from trimvla.export.graphs.to_onnx import store_in_half, strip
+from trimvla.export.precision.half import halve
+from trimvla.export.precision.int8 import multiplied, quantise
+from trimvla.export.precision.ranges import activation_ranges
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.memory import SPELLINGS
 from trimvla.policies.trimming.calibrate import Calibration, check_calibration

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trimvla.export.stages import example_inputs, stages_under
+from trimvla.export.graphs.stages import example_inputs, stages_under
 from trimvla.policies.cogact.compiled import compile_blocks
 from trimvla.policies.cogact.fused import fuse
 from trimvla.policies.cogact.model import CogAct

@@ -16,8 +16,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from trimvla.export.reference_directory import Reference, Values
-from trimvla.export.stages import prompt_spec
+from trimvla.export.graphs.stages import prompt_spec
+from trimvla.export.reference.directory import Reference, Values
 from trimvla.runtime.bundle.action_statistics import load_statistics
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.chunks.ensemble import AdaptiveEnsemble

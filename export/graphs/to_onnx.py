@@ -21,7 +21,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from trimvla.export.stages import PROMPT_AXIS, Stage, tensor_specs
+from trimvla.export.graphs.stages import PROMPT_AXIS, Stage, tensor_specs
 from trimvla.policies.cogact.model import CogAct
 from trimvla.runtime.bundle.manifest import TensorSpec, sha256_of
 

@@ -1,0 +1,1 @@
+"""A bundle's graphs in another precision."""

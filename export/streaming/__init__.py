@@ -1,0 +1,1 @@
+"""Export of policies that are larger than memory."""

@@ -1,0 +1,1 @@
+"""Rows, episodes and report of an ablation."""

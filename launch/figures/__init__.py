@@ -1,0 +1,1 @@
+"""Pictures of policy calls and plans."""
