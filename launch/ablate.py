@@ -43,9 +43,9 @@ from trimvla.runtime.bundle.action_statistics import read_table
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.episodes import make_task
-from trimvla.sim.rollout import Outcome, Setting, choose_seeds
-from trimvla.sim.virtual_time import Pace
-from trimvla.sim.workers import spread
+from trimvla.sim.evaluation.rollout import Outcome, Setting, choose_seeds
+from trimvla.sim.evaluation.virtual_time import Pace
+from trimvla.sim.evaluation.workers import spread
 
 MAIN = (DENSE, WHOLE)  # rows that play more episodes, and are compiled
 INSTRUCTION = "pick up the red cube"

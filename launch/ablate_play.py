@@ -15,10 +15,10 @@ from pathlib import Path
 
 from trimvla.launch.console import Progress
 from trimvla.runtime.inference.policy import Policy
-from trimvla.sim import rollout
 from trimvla.sim.actor import Actor
-from trimvla.sim.rollout import Outcome, Round, Setting
-from trimvla.sim.workers import spread
+from trimvla.sim.evaluation import rollout
+from trimvla.sim.evaluation.rollout import Outcome, Round, Setting
+from trimvla.sim.evaluation.workers import spread
 
 OUTCOMES = "outcomes.jsonl"
 

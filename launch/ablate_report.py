@@ -20,9 +20,9 @@ from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import report, shape_by_counts, shape_of
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim.rollout import Outcome
-from trimvla.sim.rollout import summarise as add_up
-from trimvla.sim.statistics import compare
+from trimvla.sim.evaluation.rollout import Outcome
+from trimvla.sim.evaluation.rollout import summarise as add_up
+from trimvla.sim.evaluation.statistics import compare
 
 BEGIN, END = "<!-- ablation: made by `make bench` -->", "<!-- end of ablation -->"
 BACKENDS = ("onnxruntime", EAGER, COMPILED)

@@ -13,7 +13,9 @@ from trimvla.policies.training.dataset import make_tokenizer
 from trimvla.policies.training.tokenizer import extend_tokenizer
 from trimvla.policies.training.trainer import Recipe
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.sim import demonstrations, scene, simpler, simpler_demonstrations
+from trimvla.sim.simpler import demonstrations as simpler_demonstrations
+from trimvla.sim.simpler import env as simpler
+from trimvla.sim.tabletop import demonstrations, scene
 
 
 @dataclass(frozen=True)

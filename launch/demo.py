@@ -97,7 +97,7 @@ def run(args: Args) -> Result:
 
 def plan(args: Args) -> list[Request]:
     """One table per episode, from consecutive seeds; a seed is passed over if its instruction was had already."""
-    from trimvla.sim.tabletop import TabletopEnv
+    from trimvla.sim.tabletop.env import TabletopEnv
 
     env = TabletopEnv(variant=args.variant, observe=False)
     requests: list[Request] = []
@@ -147,7 +147,7 @@ def play_one(director: Director, request: Request, total: int, console: Console,
 
 def clips(recordings: Sequence[Recording]) -> Iterator[video.Clip]:
     """Draw the recorded states anew, larger than the policy saw them."""
-    from trimvla.sim.camera import SceneRenderer
+    from trimvla.sim.robots.camera import SceneRenderer
 
     renderer = SceneRenderer(VIDEO_SIDE)
     for recording in recordings:

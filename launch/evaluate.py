@@ -28,11 +28,11 @@ from trimvla.launch.signals import terminate_as_interrupt
 from trimvla.policies.sizes.roofline import DEVICES
 from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.sim.actor import EXPERT
-from trimvla.sim.latency import Latency, split
-from trimvla.sim.statistics import compare
+from trimvla.sim.evaluation.latency import Latency, split
+from trimvla.sim.evaluation.statistics import compare
 
 if TYPE_CHECKING:
-    from trimvla.sim.rollout import Deal, Round
+    from trimvla.sim.evaluation.rollout import Deal, Round
 
 
 def run(args: Args) -> Result:
@@ -96,8 +96,8 @@ def estimates(args: Args) -> list[Result]:
 def prepare(args: Args) -> Match:
     """What the arguments mean for this environment."""
     from trimvla.sim.episodes import make_task
-    from trimvla.sim.rollout import WAITS, Setting, check_expert, choose_seeds
-    from trimvla.sim.virtual_time import Pace
+    from trimvla.sim.evaluation.rollout import WAITS, Setting, check_expert, choose_seeds
+    from trimvla.sim.evaluation.virtual_time import Pace
 
     with closing(make_task(args.task)) as task:
         official, seeds = choose_seeds(task.official, args.episodes, args.seed, usual=200)
@@ -119,7 +119,7 @@ def prepare(args: Args) -> Match:
 
 def known_latencies(args: Args, words: Sequence[str]) -> dict[str, dict[str, Latency]]:
     """Of a run that goes on: what was measured for it once holds for all of it."""
-    from trimvla.sim.outcomes import read_header
+    from trimvla.sim.evaluation.outcomes import read_header
 
     header = read_header(args.out / "outcomes.jsonl") if args.out is not None else None
     told = (header or {}).get("latencies", {})
@@ -133,7 +133,7 @@ def known_latencies(args: Args, words: Sequence[str]) -> dict[str, dict[str, Lat
 
 def play(args: Args, match: Match) -> dict[Deal, Round]:
     """(condition, seed) -> round; behind a progress bar, and from where a killed run stopped."""
-    from trimvla.sim.outcomes import OutcomeLog
+    from trimvla.sim.evaluation.outcomes import OutcomeLog
 
     path = None if args.out is None else args.out / "outcomes.jsonl"
     log = nullcontext(None) if path is None else OutcomeLog(path, match.header(), list(args.names))
@@ -155,13 +155,13 @@ def play(args: Args, match: Match) -> dict[Deal, Round]:
 
 def start(args: Args, match: Match, left: Sequence[Deal]) -> Generator[Round, None, None]:
     """What is left to be played, as it comes: from processes of this machine, or from a cluster."""
-    from trimvla.sim.rollout import deal_all
+    from trimvla.sim.evaluation.rollout import deal_all
 
     if not left:
         return
     if args.ray is None:
         yield from deal_all(match.players, match.setting, left, args.workers or len(os.sched_getaffinity(0)))
         return
-    from trimvla.sim.ray_workers import over_cluster
+    from trimvla.sim.evaluation.ray_workers import over_cluster
 
     yield from deal_all(match.players, match.setting, left, args.workers or 0, over_cluster(args.ray))

@@ -16,7 +16,7 @@ from trimvla.runtime.errors import ConfigError
 from trimvla.sim.actor import EXPERT
 
 if TYPE_CHECKING:
-    from trimvla.sim.rollout import Deal, Round, Setting
+    from trimvla.sim.evaluation.rollout import Deal, Round, Setting
 
 Variant = Literal["default", "lighting", "texture", "camera", "distractors", "all"]
 Chunks = Literal["latest", "ensemble", "blend", "rtc"]
@@ -157,7 +157,7 @@ class Match:
 
     def results(self, rounds: Mapping[Deal, Round]) -> dict[str, dict[str, Result]]:
         """Condition -> role -> `summarise`."""
-        from trimvla.sim.rollout import summarise
+        from trimvla.sim.evaluation.rollout import summarise
 
         return {
             condition: {

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from trimvla.launch.options import Result
-from trimvla.sim.statistics import wilson_interval
+from trimvla.sim.evaluation.statistics import wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,8 +24,8 @@ from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Policy
 from trimvla.sim.actor import EXPERT, noise_shape
 from trimvla.sim.episodes import make_task
-from trimvla.sim.latency import Latency, constant, parse
-from trimvla.sim.rollout import Player
+from trimvla.sim.evaluation.latency import Latency, constant, parse
+from trimvla.sim.evaluation.rollout import Player
 
 TASK_FIELDS = ("horizon", "dim", "control_hz", "kinds")  # of a manifest's `action`: alike, or it is another robot
 MEASURED = "measured"

@@ -19,12 +19,12 @@ from rich.table import Table
 from trimvla.launch.console import Console
 from trimvla.launch.extras import missing_module
 from trimvla.launch.options import Result
-from trimvla.sim.latency import Latency
-from trimvla.sim.statistics import compare
+from trimvla.sim.evaluation.latency import Latency
+from trimvla.sim.evaluation.statistics import compare
 
 if TYPE_CHECKING:
     from trimvla.launch.evaluate_options import Args, Match
-    from trimvla.sim.rollout import Deal, Round
+    from trimvla.sim.evaluation.rollout import Deal, Round
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def film(args: Args, match: Match, rounds: Mapping[Deal, Round], places: Sequenc
     """Play the chosen episodes once more, in the first condition, and film them; an outcome that changed is told."""
     from trimvla.launch.video import Clip, write
     from trimvla.sim.episodes import Episode, make_task
-    from trimvla.sim.rollout import run_episode
+    from trimvla.sim.evaluation.rollout import run_episode
 
     assert args.out is not None
     condition = match.conditions[0]

@@ -22,7 +22,7 @@ from trimvla.launch.outputs import Output
 from trimvla.policies.sizes.roofline import find_device
 from trimvla.runtime.bundle import manifest as bundle_files
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim.statistics import compare
+from trimvla.sim.evaluation.statistics import compare
 
 SHARES = (1.0, 0.2)  # of the roofline that an engine attains: at best, and eager PyTorch on a large policy
 MARGIN = 0.05

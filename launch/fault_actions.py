@@ -20,7 +20,7 @@ from trimvla.launch.fault_desk import SWITCH_PERIOD_S, TASK_PERIOD_S, Desk
 from trimvla.runtime.bus.messages import Report
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.record.recording import partial
-from trimvla.sim.faults import Fault, write_faults
+from trimvla.sim.robots.faults import Fault, write_faults
 
 RECORDING = "faults.mcap"
 TASK = "pick up the red cube"

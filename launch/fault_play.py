@@ -13,7 +13,7 @@ from trimvla.launch.fault_table import BOUND_S, HZ, Row
 from trimvla.runtime.bus.messages import Command
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
 from trimvla.runtime.errors import TrimvlaError
-from trimvla.sim.faults import seen_ns
+from trimvla.sim.robots.faults import seen_ns
 
 START_S = 90.0  # imports and model loading on a slow, busy machine
 SHOWN_S = 20.0  # for a report or a refused process to tell of what the robot need not notice

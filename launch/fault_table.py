@@ -14,7 +14,7 @@ from typing import Any, Literal
 from trimvla.launch import fault_actions as acts
 from trimvla.launch.fault_actions import Action, Reports, Scene, switch
 from trimvla.launch.safety_monitor import Promise
-from trimvla.sim.faults import Fault, Kind
+from trimvla.sim.robots.faults import Fault, Kind
 
 HZ = 5.0  # as the shipped bundles' actions
 FRAME_S = 0.3

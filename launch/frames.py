@@ -36,7 +36,8 @@ def simulate(
     Raises:
         ConfigError: the environment's expert makes no demonstrations, or something that it needs is not installed.
     """
-    from trimvla.sim import demonstrations, simpler_demonstrations
+    from trimvla.sim.simpler import demonstrations as simpler_demonstrations
+    from trimvla.sim.tabletop import demonstrations
 
     family, _, task = env.partition(":")
     if family == "simpler":

@@ -113,7 +113,7 @@ def realtime(_: str) -> Answer:
 
 def simpler(_: str) -> Answer:
     """Whether SimplerEnv's tasks can be played: ManiSkill, a Vulkan driver and the assets."""
-    from trimvla.sim.simpler import missing
+    from trimvla.sim.simpler.env import missing
 
     why = missing()
     return {"ok": why is None, "why": why or ""}

@@ -25,7 +25,7 @@ from trimvla.policies.training.state import check_same_run, origin_of, read_stat
 from trimvla.policies.training.trainer import Recipe, Trainer, train
 from trimvla.runtime.bundle.action_statistics import chosen, read_table
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim import demonstrations
+from trimvla.sim.tabletop import demonstrations
 
 CURVES = ("diffusion", "aux", "object_cm")  # what the picture shows, one panel each
 SMOOTHING = 50  # steps

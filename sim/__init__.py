@@ -14,4 +14,4 @@ def register() -> None:
     from gymnasium.envs import registration
 
     if TABLETOP not in registration.registry:
-        registration.register(TABLETOP, entry_point="trimvla.sim.tabletop:TabletopEnv")
+        registration.register(TABLETOP, entry_point="trimvla.sim.tabletop.env:TabletopEnv")

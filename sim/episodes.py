@@ -88,9 +88,9 @@ class Task(Protocol):
 
 
 MAKERS = {  # what a task's name begins with -> module and function that take the rest of the name
-    "tabletop": ("trimvla.sim.tabletop_task", "make"),
-    "simpler": ("trimvla.sim.simpler", "make"),
-    "simpler_env": ("trimvla.sim.simpler_original", "make"),
+    "tabletop": ("trimvla.sim.tabletop.task", "make"),
+    "simpler": ("trimvla.sim.simpler.env", "make"),
+    "simpler_env": ("trimvla.sim.simpler.original", "make"),
 }
 
 

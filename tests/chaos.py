@@ -38,7 +38,7 @@ from trimvla.launch.fault_table import CAMERAS, PROMISE, sections
 from trimvla.launch.safety_monitor import SafetyMonitor
 from trimvla.runtime.bundle import manifest
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
-from trimvla.sim.faults import Fault, write_faults
+from trimvla.sim.robots.faults import Fault, write_faults
 
 HZ = 10.0
 OBSERVED = ("policy", "control", "arm")

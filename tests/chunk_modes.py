@@ -29,11 +29,11 @@ from trimvla.runtime.bus.messages import ActionChunk  # noqa: E402
 from trimvla.runtime.chunks.rtc import RtcConfig  # noqa: E402
 from trimvla.runtime.inference.policy import Known, Policy  # noqa: E402
 from trimvla.runtime.inference.preprocess import binarise, normalise, unnormalise  # noqa: E402
-from trimvla.sim.latency import constant  # noqa: E402
-from trimvla.sim.rollout import look_of  # noqa: E402
-from trimvla.sim.tabletop import CONTROL_HZ  # noqa: E402
-from trimvla.sim.tabletop_task import TabletopTask  # noqa: E402
-from trimvla.sim.virtual_time import Look, Pace, Pilot  # noqa: E402
+from trimvla.sim.evaluation.latency import constant  # noqa: E402
+from trimvla.sim.evaluation.rollout import look_of  # noqa: E402
+from trimvla.sim.evaluation.virtual_time import Look, Pace, Pilot  # noqa: E402
+from trimvla.sim.tabletop.env import CONTROL_HZ  # noqa: E402
+from trimvla.sim.tabletop.task import TabletopTask  # noqa: E402
 
 FILE = Path(__file__).with_name("recorded_chunks.npz")
 PICTURE = Path(__file__).parent.parent / "docs" / "concepts" / "chunks" / "switch.png"

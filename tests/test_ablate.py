@@ -18,7 +18,7 @@ from trimvla.launch.console import Progress
 from trimvla.policies.trimming.planner import Request
 from trimvla.runtime.bundle.plan import TokenPlan
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim.rollout import Outcome, choose_seeds
+from trimvla.sim.evaluation.rollout import Outcome, choose_seeds
 
 AMOUNTS = Amounts(layers=11, mlp_keep=0.75, tokens=56, after=5, cache_interval=5)
 BY_NAME = {row.name: row for row in ROWS}

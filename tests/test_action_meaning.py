@@ -32,9 +32,9 @@ from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.inference.scheduler import Thinker, ThoughtConfig
 from trimvla.runtime.servers.sessions import Session
-from trimvla.sim import faulty_policy
 from trimvla.sim.actor import noise_shape
-from trimvla.sim.faulty_policy import FaultyPolicyConfig, StandIn
+from trimvla.sim.robots import faulty_policy
+from trimvla.sim.robots.faulty_policy import FaultyPolicyConfig, StandIn
 
 DELTAS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
 TARGETS: tuple[ActionKind, ...] = ("absolute",) * 6 + ("gripper",)

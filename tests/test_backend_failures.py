@@ -26,7 +26,7 @@ from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.errors import BackendError, BackendUnavailableError, ObservationError, PromptError, StaleError
 from trimvla.runtime.inference.policy import Policy, PolicyResult
-from trimvla.sim.faults import Fault, write_faults
+from trimvla.sim.robots.faults import Fault, write_faults
 
 HOUR_NS = 3600 * NS_PER_S
 

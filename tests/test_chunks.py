@@ -30,8 +30,8 @@ from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import BackendError, BundleError, ConfigError
 from trimvla.runtime.inference.policy import Known, Policy
 from trimvla.runtime.inference.preprocess import normalise, unnormalise
-from trimvla.sim.tabletop_task import TabletopTask
-from trimvla.sim.virtual_time import Pace
+from trimvla.sim.evaluation.virtual_time import Pace
+from trimvla.sim.tabletop.task import TabletopTask
 
 PERIOD = NS_PER_S // 5
 BOUND = np.array([0.02, 0.02, 0.02, 0.1, 0.1, 0.1, np.inf])

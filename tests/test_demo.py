@@ -26,8 +26,8 @@ from trimvla.runtime.bus.telemetry import Telemetry
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.control import process as control
-from trimvla.sim import expert
-from trimvla.sim.robot import SAYS, TabletopRobot, act, speak
+from trimvla.sim.robots.robot import SAYS, TabletopRobot, act, speak
+from trimvla.sim.tabletop import expert
 
 FAST_HZ = 20.0  # four times real time
 PROMISED = {"success", "episodes", "control_hz", "inference_ms", "photon_to_action_ms", "frames", "video"}

@@ -23,9 +23,9 @@ from trimvla.runtime.control.controller import ControlConfig, Controller, Inputs
 from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import PolicyResult
-from trimvla.sim.arm import Arm, ArmConfig
-from trimvla.sim.faults import Fault, FaultyCamera, FaultyPublisher, Kind, Switch, write_faults
-from trimvla.sim.faulty_policy import StandIn, spoil
+from trimvla.sim.robots.arm import Arm, ArmConfig
+from trimvla.sim.robots.faults import Fault, FaultyCamera, FaultyPublisher, Kind, Switch, write_faults
+from trimvla.sim.robots.faulty_policy import StandIn, spoil
 
 LISTED = (
     "camera killed",

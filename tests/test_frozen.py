@@ -25,7 +25,7 @@ from trimvla.runtime.inference.frozen_frames import Still, StillWatch
 from trimvla.runtime.inference.observation import AgeBudget, join
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.inference.process import PolicyConfig, PolicyLoop
-from trimvla.sim.faults import Frozen, FrozenImages
+from trimvla.sim.robots.faults import Frozen, FrozenImages
 
 START = 10 * NS_PER_S
 PERIOD = 50  # of the camera [ms]

@@ -31,7 +31,7 @@ from trimvla.runtime.errors import ConfigError, RecordingError
 from trimvla.runtime.record import recorder
 from trimvla.runtime.record.recorder import Recorder, RecorderConfig
 from trimvla.runtime.record.recording import Recording, partial
-from trimvla.sim.faults import FaultyPublisher
+from trimvla.sim.robots.faults import FaultyPublisher
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 REPORT = report(recorder.NAME)

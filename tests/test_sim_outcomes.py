@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim.outcomes import OutcomeLog, read_header
-from trimvla.sim.rollout import Outcome
+from trimvla.sim.evaluation.outcomes import OutcomeLog, read_header
+from trimvla.sim.evaluation.rollout import Outcome
 
 HEADER = {"task": "tabletop", "seeds": [0, 4]}
 ROLES = ("reference", "candidate")

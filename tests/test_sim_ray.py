@@ -16,13 +16,13 @@ from spread_work import divide, refuse, squares
 
 from trimvla.launch import cli
 from trimvla.runtime.errors import BundleError
-from trimvla.sim.workers import WorkerError
+from trimvla.sim.evaluation.workers import WorkerError
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # this cluster's and ours; read when ray is imported
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'trimvla[ray]'")
 
-from trimvla.sim.ray_workers import over_cluster  # noqa: E402
+from trimvla.sim.evaluation.ray_workers import over_cluster  # noqa: E402
 
 HEAD = """import ray, sys
 context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -15,10 +15,10 @@ from trimvla.runtime.bus.sockets import Publisher, Subscriber
 from trimvla.runtime.bus.topics import color, topic
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim import camera, robot
-from trimvla.sim.camera import SceneRenderer, SimCameraConfig
-from trimvla.sim.robot import RobotConfig, TabletopRobot
-from trimvla.sim.tabletop import MAX_STEPS, TabletopEnv
+from trimvla.sim.robots import camera, robot
+from trimvla.sim.robots.camera import SceneRenderer, SimCameraConfig
+from trimvla.sim.robots.robot import RobotConfig, TabletopRobot
+from trimvla.sim.tabletop.env import MAX_STEPS, TabletopEnv
 
 STAY = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 UP = (0.0, 0.0, 0.03, 0.0, 0.0, 0.0, 0.0)

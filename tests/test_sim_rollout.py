@@ -12,9 +12,14 @@ import pytest
 
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Known
-from trimvla.sim import expert
 from trimvla.sim.actor import EXPERT
-from trimvla.sim.demonstrations import (
+from trimvla.sim.episodes import make_task
+from trimvla.sim.evaluation.latency import constant
+from trimvla.sim.evaluation.rollout import Setting, check_expert, evaluate, evaluate_all, play, run_episode
+from trimvla.sim.evaluation.statistics import compare
+from trimvla.sim.evaluation.virtual_time import Pace
+from trimvla.sim.tabletop import expert
+from trimvla.sim.tabletop.demonstrations import (
     AUX,
     CORRECTED_STEPS,
     FIRST_SEED,
@@ -23,13 +28,8 @@ from trimvla.sim.demonstrations import (
     corrected_episode,
     make_shard,
 )
-from trimvla.sim.episodes import make_task
-from trimvla.sim.latency import constant
-from trimvla.sim.rollout import Setting, check_expert, evaluate, evaluate_all, play, run_episode
-from trimvla.sim.statistics import compare
-from trimvla.sim.tabletop import TabletopEnv
-from trimvla.sim.tabletop_task import TabletopTask
-from trimvla.sim.virtual_time import Pace
+from trimvla.sim.tabletop.env import TabletopEnv
+from trimvla.sim.tabletop.task import TabletopTask
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ import pytest
 
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.preprocess import resize
-from trimvla.sim import simpler, simpler_demonstrations, simpler_expert
-from trimvla.sim.demonstrations import AUX, Shard
 from trimvla.sim.episodes import make_task
-from trimvla.sim.simpler import TWINS, SimplerTask, draw
-from trimvla.sim.simpler_expert import State
+from trimvla.sim.simpler import demonstrations as simpler_demonstrations
+from trimvla.sim.simpler import env as simpler
+from trimvla.sim.simpler import expert as simpler_expert
+from trimvla.sim.simpler.env import TWINS, SimplerTask, draw
+from trimvla.sim.simpler.expert import State
+from trimvla.sim.tabletop.demonstrations import AUX, Shard
 
 INSTRUCTIONS = dict(zip(TWINS, simpler_demonstrations.INSTRUCTIONS, strict=True))
 START = State(
@@ -28,7 +30,7 @@ START = State(
 )  # fmt: skip
 OUTCOME = """
 import json, sys
-from trimvla.sim.simpler import SimplerTask
+from trimvla.sim.simpler.env import SimplerTask
 from tests.test_sim_simpler import play
 print(json.dumps(play(SimplerTask("widowx_stack_cube", width=64), 3)))
 """

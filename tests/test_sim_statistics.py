@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimvla.sim.statistics import (
+from trimvla.sim.evaluation.statistics import (
     Pairs,
     bootstrap_interval,
     compare,

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from trimvla.sim import TABLETOP, expert, register
-from trimvla.sim.scene import VARIANTS, Goal, Scene, all_instructions, sample_scene
-from trimvla.sim.tabletop import MAX_STEPS, TabletopEnv
-from trimvla.sim.tabletop_model import TabletopRenderer, project
+from trimvla.sim import TABLETOP, register
+from trimvla.sim.tabletop import expert
+from trimvla.sim.tabletop.env import MAX_STEPS, TabletopEnv
+from trimvla.sim.tabletop.model import TabletopRenderer, project
+from trimvla.sim.tabletop.scene import VARIANTS, Goal, Scene, all_instructions, sample_scene
 
 
 @pytest.fixture
@@ -214,7 +215,7 @@ def in_a_process(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_plain_python_needs_no_renderer_chosen() -> None:
-    code = "from trimvla.sim.tabletop import TabletopEnv; print(TabletopEnv().reset(seed=1)[0]['image'].mean())"
+    code = "from trimvla.sim.tabletop.env import TabletopEnv; print(TabletopEnv().reset(seed=1)[0]['image'].mean())"
     done = in_a_process(code)
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout) > 0
@@ -224,7 +225,7 @@ def test_plain_python_needs_no_renderer_chosen() -> None:
     ("first", "environ"), [("import mujoco", {}), ("", {"MUJOCO_GL": "glfw"})], ids=["mujoco first", "a window"]
 )
 def test_a_window_without_a_display_is_one_error(first: str, environ: dict[str, str]) -> None:
-    draw = "from trimvla.sim.tabletop import TabletopEnv\nTabletopEnv().reset(seed=1)"
+    draw = "from trimvla.sim.tabletop.env import TabletopEnv\nTabletopEnv().reset(seed=1)"
     done = in_a_process(f"{first}\n{draw}", **environ)
     assert done.returncode == 1, "an abort ends with a signal"
     assert "ConfigError: expected a display, or MUJOCO_GL=egl" in done.stderr
@@ -232,7 +233,7 @@ def test_a_window_without_a_display_is_one_error(first: str, environ: dict[str, 
 
 VECTOR = """
 import gymnasium as gym
-from trimvla.sim.tabletop import TabletopEnv
+from trimvla.sim.tabletop.env import TabletopEnv
 def main(context):
     first = TabletopEnv()
     first.reset(seed=1)  # a picture in the parent

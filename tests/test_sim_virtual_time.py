@@ -12,8 +12,8 @@ import pytest
 from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Known
-from trimvla.sim.latency import Latency, constant, parse, split
-from trimvla.sim.virtual_time import Pace, Pilot
+from trimvla.sim.evaluation.latency import Latency, constant, parse, split
+from trimvla.sim.evaluation.virtual_time import Pace, Pilot
 
 HZ = 5.0
 

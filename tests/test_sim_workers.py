@@ -11,7 +11,7 @@ import pytest
 from spread_work import divide, refuse, squares
 
 from trimvla.runtime.errors import BundleError
-from trimvla.sim.workers import WorkerError, spread
+from trimvla.sim.evaluation.workers import WorkerError, spread
 
 
 def vanish(items: Sequence[int]) -> Iterator[int]:

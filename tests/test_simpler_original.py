@@ -16,8 +16,8 @@ from tests import fake_simpler_env
 from tests.fake_simpler_env import Inner
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.episodes import Task, make_task
-from trimvla.sim.simpler_grids import ORIGINALS, SETS, official
-from trimvla.sim.virtual_time import Pace, Pilot
+from trimvla.sim.evaluation.virtual_time import Pace, Pilot
+from trimvla.sim.simpler.grids import ORIGINALS, SETS, official
 
 INSTALLED = importlib.util.find_spec("simpler_env") is not None
 OFFICIAL = {  # SIMPLER's own counts: visual matching, variant aggregation

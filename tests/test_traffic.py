@@ -20,7 +20,7 @@ from trimvla.runtime.bus.wire import encode
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.inference import process as policy_process
 from trimvla.runtime.inference.process import PolicyConfig
-from trimvla.sim.faults import FaultyPublisher
+from trimvla.sim.robots.faults import FaultyPublisher
 
 STATE = topic("robot/state")
 PATIENCE_S = 30.0

@@ -16,8 +16,8 @@ from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.training.tokenizer import prompt_ids
 from trimvla.policies.training.trainer import Recipe, Trainer
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim.demonstrations import AUX, FIRST_SEED
-from trimvla.sim.simpler_demonstrations import INSTRUCTIONS
+from trimvla.sim.simpler.demonstrations import INSTRUCTIONS
+from trimvla.sim.tabletop.demonstrations import AUX, FIRST_SEED
 
 
 @pytest.mark.parametrize("steps", [1, 7, 200])

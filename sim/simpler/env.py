@@ -20,8 +20,8 @@ import numpy as np
 
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.simpler_adapter import GRIPPER_OPEN, euler_to_axis_angle
-from trimvla.sim import simpler_expert
-from trimvla.sim.simpler_expert import Job, State
+from trimvla.sim.simpler import expert as simpler_expert
+from trimvla.sim.simpler.expert import Job, State
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,10 +14,10 @@ import cv2
 import gymnasium as gym
 import numpy as np
 
-from trimvla.sim.expert import State, is_done, limit_tool
 from trimvla.sim.physics import mujoco
-from trimvla.sim.scene import Goal, Scene, other_goal, sample_scene
-from trimvla.sim.tabletop_model import FINGER_TRAVEL, TabletopRenderer, apply_scene, build_model
+from trimvla.sim.tabletop.expert import State, is_done, limit_tool
+from trimvla.sim.tabletop.model import FINGER_TRAVEL, TabletopRenderer, apply_scene, build_model
+from trimvla.sim.tabletop.scene import Goal, Scene, other_goal, sample_scene
 
 CONTROL_HZ = 5
 SUBSTEPS = 50  # of 4 ms

@@ -21,7 +21,7 @@ from trimvla.runtime.bus.telemetry import Reporter, Telemetry
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim.faults import Switch
+from trimvla.sim.robots.faults import Switch
 
 NAME = "arm"
 JOINTS = 6

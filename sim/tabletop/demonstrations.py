@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from trimvla.runtime.inference.policy import Policy
-from trimvla.sim import expert
 from trimvla.sim.actor import Actor, noise_shape
-from trimvla.sim.expert import State
-from trimvla.sim.scene import Goal, Scene, sample_scene
-from trimvla.sim.tabletop import TabletopEnv
-from trimvla.sim.tabletop_model import project
+from trimvla.sim.tabletop import expert
+from trimvla.sim.tabletop.env import TabletopEnv
+from trimvla.sim.tabletop.expert import State
+from trimvla.sim.tabletop.model import project
+from trimvla.sim.tabletop.scene import Goal, Scene, sample_scene
 
 GOALS = 6  # sentences labelled per picture; the first is the one being pursued
 AUX = 8  # object x y, target x y, tool x y z [m], opening

@@ -12,7 +12,7 @@ from contextlib import closing
 from typing import Any
 
 from trimvla.runtime.errors import ConfigError, TrimvlaError
-from trimvla.sim.workers import WorkerError
+from trimvla.sim.evaluation.workers import WorkerError
 
 HANDED_ON = ("MUJOCO_GL", "OMP_WAIT_POLICY", "MS_ASSET_DIR", "VK_ICD_FILENAMES")  # of this process's environment
 

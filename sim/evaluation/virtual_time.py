@@ -24,7 +24,7 @@ from trimvla.runtime.chunks.transition import Seam
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S
 from trimvla.runtime.control.fallback import hold
 from trimvla.runtime.inference.policy import Known
-from trimvla.sim.latency import Latency
+from trimvla.sim.evaluation.latency import Latency
 
 KINDS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
 START = np.array([0.0] * 6 + [1.0])  # held before the first action: still, the gripper open

@@ -29,7 +29,7 @@ from trimvla.runtime.inference import process as policy_process
 from trimvla.runtime.inference.policy import Known, PolicyResult
 from trimvla.runtime.inference.process import Infers, PolicyConfig, PolicyLoop
 from trimvla.runtime.inference.scheduler import Thinker, warm_up
-from trimvla.sim.faults import Fault, Switch
+from trimvla.sim.robots.faults import Fault, Switch
 
 FAILURES = {
     "fail": "Non-zero status code returned while running Gather node",

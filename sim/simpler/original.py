@@ -18,7 +18,7 @@ import numpy as np
 from trimvla.runtime.chunks.ensemble import HORIZONS
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.simpler_adapter import SimplerAdapter
-from trimvla.sim.simpler_grids import ORIGINALS, SETS, Cell, Original, Set, official
+from trimvla.sim.simpler.grids import ORIGINALS, SETS, Cell, Original, Set, official
 
 SIM_HZ = {"google_robot": 513, "widowx_bridge": 500}
 TERMINATE = 7  # an eighth number above 0 says that the sub-task is done; CogACT never says so

@@ -19,12 +19,12 @@ import numpy as np
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Known
 from trimvla.sim.actor import EXPERT, Actor, noise_shape
-from trimvla.sim.demonstrations import FIRST_SEED
 from trimvla.sim.episodes import Episode, Task, make_task
-from trimvla.sim.latency import Latency
-from trimvla.sim.statistics import wilson_interval
-from trimvla.sim.virtual_time import Look, Pace, Pilot
-from trimvla.sim.workers import spread
+from trimvla.sim.evaluation.latency import Latency
+from trimvla.sim.evaluation.statistics import wilson_interval
+from trimvla.sim.evaluation.virtual_time import Look, Pace, Pilot
+from trimvla.sim.evaluation.workers import spread
+from trimvla.sim.tabletop.demonstrations import FIRST_SEED
 
 WAITS = ""  # the condition in which the simulator waits while the policy thinks
 Player = Actor | str

@@ -19,7 +19,7 @@ from trimvla.runtime.bus.telemetry import Reporter, Telemetry
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim.tabletop import TabletopEnv
+from trimvla.sim.tabletop.env import TabletopEnv
 
 NULL_DELTA = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)  # stay; the gripper value is replaced by the last one
 GRIPPER = 6

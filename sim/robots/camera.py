@@ -19,7 +19,7 @@ from trimvla.runtime.bus.telemetry import Reporter, Telemetry
 from trimvla.runtime.bus.topics import CAMERA_NAME, color, topic
 from trimvla.runtime.clock import Rate, monotonic_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim.tabletop_model import TabletopRenderer
+from trimvla.sim.tabletop.model import TabletopRenderer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from trimvla.sim.physics import check_can_render, mujoco
-from trimvla.sim.scene import COLORS, HALF_HEIGHT, THICKNESS, Item, Look, Scene
+from trimvla.sim.tabletop.scene import COLORS, HALF_HEIGHT, THICKNESS, Item, Look, Scene
 
 OBJECT_SLOTS, TARGET_SLOTS = 4, 2
 FINGER_TRAVEL = 0.05  # each finger [m]; open: 0.10 between the pads

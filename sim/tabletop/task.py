@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim import expert
-from trimvla.sim.scene import VARIANTS
-from trimvla.sim.tabletop import CONTROL_HZ, MAX_STEPS, TabletopEnv
+from trimvla.sim.tabletop import expert
+from trimvla.sim.tabletop.env import CONTROL_HZ, MAX_STEPS, TabletopEnv
+from trimvla.sim.tabletop.scene import VARIANTS
 
 SWAPPED = "swapped"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trimvla.sim.scene import HALF_HEIGHT, OBJECT_HALF_WIDTH, ON_RADIUS, THICKNESS, Goal, Scene
+from trimvla.sim.tabletop.scene import HALF_HEIGHT, OBJECT_HALF_WIDTH, ON_RADIUS, THICKNESS, Goal, Scene
 
 SPEED, TURN = 0.045, 0.15  # the most a step moves [m] and turns [rad]
 GRASP_Z, HOVER, CARRY_Z, LIFT_Z, REST_Z = 0.018, 0.075, 0.13, 0.17, 0.16  # tool heights [m]

@@ -1,0 +1,1 @@
+"""Episodes, outcomes and statistics."""

@@ -1,0 +1,1 @@
+"""Robots and cameras that need no hardware, on the same topics."""

@@ -1,0 +1,1 @@
+"""SimplerEnv's WidowX tasks: twin and original."""

@@ -1,0 +1,1 @@
+"""The embedded tabletop simulator, its expert and its demonstrations."""
