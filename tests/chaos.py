@@ -31,11 +31,11 @@ from typing import Any
 
 import msgspec
 
-from trimvla.launch.children import Child
-from trimvla.launch.fault_actions import OTHER_TASK, TASK, Scene
-from trimvla.launch.fault_desk import Desk
-from trimvla.launch.fault_table import CAMERAS, PROMISE, sections
-from trimvla.launch.safety_monitor import SafetyMonitor
+from trimvla.launch.faults.actions import OTHER_TASK, TASK, Scene
+from trimvla.launch.faults.desk import Desk
+from trimvla.launch.faults.safety_monitor import SafetyMonitor
+from trimvla.launch.faults.table import CAMERAS, PROMISE, sections
+from trimvla.launch.system.child import Child
 from trimvla.runtime.bundle import manifest
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
 from trimvla.sim.robots.faults import Fault, write_faults

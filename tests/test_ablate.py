@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import pytest
 
-from trimvla.launch import ablate
-from trimvla.launch.ablate import Args
-from trimvla.launch.ablate_play import read_rounds
-from trimvla.launch.ablate_report import BEGIN, END, as_markdown, cells, insert
+from trimvla.launch.ablation.play import read_rounds
+from trimvla.launch.ablation.report import BEGIN, END, as_markdown, cells, insert
 from trimvla.launch.ablation.rows import DENSE, ROWS, Amounts, request
 from trimvla.launch.console import Progress
+from trimvla.launch.verbs import ablate
+from trimvla.launch.verbs.ablate import Args
 from trimvla.policies.trimming.planner import Request
 from trimvla.runtime.bundle.plan import TokenPlan
 from trimvla.runtime.errors import ConfigError

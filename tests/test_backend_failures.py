@@ -16,9 +16,10 @@ from onnx import helper
 from tests.groot_client import GrootClient
 from tests.test_supervisor import wait_until
 from tests.tiny_bundle import write_bundle
-from trimvla.launch import cli, serve
-from trimvla.launch.processes import programs
-from trimvla.launch.supervisor import Supervisor
+from trimvla.launch import cli
+from trimvla.launch.system.processes import programs
+from trimvla.launch.system.supervisor import Supervisor
+from trimvla.launch.verbs import serve
 from trimvla.runtime.backends.failures import FailureStreak, call_failure
 from trimvla.runtime.bus.messages import JointState, Report, Task
 from trimvla.runtime.bus.sockets import Publisher, Subscriber

@@ -13,8 +13,8 @@ import pytest
 
 from tests import tiny_bundle
 from trimvla.launch import cli
-from trimvla.launch.bench import Args, Baselines
 from trimvla.launch.bench.turns import COMPILED, EAGER
+from trimvla.launch.verbs.bench import Args, Baselines
 from trimvla.policies.sizes.config import PRESETS
 from trimvla.policies.sizes.cost import vision_cost
 
@@ -162,8 +162,8 @@ def test_the_other_side_must_be_dense(tiny: Path, tmp_path: Path, capsys: pytest
 
 
 def test_a_process_that_cannot_run_says_why(tiny: Path, tmp_path: Path) -> None:
-    from trimvla.launch.bench_socket import socket_policy
-    from trimvla.launch.supervisor import ProcessEndedError
+    from trimvla.launch.bench.socket_layer import socket_policy
+    from trimvla.launch.system.supervisor import ProcessEndedError
 
     picture = np.zeros((8, 8, 3), np.uint8)
     with (

@@ -14,9 +14,9 @@ from tiny_policy import inputs, random_policy
 
 from trimvla.export.graphs.stages import stage_spec, stages_under
 from trimvla.launch.bench.floor import MATRIX_PRODUCT, Floor, Machine, better, floor, floors, measure_machine
+from trimvla.launch.bench.report import doubts, write_samples
 from trimvla.launch.bench.torch_twin import TorchRunner
 from trimvla.launch.bench.turns import COMPILED, EAGER, Subject, measure, median_interval, rows
-from trimvla.launch.bench_report import doubts, write_samples
 from trimvla.policies.sizes.config import PRESETS
 from trimvla.policies.sizes.cost import Cost
 from trimvla.policies.trimming.trimmed import trim

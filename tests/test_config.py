@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trimvla.launch.config import build, decode_file
+from trimvla.launch.system.config import build, decode_file
 from trimvla.runtime.errors import ConfigError
 
 

@@ -165,7 +165,7 @@ def test_what_is_wrong_on_the_command_line_is_shown_escaped() -> None:
 
 
 def test_doctor_names_the_extra_to_install() -> None:
-    from trimvla.launch import doctor
+    from trimvla.launch.verbs import doctor
 
     result = doctor.examine()
     result["advice"] = ["pip install 'trimvla[camera]'   (for the verbs that camera)"]

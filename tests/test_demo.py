@@ -17,9 +17,9 @@ import pytest
 
 from tests import tiny_bundle
 from trimvla.launch import cli
-from trimvla.launch.demo import SLOW_PERIODS, Args, plan
-from trimvla.launch.director import Director, EpisodeError, Request
-from trimvla.launch.processes import configure, read_system
+from trimvla.launch.system.client import Director, EpisodeError, Request
+from trimvla.launch.system.processes import configure, read_system
+from trimvla.launch.verbs.demo import SLOW_PERIODS, Args, plan
 from trimvla.runtime.bus.messages import ActionChunk
 from trimvla.runtime.bus.sockets import Publisher, Subscriber
 from trimvla.runtime.bus.telemetry import Telemetry
@@ -100,7 +100,7 @@ def test_the_expert_reaches_its_goals_through_the_sockets(expert_run: Path) -> N
 
 
 def test_a_system_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimvla.launch.director.SET_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("trimvla.launch.system.client.SET_TIMEOUT_S", 0.2)
     expected = pytest.raises(EpisodeError, match=r"the table to be set within 0\.2 s; control is starting")
     with Director(tmp_path, ["control"], lambda: None) as director, expected:
         director.play(Request(1, 0, "pick up the red cube"))

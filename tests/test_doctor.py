@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from trimvla.launch import cli, doctor, probes
+from trimvla.launch import cli
+from trimvla.launch.machine import probes
+from trimvla.launch.verbs import doctor
 
 
 @pytest.fixture(scope="module")

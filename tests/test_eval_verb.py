@@ -19,9 +19,9 @@ import pytest
 
 from tests import tiny_bundle
 from trimvla.launch import cli
-from trimvla.launch.evaluate import prepare
-from trimvla.launch.evaluate_options import Args, Chunks
-from trimvla.launch.evaluate_report import film_names, sentence
+from trimvla.launch.evaluation.options import Args, Chunks
+from trimvla.launch.evaluation.report import film_names, sentence
+from trimvla.launch.verbs.evaluate import prepare
 from trimvla.runtime.bundle import manifest as bundles
 
 ALONE = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trimvla.launch.evaluation_page import Args, device_rows, insert, periods_of, run, task_of, widowx_rows
+from trimvla.launch.evaluation.page import Args, device_rows, insert, periods_of, run, task_of, widowx_rows
 from trimvla.runtime.errors import ConfigError
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests import tiny_bundle
 from trimvla.launch import cli
-from trimvla.launch.fault_table import PROMISE, ROWS, sections
-from trimvla.launch.processes import configure, row_of
-from trimvla.launch.safety_monitor import Judge
+from trimvla.launch.faults.safety_monitor import Judge
+from trimvla.launch.faults.table import PROMISE, ROWS, sections
+from trimvla.launch.system.processes import configure, row_of
 from trimvla.runtime.bus.messages import ActionChunk, Command, Frame, Health, JointState, Task
 from trimvla.runtime.bus.sockets import Subscriber
 from trimvla.runtime.bus.topics import color, topic
@@ -187,7 +187,7 @@ def test_the_robot_holds_while_a_process_is_missing() -> None:
 
 
 def test_rows_that_are_not_there() -> None:
-    from trimvla.launch.faults import Args
+    from trimvla.launch.verbs.faults import Args
 
     with pytest.raises(ConfigError, match="expected --only"):
         Args(only=("earthquake",)).rows()
@@ -218,7 +218,7 @@ def test_a_robot_is_safe_whatever_breaks(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_short_load(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimvla.launch.load.WARM_UP_S", 0.5)
+    monkeypatch.setattr("trimvla.launch.verbs.load.WARM_UP_S", 0.5)
     words = ("--seconds", "1", "--cameras", "2", "--width", "64", "--height", "48", "--policy-ms", "30")
     _, result = verb(capsys, "load", *words)
     sent = result["commands"]

@@ -14,9 +14,10 @@ import torch
 from tiny_policy import TINY, random_policy
 
 from trimvla.export.graphs.stages import stages_under
-from trimvla.launch import cli, gpu_bench
+from trimvla.launch import cli
 from trimvla.launch.bench import device_policy as gpu_policy
 from trimvla.launch.bench.device_policy import EAGER, DevicePolicy, device_inputs
+from trimvla.launch.verbs import gpu_bench
 from trimvla.policies.cogact.compiled import compile_blocks
 from trimvla.policies.cogact.fused import FusedAttention, fuse
 from trimvla.policies.cogact.model import CogAct

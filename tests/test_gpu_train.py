@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimvla.launch.courses import courses
-from trimvla.launch.gpu_train import NOUNS, pack, unpack
+from trimvla.launch.training.gpu_train import NOUNS, pack, unpack
+from trimvla.launch.training.presets import courses
 from trimvla.policies.cogact import checkpoint
 from trimvla.policies.sizes.config import PRESETS
 from trimvla.policies.training.trainer import Trainer

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trimvla.launch.inspection import read_picture
+from trimvla.launch.verbs.inspect_call import read_picture
 from trimvla.runtime.bus.messages import Frame
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.bus.wire import decode, encode

@@ -14,7 +14,7 @@ pytest.importorskip("mcap")
 
 from tests import tiny_bundle
 from trimvla.launch import cli
-from trimvla.launch.call_picture import ACCENT, FAINT, MARGIN, SIDE
+from trimvla.launch.figures.call_picture import ACCENT, FAINT, MARGIN, SIDE
 from trimvla.runtime.inference.policy import Policy
 
 WORDS = "pick up the red cube"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from trimvla.launch import cli
-from trimvla.launch.jetson_state import read_state
-from trimvla.launch.processes import PROCESSES, complete, programs, read_system
-from trimvla.launch.watching import with_metrics, with_recorder
+from trimvla.launch.machine.jetson_state import read_state
+from trimvla.launch.system.observers import with_metrics, with_recorder
+from trimvla.launch.system.processes import PROCESSES, complete, programs, read_system
 from trimvla.runtime.backends.tensorrt import engine_folders
 
 JETSON = Path(__file__).parents[1] / "launch" / "jetson"
@@ -93,7 +93,7 @@ def test_the_units_start_processes_that_exist() -> None:
     assert names == list(read_system(JETSON / "robot.toml"))
     assert set(names) <= set(PROCESSES)
     _, verb, *words = shlex.split(unit(UNITS / "trimvla@.service")["Service"]["ExecStart"])
-    assert next(each for each in cli.VERBS if each.name == verb).module == "trimvla.launch.process"
+    assert next(each for each in cli.VERBS if each.name == verb).module == "trimvla.launch.verbs.process"
     assert words[1::2] == ["--system", "--run-dir"]
 
 

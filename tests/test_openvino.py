@@ -17,8 +17,8 @@ from tiny_bundle import IMAGE, VISUAL, manifest, write_bundle
 
 from trimvla.export.precision.half import halve
 from trimvla.launch import cli
-from trimvla.launch.bench import Args
-from trimvla.launch.bench_subjects import with_dense
+from trimvla.launch.bench.subjects import with_dense
+from trimvla.launch.verbs.bench import Args
 from trimvla.runtime.backends.openvino_runner import bucket_lengths, check_precision
 from trimvla.runtime.backends.runner import create
 from trimvla.runtime.bundle.manifest import StageSpec

@@ -13,9 +13,10 @@ import pytest
 from tests.test_supervisor import checked
 from tests.tiny_bundle import write_bundle
 from trimvla.launch import cli
-from trimvla.launch.config import decode_file
 from trimvla.launch.options import collect_overrides
-from trimvla.launch.processes import (
+from trimvla.launch.system.config import decode_file
+from trimvla.launch.system.observers import with_metrics, with_recorder
+from trimvla.launch.system.processes import (
     CONFIGS,
     PROCESSES,
     commands,
@@ -25,9 +26,8 @@ from trimvla.launch.processes import (
     read_system,
     reports_of,
 )
-from trimvla.launch.service import shortfalls
-from trimvla.launch.supervisor import Supervisor
-from trimvla.launch.watching import with_metrics, with_recorder
+from trimvla.launch.system.service import shortfalls
+from trimvla.launch.system.supervisor import Supervisor
 from trimvla.runtime.bus.messages import Health, Report
 from trimvla.runtime.bus.sockets import Subscriber
 from trimvla.runtime.bus.topics import topic

@@ -38,7 +38,7 @@ SESSION = "import onnxruntime as ort, sys; ort.InferenceSession(sys.argv[1])"
 IMPORTS = (
     "import trimvla.runtime.backends.ort_runner",
     "import trimvla.export.precision.emulate_bf16",
-    "import trimvla.launch.doctor",
+    "import trimvla.launch.verbs.doctor",
     "import trimvla.sim.episodes",
     "import trimvla.policies.sizes.config",
 )

@@ -21,8 +21,8 @@ import pytest
 pytest.importorskip("mcap")
 
 from trimvla.launch import cli
-from trimvla.launch.processes import commands, programs
-from trimvla.launch.supervisor import Supervisor
+from trimvla.launch.system.processes import commands, programs
+from trimvla.launch.system.supervisor import Supervisor
 from trimvla.runtime.bus.messages import Command, Frame, Report
 from trimvla.runtime.bus.sockets import Publisher, Subscriber
 from trimvla.runtime.bus.telemetry import Telemetry
@@ -322,6 +322,6 @@ def test_the_verb_finds_what_there_is_to_record(tmp_path: Path, capsys: pytest.C
 def test_a_directory_without_a_system_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimvla.launch.record.FIND_S", 0.2)
+    monkeypatch.setattr("trimvla.launch.verbs.record.FIND_S", 0.2)
     assert cli.main(["record", str(tmp_path / "a.mcap"), "--run-dir", str(tmp_path), "--json"]) == 1
     assert "expected the sockets of a running system" in capsys.readouterr().out

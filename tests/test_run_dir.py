@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from trimvla.launch import cli, record
-from trimvla.launch.children import Child
-from trimvla.launch.processes import SYSTEM_FILE, commands
-from trimvla.launch.run_dirs import lock
-from trimvla.launch.supervisor import Supervisor
+from trimvla.launch import cli
+from trimvla.launch.system.child import Child
+from trimvla.launch.system.processes import SYSTEM_FILE, commands
+from trimvla.launch.system.run_dirs import lock
+from trimvla.launch.system.supervisor import Supervisor
+from trimvla.launch.verbs import record
 from trimvla.runtime.bus import curve
 from trimvla.runtime.bus.curve import Keys
 from trimvla.runtime.bus.network import NETWORK_FILE, Network, install, used

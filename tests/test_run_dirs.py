@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_supervisor import alive, parent_of, pids, wait_until
-from trimvla.launch.run_dirs import OWNER, membership, remove_abandoned, temporary_run_dir
+from trimvla.launch.system.run_dirs import OWNER, membership, remove_abandoned, temporary_run_dir
 from trimvla.runtime.errors import ConfigError
 
 SYSTEM = '[camera-a]\nprocess = "camera"\nname = "a"\nkind = "synthetic"\nwidth = 32\nheight = 24\n'

@@ -13,20 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from trimvla.launch import children, log_files
-from trimvla.launch.children import Program
-from trimvla.launch.supervisor import ProcessEndedError, Supervisor
+from trimvla.launch.system import child as children
+from trimvla.launch.system import log_files
+from trimvla.launch.system.child import Program
+from trimvla.launch.system.supervisor import ProcessEndedError, Supervisor
 from trimvla.runtime.bus.messages import Health, Report
 from trimvla.runtime.bus.sockets import Publisher, Subscriber
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import ConfigError
 
-OBEDIENT = "from trimvla.launch.signals import stop_event; print('up', flush=True); stop_event(True).wait()"
+OBEDIENT = "from trimvla.launch.system.signals import stop_event; print('up', flush=True); stop_event(True).wait()"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 BROKEN = "import sys; print('loading'); sys.exit('error: bundle is not there')"
 REPORTING = """
-import sys; from pathlib import Path; from trimvla.launch.signals import stop_event
+import sys; from pathlib import Path; from trimvla.launch.system.signals import stop_event
 from trimvla.runtime.bus.telemetry import Reporter, Telemetry
 stop, name = stop_event(True), {name!r}
 reporter = Reporter(Path({run_dir!r}), Telemetry(name))
@@ -105,7 +106,7 @@ def test_a_dispensable_child_may_end(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 def test_a_stubborn_child_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children, "GRACE_S", 0.2)
-    monkeypatch.setattr("trimvla.launch.supervisor.GRACE_S", 0.2)
+    monkeypatch.setattr("trimvla.launch.system.supervisor.GRACE_S", 0.2)
     with Supervisor(plain(stubborn=STUBBORN), tmp_path) as group:
         assert wait_until(lambda: "up" in group.children[0].log.read_text())
     assert group.children[0].status() == -signal.SIGKILL
@@ -232,8 +233,8 @@ def test_only_dead_sockets_are_removed(tmp_path: Path) -> None:
 
 def test_children_end_when_the_parent_is_killed(tmp_path: Path) -> None:
     parent = (
-        "import sys, time; from pathlib import Path; from trimvla.launch.children import Program\n"
-        "from trimvla.launch.supervisor import Supervisor\n"
+        "import sys, time; from pathlib import Path; from trimvla.launch.system.child import Program\n"
+        "from trimvla.launch.system.supervisor import Supervisor\n"
         f"child = Program('child', [sys.executable, '-c', {OBEDIENT!r}])\n"
         f"with Supervisor([child], Path({str(tmp_path)!r})) as group:\n"
         "    print(group.children[0].pid, flush=True); time.sleep(60)"
@@ -258,7 +259,7 @@ def test_a_signal_stops_a_process_cleanly(number: signal.Signals) -> None:
 
 
 TALKATIVE = """
-import time; from trimvla.launch.signals import stop_event
+import time; from trimvla.launch.system.signals import stop_event
 stop = stop_event(True)
 for number in range(3000):
     print(f"{number:05d}", "x" * 1000)
@@ -269,7 +270,7 @@ while not stop.wait(0.05): print("the end", flush=True)
 
 def test_a_log_does_not_grow_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """3 MB of lines leave two files of a tenth of a megabyte, the newest lines among them."""
-    monkeypatch.setattr("trimvla.launch.supervisor.TRIM_PERIOD_S", 0.02)
+    monkeypatch.setattr("trimvla.launch.system.supervisor.TRIM_PERIOD_S", 0.02)
     monkeypatch.setattr(log_files, "LIMIT_BYTES", 100_000)
     log = tmp_path / "talkative.log"
     with Supervisor(plain(talkative=TALKATIVE), tmp_path) as group:

@@ -19,7 +19,7 @@ from tiny_policy import TINY, official_checkpoint, random_policy, write_official
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trimvla.launch import cli
-from trimvla.launch.config import decode_file
+from trimvla.launch.system.config import decode_file
 from trimvla.policies.cogact.checkpoint import load, load_official, save
 from trimvla.policies.sizes.config import PRESETS
 from trimvla.runtime.errors import CheckpointError, ConfigError

@@ -10,8 +10,8 @@ from PIL import Image
 
 from tests.tiny_policy import TINY
 from trimvla.launch import cli
-from trimvla.launch.courses import courses
-from trimvla.launch.train import CURVES, Args, describe, draw_curve
+from trimvla.launch.training.presets import courses
+from trimvla.launch.verbs.train import CURVES, Args, describe, draw_curve
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.training.tokenizer import prompt_ids
 from trimvla.policies.training.trainer import Recipe, Trainer

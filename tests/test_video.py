@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trimvla.launch import video
-from trimvla.launch.video import BAND, Clip
+from trimvla.launch.evaluation import video
+from trimvla.launch.evaluation.video import BAND, Clip
 from trimvla.runtime.errors import ConfigError
 
 FPS = 10

@@ -1,0 +1,1 @@
+"""What `trimvla eval` and `trimvla report` show."""

@@ -1,0 +1,180 @@
+"""What `trimvla eval` is asked, and what that means: who plays what, where and how late. Plays nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from trimvla.launch.evaluation.players import Bundles, identity
+from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
+from trimvla.runtime.errors import ConfigError
+from trimvla.sim.actor import EXPERT
+
+if TYPE_CHECKING:
+    from trimvla.sim.evaluation.rollout import Deal, Round, Setting
+
+Variant = Literal["default", "lighting", "texture", "camera", "distractors", "all"]
+Chunks = Literal["latest", "ensemble", "blend", "rtc"]
+CANDIDATE, REFERENCE = "candidate", "reference"
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Play episodes with a bundle, or with several on the same seeds."""
+
+    bundle: Positional[str] = "tabletop"
+    """A bundle's path or a shipped bundle's name."""
+
+    against: str | None = None
+    """The reference: a bundle that plays the same episodes, to be compared with."""
+
+    rungs: tuple[str, ...] = ()
+    """More bundles that play the same episodes: a ladder whose top is BUNDLE; each is compared with it."""
+
+    policy: Literal["bundle", "expert"] = "bundle"
+    """`expert`: the scripted expert of the environment plays instead of a bundle."""
+
+    margin: float = 0.05
+    """How much lower than the reference's the success rate may be; 0.05 is five points."""
+
+    env: str = "tabletop"
+    """The environment: tabletop, simpler:TASK (ManiSkill 3), simpler_env:TASK (the original package)."""
+
+    episodes: int | None = None
+    """How many (default: all official ones, else 200); the interval is about +-6 points at 200."""
+
+    seed: int | None = None
+    """Seed of the first episode; the others follow. Where there are official episodes, a seed means others than these;
+    without official ones it is 1000. Demonstrations begin at 1000000."""
+
+    swap_instruction: bool = False
+    """Say a sentence about another object (tabletop); success is still judged by the original goal."""
+
+    variant: Variant = "default"
+    """What the pictures look like (tabletop)."""
+
+    execute: int | None = None
+    """Steps of a chunk that are executed before the next look, at least; with 1 the last chunks vote on every action.
+    Default: the environment's official protocol, else 2."""
+
+    votes: int | None = None
+    """Chunks that vote. Default: the environment's official protocol, else 2."""
+
+    latency: str | None = None
+    """Charge thinking to the simulated clock: milliseconds, lognormal:MEDIAN,SIGMA, a trace (.json), measured (before,
+    here), wall (as it comes), orin or thor (roofline of CogACT-Base under the bundle's plan; orin:0.2 reaches a fifth
+    of it). Several, separated by commas, make a curve. Left out, the simulator waits."""
+
+    chunks: Chunks | None = None
+    """How one chunk follows another where there is a latency (docs/concepts/chunks.md): the newest
+    decides, the last ones vote, the old one fades into the new, or the newest one was guided by the
+    old (rtc: the bundles need the stage `action_guided`). Default: they vote with --execute 1, else
+    the newest decides."""
+
+    valid_rows: int = 8
+    """Rows of a chunk that may be executed where there is a latency; as on the robot."""
+
+    out: Path | None = None
+    """A folder for outcomes (one line an episode), table, picture and films. A killed run goes on from there;
+    so does one that asks for more episodes."""
+
+    film: str | None = None
+    """Which episodes to film, counted from 0: 0,3. They are played once more, and must end as they did."""
+
+    backend: str = "onnxruntime"
+    """What executes the stages."""
+
+    provider: str | None = None
+    """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the CPU)."""
+
+    threads: int = 1
+    """Threads of an operator; 0 takes all cores."""
+
+    workers: int | None = None
+    """Processes that play, each with policies of its own (default: one a core); the outcomes are the same."""
+
+    ray: str | None = None
+    """Play on a Ray cluster: its address, or auto for the one that this machine belongs to."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError with everything that is out of range."""
+        low = [name for name in ("episodes", "execute", "votes", "workers") if (getattr(self, name) or 1) < 1]
+        low += [name for name in ("episodes", "execute", "votes", "workers") if getattr(self, name) == 0]
+        wrong = [f"expected at least 1 for {', '.join(f'--{name}' for name in dict.fromkeys(low))}"] if low else []
+        if not 0 < self.margin < 1:
+            wrong.append(f"expected 0 < --margin < 1 (0.05 is five points), got {self.margin}")
+        if self.env != "tabletop" and (self.swap_instruction or self.variant != "default"):
+            wrong.append(f"expected no --swap-instruction and no --variant for {self.env!r}: they are the tabletop's")
+        if self.chunks is not None and self.latency is None:
+            wrong.append(f"expected --latency for --chunks {self.chunks}: a simulator that waits has no late chunk")
+        if self.film is not None and self.out is None:
+            wrong.append("expected --out for --film: the folder of the films")
+        if self.film is not None and not all(word.isdigit() for word in self.film.split(",")):
+            wrong.append(f"expected numbers as in 0,3 for --film, got {self.film!r}")
+        if wrong:
+            raise ConfigError("; ".join(wrong))
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return (Output("--out", self.out, folder=True),)
+
+    @property
+    def task(self) -> str:
+        """As `make_task` knows it."""
+        words = [self.variant] * (self.variant != "default") + ["swapped"] * self.swap_instruction
+        return ":".join([self.env, "+".join(words)]) if words else self.env
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Role -> bundle, in the order in which they play: the reference first, then the candidate, then rungs."""
+        first = {} if self.against is None else {REFERENCE: self.against}
+        return {
+            **first,
+            CANDIDATE: EXPERT if self.policy == EXPERT else self.bundle,
+            **{name: name for name in self.rungs},
+        }
+
+
+@dataclass(frozen=True)
+class Match:
+    """What is played, by whom: everything that decides the outcomes."""
+
+    players: Bundles
+    setting: Setting
+    conditions: tuple[str, ...]
+    seeds: range
+    control_hz: float
+
+    @property
+    def deals(self) -> list[Deal]:
+        """All conditions of a seed before the next seed."""
+        return [(condition, seed) for seed in self.seeds for condition in self.conditions]
+
+    def results(self, rounds: Mapping[Deal, Round]) -> dict[str, dict[str, Result]]:
+        """Condition -> role -> `summarise`."""
+        from trimvla.sim.evaluation.rollout import summarise
+
+        return {
+            condition: {
+                role: summarise([rounds[condition, seed][role] for seed in self.seeds]) for role in self.players.names
+            }
+            for condition in self.conditions
+        }
+
+    def header(self) -> dict[str, Any]:
+        """Two runs with the same header have the same outcome on the same seed, however many they play."""
+        setting, latencies = self.setting, self.setting.latencies
+        return {
+            "task": setting.task,
+            "official": setting.official,
+            "pace": asdict(setting.pace),
+            "players": {role: identity(name) for role, name in self.players.names.items()},
+            "backend": self.players.backend,
+            "provider": self.players.provider,
+            "latencies": {word: {role: asdict(it) for role, it in roles.items()} for word, roles in latencies.items()},
+        }

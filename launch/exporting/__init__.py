@@ -1,0 +1,1 @@
+"""Where an export's policy, options and frames come from."""

@@ -1,0 +1,148 @@
+"""`trimvla export` of what is larger than memory: an official checkpoint, or random weights at a preset's size."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+from trimvla.export.bundle import SIX_DELTAS_AND_GRIPPER
+from trimvla.export.inputs import action_spec, read_tokenizer
+from trimvla.export.streaming.bundle import Wanted, export_streamed
+from trimvla.export.streaming.placeholders import KEY, placeholder_statistics, placeholder_tokenizer
+from trimvla.export.streaming.writer import Report
+from trimvla.launch.console import transfer_bar
+from trimvla.launch.exporting.options import ExportOptions
+from trimvla.launch.options import Result
+from trimvla.launch.verbs.verify import as_table
+from trimvla.policies.cogact.half import DTYPES
+from trimvla.policies.cogact.weights import CheckpointWeights, RandomWeights, Weights
+from trimvla.policies.sizes.config import PolicyConfig, find_preset
+from trimvla.policies.sizes.cost import shape_of
+from trimvla.policies.sizes.memory import plan_memory, precision_named
+from trimvla.policies.trimming.plan_by_size import plan_by_sizes
+from trimvla.runtime.bundle.action_statistics import chosen, read_table
+from trimvla.runtime.bundle.manifest import ActionSpec
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, load_plan
+from trimvla.runtime.errors import ConfigError
+
+GIB = 1 << 30
+PROVING = "a slice against torch"
+
+
+def run_streamed(args: ExportOptions, weights: Weights, wanted: Wanted) -> Result:
+    """Export, one weight in memory at a time; the slice's parity, and what memory and time it took."""
+    if args.guided:
+        raise ConfigError(
+            "expected no --guided for an official checkpoint or random weights: not exported from these yet"
+        )
+    started = time.monotonic()
+    expected = plan_memory(wanted.cfg, shape_of(wanted.cfg, wanted.plan), wanted.precision).weights
+    with shown(sum(expected.values())) as report:
+        manifest = export_streamed(
+            weights, wanted, args.out, overwrite=args.overwrite, resume=not args.no_resume, report=report
+        )
+    peak = peak_bytes()
+    args.console().print(as_table(manifest.parity))
+    args.console().print(manifest.parity["scope"])
+    args.console().print(
+        f"largest stage {max(expected.values()) / GIB:.2f} GiB of weights, peak memory {peak / GIB:.2f} GiB"
+    )
+    return {
+        "ok": True,
+        "bundle": args.out,
+        "dtype": wanted.precision,
+        "parity": manifest.parity,
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+        "stage_bytes": {name: manifest.files[f"{stage.file}.data"].bytes for name, stage in manifest.stages.items()},
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_bytes": peak,
+        "peak_over_largest_stage": round(peak / max(expected.values()), 3),
+    }
+
+
+def streamed_precision(text: str) -> str:
+    """The precision that is meant, if a policy can be streamed in it."""
+    name = precision_named(text)
+    if name not in DTYPES:
+        raise ConfigError(f"expected --dtype as one of {list(DTYPES)} for a policy that is streamed, got {text!r}")
+    return name
+
+
+def random_source(args: ExportOptions) -> tuple[Weights, Wanted]:
+    """Random weights, a plan by sizes, and placeholders for what a checkpoint would bring."""
+    cfg, now = find_preset(args.preset or ""), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    plan = load_plan(args.plan) if args.plan else counted_plan(args, cfg, now)
+    wanted = Wanted(
+        cfg,
+        plan,
+        streamed_precision(args.dtype),
+        statistics=placeholder_statistics(cfg),
+        statistics_key=KEY,
+        tokenizer=read_tokenizer(args.tokenizer, cfg) if args.tokenizer else placeholder_tokenizer(cfg.prompt),
+        control_hz=args.control_hz,
+    )
+    return RandomWeights(cfg, args.seed), wanted
+
+
+def counted_plan(args: ExportOptions, cfg: PolicyConfig, created_utc: str) -> Plan:
+    """The plan that --layers, --mlp-keep, --tokens and --cache-interval describe."""
+    return plan_by_sizes(
+        cfg,
+        layers=args.layers,
+        mlp_keep=args.mlp_keep,
+        tokens=None if args.tokens is None else TokenPlan(keep=args.tokens),
+        cache_interval=args.cache_interval,
+        created_utc=created_utc,
+    )
+
+
+def official_source(
+    args: ExportOptions, directory: Path, cfg: PolicyConfig, statistics: Path, tokenizer: Path
+) -> tuple[Weights, Wanted]:
+    """An official checkpoint, mapped, with its own statistics and tokenizer."""
+    table = read_table(statistics, error=ConfigError)
+    key = choose_key(table, args.statistics_key)
+    chosen(table, key, default_actions(cfg, args.control_hz, key), where=str(statistics), error=ConfigError)
+    wanted = Wanted(
+        cfg,
+        Plan() if args.plan is None else load_plan(args.plan),
+        streamed_precision(args.dtype),
+        statistics=table,
+        statistics_key=key,
+        tokenizer=read_tokenizer(tokenizer, cfg),
+        control_hz=args.control_hz,
+    )
+    return CheckpointWeights(directory, cfg, args.checkpoint), wanted
+
+
+def default_actions(cfg: PolicyConfig, control_hz: float, key: str) -> ActionSpec:
+    """The actions of what this verb exports: six deltas and a gripper."""
+    return action_spec(cfg, control_hz, SIX_DELTAS_AND_GRIPPER, key)
+
+
+def choose_key(statistics: Iterable[str], asked: str | None) -> str:
+    """The dataset that is meant. Raises ConfigError where it is unknown or not said among several."""
+    keys = sorted(statistics)
+    if asked is None and len(keys) == 1:
+        return keys[0]
+    if asked not in keys:
+        raise ConfigError(f"expected --statistics-key as one of {keys}, got {asked!r}")
+    return asked
+
+
+@contextmanager
+def shown(total: int) -> Iterator[Report]:
+    """A bar of bytes."""
+    with transfer_bar() as progress:
+        bar = progress.add_task(PROVING, total=total)
+        yield lambda file, count: progress.update(bar, description=file, advance=count)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process, or a child of it, ever held; mapped pages are counted."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(one).ru_maxrss for one in who) * 1024

@@ -1,0 +1,1 @@
+"""Fault injection: the table, its actions, the safety monitor."""

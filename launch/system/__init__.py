@@ -1,0 +1,1 @@
+"""A running system: its processes, their supervisor and its clients."""

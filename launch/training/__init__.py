@@ -1,0 +1,1 @@
+"""Training presets, and training on a borrowed GPU."""

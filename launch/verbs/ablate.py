@@ -1,0 +1,327 @@
+"""`trimvla ablate`: every part of a plan by itself and together, and the controls: success, time and cost in one table.
+
+Makes a plan and a bundle for every row (`export.ablation`), lets all of them take turns at the clock and play the same
+episodes, and writes JSON, table and picture (`ablate_report`). Bundles and outcomes are kept in the work folder, so a
+run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from tyro.conf import Positional
+
+from trimvla.export.bundle import export_policy
+from trimvla.export.verify import checkpoint_beside
+from trimvla.launch.ablation.play import play
+from trimvla.launch.ablation.report import as_markdown, as_table, insert, summarise
+from trimvla.launch.ablation.rows import DENSE, ROWS, WHOLE, Amounts, Row, request
+from trimvla.launch.bench import turns as benchmark
+from trimvla.launch.bench.subjects import Asked, Party, open_party, torch_subjects
+from trimvla.launch.bench.turns import COMPILED, EAGER, Samples, Subject
+from trimvla.launch.console import Progress, progress_bar
+from trimvla.launch.exporting.calibration import simulate
+from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
+from trimvla.launch.system.signals import terminate_as_interrupt
+from trimvla.launch.verbs.trim import now
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.calibrate import Calibration
+from trimvla.policies.trimming.planner import make_plan
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.action_statistics import read_table
+from trimvla.runtime.bundle.plan import Plan
+from trimvla.runtime.errors import ConfigError
+from trimvla.sim.episodes import make_task
+from trimvla.sim.evaluation.rollout import Outcome, Setting, choose_seeds
+from trimvla.sim.evaluation.virtual_time import Pace
+from trimvla.sim.evaluation.workers import spread
+
+MAIN = (DENSE, WHOLE)  # rows that play more episodes, and are compiled
+INSTRUCTION = "pick up the red cube"
+CAMERA_SHAPE = (480, 640, 3)  # a usual camera; the policy shrinks it
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Success, time and cost of a dense bundle, of every part of its trimming, and of the controls, in one run."""
+
+    bundle: Positional[str] = "tabletop"
+    """The dense bundle, with its checkpoint beside it."""
+
+    env: str = "tabletop"
+    """What is played, as `eval` knows it: tabletop, simpler:TASK (extra `simpler`)."""
+
+    rows: tuple[str, ...] = ()
+    """These rows of the table only; the dense one is always there."""
+
+    layers: int = 11
+    """Language layers to keep."""
+
+    mlp_keep: float = 0.75
+    """Share of the MLP channels to keep."""
+
+    tokens: int = 56
+    """Visual tokens to keep."""
+
+    after: int = 5
+    """Kept language layers that still see every token."""
+
+    cache_interval: int = 5
+    """Run the head's blocks at every n-th DDIM step only."""
+
+    milder_layers: int = 14
+    """Layers of the milder plan."""
+
+    milder_tokens: int = 112
+    """Tokens of the milder plan."""
+
+    milder_cache_interval: int = 5
+    """`--cache-interval` of the milder plan."""
+
+    episodes: int | None = None
+    """Of the dense bundle and of the whole plan, on the same seeds (default: all official ones, else 300)."""
+
+    others: int = 100
+    """Episodes of every other row: the first of these seeds."""
+
+    seed: int | None = None
+    """Of the first episode. Where there are official episodes, a seed means others than these; else it is 1000."""
+
+    draw: int = 1000
+    """Seed of what is drawn besides: calibration frames, random layers and tokens."""
+
+    execute: int = 2
+    """Steps of a chunk that are executed before the next look."""
+
+    margin: float = 0.05
+    """Loss of success that still counts as not inferior."""
+
+    rounds: int = 50
+    """Turns of every row at the clock."""
+
+    warmup: int = 3
+    """Turns that are not counted."""
+
+    threads: int = 1
+    """Threads of an operator, while the clock runs."""
+
+    compiled: bool = True
+    """Also compile the dense policy and the one under the whole plan (minutes)."""
+
+    workers: int = 2
+    """Processes that play episodes."""
+
+    frames: int = 64
+    """Calibration frames, drawn from demonstrations that are made for it."""
+
+    work: Path = Path("runs/ablation")
+    """Bundles and outcomes, so that a stopped run goes on."""
+
+    out: Path = Path("benchmarks")
+    """Where `ablation.json` and `ablation.png` go; of another environment than the tabletop, `ablation_TASK`."""
+
+    readme: Path | None = None
+    """A text whose part between the two marks becomes the table."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError with everything that is out of range."""
+        positive = ("episodes", "others", "execute", "rounds", "workers", "frames")
+        wrong = [f"--{name}" for name in positive if (value := getattr(self, name)) is not None and value < 1]
+        if wrong:
+            raise ConfigError(f"expected at least 1 for {', '.join(wrong)}")
+        if unknown := sorted(set(self.rows) - {row.name for row in ROWS}):
+            raise ConfigError(f"expected --rows out of {[row.name for row in ROWS]}, got {unknown}")
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        folders = (Output("--work", self.work, folder=True), Output("--out", self.out, folder=True))
+        return *folders, Output("--readme", self.readme)
+
+    @property
+    def chosen(self) -> list[Row]:
+        """The rows, in the order of the table."""
+        return [row for row in ROWS if not self.rows or row.name in (DENSE, *self.rows)]
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of files: nothing for the tabletop, else _TASK."""
+        return "".join(f"_{word}" for word in self.env.split(":")[1:])
+
+    def amounts(self, row: Row) -> Amounts:
+        """What the knobs of a row keep."""
+        full = Amounts(self.layers, self.mlp_keep, self.tokens, self.after, self.cache_interval)
+        if not row.milder:
+            return full
+        interval = self.milder_cache_interval
+        return replace(full, layers=self.milder_layers, tokens=self.milder_tokens, cache_interval=interval)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What every row is made from: the dense bundle and calibration data; and where the rows' bundles go."""
+
+    dense: Path
+    data: Calibration
+    work: Path
+
+
+def run(args: Args) -> Result:
+    """Export, time, play, write; the table for people."""
+    terminate_as_interrupt()
+    if args.readme is not None:
+        read_text(args.readme, "")
+    dense = bundles.resolve(args.bundle)
+    setting, seeds = find_episodes(args)
+    work = args.work / f"{weights_digest(dense)[:12]}{args.suffix}"
+    with progress_bar(counts=True, transient=False) as progress:
+        origin = Origin(dense, calibrate(args, dense, progress), work)
+        made = make_bundles(args, origin, progress)
+        samples, subjects = take_times(args, made, progress)
+        played = play_all(args, made, setting, seeds, work=work, progress=progress)
+    result: Result = {"ok": True} | summarise(made, subjects, samples, played, args.margin)
+    result["settings"] = {name: value for name, value in asdict(args).items() if name not in ("json", "work", "out")}
+    save(result, args)
+    console = args.console()
+    console.print(as_table(result["rows"]))
+    return result
+
+
+def save(result: Result, args: Args) -> None:
+    """JSON, picture, and the table in the text that is named."""
+    from trimvla.launch.figures.report import draw_tradeoff
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"ablation{args.suffix}.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
+    points = [row | {"ms": row["backends"]["onnxruntime"]["p50_ms"]} for row in result["rows"]]
+    draw_tradeoff(points, args.out / f"ablation{args.suffix}.png")
+    if args.readme is not None:
+        args.readme.write_text(read_text(args.readme, as_markdown(result["rows"])))
+
+
+def read_text(path: Path, table: str) -> str:
+    """The text with this table between its marks. Raises ConfigError where it is no such text."""
+    try:
+        return insert(path.read_text(), table)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a text for --readme, got: {error}") from None
+
+
+def weights_digest(directory: Path) -> str:
+    """sha256 of the checkpoint beside a bundle."""
+    return hashlib.sha256(directory.with_name(f"{directory.name}.safetensors").read_bytes()).hexdigest()
+
+
+def calibrate(args: Args, directory: Path, progress: Progress) -> Calibration:
+    """Frames of fresh demonstrations of what is played."""
+    task = progress.add_task("calibration frames", total=1)
+    cfg = PolicyConfig.from_dict(bundles.load(directory).policy)
+    data = simulate(
+        args.work / "demos", cfg, directory / bundles.TOKENIZER, frames=args.frames, seed=args.draw, env=args.env
+    )
+    progress.update(task, completed=1)
+    return data
+
+
+def make_bundles(args: Args, origin: Origin, progress: Progress) -> dict[str, Path]:
+    """Row -> bundle, in the order of the table."""
+    task = progress.add_task("exports", total=len(args.chosen))
+    made: dict[str, Path] = {}
+    for name, path in spread(partial(make_some, args, origin), args.chosen, args.workers):
+        made[name] = path
+        progress.advance(task)
+    return {row.name: made[row.name] for row in args.chosen}
+
+
+def make_some(args: Args, origin: Origin, rows: Sequence[Row]) -> Iterator[tuple[str, Path]]:
+    """Some rows' bundles, in a process of its own."""
+    torch.set_num_threads(1)
+    policy = checkpoint_beside(origin.dense)
+    for row in rows:
+        yield row.name, origin.dense if row.name == DENSE else make_bundle(args, row, origin, policy)
+
+
+def make_bundle(args: Args, row: Row, origin: Origin, policy: CogAct) -> Path:
+    """The row's bundle, made if it is not there."""
+    dense, directory = origin.dense, origin.work / row.slug
+    steps, source = policy.cfg.diffusion.inference_steps, bundles.load(dense)
+    plan = make_plan(policy, origin.data, request(row, args.amounts(row), steps, args.draw), now())
+    if not (directory.exists() and same(plan, bundles.load(directory).plan)):
+        statistics = read_table(dense / bundles.STATISTICS)
+        export_policy(
+            policy,
+            plan,
+            statistics,
+            dense / bundles.TOKENIZER,
+            directory,
+            statistics_key=source.action.statistics_key,
+            control_hz=source.action.control_hz,
+            overwrite=True,
+        )
+    return directory
+
+
+def same(one: Plan, other: Plan) -> bool:
+    """Whether two plans keep the same, whenever they were made."""
+    return msgspec.structs.replace(one, provenance=None) == msgspec.structs.replace(other, provenance=None)
+
+
+def take_times(args: Args, made: Mapping[str, Path], progress: Progress) -> tuple[Samples, list[Subject]]:
+    """All rows in turns: ONNX Runtime, eager torch and, but for controls, compiled torch."""
+    picture = np.random.default_rng(0).integers(0, 256, CAMERA_SHAPE, np.uint8)
+    asked = Asked(picture, INSTRUCTION)
+    with ExitStack() as stack:
+        parties = [
+            replace(open_party(str(path), "onnxruntime", args.threads, stack), dense=name == DENSE, name=name)
+            for name, path in made.items()
+        ]
+        subjects = [own(party, asked) for party in parties]
+        task = progress.add_task("torch", total=None)
+        subjects += torch_subjects(parties, (EAGER,), args.threads, asked, stack)
+        if args.compiled:
+            compiled = [party for party in parties if party.name in MAIN]
+            subjects += torch_subjects(compiled, (COMPILED,), args.threads, asked, stack)
+        progress.update(task, total=1, completed=1)
+        turns = progress.add_task("turns at the clock", total=args.warmup + args.rounds)
+        samples = benchmark.measure(
+            subjects,
+            rounds=args.rounds,
+            warmup=args.warmup,
+            watch=lambda turn: progress.update(turns, completed=turn),
+        )
+    return samples, subjects
+
+
+def own(party: Party, asked: Asked) -> Subject:
+    """The bundle by ONNX Runtime, without sockets."""
+    calls = benchmark.policy_calls(party.policy, asked.picture, asked.instruction)
+    return Subject(party.name, party.name, "onnxruntime", party.dense, calls)
+
+
+def find_episodes(args: Args) -> tuple[Setting, range]:
+    """What is played. Raises ConfigError where there is no such task or there are not so many episodes."""
+    with closing(make_task(args.env)) as task:
+        official, seeds = choose_seeds(task.official, args.episodes, args.seed, usual=300)
+    return Setting(args.env, official, Pace(execute=args.execute)), seeds
+
+
+def play_all(
+    args: Args, made: Mapping[str, Path], setting: Setting, seeds: range, *, work: Path, progress: Progress
+) -> dict[str, list[Outcome]]:
+    """Row -> its outcomes by rising seed; the dense bundle and the whole plan play the most seeds."""
+    played: dict[str, list[Outcome]] = {}
+    for is_main, count in ((True, len(seeds)), (False, min(args.others, len(seeds)))):
+        rows = {name: path for name, path in made.items() if (name in MAIN) == is_main}
+        if rows:
+            played |= play(rows, setting, seeds[:count], workers=args.workers, work=work, progress=progress)
+    return {name: played[name] for name in made}

@@ -1,0 +1,167 @@
+"""`trimvla eval`: how often does a bundle succeed in simulation? Rate, interval and the outcome of every seed.
+
+With `--against` a second bundle, the reference, plays the same seeds in turn, and the two are compared; with `--rungs`
+several do, as a ladder. With `--latency` the time that a policy takes to think is charged to the simulated clock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from trimvla.launch.console import progress_bar, text_column
+from trimvla.launch.evaluation.options import CANDIDATE, REFERENCE, Args, Match
+from trimvla.launch.evaluation.players import Bundles, check_same_task, estimate, resolve_latency
+from trimvla.launch.evaluation.report import (
+    as_table,
+    curve_rows,
+    curve_table,
+    pairs_table,
+    save,
+    sentence,
+)
+from trimvla.launch.options import Result
+from trimvla.launch.system.signals import terminate_as_interrupt
+from trimvla.policies.sizes.roofline import DEVICES
+from trimvla.runtime.chunks.rtc import RtcConfig
+from trimvla.sim.actor import EXPERT
+from trimvla.sim.evaluation.latency import Latency, split
+from trimvla.sim.evaluation.statistics import compare
+
+if TYPE_CHECKING:
+    from trimvla.sim.evaluation.rollout import Deal, Round
+
+
+def run(args: Args) -> Result:
+    """Play the episodes with a progress bar.
+
+    The result is `sim.rollout.summarise`'s, of the first condition, with the bundle named; with a reference also its
+    own such result as "against", and `sim.statistics.Comparison` as "comparison"; with several bundles or latencies
+    "curve", one row for each of both.
+    """
+    terminate_as_interrupt()
+    check_same_task(list(args.names.values()))
+    match = prepare(args)
+    rounds = play(args, match)
+    results = match.results(rounds)
+    first = results[match.conditions[0]]
+    shown = {"seed": match.seeds[0], "variant": args.variant, "swap_instruction": args.swap_instruction}
+    shown["execute"] = match.setting.pace.execute
+    told: Result = {"ok": True, "bundle": args.names[CANDIDATE], "env": args.env, "backend": args.backend}
+    told |= first[CANDIDATE] | shown
+    if args.against is not None:
+        told["against"] = {"bundle": args.against, **first[REFERENCE]} | shown
+        told["comparison"] = asdict(
+            compare(*(first[r]["outcomes"] for r in (CANDIDATE, REFERENCE)), margin=args.margin)
+        )
+    if args.latency is not None or args.rungs:
+        told["curve"] = curve_rows(args.names, results, match.setting.latencies, rounds, args.margin)
+        told |= {"estimates": estimates(args), "control_hz": match.control_hz, "chunks": args.chunks}
+    tell(args, told, first)
+    if args.out is not None:
+        save(args, told, match, rounds)
+    return told
+
+
+def tell(args: Args, told: Result, first: Mapping[str, Result]) -> None:
+    """The card."""
+    console = args.console()
+    console.print(as_table(args, first))
+    if "curve" in told:
+        console.print(curve_table(told["curve"]))
+    if args.against is None:
+        low, high = told["interval"]
+        console.print(f"success rate {told['success_rate']:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+        return
+    console.print(pairs_table(args, told["comparison"]))
+    console.print(sentence(args.bundle, args.against, told["comparison"]))
+    if args.swap_instruction:
+        console.print("success is judged by the original goal: with the instruction swapped, low rates are good")
+
+
+def estimates(args: Args) -> list[Result]:
+    """Where the latencies of devices come from."""
+    words = [word.partition(":") for word in split(args.latency or "")]
+    devices = [(device, share) for device, _, share in words if device in DEVICES]
+    return [
+        {"bundle": name, "estimate": True, **estimate(name, device, float(share or 1))}
+        for device, share in devices
+        for name in args.names.values()
+    ]
+
+
+def prepare(args: Args) -> Match:
+    """What the arguments mean for this environment."""
+    from trimvla.sim.episodes import make_task
+    from trimvla.sim.evaluation.rollout import WAITS, Setting, check_expert, choose_seeds
+    from trimvla.sim.evaluation.virtual_time import Pace
+
+    with closing(make_task(args.task)) as task:
+        official, seeds = choose_seeds(task.official, args.episodes, args.seed, usual=200)
+        expert, hz = args.policy == EXPERT, task.control_hz
+        pace = Pace(
+            execute=args.execute or (1 if expert else getattr(task, "execute", 2)),
+            votes=args.votes or getattr(task, "votes", 2),
+            valid_rows=args.valid_rows,
+            mode="latest" if args.chunks == "rtc" else args.chunks,
+            rtc=RtcConfig(enabled=args.chunks == "rtc"),
+        )
+    players = Bundles(args.names, args.backend, args.threads, args.provider, guided=pace.rtc.enabled)
+    words = tuple(dict.fromkeys(split(args.latency or "")))
+    latencies = known_latencies(args, words) or {w: resolve_latency(w, args.names, players, args.task) for w in words}
+    setting = Setting(args.task, official, pace, latencies)
+    check_expert(args.names.values(), setting)
+    return Match(players, setting, words or (WAITS,), seeds, hz)
+
+
+def known_latencies(args: Args, words: Sequence[str]) -> dict[str, dict[str, Latency]]:
+    """Of a run that goes on: what was measured for it once holds for all of it."""
+    from trimvla.sim.evaluation.outcomes import read_header
+
+    header = read_header(args.out / "outcomes.jsonl") if args.out is not None else None
+    told = (header or {}).get("latencies", {})
+    if set(told) != set(words) or any(set(roles) != set(args.names) for roles in told.values()):
+        return {}
+    return {
+        word: {role: Latency(it["name"], it["kind"], tuple(it["values"])) for role, it in roles.items()}
+        for word, roles in told.items()
+    }
+
+
+def play(args: Args, match: Match) -> dict[Deal, Round]:
+    """(condition, seed) -> round; behind a progress bar, and from where a killed run stopped."""
+    from trimvla.sim.evaluation.outcomes import OutcomeLog
+
+    path = None if args.out is None else args.out / "outcomes.jsonl"
+    log = nullcontext(None) if path is None else OutcomeLog(path, match.header(), list(args.names))
+    with log as kept, progress_bar(text_column("{task.fields[won]} succeeded"), counts=True) as progress:
+        rounds = {} if kept is None else {deal: kept.rounds[deal] for deal in match.deals if deal in kept.rounds}
+        left = [deal for deal in match.deals if deal not in rounds]
+        won = {role: sum(it[role].success for it in rounds.values()) for role in reversed(args.names)}
+        task = progress.add_task("episodes", total=len(match.deals), completed=len(rounds), won="0")
+        with closing(start(args, match, left)) as coming:
+            for played in coming:
+                first = next(iter(played.values()))
+                rounds[first.latency, first.seed] = played
+                if kept is not None:
+                    kept.add(played)
+                won = {role: count + played[role].success for role, count in won.items()}
+                progress.update(task, advance=1, won=" against ".join(map(str, won.values())))
+    return rounds
+
+
+def start(args: Args, match: Match, left: Sequence[Deal]) -> Generator[Round, None, None]:
+    """What is left to be played, as it comes: from processes of this machine, or from a cluster."""
+    from trimvla.sim.evaluation.rollout import deal_all
+
+    if not left:
+        return
+    if args.ray is None:
+        yield from deal_all(match.players, match.setting, left, args.workers or len(os.sched_getaffinity(0)))
+        return
+    from trimvla.sim.evaluation.ray_workers import over_cluster
+
+    yield from deal_all(match.players, match.setting, left, args.workers or 0, over_cluster(args.ray))

@@ -1,0 +1,183 @@
+"""`trimvla inspect`: one policy call, opened up: kept tokens over the picture, layers run, steps reused, stage times.
+
+The call comes from a recording or from a picture. Knows what a manifest's plan leaves out; drawing is `call_picture`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tyro.conf import Positional
+
+from trimvla.launch.figures import call_picture, call_rerun
+from trimvla.launch.figures.call_picture import CallStory
+from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
+from trimvla.launch.verbs.replay import choose_bundles, open_rungs
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.manifest import Manifest
+from trimvla.runtime.errors import ConfigError, ImageError, RecordingError
+from trimvla.runtime.images import read_image
+from trimvla.runtime.inference.policy import Policy, PolicyResult
+from trimvla.runtime.record.recording import Recording
+from trimvla.runtime.record.replay import Call, Calls, compare
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Show what one policy call did: which visual tokens, layers and sampler steps it used, and where its time went."""
+
+    what: Positional[str]
+    """A recording, or a bundle (a path or a shipped bundle's name) together with --image and --instruction."""
+
+    bundle: str | None = None
+    """For a recording: with which bundle; by default the recorded one, if it is a shipped bundle."""
+
+    recorded_paths: bool = False
+    """For a recording: run the bundle from wherever the recording says it is; for recordings of your own."""
+
+    call: int = 0
+    """For a recording: which call, from 0 on; negative from the end."""
+
+    image: Path | None = None
+    """For a bundle: the picture."""
+
+    instruction: str | None = None
+    """For a bundle: what to do."""
+
+    seed: int = 0
+    """For a bundle: of the noise."""
+
+    backend: str | None = None
+    """What runs it; the recorded one, or onnxruntime."""
+
+    out: Path = Path("out/inspect.png")
+    """Where the picture goes."""
+
+    rerun: Path | None = None
+    """Also write a Rerun recording, usually *.rrd."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a picture of no known kind."""
+        call_picture.check_suffix(self.out)
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return Output("--out", self.out), Output("--rerun", self.rerun)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What is inspected: a picture uint8[h, w, 3], a sentence, the noise's seed; the recorded call if there is one."""
+
+    image: NDArray[np.uint8]
+    instruction: str
+    seed: tuple[int, ...]
+    call: Call | None = None
+
+
+def run(args: Args) -> Result:
+    """Make the call, tell its story, draw it."""
+    policy, look = prepare(args)
+    known = None if look.call is None else look.call.known
+    policy.infer(look.image, look.instruction, seed=look.seed, known=known)  # the first call is slower
+    result = policy.infer(look.image, look.instruction, seed=look.seed, known=known)
+    story = tell(policy, look, result)
+    call_picture.write(args.out, story)
+    answer = as_answer(policy.manifest, look, story) | {"runs": policy.describe(), "picture": args.out}
+    if args.rerun is not None:
+        call_rerun.write(args.rerun, story, result.actions)
+        answer["rerun"] = args.rerun
+    policy.close()
+    console = args.console()
+    for line in call_picture.describe(story):
+        console.print(line)
+    return answer
+
+
+def prepare(args: Args) -> tuple[Policy, Look]:
+    """The policy, and what it looks at. Raises ConfigError, RecordingError or BundleError."""
+    if Path(args.what).is_file():
+        recording = Recording(Path(args.what))
+        call = pick(recording, args.call)
+        names = choose_bundles(recording, args.bundle, args.recorded_paths)
+        rungs = open_rungs(recording, names, args.backend, None, None)
+        policy = rungs.pop(call.chunk.rung, None) or rungs.pop(next(iter(rungs)))
+        for other in rungs.values():
+            other.close()
+        return policy, Look(call.frame.image, call.chunk.instruction, call.chunk.seed, call)
+    bundle = bundles.resolve(args.what)
+    if args.image is None or args.instruction is None:
+        raise ConfigError("expected --image and --instruction, or a recording to take them from")
+    look = Look(read_picture(args.image), args.instruction, (args.seed,))
+    return Policy.load(bundle, backend=args.backend or "onnxruntime", threads=1), look
+
+
+def pick(recording: Recording, index: int) -> Call:
+    """One call of a recording by its place; RecordingError where there is none."""
+    calls = Calls(recording)
+    place = index if index >= 0 else calls.count + index
+    for number, call in enumerate(calls):
+        if number == place:
+            return call
+    why = "".join(f"; {count}: {reason}" for reason, count in calls.left_out.items())
+    raise RecordingError(f"{recording.path}: expected call {index}, got {calls.count} calls{why}")
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """uint8[h, w, 3] RGB. Raises ConfigError."""
+    try:
+        return read_image(path)
+    except ImageError as error:
+        raise ConfigError(str(error)) from None
+
+
+def tell(policy: Policy, look: Look, result: PolicyResult) -> CallStory:
+    """What ran, as the manifest's plan says and the call measured."""
+    manifest = policy.manifest
+    patches = manifest.stages["vision"].tensor("visual").shape[1]
+    layers, steps = depth(manifest)
+    recompute = range(steps) if manifest.plan.recompute is None else manifest.plan.recompute
+    return CallStory(
+        image=look.image,
+        instruction=look.instruction,
+        bundle=manifest.name,
+        grid=math.isqrt(int(patches)),
+        kept=np.arange(int(patches)) if result.kept is None else result.kept,
+        layers=tuple(range(layers)) if manifest.plan.layers is None else manifest.plan.layers,
+        all_layers=layers,
+        recompute=tuple(recompute),
+        steps=steps,
+        milliseconds=result.milliseconds,
+        same=None if look.call is None else compare(look.call, result.actions) is None,
+    )
+
+
+def depth(manifest: Manifest) -> tuple[int, int]:
+    """Language layers of the dense policy, and sampler steps; 0 where the manifest does not say."""
+    policy: dict[str, Any] = manifest.policy
+    steps = manifest.plan.steps or policy.get("diffusion", {}).get("inference_steps", 0)
+    return policy.get("language", {}).get("layers", 0), steps
+
+
+def as_answer(manifest: Manifest, look: Look, story: CallStory) -> Result:
+    """The story as data."""
+    chunk = None if look.call is None else look.call.chunk
+    return {
+        "ok": True,
+        "bundle": manifest.name,
+        "instruction": look.instruction,
+        "seed": list(look.seed),
+        "chunk": None if chunk is None else chunk.sequence,
+        "frame": None if chunk is None else chunk.frame_sequence,
+        "same_as_recorded": story.same,
+        "tokens": {"kept": story.kept.tolist(), "of": story.grid**2},
+        "layers": {"run": list(story.layers), "of": story.all_layers},
+        "steps": {"computed": list(story.recompute), "of": story.steps},
+        "milliseconds": {name: round(value, 3) for name, value in story.milliseconds.items()},
+    }

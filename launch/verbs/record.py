@@ -1,0 +1,94 @@
+"""`trimvla record`: listen to a system that runs and write what travels to an MCAP file, until Ctrl-C."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
+from trimvla.launch.system.config import decode_file
+from trimvla.launch.system.observers import outcome
+from trimvla.launch.system.processes import SYSTEM_FILE
+from trimvla.launch.system.signals import stop_event
+from trimvla.runtime.bus.messages import Report
+from trimvla.runtime.bus.network import used
+from trimvla.runtime.bus.run_dir import check_run_dir
+from trimvla.runtime.bus.sockets import Subscriber
+from trimvla.runtime.bus.topics import report, topic
+from trimvla.runtime.errors import ConfigError, RecordingError
+from trimvla.runtime.record import recorder
+from trimvla.runtime.record.recorder import RecorderConfig
+
+FIND_S = 10.0  # for sockets to appear
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Record a running system: pictures, state, chunks, commands and decisions. `run` and `demo` have `--record`."""
+
+    file: Positional[Path]
+    """The recording, usually *.mcap. It is called *.mcap.partial until it is complete."""
+
+    run_dir: Path
+    """Where the system's sockets are: the `--run-dir` of `trimvla run`."""
+
+    cameras: tuple[str, ...] | None = None
+    """Which cameras; all whose sockets are there, by default."""
+
+    seconds: float | None = None
+    """Stop after this time."""
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return (Output("the recording", self.file),)
+
+
+def run(args: Args) -> Result:
+    """Record until told to stop; what the file holds."""
+    stop = stop_event(watch_parent=False)
+    if args.seconds is not None:
+        threading.Timer(args.seconds, stop.set).start()
+    check_run_dir(args.run_dir)
+    config = find(args, stop)
+    with Subscriber(args.run_dir, [topic(report(recorder.NAME))]) as hears:
+        args.console().print(f"recording {', '.join(config.cameras) or 'no camera'} to {args.file}; Ctrl-C stops")
+        try:
+            recorder.run(config, args.run_dir, stop)
+        except RecordingError as error:
+            return {"ok": False, "file": args.file, "error": str(error)}
+        hears.wait_for(report(recorder.NAME), timeout_s=1.0)
+        hears.update(0.2)
+        last = hears[report(recorder.NAME)].message
+    return outcome(last if isinstance(last, Report) else None, args.file)
+
+
+def find(args: Args, stop: threading.Event) -> RecorderConfig:
+    """What there is to record, by the sockets in the run directory. ConfigError if there is nothing."""
+    waited = 0.0
+    while not (owners(args.run_dir, "color") or owners(args.run_dir, "report")) and waited < FIND_S:
+        if stop.wait(0.1):
+            break
+        waited += 0.1
+    cameras = owners(args.run_dir, "color") if args.cameras is None else args.cameras
+    processes = owners(args.run_dir, "report")
+    if not cameras and not processes:
+        raise ConfigError(f"expected the sockets of a running system in {args.run_dir}, got none")
+    return RecorderConfig(str(args.file), cameras, processes, system=system(args.run_dir))
+
+
+def owners(run_dir: Path, kind: str) -> tuple[str, ...]:
+    """Who has a socket of this kind, here or on another host: cameras `color`, processes `report`."""
+    here = {path.name.removesuffix(f"-{kind}") for path in run_dir.glob(f"*-{kind}") if path.is_socket()}
+    there = {name.removesuffix(f"/{kind}") for name in used(run_dir).topics if name.endswith(f"/{kind}")}
+    return tuple(sorted(here | there))
+
+
+def system(run_dir: Path) -> dict[str, Any]:
+    """How the system was configured, where `trimvla run` started it."""
+    path = run_dir / SYSTEM_FILE
+    return decode_file(path) if path.exists() else {}

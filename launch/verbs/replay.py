@@ -1,0 +1,205 @@
+"""`trimvla replay`: every recorded policy call once more, with the recorded noise; the actions must be the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from rich.table import Table
+from tyro.conf import Positional
+
+from trimvla.launch.options import Options, Result
+from trimvla.launch.system.action_check import check_bundle
+from trimvla.launch.system.processes import section_of
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.action_meaning import ActionMeaning, meaning_of
+from trimvla.runtime.bus.messages import ActionChunk
+from trimvla.runtime.errors import ConfigError, RecordingError
+from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.record.recorder import processor
+from trimvla.runtime.record.recording import Recording, fact
+from trimvla.runtime.record.replay import Difference, Outcome, replay
+
+COMPARED = ("trimvla", "onnxruntime", "numpy", "pillow")
+Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]
+
+
+class RecordedRtc(msgspec.Struct):
+    """What a recording says of real-time chunking."""
+
+    enabled: bool = False
+
+
+class RecordedPolicy(msgspec.Struct):
+    """What a recording says of the process `policy`. Whoever made the file may have written anything here."""
+
+    bundle: str | None = None
+    rungs: list[str] = []
+    backend: str = "onnxruntime"
+    provider: str | None = None
+    threads: Threads = 1
+    rtc: RecordedRtc = msgspec.field(default_factory=RecordedRtc)
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Repeat a recording's policy calls. Succeeds if every action is the same, bit for bit unless told otherwise."""
+
+    file: Positional[Path]
+    """A recording, complete or cut off."""
+
+    bundle: str | None = None
+    """A bundle's path or a shipped bundle's name; by default the recorded ones, if they are shipped bundles."""
+
+    recorded_paths: bool = False
+    """Run bundles from wherever the recording says they are: for recordings of your own."""
+
+    backend: str | None = None
+    """What runs it; the recorded one by default."""
+
+    provider: str | None = None
+    """What executes inside the backend; the recorded one by default."""
+
+    threads: int | None = None
+    """Of the backend; as recorded by default."""
+
+    tolerance: float = 0.0
+    """Differences up to this are no failure, in the robot's units; 0 asks for the same bits."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what cannot be."""
+        if self.tolerance < 0:
+            raise ConfigError(f"expected a --tolerance of at least 0, got {self.tolerance}")
+
+
+def run(args: Args) -> Result:
+    """Repeat, compare, report."""
+    recording = Recording(args.file)
+    names = choose_bundles(recording, args.bundle, args.recorded_paths)
+    rungs = open_rungs(recording, names, args.backend, args.provider, args.threads)
+    check_recorded(recording, rungs)
+    policy = next(iter(rungs.values()))
+    start = time.monotonic()
+    outcome = replay(recording, policy, rungs)
+    result: Result = {
+        "ok": outcome.same(args.tolerance),
+        "calls": outcome.calls,
+        "repeated": outcome.repeated,
+        "exact": outcome.exact,
+        "worst": as_plain(outcome.worst),
+        "left_out": outcome.left_out,
+        "cut_off": recording.cut_off,
+        "differs_here": changes(recording),
+        "runs": policy.describe(),
+        "seconds": round(time.monotonic() - start, 2),
+    }
+    for rung in rungs.values():
+        rung.close()
+    args.console().print(as_table(outcome, result))
+    return result
+
+
+def recorded_policy(recording: Recording) -> RecordedPolicy:
+    """What the recording says of its policy. Raises RecordingError for what is none."""
+    sections = fact(recording, "system", dict[str, dict[str, Any]]) or {}
+    try:
+        return msgspec.convert(section_of("policy", sections), RecordedPolicy)
+    except (msgspec.ValidationError, ConfigError) as error:
+        raise RecordingError(f"{recording.path}: fact 'system': {error}") from None
+
+
+def choose_bundles(recording: Recording, bundle: str | None, recorded_paths: bool) -> dict[str, Path]:
+    """The bundles to run by the names under which they made their calls, the top one first.
+
+    What a recording names is run where it is a shipped bundle's name, or where its user trusts the file; else it is
+    shown. Raises ConfigError, BundleError.
+    """
+    if bundle is not None:
+        return {bundle: bundles.resolve(bundle)}
+    recorded = recorded_policy(recording)
+    names = recorded.rungs or ([] if recorded.bundle is None else [recorded.bundle])
+    if not names:
+        raise ConfigError(f"expected --bundle: {recording.path} does not say which bundle it was made with")
+    if recorded_paths:
+        return {name: bundles.resolve(name) for name in names}
+    found = {name: bundles.shipped_directory(name) for name in names}
+    foreign = [name[:200] for name, directory in found.items() if directory is None]
+    if foreign:
+        way = "--bundle, or --recorded-paths if the recording is your own"
+        raise ConfigError(f"expected {way}: {recording.path} names {foreign}, which are no shipped bundles")
+    return {name: directory for name, directory in found.items() if directory is not None}
+
+
+def open_rungs(
+    recording: Recording, chosen: dict[str, Path], backend: str | None, provider: str | None, threads: int | None
+) -> dict[str, Policy]:
+    """The policies by name as they were when they were recorded, but for what is asked otherwise; the top one first.
+
+    With one bundle one policy makes every call, whatever rung made it then.
+    """
+    recorded = recorded_policy(recording)
+    options: dict[str, Any] = {
+        "backend": backend or recorded.backend,
+        "provider": provider or (None if backend else recorded.provider),
+        "threads": recorded.threads if threads is None else threads,
+        "guided": recorded.rtc.enabled,
+    }
+    return {name: Policy.load(directory, **options) for name, directory in chosen.items()}
+
+
+def check_recorded(recording: Recording, rungs: dict[str, Policy]) -> None:
+    """Raise ConfigError where a recorded chunk's actions mean something else than those of the policy that repeats it.
+
+    A chunk from before they named their kinds is compared by its rate.
+    """
+    first = next(iter(rungs))
+    recorded = {(chunk.rung, chunk.kinds, chunk.control_hz) for chunk in chunks(recording)}
+    for rung, kinds, hz in sorted(recorded):
+        name = rung if rung in rungs else first
+        got = meaning_of(rungs[name].manifest.action)
+        check_bundle(name, got, ActionMeaning(kinds or got.kinds, hz), f"{recording.path}")
+
+
+def chunks(recording: Recording) -> Iterator[ActionChunk]:
+    """All recorded chunks."""
+    for entry in recording.entries(lambda name: name == "chunk"):
+        if isinstance(entry.message, ActionChunk):
+            yield entry.message
+
+
+def changes(recording: Recording) -> dict[str, list[str]]:
+    """What is not as it was when it was recorded: then and now. Each of these may change the last bits."""
+    versions = fact(recording, "versions", dict[str, str]) or {}
+    pairs = {name: [versions.get(name, "unknown"), version(name)] for name in COMPARED}
+    pairs["processor"] = [fact(recording, "processor", str) or "unknown", processor()]
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def as_plain(worst: Difference | None) -> dict[str, Any] | None:
+    """JSON has no infinity: other shapes have no largest difference."""
+    if worst is None:
+        return None
+    return asdict(worst) | ({"largest": None, "why": "another shape"} if worst.largest == float("inf") else {})
+
+
+def as_table(outcome: Outcome, result: Result) -> Table:
+    """The card."""
+    table = Table(title="trimvla replay", show_header=False, title_justify="left")
+    table.add_row("calls", f"{outcome.calls} recorded, {outcome.repeated} repeated")
+    table.add_row("same to the bit", f"{outcome.exact} of {outcome.repeated}")
+    if outcome.worst is not None:
+        worst = outcome.worst
+        where = f"dimension {worst.dimension} of row {worst.row}, chunk {worst.chunk}"
+        table.add_row("largest difference", f"{worst.largest:.3g} in {where}")
+    for why, count in outcome.left_out.items():
+        table.add_row("left out", f"{count}: {why}")
+    for name, (then, now) in result["differs_here"].items():
+        table.add_row(name, f"{then} then, {now} now")
+    if result["cut_off"]:
+        table.add_row("file", "cut off; read up to its last whole chunk")
+    return table

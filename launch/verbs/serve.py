@@ -1,0 +1,161 @@
+"""`trimvla serve`: a bundle behind the protocols that existing clients speak."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tyro.conf import Positional
+
+from trimvla.launch.options import Options, Result
+from trimvla.launch.system.signals import stop_event
+from trimvla.runtime.bus.curve import Keys
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.ports import check_port
+from trimvla.runtime.servers.groot_server import GrootServer
+from trimvla.runtime.servers.service import Place, Service, ServiceConfig
+from trimvla.runtime.servers.tokens import read_token
+from trimvla.runtime.servers.websocket_protocols import Conversation, Openpi, VlaEval
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Serve a bundle to clients of GR00T (ZeroMQ), openpi and vla-eval (websockets) until Ctrl-C.
+
+    A port of 0 takes any that is free, None switches a protocol off.
+    """
+
+    bundle: Positional[str] = "tabletop"
+    """A bundle's path, or a shipped bundle's name."""
+
+    zmq: int | None = 5555
+    """Port for GR00T's protocol."""
+
+    websocket: int | None = 8000
+    """Port for openpi's protocol."""
+
+    vla_eval: int | None = None
+    """Port for vla-eval's protocol."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; others than loopback need --keys, which websockets do not have, or --insecure."""
+
+    keys: Path | None = None
+    """A directory of `trimvla keys`: ZeroMQ clients must show a key that is in it."""
+
+    token_file: Path | None = None
+    """A file (0600) with the word that clients must show: GR00T's `api_token`, openpi's `api_key`, or ?token=."""
+
+    insecure: bool = False
+    """Let plain connections leave this host."""
+
+    camera: str = ""
+    """The picture to look at, where a client sends several; by default the only one, or one of a usual name."""
+
+    votes: int = 1
+    """Chunks that vote on a step's row, for vla-eval (CogACT's adaptive ensemble; SimplerEnv: 2 or 7)."""
+
+    whole_chunks: bool = False
+    """Answer vla-eval with whole chunks instead of the row that is due."""
+
+    seed: int = 0
+    """Of the noise, where a client sets none."""
+
+    max_age_s: float = 0.5
+    """Of a question that says when its picture was taken."""
+
+    idle_s: float = 300.0
+    """A client that asks nothing for so long is forgotten."""
+
+    max_sessions: int = 64
+    """Clients at a time."""
+
+    backend: str = "onnxruntime"
+    """What runs the bundle."""
+
+    provider: str | None = None
+    """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the CPU)."""
+
+    threads: int = 0
+    """Of the backend; 0 takes all cores."""
+
+    seconds: float | None = None
+    """Stop after this time."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a port that is none."""
+        for option, port in (("--zmq", self.zmq), ("--websocket", self.websocket), ("--vla-eval", self.vla_eval)):
+            if port is not None:
+                check_port(port, option)
+
+    def service(self) -> ServiceConfig:
+        """How the policy is shared. Raises ConfigError for what is out of range."""
+        return ServiceConfig(
+            seed=self.seed,
+            camera=self.camera,
+            votes=self.votes,
+            max_age_s=self.max_age_s,
+            idle_s=self.idle_s,
+            max_sessions=self.max_sessions,
+        )
+
+
+def run(args: Args) -> Result:
+    """Load, warm up, listen, wait; how many questions there were."""
+    config, keys = args.service(), Keys.load(args.keys) if args.keys else None
+    token = read_token(args.token_file) if args.token_file else ""
+    if args.zmq is args.websocket is args.vla_eval is None:
+        raise ConfigError("expected a port for --zmq, --websocket or --vla-eval, got none")
+    warnings.filterwarnings("ignore", module="PIL")  # a damaged picture is its client's error, not a line of our log
+    stop = stop_event(watch_parent=False)
+    with ExitStack() as stack:
+        policy = Policy.load(args.bundle, backend=args.backend, provider=args.provider, threads=args.threads)
+        stack.callback(policy.close)
+        policy.infer(np.zeros((64, 64, 3), np.uint8), "warm up")
+        service = stack.enter_context(Service(policy, config, on_lost=stop.set))
+        places = listen(args, service, keys, token, stack)
+        args.console().print(f"serving '{args.bundle}' at {', '.join(places.values())}; Ctrl-C stops")
+        stop.wait(args.seconds)
+    if service.lost is not None:  # whoever started this server may start it again, and then it gets a new device
+        raise service.lost
+    return {"ok": True, "bundle": args.bundle, "places": places, "counters": dict(service.counters)}
+
+
+def listen(args: Args, service: Service, keys: Keys | None, token: str, stack: ExitStack) -> dict[str, str]:
+    """Open every server that was asked for; protocol -> address."""
+    places: dict[str, str] = {}
+    if args.zmq is not None:
+        endpoint = f"tcp://{args.host}:{args.zmq or '*'}"
+        groot = GrootServer(service, endpoint, keys, allow_plain=args.insecure, token=token)
+        stack.callback(groot.close)
+        places["groot"] = groot.endpoint
+    if args.websocket is not None:
+        converse = partial(Openpi, service.metadata, args.camera)
+        place = Place(args.host, args.websocket, token, args.insecure)
+        places["openpi"] = websocket(place, service, converse, stack)
+    if args.vla_eval is not None:
+        converse = partial(VlaEval, service.metadata, args.camera, whole_chunks=args.whole_chunks)
+        place = Place(args.host, args.vla_eval, token, args.insecure)
+        places["vla-eval"] = websocket(place, service, converse, stack)
+    return places
+
+
+def websocket(place: Place, service: Service, converse: Callable[[], Conversation], stack: ExitStack) -> str:
+    """One websocket server; its address."""
+    if importlib.util.find_spec("websockets") is None:
+        raise ConfigError("websockets are not installed: pip install 'trimvla[serve]', or --websocket None")
+    from trimvla.runtime.servers.websocket_server import WebsocketServer
+
+    server = WebsocketServer(service, place, converse)
+    stack.callback(server.close)
+    return f"ws://{place.host}:{server.port}"

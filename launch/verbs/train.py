@@ -1,0 +1,229 @@
+"""`trimvla train`: demonstrations, tokenizer, behaviour cloning, loss curve, weights: everything into one run folder.
+
+Wires the simulator's expert to the trainer; each of them knows nothing of the other. Every step is skipped where its
+result is already in the folder, so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from trimvla.launch.console import Progress, progress_bar, text_column
+from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
+from trimvla.launch.training.presets import courses
+from trimvla.policies.cogact import checkpoint
+from trimvla.policies.sizes.config import PRESETS, PolicyConfig
+from trimvla.policies.training.dataset import Demonstrations
+from trimvla.policies.training.state import check_same_run, origin_of, read_state
+from trimvla.policies.training.trainer import Recipe, Trainer, train
+from trimvla.runtime.bundle.action_statistics import chosen, read_table
+from trimvla.runtime.errors import ConfigError
+from trimvla.sim.tabletop import demonstrations
+
+CURVES = ("diffusion", "aux", "object_cm")  # what the picture shows, one panel each
+SMOOTHING = 50  # steps
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Train a shipped policy from scripted demonstrations. Stop it at any time; the same command goes on."""
+
+    preset: Literal["tabletop", "widowx"] = "tabletop"
+    """What is trained: the tabletop's policy, or the one for SimplerEnv's WidowX tasks (extra `simpler`)."""
+
+    run: Path | None = None
+    """Folder of the run: demonstrations, state, weights, loss curve; runs/<preset> when left out."""
+
+    shards: int = 44
+    """Shards of demonstrations: 100 episodes each; for WidowX 25 of every task."""
+
+    tasks: tuple[str, ...] = ()
+    """Demonstrations of these WidowX tasks only (default: of all four)."""
+
+    corrections: int = 0
+    """Further shards in which the policy trained so far drives and the expert labels; then raise --steps too."""
+
+    steps: int | None = None
+    """Optimiser steps; the preset's recipe says how many when left out."""
+
+    pictures: int | None = None
+    """Pictures of a step; the preset's recipe says how many when left out."""
+
+    learning_rate: float | None = None
+    """Of the optimiser, at its highest; the preset's when left out."""
+
+    device: str = "cpu"
+    """Where it is trained, in torch's words: cpu, cuda, cuda:1."""
+
+    weights: Path | None = None
+    """Start from these weights (safetensors) where the run has no state yet."""
+
+    workers: int = os.cpu_count() or 1
+    """Processes that make demonstrations."""
+
+    seed: int = Recipe.seed
+    """Of the weights and of everything that training draws."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError with everything that is out of range."""
+        given = {name: getattr(self, name) for name in ("shards", "steps", "pictures", "workers")}
+        wrong = [f"--{name}" for name, value in given.items() if value is not None and value < 1]
+        if wrong:
+            raise ConfigError(f"expected at least 1 for {', '.join(wrong)}")
+        if unknown := sorted(set(self.tasks) - set(courses()[self.preset].tasks)):
+            known = sorted(courses()[self.preset].tasks) or "none"
+            raise ConfigError(f"expected --tasks out of {known} for --preset {self.preset}, got {unknown}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
+            raise ConfigError(f"expected 0 < --learning-rate < 1, got {self.learning_rate:g}")
+        check_device(self.device)
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return (Output("--run", self.folder, folder=True),)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lies."""
+        return self.run or Path("runs") / self.preset
+
+    @property
+    def restriction(self) -> dict[str, tuple[str, ...]]:
+        """What `make_shards` is told beyond numbers."""
+        return {"names": self.tasks} if self.tasks else {}
+
+    @property
+    def recipe(self) -> Recipe:
+        """The preset's, with what was given."""
+        recipe = courses()[self.preset].recipe
+        return replace(
+            recipe,
+            steps=self.steps or recipe.steps,
+            pictures=self.pictures or recipe.pictures,
+            learning_rate=self.learning_rate or recipe.learning_rate,
+            seed=self.seed,
+        )
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError where torch has no such device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"expected a device that torch has for --device, got {device!r}: {reason}") from None
+
+
+def run(args: Args) -> Result:
+    """Make what is missing and train; the files of the run."""
+    args.folder.mkdir(parents=True, exist_ok=True)
+    cfg = PRESETS[args.preset]
+    origin = None if args.weights is None else origin_of(args.weights)
+    state = args.folder / "state.pt"
+    if state.exists():  # asked now, not after hours of demonstrations
+        check_same_run(read_state(state), state, asdict(args.recipe), origin)
+    with progress_bar(text_column("{task.fields[note]}"), counts=True, transient=False) as progress:
+        make_demonstrations(args, progress)
+        make_corrections(args, progress)
+        data = load_demonstrations(args.folder, cfg)
+        trainer = Trainer(cfg, args.recipe, data.aux.shape[-1], args.device)
+        if args.weights is not None:
+            trainer.start_from(checkpoint.load(args.weights, cfg), origin)
+        fit(trainer, data, args.folder, progress)
+    weights = checkpoint.save(trainer.averaged_policy(), args.folder / "policy.safetensors", dtype=torch.float16)
+    described = describe(args, trainer, len(data))
+    (args.folder / "recipe.json").write_text(json.dumps(described, indent=1) + "\n")
+    curve = draw_curve(trainer.history, args.folder / "loss.png")
+    args.console().print(f"trained {trainer.step} steps in {trainer.seconds / 60:.0f} min: {weights}, {curve}")
+    return {"ok": True, "weights": weights, "curve": curve, **described}
+
+
+def make_demonstrations(args: Args, progress: Progress) -> None:
+    """Write the shards that are missing."""
+    task = progress.add_task("demonstrations", total=None, note="")
+    make = courses()[args.preset].make_shards
+    for frames, successes in make(args.folder / "demos", args.shards, args.workers, **args.restriction):
+        progress.update(task, advance=1, note=f"{frames} frames, {successes} successes")
+
+
+def make_corrections(args: Args, progress: Progress) -> None:
+    """Write the missing shards of corrections, driven by the run's exported policy, `<run>/actor`."""
+    if args.corrections == 0:
+        return
+    task = progress.add_task("corrections", total=None, note="")
+    bundle, directory = args.folder / "actor", args.folder / "demos"
+    if not bundle.exists():
+        raise ConfigError(f"expected the policy so far as a bundle: trimvla export {args.folder} --out {bundle}")
+    make = courses()[args.preset].make_shards
+    shards = make(directory, args.corrections, args.workers, first=args.shards, bundle=str(bundle), **args.restriction)
+    for done, (frames, successes) in enumerate(shards, 1):
+        progress.update(task, completed=done, note=f"{frames} frames, {successes} successes")
+
+
+def load_demonstrations(run: Path, cfg: PolicyConfig) -> Demonstrations:
+    """All shards, with the run's tokenizer and action statistics, which are made once and then kept."""
+    course = courses()[cfg.name]
+    tokenizer = course.tokenizer(cfg)
+    tokenizer.save(str(run / "tokenizer.json"))
+    path = run / "statistics.json"
+    known = None
+    if path.exists():
+        table = read_table(path, error=ConfigError)
+        chosen(table, cfg.name, where=str(path), error=ConfigError)
+        known = table[cfg.name]
+    shards = sorted((run / "demos").glob("*.npz"))
+    data = Demonstrations(shards, cfg, tokenizer, nouns=course.nouns, statistics=known, symmetric=course.symmetric)
+    path.write_text(json.dumps({cfg.name: data.statistics}) + "\n")
+    return data
+
+
+def fit(trainer: Trainer, data: Demonstrations, run: Path, progress: Progress) -> None:
+    """Train to the recipe's last step, with progress."""
+    task = progress.add_task("training", total=trainer.recipe.steps, note="")
+
+    def report(step: int, losses: dict[str, float]) -> None:
+        note = f"loss {losses['diffusion']:.3f}, object {losses['object_cm']:.1f} cm"
+        progress.update(task, completed=step, note=note)
+
+    train(trainer, data, run, report=report)
+
+
+def describe(args: Args, trainer: Trainer, frames: int) -> dict[str, Any]:
+    """What is needed to train this policy again: config, recipe, seeds, data and the time that it took."""
+    return {
+        "preset": args.preset,
+        "policy": trainer.cfg.to_dict(),
+        "recipe": asdict(trainer.recipe),
+        "weights": trainer.origin,
+        "data": {
+            "shards": args.shards,
+            "tasks": list(args.tasks),
+            "corrections": args.corrections,
+            "episodes_per_shard": courses()[args.preset].episodes_per_shard,
+            "first_seed": demonstrations.FIRST_SEED,
+            "frames": frames,
+        },
+        "steps": trainer.step,
+        "seconds": round(trainer.seconds, 1),
+    }
+
+
+def draw_curve(history: list[dict[str, float]], path: Path) -> Path:
+    """The losses over the steps, smoothed, as a picture."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    window = min(SMOOTHING, len(history))
+    for axes, name in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        values = np.convolve([row[name] for row in history], np.ones(window) / window, mode="valid")
+        axes.plot([row["step"] for row in history][window - 1 :], values)
+        axes.set(title=name, xlabel="step", yscale="log")
+    figure.savefig(path, dpi=120)
+    return path

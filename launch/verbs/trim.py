@@ -1,0 +1,174 @@
+"""`trimvla trim`: calibration frames -> a plan. Finds the parts; `policies.planner` decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+from tyro.conf import Positional
+
+from trimvla.launch.console import progress_bar
+from trimvla.launch.exporting.calibration import find_calibration
+from trimvla.launch.figures.report import draw_plan, kept_over_image
+from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
+from trimvla.launch.verbs.export import TOKENIZER, find_source, load_policy
+from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.sizes.cost import report, shape_by_counts, shape_of
+from trimvla.policies.trimming.calibrate import Calibration, kept_tokens
+from trimvla.policies.trimming.planner import Request, make_plan
+from trimvla.policies.trimming.trimmed import kept_layers, trim
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, TokenSelector, save_plan
+from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
+from trimvla.runtime.errors import ConfigError
+
+BAR = 40  # characters of the longest bar
+PICTURES = 6  # frames in the picture of a plan that drops tokens
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Decide what is kept of a policy; what is left out is kept. No training."""
+
+    source: Positional[Path]
+    """A run folder of `trimvla train`, a bundle with its checkpoint beside it (by path, or a shipped one by name), or a
+    directory in the official checkpoint layout (then --preset is needed)."""
+
+    out: Path
+    """Where the plan goes; a picture of it goes beside it (`.png`)."""
+
+    preset: str | None = None
+    """Sizes of an official checkpoint: cogact-small, cogact-base or cogact-large."""
+
+    checkpoint: str | None = None
+    """Name of the .pt file in `checkpoints/` of an official checkpoint; needed where there are several."""
+
+    calibration: Path | None = None
+    """Calibration data (default: frames of the run folder's demonstrations; for a tabletop bundle, of fresh ones)."""
+
+    frames: int = 64
+    """Frames to take from the demonstrations."""
+
+    layers: int | None = None
+    """Language layers to keep."""
+
+    criterion: str = "block-influence"
+    """What a layer is worth: block-influence, or the controls random and reverse-order."""
+
+    mlp_keep: float = 1.0
+    """Share of the MLP channels to keep in every kept layer."""
+
+    tokens: int | None = None
+    """Visual tokens to keep."""
+
+    after: int = 2
+    """Kept language layers that still see every token."""
+
+    selector: TokenSelector = "efficientvla"
+    """Which tokens: efficientvla, or the controls fastv, random and uniform."""
+
+    key_tokens: int = 4
+    """The most relevant tokens, kept first; diversity is measured against them."""
+
+    alpha: float = 0.5
+    """Share of the other tokens that relevance chooses; diversity chooses the rest."""
+
+    cache_interval: int = 1
+    """Run the head's blocks at every n-th DDIM step only."""
+
+    steps: int | None = None
+    """DDIM steps: the control that a cache must beat."""
+
+    guidance: float | None = None
+    """Classifier-free guidance scale; 1 or less: none, and half the head's work."""
+
+    seed: int = 0
+    """Of the drawn frames and of the random controls."""
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return Output("--out", self.out), Output("the picture beside --out", self.out.with_suffix(".png"))
+
+
+def run(args: Args) -> Result:
+    """Measure, decide, write the plan and its picture; the scores as bars."""
+    source = find_source(args.source)
+    policy = load_policy(source, args.preset, args.checkpoint)
+    with progress_bar() as progress:
+        progress.add_task("measuring the policy on calibration frames", total=None)
+        data = find_calibration(
+            args.calibration, source, policy.cfg, source / TOKENIZER, frames=args.frames, seed=args.seed
+        )
+        plan = make_plan(policy, data, request(args), now())
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        picture = draw(policy, plan, data, source / TOKENIZER, args.out.with_suffix(".png"))
+    save_plan(plan, args.out)
+    args.console().print(as_table(plan))
+    cost, dense = (report(policy.cfg, shape) for shape in (shape_of(policy.cfg, plan), shape_by_counts(policy.cfg)))
+    ratio = {name: cost[name] / dense[name] for name in ("parameters", "flops", "weight_bytes")}
+    scores = list(plan.provenance.scores) if plan.provenance else []
+    return {"plan": args.out, "picture": picture, "kept_layers": plan.layers, "scores": scores, "ratio_to_dense": ratio}
+
+
+def request(args: Args) -> Request:
+    """The options, as the planner takes them."""
+    return Request(
+        layers=args.layers,
+        criterion=args.criterion,
+        mlp_keep=args.mlp_keep,
+        tokens=token_plan(args),
+        cache_interval=args.cache_interval,
+        steps=args.steps,
+        guidance=args.guidance,
+        seed=args.seed,
+    )
+
+
+def token_plan(args: Args) -> TokenPlan | None:
+    """Which tokens to keep, if not all."""
+    if args.tokens is None:
+        return None
+    return TokenPlan(
+        keep=args.tokens,
+        after=args.after,
+        selector=args.selector,
+        key=args.key_tokens,
+        alpha=args.alpha,
+        seed=args.seed,
+    )
+
+
+def draw(policy: CogAct, plan: Plan, data: Calibration, tokenizer: Path, path: Path) -> Path:
+    """Scores of the layers and, where tokens are dropped, what is kept of some frames; the path of the PNG."""
+    frames = []
+    if plan.tokens is not None:
+        grid = policy.cfg.vision[0].image_size // policy.cfg.vision[0].patch_size
+        for image, kept, ids in kept_tokens(trim(policy, plan), data, PICTURES):
+            frames.append((kept_over_image(image, kept, grid), image, sentence(tokenizer, ids)))
+    scores = plan.provenance.scores if plan.provenance else ()
+    return draw_plan(scores, kept_layers(plan, policy.cfg), frames, path)
+
+
+def sentence(tokenizer: Path, ids: np.ndarray) -> str:
+    """A prompt's text, where the tokenizer lies beside the policy."""
+    return load_tokenizer(tokenizer, error=ConfigError).decode(ids.tolist()) if tokenizer.is_file() else ""
+
+
+def now() -> str:
+    """The time stamp of a plan."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def as_table(plan: Plan) -> Table:
+    """One bar a layer: what it is worth, and whether it stays."""
+    scores = plan.provenance.scores if plan.provenance else ()
+    kept = set(range(len(scores)) if plan.layers is None else plan.layers)
+    table = Table("layer", "score", "", "kept", title="worth of each language layer")
+    highest = max(max(scores, default=0.0), 1e-12)
+    for index, score in enumerate(scores):
+        bar = "█" * max(0, round(BAR * score / highest))
+        table.add_row(str(index), f"{score:.4f}", bar, "yes" if index in kept else "-")
+    return table
