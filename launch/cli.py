@@ -37,30 +37,30 @@ class Verb:
 
 
 VERBS = (
-    Verb("doctor", "trimvla.launch.verbs.doctor", "", "what this machine can do, and what to install for the rest"),
-    Verb("demo", "trimvla.launch.verbs.demo", "sim", "the shipped policy drives the simulator, camera to command", True),
-    Verb("run", "trimvla.launch.verbs.run", "", "start the processes of a TOML file and keep them running"),
-    Verb("operator", "trimvla.launch.verbs.operate", "", "arm, disarm, reset or stop a robot; ends well if it counted"),
-    Verb("serve", "trimvla.launch.verbs.serve", "", "a bundle for the clients of GR00T, openpi and vla-eval"),
-    Verb("keys", "trimvla.launch.verbs.keys", "", "keys for hosts that talk over TCP: make a pair, list who is trusted"),
-    Verb("camera", "trimvla.launch.verbs.camera", "", "publish a camera, a video file or a test picture"),
-    Verb("eval", "trimvla.launch.verbs.evaluate", "sim", "episodes in simulation: success rate and its interval", True),
+    Verb("doctor", "doctor", "", "what this machine can do, and what to install for the rest"),
+    Verb("demo", "demo", "sim", "the shipped policy drives the simulator, camera to command", True),
+    Verb("run", "run", "", "start the processes of a TOML file and keep them running"),
+    Verb("operator", "operate", "", "arm, disarm, reset or stop a robot; ends well if it counted"),
+    Verb("serve", "serve", "", "a bundle for the clients of GR00T, openpi and vla-eval"),
+    Verb("keys", "keys", "", "keys for hosts that talk over TCP: make a pair, list who is trusted"),
+    Verb("camera", "camera", "", "publish a camera, a video file or a test picture"),
+    Verb("eval", "evaluate", "sim", "episodes in simulation: success rate and its interval", True),
     Verb("report", "trimvla.launch.evaluation.page", "train", "the page on success and latency, from kept results"),
-    Verb("train", "trimvla.launch.verbs.train", "train", "behaviour cloning of the shipped policy; resumes", True),
-    Verb("trim", "trimvla.launch.verbs.trim", "export", "calibration frames to a plan: what is kept of a policy", True),
-    Verb("export", "trimvla.launch.verbs.export", "export", "checkpoint to bundle: ONNX stages, manifest, parity", True),
-    Verb("build", "trimvla.launch.verbs.build", "", "bundle to TensorRT engines for this device, cached"),
-    Verb("verify", "trimvla.launch.verbs.verify", "export", "a bundle against torch, or torch against a reference"),
-    Verb("cost", "trimvla.launch.verbs.cost", "export", "parameters, operations and bytes of a policy under a plan"),
-    Verb("gpu-bench", "trimvla.launch.verbs.gpu_bench", "", "latency of a full-size policy on a GPU, with random weights"),
-    Verb("bench", "trimvla.launch.verbs.bench", "", "latency of a bundle, layer by layer"),
-    Verb("ablate", "trimvla.launch.verbs.ablate", "export", "every part of a plan: success, time and cost", True),
-    Verb("record", "trimvla.launch.verbs.record", "record", "write what travels in a running system to an MCAP file"),
-    Verb("replay", "trimvla.launch.verbs.replay", "record", "a recording's policy calls once more: the same actions?"),
-    Verb("inspect", "trimvla.launch.verbs.inspect_call", "record", "one policy call: kept tokens, layers, steps, times"),
-    Verb("faults", "trimvla.launch.verbs.faults", "record", "break one thing after the other; was every command safe?"),
-    Verb("load", "trimvla.launch.verbs.load", "", "a whole robot's load on this machine: late, lost, growing?"),
-    Verb("process", "trimvla.launch.verbs.process", "", "one process of a system (what `run` and `demo` start)", True),
+    Verb("train", "train", "train", "behaviour cloning of the shipped policy; resumes", True),
+    Verb("trim", "trim", "export", "calibration frames to a plan: what is kept of a policy", True),
+    Verb("export", "export", "export", "checkpoint to bundle: ONNX stages, manifest, parity", True),
+    Verb("build", "build", "", "bundle to TensorRT engines for this device, cached"),
+    Verb("verify", "verify", "export", "a bundle against torch, or torch against a reference"),
+    Verb("cost", "cost", "export", "parameters, operations and bytes of a policy under a plan"),
+    Verb("gpu-bench", "gpu_bench", "", "latency of a full-size policy on a GPU, with random weights"),
+    Verb("bench", "bench", "", "latency of a bundle, layer by layer"),
+    Verb("ablate", "ablate", "export", "every part of a plan: success, time and cost", True),
+    Verb("record", "record", "record", "write what travels in a running system to an MCAP file"),
+    Verb("replay", "replay", "record", "a recording's policy calls once more: the same actions?"),
+    Verb("inspect", "inspect_call", "record", "one policy call: kept tokens, layers, steps, times"),
+    Verb("faults", "faults", "record", "break one thing after the other; was every command safe?"),
+    Verb("load", "load", "", "a whole robot's load on this machine: late, lost, growing?"),
+    Verb("process", "process", "", "one process of a system (what `run` and `demo` start)", True),
 )
 
 
@@ -107,7 +107,7 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
             from trimvla.sim.rendering import choose_renderer
 
             choose_renderer()
-        module = importlib.import_module(verb.module)
+        module = importlib.import_module(f"trimvla.launch.verbs.{verb.module}")
         args = parse(module, verb, argv)
         check_outputs(args.outputs())
         result = module.run(args)

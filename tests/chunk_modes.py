@@ -23,7 +23,7 @@ from trimvla.sim.rendering import choose_renderer
 choose_renderer()  # before anything imports mujoco
 
 from trimvla.runtime.backends.runner import Runner, create  # noqa: E402
-from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle import manifest as bundles  # noqa: E402
 from trimvla.runtime.bundle.action_statistics import load_statistics  # noqa: E402
 from trimvla.runtime.bus.messages import ActionChunk  # noqa: E402
 from trimvla.runtime.chunks.rtc import RtcConfig  # noqa: E402

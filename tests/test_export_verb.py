@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trimvla.launch import cli
-from trimvla.launch.verbs.export import choose_key
+from trimvla.launch.exporting.stream import choose_key
 from trimvla.runtime.errors import ConfigError
 
 

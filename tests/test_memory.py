@@ -115,6 +115,9 @@ def test_an_asked_plan_is_the_only_one(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_robot_without_torch_can_plan_and_build() -> None:
-    code = "import sys; import trimvla.launch.verbs.build, trimvla.launch.verbs.cost; print({'torch', 'onnx'} & set(sys.modules))"
+    code = (
+        "import sys; import trimvla.launch.verbs.build, trimvla.launch.verbs.cost;"
+        " print({'torch', 'onnx'} & set(sys.modules))"
+    )
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout.strip() == "set()"

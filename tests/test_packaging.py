@@ -11,6 +11,12 @@ from pathlib import Path
 import pytest
 
 FOLDERS = ("runtime", "export", "policies", "sim", "launch", "bundles")
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = [
+    ".".join(path.parent.relative_to(ROOT).parts)
+    for folder in FOLDERS[:-1]
+    for path in sorted((ROOT / folder).rglob("__init__.py"), key=lambda path: path.parent)
+] + ["bundles"]
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +46,16 @@ def wheel_names(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> se
 
 def test_every_folder_is_a_package_of_the_project(project: dict) -> None:
     setuptools = project["tool"]["setuptools"]
-    assert setuptools["packages"] == [f"trimvla.{name}" for name in FOLDERS]
-    assert setuptools["package-dir"] == {f"trimvla.{name}": name for name in FOLDERS}
+    assert setuptools["packages"] == [f"trimvla.{name}" for name in PACKAGES]
+    folders = {f"trimvla.{name}": name.replace(".", "/") for name in PACKAGES}
+    assert setuptools["package-dir"] == folders
 
 
 def test_no_folder_of_modules_is_forgotten(repo_root: Path) -> None:
     with_modules = {path.parent.name for path in repo_root.glob("*/__init__.py")}
     assert with_modules == set(FOLDERS) - {"bundles"}
+    with_files = {path.parent for root in FOLDERS for path in (repo_root / root).rglob("*.py")}
+    assert all((folder / "__init__.py").exists() for folder in with_files)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -71,6 +80,9 @@ def test_every_dependency_has_a_reason(repo_root: Path) -> None:
 
 
 def test_importing_the_runtime_imports_no_torch() -> None:
-    code = "import trimvla.runtime.inference.policy, sys; assert not {'torch', 'mujoco', 'gymnasium', 'onnx'} & set(sys.modules)"
+    code = (
+        "import trimvla.runtime.inference.policy, sys;"
+        " assert not {'torch', 'mujoco', 'gymnasium', 'onnx'} & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

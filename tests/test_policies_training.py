@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 
 from trimvla.policies.cogact.initialise import initialise
 from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.cogact.tokenizer import build_tokenizer, extend_tokenizer, prompt_ids
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.training.dataset import Demonstrations, action_statistics, make_tokenizer, normalise
 from trimvla.policies.training.dropping import block_order, glimpse, patchy_tokens, spread
 from trimvla.policies.training.packed import packed_mask, packed_states, shared_prefix, take_last
-from trimvla.policies.training.tokenizer import build_tokenizer, extend_tokenizer, prompt_ids
 from trimvla.policies.training.trainer import Recipe, Trainer, thinned_count, train
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.action_statistics import ActionStatistics

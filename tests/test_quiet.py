@@ -128,7 +128,8 @@ def test_every_package_of_ours_throws_the_switch(network: Network, graph: Path, 
 
 def test_importing_openvino_asks_for_nobody(network: Network) -> None:
     pytest.importorskip("openvino")
-    done = network.run(sys.executable, "-c", "import trimvla.runtime.backends.openvino_runner, openvino; openvino.Core()")
+    code = "import trimvla.runtime.backends.openvino_runner, openvino; openvino.Core()"
+    done = network.run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr[-2000:]
     assert network.files == []
     assert network.asked == b""

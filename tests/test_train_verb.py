@@ -12,8 +12,8 @@ from tests.tiny_policy import TINY
 from trimvla.launch import cli
 from trimvla.launch.training.presets import courses
 from trimvla.launch.verbs.train import CURVES, Args, describe, draw_curve
+from trimvla.policies.cogact.tokenizer import prompt_ids
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
-from trimvla.policies.training.tokenizer import prompt_ids
 from trimvla.policies.training.trainer import Recipe, Trainer
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.simpler.demonstrations import INSTRUCTIONS

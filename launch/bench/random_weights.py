@@ -20,9 +20,9 @@ from trimvla.launch.bench.floor import better, floors, measure_machine
 from trimvla.launch.bench.report import MEANING, as_table
 from trimvla.launch.bench.turns import TOTAL, Samples, Subject, timed
 from trimvla.launch.console import Console
+from trimvla.launch.exporting.work import ExportArgs
+from trimvla.launch.exporting.work import run as export
 from trimvla.launch.options import Result
-from trimvla.launch.verbs.export import Args as ExportArgs
-from trimvla.launch.verbs.export import run as export
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.memory import PRECISIONS
 from trimvla.runtime.backends.runner import Runner, create

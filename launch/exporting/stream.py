@@ -16,8 +16,8 @@ from trimvla.export.streaming.placeholders import KEY, placeholder_statistics, p
 from trimvla.export.streaming.writer import Report
 from trimvla.launch.console import transfer_bar
 from trimvla.launch.exporting.options import ExportOptions
+from trimvla.launch.exporting.parity_table import as_table
 from trimvla.launch.options import Result
-from trimvla.launch.verbs.verify import as_table
 from trimvla.policies.cogact.half import DTYPES
 from trimvla.policies.cogact.weights import CheckpointWeights, RandomWeights, Weights
 from trimvla.policies.sizes.config import PolicyConfig, find_preset

@@ -61,7 +61,7 @@ class Scene:
 
 def _command_line(path: Path) -> list[str]:
     try:
-        return (path / "cmdline").read_text().split("\0")
+        return (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:  # no process, or no longer
         return []
 

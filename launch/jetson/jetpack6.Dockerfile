@@ -10,7 +10,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3-pip pyt
     && rm -rf /var/lib/apt/lists/*
 COPY . /src
 RUN python3 -m venv --system-site-packages /opt/trimvla && /opt/trimvla/bin/pip install --no-cache-dir '/src[camera]' 'cuda-bindings>=12.8,<13' \
-    && rm -rf /src && /opt/trimvla/bin/python -c "import cuda.bindings.runtime, trimvla.runtime.trt_runner"
+    && rm -rf /src && /opt/trimvla/bin/python -c "import cuda.bindings.runtime, trimvla.runtime.backends.tensorrt.runner"
 ENV OMP_WAIT_POLICY=PASSIVE PATH=/opt/trimvla/bin:$PATH
 ENTRYPOINT ["trimvla"]
 CMD ["doctor"]

@@ -1,6 +1,7 @@
 """Small experiments, each run in a process of its own because a bad driver may crash or hang it. Draws no conclusions.
 
-`python -m trimvla.launch.machine.probes NAME [ARGUMENT]` prints one JSON object; `ask` runs that and always returns an answer.
+`python -m trimvla.launch.machine.probes NAME [ARGUMENT]` prints one JSON object; `ask` runs that and always returns
+an answer.
 """
 
 from __future__ import annotations

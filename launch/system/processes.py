@@ -27,7 +27,7 @@ from trimvla.runtime.errors import ConfigError
 
 Sections = dict[str, dict[str, Any]]
 """Process name -> its settings, as they stand in the file."""
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parent.parent / "configs"
 START_OPTIONS = ("start_timeout_s", "ready_timeout_s")  # settings by which a process itself gives up
 START_MARGIN_S = 30.0  # for its imports, and for its own error to come first
 SYSTEM_FILE = "system.msgpack"  # in the run directory; not JSON, which has no infinity
@@ -79,9 +79,11 @@ PROCESSES = {
                 "camera-{name}", "sim"),
         Process("sim-arm", "trimvla.sim.robots.arm", "ArmConfig", "commands -> an arm without a world",
                 "arm", restart=False),
-        Process("faulty-camera", "trimvla.sim.robots.faults", "FaultyCameraConfig", "a test picture -> frames, with faults",
+        Process("faulty-camera", "trimvla.sim.robots.faults", "FaultyCameraConfig",
+                "a test image -> frames, with faults",
                 "camera-{name}"),
-        Process("faulty-policy", "trimvla.sim.robots.faulty_policy", "FaultyPolicyConfig", "a policy that can be spoilt",
+        Process("faulty-policy", "trimvla.sim.robots.faulty_policy", "FaultyPolicyConfig",
+                "a policy with faults",
                 "policy"),
     )
 }

@@ -8,9 +8,9 @@ from functools import cache
 
 from tokenizers import Tokenizer
 
+from trimvla.policies.cogact.tokenizer import extend_tokenizer
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.training.dataset import make_tokenizer
-from trimvla.policies.training.tokenizer import extend_tokenizer
 from trimvla.policies.training.trainer import Recipe
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.sim.simpler import demonstrations as simpler_demonstrations

@@ -33,11 +33,10 @@ from trimvla.launch.exporting.calibration import simulate
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
 from trimvla.launch.system.signals import terminate_as_interrupt
-from trimvla.launch.verbs.trim import now
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.trimming.calibrate import Calibration
-from trimvla.policies.trimming.planner import make_plan
+from trimvla.policies.trimming.planner import make_plan, time_stamp
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.action_statistics import read_table
 from trimvla.runtime.bundle.plan import Plan
@@ -255,7 +254,7 @@ def make_bundle(args: Args, row: Row, origin: Origin, policy: CogAct) -> Path:
     """The row's bundle, made if it is not there."""
     dense, directory = origin.dense, origin.work / row.slug
     steps, source = policy.cfg.diffusion.inference_steps, bundles.load(dense)
-    plan = make_plan(policy, origin.data, request(row, args.amounts(row), steps, args.draw), now())
+    plan = make_plan(policy, origin.data, request(row, args.amounts(row), steps, args.draw), time_stamp())
     if not (directory.exists() and same(plan, bundles.load(directory).plan)):
         statistics = read_table(dense / bundles.STATISTICS)
         export_policy(

@@ -183,7 +183,7 @@ def run(args: Args) -> Result:
 def full_size(args: Args) -> Result:
     """Random weights: another export under every name, measured stage by stage."""
     from trimvla.launch.bench.random_weights import PLACE, Turns, run_random
-    from trimvla.launch.verbs.export import Args as ExportArgs
+    from trimvla.launch.exporting.work import ExportArgs
 
     counts = (f"L{args.layers}", f"M{args.mlp_keep:g}", f"T{args.tokens}", f"C{args.cache_interval}")
     given = (args.layers is not None, args.mlp_keep != 1.0, args.tokens is not None, args.cache_interval != 1)

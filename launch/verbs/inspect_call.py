@@ -18,7 +18,7 @@ from trimvla.launch.figures import call_picture, call_rerun
 from trimvla.launch.figures.call_picture import CallStory
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
-from trimvla.launch.verbs.replay import choose_bundles, open_rungs
+from trimvla.launch.system.recorded_policy import choose_bundles, open_rungs
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.errors import ConfigError, ImageError, RecordingError

@@ -26,13 +26,14 @@ from trimvla.launch.system.processes import Sections, programs, reports_of
 from trimvla.launch.system.run_dirs import temporary_run_dir
 from trimvla.launch.system.signals import terminate_as_interrupt
 from trimvla.launch.system.supervisor import Supervisor
-from trimvla.launch.verbs.run import CHECK_S, TASK_PERIOD_S, as_task
+from trimvla.launch.system.task_sender import TASK_PERIOD_S, as_task
 from trimvla.runtime.bus.messages import MAX_ROWS, Report, Summary
 from trimvla.runtime.bus.sockets import Publisher, Subscriber
 from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError, TrimvlaError
 
+CHECK_S = 0.05  # how soon the end of a process is noticed
 START_S = 60.0
 WARM_UP_S = 5.0
 ROWS_S = 0.8  # of the stand-in's chunks: longer than it takes to make the next ones

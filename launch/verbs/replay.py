@@ -7,45 +7,23 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 from rich.table import Table
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options, Result
 from trimvla.launch.system.action_check import check_bundle
-from trimvla.launch.system.processes import section_of
-from trimvla.runtime.bundle import manifest as bundles
+from trimvla.launch.system.recorded_policy import choose_bundles, open_rungs
 from trimvla.runtime.bundle.action_meaning import ActionMeaning, meaning_of
 from trimvla.runtime.bus.messages import ActionChunk
-from trimvla.runtime.errors import ConfigError, RecordingError
+from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.record.recorder import processor
 from trimvla.runtime.record.recording import Recording, fact
 from trimvla.runtime.record.replay import Difference, Outcome, replay
 
 COMPARED = ("trimvla", "onnxruntime", "numpy", "pillow")
-Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]
-
-
-class RecordedRtc(msgspec.Struct):
-    """What a recording says of real-time chunking."""
-
-    enabled: bool = False
-
-
-class RecordedPolicy(msgspec.Struct):
-    """What a recording says of the process `policy`. Whoever made the file may have written anything here."""
-
-    bundle: str | None = None
-    rungs: list[str] = []
-    backend: str = "onnxruntime"
-    provider: str | None = None
-    threads: Threads = 1
-    rtc: RecordedRtc = msgspec.field(default_factory=RecordedRtc)
-
-
 @dataclass(frozen=True)
 class Args(Options):
     """Repeat a recording's policy calls. Succeeds if every action is the same, bit for bit unless told otherwise."""
@@ -102,54 +80,6 @@ def run(args: Args) -> Result:
         rung.close()
     args.console().print(as_table(outcome, result))
     return result
-
-
-def recorded_policy(recording: Recording) -> RecordedPolicy:
-    """What the recording says of its policy. Raises RecordingError for what is none."""
-    sections = fact(recording, "system", dict[str, dict[str, Any]]) or {}
-    try:
-        return msgspec.convert(section_of("policy", sections), RecordedPolicy)
-    except (msgspec.ValidationError, ConfigError) as error:
-        raise RecordingError(f"{recording.path}: fact 'system': {error}") from None
-
-
-def choose_bundles(recording: Recording, bundle: str | None, recorded_paths: bool) -> dict[str, Path]:
-    """The bundles to run by the names under which they made their calls, the top one first.
-
-    What a recording names is run where it is a shipped bundle's name, or where its user trusts the file; else it is
-    shown. Raises ConfigError, BundleError.
-    """
-    if bundle is not None:
-        return {bundle: bundles.resolve(bundle)}
-    recorded = recorded_policy(recording)
-    names = recorded.rungs or ([] if recorded.bundle is None else [recorded.bundle])
-    if not names:
-        raise ConfigError(f"expected --bundle: {recording.path} does not say which bundle it was made with")
-    if recorded_paths:
-        return {name: bundles.resolve(name) for name in names}
-    found = {name: bundles.shipped_directory(name) for name in names}
-    foreign = [name[:200] for name, directory in found.items() if directory is None]
-    if foreign:
-        way = "--bundle, or --recorded-paths if the recording is your own"
-        raise ConfigError(f"expected {way}: {recording.path} names {foreign}, which are no shipped bundles")
-    return {name: directory for name, directory in found.items() if directory is not None}
-
-
-def open_rungs(
-    recording: Recording, chosen: dict[str, Path], backend: str | None, provider: str | None, threads: int | None
-) -> dict[str, Policy]:
-    """The policies by name as they were when they were recorded, but for what is asked otherwise; the top one first.
-
-    With one bundle one policy makes every call, whatever rung made it then.
-    """
-    recorded = recorded_policy(recording)
-    options: dict[str, Any] = {
-        "backend": backend or recorded.backend,
-        "provider": provider or (None if backend else recorded.provider),
-        "threads": recorded.threads if threads is None else threads,
-        "guided": recorded.rtc.enabled,
-    }
-    return {name: Policy.load(directory, **options) for name, directory in chosen.items()}
 
 
 def check_recorded(recording: Recording, rungs: dict[str, Policy]) -> None:

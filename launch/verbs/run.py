@@ -20,14 +20,13 @@ from trimvla.launch.system.run_dirs import lock, temporary_run_dir
 from trimvla.launch.system.service import shortfalls
 from trimvla.launch.system.signals import stop_event
 from trimvla.launch.system.supervisor import Supervisor
-from trimvla.runtime.bus.messages import Report, Task
-from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.launch.system.task_sender import TASK_PERIOD_S, TaskSender
+from trimvla.runtime.bus.messages import Report
+from trimvla.runtime.bus.sockets import Subscriber
 from trimvla.runtime.bus.topics import report, topic
-from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.ports import check_port
 
-TASK_PERIOD_S = 0.2
 CHECK_S = 0.05  # how soon the end of a process is noticed
 
 
@@ -113,31 +112,6 @@ def missing(group: Supervisor, reports: Sequence[Report], args: Args) -> list[st
     return shortfalls(reports, group.gone, group.unwell, task=args.task is not None)
 
 
-class TaskSender:
-    """Repeats the task of a run. Without one, the topic is left to whoever gives the system its tasks."""
-
-    def __init__(self, sentence: str | None, run_dir: Path) -> None:
-        """Raises ConfigError where there is a sentence and another process publishes tasks."""
-        self._sentence = sentence or ""
-        self._publisher = None if sentence is None else Publisher(run_dir, topic("task"))
-        self._began_ns: int | None = None
-        self._sent_ns = 0
-
-    def repeat(self) -> None:
-        """Send the task if it is time; it begins with the first."""
-        now = monotonic_ns()
-        if self._publisher is None or now - self._sent_ns < to_ns(TASK_PERIOD_S):
-            return
-        self._began_ns = now if self._began_ns is None else self._began_ns
-        self._publisher.send(as_task(self._sentence, self._began_ns))
-        self._sent_ns = now
-
-    def close(self) -> None:
-        """Free the topic."""
-        if self._publisher is not None:
-            self._publisher.close()
-
-
 def system(args: Args) -> Sections:
     """The file's processes, and those that watch them. Raises ConfigError where they do not go together."""
     sections = read_system(args.system, args.set)
@@ -145,11 +119,6 @@ def system(args: Args) -> Sections:
     if args.metrics is not None:
         sections = with_metrics(sections, args.metrics)
     return sections if args.record is None else with_recorder(sections, args.record)
-
-
-def as_task(sentence: str, began_ns: int) -> Task:
-    """The task that this run is for; it is repeated, because silence means that nobody wants it any more."""
-    return Task(time_ns=monotonic_ns(), episode=1, instruction=sentence, started_ns=began_ns, seed=0)
 
 
 def newest(hears: Subscriber, names: Iterable[str]) -> list[Report]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,14 @@ from tyro.conf import Positional
 
 from trimvla.launch.console import progress_bar
 from trimvla.launch.exporting.calibration import find_calibration
+from trimvla.launch.exporting.policy_source import TOKENIZER, find_source, load_policy
 from trimvla.launch.figures.report import draw_plan, kept_over_image
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
-from trimvla.launch.verbs.export import TOKENIZER, find_source, load_policy
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.sizes.cost import report, shape_by_counts, shape_of
 from trimvla.policies.trimming.calibrate import Calibration, kept_tokens
-from trimvla.policies.trimming.planner import Request, make_plan
+from trimvla.policies.trimming.planner import Request, make_plan, time_stamp
 from trimvla.policies.trimming.trimmed import kept_layers, trim
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, TokenSelector, save_plan
 from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
@@ -102,7 +101,7 @@ def run(args: Args) -> Result:
         data = find_calibration(
             args.calibration, source, policy.cfg, source / TOKENIZER, frames=args.frames, seed=args.seed
         )
-        plan = make_plan(policy, data, request(args), now())
+        plan = make_plan(policy, data, request(args), time_stamp())
         args.out.parent.mkdir(parents=True, exist_ok=True)
         picture = draw(policy, plan, data, source / TOKENIZER, args.out.with_suffix(".png"))
     save_plan(plan, args.out)
@@ -155,11 +154,6 @@ def draw(policy: CogAct, plan: Plan, data: Calibration, tokenizer: Path, path: P
 def sentence(tokenizer: Path, ids: np.ndarray) -> str:
     """A prompt's text, where the tokenizer lies beside the policy."""
     return load_tokenizer(tokenizer, error=ConfigError).decode(ids.tolist()) if tokenizer.is_file() else ""
-
-
-def now() -> str:
-    """The time stamp of a plan."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def as_table(plan: Plan) -> Table:

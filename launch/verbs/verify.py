@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.table import Table
 from tyro.conf import Positional
 
 from trimvla.launch.console import progress_bar
+from trimvla.launch.exporting.parity_table import as_table
 from trimvla.launch.options import Options, Result
 from trimvla.runtime.errors import ConfigError
 
@@ -57,12 +57,3 @@ def _bundle(name: str) -> Result:
     from trimvla.export.verify import verify_bundle
 
     return verify_bundle(name)
-
-
-def as_table(result: Result) -> Table:
-    """One row a group: how many arrays, the worst difference, and what was allowed."""
-    table = Table("group", "compared", "worst difference", "tolerance", "at")
-    for name, row in result["groups"].items():
-        worst = f"{row['worst']:.2e}{' relative' if row.get('relative') else ''}"
-        table.add_row(name, str(row["compared"]), worst, f"{row['tolerance']:.0e}", str(row["worst_key"]))
-    return table

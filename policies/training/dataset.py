@@ -17,8 +17,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from trimvla.policies.cogact.tokenizer import build_tokenizer, prompt_ids
 from trimvla.policies.sizes.config import PolicyConfig
-from trimvla.policies.training.tokenizer import build_tokenizer, prompt_ids
 from trimvla.runtime.errors import ConfigError
 
 YAW = 5  # of an action's dimensions

@@ -20,9 +20,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.cogact.tokenizer import prompt_ids
 from trimvla.policies.nn.llama import Decoder, DecoderLayer
 from trimvla.policies.sizes.config import PolicyConfig
-from trimvla.policies.training.tokenizer import prompt_ids
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.text_files import pointer_in

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.cachers import every
@@ -84,3 +85,8 @@ def channels(decoder: Decoder, statistics: Statistics, layers: Sequence[int], ke
         for index in layers
     )
     return tuple(mask(kept_channels(scores, keep)) for scores in chosen)
+
+
+def time_stamp() -> str:
+    """This moment in UTC, to the second, as a plan's `created_utc`."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
