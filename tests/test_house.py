@@ -29,14 +29,14 @@ def test_the_house_is_in_order(repo_root: Path) -> None:
 
 def test_an_upward_import_is_found(copy: Path) -> None:
     plant(copy / "runtime/control/controller.py", "from trimvla.launch import cli")
-    [found] = house.breaches(copy)
-    assert "'runtime.control' may not import 'launch' (launch.cli)" in found
+    upward = "'runtime.control' may not import 'launch' (launch.cli)"
+    assert any(upward in found for found in house.breaches(copy))
 
 
 def test_an_upward_import_inside_a_function_is_found(copy: Path) -> None:
     plant(copy / "policies/nn/dit.py", "def late() -> None:\n    import trimvla.export.verify")
-    [found] = house.breaches(copy)
-    assert "'policies.nn' may not import 'export' (export.verify)" in found
+    upward = "'policies.nn' may not import 'export' (export.verify)"
+    assert any(upward in found for found in house.breaches(copy))
 
 
 def test_a_circle_is_found(copy: Path) -> None:
