@@ -35,6 +35,10 @@ class Verb:
     summary: str
     renders: bool = False  # needs an OpenGL that works without a display
 
+    def load(self) -> ModuleType:
+        """Its module, imported."""
+        return importlib.import_module(f"trimvla.launch.verbs.{self.module}")
+
 
 VERBS = (
     Verb("doctor", "doctor", "", "what this machine can do, and what to install for the rest"),
@@ -107,7 +111,7 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
             from trimvla.sim.rendering import choose_renderer
 
             choose_renderer()
-        module = importlib.import_module(f"trimvla.launch.verbs.{verb.module}")
+        module = verb.load()
         args = parse(module, verb, argv)
         check_outputs(args.outputs())
         result = module.run(args)

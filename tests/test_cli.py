@@ -37,7 +37,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
 
     def install(run) -> None:
         monkeypatch.setattr(cli, "VERBS", (cli.Verb("fake", "fake_verb_module", "sim", "for tests"),))
-        monkeypatch.setitem(sys.modules, "fake_verb_module", SimpleNamespace(Args=FakeArgs, run=run))
+        monkeypatch.setitem(sys.modules, "trimvla.launch.verbs.fake_verb_module", SimpleNamespace(Args=FakeArgs, run=run))
 
     return install
 
@@ -61,7 +61,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("verb", cli.VERBS, ids=lambda verb: verb.name)
 def test_every_verb_has_arguments_and_a_run(verb: cli.Verb) -> None:
-    module = importlib.import_module(verb.module)
+    module = verb.load()
     assert isinstance(module.Args, type)
     assert issubclass(module.Args, Options)
     assert is_dataclass(module.Args)
