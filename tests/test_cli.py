@@ -37,7 +37,8 @@ def verb(monkeypatch: pytest.MonkeyPatch):
 
     def install(run) -> None:
         monkeypatch.setattr(cli, "VERBS", (cli.Verb("fake", "fake_verb_module", "sim", "for tests"),))
-        monkeypatch.setitem(sys.modules, "trimvla.launch.verbs.fake_verb_module", SimpleNamespace(Args=FakeArgs, run=run))
+        module = SimpleNamespace(Args=FakeArgs, run=run)
+        monkeypatch.setitem(sys.modules, "trimvla.launch.verbs.fake_verb_module", module)
 
     return install
 
