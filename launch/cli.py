@@ -49,7 +49,7 @@ VERBS = (
     Verb("keys", "keys", "", "keys for hosts that talk over TCP: make a pair, list who is trusted"),
     Verb("camera", "camera", "", "publish a camera, a video file or a test picture"),
     Verb("eval", "evaluate", "sim", "episodes in simulation: success rate and its interval", True),
-    Verb("report", "trimvla.launch.evaluation.page", "train", "the page on success and latency, from kept results"),
+    Verb("report", "report", "train", "the page on success and latency, from kept results"),
     Verb("train", "train", "train", "behaviour cloning of the shipped policy; resumes", True),
     Verb("trim", "trim", "export", "calibration frames to a plan: what is kept of a policy", True),
     Verb("export", "export", "export", "checkpoint to bundle: ONNX stages, manifest, parity", True),
