@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from runner_contract import check_chain, check_runner
 from tiny_bundle import COGNITION, HORIZON, IMAGE, VISUAL, WIDTH, manifest, write_bundle
 
@@ -112,3 +113,33 @@ def test_waiting_threads_sleep() -> None:
     options = session_options(threads=2)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert options.intra_op_num_threads == 2
+
+
+def test_products_of_int8_do_not_overflow() -> None:
+    """Both factors at their largest: without VNNI, 16 bits hold no sum of two such products."""
+    session = onnxruntime.InferenceSession(largest_product(width=64), session_options(1), providers=[CPU])
+    [product] = session.run(None, {"x": np.ones((2, 64), np.float32)})
+    np.testing.assert_allclose(np.asarray(product), np.full((2, 8), 64.0), rtol=1e-6)
+
+
+def largest_product(width: int) -> bytes:
+    """An int8 product as bundles have it: x, quantised, times a matrix of ones, which is stored as 127 / 127."""
+    arrays = {
+        "scale": np.array(1 / 127, np.float32),
+        "zero": np.array(0, np.int8),
+        "weight": np.full((width, 8), 127, np.int8),
+        "scales": np.full(8, 1 / 127, np.float32),
+        "zeros": np.zeros(8, np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["data"]),
+        helper.make_node("DequantizeLinear", ["weight", "scales", "zeros"], ["matrix"], axis=1),
+        helper.make_node("MatMul", ["data", "matrix"], ["y"]),
+    ]
+    weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, width])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 8])
+    graph = helper.make_graph(nodes, "product", [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
