@@ -165,7 +165,8 @@ def test_any_other_import_error_keeps_its_traceback(name: str, tmp_path: Path) -
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text(text + "\n")
     code = (
-        "import sys; from trimvla.launch import cli;"
+        "import sys; from trimvla.launch import cli, verbs;"
+        f"verbs.__path__.append({str(tmp_path)!r});"
         "cli.VERBS = (cli.Verb('fake', 'broken_verb', 'export', 'for tests'),);"
         "sys.exit(cli.main(['fake', '--json']))"
     )
