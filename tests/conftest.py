@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if "simpler" in item.keywords and not config.getoption("--simpler"):
+        if item.get_closest_marker("simpler") and not config.getoption("--simpler"):
             item.add_marker(pytest.mark.skip(reason="needs ManiSkill: run make test-simpler"))
     if config.getoption("--slow") or os.environ.get("CI") == "true":
         return

@@ -1,18 +1,24 @@
 """SimplerEnv's documented API without its physics: environments, cameras, sub-tasks, and its traps.
 
 As in the real package, a robot's drive targets survive a reset unless it says `reconfigure`, the time limit is a
-wrapper's, a wrapper does not hand on the environment's own methods (gymnasium 1.x), and success can come and go.
+wrapper's, a wrapper does not hand on the environment's own methods (gymnasium 1.x), success can come and go, and it
+prints to stdout. A missing scene or mesh is no error. `assets` writes empty-handed files where the package has its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from trimvla.sim.simpler.files import files_of
+from trimvla.sim.simpler.grids import ORIGINALS, SETS, official
+
+CONTENT = {".glb": b"glTF" + (2).to_bytes(4, "little") + (12).to_bytes(4, "little"), ".png": b"\x89PNG\r\n"}
 CAMERAS = {"google_robot_static": "overhead_camera", "widowx": "3rd_view_camera"}
 PREPACKAGED = {
     "google_robot_place_apple_in_closed_top_drawer": ("PlaceIntoClosedTopDrawerCustomInScene-v0", 200),
@@ -75,10 +81,10 @@ class Inner:
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, dict[str, Any]]:
         assert action.shape == (7,)
         self.commands.append(action)
+        if self._long and self.elapsed >= 100:  # before it counts this step: the 101st advances
+            self.advance_to_next_subtask()
         self.elapsed += 1
         self.drive_target += float(action[0])
-        if self._long and self.elapsed >= 100:
-            self.advance_to_next_subtask()
         success = self.is_final_subtask() and action[6] < 0
         return self.observe(), 0.0, bool(success), {"success": success, "episode_stats": {"qpos": self.drive_target}}
 
@@ -115,6 +121,7 @@ def make(task_name: str) -> TimeLimit:
 
 
 def get_robot_control_mode(robot_name: str, policy_name: str) -> str:
+    print("Control mode: ", robot_name)  # as the package does
     return f"arm of {robot_name}"
 
 
@@ -123,9 +130,24 @@ def get_image_from_maniskill2_obs_dict(env: Inner, obs: dict[str, Any], camera_n
     return obs["image"][name]["rgb"]
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if it had been cloned and installed."""
+def assets(root: Path) -> Path:
+    """Files as the package has them, of everything that official episodes load; returns its `data`."""
+    data, package = root / "data", root / "package"
+    cells = [cell for task in ORIGINALS for which in SETS for cell in official(task, which)]
+    for path in {file for cell in cells for file in files_of(cell, data, package)}:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(CONTENT.get(path.suffix, b"o mesh\n"))
+    for urdf in (package / "descriptions").rglob("*.urdf"):
+        urdf.write_text('<robot><mesh filename="meshes/link.stl"/></robot>')
+        (urdf.parent / "meshes").mkdir(exist_ok=True)
+        (urdf.parent / "meshes/link.stl").write_text("solid link")
+    return data
+
+
+def install(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    """As if it had been cloned and installed, with its assets under `root`."""
     Inner.made.clear()
+    data = assets(root)
     modules = {
         "simpler_env": {"make": make},
         "simpler_env.utils": {},
@@ -137,7 +159,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         "simpler_env.utils.env.observation_utils": {
             "get_image_from_maniskill2_obs_dict": get_image_from_maniskill2_obs_dict
         },
-        "mani_skill2_real2sim": {"ASSET_DIR": "/assets"},
+        "mani_skill2_real2sim": {"ASSET_DIR": data, "PACKAGE_ASSET_DIR": root / "package"},
     }
     for name, attributes in modules.items():
         module = ModuleType(name)

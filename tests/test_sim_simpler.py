@@ -21,6 +21,7 @@ from trimvla.sim.simpler import env as simpler
 from trimvla.sim.simpler import expert as simpler_expert
 from trimvla.sim.simpler.env import TWINS, SimplerTask, draw
 from trimvla.sim.simpler.expert import State
+from trimvla.sim.simpler.grids import releases
 from trimvla.sim.tabletop.demonstrations import AUX, Shard
 
 INSTRUCTIONS = dict(zip(TWINS, simpler_demonstrations.INSTRUCTIONS, strict=True))
@@ -28,6 +29,22 @@ START = State(
     tool=(-0.145, 0.034, 1.005), command=(-0.145, 0.034, 1.005), yaw=0.0, yaw_command=0.0, opening=1.0,
     thing=(-0.21, 0.05, 0.8875), thing_yaw=0.3, target=(-0.1, -0.05, 0.885), done=False,
 )  # fmt: skip
+HALF = math.sqrt(0.5)
+TURNED = {  # an object's quaternions (w, x, y, z), as SimplerEnv's scripts list them
+    "widowx_carrot_on_plate": [(0, 0, 0, 1), (HALF, 0, 0, -HALF)],
+    "widowx_spoon_on_towel": [(1, 0, 0, 0), (HALF, 0, 0, HALF)],
+    "widowx_stack_cube": [(1, 0, 0, 0)],
+    "widowx_put_eggplant_in_basket": [
+        (1, 0, 0, 0),
+        (0.9238795325, 0, 0, 0.3826834324),
+        (0.9238795325, 0, 0, -0.3826834324),
+    ],
+}
+CORNERS = [(-0.235, -0.075), (-0.235, 0.075), (-0.085, -0.075), (-0.085, 0.075)]  # carrot and spoon
+INNER = [(-0.21, -0.05), (-0.21, 0.05), (-0.11, -0.05), (-0.11, 0.05)]  # cubes, first and last twelve
+OUTER = [(-0.26, -0.1), (-0.26, 0.1), (-0.06, -0.1), (-0.06, 0.1)]
+IN_SINK = [(x, y) for x in (-0.115, -0.095) for y in (0.191, 0.201, 0.211, 0.221)]
+STRAY_MM = {"widowx_carrot_on_plate": 3, "widowx_spoon_on_towel": 2, "widowx_stack_cube": 1}
 OUTCOME = """
 import json, sys
 from trimvla.sim.simpler.env import SimplerTask
@@ -113,9 +130,31 @@ def test_drawn_states_are_fixed_by_the_seed_and_none_is_official() -> None:
         assert place[0, 2] == 0.88
 
 
+def places(name: str) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Object and target of SimplerEnv's official episodes, one pair after the other."""
+    if name == "widowx_put_eggplant_in_basket":
+        return [(at, (-0.125, 0.025)) for at in IN_SINK]
+    squares = [INNER, OUTER] if name == "widowx_stack_cube" else [CORNERS]
+    return [(one, other) for square in squares for one in square for other in square if one != other]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_official_states_are_those_of_simplerenv(name: str) -> None:
+    """Episode i is pair i // m of the places and turn i mod m; everything falls from 1.37 m."""
+    pairs, turns = places(name), TURNED[name]
+    states = releases(name)
+    assert len(states) == len(pairs) * len(turns) == 24
+    for number, state in enumerate(states):
+        pair, turn = pairs[number // len(turns)], turns[number % len(turns)]
+        np.testing.assert_allclose(state.positions, [(*at, 1.37) for at in pair], atol=1e-9)
+        np.testing.assert_allclose(state.quaternions, [turn, (1, 0, 0, 0)], atol=1e-9)
+
+
 def test_an_unknown_task_names_those_that_there_are() -> None:
     with pytest.raises(ConfigError, match=r"widowx_stack_cube.*'no_such'"):
         make_task("simpler:no_such")
+    with pytest.raises(ConfigError, match="'maniskill' after 'simpler:widowx_stack_cube:', got 'own'"):
+        make_task("simpler:widowx_stack_cube:own")
     with pytest.raises(ConfigError, match="tabletop"):
         make_task("nowhere")
 
@@ -191,3 +230,44 @@ def test_demonstrations_are_labelled_with_the_clean_expert(stacking: SimplerTask
 def test_official_episodes_have_numbers(stacking: SimplerTask) -> None:
     with pytest.raises(ConfigError, match="from 0 to 23, got 24"):
         stacking.episode(24, official=True)
+
+
+@pytest.mark.simpler
+@pytest.mark.parametrize("name", TWINS)
+def test_after_a_reset_objects_rest_where_simplerenv_lets_them_fall(name: str, assets: None) -> None:
+    task = SimplerTask(name, width=64)
+    strays = []
+    for number, release in enumerate(releases(name)):
+        episode = task.episode(number, official=True)
+        thing, speed = episode.state().thing, float(task.env.objs[task.env.source_obj_name].linear_velocity.norm())
+        strays.append(1000 * math.dist(thing[:2], release.thing))
+        assert speed < 0.01, f"episode {number} moves"
+        assert 0.86 < thing[2] < 0.95
+        assert task.env.agent.robot.pose.p[0, 0] > 0  # it came back
+    task.close()
+    if name in STRAY_MM:
+        assert max(strays) < STRAY_MM[name]
+        return
+    # an eggplant on the bottom of a sink: most stay, some roll to the wall
+    assert np.median(strays) < 6
+    assert sum(stray < 20 for stray in strays) >= 20
+    assert max(strays) < 60
+
+
+@pytest.mark.simpler
+def test_maniskills_own_states_have_numbers_and_contacts_of_their_own(assets: None) -> None:
+    task = make_task("simpler:widowx_put_eggplant_in_basket:maniskill")
+    assert task.name == "simpler:widowx_put_eggplant_in_basket:maniskill"
+    assert task.official == 64
+    assert isinstance(task, SimplerTask)
+    own = task.episode(9, official=True)  # the second place, the second turn
+    assert math.dist(own.state().thing[:2], IN_SINK[1]) < 0.01
+    own_q = task.env.objs["eggplant"].pose.raw_pose[0, 3:].numpy()
+    task.close()
+    dropped = SimplerTask("widowx_put_eggplant_in_basket", width=64)
+    further = dropped.episode(5000, official=False).state().thing
+    dropped.episode(9, official=True)
+    turn = abs(float(own_q @ dropped.env.objs["eggplant"].pose.raw_pose[0, 3:].numpy()))
+    assert math.degrees(2 * math.acos(min(1.0, turn))) > 60  # SimplerEnv's lies on another side
+    assert dropped.episode(5000, official=False).state().thing == further  # whatever was played before
+    dropped.close()

@@ -50,7 +50,8 @@ class Args(Options):
 
     seed: int | None = None
     """Seed of the first episode; the others follow. Where there are official episodes, a seed means others than these;
-    without official ones it is 1000. Demonstrations begin at 1000000."""
+    without official ones it is 1000. Demonstrations begin at 1000000. The original SimplerEnv draws by it, for WidowX,
+    moves and drawers its official states again."""
 
     swap_instruction: bool = False
     """Say a sentence about another object (tabletop); success is still judged by the original goal."""

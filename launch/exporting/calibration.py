@@ -41,6 +41,7 @@ def simulate(
 
     family, _, task = env.partition(":")
     if family == "simpler":
+        task = task.partition(":")[0]  # which of the numbered states are played does not matter here
         shard = simpler_demonstrations.shard_path(directory, task, FRESH_SHARD)
         making = simpler_demonstrations.make_shards(directory, 1, 1, first=FRESH_SHARD, names=(task,))
     elif family == SIMULATED:

@@ -114,10 +114,18 @@ def realtime(_: str) -> Answer:
 
 def simpler(_: str) -> Answer:
     """Whether SimplerEnv's tasks can be played: ManiSkill, a Vulkan driver and the assets."""
-    from trimvla.sim.simpler.env import missing
+    from trimvla.sim.simpler.install import missing
 
     why = missing()
     return {"ok": why is None, "why": why or ""}
+
+
+def simpler_env(_: str) -> Answer:
+    """Whether the original SimplerEnv package can be played: installed, versions that fit, Vulkan and assets."""
+    from trimvla.sim.simpler.install import original_missing, versions
+
+    why = original_missing()
+    return {"ok": why is None, "versions": versions(), "why": why or ""}
 
 
 PROBES: dict[str, Callable[[str], Answer]] = {
@@ -127,6 +135,7 @@ PROBES: dict[str, Callable[[str], Answer]] = {
     "rendering": rendering,
     "realtime": realtime,
     "simpler": simpler,
+    "simpler_env": simpler_env,
 }
 
 

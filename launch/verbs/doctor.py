@@ -68,6 +68,7 @@ def examine() -> Result:
         "tensorrt": ask("tensorrt"),
         "rendering": {name: ask("rendering", env={"MUJOCO_GL": name}) for name in RENDERERS},
         "simpler": ask("simpler"),
+        "simpler_env": ask("simpler_env"),
         "cameras": sorted(str(path) for path in Path("/dev").glob("video*")),
         "timer": timer_jitter(),
         "realtime": ask("realtime"),
@@ -204,6 +205,7 @@ def as_table(result: Result) -> Table:
     for name, answer in result["rendering"].items():
         table.add_row(f"rendering, {name}", mark(answer, f"{answer.get('ms')} ms a 128x128 frame"))
     table.add_row("SimplerEnv tasks", mark(result["simpler"]))
+    table.add_row("original SimplerEnv", mark(result["simpler_env"]))
     table.add_row("cameras", ", ".join(result["cameras"]) or "none")
     for name, text in board_rows(result["board"]):
         table.add_row(name, text)

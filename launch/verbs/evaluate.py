@@ -96,11 +96,12 @@ def estimates(args: Args) -> list[Result]:
 def prepare(args: Args) -> Match:
     """What the arguments mean for this environment."""
     from trimvla.sim.episodes import make_task
-    from trimvla.sim.evaluation.rollout import WAITS, Setting, check_expert, choose_seeds
+    from trimvla.sim.evaluation.rollout import WAITS, Setting, check_episodes, check_expert, choose_seeds
     from trimvla.sim.evaluation.virtual_time import Pace
 
     with closing(make_task(args.task)) as task:
         official, seeds = choose_seeds(task.official, args.episodes, args.seed, usual=200)
+        check_episodes(task, seeds, official=official)
         expert, hz = args.policy == EXPERT, task.control_hz
         pace = Pace(
             execute=args.execute or (1 if expert else getattr(task, "execute", 2)),

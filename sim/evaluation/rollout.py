@@ -24,7 +24,7 @@ from trimvla.sim.evaluation.latency import Latency
 from trimvla.sim.evaluation.statistics import wilson_interval
 from trimvla.sim.evaluation.virtual_time import Look, Pace, Pilot
 from trimvla.sim.evaluation.workers import spread
-from trimvla.sim.tabletop.demonstrations import FIRST_SEED
+from trimvla.sim.seeds import FIRST_SEED
 
 WAITS = ""  # the condition in which the simulator waits while the policy thinks
 Player = Actor | str
@@ -152,7 +152,13 @@ def choose_seeds(grid: int, episodes: int | None, seed: int | None, *, usual: in
 
 def play(load: Load, setting: Setting, deals: Sequence[Deal | int]) -> Generator[Round, None, None]:
     """Play the deals in turn, each with every actor before the next; a seed alone is the condition `WAITS`."""
-    with closing(make_task(setting.task)) as task, load() as actors:
+    with closing(make_task(setting.task)) as task:
+        check_episodes(task, [deal if isinstance(deal, int) else deal[1] for deal in deals], official=setting.official)
+        yield from _play(load, setting, deals, task)
+
+
+def _play(load: Load, setting: Setting, deals: Sequence[Deal | int], task: Task) -> Generator[Round, None, None]:
+    with load() as actors:
         for deal in deals:
             condition, seed = (WAITS, deal) if isinstance(deal, int) else deal
             late = setting.latencies.get(condition, {})
@@ -183,6 +189,13 @@ def check_seeds(setting: Setting, seeds: Sequence[int]) -> None:
     """Demonstrations have seeds of their own. Raises ValueError."""
     if not setting.official and seeds and max(seeds) >= FIRST_SEED:
         raise ValueError(f"expected seeds below {FIRST_SEED} (demonstrations use the rest), got {max(seeds)}")
+
+
+def check_episodes(task: Task, seeds: Sequence[int], *, official: bool) -> None:
+    """Let a task that loads files look for those of these episodes. Raises ConfigError before one is played."""
+    check = getattr(task, "check", None)
+    if check is not None:
+        check(seeds, official=official)
 
 
 def check_expert(players: Iterable[str], setting: Setting) -> None:

@@ -19,8 +19,9 @@ import numpy as np
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.inference.preprocess import resize
 from trimvla.sim.actor import Actor, noise_shape
+from trimvla.sim.seeds import FIRST_SEED
 from trimvla.sim.simpler.env import CAMERA, HEIGHT, TWINS, WIDTH, SimplerEpisode, SimplerTask
-from trimvla.sim.tabletop.demonstrations import FIRST_SEED, Noise, Shard
+from trimvla.sim.tabletop.demonstrations import Noise, Shard
 
 SIZE = 128  # side of the stored picture: the policy's
 RENDER_WIDTH = 320

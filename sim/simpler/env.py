@@ -1,8 +1,9 @@
 """SimplerEnv's four WidowX tasks in ManiSkill 3, by the official protocol: fresh state, last-step success, 5 Hz.
 
-Actions are in the robot's base frame, which is the world's turned by half a turn about z. Knows ManiSkill (imported
-when a task is made), the official initial configurations and further ones; knows no policy. Assets come from
-ManiSkill's own download or from `MS_ASSET_DIR`; they are CC BY-NC 4.0 and no part of this project.
+Official episodes begin as SimplerEnv's do: its places, its turns, dropped as it drops them. ManiSkill's own states, the
+same but for the eggplant, are further ones, as are those drawn around them. Actions are in the robot's base frame,
+which is the world's turned by half a turn about z. Knows ManiSkill (imported when a task is made); knows no policy.
+Assets come from ManiSkill's own download or from `MS_ASSET_DIR`; they are CC BY-NC 4.0 and no part of this project.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,11 @@ import numpy as np
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.simpler_adapter import GRIPPER_OPEN, euler_to_axis_angle
 from trimvla.sim.simpler import expert as simpler_expert
+from trimvla.sim.simpler.drop import CONTACTS, Drop
 from trimvla.sim.simpler.expert import Job, State
+from trimvla.sim.simpler.files import check_files, twin_files_of
+from trimvla.sim.simpler.grids import Release, releases
+from trimvla.sim.simpler.install import DOWNLOAD, missing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +34,11 @@ if TYPE_CHECKING:
 CAMERA, WIDTH, HEIGHT = "3rd_view_camera", 640, 480
 FOCAL, CENTRE = 623.588, (319.501, 239.545)  # of the official camera [pixels]
 CONTROL_HZ = 5.0
-OFFICIAL = 24
+OWN = "maniskill"  # after a task's name: ManiSkill's own numbered states in place of SimplerEnv's
 FINGERS = (0.015, 0.037)  # a finger's travel, closed and open [m]
 SETTLED = 0.03  # so far an object may move while it comes to rest [m]
 NEAR = 0.01  # a drawn state is not this close to an official one [m]
 BASE = "mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env"
-DOWNLOAD = "python -m mani_skill.utils.download_asset bridge_v2_real2sim, then widowx250s; or set MS_ASSET_DIR"
 
 
 @dataclass(frozen=True)
@@ -69,43 +73,37 @@ TWINS = {
 }  # fmt: skip
 
 
-def missing(*, render: bool = True) -> str | None:
-    """What stands in the way of playing the tasks here, with what to do about it; None where nothing does."""
-    if find_spec("mani_skill") is None or find_spec("sapien") is None:
-        return "ManiSkill is not installed: pip install 'trimvla[simpler]'"
-    if render and (problem := _vulkan_problem()):
-        return f"no Vulkan: {problem}; launch/install_vulkan.sh installs a software driver"
-    assets = Path(import_module("mani_skill").ASSET_DIR)
-    lacking = [part for part in ("tasks/bridge_v2_real2sim_dataset", "robots/widowx") if not (assets / part).is_dir()]
-    return f"no {', '.join(lacking)} in {assets}: {DOWNLOAD}" if lacking else None
-
-
-def _vulkan_problem() -> str | None:
-    sapien = import_module("sapien")
-    try:
-        sapien.render.RenderSystem(sapien.Device("cpu"))
-    except RuntimeError as error:
-        return str(error)
-    return None
-
-
 class SimplerTask:
     """Episodes of one task in one ManiSkill environment, rebuilt for each of them; see `episodes.Task`."""
 
     control_hz = CONTROL_HZ
-    official = OFFICIAL
 
-    def __init__(self, name: str, *, width: int = WIDTH) -> None:
-        """`width` of the rendered picture; its height follows. 640 is official, 320 looks alike at 128 x 128."""
-        self.name, self.twin, self.limit, self.width = f"simpler:{name}", TWINS[name], TWINS[name].limit, width
+    def __init__(self, name: str, *, width: int = WIDTH, own: bool = False) -> None:
+        """Make the environment.
+
+        Args:
+            name: of the task.
+            width: of the rendered picture; its height follows. 640 is official, 320 looks alike at 128 x 128.
+            own: whether the numbered episodes are all of ManiSkill's own instead of SimplerEnv's.
+        """
+        self.name, self.twin, self.width = f"simpler:{name}" + f":{OWN}" * own, TWINS[name], width
+        self.limit = self.twin.limit
         self._env = _make(self.twin.env, width)
+        self._settle = self._env._settle
+        self._contacts = {key: getattr(self._env.sim_config.scene_config, key) for key in CONTACTS}
         self._grid = self._env.xyz_configs.clone(), self._env.quat_configs.clone()
+        self._releases = None if own else releases(name)
+        self.official = len(self._grid[0]) * len(self._grid[1]) if self._releases is None else len(self._releases)
 
     def episode(self, index: int, *, official: bool) -> SimplerEpisode:
         """Start official episode `index`, or one from a state drawn with `index` as seed."""
-        if official and not 0 <= index < OFFICIAL:
-            raise ConfigError(f"expected an official episode from 0 to {OFFICIAL - 1}, got {index} for {self.name!r}")
-        return self._start(*self._grid, index) if official else self._draw(np.random.default_rng(index))
+        if not official:
+            return self._draw(np.random.default_rng(index))
+        if not 0 <= index < self.official:
+            raise ConfigError(
+                f"expected an official episode from 0 to {self.official - 1}, got {index} for {self.name!r}"
+            )
+        return self._lay(*self._grid, index) if self._releases is None else self._drop(self._releases[index])
 
     def _draw(self, rng: np.random.Generator) -> SimplerEpisode:
         """Draw until the object stays where it is put: at the sink's wall it may be thrown out."""
@@ -114,12 +112,27 @@ class SimplerTask:
         grid = [part.numpy() for part in self._grid]
         while True:
             xyz, quat = draw(self.twin, grid[0], grid[1], rng)
-            episode = self._start(torch.from_numpy(xyz[None]).float(), torch.from_numpy(quat[None]).float(), 0)
+            episode = self._lay(torch.from_numpy(xyz[None]).float(), torch.from_numpy(quat[None]).float(), 0)
             if math.dist(episode.state().thing, xyz[0]) < SETTLED:
                 return episode
 
-    def _start(self, xyz: Tensor, quat: Tensor, index: int) -> SimplerEpisode:
-        """Rebuild the scene in configuration `index` of these."""
+    def _drop(self, release: Release) -> SimplerEpisode:
+        """Rebuild the scene with SimplerEnv's contacts and let object and target fall, as it does."""
+        import torch
+
+        place = torch.tensor([release.positions]), torch.tensor([release.quaternions])
+        return self._start(*place, 0, Drop(self._env), CONTACTS)
+
+    def _lay(self, xyz: Tensor, quat: Tensor, index: int) -> SimplerEpisode:
+        """Rebuild the scene with object and target laid down in configuration `index` of these, as ManiSkill does."""
+        return self._start(xyz, quat, index, self._settle, self._contacts)
+
+    def _start(
+        self, xyz: Tensor, quat: Tensor, index: int, settle: Callable[[float], None], contacts: Mapping[str, Any]
+    ) -> SimplerEpisode:
+        self._env._settle = settle
+        for key, value in contacts.items():
+            setattr(self._env.sim_config.scene_config, key, value)
         self._env.xyz_configs, self._env.quat_configs = xyz, quat
         self._env.reset(seed=0, options={"reconfigure": True, "episode_id": index})
         return SimplerEpisode(self)
@@ -263,6 +276,7 @@ def _make(env: str, width: int) -> Any:  # noqa: ANN401
     """ManiSkill's environment, which does not render on every step."""
     if (problem := missing()) is not None:
         raise ConfigError(f"cannot play {env}: {problem}")
+    check_files(twin_files_of(env, Path(import_module("mani_skill").ASSET_DIR)), env, DOWNLOAD)
     logging.getLogger("mani_skill").setLevel(logging.ERROR)
     import gymnasium as gym
 
@@ -285,8 +299,11 @@ def _make(env: str, width: int) -> Any:  # noqa: ANN401
     return made
 
 
-def make(name: str) -> SimplerTask:
-    """The task `simpler:<name>`, with the official picture."""
+def make(words: str) -> SimplerTask:
+    """The task `simpler:<name>` with the official picture; `<name>:maniskill` numbers ManiSkill's own states."""
+    name, _, rest = words.partition(":")
     if name not in TWINS:
         raise ConfigError(f"expected a task out of {sorted(TWINS)}, got {name!r} for 'simpler'")
-    return SimplerTask(name)
+    if rest not in ("", OWN):
+        raise ConfigError(f"expected nothing or {OWN!r} after 'simpler:{name}:', got {rest!r}")
+    return SimplerTask(name, own=rest == OWN)

@@ -3,7 +3,9 @@
 Visual matching lays a photograph behind the robot and varies its colours; variant aggregation varies scene, light,
 distractors, table and cabinet. Every cell is one episode: which environment is built, and how it is reset. Facts from
 simpler-env/SimplerEnv, `scripts/*.sh`; the cameras that those scripts also vary count in no official score
-(`tools/calc_metrics.py`). Knows names and numbers; imports nothing of SimplerEnv.
+(`tools/calc_metrics.py`). WidowX's initial states, which the package makes from an episode's number, are `releases`:
+ManiSkill 3 numbers the same ones, but for the eggplant, whose 64 are its own. Knows names and numbers; imports nothing
+of SimplerEnv.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import permutations, product
 from typing import Any, Literal
 
 from trimvla.runtime.inference.simpler_adapter import Robot
@@ -68,6 +70,28 @@ class Cell:
         quaternion = (-math.sin(yaw / 2), 0.0, 0.0, math.cos(yaw / 2))
         thing = {"episode_id": self.episode} if self.object_at is None else {"init_xy": self.object_at}
         return {"robot_init_options": {"init_xy": (x, y), "init_rot_quat": quaternion}, "obj_init_options": thing}
+
+
+@dataclass(frozen=True)
+class Release:
+    """Where an official WidowX episode lets go of its object and of the target, both `RELEASE_Z` above the ground."""
+
+    thing: tuple[float, float]
+    """The object's x, y [m]."""
+    target: tuple[float, float]
+    """The target's x, y [m]; it is not turned."""
+    yaw: float
+    """The object's turn about the vertical [rad]."""
+
+    @property
+    def positions(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """x, y, z of object and target [m]."""
+        return (*self.thing, RELEASE_Z), (*self.target, RELEASE_Z)
+
+    @property
+    def quaternions(self) -> tuple[tuple[float, float, float, float], tuple[float, float, float, float]]:
+        """w, x, y, z of object and target."""
+        return (math.cos(self.yaw / 2), 0.0, 0.0, math.sin(self.yaw / 2)), (1.0, 0.0, 0.0, 0.0)
 
 
 def spaced(low: float, high: float, count: int) -> tuple[float, ...]:
@@ -138,6 +162,36 @@ WIDOWX = {
     "widowx_stack_cube": ("StackGreenCubeOnYellowCubeBakedTexInScene-v0", COUNTER),
     "widowx_put_eggplant_in_basket": ("PutEggplantInBasketScene-v0", SINK),
 }
+
+RELEASE_Z = 0.87 + 0.5  # objects fall from half a metre above the table [m]
+AROUND, SINK_AROUND, SINK_TARGET = (-0.16, 0.0), (-0.105, 0.206), (-0.125, 0.025)  # middles of the places; basket
+YAWS = {  # of the object; within a pair of places they come one after the other
+    "widowx_spoon_on_towel": (0.0, math.pi / 2),
+    "widowx_carrot_on_plate": (math.pi, -math.pi / 2),
+    "widowx_stack_cube": (0.0,),
+    "widowx_put_eggplant_in_basket": (0.0, math.pi / 4, -math.pi / 4),
+}
+SQUARES = {  # half the edges of the squares on whose corners object and target lie [m]
+    "widowx_spoon_on_towel": (0.075,),
+    "widowx_carrot_on_plate": (0.075,),
+    "widowx_stack_cube": (0.05, 0.1),
+}
+
+
+def releases(task: str) -> list[Release]:
+    """The 24 official initial states of a WidowX task, by the number of the episode."""
+    return [Release(thing, target, yaw) for thing, target in _places(task) for yaw in YAWS[task]]
+
+
+def _places(task: str) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
+    if task not in SQUARES:
+        x, y = SINK_AROUND
+        for thing in grid(spaced(x - 0.01, x + 0.01, 2), spaced(y - 0.015, y + 0.015, 4)):
+            yield thing, SINK_TARGET
+        return
+    x, y = AROUND
+    for half in SQUARES[task]:
+        yield from permutations(grid((x - half, x + half), (y - half, y + half)), 2)
 
 
 def official(task: str, which: Set) -> list[Cell]:

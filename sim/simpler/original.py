@@ -1,14 +1,18 @@
 """The original SimplerEnv package (ManiSkill2_real2sim) as tasks of an evaluation; imported only when a task is made.
 
 The protocol is that of its own evaluator: an environment is built anew for every episode (drive targets survive a
-reset), the score is the `done` of the last step, an episode goes on until its limit, the sentence is read again at
-every step, and the robot's adapter starts anew with every new sentence, as CogACT's does. Not on a registry: users
-clone it. Knows its documented API and the grids; knows no policy.
+reset) and reset once, for building its scene once more moves the spoon by 0.03 mm; the score is the `done` of the last
+step, an episode goes on until its limit, the sentence is read again at every step, and the robot's adapter starts anew
+with every new sentence, as CogACT's does. Not on a registry: users clone it (docs/guides/simpler-original.md). What it
+prints goes to stderr. Knows its documented API and the grids; knows no policy.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,9 +22,13 @@ import numpy as np
 from trimvla.runtime.chunks.ensemble import HORIZONS
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.simpler_adapter import SimplerAdapter
+from trimvla.sim.simpler.files import PICKED, check_files, files_of
 from trimvla.sim.simpler.grids import ORIGINALS, SETS, Cell, Original, Set, official
+from trimvla.sim.simpler.install import NO_VULKAN, ORIGINAL, PAGE, installed, unfit, versions
 
 SIM_HZ = {"google_robot": 513, "widowx_bridge": 500}
+ASSETS = "clone it with its submodule and set MS2_ASSET_DIR to its ManiSkill2_real2sim/data"
+VULKAN_WORDS = ("vk::", "vulkan", "render")  # of a RuntimeError where there is no driver
 TERMINATE = 7  # an eighth number above 0 says that the sub-task is done; CogACT never says so
 
 
@@ -36,25 +44,32 @@ class Package:
     """`get_robot_control_mode(robot, policy)`."""
     image: Any
     """`get_image_from_maniskill2_obs_dict(env, observation)`."""
-    photographs: Path
-    """The folder `real_inpainting` of its assets."""
+    data: Path
+    """Its assets: scenes, models, photographs."""
+    robots: Path
+    """Its robots and what else travels inside the package."""
 
     @classmethod
     def load(cls) -> Package:
-        """Import it; ConfigError where it is not installed."""
+        """Import it; ConfigError where it is not installed, or beside versions with which it cannot work."""
+        if all(map(installed, ORIGINAL)) and (problem := unfit(versions(), sys.version_info[:2])):
+            raise ConfigError(problem)
         try:
+            root = import_module("mani_skill2_real2sim")
             builder = import_module("simpler_env.utils.env.env_builder")
             return cls(
                 import_module("simpler_env").make,
                 builder.build_maniskill2_env,
                 builder.get_robot_control_mode,
                 import_module("simpler_env.utils.env.observation_utils").get_image_from_maniskill2_obs_dict,
-                Path(import_module("mani_skill2_real2sim").ASSET_DIR) / "real_inpainting",
+                Path(root.ASSET_DIR),
+                Path(root.PACKAGE_ASSET_DIR),
             )
         except ImportError as error:
             raise ConfigError(
                 f"expected the original SimplerEnv package for 'simpler_env:': {error}; clone simpler-env/SimplerEnv "
-                "with its submodule and `pip install -e` both (without it, WidowX tasks run as 'simpler:widowx_...')"
+                f"with its submodule and install both as {PAGE} says (without it, WidowX tasks run as "
+                "'simpler:widowx_...')"
             ) from None
 
 
@@ -81,7 +96,8 @@ class OriginalEpisode:
             inner.advance_to_next_subtask()
         _, parts = self._adapter.step(action[None, :TERMINATE])
         command = np.concatenate([parts["world_vector"], parts["rot_axangle"], parts["gripper"]])
-        observation, _, done, truncated, info = self._env.step(command)
+        with spoken():
+            observation, _, done, truncated, info = self._env.step(command)
         self._steps += 1
         self.success, self.stats = bool(done), dict(info.get("episode_stats", {}))
         self.image = self._picture(observation)
@@ -116,18 +132,33 @@ class OriginalTask:
     def __init__(self, name: str, which: Set) -> None:
         self.name = f"simpler_env:{name}:{which}"
         self._task, self._original = name, ORIGINALS[name]
-        self._package = Package.load()
+        with spoken():
+            self._package = Package.load()
         self._cells = official(name, which)
         self.control_hz, self.limit, self.official = self._original.hz, self._original.limit, len(self._cells)
         self.votes = HORIZONS[self._original.robot]
 
     def episode(self, index: int, *, official: bool) -> OriginalEpisode:
-        """See `episodes.Task`; other episodes than the official ones are the prepackaged task's, by seed."""
+        """See `episodes.Task`; other episodes than the official ones are the prepackaged task's, by seed.
+
+        What the package draws by a seed are new places for cans, objects and apples. For WidowX, moves and drawers it
+        is one of the official states again, with replacement.
+        """
+        self.check((index,), official=official)
         cell = self._cell(index) if official else None
-        env = self._package.make(self._task) if cell is None else self._build(cell)
-        options = {"reconfigure": True, **({} if cell is None else arrays(cell.init_options))}
-        observation, _ = env.reset(seed=index, options=options) if cell is None else env.reset(options=options)
-        return OriginalEpisode(self._package, env, observation, self._original, "" if cell is None else cell.kind)
+        with spoken(), driver_named():
+            env = self._package.make(self._task) if cell is None else self._build(cell)
+            observation, _ = env.reset(seed=index) if cell is None else env.reset(options=arrays(cell.init_options))
+            return OriginalEpisode(self._package, env, observation, self._original, "" if cell is None else cell.kind)
+
+    def check(self, indices: Iterable[int], *, official: bool) -> None:
+        """Raise ConfigError where a scene or mesh of these episodes is missing; see `sim.simpler.files`.
+
+        By a seed the package may draw any of its places, so what visual matching loads must be there.
+        """
+        cells = map(self._cell, indices) if official else _prepackaged(self._task)
+        files = (file for cell in cells for file in files_of(cell, self._package.data, self._package.robots))
+        check_files(files, self.name, ASSETS)
 
     def close(self) -> None:
         """Nothing: environments are the episodes'."""
@@ -139,7 +170,7 @@ class OriginalTask:
 
     def _build(self, cell: Cell) -> Any:  # noqa: ANN401 - an env of gymnasium
         """As SimplerEnv's evaluator builds it."""
-        overlay = None if cell.overlay is None else str(self._package.photographs / cell.overlay)
+        overlay = None if cell.overlay is None else str(self._package.data / "real_inpainting" / cell.overlay)
         return self._package.build(
             cell.env_id,
             **cell.options,
@@ -153,6 +184,34 @@ class OriginalTask:
             camera_cfgs={"add_segmentation": True},
             rgb_overlay_path=overlay,
         )
+
+
+@contextmanager
+def spoken() -> Iterator[None]:
+    """What the package prints ("Control mode: ...") goes to stderr: stdout is for results."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+@contextmanager
+def driver_named() -> Iterator[None]:
+    """A missing Vulkan driver or asset as ConfigError; other errors as they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error).lower() for word in VULKAN_WORDS):
+            raise
+        raise ConfigError(f"expected a Vulkan driver for SimplerEnv's pictures, got: {error}; {NO_VULKAN}") from None
+    except FileNotFoundError as error:
+        raise ConfigError(f"expected all of SimplerEnv's assets, got: {error}; {ASSETS}") from None
+
+
+def _prepackaged(task: str) -> list[Cell]:
+    """Cells that load all of what the package may draw from by a seed."""
+    if task != "google_robot_pick_object":
+        return official(task, "matching")
+    cell = official("google_robot_pick_coke_can", "matching")[0]
+    return [replace(cell, options={"model_ids": name}) for name in PICKED]
 
 
 def arrays(options: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from trimvla.runtime.inference.policy import Policy
 from trimvla.sim.actor import Actor, noise_shape
+from trimvla.sim.seeds import FIRST_SEED
 from trimvla.sim.tabletop import expert
 from trimvla.sim.tabletop.env import TabletopEnv
 from trimvla.sim.tabletop.expert import State
@@ -28,7 +29,6 @@ from trimvla.sim.tabletop.scene import Goal, Scene, sample_scene
 
 GOALS = 6  # sentences labelled per picture; the first is the one being pursued
 AUX = 8  # object x y, target x y, tool x y z [m], opening
-FIRST_SEED = 1_000_000  # demonstrations use the seeds from here on; evaluation stays below
 SHARD_EPISODES = 100
 CORRECTED_STEPS, CORRECTED_EXECUTE = 40, 2  # the most steps of an episode; steps between two looks
 
