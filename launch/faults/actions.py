@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimvla.launch.faults.desk import SWITCH_PERIOD_S, TASK_PERIOD_S, Desk
+from trimvla.launch.faults.token_flood import ANSWER_S, worst_wait
 from trimvla.runtime.bus.messages import Report
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.record.recording import partial
@@ -40,6 +41,9 @@ class Scene:
     desk: Desk | None = None
     broken_ns: int = 0
     """When the fault took effect, where that is not the moment of the call."""
+    bundle: str = ""
+    waited_s: float | None = None
+    """How long a client with the right token waited at most, once that was measured."""
     refused: list[str] = field(default_factory=list)
     """Last words of processes that were refused."""
 
@@ -165,6 +169,23 @@ def _start(scene: Scene, command: list[str]) -> None:
 
     scene.refused.clear()
     threading.Thread(target=wait, daemon=True).start()
+
+
+def flood_tokens(scene: Scene) -> None:
+    """Strangers flood a served policy with wrong tokens; a client with the right one asks meanwhile."""
+
+    def measure() -> None:
+        folder = scene.run_dir / "served"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        scene.waited_s = worst_wait(scene.bundle, folder)
+
+    scene.waited_s = None
+    threading.Thread(target=measure, daemon=True).start()
+
+
+def right_token_is_answered(scene: Scene, report: Reports) -> bool:
+    """Whether the client with the right token never waited longer than it may."""
+    return scene.waited_s is not None and scene.waited_s <= ANSWER_S
 
 
 def was_refused(scene: Scene, report: Reports) -> bool:

@@ -43,7 +43,7 @@ def running(system: System, bundle: str) -> Iterator[Session]:
     with ExitStack() as stack:
         run_dir = stack.enter_context(temporary_run_dir())
         monitor = stack.enter_context(SafetyMonitor(run_dir, PROMISE, OBSERVED))
-        scene = Scene(run_dir)
+        scene = Scene(run_dir, bundle=bundle)
         MEND(scene)
         arm = {"arm": {"process": "sim-arm", "watchdog_s": 3 / HZ}}
         where = ["--run-dir", str(run_dir)]

@@ -182,6 +182,13 @@ ROWS = (
     Row("a second publisher of chunks", "refuse", acts.second_publisher("chunk"), shows=acts.was_refused),
     Row("a second publisher of commands", "refuse", acts.second_publisher("command"), shows=acts.was_refused),
     Row("a run directory that others may write to", "refuse", acts.foreign_run_dir, shows=acts.was_refused),
+    Row(
+        "wrong tokens flood a served policy",
+        "go on",
+        acts.flood_tokens,
+        acts.nothing,
+        shows=acts.right_token_is_answered,
+    ),
     Row("disk full while recording", "go on", acts.fill_disk, acts.nothing, shows=acts.not_recorded),
     # people; the desk is the operator's
     Row("emergency stop pressed for 60 ms", "stop", acts.press_briefly, acts.reset_and_arm, "desk"),
