@@ -65,7 +65,7 @@ def _wait(port: int, token: str, limit_s: float) -> float:
         client.setsockopt(zmq.LINGER, 0)
         client.connect(f"tcp://127.0.0.1:{port}")
         client.send(msgspec.msgpack.encode({"endpoint": "ping", "api_token": token}))
-        if not client.poll(limit_s * 1e3):
+        if not client.poll(round(limit_s * 1e3)):
             return float("inf")
         answer = msgspec.msgpack.decode(client.recv())
     refused = isinstance(answer, dict) and "error" in answer
