@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import zmq
 
-from trimvla.runtime.bus.run_dir import check_run_dir, open_file
+from trimvla.runtime.bus.run_dir import check_run_dir, read_own
 from trimvla.runtime.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -121,14 +121,7 @@ def _write(path: Path, mode: int, public: bytes, secret: bytes | None = None) ->
 
 def _read(path: Path, *, alone: bool = False) -> tuple[bytes, bytes | None]:
     """Public and secret key of a certificate; with `alone`, of one that nobody else may read."""
-    try:
-        with os.fdopen(open_file(path, os.O_RDONLY), "rb") as source:
-            mode = os.fstat(source.fileno()).st_mode & 0o777
-            text = source.read(MAX_BYTES)
-    except OSError as error:
-        raise ConfigError(f"expected a ZeroMQ certificate in {path}, got: {error.strerror}") from None
-    if alone and mode & 0o077:
-        raise ConfigError(f"{path}: expected a file for its owner alone (0600), got {mode:04o}")
+    text = read_own(path, "a ZeroMQ certificate", MAX_BYTES, alone=alone)
     found = dict(ENTRY.findall(text))
     if b"public" not in found:
         raise ConfigError(f"expected a ZeroMQ certificate in {path}, got no public-key")

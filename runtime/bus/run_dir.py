@@ -73,6 +73,28 @@ def read_file(path: Path) -> bytes:
         return source.read()
 
 
+def read_own(path: Path, what: str, most: int, *, alone: bool = False) -> bytes:
+    """The first `most` bytes of a file of our own in which `what` is expected.
+
+    Args:
+        path: the file, opened as `open_file` does it.
+        what: for the error's words.
+        most: how many bytes are read.
+        alone: whether nobody else may read it, as with secrets.
+
+    Raises ConfigError, which never holds the content.
+    """
+    try:
+        with os.fdopen(open_file(path, os.O_RDONLY), "rb") as source:
+            mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
+            content = source.read(most)
+    except OSError as error:
+        raise ConfigError(f"expected {what} in {path}, got: {error.strerror}") from None
+    if alone and mode & 0o077:
+        raise ConfigError(f"{path}: expected a file for its owner alone (0600), got {mode:04o}")
+    return content
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Put a new file in the place of an old one, whole or not at all. Raises ConfigError if it cannot be written."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
