@@ -3,9 +3,10 @@
 #   make test    the test suite
 #   make test-simpler  the tests of SimplerEnv's tasks; installs ManiSkill and a software Vulkan driver
 #   make train   behaviour cloning of the shipped policy; stop it at any time, it goes on
-#   make bench   the ablation in the README: success, time and cost of every part of a plan (most of an hour)
+#   make bench   the ablation in docs/results/trimmed.md: success, time and cost of every part of a plan (most of an hour)
 #   make gpu-bench  a full-size policy of random weights on the GPU that is there (minutes)
 #   make evaluation  tables and pictures of docs/results/evaluation.md from the results under benchmarks/ (seconds)
+#   make pages   docs/architecture.md and docs/reference from docstrings and tables
 #   make lint    ruff and pyright
 #   make setup   only the set-up
 # DEMO_ARGS, TEST_ARGS, TRAIN_ARGS and BENCH_ARGS are handed on: make demo DEMO_ARGS="--episodes 5"
@@ -32,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle threads sleep instead of spinning: cameras, policy and control share the cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup demo test test-simpler train bench gpu-bench evaluation lint clean
+.PHONY: help setup demo test test-simpler train bench gpu-bench evaluation pages lint clean
 .DEFAULT_GOAL := demo
 
 help:
@@ -56,10 +57,13 @@ gpu-bench: $(READY)
 	$(BIN)/trimvla gpu-bench $(BENCH_ARGS)
 
 bench: $(READY)
-	$(BIN)/trimvla ablate tabletop --readme README.md $(BENCH_ARGS)
+	$(BIN)/trimvla ablate tabletop --page docs/results/trimmed.md $(BENCH_ARGS)
 
 evaluation: $(READY)
 	$(BIN)/trimvla report
+
+pages: $(READY)
+	$(BIN)/python -m trimvla.launch.pages.reference
 
 lint: $(READY)
 	$(BIN)/ruff check .

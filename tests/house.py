@@ -51,6 +51,7 @@ LAUNCH = (
     "launch.evaluation",
     "launch.faults",
     "launch.training",
+    "launch.pages",
 )
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {

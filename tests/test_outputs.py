@@ -36,7 +36,7 @@ WRITING = [
     ("bench", "--samples", f"{NOWHERE}.npz"),
     ("ablate", "--out", NOWHERE),
     ("ablate", "--work", NOWHERE),
-    ("ablate", "--readme", NOWHERE),
+    ("ablate", "--page", NOWHERE),
     ("inspect", "tabletop", "--image", "x.png", "--instruction", "go", "--out", f"{NOWHERE}.png"),
     ("inspect", "tabletop", "--image", "x.png", "--instruction", "go", "--rerun", f"{NOWHERE}.rrd"),
     ("keys", "new", "host", "--dir", NOWHERE),

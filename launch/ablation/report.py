@@ -123,7 +123,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """For the README."""
+    """Rows as a table of the page."""
     names = ("plan", "success", "points to dense, paired", "ONNX Runtime", "eager torch", "compiled torch")
     lines = [(*names, "operations", "parameters"), ("---",) * len(COLUMNS), *map(cells, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -130,7 +130,7 @@ class Args(Options):
     out: Path = Path("benchmarks")
     """Where `ablation.json` and `ablation.png` go; of another environment than the tabletop, `ablation_TASK`."""
 
-    readme: Path | None = None
+    page: Path | None = None
     """A text whose part between the two marks becomes the table."""
 
     def __post_init__(self) -> None:
@@ -145,7 +145,7 @@ class Args(Options):
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""
         folders = (Output("--work", self.work, folder=True), Output("--out", self.out, folder=True))
-        return *folders, Output("--readme", self.readme)
+        return *folders, Output("--page", self.page)
 
     @property
     def chosen(self) -> list[Row]:
@@ -178,8 +178,8 @@ class Origin:
 def run(args: Args) -> Result:
     """Export, time, play, write; the table for people."""
     terminate_as_interrupt()
-    if args.readme is not None:
-        read_text(args.readme, "")
+    if args.page is not None:
+        read_text(args.page, "")
     dense = bundles.resolve(args.bundle)
     setting, seeds = find_episodes(args)
     work = args.work / f"{weights_digest(dense)[:12]}{args.suffix}"
@@ -204,8 +204,8 @@ def save(result: Result, args: Args) -> None:
     (args.out / f"ablation{args.suffix}.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
     points = [row | {"ms": row["backends"]["onnxruntime"]["p50_ms"]} for row in result["rows"]]
     draw_tradeoff(points, args.out / f"ablation{args.suffix}.png")
-    if args.readme is not None:
-        args.readme.write_text(read_text(args.readme, as_markdown(result["rows"])))
+    if args.page is not None:
+        args.page.write_text(read_text(args.page, as_markdown(result["rows"])))
 
 
 def read_text(path: Path, table: str) -> str:
@@ -213,7 +213,7 @@ def read_text(path: Path, table: str) -> str:
     try:
         return insert(path.read_text(), table)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected a text for --readme, got: {error}") from None
+        raise ConfigError(f"{path}: expected a text for --page, got: {error}") from None
 
 
 def weights_digest(directory: Path) -> str:

@@ -1,0 +1,1 @@
+"""Pages that are made from code: the reference and the tree of files."""

@@ -1,0 +1,214 @@
+"""The pages of `docs/reference` and `docs/architecture.md`, made from the tables and types that the program runs on.
+
+`python -m trimvla.launch.pages.reference` writes them; a test fails where a committed page differs.
+Knows which table makes which page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from trimvla.launch import cli
+from trimvla.launch.options import Options
+from trimvla.launch.pages.architecture import architecture_page
+from trimvla.launch.pages.fields import Field, default_words, described, type_words
+from trimvla.launch.system.processes import PROCESSES, Process
+from trimvla.runtime.bundle import manifest_types
+from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan
+from trimvla.runtime.bus.messages import Frame, Guidance, Message, Summary
+from trimvla.runtime.bus.topics import COLOR, KIB, MIB, REPORT, TOPICS, Topic
+
+ROOT = Path(__file__).parents[2]
+WIDTH = 100
+NOTE = "<!-- made by `make pages`; edit the code that it comes from -->"
+MANIFEST_TYPES = (
+    manifest_types.Manifest,
+    manifest_types.ImageSpec,
+    manifest_types.PromptSpec,
+    manifest_types.ActionSpec,
+    manifest_types.StageSpec,
+    manifest_types.TensorSpec,
+    manifest_types.FileSpec,
+    Plan,
+    TokenPlan,
+    Provenance,
+)
+
+
+def cli_page() -> str:
+    """Every verb with its options."""
+    lines = [
+        "# The command line",
+        "A bundle is named by its path or, if it is shipped (`tabletop`), by its name. The exit status is 0 only on "
+        "success, 1 for a failure, 2 for a wrong command line and 130 for Ctrl-C. Settings of a TOML file are "
+        "overridden by `--section.key value`.",
+        "Every verb takes:",
+        *(option(field) for field in described(Options)),
+    ]
+    common = {field.name for field in described(Options)}
+    for verb in cli.VERBS:
+        arguments = verb.load().Args
+        lines.append(f"## {verb.name}")
+        lines += paragraphs(arguments.__doc__ or verb.summary)
+        if verb.extra:
+            lines.append(f"Needs `pip install 'trimvla[{verb.extra}]'`.")
+        lines += [option(field) for field in described(arguments) if field.name not in common]
+    return page(lines)
+
+
+def option(field: Field) -> str:
+    """One option or positional argument, as a list's entry."""
+    name = field.name.upper() if _is_positional(field.hint) else f"--{field.name.replace('_', '-')}"
+    return entry(name, _words(field, flags=True), field.text)
+
+
+def _is_positional(hint: Any) -> bool:  # noqa: ANN401 - any type hint
+    return any("positional" in str(part).lower() for part in getattr(hint, "__metadata__", ()))
+
+
+def topics_page() -> str:
+    """The table of topics, then the fields of each message."""
+    lines = [
+        "# Topics and messages",
+        "Every topic is a ZeroMQ socket in the run directory. All times are nanoseconds of the host's clock, which "
+        "counts on in a suspend. A topic has one publisher unless the table says more.",
+        "\n".join(topic_rows([*TOPICS.values(), COLOR, REPORT])),
+        "A message is msgpack; a frame is multipart: topic, JSON header, pixels. Every message has:",
+        *(setting(field) for field in described(Message)),
+    ]
+    common = {field.name for field in described(Message)}
+    kinds = [row.type for row in [*TOPICS.values(), COLOR, REPORT]]
+    for kind in dict.fromkeys([*kinds, Guidance, Summary]):
+        lines.append(f"## {kind.__name__}")
+        lines += paragraphs(kind.__doc__ or "")
+        lines += [setting(field) for field in described(kind) if kind is Frame or field.name not in common]
+    return page(lines)
+
+
+def topic_rows(topics: Iterable[Topic]) -> Iterator[str]:
+    """One row a topic."""
+    yield "| topic | message | Hz | silent after [s] | at most | senders |"
+    yield "|---|---|---|---|---|---|"
+    for row in topics:
+        size = f"{row.max_bytes // MIB} MiB" if row.max_bytes >= MIB else f"{row.max_bytes // KIB} KiB"
+        cells = (f"`{row.name}`", row.type.__name__, f"{row.hz:g}", f"{row.max_age_s:g}", size, str(row.senders))
+        yield f"| {' | '.join(cells)} |"
+
+
+def manifest_page() -> str:
+    """The manifest's types, and the plan's."""
+    lines = [
+        "# The manifest and the plan",
+        "`manifest.json` says what a bundle is; a plan (`plan.json`, and `plan` in the manifest) says what is kept of "
+        "a policy. Both are JSON; a field that is not listed here is an error.",
+    ]
+    for kind in MANIFEST_TYPES:
+        lines.append(f"## {kind.__name__}")
+        lines += paragraphs(kind.__doc__ or "")
+        lines += [setting(field) for field in described(kind)]
+    return page(lines)
+
+
+def toml_page() -> str:
+    """Every process that a TOML file may name, with its settings."""
+    lines = [
+        "# The TOML file of a system",
+        "One section a process. The section's name is the process's name; `process = \"...\"` inside says which of "
+        "the processes below it is, where the two differ. All mistakes are reported at once. `trimvla run FILE` "
+        "starts them, `--section.key value` overrides a setting.",
+    ]
+    for process in PROCESSES.values():
+        config = getattr(process.load(), process.config)
+        lines.append(f"## {process.name}")
+        lines.append(f"{process.summary}. {consequence(process)}")
+        lines += list(settings(config, ""))
+    return page(lines)
+
+
+def consequence(process: Process) -> str:
+    """What follows when it ends, in a sentence."""
+    robot = "The robot holds while it is gone" if process.matters else "The robot does without it"
+    again = "it is started again" if process.restart else "a person starts the system again"
+    install = f" Needs `pip install 'trimvla[{process.extra}]'`." if process.extra else ""
+    return f"{robot}; {again}.{install}"
+
+
+def settings(config: type, prefix: str) -> Iterator[str]:
+    """All settings of a section, those of its tables with their dotted names."""
+    for field in described(config):
+        kind = typing.get_args(field.hint)[0] if typing.get_origin(field.hint) is typing.Annotated else field.hint
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from settings(kind, f"{prefix}{field.name}.")
+        else:
+            yield entry(prefix + field.name, _words(field), field.text)
+
+
+def setting(field: Field) -> str:
+    """One field, as a list's entry."""
+    return entry(field.name, _words(field), field.text)
+
+
+def _words(field: Field, flags: bool = False) -> str:
+    kind = type_words(field.hint)
+    if flags and kind == "true or false":
+        return "flag"
+    if field.required:
+        return f"{kind}, required"
+    default = default_words(field.default).strip('"' if flags else "")
+    return f"{kind}, default `{default}`" if default else kind
+
+
+def entry(name: str, kind: str, text: str) -> str:
+    """`- **name** (kind): text`, wrapped."""
+    line = f"- **`{name}`** ({kind}){': ' + text if text else ''}"
+    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def paragraphs(text: str) -> list[str]:
+    """A docstring's paragraphs, each on one line."""
+    return [" ".join(part.split()) for part in textwrap.dedent(text).split("\n\n") if part.strip()]
+
+
+def page(lines: Iterable[str]) -> str:
+    """Blocks as a page: prose wrapped, an empty line between blocks, none between a list's entries."""
+    text = ""
+    before = ""
+    for line in lines:
+        block = line if line.startswith(("|", "- ", "#")) else _filled(line)
+        together = before.startswith("- ") and block.startswith("- ")
+        text += ("" if not text else "\n" if together else "\n\n") + block
+        before = block
+        if block.startswith("# "):
+            text += f"\n\n{NOTE}"
+    return text + "\n"
+
+
+def _filled(line: str) -> str:
+    return textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/reference/cli.md": cli_page,
+    "docs/reference/topics.md": topics_page,
+    "docs/reference/manifest.md": manifest_page,
+    "docs/reference/toml.md": toml_page,
+    "docs/architecture.md": lambda: architecture_page(ROOT),
+}
+"""Path in the repository -> what makes its text."""
+
+
+def main() -> None:
+    """Write all pages."""
+    for path, make in PAGES.items():
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / path).write_text(make())
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
