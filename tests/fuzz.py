@@ -50,7 +50,7 @@ from trimvla.runtime.bus.messages import (
     Summary,
     Task,
 )
-from trimvla.runtime.bus.network import localise, stamp
+from trimvla.runtime.bus.network import stamp, to_local_clock
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.bus.wire import decode, decode_header, encode
 from trimvla.runtime.cameras import lerobot
@@ -220,7 +220,7 @@ def _topics() -> list[Target]:
 
 
 def _arrive(name: str, parts: Parts) -> object:
-    return decode(topic(name), localise(topic(name), parts))
+    return decode(topic(name), to_local_clock(topic(name), parts))
 
 
 def _frames() -> list[Target]:

@@ -27,14 +27,14 @@ from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.control import process as control
 from trimvla.runtime.control.controller import ControlConfig, Controller, Inputs
-from trimvla.runtime.control.interlock import GuardConfig
+from trimvla.runtime.control.interlock import InterlockConfig
 from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.inference.policy import Policy
-from trimvla.runtime.inference.scheduler import Thinker, ThoughtConfig
+from trimvla.runtime.inference.scheduler import InferenceScheduler, SchedulerConfig
 from trimvla.runtime.servers.sessions import Session
 from trimvla.sim.actor import noise_shape
 from trimvla.sim.robots import faulty_policy
-from trimvla.sim.robots.faulty_policy import FaultyPolicyConfig, StandIn
+from trimvla.sim.robots.faulty_policy import DummyPolicy, FaultyPolicyConfig
 
 DELTAS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
 TARGETS: tuple[ActionKind, ...] = ("absolute",) * 6 + ("gripper",)
@@ -237,7 +237,7 @@ def test_control_is_never_armed_for_another_meaning(fields: dict[str, Any], word
 
 @pytest.mark.parametrize(("fields", "words"), WRONG)
 def test_another_meaning_while_it_runs_is_a_hold(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
-    guard = GuardConfig(refused_s=1.0)
+    guard = InterlockConfig(refused_s=1.0)
     with controlled(tmp_path, ControlConfig(LIMITS, hz=HZ, state_s=5.0, guard=guard)) as desk:
         desk.until_state("running")
         desk.fields = fields
@@ -270,7 +270,7 @@ def test_the_old_sentences_chunk_is_dropped_at_once(tmp_path: Path) -> None:
 
 
 def test_another_instruction_needs_another_word_of_the_operator(tmp_path: Path) -> None:
-    config = ControlConfig(LIMITS, hz=HZ, state_s=5.0, guard=GuardConfig(arm="operator"))
+    config = ControlConfig(LIMITS, hz=HZ, state_s=5.0, guard=InterlockConfig(arm="operator"))
     with controlled(tmp_path, config) as desk:
         desk.until_state("idle", "not armed for this task")
         desk.until(lambda report: desk.ask("arm") is None and report.state == "running")
@@ -305,7 +305,7 @@ def test_no_mode_of_the_queue_mixes_sentences(mode: Any) -> None:
 
 
 def test_no_thought_is_guided_by_another_sentence() -> None:
-    thinker = Thinker({"only": StandIn(0.0)}, ThoughtConfig(rtc=RtcConfig(enabled=True)))
+    thinker = InferenceScheduler({"only": DummyPolicy(0.0)}, SchedulerConfig(rtc=RtcConfig(enabled=True)))
     started = monotonic_ns()
 
     def guided(instruction: str) -> bool:

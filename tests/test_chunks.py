@@ -23,7 +23,7 @@ from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.bus.messages import ActionChunk
 from trimvla.runtime.chunks.chunk_queue import ChunkQueue, Due, QueueConfig, fade
 from trimvla.runtime.chunks.rtc import RtcConfig, guide, known_rows, weights
-from trimvla.runtime.chunks.transition import Seam
+from trimvla.runtime.chunks.transition import TransitionLimiter
 from trimvla.runtime.clock import NS_PER_S
 from trimvla.runtime.control.controller import ControlConfig
 from trimvla.runtime.control.safety import Limits
@@ -136,7 +136,7 @@ def test_a_blend_of_three_goes_on_from_where_it_was():
 
 
 def test_a_seam_bounds_the_first_step_and_the_rest_of_the_way():
-    seam = Seam((1.0, np.inf))
+    seam = TransitionLimiter((1.0, np.inf))
     before, told = np.array([0.0, 0.0]), []
     for number, wanted in [(1, 5.0), (1, 9.0), (2, 6.5), (3, 4.0), (3, 4.0), (3, 4.0), (3, 9.0)]:
         before = seam.ease(np.array([wanted, wanted]), number, before)
@@ -146,7 +146,7 @@ def test_a_seam_bounds_the_first_step_and_the_rest_of_the_way():
 
 @pytest.mark.parametrize("lie", [np.nan, np.inf, -np.inf])
 def test_a_seam_leaves_what_is_no_number_to_the_gate(lie):
-    seam = Seam((1.0,))
+    seam = TransitionLimiter((1.0,))
     seam.ease(np.array([0.0]), 1, np.array([0.0]))
     for chunk in (2, 2, 3):  # also after the first time
         assert not np.isfinite(seam.ease(np.array([lie]), chunk, np.array([0.0]))).any()

@@ -23,7 +23,7 @@ from trimvla.launch.verbs.record import owners
 from trimvla.runtime.bus import curve
 from trimvla.runtime.bus.curve import Keys, check_plain
 from trimvla.runtime.bus.messages import ActionChunk, Frame, JointState, Task
-from trimvla.runtime.bus.network import Network, RemoteTopic, install, localise
+from trimvla.runtime.bus.network import Network, RemoteTopic, install, to_local_clock
 from trimvla.runtime.bus.sockets import Publisher, Subscriber
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.bus.wire import decode, encode
@@ -215,19 +215,19 @@ def test_times_of_another_host_are_put_on_our_clock():
     ours, hour = monotonic_ns(), 3600 * 10**9
     there = encode(STATE, JointState(time_ns=5 * hour - 10**9, position=(), gripper=0.0))  # read a second ago
     clocks = msgspec.msgpack.encode((5 * hour, wall_ns(monotonic_ns())))
-    here = decode(STATE, localise(STATE, [*there, clocks]))
+    here = decode(STATE, to_local_clock(STATE, [*there, clocks]))
     assert abs(here.time_ns - (ours - 10**9)) < 10**9 / 2
     picture = np.zeros((2, 2, 3), np.uint8)
     front = topic("front/color")
     label = wall_ns(monotonic_ns()) - 10**9
-    seen = decode(front, localise(front, encode(front, Frame("front", 7, picture, utc_ns=label))))
+    seen = decode(front, to_local_clock(front, encode(front, Frame("front", 7, picture, utc_ns=label))))
     assert abs(seen.time_ns - (ours - 10**9)) < 10**9 / 2
     beyond = msgspec.msgpack.encode((0, 2**64 - 1))
     for wrong in ([*there], [*there, b"\xc1"], [b"x"], [*there, beyond]):
         with pytest.raises(WireError, match="expected 2 parts"):
-            decode(STATE, localise(STATE, wrong))
+            decode(STATE, to_local_clock(STATE, wrong))
     for label in (0, 1):  # none, and one from before this host's start
-        lost = decode(front, localise(front, encode(front, Frame("front", 7, picture, utc_ns=label))))
+        lost = decode(front, to_local_clock(front, encode(front, Frame("front", 7, picture, utc_ns=label))))
         assert isinstance(lost, Frame) and not lost.age_known and lost.time_ns == 0
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests import tiny_bundle
 from trimvla.launch import cli
-from trimvla.launch.system.client import Director, EpisodeError, Request
+from trimvla.launch.system.client import EpisodeClient, EpisodeError, Request
 from trimvla.launch.system.processes import configure, read_system
 from trimvla.launch.verbs.demo import SLOW_PERIODS, Args, plan
 from trimvla.runtime.bus.messages import ActionChunk
@@ -86,7 +86,7 @@ def expert_run(tmp_path: Path) -> Iterator[Path]:
 
 def test_the_expert_reaches_its_goals_through_the_sockets(expert_run: Path) -> None:
     requests = plan(Args(episodes=4, seed=40))
-    with Director(expert_run, ["control"], lambda: None) as director:
+    with EpisodeClient(expert_run, ["control"], lambda: None) as director:
         recordings = [director.play(request) for request in requests]
         control_report = director.last_reports()["control"]
     assert [recording.success for recording in recordings] == [True] * 4
@@ -102,7 +102,7 @@ def test_the_expert_reaches_its_goals_through_the_sockets(expert_run: Path) -> N
 def test_a_system_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trimvla.launch.system.client.SET_TIMEOUT_S", 0.2)
     expected = pytest.raises(EpisodeError, match=r"the table to be set within 0\.2 s; control is starting")
-    with Director(tmp_path, ["control"], lambda: None) as director, expected:
+    with EpisodeClient(tmp_path, ["control"], lambda: None) as director, expected:
         director.play(Request(1, 0, "pick up the red cube"))
 
 

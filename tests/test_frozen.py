@@ -21,7 +21,7 @@ from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.cameras.process import CameraConfig, SyntheticSource
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from trimvla.runtime.errors import FrozenError
-from trimvla.runtime.inference.frozen_frames import Still, StillWatch
+from trimvla.runtime.inference.frozen_frames import FrozenFrameDetector, Still
 from trimvla.runtime.inference.observation import AgeBudget, join
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.inference.process import PolicyConfig, PolicyLoop
@@ -62,7 +62,7 @@ class Robot:
     """Looks through a camera while it moves: images and states in time, and what would be refused."""
 
     def __init__(self, budget: AgeBudget | None = None) -> None:
-        self.watch, self.budget, self.position, self._count = StillWatch(), budget or AgeBudget(), 0.0, 0
+        self.watch, self.budget, self.position, self._count = FrozenFrameDetector(), budget or AgeBudget(), 0.0, 0
 
     def look(self, image: np.ndarray, position: float) -> str:
         """Why this image is refused; empty if it is not."""
@@ -171,7 +171,7 @@ def test_an_image_that_is_all_the_same_is_refused_after_a_while():
 
 
 def test_images_of_any_size_are_looked_at():
-    watch = StillWatch()
+    watch = FrozenFrameDetector()
     for number, shape in enumerate([(1, 1, 3), (5, 700, 3), (700, 5, 3), (129, 127, 3)]):
         image = np.random.default_rng(number).integers(0, 256, shape, np.uint8)
         first = watch.look(Frame("front", number * 100 + 50, image, sequence=2 * number))
@@ -180,13 +180,13 @@ def test_images_of_any_size_are_looked_at():
 
 
 def test_the_same_frame_looked_at_twice_is_no_repeat():
-    watch, image = StillWatch(), Scene().image(0.0)
+    watch, image = FrozenFrameDetector(), Scene().image(0.0)
     frame = Frame("front", START, image, sequence=3)
     assert watch.look(frame).same == watch.look(frame).same == Still(START)
 
 
 def test_only_motion_between_the_captures_counts():
-    watch, image = StillWatch(), Scene().image(0.0)
+    watch, image = FrozenFrameDetector(), Scene().image(0.0)
 
     def look(ms: int, state_ms: int, position: float) -> Still:
         state = JointState(time_ns=START + state_ms, position=(position,), gripper=1.0)
@@ -204,7 +204,7 @@ def test_a_whole_turn_is_no_motion():
 
 def test_looking_is_cheap():
     """The best of many looks, for the machine may be busy; a frozen image costs most."""
-    scene, watch, times = Scene(480, 640), StillWatch(), []
+    scene, watch, times = Scene(480, 640), FrozenFrameDetector(), []
     for step in range(150):
         image = scene.image(0.002 * min(step, 50))
         start = time.perf_counter()

@@ -35,7 +35,7 @@ from trimvla.runtime.inference.ladder import ENOUGH, Conditions, Ladder, LadderC
 from trimvla.runtime.inference.motion_phase import Phase
 from trimvla.runtime.inference.policy import Known
 from trimvla.runtime.inference.process import PolicyConfig
-from trimvla.runtime.inference.scheduler import Thinker, ThoughtConfig
+from trimvla.runtime.inference.scheduler import InferenceScheduler, SchedulerConfig
 
 COSTS = (0.2, 0.1, 0.05)
 CONFIG = LadderConfig(deadline_s=0.3, patience_s=1.0, dwell_s=2.0, retry_s=10.0, hot_c=80.0, coarse=1)
@@ -162,7 +162,7 @@ def planned(rows: list[tuple[float, float]], time_ns: int = 0) -> ActionChunk:
 
 
 def test_fine_is_slow_or_near_the_gripper():
-    phase = Phase(ThoughtConfig().phase, KINDS)
+    phase = Phase(SchedulerConfig().phase, KINDS)
     assert phase.fine(0)  # nothing is known yet
     phase.hear(planned([(0.04, 1.0)] * 8))
     assert not phase.fine(0)
@@ -208,7 +208,7 @@ class Slow:
 
 
 def test_a_refused_picture_breaks_the_chain_of_guidance():
-    thinker = Thinker({"only": Slow(0.0, 0.1)}, ThoughtConfig(rtc=RtcConfig(enabled=True)))
+    thinker = InferenceScheduler({"only": Slow(0.0, 0.1)}, SchedulerConfig(rtc=RtcConfig(enabled=True)))
     task, told = Task(time_ns=0, episode=1, instruction="go", started_ns=0), []
     for call in range(3):
         frame = Frame("front", monotonic_ns(), np.zeros((4, 4, 3), np.uint8))
@@ -224,8 +224,8 @@ def test_a_refused_picture_breaks_the_chain_of_guidance():
 def test_the_thinker_changes_rungs_with_its_board_and_says_why():
     now, board = [0], [Board(40.0)]
     top, bottom = Slow(0.0, 0.1), Slow(0.01, 0.05)
-    config = ThoughtConfig(ladder=LadderConfig(hot_c=80.0, dwell_s=1.0))
-    thinker = Thinker(
+    config = SchedulerConfig(ladder=LadderConfig(hot_c=80.0, dwell_s=1.0))
+    thinker = InferenceScheduler(
         {"top": top, "bottom": bottom}, config, costs_s=(0.1, 0.05), sense=lambda: board[0], now_ns=lambda: now[0]
     )
     telemetry, told = Telemetry("policy"), []
@@ -299,7 +299,7 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
     stop, telemetry = threading.Event(), Telemetry("policy")
     policies = policy_process.load_rungs(config)
     costs_s = [policy_process.warm_up(policy, config.rtc.enabled) for policy in policies.values()]
-    thinker = Thinker(policies, config.thought, costs_s=costs_s, kinds=KINDS, sense=lambda: stage.board)
+    thinker = InferenceScheduler(policies, config.thought, costs_s=costs_s, kinds=KINDS, sense=lambda: stage.board)
     with ExitStack() as stack:
         inputs = stack.enter_context(Subscriber(run_dir, [topic(n) for n in ("front/color", "task", "robot/state")]))
         chunks = stack.enter_context(Publisher(run_dir, topic("chunk")))

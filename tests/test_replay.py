@@ -28,7 +28,7 @@ from trimvla.runtime.inference.board_sensors import Board
 from trimvla.runtime.inference.ladder import LadderConfig
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.inference.process import PolicyConfig, load_rungs
-from trimvla.runtime.inference.scheduler import Thinker
+from trimvla.runtime.inference.scheduler import InferenceScheduler
 from trimvla.runtime.record.recording import Recording, RecordingWriter, fact
 from trimvla.runtime.record.replay import Calls, replay
 
@@ -248,7 +248,7 @@ def test_rungs_and_guidance_replay_bit_for_bit(tmp_path: Path) -> None:
     config = PolicyConfig(rungs=tuple(names), rtc=RtcConfig(enabled=True), ladder=LadderConfig(dwell_s=1.0))
     policies = load_rungs(config)
     now, board = [0], [Board(40.0)]
-    thinker = Thinker(
+    thinker = InferenceScheduler(
         policies,
         config.thought,
         costs_s=(0.1, 0.1),

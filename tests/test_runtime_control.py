@@ -44,7 +44,7 @@ from trimvla.runtime.chunks.ensemble import blend
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.control import process as control
 from trimvla.runtime.control.controller import ControlConfig, Controller, Inputs
-from trimvla.runtime.control.interlock import GuardConfig
+from trimvla.runtime.control.interlock import InterlockConfig
 from trimvla.runtime.control.realtime import RealtimeConfig
 from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import CameraError, ConfigError, ObservationError, StaleError
@@ -518,7 +518,7 @@ class Desk:
 
 
 def test_stop_and_switch_reach_the_robot_through_real_sockets(tmp_path):
-    guard = GuardConfig(deadman=True, deadman_s=2.0)
+    guard = InterlockConfig(deadman=True, deadman_s=2.0)
     config = ControlConfig(LIMITS, hz=50, state_s=5.0, guard=guard, realtime=RealtimeConfig(freeze_gc=True))
     with ExitStack() as stack:
         desk = Desk(tmp_path, stack)

@@ -12,14 +12,16 @@ import pytest
 from trimvla.runtime.bus.messages import ActionChunk, Command, Deadman, EStop, JointState, Operator, Task
 from trimvla.runtime.clock import NS_PER_S
 from trimvla.runtime.control.controller import ControlConfig, Controller, Inputs
-from trimvla.runtime.control.interlock import Guard, GuardConfig
+from trimvla.runtime.control.interlock import Interlock, InterlockConfig
 from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.control.states import EVENTS, STATES, TRANSITIONS, Event, State, advance
 from trimvla.runtime.errors import ConfigError
 
 LIMITS = Limits((-0.05, -1.0, 0.0), (0.05, 1.0, 1.0), acceleration=(math.inf, 1.0, math.inf))
 KINDS = ("delta", "velocity", "gripper")
-CONFIG = ControlConfig(LIMITS, KINDS, hz=10, guard=GuardConfig("operator", estop=True, deadman=True, refused_s=0.25))
+CONFIG = ControlConfig(
+    LIMITS, KINDS, hz=10, guard=InterlockConfig("operator", estop=True, deadman=True, refused_s=0.25)
+)
 GOOD, BROKEN = (0.01, 0.3, 1.0), (math.nan,) * 3
 TICK = NS_PER_S // 10
 PAIRS = list(itertools.product(STATES, EVENTS))
@@ -219,7 +221,7 @@ def test_what_the_gate_refuses_for_too_long_is_a_fault() -> None:
 
 
 def test_a_fault_keeps_its_first_reason() -> None:
-    guard = Guard()
+    guard = Interlock()
     guard.feed("failure", "first")
     guard.feed("estop", "second")
     assert (guard.state, guard.reason) == ("fault", "first")
@@ -228,4 +230,4 @@ def test_a_fault_keeps_its_first_reason() -> None:
 @pytest.mark.parametrize("fields", [{"arm": "maybe"}, {"deadman_s": 0.0}, {"refused_s": -1.0}])
 def test_guards_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        GuardConfig(**fields)
+        InterlockConfig(**fields)

@@ -20,7 +20,7 @@ from trimvla.runtime.bus.messages import ActionChunk, Deadman, EStop, Health, Jo
 from trimvla.runtime.chunks.chunk_queue import QueueConfig
 from trimvla.runtime.clock import NS_PER_S, to_ns
 from trimvla.runtime.control.controller import ControlConfig, Controller, Decision, Inputs
-from trimvla.runtime.control.interlock import GuardConfig
+from trimvla.runtime.control.interlock import InterlockConfig
 from trimvla.runtime.control.safety import Limits, Motion, check, nest, window
 
 INF, NAN = math.inf, math.nan
@@ -332,7 +332,7 @@ class Judge:
 @pytest.mark.parametrize("mode", ["latest", "ensemble"])
 def test_nothing_that_may_come_makes_the_controller_unsafe(name: str, mode: Any) -> None:
     kinds, limits = ROBOTS[name]
-    guard = GuardConfig("auto" if mode == "latest" else "operator", estop=True, deadman=True, refused_s=0.5)
+    guard = InterlockConfig("auto" if mode == "latest" else "operator", estop=True, deadman=True, refused_s=0.5)
     config = ControlConfig(limits, kinds, HZ, queue=QueueConfig(mode=mode, max_age_s=0.25), guard=guard, state_s=0.5)
     world = World(kinds, limits, seed=len(name) + 100 * len(mode))
     controller, judge = Controller(config), Judge(world, config)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from trimvla.runtime.control.realtime import Grant, RealtimeConfig, set_up
+from trimvla.runtime.control.realtime import RealtimeConfig, RealtimeSetting, set_up
 from trimvla.runtime.errors import ConfigError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
@@ -49,7 +49,7 @@ def test_nothing_is_asked_by_default() -> None:
 def test_every_grant_is_true_and_every_refusal_has_a_reason() -> None:
     core = min(os.sched_getaffinity(0))
     answer = ask(priority=1, cores=[core], lock_memory=True, freeze_gc=True)
-    grants = {grant["name"]: Grant(**grant) for grant in answer["grants"]}
+    grants = {grant["name"]: RealtimeSetting(**grant) for grant in answer["grants"]}
     assert list(grants) == ["gc.freeze", "mlockall", "cores", "SCHED_FIFO"]
     assert (grants["SCHED_FIFO"].refused == "") == (answer["policies"] == [os.SCHED_FIFO] * 2)
     assert (grants["mlockall"].refused == "") == (answer["locked_kib"] > 0)

@@ -335,7 +335,9 @@ def _handles(pid: int, number: int) -> bool:
 @pytest.mark.parametrize("state", ["starting", "up"])
 def test_nobody_counts_as_silent_for_a_time_in_which_nobody_looked(tmp_path: Path, state: str) -> None:
     """The supervisor was stopped, or the host suspended: its processes were too, and they are well."""
-    post = children.Post(Program("policy", python("import time; time.sleep(60)"), silent_s=5.0, start_s=5.0), tmp_path)
+    post = children.ManagedProcess(
+        Program("policy", python("import time; time.sleep(60)"), silent_s=5.0, start_s=5.0), tmp_path
+    )
     post.ready = False
     post.start()
     try:

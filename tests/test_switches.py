@@ -41,7 +41,7 @@ from trimvla.runtime.bus.topics import SENDERS, topic
 from trimvla.runtime.bus.wire import encode
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.control import process as control
-from trimvla.runtime.control.interlock import GuardConfig
+from trimvla.runtime.control.interlock import InterlockConfig
 from trimvla.runtime.control.process import ControlConfig
 from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import ConfigError
@@ -156,13 +156,13 @@ def repeating(run_dir: Path, row: Any, make: Callable[[], Message], hz: float) -
 class Stage:
     """A robot, a task and a policy around the process `control`, which has an action all the time."""
 
-    def __init__(self, run_dir: Path, stack: ExitStack, guard: GuardConfig | None = None, hz: float = 50) -> None:
+    def __init__(self, run_dir: Path, stack: ExitStack, guard: InterlockConfig | None = None, hz: float = 50) -> None:
         self.hears = stack.enter_context(Subscriber(run_dir, [topic("command", hz), topic("control/report")]))
         self._began = monotonic_ns()
         self._hz = hz
         self._run_dir = run_dir
         self._stop = threading.Event()
-        config = ControlConfig(LIMITS, hz=hz, state_s=5.0, guard=guard or GuardConfig())
+        config = ControlConfig(LIMITS, hz=hz, state_s=5.0, guard=guard or InterlockConfig())
         threads = [
             threading.Thread(target=control.run, args=(config, run_dir, self._stop)),
             threading.Thread(target=self._play, args=(run_dir,)),
@@ -295,7 +295,7 @@ with Publisher(Path(sys.argv[1]), topic("estop")) as button:
 
 
 def test_one_stop_of_two_that_dies_stops_the_robot_until_a_reset(tmp_path: Path, stage) -> None:
-    desk = stage(guard=GuardConfig(estop=True))
+    desk = stage(guard=InterlockConfig(estop=True))
     button = subprocess.Popen([sys.executable, "-c", BUTTON, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     with button, repeating(tmp_path, ESTOP, estop, 20):
         try:
@@ -311,7 +311,7 @@ def test_one_stop_of_two_that_dies_stops_the_robot_until_a_reset(tmp_path: Path,
 
 
 def test_a_stop_stays_in_force_when_others_try_to_take_its_place(tmp_path: Path, stage) -> None:
-    desk = stage(guard=GuardConfig(estop=True))
+    desk = stage(guard=InterlockConfig(estop=True))
     pressed = threading.Event()
     with repeating(tmp_path, ESTOP, lambda: estop(pressed=pressed.is_set(), source="wall"), 20):
         desk.until_running()
@@ -326,7 +326,7 @@ def test_a_stop_stays_in_force_when_others_try_to_take_its_place(tmp_path: Path,
 
 
 def test_a_release_of_60_ms_between_two_ticks_counts(tmp_path: Path, stage) -> None:
-    desk = stage(guard=GuardConfig(deadman=True), hz=5)
+    desk = stage(guard=InterlockConfig(deadman=True), hz=5)
     let_go = [threading.Event(), threading.Event()]
     held = lambda: deadman(held=not (let_go[0].is_set() and not let_go[1].is_set()))  # noqa: E731
     with repeating(tmp_path, DEADMAN, held, 100):
@@ -457,7 +457,7 @@ def test_the_verb_says_so_if_control_does_not(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_corrupt_traffic_is_named_in_the_holds_reason_and_counted(tmp_path: Path, stage) -> None:
-    desk = stage(guard=GuardConfig(estop=True))
+    desk = stage(guard=InterlockConfig(estop=True))
     with repeating(tmp_path, ESTOP, estop, 20):
         desk.until_running()
     with zmq.Context() as context, context.socket(zmq.PUB) as liar:

@@ -37,9 +37,7 @@ ALIKE_S = BOUND_S + 0.8
 CAMERAS = ("front", "wrist")
 CAMERA_HZ = 20.0
 
-Expectation = Literal[
-    "hold", "hold at times", "go on", "gate", "stop", "robot holds", "robot waits", "refuse"
-]
+Expectation = Literal["hold", "hold at times", "go on", "gate", "stop", "robot holds", "robot waits", "refuse"]
 # hold           no action from the bound on, until the fault is undone
 # hold at times  a hold within the bound; what comes back by itself may act again
 # go on          nothing that the robot notices
@@ -51,14 +49,9 @@ Expectation = Literal[
 System = Literal["steady", "desk", "port", "orphan", "hangup"]
 
 
-def sections(
-    bundle: str, system: System = "steady", hz: float = HZ
-) -> dict[str, dict[str, Any]]:
+def sections(bundle: str, system: System = "steady", hz: float = HZ) -> dict[str, dict[str, Any]]:
     """The system's processes, for a bundle of this rate. The arm is a process of its own, as a driver is."""
-    cameras = {
-        f"camera-{name}": {"process": "faulty-camera", "name": name, "hz": CAMERA_HZ}
-        for name in CAMERAS
-    }
+    cameras = {f"camera-{name}": {"process": "faulty-camera", "name": name, "hz": CAMERA_HZ} for name in CAMERAS}
     policy = {
         "process": "faulty-policy",
         "bundle": bundle,

@@ -98,7 +98,7 @@ class Child:
         return errors[-1] if errors else " | ".join(lines[-LOG_TAIL_LINES:]) or "no output"
 
 
-class Post:
+class ManagedProcess:
     """One program and the process that fills it, now or after a pause."""
 
     def __init__(self, program: Program, log_dir: Path) -> None:

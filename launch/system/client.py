@@ -52,7 +52,7 @@ class Recording:
     reason: str = ""
 
 
-class Director:
+class EpisodeClient:
     """The other end of `task` and `episode`; also hears every process's report."""
 
     def __init__(self, run_dir: Path, processes: list[str], check: Callable[[], None]) -> None:
@@ -104,7 +104,7 @@ class Director:
         self._tasks.close()
         self._hears.close()
 
-    def __enter__(self) -> Director:
+    def __enter__(self) -> EpisodeClient:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from trimvla.launch.system.child import GRACE_S, Child, Post, Program
+from trimvla.launch.system.child import GRACE_S, Child, ManagedProcess, Program
 from trimvla.launch.system.run_dirs import lock
 from trimvla.runtime.bus.claim import sweep
 from trimvla.runtime.bus.messages import Health, Report
@@ -44,7 +44,7 @@ class Supervisor:
     def __init__(self, programs: Sequence[Program], run_dir: Path, *, restart: bool = True) -> None:
         """One log a process goes to `run_dir`, where the sockets are. Without `restart` nothing is started again."""
         self._programs, self._run_dir, self._restart = programs, run_dir, restart
-        self.posts: list[Post] = []
+        self.posts: list[ManagedProcess] = []
         self.gone: list[str] = []
         """What ended for good, and how, without ending the group."""
         self._order: int | None = None
@@ -140,7 +140,7 @@ class Supervisor:
         self._order = min(later)
         for program in self._programs:
             if program.order == self._order:
-                self.posts.append(Post(program, self._run_dir))
+                self.posts.append(ManagedProcess(program, self._run_dir))
                 self.posts[-1].start()
 
     def _listen(self) -> None:
@@ -155,7 +155,7 @@ class Supervisor:
                 heard = self._hears[report(post.program.report)]
                 post.hear(heard.message if isinstance(heard.message, Report) else None, heard.silence_s, self._awake_ns)
 
-    def _lose(self, post: Post, text: str) -> None:
+    def _lose(self, post: ManagedProcess, text: str) -> None:
         """A child has ended: the robot first, then what is to be done about it."""
         again = self._restart and post.may_return()
         if post.program.matters:

@@ -19,7 +19,7 @@ from trimvla.sim.tabletop import demonstrations, scene
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingPreset:
     """How one preset is trained."""
 
     recipe: Recipe
@@ -46,17 +46,17 @@ def widowx_tokenizer(cfg: PolicyConfig) -> Tokenizer:
 
 
 @cache
-def courses() -> dict[str, Course]:
+def courses() -> dict[str, TrainingPreset]:
     """Preset -> how it is trained."""
     return {
-        "tabletop": Course(
+        "tabletop": TrainingPreset(
             Recipe(),
             tabletop_tokenizer,
             (*scene.OBJECT_KINDS, *scene.TARGET_KINDS),
             demonstrations.make_shards,
             demonstrations.SHARD_EPISODES,
         ),
-        "widowx": Course(
+        "widowx": TrainingPreset(
             Recipe(
                 steps=1400, pictures=32, sentences=1, draws=3, learning_rate=6e-4, warmup=50, ema=0.99,
                 pointer_weight=0.2, tokens=((64, 0.5), (128, 0.4), (256, 0.1)), compile=False,

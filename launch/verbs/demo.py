@@ -19,7 +19,7 @@ from trimvla.launch.console import Console, Status, styled
 from trimvla.launch.evaluation import video
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
-from trimvla.launch.system.client import Director, Recording, Request
+from trimvla.launch.system.client import EpisodeClient, Recording, Request
 from trimvla.launch.system.observers import RECORDER, outcome, with_recorder
 from trimvla.launch.system.processes import check_system, programs, read_system, reports_of
 from trimvla.launch.system.run_dirs import temporary_run_dir
@@ -117,7 +117,7 @@ def play(
     """All episodes on one running system, with a live line; recordings and the processes' last reports."""
     with (
         Supervisor(programs(sections, run_dir), run_dir) as group,
-        Director(run_dir, list(reports_of(sections).values()), group.check) as director,
+        EpisodeClient(run_dir, list(reports_of(sections).values()), group.check) as director,
         console.status("starting") as line,
     ):
         director.wait_until_ready("policy")
@@ -126,7 +126,7 @@ def play(
         return recordings, director.last_reports()
 
 
-def play_one(director: Director, request: Request, total: int, console: Console, line: Status) -> Recording:
+def play_one(director: EpisodeClient, request: Request, total: int, console: Console, line: Status) -> Recording:
     """One episode; the live line says what is happening, a lasting line how it ended."""
 
     def watch(recording: Recording) -> None:

@@ -59,7 +59,5 @@ def listed(args: Args) -> Result:
     keys = curve.Keys.load(args.dir)
     allowed = {name: key.decode() for key, name in keys.allowed().items()}
     for name, key in sorted(allowed.items()):
-        args.console().print(
-            f"{key}  {name}{'  (this host)' if name == keys.name else ''}", soft_wrap=True
-        )
+        args.console().print(f"{key}  {name}{'  (this host)' if name == keys.name else ''}", soft_wrap=True)
     return {"ok": True, "host": keys.name, "allowed": allowed}

@@ -24,6 +24,8 @@ from trimvla.runtime.record.recording import Recording, fact
 from trimvla.runtime.record.replay import Difference, Outcome, replay
 
 COMPARED = ("trimvla", "onnxruntime", "numpy", "pillow")
+
+
 @dataclass(frozen=True)
 class Args(Options):
     """Repeat a recording's policy calls. Succeeds if every action is the same, bit for bit unless told otherwise."""

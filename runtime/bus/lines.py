@@ -14,7 +14,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from trimvla.runtime.bus.claim import endpoint, socket_path
 from trimvla.runtime.bus.inputs import RATE_WINDOW, Batch, Delivery
-from trimvla.runtime.bus.network import far_end, localise
+from trimvla.runtime.bus.network import remote_endpoint, to_local_clock
 from trimvla.runtime.bus.run_dir import is_own_socket
 from trimvla.runtime.bus.topics import Topic
 from trimvla.runtime.bus.wire import MAX_HEADER_BYTES, decode
@@ -40,7 +40,7 @@ class Line:
         self._arrivals: deque[int] = deque(maxlen=RATE_WINDOW)
         self._lost = False
         self._due_ns = 0
-        self._far = far_end(run_dir, topic.name)
+        self._far = remote_endpoint(run_dir, topic.name)
         if self._far is None:
             is_own_socket(socket_path(run_dir, topic, sender))
         self._address = self._far.place.endpoint if self._far else endpoint(run_dir, topic, sender)
@@ -60,7 +60,7 @@ class Line:
         """The next message, on this host's clock."""
         parts = self.socket.recv_multipart()
         self.parts += len(parts)
-        return localise(self.topic, parts) if self._far else parts
+        return to_local_clock(self.topic, parts) if self._far else parts
 
     def queue(self, received_ns: int, parts: list[bytes]) -> None:
         """Keep what came for the next `update`; where the queue is full, at the cost of its oldest."""

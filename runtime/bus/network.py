@@ -53,7 +53,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name, place in self.topics.items():
             topic(name)
             check_endpoint(place.endpoint, f"topics.{name}.endpoint")
-            Far(name, place, self.load_keys(), self.allow_plain).check()
+            RemoteEndpoint(name, place, self.load_keys(), self.allow_plain).check()
 
     def load_keys(self) -> Keys | None:
         """This host's keys."""
@@ -61,7 +61,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class Far:
+class RemoteEndpoint:
     """One remote topic, ready to bind or connect to."""
 
     name: str
@@ -101,11 +101,11 @@ def used(run_dir: Path) -> Network:
         raise ConfigError(f"{run_dir / NETWORK_FILE}: {error}") from None
 
 
-def far_end(run_dir: Path, name: str) -> Far | None:
+def remote_endpoint(run_dir: Path, name: str) -> RemoteEndpoint | None:
     """Where a topic is if it crosses hosts; None for a socket in the run directory."""
     network = used(run_dir)
     place = network.topics.get(name)
-    return None if place is None else Far(name, place, network.load_keys(), network.allow_plain)
+    return None if place is None else RemoteEndpoint(name, place, network.load_keys(), network.allow_plain)
 
 
 def stamp() -> bytes:
@@ -114,7 +114,7 @@ def stamp() -> bytes:
     return msgspec.msgpack.encode((now.ours, now.wall))
 
 
-def localise(source: Topic, parts: Sequence[bytes]) -> list[bytes]:
+def to_local_clock(source: Topic, parts: Sequence[bytes]) -> list[bytes]:
     """Parts from another host as if they came from this one. What is no message becomes none, to be refused."""
     ours = -wall_offset_ns()
     try:

@@ -28,11 +28,11 @@ from trimvla.runtime.bus.claim import Claim, endpoint, socket_path
 from trimvla.runtime.bus.inputs import Batch, Delivery, Input
 from trimvla.runtime.bus.lines import Line
 from trimvla.runtime.bus.messages import Frame, Message
-from trimvla.runtime.bus.network import Far, far_end, stamp
+from trimvla.runtime.bus.network import RemoteEndpoint, remote_endpoint, stamp
 from trimvla.runtime.bus.run_dir import check_run_dir, is_own_socket
 from trimvla.runtime.bus.topics import Topic
 from trimvla.runtime.bus.wire import Codec, encode
-from trimvla.runtime.bus.zap import Doorkeeper
+from trimvla.runtime.bus.zap import ZapAuthenticator
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns, wall_ns
 from trimvla.runtime.errors import ConfigError
 
@@ -75,11 +75,11 @@ class Publisher:
 
     def _open(self, run_dir: Path, stack: contextlib.ExitStack) -> None:
         check_run_dir(run_dir)
-        far = far_end(run_dir, self.topic.name)
+        far = remote_endpoint(run_dir, self.topic.name)
         self._stamped = far is not None and self.topic.type is not Frame
         claim = Claim(run_dir, replace(self.topic, senders=1) if far else self.topic)
         stack.callback(claim.release)  # last, when nobody can connect any more
-        door = Doorkeeper(far.keys, allow_plain=far.allow_plain) if far else None
+        door = ZapAuthenticator(far.keys, allow_plain=far.allow_plain) if far else None
         if door is not None:
             stack.callback(door.close)
         several = self.topic.senders > 1
@@ -92,7 +92,7 @@ class Publisher:
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
         self._bind(far, door, claim)
 
-    def _bind(self, far: Far | None, door: Doorkeeper | None, claim: Claim) -> None:
+    def _bind(self, far: RemoteEndpoint | None, door: ZapAuthenticator | None, claim: Claim) -> None:
         if far is None or door is None:
             self._socket.setsockopt(zmq.USE_FD, claim.listen())  # else ZeroMQ replaces and removes files unasked
             self._socket.bind(f"ipc://{claim.path}")
@@ -177,7 +177,7 @@ class Subscriber:
         self._run_dir = run_dir
         self._inputs = {topic.name: Input(topic) for topic in topics}
         self._lines = [Line(run_dir, topic) for topic in topics]
-        several = [topic for topic in topics if topic.senders > 1 and far_end(run_dir, topic.name) is None]
+        several = [topic for topic in topics if topic.senders > 1 and remote_endpoint(run_dir, topic.name) is None]
         self._unknown = {
             socket_path(run_dir, topic, number).name: (topic, number)
             for topic in several

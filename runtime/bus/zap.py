@@ -36,7 +36,7 @@ FAILED = {
 WATCHED = ACCEPTED | GONE | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
 
-class Doorkeeper:
+class ZapAuthenticator:
     """A context for sockets that bind to TCP; its thread lets clients in or refuses them."""
 
     def __init__(self, keys: Keys | None, *, allow_plain: bool = False) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-class Seam:
+class TransitionLimiter:
     """Follows which chunk commands come from."""
 
     def __init__(self, bound: Sequence[float] | Array) -> None:

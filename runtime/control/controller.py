@@ -28,11 +28,11 @@ from trimvla.runtime.bus.messages import (
     Task,
 )
 from trimvla.runtime.chunks.chunk_queue import ChunkQueue, Due, QueueConfig
-from trimvla.runtime.chunks.transition import Seam
+from trimvla.runtime.chunks.transition import TransitionLimiter
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, to_ns
 from trimvla.runtime.control.dead_reckoning import FollowConfig, Reckoner
 from trimvla.runtime.control.fallback import as_command, hold, moves
-from trimvla.runtime.control.interlock import Guard, GuardConfig
+from trimvla.runtime.control.interlock import Interlock, InterlockConfig
 from trimvla.runtime.control.realtime import RealtimeConfig
 from trimvla.runtime.control.safety import Limits, Motion, check, place, speed
 from trimvla.runtime.control.states import State
@@ -54,7 +54,7 @@ class ControlConfig:
     state_s: float = 0.5
     """How old the robot's word on where it is may be."""
     queue: QueueConfig = field(default_factory=QueueConfig)
-    guard: GuardConfig = field(default_factory=GuardConfig)
+    guard: InterlockConfig = field(default_factory=InterlockConfig)
     realtime: RealtimeConfig = field(default_factory=RealtimeConfig)
     follow: FollowConfig = field(default_factory=FollowConfig)
     """How far the robot may be from where its commands must have brought it."""
@@ -116,8 +116,8 @@ class Controller:
 
     def __init__(self, config: ControlConfig) -> None:
         self._config = config
-        self._queue, self._guard = ChunkQueue(config.queue, config.kinds), Guard(config.guard)
-        self._seam = Seam(config.queue.max_jump or config.limits.row("max_change"))
+        self._queue, self._guard = ChunkQueue(config.queue, config.kinds), Interlock(config.guard)
+        self._seam = TransitionLimiter(config.queue.max_jump or config.limits.row("max_change"))
         self._ramp = np.minimum(config.limits.row("acceleration") / config.hz, config.limits.row("max_change"))
         self._reckoner = Reckoner(config.kinds, config.limits, config.hz, config.follow)
         self._rest = np.zeros(len(config.kinds))

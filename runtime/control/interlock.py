@@ -23,7 +23,7 @@ MAY_MOVE: tuple[State, ...] = ("armed", "running", "hold")
 
 
 @dataclass(frozen=True)
-class GuardConfig:
+class InterlockConfig:
     """Who must agree before the robot moves."""
 
     arm: Literal["auto", "operator"] = "auto"
@@ -46,11 +46,11 @@ class GuardConfig:
             raise ConfigError(f"expected times above 0 s for 'deadman_s' and 'refused_s', got {numbers}")
 
 
-class Guard:
+class Interlock:
     """Drives the state machine with what happens, and remembers why it is in its state."""
 
-    def __init__(self, config: GuardConfig | None = None) -> None:
-        self._config = config or GuardConfig()
+    def __init__(self, config: InterlockConfig | None = None) -> None:
+        self._config = config or InterlockConfig()
         self.state: State = "idle"
         self.reason = "no live task"
         self._task: tuple[int, str] | None = None

@@ -45,7 +45,7 @@ class RealtimeConfig:
 
 
 @dataclass(frozen=True)
-class Grant:
+class RealtimeSetting:
     """One wish: what was asked for, and what came of it. `refused` is why not; empty if it was granted."""
 
     name: str
@@ -54,12 +54,12 @@ class Grant:
     refused: str = ""
 
 
-def set_up(config: RealtimeConfig) -> tuple[Grant, ...]:
-    """Ask for everything in `config`, for all threads of this process; one Grant for each wish.
+def set_up(config: RealtimeConfig) -> tuple[RealtimeSetting, ...]:
+    """Ask for everything in `config`, for all threads of this process; one RealtimeSetting for each wish.
 
     Raises ConfigError, after everything was tried, if a wish is refused and `required` is set.
     """
-    wishes: list[tuple[bool, Callable[[], Grant]]] = [
+    wishes: list[tuple[bool, Callable[[], RealtimeSetting]]] = [
         (config.freeze_gc, _freeze_gc),
         (config.lock_memory, _lock_memory),
         (bool(config.cores), lambda: _set_cores(config.cores)),
@@ -72,13 +72,13 @@ def set_up(config: RealtimeConfig) -> tuple[Grant, ...]:
     return grants
 
 
-def _freeze_gc() -> Grant:
+def _freeze_gc() -> RealtimeSetting:
     gc.collect()
     gc.freeze()
-    return Grant("gc.freeze", "yes", f"{gc.get_freeze_count()} objects")
+    return RealtimeSetting("gc.freeze", "yes", f"{gc.get_freeze_count()} objects")
 
 
-def _lock_memory() -> Grant:
+def _lock_memory() -> RealtimeSetting:
     """mlockall; later pages too only where no limit could make a later allocation fail."""
     asked = "all pages"
     try:
@@ -89,11 +89,13 @@ def _lock_memory() -> Grant:
         flags = LOCK_CURRENT | (LOCK_FUTURE if unlimited or os.geteuid() == 0 else 0)
         code = libc.mlockall(flags)
     except (ImportError, AttributeError, OSError, TypeError) as error:
-        return Grant("mlockall", asked, "nothing", f"{sys.platform} has none: {error}")
+        return RealtimeSetting("mlockall", asked, "nothing", f"{sys.platform} has none: {error}")
     if code != 0:
         reason = os.strerror(ctypes.get_errno())
-        return Grant("mlockall", asked, "nothing", f"{reason}; raise the limit 'memlock'")
-    return Grant("mlockall", asked, f"{locked_kib() / 1024:.0f} MiB{'' if flags & LOCK_FUTURE else ', of now only'}")
+        return RealtimeSetting("mlockall", asked, "nothing", f"{reason}; raise the limit 'memlock'")
+    return RealtimeSetting(
+        "mlockall", asked, f"{locked_kib() / 1024:.0f} MiB{'' if flags & LOCK_FUTURE else ', of now only'}"
+    )
 
 
 def locked_kib() -> int:
@@ -102,10 +104,10 @@ def locked_kib() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("VmLck:")), 0)
 
 
-def _set_cores(cores: tuple[int, ...]) -> Grant:
+def _set_cores(cores: tuple[int, ...]) -> RealtimeSetting:
     asked = _words(cores)
     if sys.platform != "linux":
-        return Grant("cores", asked, "any", f"{sys.platform} has no affinity")
+        return RealtimeSetting("cores", asked, "any", f"{sys.platform} has no affinity")
     refused = ""
     try:
         for thread in _threads():
@@ -115,13 +117,13 @@ def _set_cores(cores: tuple[int, ...]) -> Grant:
     got = tuple(sorted(os.sched_getaffinity(0)))
     if not refused and set(got) != set(cores):
         refused = f"the system gave cores {_words(got)}"
-    return Grant("cores", asked, _words(got), refused)
+    return RealtimeSetting("cores", asked, _words(got), refused)
 
 
-def _set_priority(priority: int) -> Grant:
+def _set_priority(priority: int) -> RealtimeSetting:
     asked = f"priority {priority}"
     if sys.platform != "linux":
-        return Grant("SCHED_FIFO", asked, "the ordinary scheduler", f"{sys.platform} has none")
+        return RealtimeSetting("SCHED_FIFO", asked, "the ordinary scheduler", f"{sys.platform} has none")
     refused = ""
     try:
         for thread in _threads():
@@ -130,7 +132,7 @@ def _set_priority(priority: int) -> Grant:
         refused = f"{error.strerror}; raise the limit 'rtprio'"
     fifo = os.sched_getscheduler(0) == os.SCHED_FIFO
     got = f"priority {os.sched_getparam(0).sched_priority}" if fifo else "the ordinary scheduler"
-    return Grant("SCHED_FIFO", asked, got, refused)
+    return RealtimeSetting("SCHED_FIFO", asked, got, refused)
 
 
 def _threads() -> list[int]:

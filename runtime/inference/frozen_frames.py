@@ -70,7 +70,7 @@ class _Seen:
     state: JointState | None
 
 
-class StillWatch:
+class FrozenFrameDetector:
     """One camera's images, one after the other."""
 
     def __init__(self) -> None:

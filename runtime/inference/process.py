@@ -27,12 +27,12 @@ from trimvla.runtime.bus.traffic import explain
 from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
 from trimvla.runtime.errors import CameraError, ConfigError, FrozenError, SkewError, StaleError, TrimvlaError
-from trimvla.runtime.inference.frozen_frames import Stills, StillWatch
+from trimvla.runtime.inference.frozen_frames import FrozenFrameDetector, Stills
 from trimvla.runtime.inference.ladder import LadderConfig
 from trimvla.runtime.inference.motion_phase import PhaseConfig
 from trimvla.runtime.inference.observation import AgeBudget, Observation, join
 from trimvla.runtime.inference.policy import Policy
-from trimvla.runtime.inference.scheduler import Infers, Thinker, ThoughtConfig, check_rungs, warm_up
+from trimvla.runtime.inference.scheduler import InferenceScheduler, PolicyLike, SchedulerConfig, check_rungs, warm_up
 from trimvla.runtime.inference.start import StartInTime, Step
 
 log = logging.getLogger(__name__)
@@ -88,9 +88,9 @@ class PolicyConfig:
             raise ConfigError(f"expected bundles that differ for 'rungs', got {list(self.rungs)}")
 
     @property
-    def thought(self) -> ThoughtConfig:
+    def thought(self) -> SchedulerConfig:
         """How each call's rung and guidance are chosen."""
-        return ThoughtConfig(self.rtc, self.ladder, self.phase)
+        return SchedulerConfig(self.rtc, self.ladder, self.phase)
 
 
 class PolicyLoop:
@@ -98,7 +98,7 @@ class PolicyLoop:
 
     def __init__(
         self,
-        policy: Infers | Thinker,
+        policy: PolicyLike | InferenceScheduler,
         inputs: Subscriber,
         chunks: Publisher,
         telemetry: Telemetry,
@@ -114,12 +114,16 @@ class PolicyLoop:
         `refusals` says what was not acted on, and why.
         `side`: of the picture that the policy was trained with; a smaller one is acted on, after a warning.
         """
-        self._thinker = policy if isinstance(policy, Thinker) else Thinker({config.bundle: policy}, config.thought)
+        self._thinker = (
+            policy
+            if isinstance(policy, InferenceScheduler)
+            else InferenceScheduler({config.bundle: policy}, config.thought)
+        )
         self._meaning, self._statistics_key, self._config = meaning, statistics_key, config
         self._inputs, self._chunks, self._telemetry = inputs, chunks, telemetry
         self._refusals, self._side = refusals, side
         self._color = color(config.camera)
-        self._watches = {camera: StillWatch() for camera in (config.camera, *config.more_cameras)}
+        self._watches = {camera: FrozenFrameDetector() for camera in (config.camera, *config.more_cameras)}
         self._gap_ns = to_ns(JITTER / config.max_hz)
         self.seen_ns = -self._gap_ns
         """Capture of the last picture that was looked at."""
@@ -298,7 +302,7 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     policies, costs_s = started
     first = next(iter(policies.values())).manifest
     action = first.action
-    thinker = Thinker(policies, config.thought, costs_s=costs_s, kinds=action.kinds)
+    thinker = InferenceScheduler(policies, config.thought, costs_s=costs_s, kinds=action.kinds)
     telemetry.state, telemetry.reason = "idle", ""
     cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
     inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])

@@ -47,7 +47,7 @@ class Chunk(Protocol):
         ...
 
 
-class Infers(Protocol):
+class PolicyLike(Protocol):
     """What thinks; `runtime.policy.Policy` is one."""
 
     def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None = None) -> Chunk:
@@ -56,7 +56,7 @@ class Infers(Protocol):
 
 
 @dataclass(frozen=True)
-class ThoughtConfig:
+class SchedulerConfig:
     """How rungs and guidance are chosen."""
 
     rtc: RtcConfig = field(default_factory=RtcConfig)
@@ -65,7 +65,7 @@ class ThoughtConfig:
 
 
 @dataclass(frozen=True)
-class Thought:
+class ScheduledInference:
     """What a call gave, and what its chunk says about how it came about."""
 
     result: Chunk
@@ -73,13 +73,13 @@ class Thought:
     """Fields of the `ActionChunk`: guidance, rung, rung_reason."""
 
 
-class Thinker:
+class InferenceScheduler:
     """Remembers what the next thought needs: the last chunk, and how long each rung takes."""
 
     def __init__(
         self,
-        rungs: Mapping[str, Infers],
-        config: ThoughtConfig | None = None,
+        rungs: Mapping[str, PolicyLike],
+        config: SchedulerConfig | None = None,
         *,
         costs_s: Sequence[float] = (),
         kinds: Sequence[ActionKind] = (),
@@ -90,7 +90,7 @@ class Thinker:
         if len(rungs) > 1 and len(costs_s) != len(rungs):
             raise ConfigError(f"expected what a call takes on each of {len(rungs)} rungs, got {list(costs_s)}")
         self._names, self._policies = tuple(rungs), tuple(rungs.values())
-        self._config = config or ThoughtConfig()
+        self._config = config or SchedulerConfig()
         self._ladder = Ladder(self._config.ladder, costs_s) if len(rungs) > 1 else None
         self._phase = Phase(self._config.phase, kinds)
         self._sense, self._now_ns = sense, now_ns
@@ -103,7 +103,7 @@ class Thinker:
         """The number of the bundle that thinks next, from the top."""
         return 0 if self._ladder is None else self._ladder.rung
 
-    def think(self, task: Task, frame: Frame, seed: tuple[int, ...], telemetry: Telemetry) -> Thought:
+    def think(self, task: Task, frame: Frame, seed: tuple[int, ...], telemetry: Telemetry) -> ScheduledInference:
         """One call. Raises what the policy raises."""
         start_ns = self._now_ns()
         self._choose(start_ns, telemetry)
@@ -115,7 +115,7 @@ class Thinker:
         about: dict[str, Any] = {"guidance": guidance}
         if self._ladder is not None:
             about |= {"rung": self._names[self.rung], "rung_reason": self._ladder.reason}
-        return Thought(result, about)
+        return ScheduledInference(result, about)
 
     def said(self, chunk: ActionChunk) -> None:
         """The chunk was published, with the sequence number that it has."""

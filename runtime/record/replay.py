@@ -20,7 +20,7 @@ from trimvla.runtime.bus.topics import MIB
 from trimvla.runtime.chunks.rtc import known_rows
 from trimvla.runtime.errors import RecordingError
 from trimvla.runtime.inference.policy import Known
-from trimvla.runtime.inference.scheduler import Infers
+from trimvla.runtime.inference.scheduler import PolicyLike
 from trimvla.runtime.record.recording import Recording
 
 MAX_CHUNK_BYTES = 128 * MIB  # of all chunks of a recording: hours, at a kilobyte a chunk
@@ -153,7 +153,7 @@ class Outcome(msgspec.Struct):
         return self.repeated > 0 and not lost and (self.worst is None or self.worst.largest <= tolerance)
 
 
-def replay(recording: Recording, policy: Infers, rungs: Mapping[str, Infers] | None = None) -> Outcome:
+def replay(recording: Recording, policy: PolicyLike, rungs: Mapping[str, PolicyLike] | None = None) -> Outcome:
     """Repeat every recorded call, with the rung that made it, else with `policy`.
 
     Raises RecordingError for a damaged file, and what the policy raises.

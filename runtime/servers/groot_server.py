@@ -19,7 +19,7 @@ import zmq
 
 from trimvla.runtime.bus.connections import ConnectionLimits
 from trimvla.runtime.bus.curve import Keys
-from trimvla.runtime.bus.zap import Doorkeeper
+from trimvla.runtime.bus.zap import ZapAuthenticator
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import BusyError, ConfigError, TrimvlaError
 from trimvla.runtime.log_limit import LimitedLog
@@ -41,7 +41,7 @@ class GrootServer:
     ) -> None:
         """Bind. Raises ConfigError where that must not or cannot be."""
         self._service, self._token = service, token
-        self._door = Doorkeeper(keys, allow_plain=allow_plain)
+        self._door = ZapAuthenticator(keys, allow_plain=allow_plain)
         self._socket = self._door.context.socket(zmq.ROUTER)
         self._socket.set_hwm(HIGH_WATER)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)

@@ -20,7 +20,7 @@ from trimvla.runtime.bundle.manifest import ActionKind
 from trimvla.runtime.bus.messages import ActionChunk
 from trimvla.runtime.chunks.chunk_queue import ChunkQueue, Mode, QueueConfig
 from trimvla.runtime.chunks.rtc import RtcConfig, guide, known_rows
-from trimvla.runtime.chunks.transition import Seam
+from trimvla.runtime.chunks.transition import TransitionLimiter
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S
 from trimvla.runtime.control.fallback import hold
 from trimvla.runtime.inference.policy import Known
@@ -74,7 +74,7 @@ class Pilot:
         self._late = latency is not None
         self._draws = latency.draws(seed) if latency is not None and latency.kind != "wall" else None
         self._queue = ChunkQueue(pace.queue(self._late), KINDS)
-        self._seam = Seam(pace.max_jump or np.full(len(KINDS), np.inf))
+        self._seam = TransitionLimiter(pace.max_jump or np.full(len(KINDS), np.inf))
         self._coming: ActionChunk | None = None
         self._newest: ActionChunk | None = None
         self._free_ns, self._looked = 0, -pace.execute

@@ -27,8 +27,8 @@ from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference import process as policy_process
 from trimvla.runtime.inference.policy import Known, PolicyResult
-from trimvla.runtime.inference.process import Infers, PolicyConfig, PolicyLoop
-from trimvla.runtime.inference.scheduler import Thinker, warm_up
+from trimvla.runtime.inference.process import PolicyConfig, PolicyLike, PolicyLoop
+from trimvla.runtime.inference.scheduler import InferenceScheduler, warm_up
 from trimvla.sim.robots.faults import Fault, Switch
 
 FAILURES = {
@@ -60,7 +60,7 @@ class FaultyPolicyConfig(PolicyConfig):
             raise ConfigError(f"expected 'stand_in_hz' > 0 and 'stand_in_rows' from 1 to {MAX_ROWS}, got {got}")
 
 
-class StandIn:
+class DummyPolicy:
     """Takes its time on a core, and gives small motions."""
 
     def __init__(self, milliseconds: float, rows: int = 16) -> None:
@@ -81,10 +81,10 @@ class StandIn:
         return PolicyResult(sample, sample, actions, {"total": took})
 
 
-class Spoilt:
+class FaultInjectedPolicy:
     """Another policy's chunks, as the fault that is on makes them."""
 
-    def __init__(self, policy: Infers, switch: Switch) -> None:
+    def __init__(self, policy: PolicyLike, switch: Switch) -> None:
         self._policy = policy
         self._switch = switch
         self._sweep = Sweep()
@@ -169,7 +169,7 @@ def alter(chunk: ActionChunk, fault: Fault) -> ActionChunk:
 class Loaded:
     """What thinks, by name, the best first; what a call takes on each [s], and what the actions mean."""
 
-    policies: Mapping[str, Infers]
+    policies: Mapping[str, PolicyLike]
     costs_s: Sequence[float]
     meaning: ActionMeaning
     statistics_key: str = ""
@@ -178,7 +178,7 @@ class Loaded:
 def load(config: FaultyPolicyConfig) -> Loaded:
     """The stand-in, or the bundle or bundles as the process `policy` opens them, warm. Raises what that raises."""
     if config.stand_in_ms is not None:
-        stand_in = StandIn(config.stand_in_ms, config.stand_in_rows)
+        stand_in = DummyPolicy(config.stand_in_ms, config.stand_in_rows)
         return Loaded({config.bundle: stand_in}, (config.stand_in_ms / 1e3,), _stand_in_meaning(config))
     policies = policy_process.load_rungs(config)
     action = next(iter(policies.values())).manifest.action
@@ -201,8 +201,8 @@ def run(config: FaultyPolicyConfig, run_dir: Path, stop: threading.Event) -> Non
     """The process `policy`, until `stop`."""
     reporter = Reporter(run_dir, Telemetry("policy"))
     loaded, switch = load(config), Switch(run_dir, "policy")
-    spoilt = {name: Spoilt(policy, switch) for name, policy in loaded.policies.items()}
-    thinker = Thinker(spoilt, config.thought, costs_s=loaded.costs_s, kinds=loaded.meaning.kinds)
+    spoilt = {name: FaultInjectedPolicy(policy, switch) for name, policy in loaded.policies.items()}
+    thinker = InferenceScheduler(spoilt, config.thought, costs_s=loaded.costs_s, kinds=loaded.meaning.kinds)
     cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
     inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
     reporter.inputs = inputs
