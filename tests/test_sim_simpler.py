@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from trimvla.sim.simpler import env as simpler
 from trimvla.sim.simpler import expert as simpler_expert
 from trimvla.sim.simpler.env import TWINS, SimplerTask, draw
 from trimvla.sim.simpler.expert import State
+from trimvla.sim.simpler.files import check_files, twin_files_of, with_meshes
 from trimvla.sim.simpler.grids import releases
 from trimvla.sim.tabletop.demonstrations import AUX, Shard
 
@@ -150,6 +152,19 @@ def test_official_states_are_those_of_simplerenv(name: str) -> None:
         np.testing.assert_allclose(state.quaternions, [turn, (1, 0, 0, 0)], atol=1e-9)
 
 
+@pytest.mark.parametrize("name", TWINS)
+def test_every_file_of_a_task_is_looked_for(name: str, shared_dir: Path, tmp_path: Path) -> None:
+    """Scene, meshes, photograph and robot; all are there in the shared assets, and each is missed."""
+    files = list(twin_files_of(TWINS[name].env, shared_dir / "simpler_assets/data"))
+    check_files(files, name, "")
+    assert {"wx250s.urdf", "collision.obj"} <= {path.name for path in files}
+    assert len([path for path in files if path.suffix == ".png"]) == 1
+    assert len(list(with_meshes(files))) >= len(files) + 20  # the robot's own
+    gone = list(twin_files_of(TWINS[name].env, tmp_path))
+    with pytest.raises(ConfigError, match=rf"got {len(gone)} that cannot be loaded: .* is not there; .*; and"):
+        check_files(gone, name, "")
+
+
 def test_an_unknown_task_names_those_that_there_are() -> None:
     with pytest.raises(ConfigError, match=r"widowx_stack_cube.*'no_such'"):
         make_task("simpler:no_such")
@@ -271,3 +286,29 @@ def test_maniskills_own_states_have_numbers_and_contacts_of_their_own(assets: No
     assert math.degrees(2 * math.acos(min(1.0, turn))) > 60  # SimplerEnv's lies on another side
     assert dropped.episode(5000, official=False).state().thing == further  # whatever was played before
     dropped.close()
+
+
+@pytest.mark.simpler
+@pytest.mark.parametrize(
+    "file",
+    [
+        "tasks/bridge_v2_real2sim_dataset/stages/bridge_table_1_v1.glb",
+        "tasks/bridge_v2_real2sim_dataset/custom/models/baked_green_cube_3cm/collision.obj",
+        "robots/widowx/meshes_wx250s/WXSA-250-M-10-Finger.stl",
+    ],
+)
+def test_eval_ends_with_one_error_where_a_file_is_missing(
+    file: str, assets: None, shared_dir: Path, repo_root: Path, tmp_path: Path
+) -> None:
+    """Without the check it played on, and told a success rate of 0 with "ok": true."""
+    shutil.copytree(shared_dir / "simpler_assets/data", tmp_path / "data", copy_function=os.symlink)
+    (tmp_path / "data" / file).unlink()
+    words = ["eval", "--policy", "expert", "--env", "simpler:widowx_stack_cube", "--episodes", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "trimvla.launch.cli", *words], cwd=repo_root,
+        env={**os.environ, "MS_ASSET_DIR": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stdout.splitlines()
+    assert f"{file} is not there" in json.loads(line)["error"]
+    assert "Traceback" not in done.stderr
