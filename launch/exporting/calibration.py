@@ -11,6 +11,7 @@ from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
 from trimvla.runtime.errors import ConfigError
 
 SHARDS = "demos/*.npz"
+RECORDINGS = (".mcap", ".partial")
 SIMULATED = "tabletop"  # the policy whose pictures come from our own simulator
 FRESH_SHARD = 10_000  # seeds that no training uses: 1,000,000 and as many times its episodes further
 
@@ -19,6 +20,10 @@ def find_calibration(
     named: Path | None, source: Path, cfg: PolicyConfig, tokenizer: Path, *, frames: int, seed: int
 ) -> Calibration:
     """The data that is named, else frames of the run folder's demonstrations, else of fresh ones."""
+    if named is not None and named.suffix in RECORDINGS:
+        from trimvla.launch.exporting.recorded_frames import calibration_from_recording
+
+        return calibration_from_recording(named, cfg, load_tokenizer(tokenizer, error=ConfigError), frames, seed)
     if named is not None:
         return load_calibration(named, cfg)
     shards = sorted(source.glob(SHARDS))

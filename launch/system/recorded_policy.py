@@ -29,6 +29,7 @@ class RecordedPolicy(msgspec.Struct):
     """What a recording says of the process `policy`. Whoever made the file may have written anything here."""
 
     bundle: str | None = None
+    camera: str = "front"
     rungs: list[str] = []
     backend: str = "onnxruntime"
     provider: str | None = None

@@ -46,10 +46,11 @@ class Args(Options):
     """Name of the .pt file in `checkpoints/` of an official checkpoint; needed where there are several."""
 
     calibration: Path | None = None
-    """Calibration data (default: frames of the run folder's demonstrations; for a tabletop bundle, of fresh ones)."""
+    """Calibration data, or a recording (*.mcap) whose frames were seen while a task was held (default: frames of the
+    run folder's demonstrations; for a tabletop bundle, of fresh ones)."""
 
     frames: int = 64
-    """Frames to take from the demonstrations."""
+    """Frames to take from the demonstrations or the recording."""
 
     layers: int | None = None
     """Language layers to keep."""

@@ -133,8 +133,14 @@ def calibration_from_shards(
     texts = np.concatenate([shard["texts"][:, 0] for shard in loaded])
     rows = np.sort(np.random.default_rng(seed).permutation(len(texts))[:frames])
     images = np.concatenate([shard["images"] for shard in loaded])[rows]
-    opened = tokenizer()
-    ids = [prompt_ids(opened, cfg.prompt, str(text)) for text in texts[rows]]
+    return calibration_of(cfg, images, [str(text) for text in texts[rows]], tokenizer())
+
+
+def calibration_of(
+    cfg: PolicyConfig, images: np.ndarray, instructions: Sequence[str], tokenizer: Tokenizer
+) -> Calibration:
+    """Images uint8[n, S, S, 3] that are resized already and their n instructions, as one policy's samples."""
+    ids = [prompt_ids(tokenizer, cfg.prompt, instruction) for instruction in instructions]
     last = np.array([len(row) - 1 for row in ids])
     padded = np.full((len(ids), int(last.max()) + 1), cfg.prompt.pad_id)
     for place, row in zip(padded, ids, strict=True):
