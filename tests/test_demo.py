@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from trimvla.sim.robots.robot import SAYS, TabletopRobot, act, speak
 from trimvla.sim.tabletop import expert
 
 FAST_HZ = 20.0  # four times real time
+PATIENCE_S = 120.0  # on a machine that is busy with other things too
 PROMISED = {"success", "episodes", "control_hz", "inference_ms", "photon_to_action_ms", "frames", "video"}
 
 
@@ -126,15 +128,20 @@ def quick_demo(tmp_path: Path) -> list[str]:
     return [*program, "--control.hz", str(FAST_HZ), "--video", str(tmp_path / "film.mp4")]
 
 
-def temporary(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """Where temporary files lie: sockets' paths are short, and `tmp_path` is not where tests run in several workers."""
+    with tempfile.TemporaryDirectory(prefix="demo-") as place:
+        yield Path(place)
+
+
+def temporary(home: Path) -> dict[str, str]:
     """An environment whose temporary files lie in one known place."""
-    home = tmp_path / "t"
-    home.mkdir()
     return {**os.environ, "TMPDIR": str(home)}
 
 
-def test_the_program_runs_processes_and_leaves_nothing(quick_demo: list[str], tmp_path: Path) -> None:
-    done = subprocess.run(quick_demo, env=temporary(tmp_path), capture_output=True, text=True, timeout=120, check=False)
+def test_the_program_runs_processes_and_leaves_nothing(quick_demo: list[str], home: Path) -> None:
+    done = subprocess.run(quick_demo, env=temporary(home), capture_output=True, text=True, timeout=300, check=False)
     result = json.loads(done.stdout.splitlines()[-1])
     assert set(result) >= PROMISED, done.stderr
     assert done.returncode == (0 if result["success"] else 1)
@@ -142,36 +149,36 @@ def test_the_program_runs_processes_and_leaves_nothing(quick_demo: list[str], tm
     assert result["control_hz"]["asked"] == FAST_HZ
     assert result["photon_to_action_ms"]["p50"] > 0
     assert cv2.VideoCapture(result["video"]).read()[0]
-    assert not list((tmp_path / "t").glob("trimvla-*"))
+    assert not list(home.glob("trimvla-*"))
 
 
-def test_an_interrupt_stops_everything(quick_demo: list[str], tmp_path: Path) -> None:
-    process = subprocess.Popen(quick_demo, env=temporary(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+def test_an_interrupt_stops_everything(quick_demo: list[str], home: Path) -> None:
+    process = subprocess.Popen(quick_demo, env=temporary(home), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     children = wait_for_children(process.pid, 4)
     process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=30)[0]
+    output = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 130
     assert json.loads(output.splitlines()[-1]) == {"ok": False, "error": "interrupted"}
     assert wait_until_gone(children)
-    assert not list((tmp_path / "t").glob("trimvla-*"))
+    assert not list(home.glob("trimvla-*"))
 
 
 def wait_for_children(pid: int, count: int) -> list[int]:
     path = Path(f"/proc/{pid}/task/{pid}/children")
     if not path.parent.parent.exists() or not path.exists():
         pytest.skip("this kernel does not list children")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         children = [int(word) for word in path.read_text().split()]
         if len(children) >= count:
             return children
         time.sleep(0.05)
-    raise AssertionError(f"expected {count} children within 30 s")
+    raise AssertionError(f"expected {count} children within {PATIENCE_S:g} s")
 
 
 def wait_until_gone(pids: list[int]) -> bool:
     """A child that was just being started ends by itself, when it finds its parent gone."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE_S
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         if time.monotonic() > deadline:
             return False
