@@ -10,14 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-
-from rich.table import Table
+from pathlib import Path
 
 from trimvla.launch.console import Console
+from trimvla.launch.evaluation.page import insert
 from trimvla.launch.faults.play import NotStartedError, Outcome, Play
+from trimvla.launch.faults.report import NAME, as_markdown, as_table
 from trimvla.launch.faults.session import running
 from trimvla.launch.faults.table import BOUND_S, ROWS, Row, System, sections
 from trimvla.launch.options import Options, Result
+from trimvla.launch.outputs import Output
 from trimvla.launch.system.processes import check_system
 from trimvla.launch.system.signals import terminate_as_interrupt
 from trimvla.runtime.bundle import manifest
@@ -36,6 +38,13 @@ class Args(Options):
 
     only: tuple[str, ...] = ()
     """Rows whose names contain one of these words; all by default."""
+
+    page: Path | None = None
+    """Also put the table into this Markdown file, between the marks of a table of faults."""
+
+    def outputs(self) -> tuple[Output, ...]:
+        """See `Options.outputs`."""
+        return (Output("--page", self.page),)
 
     def rows(self) -> list[Row]:
         """Those that are asked for. Raises ConfigError where there is none."""
@@ -78,6 +87,8 @@ def run(args: Args) -> Result:
         "rows": [asdict(outcome) for outcome in outcomes],
     }
     args.console().print(as_table(result))
+    if args.page is not None:
+        args.page.write_text(insert(args.page.read_text(), NAME, as_markdown(result)))
     return result
 
 
@@ -110,22 +121,3 @@ def after(row: Row, rows: list[Row]) -> list[Row]:
     """The rows of the same system that would have followed."""
     following = rows[rows.index(row) + 1 :]
     return [later for later in following if later.system == row.system]
-
-
-def as_table(result: Result) -> Table:
-    """For people."""
-    title = f"trimvla faults: hold within {result['bound_ms']:.0f} ms, {result['seconds']:.0f} s in all"
-    between = f"{result['commands']} commands, {result['violations_between_rows']} violations between rows"
-    table = Table(title=f"{title}; {between}", title_justify="left")
-    for column in ("fault", "noticed ms", "by", "state", "actions", "holds", "recovery ms", "broken", "ok"):
-        table.add_column(column, overflow="fold")
-    for row in result["rows"]:
-        recovery = "by a person" if row["must"] == "robot holds" else _number(row["recovery_ms"])
-        cells = (row["fault"], _number(row["detected_ms"]), row["detected_by"][:80], row["state"])
-        counts = (str(row["actions"]), str(row["holds"]), recovery, str(len(row["broken"])))
-        table.add_row(*cells, *counts, "yes" if row["ok"] else "no")
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "never" if value is None else f"{value:.0f}"
