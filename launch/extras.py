@@ -21,6 +21,7 @@ BROUGHT_BY: dict[str, tuple[str, ...]] = {
     "mujoco": ("sim", "train", "simpler"),
     "numpy": (),
     "onnx": ("export",),
+    "onnx_ir": ("export",),
     "onnxruntime": (),
     "onnxscript": ("export",),
     "openvino": ("openvino",),
