@@ -98,7 +98,7 @@ def test_every_verb_of_a_robot_explains_itself(robot: Path) -> None:
 def test_a_robot_runs_records_and_is_measured(robot: Path, tmp_path: Path) -> None:
     (tmp_path / "arm.toml").write_text(ARM)
     recording = str(tmp_path / "run.mcap")
-    words = ("--task", "go", "--seconds", "15", "--record", recording, "--metrics", "0")
+    words = ("--seconds", "15", "--record", recording, "--metrics", "0")
     told = run(robot, "run", str(tmp_path / "arm.toml"), *words)
     assert told["recording"]["messages"] > 0
     assert set(told["processes"]) >= {"arm", "control", "metrics"}
@@ -122,7 +122,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tests.tiny_policy import random_policy
 from trimvla.export.bundle import export_policy
-from trimvla.runtime.plan import Plan
+from trimvla.runtime.bundle.plan import Plan
 
 torch.set_num_threads(1)
 place = Path(sys.argv[1])
