@@ -24,6 +24,7 @@ CLIENTS ?= openpi-client==0.1.2 vla-eval==0.8.0
 CLIENTS_NEED ?= msgpack anyio typing-extensions
 DEMO_ARGS ?=
 TEST_ARGS ?=
+TEST_WORKERS ?= 2
 TRAIN_ARGS ?=
 BENCH_ARGS ?=
 
@@ -45,7 +46,7 @@ demo: $(READY)
 	$(BIN)/trimvla demo $(DEMO_ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(TEST_ARGS)
 
 test-simpler: .venv/.simpler
 	$(BIN)/python -m pytest -m simpler --simpler $(TEST_ARGS)
