@@ -32,10 +32,10 @@ def as_markdown(result: Result) -> str:
 
 def title(result: Result) -> str:
     """The whole run in a line."""
-    counts = f"{result['commands']} commands, {result['violations_between_rows']} violations between rows"
+    counts = f"{result['commands']} commands, {result['violations_between_rows']} violations between"
     passed = sum(row["ok"] for row in result["rows"])
     rows = f"{passed} of {len(result['rows'])} rows ok in {result['seconds']:.0f} s"
-    return f"trimvla faults: hold within {result['bound_ms']:.0f} ms, {rows}; {counts}"
+    return f"Hold within {result['bound_ms']:.0f} ms, {rows}; {counts}"
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
