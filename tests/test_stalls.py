@@ -33,7 +33,7 @@ CONFIG = ControlConfig(
 CONTROL = f"""
 import sys, threading
 from pathlib import Path
-from trimvla.runtime import control
+from trimvla.runtime.control import process as control
 from trimvla.runtime.chunks.chunk_queue import QueueConfig
 from trimvla.runtime.control.controller import ControlConfig
 from trimvla.runtime.control.safety import Limits
