@@ -211,7 +211,7 @@ def test_a_robot_is_safe_when_its_policy_lies(tmp_path: Path, capsys: pytest.Cap
 def test_a_robot_is_safe_whatever_breaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Most rows, with a policy that costs nothing. `trimvla faults` plays all with the shipped one."""
     bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
-    words = ("killed", "frozen", "skewed", "corrupt", "range", "SIGSTOP", "joint")
+    words = ("killed", "frozen", "skewed", "corrupt", "range", "SIGSTOP", "joint state lost")
     status, result = verb(capsys, "faults", "--bundle", str(bundle), *(w for word in words for w in ("--only", word)))
     assert [row["fault"] for row in result["rows"] if not row["ok"]] == [], result
     assert status == 0
