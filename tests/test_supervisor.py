@@ -120,7 +120,8 @@ def test_order_loss_return_and_silence(tmp_path: Path) -> None:
         assert [post.program.name for post in group.posts] == ["policy"]
         assert checked(group, lambda: running(group) == ["policy", "control"])
         for number, words in ((signal.SIGKILL, "ended with status -9"), (signal.SIGSTOP, "has not reported for")):
-            os.kill(policy.child.pid if policy.child else 0, number)
+            assert policy.child is not None
+            os.kill(policy.child.pid, number)
             assert checked(group, lambda: group.unwell != "")
             assert words in group.unwell
             assert wait_until(lambda: hears.update(0.1) or _says(hears, ok=False)), "the robot is told to hold"
