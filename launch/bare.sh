@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A module of trimvla.launch where nothing is installed: any Python with torch; msgspec may lie as a wheel in .whl/.
-# Usage: launch/bare.sh gpu_bench|gpu_train [its arguments]
+# Usage: launch/bare.sh verbs.gpu_bench|training.gpu_train [its arguments]
 set -euo pipefail
 module=$1
 shift

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trimvla.runtime.errors import ImageError, WireError
-from trimvla.runtime.images import MAX_PIXELS, to_rgb
+from trimvla.runtime.images import to_rgb
+from trimvla.runtime.specs import MAX_PIXELS
 
 Kind = Literal["jpeg", "png"]
+JPEG_QUALITY = 90
 MAX_SCANS = 64  # of a JPEG; a progressive one has about ten
 MAX_PARTS = 10_000  # chunks of a PNG, segments of a JPEG before its pixels
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -49,6 +51,14 @@ def decode_image(data: bytes, kind: Kind, size: tuple[int, int] | None = None) -
     if size is not None and pixels.shape[1::-1] != size:
         raise WireError(f"expected {size[0]} x {size[1]} pixels, got {pixels.shape[1::-1]} once upright")
     return pixels
+
+
+def encode_image(image: NDArray[np.uint8], kind: Kind) -> bytes:
+    """A JPEG or PNG file of RGB uint8[h, w, 3]; a PNG is packed for speed, not for size."""
+    sink = io.BytesIO()
+    options = {"quality": JPEG_QUALITY} if kind == "jpeg" else {"compress_level": 1}
+    Image.fromarray(image).save(sink, kind, **options)
+    return sink.getvalue()
 
 
 def measure(data: bytes, kind: Kind) -> tuple[int, int]:

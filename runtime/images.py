@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trimvla.runtime.errors import ImageError
+from trimvla.runtime.specs import MAX_PIXELS
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM", "GIF")
 """Of files. Others, such as PostScript, start programs or need them."""
 PLUGINS = ("Tiff", "WebP")  # that Pillow does not load by itself
-MAX_PIXELS = 4096 * 4096
 CONVERTED = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")

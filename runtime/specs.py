@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from trimvla.runtime.errors import SpecError
 
+MAX_PIXELS = 4096 * 4096
+"""Of any image that is accepted."""
 Axis = int | str | None
 """A length; a name (any length, the same wherever the name stands in one shape); or None (any length)."""
 

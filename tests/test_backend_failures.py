@@ -191,8 +191,8 @@ def test_a_server_whose_device_is_lost_ends(
                 {"video": {"front": np.zeros((1, 1, 8, 8, 3), np.uint8)}, "language": {"task": [["red"]]}}
             )
 
-    def listen_and_ask(args, service, keys, stack):
-        places = listen(args, service, keys, stack)
+    def listen_and_ask(*arguments):
+        places = listen(*arguments)
         asked.append(threading.Thread(target=ask, args=(places["groot"],)))
         asked[0].start()
         return places

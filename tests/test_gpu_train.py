@@ -62,7 +62,7 @@ def test_a_run_goes_on_where_nothing_is_installed(tmp_path: Path) -> None:
     for words in (["pack", demos, packed], ["fit", packed, run, *options]):
         environment = {**os.environ, "PYTHON": sys.executable}
         done = subprocess.run(
-            [script, "gpu_train", *words], env=environment, capture_output=True, text=True, check=False
+            [script, "training.gpu_train", *words], env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
     assert "8 pictures after" in done.stdout
@@ -78,7 +78,7 @@ def test_nouns_are_the_courses() -> None:
 
 def test_a_run_with_a_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state.pt").touch()
-    words = [ROOT / "launch/bare.sh", "gpu_train", "fit", tmp_path, tmp_path, "--device", "cpu"]
+    words = [ROOT / "launch/bare.sh", "training.gpu_train", "fit", tmp_path, tmp_path, "--device", "cpu"]
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -86,7 +86,7 @@ def test_a_run_with_a_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
-    words = [ROOT / "launch/bare.sh", "gpu_train", "fit", tmp_path, tmp_path, "--device", "cpu"]
+    words = [ROOT / "launch/bare.sh", "training.gpu_train", "fit", tmp_path, tmp_path, "--device", "cpu"]
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -1,9 +1,10 @@
 """Training on a borrowed GPU: shards packed small, as many steps as a time allows, weights and a recipe back.
 
-`launch/bare.sh gpu_train pack DEMOS PACKED` makes of each shard a file of a twentieth of its size, without loss;
-`... gpu_train fit PACKED RUN --seconds 300` trains from `RUN/policy.safetensors`. The second needs torch, NumPy,
-tokenizers, safetensors and msgspec, no simulator. RUN holds weights, recipe, tokenizer and statistics, as `trimvla
-train` leaves them, and no state: training would go on from that one instead.
+`launch/bare.sh training.gpu_train pack DEMOS PACKED` makes of each shard a file of a twentieth of
+its size, without loss; `... gpu_train fit PACKED RUN --seconds 300` trains from
+`RUN/policy.safetensors`. The second needs torch, NumPy, tokenizers, safetensors and msgspec, no
+simulator. RUN holds weights, recipe, tokenizer and statistics, as `trimvla train` leaves them, and
+no state: training would go on from that one instead.
 """
 
 from __future__ import annotations

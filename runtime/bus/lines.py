@@ -10,7 +10,6 @@ from collections import deque
 from pathlib import Path
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from trimvla.runtime.bus.claim import endpoint, socket_path
 from trimvla.runtime.bus.inputs import RATE_WINDOW, Batch, Delivery
@@ -87,7 +86,7 @@ class Line:
 
     def lose(self) -> None:
         """Note that the connection is gone."""
-        recv_monitor_message(self.losses)
+        self.losses.recv_multipart()
         self._lost = True
 
     def mend(self) -> None:

@@ -7,7 +7,6 @@ with received bytes, `decode` raises WireError and nothing else.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal, cast
@@ -15,16 +14,14 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from trimvla.runtime.bus.messages import SCHEMA_VERSION, UNKNOWN_AGE, Frame, Message
 from trimvla.runtime.bus.topics import KIB, Topic
 from trimvla.runtime.errors import WireError
-from trimvla.runtime.image_codec import MAX_PIXELS, Kind, decode_image
+from trimvla.runtime.specs import MAX_PIXELS
 
 Codec = Literal["raw_bgr8", "raw_rgb8", "jpeg", "png"]
 MAX_HEADER_BYTES = 16 * KIB
-JPEG_QUALITY = 90
 
 Int64 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
@@ -139,10 +136,9 @@ def _encode_image(image: NDArray[np.uint8], codec: Codec) -> bytes:
         return image.tobytes()
     if codec == "raw_bgr8":
         return flip(image).tobytes()
-    sink = io.BytesIO()
-    options = {"quality": JPEG_QUALITY} if codec == "jpeg" else {"compress_level": 1}
-    Image.fromarray(image).save(sink, codec, **options)
-    return sink.getvalue()
+    from trimvla.runtime.image_codec import encode_image  # brings Pillow, which control has no use for
+
+    return encode_image(image, codec)
 
 
 def decode_header(topic: Topic, parts: Sequence[bytes]) -> FrameHeader:
@@ -214,10 +210,13 @@ def _decode_image(topic: Topic, header: FrameHeader, payload: bytes) -> NDArray[
     """uint8[h, w, 3] RGB."""
     if header.width * header.height > MAX_PIXELS:
         raise WireError(f"topic '{topic.name}': expected at most {MAX_PIXELS} pixels")
-    if header.codec.startswith("raw_"):
+    codec = header.codec
+    if codec == "raw_rgb8" or codec == "raw_bgr8":  # noqa: PLR1714 (pyright then knows what is left)
         image = np.frombuffer(payload, np.uint8).reshape(header.height, header.width, 3)
-        return flip(image) if header.codec == "raw_bgr8" else image
+        return flip(image) if codec == "raw_bgr8" else image
+    from trimvla.runtime.image_codec import decode_image
+
     try:
-        return decode_image(payload, cast("Kind", header.codec), (header.width, header.height))
+        return decode_image(payload, codec, (header.width, header.height))
     except WireError as error:
         raise WireError(f"topic '{topic.name}': payload: {error}") from None
