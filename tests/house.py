@@ -30,7 +30,9 @@ CORE = (*BUS, "runtime.chunks", "runtime.backends", "runtime.backends.tensorrt")
 INFERENCE = (*CORE, "runtime.inference", "runtime.cameras")
 RUNTIME = (*INFERENCE, "runtime.control", "runtime.servers", "runtime.record")
 SIZES = ("policies.sizes",)
-POLICIES = (*SIZES, "policies", "policies.nn", "policies.cogact", "policies.trimming", "policies.training")
+FAMILIES = ("policies.cogact", "policies.dbcogact", "policies.smolvla", "policies.pi0", "policies.pi05")
+PARTS = (*SIZES, "policies", "policies.nn", "policies.trimming")  # what a family is made of
+POLICIES = (*PARTS, *FAMILIES, "policies.training")
 EXPORT = (
     "export",
     "export.graphs",
@@ -68,10 +70,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime.record": INFERENCE,
     "policies.sizes": (*BASE, "runtime.bundle"),
     "policies.nn": (*BASE, "runtime.bundle", "runtime.inference", *SIZES),
-    "policies.cogact": (*BASE, "runtime.bundle", *SIZES, "policies.nn"),
+    **dict.fromkeys(FAMILIES, (*BASE, "runtime.bundle", *PARTS)),
+    "policies.dbcogact": (*BASE, "runtime.bundle", *PARTS, "policies.cogact"),  # the same head and sampler
+    "policies.pi05": (*BASE, "runtime.bundle", *PARTS, "policies.pi0"),  # the same prefix
     "policies.trimming": (*BASE, "runtime.bundle", *SIZES, "policies.nn", "policies.cogact"),
     "policies.training": (*BASE, "runtime.bundle", *SIZES, "policies.nn", "policies.cogact"),
-    "policies": (*BASE, *POLICIES),
+    "policies": (*BASE, "runtime.bundle", *SIZES),  # the table; families are named in it, not imported
     **dict.fromkeys(EXPORT, (*RUNTIME, *POLICIES, *EXPORT)),
     **dict.fromkeys(SIM, (*RUNTIME, *SIZES, *SIM)),
     **dict.fromkeys(LAUNCH, (*RUNTIME, *POLICIES, *EXPORT, *SIM, *LAUNCH)),

@@ -1,0 +1,173 @@
+"""The families of policies: one row each, and the only place where a family is looked up by name, config or files.
+
+Nothing outside a family's own folder asks which family it is: it takes the row and calls it. A row is a `Family`, named
+by "module:attribute" and imported when asked for; a family of one's own is named the same way where a name is expected.
+Imports no torch, and neither does a row: its functions do (`lazily`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimvla.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from trimvla.policies.checkpoint import Checkpoint
+    from trimvla.policies.stage import Stage
+    from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput
+    from trimvla.runtime.bundle.manifest_types import TensorSpec
+    from trimvla.runtime.bundle.plan import Plan
+
+FAMILIES: dict[str, str] = {
+    "cogact": "trimvla.policies.cogact.family:FAMILY",
+}
+"""Name, as a config's `family` has it -> "module:attribute" of its row. A config without one is of "cogact"."""
+FIRST = "cogact"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Everything that is particular to one family. `cfg` is of its `config_type`, `policy` what `build` gives."""
+
+    name: str
+    config_type: type
+    """A frozen struct with `fingerprint`, `to_dict`, `from_dict`; `family: Literal[name]` but for the first family."""
+    presets: Mapping[str, Any]
+    """Configs of published sizes, by name."""
+    recognises: Callable[[Path], bool]
+    """directory -> whether it holds a checkpoint of this family, by names of files and config.json alone."""
+    looks_for: str
+    """What `recognises` looks for, for the error's words: "config.json with type 'smolvla'"."""
+    tokenizer_hint: str
+    """Which tokenizer.json the family needs and where users have it, for the error's words."""
+    open_checkpoint: Callable[..., Checkpoint]
+    """(directory, *, preset=None, checkpoint=None, statistics_key=None, tokenizer=None); `checkpoint` only where
+    `several_checkpoints`. Strict: a missing or unknown weight, statistics
+    or key is a CheckpointError or ConfigError with what there is. A missing tokenizer is None, not an error."""
+    build: Callable[[Any, Mapping[str, Tensor]], nn.Module]
+    """(cfg, weights by our names) -> the policy in float32 and `eval`, weights put in place one at a time. It has
+    `cfg` and `plan`."""
+    layout: Callable[[Any], tuple[Mapping[str, str], frozenset[str]]]
+    """cfg -> ({name in the checkpoint: our name}, names that are stored and never reach an action)."""
+    trim: Callable[[Any, Plan], Any]
+    """(dense policy, plan) -> the policy under the plan, with its weights shared; `policy.plan` is the plan."""
+    check_plan: Callable[[Plan, Any], None]
+    """(plan, cfg): ConfigError that names the field where the plan does not fit."""
+    stages: Callable[[Any, Plan, bool], tuple[Stage, ...]]
+    """(cfg, plan, guided) -> stages in their order. Plain: those that do not end in "_guided". Guided: the same with
+    "<name>_guided" in place of <name>; such a stage takes `known` and `weight` too and gives `guided_actions`."""
+    tensor_specs: Callable[[Any, Plan], dict[str, TensorSpec]]
+    """(cfg, plan) -> every tensor that crosses a stage's border, by name."""
+    example_inputs: Callable[[Any, Plan, int, torch.Generator], dict[str, Tensor]]
+    """(cfg, plan, prompt bucket, generator) -> random inputs of the whole chain, by tensor name."""
+    describe: Callable[[Checkpoint, Plan], InputsAndOutput]
+    """What the runtime must know; `action` with the family's defaults for kinds and control_hz."""
+    cost: Callable[..., dict[str, Any]]
+    """(cfg, plan, cameras=None, prompt=None) -> parameters, flops and weight_bytes, whole and by stage, as
+    `sizes.cost.report`. None: as the config has it; the smallest bucket."""
+    reference: str
+    """"module:attribute" of a `ReferenceFamily` in export/reference: how a reference directory is opened, and what is
+    compared (export/reference/groups.py)."""
+    several_checkpoints: bool = False
+    """Whether a directory may hold several files of weights, of which --checkpoint names one."""
+    reference_names: tuple[str, ...] = ()
+    """What `family` in a reference's architecture.json may be beside `name`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What only the family's own parts read."""
+
+
+def lazily(place: str) -> Callable[..., Any]:
+    """A function that imports "module:attribute" when it is called, and calls that."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return load(place)(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = place.rpartition(":")[2]
+    return call
+
+
+def load(place: str) -> Any:  # noqa: ANN401
+    """What "module:attribute" names.
+
+    Raises:
+        ConfigError: no such form, module or attribute.
+    """
+    module, colon, attribute = place.partition(":")
+    if not (module and colon and attribute):
+        raise ConfigError(f"expected module:attribute, got {place!r}")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"expected {place!r} as module:attribute, got: {error}") from error
+
+
+def find_family(name: str) -> Family:
+    """The row of a name, or of "module:attribute". ConfigError lists the names."""
+    if name not in FAMILIES and ":" not in name:
+        raise ConfigError(f"expected a family as one of {sorted(FAMILIES)} or module:attribute, got {name!r}")
+    family = load(FAMILIES.get(name, name))
+    if not isinstance(family, Family):
+        raise ConfigError(f"expected a Family under {name!r}, got {type(family).__name__}")
+    return family
+
+
+def family_name(cfg: Any) -> str:  # noqa: ANN401
+    """The family that a config is of: its `family`, or the first."""
+    return str(getattr(cfg, "family", FIRST))
+
+
+def family_of(cfg: Any) -> Family:  # noqa: ANN401
+    """The row of a config."""
+    return find_family(family_name(cfg))
+
+
+def parse_config(data: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """A config from its JSON form, of the family that its `family` names.
+
+    Raises:
+        ConfigError: an unknown family, or a field that is unknown, missing or of another type.
+    """
+    name = data.get("family", FIRST)
+    if not isinstance(name, str):
+        raise ConfigError(f"policy config: expected text for 'family', got {type(name).__name__}")
+    return find_family(name).config_type.from_dict(data)
+
+
+def recognise(directory: Path) -> Family:
+    """The family whose checkpoint a directory holds. ConfigError lists what was looked for."""
+    rows = [find_family(name) for name in FAMILIES]
+    found = next((row for row in rows if row.recognises(directory)), None)
+    if found is None:
+        looked_for = "; ".join(f"{row.name}: {row.looks_for}" for row in rows)
+        raise ConfigError(f"{directory}: expected a checkpoint of a known family ({looked_for}), got none of them")
+    return found
+
+
+def recognise_reference(name: str) -> Family:
+    """The family that `family` in a reference's architecture.json names. ConfigError lists the names."""
+    rows = [find_family(row) for row in FAMILIES]
+    found = next((row for row in rows if name == row.name or name in row.reference_names), None)
+    if found is None:
+        names = sorted({known for row in rows for known in (row.name, *row.reference_names)})
+        raise ConfigError(f"architecture.json: expected 'family' as one of {names}, got {name!r}")
+    return found
+
+
+def all_presets() -> dict[str, Any]:
+    """Every family's presets by name."""
+    return {name: cfg for row in FAMILIES for name, cfg in find_family(row).presets.items()}
+
+
+def find_preset(name: str) -> Any:  # noqa: ANN401
+    """A preset's config; ConfigError lists the names."""
+    presets = all_presets()
+    if name not in presets:
+        raise ConfigError(f"expected --preset as one of {sorted(presets)}, got {name!r}")
+    return presets[name]
