@@ -13,19 +13,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trimvla.runtime.bundle.plan import TokenPlan
+from trimvla.runtime.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a selector may look at: features float[b, P, D] of the visual tokens, relevance float[b, P] or none."""
+    """What a selector may look at: features float[b, P, D] of the visual tokens, relevance float[b, P] or none.
+
+    The tokens of several cameras follow each other, as many of each.
+    """
 
     features: Tensor
     relevance: Tensor | None
+    cameras: int = 1
+
+    def of_camera(self, index: int) -> Seen:
+        """What there is of one camera alone."""
+        count = self.features.shape[1] // self.cameras
+        part = slice(index * count, (index + 1) * count)
+        looked = None if self.relevance is None else self.relevance[:, part]
+        return Seen(self.features[:, part], looked)
 
 
 @dataclass(frozen=True)
@@ -87,9 +100,16 @@ def efficientvla(plan: TokenPlan, seen: Seen) -> Tensor:
     return raster(torch.cat([groups.key, groups.task, groups.diverse], dim=1))
 
 
-def fastv(plan: TokenPlan, seen: Seen) -> Tensor:
-    """The tokens that the last position looks at most (FastV, arXiv 2403.06764)."""
-    return raster(_needed(seen).topk(plan.keep, dim=-1).indices)
+def most_relevant(plan: TokenPlan, seen: Seen) -> Tensor:
+    """The tokens that are looked at most, with a floor a camera; by the last position alone it is FastV
+    (arXiv 2403.06764)."""
+    scores = _needed(seen)
+    if plan.floor:
+        count = scores.shape[1] // seen.cameras
+        best = scores.unflatten(1, (seen.cameras, count)).topk(plan.floor, dim=-1).indices
+        starts = torch.arange(0, scores.shape[1], count, device=scores.device)[:, None]
+        scores = scores.scatter(1, (best + starts).flatten(1), torch.inf)
+    return raster(scores.topk(plan.keep, dim=-1).indices)
 
 
 def random(plan: TokenPlan, seen: Seen) -> Tensor:
@@ -127,4 +147,69 @@ def _constant(indices: list[int], seen: Seen) -> Tensor:
     return torch.tensor(indices, device=seen.features.device).expand(len(seen.features), -1)
 
 
-SELECTORS: dict[str, Select] = {"efficientvla": efficientvla, "fastv": fastv, "random": random, "uniform": uniform}
+SELECTORS: dict[str, Select] = {
+    "efficientvla": efficientvla,
+    "fastv": most_relevant,
+    "relevance": most_relevant,
+    "random": random,
+    "uniform": uniform,
+}
+"""For the tokens of one camera, or of several without a quota."""
+
+
+def select(plan: TokenPlan, seen: Seen) -> Tensor:
+    """The raster indices int64[b, keep] over all cameras, ascending, of the tokens that a plan keeps.
+
+    With quotas every camera is a choice of its own; a grid is always one a camera.
+    """
+    quotas = plan.quotas
+    if quotas is None and plan.selector == "uniform":
+        quotas = even_quotas(plan.keep, seen.cameras)
+    if quotas is None:
+        return SELECTORS[plan.selector](plan, seen)
+    count = seen.features.shape[1] // seen.cameras
+    parts = [
+        SELECTORS[plan.selector](_share(plan, quota), seen.of_camera(camera)) + camera * count
+        for camera, quota in enumerate(quotas)
+        if quota
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def even_quotas(keep: int, cameras: int) -> tuple[int, ...]:
+    """`keep` tokens over all cameras, as even as can be."""
+    return tuple((index + 1) * keep // cameras - index * keep // cameras for index in range(cameras))
+
+
+def _share(plan: TokenPlan, quota: int) -> TokenPlan:
+    """The plan for one camera: as large a share of its tokens is key."""
+    key = min(quota, max(1, round(plan.key * quota / plan.keep)))
+    return msgspec.structs.replace(plan, keep=quota, key=key, quotas=None)
+
+
+def check_cameras(plan: TokenPlan, cameras: int, tokens: int) -> None:
+    """Whether what is kept of each camera fits.
+
+    Args:
+        plan: the plan.
+        cameras: their number.
+        tokens: of each camera.
+
+    Raises:
+        ConfigError: as many tokens are not there, or quotas are of another number of cameras.
+    """
+    if plan.keep > cameras * tokens:
+        raise ConfigError(f"expected at most {cameras * tokens} visual tokens to keep, got {plan.keep}")
+    if plan.quotas is not None and len(plan.quotas) != cameras:
+        raise ConfigError(
+            f"expected 'quotas' of 'tokens' for {cameras} cameras, got {len(plan.quotas)}"
+        )
+    if max(plan.quotas or (0,)) > tokens:
+        raise ConfigError(
+            f"expected 'quotas' of 'tokens' of at most {tokens}, the tokens of a camera, got {plan.quotas}"
+        )
+    if plan.floor > tokens or plan.floor * cameras > plan.keep:
+        most = min(tokens, plan.keep // cameras)
+        raise ConfigError(
+            f"expected a 'floor' of 'tokens' of at most {most} for {cameras} cameras, got {plan.floor}"
+        )

@@ -16,8 +16,14 @@ from trimvla.policies.nn.cachers import CachedDit
 from trimvla.policies.nn.diffusion import Known, ddim_sample, timesteps
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
-from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, check_parts, unmask
 from trimvla.runtime.errors import ConfigError
+
+PARTS = frozenset(
+    {"layers", "channels", "recompute", "steps", "guidance", "tokens"}
+    | {f"tokens.{field}" for field in TokenPlan.__struct_fields__}
+) - {"tokens.quotas", "tokens.floor"}
+"""What of a plan this family knows: it looks through one camera, and its head has no layers of its own."""
 
 
 def trim(policy: CogAct, plan: Plan) -> CogAct:
@@ -38,6 +44,7 @@ def check(plan: Plan, cfg: PolicyConfig) -> None:
     """
     if plan.policy not in (None, cfg.fingerprint):
         raise ConfigError(f"expected a plan for policy '{cfg.name}' ({cfg.fingerprint}), got one for {plan.policy}")
+    check_parts(plan, PARTS, cfg.name)
     layers = kept_layers(plan, cfg)
     if layers[-1] >= cfg.language.layers:
         raise ConfigError(f"expected 'layers' below {cfg.language.layers}, got {layers[-1]}")
@@ -60,6 +67,10 @@ def _check_channels(channels: Sequence[str], layers: int, hidden: int) -> None:
 
 
 def _check_tokens(tokens: TokenPlan, layers: int, patches: int) -> None:
+    for name, value, absent in (("rows", tokens.rows, "state"), ("source", tokens.source, "expert")):
+        if value == absent:
+            words = f"'{name}' of 'tokens' that this policy has"
+            raise ConfigError(f"expected {words}: it has neither a state nor an action expert, got {value!r}")
     if tokens.keep > patches:
         raise ConfigError(f"expected at most {patches} visual tokens to keep, got {tokens.keep}")
     if tokens.after >= layers:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trimvla.policies.nn.attention import softmax, split_heads
 from trimvla.policies.nn.llama import Decoder, DecoderLayer, SwiGlu, causal_mask
-from trimvla.policies.trimming.tokens import SELECTORS, Seen, relevance
+from trimvla.policies.trimming.tokens import Seen, relevance, select
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
 
 Context = tuple[Tensor, Tensor, Tensor]
@@ -46,7 +46,7 @@ class TrimmedDecoder(Decoder):
         """The cognition feature float[b, D], and the raster indices int64[b, K] of the visual tokens it rests on."""
         plan = self.token_plan
         x, seen = self.observe(visual, input_ids, last)
-        kept = SELECTORS[plan.selector](plan, seen)
+        kept = select(plan, seen)
         return self.finish(x, kept, input_ids.shape[1], last), kept
 
     @property

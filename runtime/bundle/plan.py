@@ -7,20 +7,21 @@ Knows its own fields and what is wrong with them by themselves; whether a plan f
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from trimvla.runtime.bundle.plan_ranges import MAX_INDEX, MAX_TOKENS, check_range, check_rising
+from trimvla.runtime.bundle.vision_plan import VisionPlan
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.text_files import convert, parse_json, read_bytes
 
-TokenSelector = Literal["efficientvla", "fastv", "random", "uniform"]
+TokenSelector = Literal["efficientvla", "fastv", "relevance", "random", "uniform"]
+RANKED = ("relevance", "fastv")
+"""Selectors that keep the most relevant tokens and nothing else."""
 MAX_PLAN_BYTES = 16 << 20
-MAX_INDEX = 4096  # of a layer or a sampler step
-MAX_TOKENS = 1 << 20
 MAX_GUIDANCE = 1000.0
 MASK = re.compile(r"[0-9a-fA-F]{1,65536}")  # hexadecimal digits of one layer's channels
 # field of `TokenPlan` -> the least and the most that it may be
@@ -28,6 +29,7 @@ TOKEN_RANGES = (
     ("keep", 1, MAX_TOKENS),
     ("after", 1, MAX_INDEX),
     ("key", 0, MAX_TOKENS),
+    ("floor", 0, MAX_TOKENS),
     ("seed", 0, 2**63 - 1),
 )
 
@@ -47,27 +49,38 @@ class TokenPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Most relevant tokens, kept first; diversity is measured against them."""
     alpha: float = 0.5
     """Share of the other tokens that relevance chooses; diversity chooses the rest."""
-    rows: Literal["text", "instruction", "last"] = "text"
-    """Whose attention is relevance: everything after the picture, the same without the two suffix ids, or EOS."""
-    source: Literal["previous", "next"] = "previous"
-    """The layer whose attention is read: the last that sees every token, or the first that does not."""
+    rows: Literal["text", "instruction", "last", "state"] = "text"
+    """Whose attention is relevance: all of the text, the same without its suffix, its last token, or the state's."""
+    source: Literal["previous", "next", "expert"] = "previous"
+    """The layer whose attention is read: the last that sees every token, the first that does not, or the first of the
+    action expert whose queries look at these tokens alone, at the first sampler step (`rows` then says nothing)."""
     embedding: Literal["hidden", "projected"] = "hidden"
     """What diversity compares: the hidden states where tokens are dropped, or the projector's output."""
     seed: int = 0
     """Of the random selector."""
+    quotas: tuple[int, ...] | None = None
+    """Tokens kept of each camera, in the cameras' order; together `keep`."""
+    floor: int = 0
+    """Tokens kept of each camera at least, where the rest goes to the best of all."""
 
     def __post_init__(self) -> None:
         for name, least, most in TOKEN_RANGES:
-            _check_range(f"{name}' of 'tokens", getattr(self, name), least, most)
+            check_range(f"{name}' of 'tokens", getattr(self, name), least, most)
         if self.selector == "efficientvla" and not 1 <= self.key <= self.keep:
             raise ConfigError(f"expected at least as many tokens as key tokens: {self.keep} kept, {self.key} key")
         if not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"expected a share from 0 to 1 for 'alpha' of tokens, got {self.alpha}")
+        if self.quotas is not None:
+            _check_quotas(self.quotas, self.keep, self.floor)
+        if self.floor and self.selector not in RANKED:
+            words = f"a selector that ranks by relevance alone, one of {list(RANKED)}, where there is a 'floor'"
+            raise ConfigError(f"expected {words} for 'tokens', got {self.selector!r}")
 
     @property
     def scored(self) -> str | None:
         """Whose attention the selector needs: a value of `rows`, or none at all."""
-        return {"efficientvla": self.rows, "fastv": "last"}.get(self.selector)
+        by_selector = {"efficientvla": self.rows, "relevance": self.rows, "fastv": "last"}
+        return by_selector.get(self.selector)
 
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -94,29 +107,46 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Kept language layers, ascending."""
     channels: tuple[str, ...] | None = None
     """Kept MLP channels of each kept layer: hexadecimal masks, channel 0 is the lowest bit (`mask`, `unmask`)."""
+    expert_layers: tuple[int, ...] | None = None
+    """Kept layers of the action expert, ascending, by the index of the language layer that each reads; all of `layers`
+    where left out. Language layers behind the last of them have no reader and go too."""
+    expert_channels: tuple[str, ...] | None = None
+    """Kept MLP channels of each kept expert layer, as `channels`."""
     tokens: TokenPlan | None = None
+    vision: VisionPlan | None = None
     recompute: tuple[int, ...] | None = None
     """Sampler steps that run the head's blocks; the others reuse what the last of these added to the stream."""
     steps: int | None = None
-    """DDIM steps."""
+    """Sampler steps: DDIM or Euler."""
     guidance: float | None = None
     """Classifier-free guidance scale; 1 or less: none."""
     provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
-        for name, indices in (("layers", self.layers), ("recompute", self.recompute)):
+        for name, indices in (
+            ("layers", self.layers),
+            ("expert_layers", self.expert_layers),
+            ("recompute", self.recompute),
+        ):
             if indices is not None:
-                _check_rising(name, indices)
+                check_rising(name, indices)
         if self.steps is not None:
-            _check_range("steps", self.steps, 1, MAX_INDEX)
+            check_range("steps", self.steps, 1, MAX_INDEX)
         if self.guidance is not None:
-            _check_range("guidance", self.guidance, 0, MAX_GUIDANCE)
-        if len(self.channels or ()) > MAX_INDEX:
-            raise ConfigError(f"expected at most {MAX_INDEX} masks for 'channels', got {len(self.channels or ())}")
+            check_range("guidance", self.guidance, 0, MAX_GUIDANCE)
+        _check_masks("channels", self.channels)
+        _check_masks("expert_channels", self.expert_channels)
+        beyond = set(self.expert_layers or ()) - set(self.layers or self.expert_layers or ())
+        if beyond:
+            words = "'expert_layers' among 'layers': each reads the language layer of its index"
+            raise ConfigError(f"expected {words}, got {sorted(beyond)} that are not kept")
         if self.recompute is not None and self.recompute[0] != 0:
             raise ConfigError(f"expected 0 as the first of 'recompute': it has nothing to reuse, got {self.recompute}")
-        for text in self.channels or ():
-            unmask(text)
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Names of all fields that ask for something, such as "layers", "tokens" and "tokens.quotas"."""
+        return frozenset(_parts(self)) - {"policy", "provenance"}
 
     @property
     def dense(self) -> bool:
@@ -124,17 +154,46 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return msgspec.structs.replace(self, policy=None, provenance=None) == Plan()
 
 
-def _check_range(name: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:  # NaN is not either
-        raise ConfigError(f"expected {least:g} to {most:g} for '{name}', got {value}")
+def _parts(part: msgspec.Struct, prefix: str = "") -> Iterator[str]:
+    """Names of the fields that differ from their defaults, and of those within them."""
+    for field in msgspec.structs.fields(part):
+        value = getattr(part, field.name)
+        if value == field.default:
+            continue
+        yield f"{prefix}{field.name}"
+        if isinstance(value, TokenPlan | VisionPlan):
+            yield from _parts(value, f"{prefix}{field.name}.")
 
 
-def _check_rising(name: str, indices: Sequence[int]) -> None:
-    if len(indices) > MAX_INDEX or any(index > MAX_INDEX for index in indices):
-        got = f"{len(indices)} up to {max(indices)}"
-        raise ConfigError(f"expected at most {MAX_INDEX} indices up to {MAX_INDEX} for '{name}', got {got}")
-    if not indices or indices[0] < 0 or any(a >= b for a, b in pairwise(indices)):
-        raise ConfigError(f"expected rising indices from 0 on for '{name}', got {list(indices)}")
+def check_parts(plan: Plan, known: Collection[str], policy: str) -> None:
+    """Refuse a plan that asks for what a family does not have.
+
+    Args:
+        plan: the plan.
+        known: the names that the family knows, as `Plan.parts` gives them.
+        policy: the policy's name, for the error's words.
+
+    Raises:
+        ConfigError: names the fields.
+    """
+    unknown = sorted(plan.parts - set(known))
+    if unknown:
+        raise ConfigError(f"expected a plan for policy '{policy}', which has nothing to trim by {unknown}")
+
+
+def _check_masks(name: str, masks: Sequence[str] | None) -> None:
+    if len(masks or ()) > MAX_INDEX:
+        raise ConfigError(f"expected at most {MAX_INDEX} masks for '{name}', got {len(masks or ())}")
+    for text in masks or ():
+        unmask(text, name)
+
+
+def _check_quotas(quotas: Sequence[int], keep: int, floor: int) -> None:
+    if min(quotas, default=-1) < 0 or sum(quotas) != keep:
+        words = f"numbers from 0 on, together the {keep} tokens that are kept, for 'quotas' of 'tokens'"
+        raise ConfigError(f"expected {words}, got {list(quotas)}")
+    if floor:
+        raise ConfigError(f"expected either 'quotas' or 'floor' of 'tokens', got both: {list(quotas)}, {floor}")
 
 
 def mask(indices: Sequence[int]) -> str:
@@ -142,11 +201,11 @@ def mask(indices: Sequence[int]) -> str:
     return f"{sum(1 << index for index in set(indices)):x}"
 
 
-def unmask(text: str) -> tuple[int, ...]:
-    """Ascending indices of a hexadecimal mask; ConfigError where it is none or empty."""
+def unmask(text: str, name: str = "channels") -> tuple[int, ...]:
+    """Ascending indices of a hexadecimal mask; ConfigError, which names the field, where it is none or empty."""
     bits = int(text, 16) if MASK.fullmatch(text) else 0
     if bits <= 0:
-        raise ConfigError(f"expected a hexadecimal mask with a bit set for 'channels', got {text[:20]!r}")
+        raise ConfigError(f"expected a hexadecimal mask with a bit set for '{name}', got {text[:20]!r}")
     return tuple(index for index, bit in enumerate(reversed(f"{bits:b}")) if bit == "1")
 
 
