@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.attention import split_heads
-from trimvla.policies.nn.llama import DecoderAttention, DecoderLayer, SwiGlu, angles_at, rotate, take_row
+from trimvla.policies.nn.llama import DecoderAttention, DecoderLayer, Past, SwiGlu, angles_at, rotate, take_row
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -72,12 +72,22 @@ class FusedAttention(DecoderAttention):
     def __init__(self, plain: DecoderAttention) -> None:
         """Share the weights of `plain`."""
         nn.Module.__init__(self)
-        self.heads = plain.heads
+        self.heads, self.kv_heads = plain.heads, plain.kv_heads
         self.qkv = join_rows(plain.q_proj, plain.k_proj, plain.v_proj)
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = plain.q_proj, plain.k_proj, plain.v_proj, plain.o_proj
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, row: Tensor | None = None) -> Tensor:
-        """See `DecoderLayer.forward`."""
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        row: Tensor | None = None,
+        *,
+        past: Past | None = None,
+    ) -> Tensor:
+        """See `DecoderLayer.forward`; nothing may be folded in."""
+        assert past is None
         if row is not None:
             width = self.q_proj.out_features
             k, v = (split_heads(part, self.heads) for part in F.linear(x, self.qkv[width:]).chunk(2, dim=-1))

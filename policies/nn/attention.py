@@ -20,19 +20,27 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
     Args:
         q: float[b, heads, queries, d].
-        k: float[b, heads, keys, d].
-        v: float[b, heads, keys, d].
+        k: float[b, kv_heads, keys, d]; heads is a multiple of kv_heads.
+        v: float[b, kv_heads, keys, d].
         mask: bool, broadcast to [b, heads, queries, keys]; True where the query may look.
 
     Returns:
         float[b, heads, queries, d].
     """
+    k, v = shared_heads(k, q.shape[1]), shared_heads(v, q.shape[1])
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * (1.0 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return softmax(scores).to(v.dtype) @ v
+
+
+def shared_heads(x: Tensor, heads: int) -> Tensor:
+    """Keys or values float[b, kv_heads, n, d] -> float[b, heads, n, d]: each serves as many queries in a row."""
+    if x.shape[1] == heads:
+        return x
+    return x[:, :, None].expand(-1, -1, heads // x.shape[1], -1, -1).flatten(1, 2)
 
 
 def softmax(scores: Tensor) -> Tensor:
@@ -54,6 +62,8 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     """Apply one of the named activations."""
     if activation == "silu":
         return F.silu(x)
+    if activation == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 

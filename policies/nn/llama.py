@@ -1,8 +1,9 @@
-"""The LLaMA decoder, prefill only: visual tokens and a prompt in, the cognition feature out.
+"""The decoder of LLaMA and Qwen2, prefill only: visual tokens and a prompt in, the cognition feature out.
 
-There is no LM head and no cache: one causal pass answers one picture. Rotary positions follow the "rotate half"
-convention and RMSNorm runs in float32, as in the published weights. Module names are those of the official checkpoint.
-Knows no tokeniser: ids come in ready.
+There is no LM head and nothing is generated: one causal pass answers one picture. Text in front of the picture that
+never changes may be folded into keys and values (`Past`). Rotary positions follow the "rotate half" convention and
+RMSNorm runs in float32, as in the published weights. Module names are those of the official checkpoint. Knows no
+tokeniser: ids come in ready.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 from trimvla.policies.nn.attention import attention, merge_heads, split_heads
 from trimvla.policies.sizes.config import LanguageConfig
+
+Past = tuple[Tensor, Tensor]
+"""Keys, rotated, and values of the positions before the first, float[1, kv_heads, m, d] each, for one layer."""
 
 
 class RmsNorm(nn.Module):
@@ -53,19 +57,29 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class DecoderAttention(nn.Module):
-    """Causal attention; queries may be fewer than keys."""
+    """Causal attention; queries may be fewer than keys, and heads of keys fewer than those of queries."""
 
     def __init__(self, cfg: LanguageConfig) -> None:
         super().__init__()
-        self.heads = cfg.heads
-        self.q_proj = nn.Linear(cfg.width, cfg.width, bias=False)
-        self.k_proj = nn.Linear(cfg.width, cfg.width, bias=False)
-        self.v_proj = nn.Linear(cfg.width, cfg.width, bias=False)
+        self.heads, self.kv_heads = cfg.heads, cfg.kv_heads
+        shared = cfg.kv_heads * cfg.head_dim
+        self.q_proj = nn.Linear(cfg.width, cfg.width, bias=cfg.qkv_bias)
+        self.k_proj = nn.Linear(cfg.width, shared, bias=cfg.qkv_bias)
+        self.v_proj = nn.Linear(cfg.width, shared, bias=cfg.qkv_bias)
         self.o_proj = nn.Linear(cfg.width, cfg.width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, row: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        row: Tensor | None = None,
+        *,
+        past: Past | None = None,
+    ) -> Tensor:
         """See `DecoderLayer.forward`; x is already normalised."""
-        k, v = self.keys(x, cos, sin), split_heads(self.v_proj(x), self.heads)
+        k, v = joined(past, self.keys(x, cos, sin), self.values(x))
         if row is not None:
             x, cos, sin, mask = take_row(x, row), angles_at(cos, row), angles_at(sin, row), mask[row][:, None, None]
         return self.mix(self.queries(x, cos, sin), k, v, mask)
@@ -75,8 +89,12 @@ class DecoderAttention(nn.Module):
         return rotate(split_heads(self.q_proj(x), self.heads), cos, sin)
 
     def keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """float[b, n, width] -> float[b, heads, n, d], rotated."""
-        return rotate(split_heads(self.k_proj(x), self.heads), cos, sin)
+        """float[b, n, width] -> float[b, kv_heads, n, d], rotated."""
+        return rotate(split_heads(self.k_proj(x), self.kv_heads), cos, sin)
+
+    def values(self, x: Tensor) -> Tensor:
+        """float[b, n, width] -> float[b, kv_heads, n, d]."""
+        return split_heads(self.v_proj(x), self.kv_heads)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Attention and the output projection: float[b, heads, n, d] -> float[b, n, width]."""
@@ -102,7 +120,7 @@ class SwiGlu(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One pre-norm LLaMA layer."""
+    """One pre-norm layer."""
 
     def __init__(self, cfg: LanguageConfig) -> None:
         super().__init__()
@@ -111,21 +129,31 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RmsNorm(cfg.width, cfg.norm_eps)
         self.post_attention_layernorm = RmsNorm(cfg.width, cfg.norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, row: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        row: Tensor | None = None,
+        *,
+        past: Past | None = None,
+    ) -> Tensor:
         """Run the layer.
 
         Args:
             x: float[b, n, width], the residual stream.
             cos: float[n, d], or float[b, 1, n, d] where sequences differ, of every position.
             sin: likewise.
-            mask: bool[n, n] (or broadcastable to [b, heads, n, n]), True where a row may look.
+            mask: bool[n, m + n] (or broadcastable to [b, heads, n, m + n]), True where a row may look.
             row: int64[b]; when given, only this position of each sequence is computed (the mask then in its
                 two-dimensional form).
+            past: of the m positions before x, where there are any.
 
         Returns:
             float[b, n, width], or float[b, 1, width] with `row`.
         """
-        mixed = self.self_attn(self.input_layernorm(x), cos, sin, mask, row)
+        mixed = self.self_attn(self.input_layernorm(x), cos, sin, mask, row, past=past)
         return self.add_mlp(mixed + (x if row is None else take_row(x, row)))
 
     def add_mlp(self, x: Tensor) -> Tensor:
@@ -145,42 +173,87 @@ def angles_at(angles: Tensor, row: Tensor) -> Tensor:
     return take_row(angles[:, 0], row)[:, None]
 
 
-def causal_mask(length: int, device: torch.device) -> Tensor:
-    """bool[n, n], True on and below the diagonal."""
+def joined(past: Past | None, k: Tensor, v: Tensor) -> Past:
+    """Keys and values of the past and of now, float[b, kv_heads, m + n, d] each."""
+    if past is None:
+        return k, v
+    return torch.cat([past[0].expand(len(k), -1, -1, -1), k], 2), torch.cat([past[1].expand(len(v), -1, -1, -1), v], 2)
+
+
+def causal_mask(length: int, device: torch.device, past: int = 0) -> Tensor:
+    """bool[n, past + n]: a row sees the past, itself and the rows above it."""
     positions = torch.arange(length, device=device)
-    return positions[:, None] >= positions[None, :]
+    mask = positions[:, None] >= positions[None, :]
+    return torch.cat([mask.new_ones(length, past), mask], dim=1) if past else mask
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, final norm."""
+    """Embedding, layers, final norm.
 
-    def __init__(self, cfg: LanguageConfig) -> None:
+    `lead` ids of a prompt stand before the picture, the others behind it. In front of them all may stand a text that
+    never changes: `fold` computes its keys and values once.
+    """
+
+    folded_keys: Tensor | None
+    folded_values: Tensor | None
+
+    def __init__(self, cfg: LanguageConfig, lead: int = 1) -> None:
         super().__init__()
-        self.head_dim, self.theta = cfg.width // cfg.heads, cfg.rope_theta
+        self.head_dim, self.theta, self.lead = cfg.head_dim, cfg.rope_theta, lead
+        self.register_buffer("folded_keys", None, persistent=False)
+        self.register_buffer("folded_values", None, persistent=False)
         self.embed_tokens = nn.Embedding(cfg.vocab, cfg.width)
         self.layers = nn.ModuleList(DecoderLayer(cfg) for _ in range(cfg.layers))
         self.norm = RmsNorm(cfg.width, cfg.norm_eps)
 
     def embed(self, visual: Tensor, input_ids: Tensor) -> Tensor:
-        """float[b, P, D], int64[b, L] -> float[b, P + L, D]: BOS, the visual tokens, the rest of the prompt."""
+        """float[b, P, D], int64[b, L] -> float[b, P + L, D]: `lead` ids, the visual tokens, the rest of the prompt."""
         text = self.embed_tokens(input_ids)
-        return torch.cat([text[:, :1], visual.to(text.dtype), text[:, 1:]], dim=1)
+        before = [text[:, : self.lead]] if self.lead else []
+        return torch.cat([*before, visual.to(text.dtype), text[:, self.lead :]], dim=1)
 
-    def context(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """cos, sin and causal mask for positions 0..n-1 of float[b, n, D]."""
-        cos, sin = rotary(torch.arange(x.shape[1], device=x.device), self.head_dim, self.theta)
-        return cos, sin, causal_mask(x.shape[1], x.device)
+    @property
+    def folded(self) -> int:
+        """Positions in front of the prompt whose keys and values are folded in."""
+        return 0 if self.folded_keys is None else self.folded_keys.shape[-2]
+
+    def past(self, layer: int) -> Past | None:
+        """Of one of the layers that run."""
+        if self.folded_keys is None or self.folded_values is None:
+            return None
+        return self.folded_keys[layer], self.folded_values[layer]
+
+    @torch.no_grad()
+    def fold(self, ids: Tensor) -> None:
+        """Put a text int64[1, m] in front of every prompt, as keys and values that are computed now."""
+        x = self.embed_tokens(ids)
+        cos, sin, mask = self.context(x, past=0)
+        keys, values = [], []
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            normed = layer.input_layernorm(x)
+            keys.append(layer.self_attn.keys(normed, cos, sin))
+            values.append(layer.self_attn.values(normed))
+            x = layer(x, cos, sin, mask)
+        self.folded_keys, self.folded_values = torch.stack(keys), torch.stack(values)
+
+    def context(self, x: Tensor, past: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """cos, sin and causal mask for float[b, n, D] behind `past` positions (None: those that are folded in)."""
+        past = self.folded if past is None else past
+        positions = torch.arange(past, past + x.shape[1], device=x.device)
+        cos, sin = rotary(positions, self.head_dim, self.theta)
+        return cos, sin, causal_mask(x.shape[1], x.device, past)
 
     def hidden_states(self, x: Tensor) -> list[Tensor]:
-        """Every layer's full output, the slow and obvious way.
+        """Every layer's full output, the slow and obvious way; nothing is taken as folded in.
 
         Args:
-            x: float[b, n, D] from `embed`.
+            x: float[b, n, D], a whole sequence: from `embed`, where nothing is folded in.
 
         Returns:
             One float[b, n, D] per layer; the last is before the final norm.
         """
-        cos, sin, mask = self.context(x)
+        cos, sin, mask = self.context(x, past=0)
         states = []
         for layer in self.layers:
             x = layer(x, cos, sin, mask)
@@ -192,7 +265,7 @@ class Decoder(nn.Module):
 
         Args:
             visual: float[b, P, D].
-            input_ids: int64[b, L], BOS first; anything right of `last` is padding that causality hides.
+            input_ids: int64[b, L]; anything right of `last` is padding that causality hides.
             last: int64[b], index of EOS in input_ids.
 
         Returns:
@@ -200,7 +273,8 @@ class Decoder(nn.Module):
         """
         x = self.embed(visual, input_ids)
         cos, sin, mask = self.context(x)
-        for layer in self.layers[:-1]:
-            x = layer(x, cos, sin, mask)
-        x = self.layers[-1](x, cos, sin, mask, row=last + visual.shape[1])
+        for index, layer in enumerate(self.layers[:-1]):
+            x = layer(x, cos, sin, mask, past=self.past(index))
+        end = len(self.layers) - 1
+        x = self.layers[end](x, cos, sin, mask, row=last + visual.shape[1], past=self.past(end))
         return self.norm(x)[:, 0]

@@ -48,10 +48,10 @@ class VitBlock(nn.Module):
 class PatchEmbed(nn.Module):
     """Non-overlapping patches through one linear map: a strided convolution, written as the matrix product it is."""
 
-    def __init__(self, patch_size: int, width: int) -> None:
+    def __init__(self, patch_size: int, width: int, bias: bool = True) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Linear(3 * patch_size * patch_size, width)
+        self.proj = nn.Linear(3 * patch_size * patch_size, width, bias=bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """float[b, 3, S, S] -> float[b, P, width], patches in raster order."""
@@ -76,8 +76,7 @@ class Vit(nn.Module):
 
     def normalise(self, image: Tensor) -> Tensor:
         """uint8[b, S, S, 3] RGB -> float[b, 3, S, S], standardised with this encoder's mean and std."""
-        mean, std = (_constants(values, image) for values in (self.mean, self.std))
-        return ((image.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
+        return standardise(image, self.mean, self.std)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """float[b, 3, S, S] -> float[b, P, width]: patches with their positions, before any prefix token."""
@@ -91,6 +90,12 @@ class Vit(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x[:, self.prefix :]
+
+
+def standardise(image: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
+    """uint8[b, S, S, 3] RGB -> float[b, 3, S, S]: (image / 255 - mean) / std."""
+    scaled = (image.float() / 255.0 - _constants(mean, image)) / _constants(std, image)
+    return scaled.permute(0, 3, 1, 2)
 
 
 def _constants(values: tuple[float, ...], like: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import msgspec
 
 from trimvla.runtime.errors import ConfigError
 
-Activation = Literal["gelu", "gelu_tanh", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 
 
 class VitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -73,6 +73,21 @@ class LanguageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     def __post_init__(self) -> None:
         _divides("width", self.width, "heads", self.heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.width // self.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values; each serves as many heads of queries."""
+        return self.heads
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the maps to queries, keys and values have biases."""
+        return False
 
 
 class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

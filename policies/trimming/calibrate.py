@@ -211,7 +211,7 @@ def measure(decoder: Decoder, inputs: Iterable[Tensor]) -> Statistics:
 
 def layer_sums(decoder: Decoder, x: Tensor) -> Sums:
     """Of one sequence float[1, n, D]: mean cosine of each layer; sums of squares into each MLP and into its down."""
-    cos, sin, mask = decoder.context(x)
+    cos, sin, mask = decoder.context(x, past=0)
     cosines, into_mlp, into_down = [], [], []
     for layer in decoder.layers:
         assert isinstance(layer, DecoderLayer)

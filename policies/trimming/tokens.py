@@ -53,22 +53,27 @@ class Groups:
 Select = Callable[[TokenPlan, Seen], Tensor]
 
 
-def relevance(probabilities: Tensor, rows: str, last: Tensor, patches: int) -> Tensor:
+def relevance(
+    probabilities: Tensor, rows: str, last: Tensor, patches: int, *, lead: int = 1, start: int | None = None
+) -> Tensor:
     """How much the chosen text rows look at each visual token.
 
     Args:
-        probabilities: float[b, heads, L - 1, P + L]: attention of the ids behind BOS.
+        probabilities: float[b, heads, L - lead, m + P + L]: attention of the ids behind the picture.
         rows: see `TokenPlan.rows`.
         last: int64[b], index of EOS in the ids; what lies right of it is padding and never counts.
         patches: P.
+        lead: ids before the picture.
+        start: the first visual token's key, m + lead (None: m is 0).
 
     Returns:
         float[b, P]: sum over the rows of the mean over the heads.
     """
-    index = torch.arange(1, probabilities.shape[2] + 1, device=last.device)
+    start = lead if start is None else start
+    index = torch.arange(lead, probabilities.shape[2] + lead, device=last.device)
     end = last[:, None] - (2 if rows == "instruction" else 0)
     counted = (index == end) if rows == "last" else (index <= end)
-    looked = probabilities[..., 1 : 1 + patches].mean(dim=1)
+    looked = probabilities[..., start : start + patches].mean(dim=1)
     return (looked * counted[..., None].to(looked.dtype)).sum(dim=1)
 
 

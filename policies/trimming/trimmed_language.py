@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trimvla.policies.nn.attention import softmax, split_heads
-from trimvla.policies.nn.llama import Decoder, DecoderLayer, SwiGlu, causal_mask
+from trimvla.policies.nn.attention import shared_heads, softmax
+from trimvla.policies.nn.llama import Decoder, DecoderLayer, Past, SwiGlu, causal_mask, joined
 from trimvla.policies.trimming.tokens import Seen, relevance, select
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
 
@@ -22,12 +22,17 @@ Context = tuple[Tensor, Tensor, Tensor]
 
 
 class TrimmedDecoder(Decoder):
-    """A decoder of the kept layers; what is kept whole is shared with the dense one."""
+    """A decoder of the kept layers; what is kept whole is shared with the dense one.
+
+    Nothing is folded in yet: other layers give other keys and values.
+    """
 
     def __init__(self, dense: Decoder, plan: Plan) -> None:
         """Build it from the dense decoder and a plan that fits."""
         nn.Module.__init__(self)
-        self.head_dim, self.theta = dense.head_dim, dense.theta
+        self.head_dim, self.theta, self.lead = dense.head_dim, dense.theta, dense.lead
+        self.register_buffer("folded_keys", None, persistent=False)
+        self.register_buffer("folded_values", None, persistent=False)
         self.embed_tokens, self.norm = dense.embed_tokens, dense.norm
         self.tokens = plan.tokens
         kept = range(len(dense.layers)) if plan.layers is None else plan.layers
@@ -60,56 +65,74 @@ class TrimmedDecoder(Decoder):
         plan, patches = self.token_plan, visual.shape[1]
         x = self.embed(visual, input_ids)
         context = self.context(x)
-        for layer in self.layers[: plan.after - 1]:
-            x = layer(x, *context)
-        rows = plan.scored
+        for index, layer in enumerate(self.layers[: plan.after - 1]):
+            x = layer(x, *context, past=self.past(index))
+        rows, lead, end = plan.scored, self.lead, plan.after - 1
         if rows is None:
-            x, scores = self.layers[plan.after - 1](x, *context), None
+            x, scores = self.layers[end](x, *context, past=self.past(end)), None
         else:
-            x, probabilities = self.score(x, context, 1 + patches)
-            scores = relevance(probabilities, rows, last, patches)
-        return x, Seen(x[:, 1 : 1 + patches] if plan.embedding == "hidden" else visual, scores)
+            x, probabilities = self.score(x, context, lead + patches)
+            scores = relevance(probabilities, rows, last, patches, lead=lead, start=self.folded + lead)
+        return x, Seen(x[:, lead : lead + patches] if plan.embedding == "hidden" else visual, scores)
 
     def score(self, x: Tensor, context: Context, start: int) -> tuple[Tensor, Tensor]:
         """Run the last layer that sees every token; its output, and the wanted attention of the rows from `start`."""
         plan = self.token_plan
         previous, following = as_layer(self.layers[plan.after - 1]), as_layer(self.layers[plan.after])
+        past = self.past(plan.after - 1)
         if plan.source == "previous":
-            return run_scored(previous, x, context, start)
-        x = previous(x, *context)
+            return run_scored(previous, x, context, start, past)
+        x = previous(x, *context, past=past)
         normed, (cos, sin, mask) = following.input_layernorm(x), context
-        q = following.self_attn.queries(normed[:, start:], cos[start:], sin[start:])
-        return x, row_probabilities(q, following.self_attn.keys(normed, cos, sin), mask[start:])
+        attend = following.self_attn
+        q = attend.queries(normed[:, start:], cos[start:], sin[start:])
+        k, _ = joined(self.past(plan.after), attend.keys(normed, cos, sin), attend.values(normed))
+        return x, row_probabilities(q, k, mask[start:])
 
     def finish(self, x: Tensor, kept: Tensor, length: int, last: Tensor) -> Tensor:
-        """Run the other layers on BOS, the kept visual tokens and the text, at their original positions."""
+        """Run the other layers on the kept visual tokens and the text, at their original positions."""
         cos, sin, _ = self.context(x)
-        sequence = kept_positions(kept, x.shape[1], length)
+        sequence = kept_positions(kept, x.shape[1], length, self.lead)
         x = x.gather(1, sequence[..., None].expand(-1, -1, x.shape[-1]))
-        cos, sin, mask = cos[sequence][:, None], sin[sequence][:, None], causal_mask(x.shape[1], x.device)
-        for layer in self.layers[self.token_plan.after : -1]:
-            x = layer(x, cos, sin, mask)
-        x = self.layers[-1](x, cos, sin, mask, row=last + kept.shape[1])
+        cos, sin = cos[sequence][:, None], sin[sequence][:, None]
+        mask, end = causal_mask(x.shape[1], x.device, self.folded), len(self.layers) - 1
+        for index in range(self.token_plan.after, end):
+            x = self.layers[index](x, cos, sin, mask, past=self.past(index))
+        x = self.layers[end](x, cos, sin, mask, row=last + kept.shape[1], past=self.past(end))
         return self.norm(x)[:, 0]
 
 
-def kept_positions(kept: Tensor, total: int, length: int) -> Tensor:
-    """Original positions of BOS, the kept visual tokens int64[b, K] and the text: int64[b, K + L], ascending."""
-    text = torch.arange(total - length + 1, total, device=kept.device).expand(len(kept), -1)
-    return torch.cat([torch.zeros_like(kept[:, :1]), kept + 1, text], dim=1)
+def kept_positions(kept: Tensor, total: int, length: int, lead: int = 1) -> Tensor:
+    """Places in a sequence of `total` of the ids before the picture, the kept visual tokens and the other ids.
+
+    Args:
+        kept: int64[b, K], raster indices.
+        total: P + L.
+        length: L.
+        lead: ids before the picture.
+
+    Returns:
+        int64[b, K + L], ascending.
+    """
+    before = torch.arange(lead, device=kept.device).expand(len(kept), -1)
+    text = torch.arange(total - length + lead, total, device=kept.device).expand(len(kept), -1)
+    return torch.cat([before, kept + lead, text], dim=1)
 
 
-def run_scored(layer: DecoderLayer, x: Tensor, context: Context, start: int) -> tuple[Tensor, Tensor]:
+def run_scored(
+    layer: DecoderLayer, x: Tensor, context: Context, start: int, past: Past | None = None
+) -> tuple[Tensor, Tensor]:
     """Run a layer and give, beside its output, its attention from the rows from `start` on."""
     attend, normed, (cos, sin, mask) = layer.self_attn, layer.input_layernorm(x), context
-    q, k = attend.queries(normed, cos, sin), attend.keys(normed, cos, sin)
-    mixed = attend.mix(q, k, split_heads(attend.v_proj(normed), attend.heads), mask)
+    q = attend.queries(normed, cos, sin)
+    k, v = joined(past, attend.keys(normed, cos, sin), attend.values(normed))
+    mixed = attend.mix(q, k, v, mask)
     return layer.add_mlp(x + mixed), row_probabilities(q[:, :, start:], k, mask[start:])
 
 
 def row_probabilities(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    """Attention of some rows float[b, heads, r, d] over all keys float[b, heads, n, d]: float[b, heads, r, n]."""
-    scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+    """Attention of some rows float[b, heads, r, d] over all keys float[b, kv, n, d]: float[b, heads, r, n]."""
+    scores = (q @ shared_heads(k, q.shape[1]).transpose(-2, -1)) * q.shape[-1] ** -0.5
     return softmax(scores.masked_fill(~mask, -torch.inf))
 
 

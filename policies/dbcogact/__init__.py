@@ -1,0 +1,1 @@
+"""The DB-CogACT family (Dexbotic's CogACT): CLIP, Qwen2 and a diffusion head."""
