@@ -27,7 +27,7 @@ NEVER_IN_RUNTIME = ("torch", "onnx", "onnxscript", "mujoco", "gymnasium", "tyro"
 BASE = ("runtime",)  # errors, specs, clock and other files that know nothing of ours
 BUS = (*BASE, "runtime.bus", "runtime.bundle")
 CORE = (*BUS, "runtime.chunks", "runtime.backends", "runtime.backends.tensorrt")
-INFERENCE = (*CORE, "runtime.inference", "runtime.cameras")
+INFERENCE = (*CORE, "runtime.preprocess", "runtime.inference", "runtime.cameras")
 RUNTIME = (*INFERENCE, "runtime.control", "runtime.servers", "runtime.record")
 SIZES = ("policies.sizes",)
 FAMILIES = ("policies.cogact", "policies.dbcogact", "policies.smolvla", "policies.pi0", "policies.pi05")
@@ -64,12 +64,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime.backends": (*BUS, "runtime.backends.tensorrt"),
     "runtime.backends.tensorrt": (*BUS, "runtime.backends"),
     "runtime.cameras": (*BUS, "runtime.inference"),
-    "runtime.inference": CORE,
+    "runtime.preprocess": (*BASE, "runtime.bundle"),
+    "runtime.inference": (*CORE, "runtime.preprocess"),
     "runtime.control": CORE,
     "runtime.servers": INFERENCE,
     "runtime.record": INFERENCE,
     "policies.sizes": (*BASE, "runtime.bundle"),
-    "policies.nn": (*BASE, "runtime.bundle", "runtime.inference", *SIZES),
+    "policies.nn": (*BASE, "runtime.bundle", "runtime.inference", "runtime.preprocess", *SIZES),
     **dict.fromkeys(FAMILIES, (*BASE, "runtime.bundle", *PARTS)),
     "policies.dbcogact": (*BASE, "runtime.bundle", *PARTS, "policies.cogact"),  # the same head and sampler
     "policies.pi05": (*BASE, "runtime.bundle", *PARTS, "policies.pi0"),  # the same prefix

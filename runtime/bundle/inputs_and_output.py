@@ -13,7 +13,7 @@ import msgspec
 ActionKind = Literal["delta", "absolute", "velocity", "gripper"]
 """What one action dimension means to the robot; it decides what a hold is (`fallback.py`)."""
 Resize = Literal["bicubic-antialias", "bilinear-antialias", "bilinear"]
-"""Pillow's two filters on uint8, or torch's bilinear without antialias on float32 (`inference.letterbox`)."""
+"""Pillow's two filters on uint8, or torch's bilinear without antialias on float32 (`preprocess.letterbox`)."""
 Aspect = Literal["stretch", "pad-centre", "pad-left-top", "square-centre"]
 """How h x w becomes a square: `stretch` alone changes the sides' ratio. `pad-*`: resized until it fits, then padded,
 half and half (the odd pixel right and bottom) or all of it left and top. `square-centre`: padded first, half and half,
