@@ -7,6 +7,7 @@
 #   make gpu-bench  a full-size policy of random weights on the GPU that is there (minutes)
 #   make evaluation  tables and pictures of docs/results/evaluation.md from the results under benchmarks/ (seconds)
 #   make pages   docs/architecture.md and docs/reference from docstrings and tables
+#   make docs    a site from docs/ with search, under out/site; what leads nowhere is an error
 #   make lint    ruff and pyright
 #   make setup   only the set-up
 # DEMO_ARGS, TEST_ARGS, TRAIN_ARGS and BENCH_ARGS are handed on: make demo DEMO_ARGS="--episodes 5"
@@ -34,7 +35,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle threads sleep instead of spinning: cameras, policy and control share the cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup demo test test-simpler train bench gpu-bench evaluation pages lint clean
+.PHONY: help setup demo test test-simpler train bench gpu-bench evaluation pages docs lint clean
 .DEFAULT_GOAL := demo
 
 help:
@@ -65,6 +66,10 @@ evaluation: $(READY)
 
 pages: $(READY)
 	$(BIN)/python -m trimvla.launch.pages.reference
+
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs out/site
+	@echo "out/site/index.html"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -97,7 +102,7 @@ $(READY): pyproject.toml | .venv/bin/python
 		$(BIN)/pip install -qq $$index "$(TORCH)"; \
 	fi
 	@echo "installing trimvla and what its verbs need"
-	@$(BIN)/pip install -qq --editable ".[camera,train,export,sim,record,serve,metrics,dev]"
+	@$(BIN)/pip install -qq --editable ".[camera,train,export,sim,record,serve,metrics,docs,dev]"
 	@$(BIN)/pip install -qq --no-deps $(CLIENTS) && $(BIN)/pip install -qq $(CLIENTS_NEED) || \
 		echo "openpi's and vla-eval's own clients are not to be had: their tests are skipped" >&2
 	@$(BIN)/pip install -qq --editable ".[tensorrt-rtx]" || echo "no TensorRT for RTX here: its tests are skipped" >&2
