@@ -19,7 +19,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, BboxBase
 
 from trimvla.launch.figures import style
 from trimvla.launch.figures.losses import loss_figure, title
@@ -49,11 +49,11 @@ def drawn_texts() -> Iterator[list[tuple[str, Bbox]]]:
         if self.get_visible() and self.get_text().strip():
             found.append((self.get_text(), self.get_window_extent(renderer)))
 
-    Text.draw = recording  # type: ignore[method-assign]
+    Text.draw = recording
     try:
         yield found
     finally:
-        Text.draw = draw  # type: ignore[method-assign]
+        Text.draw = draw
 
 
 def check_readable(figure: Figure) -> list[str]:
@@ -83,7 +83,7 @@ def overlap(one: Bbox, other: Bbox) -> float:
     return min(across, down)
 
 
-def within(box: Bbox, page: Bbox) -> bool:
+def within(box: Bbox, page: BboxBase) -> bool:
     """Whether a box lies on the page."""
     return page.x0 <= box.x0 and page.y0 <= box.y0 and box.x1 <= page.x1 and box.y1 <= page.y1
 

@@ -21,7 +21,7 @@ TOTAL = "total"
 NAME = 34  # letters of a row's name in a line
 BAR = 0.6  # of a row's height
 ROOM = 1.1  # of the longest bar, for the number behind it
-STAGE_COLOURS = dict(zip(STAGES, style.COLOURS, strict=False))
+STAGE_COLOURS: dict[str, str] = dict(zip(STAGES, style.COLOURS, strict=False))
 
 
 @dataclass(frozen=True)

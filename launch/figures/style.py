@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 DPI = 120
 WIDTH = 9.0
@@ -37,7 +38,7 @@ INK = "#222222"
 COLOURS = (BLUE, "#d9722b", "#2f9e57", "#8e5bb5", "#b8860b", "#1aa3a3", "#c2478c", "#5a5a5a")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-LOOK: dict[str, Any] = {
+LOOK: dict[RcKeyType, Any] = {
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "axes.titlelocation": "left",
@@ -157,7 +158,7 @@ def legend_below(
     entries = axes.get_legend_handles_labels()[0] if handles is None else handles
     if not entries:
         return
-    labels = distinct([entry.get_label() for entry in entries], columns)
+    labels = distinct([str(entry.get_label()) for entry in entries], columns)
     across = _across(labels, int(figure.get_figwidth() * LETTERS_AN_INCH))
     figure.legend(entries, labels, loc="outside lower center", ncols=across)
     rows = -(-len(labels) // across)
