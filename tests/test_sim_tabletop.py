@@ -17,7 +17,7 @@ from gymnasium.utils.env_checker import check_env
 from trimvla.sim import TABLETOP, register
 from trimvla.sim.tabletop import expert
 from trimvla.sim.tabletop.env import MAX_STEPS, TabletopEnv
-from trimvla.sim.tabletop.model import TabletopRenderer, project
+from trimvla.sim.tabletop.model import ROBOT_JOINTS, TabletopRenderer, project
 from trimvla.sim.tabletop.scene import VARIANTS, Goal, Scene, all_instructions, sample_scene
 
 
@@ -254,3 +254,20 @@ def test_a_spawned_vector_environment_draws(tmp_path: Path) -> None:
     script.write_text(VECTOR + "if __name__ == '__main__':\n    main('spawn')\n")
     done = in_a_process(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')")
     assert done.stdout.strip() == "(2, 128, 128, 3)", done.stderr[-2000:]
+
+
+def test_the_wrist_camera_and_the_joints_are_seen_where_they_are_asked_for() -> None:
+    env = TabletopEnv(wrist=True)
+    first, _ = env.reset(seed=3)
+    assert first.keys() == {"image", "wrist", "state"} == env.observation_space.spaces.keys()
+    assert np.allclose(first["state"], env.qpos()[: len(ROBOT_JOINTS)])
+    plain = TabletopEnv()
+    assert np.array_equal(first["image"], plain.reset(seed=3)[0]["image"])
+    low = np.array([0, 0, -0.05, 0, 0, 0, 0], np.float32)
+    for _ in range(3):
+        after, *_ = env.step(low)
+    assert after["state"][2] < first["state"][2] - 0.05
+    moved = np.abs(after["wrist"].astype(int) - first["wrist"]).mean()
+    assert moved > np.abs(after["image"].astype(int) - first["image"]).mean(), "it moves with the gripper"
+    env.close()
+    plain.close()

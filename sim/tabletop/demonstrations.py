@@ -3,8 +3,9 @@
 Noise disturbs only what is executed; the label is always what the clean expert would do from there (DART, arXiv
 1703.09327). As the expert has no memory, each picture is labelled for several goals of its table, so one picture
 teaches what different sentences mean. For the same reason a policy may drive while the expert labels (DAgger, arXiv
-1011.0686): these corrections show the states that the policy gets itself into. Knows the simulator, the expert and
-anything that infers; knows no tokenizer and no training.
+1011.0686): these corrections show the states that the policy gets itself into. Shards may hold what the wrist camera
+sees and the joints' positions too. Knows the simulator, the expert and anything that infers; knows no tokenizer and no
+training.
 """
 
 from __future__ import annotations
@@ -76,15 +77,20 @@ class Shard:
 
     def __init__(self) -> None:
         self.images: list[np.ndarray] = []
+        self.more: dict[str, list[np.ndarray]] = {}
         self.chunks: list[np.ndarray] = []
         self.aux: list[np.ndarray] = []
         self.points: list[np.ndarray] = []
         self.texts: list[list[str]] = []
 
-    def add(self, image: np.ndarray, scene: Scene, state: State, goal: Goal, rng: np.random.Generator) -> None:
-        """Label one picture for several goals."""
+    def add(
+        self, seen: dict[str, np.ndarray], scene: Scene, state: State, goal: Goal, rng: np.random.Generator
+    ) -> None:
+        """Label what the environment gives to see for several goals."""
         goals = label_goals(scene, state, goal, rng)
-        self.images.append(image)
+        self.images.append(seen["image"])
+        for name in seen.keys() - {"image"}:
+            self.more.setdefault(name, []).append(seen[name])
         self.chunks.append(np.stack([expert.chunk(scene, state, g) for g in goals]))
         self.aux.append(np.stack([aux_label(scene, state, g) for g in goals]))
         self.points.append(np.stack([picture_points(scene, state, g) for g in goals]))
@@ -97,6 +103,7 @@ class Shard:
             np.savez(
                 file,
                 images=np.stack(self.images),
+                **{name: np.stack(rows) for name, rows in self.more.items()},
                 chunks=np.stack(self.chunks),
                 aux=np.stack(self.aux),
                 points=np.stack(self.points),
@@ -127,13 +134,13 @@ def episode(env: TabletopEnv, seed: int, shard: Shard) -> bool:
     drift = np.zeros(3)
     for k in range(45):
         state = env.state()
-        shard.add(observation["image"], scene, state, scene.goal, rng)
+        shard.add(observation, scene, state, scene.goal, rng)
         drift = 0.6 * drift + rng.normal(0.0, noise.shift * 0.5, 3)
         pursued = astray if k < noise.detour else scene.goal
         action = disturb(expert.act(scene, state, pursued), drift, noise, rng)
         observation, _, done, _, _ = env.step(action)
         if done:
-            shard.add(observation["image"], scene, env.state(), scene.goal, rng)
+            shard.add(observation, scene, env.state(), scene.goal, rng)
             return True
     return False
 
@@ -144,7 +151,7 @@ def corrected_episode(env: TabletopEnv, seed: int, shard: Shard, actor: Actor) -
     observation, _ = env.reset(seed=seed, options={"scene": sample_scene(rng)})
     chunk = np.zeros((0, 7))
     for k in range(CORRECTED_STEPS):
-        shard.add(observation["image"], env.scene(), env.state(), env.scene().goal, rng)
+        shard.add(observation, env.scene(), env.state(), env.scene().goal, rng)
         row = k % CORRECTED_EXECUTE
         if row == 0:
             noise = rng.standard_normal(noise_shape(actor), dtype=np.float32)
@@ -155,9 +162,11 @@ def corrected_episode(env: TabletopEnv, seed: int, shard: Shard, actor: Actor) -
     return False
 
 
-def make_shard(path: Path, first_seed: int, episodes: int, bundle: str | None = None) -> tuple[int, int]:
+def make_shard(
+    path: Path, first_seed: int, episodes: int, bundle: str | None = None, *, wrist: bool = False
+) -> tuple[int, int]:
     """Write one shard, driven by the expert or by the policy of a bundle; (frames, successes)."""
-    env, shard, successes = TabletopEnv(), Shard(), 0
+    env, shard, successes = TabletopEnv(wrist=wrist), Shard(), 0
     actor = None if bundle is None else Policy.load(bundle, threads=1)
     for seed in range(first_seed, first_seed + episodes):
         successes += episode(env, seed, shard) if actor is None else corrected_episode(env, seed, shard, actor)
@@ -167,17 +176,30 @@ def make_shard(path: Path, first_seed: int, episodes: int, bundle: str | None = 
 
 
 def make_shards(
-    directory: Path, count: int, workers: int, *, first: int = 0, bundle: str | None = None
+    directory: Path,
+    count: int,
+    workers: int,
+    *,
+    first: int = 0,
+    bundle: str | None = None,
+    wrist: bool = False,
 ) -> Iterator[tuple[int, int]]:
     """Write the missing ones of `count` shards from number `first` on; yields (frames, successes) as each is done.
 
-    With `bundle` its policy drives (corrections), else the expert.
+    With `bundle` its policy drives (corrections), else the expert. `wrist`: see `TabletopEnv`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     missing = [i for i in range(first, first + count) if not shard_path(directory, i).exists()]
     with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
         jobs = [
-            pool.submit(make_shard, shard_path(directory, i), FIRST_SEED + i * SHARD_EPISODES, SHARD_EPISODES, bundle)
+            pool.submit(
+                make_shard,
+                shard_path(directory, i),
+                FIRST_SEED + i * SHARD_EPISODES,
+                SHARD_EPISODES,
+                bundle,
+                wrist=wrist,
+            )
             for i in missing
         ]
         for job in as_completed(jobs):

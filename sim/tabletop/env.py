@@ -1,7 +1,8 @@
 """The embedded simulator: a language-conditioned tabletop as a gymnasium environment, deterministic per seed.
 
 Actions are SIMPLER's: float32[7] = delta xyz [m], delta axis-angle [rad], gripper (1 = open, 0 = close), at 5 Hz. The
-observation is one third-person picture; success is judged from privileged state and reported in `info["success"]`.
+observation is one third-person picture, and where it is asked for that of the wrist camera and the joints' positions;
+success is judged from privileged state and reported in `info["success"]`.
 Knows physics and judging; knows no policy, socket or expert decision.
 """
 
@@ -16,7 +17,13 @@ import numpy as np
 
 from trimvla.sim.physics import mujoco
 from trimvla.sim.tabletop.expert import State, is_done, limit_tool
-from trimvla.sim.tabletop.model import FINGER_TRAVEL, TabletopRenderer, apply_scene, build_model
+from trimvla.sim.tabletop.model import (
+    FINGER_TRAVEL,
+    ROBOT_JOINTS,
+    TabletopRenderer,
+    apply_scene,
+    build_model,
+)
 from trimvla.sim.tabletop.scene import Goal, Scene, other_goal, sample_scene
 
 CONTROL_HZ = 5
@@ -43,13 +50,26 @@ class TabletopEnv(gym.Env):
     }
     control_hz = CONTROL_HZ
 
-    def __init__(self, render_mode: str | None = None, variant: str = "default", observe: bool = True) -> None:
-        """`observe=False` skips the picture (all zeros) for runs that need only physics."""
+    def __init__(
+        self,
+        render_mode: str | None = None,
+        variant: str = "default",
+        observe: bool = True,
+        *,
+        wrist: bool = False,
+    ) -> None:
+        """`observe=False` skips the pictures (all zeros) for runs that need only physics.
+
+        `wrist` adds "wrist" uint8[128, 128, 3] and "state" float32[8] to the observation: positions of `ROBOT_JOINTS`
+        [m, rad].
+        """
         self.render_mode = render_mode
         self.variant = variant
-        self.observation_space = gym.spaces.Dict(
-            {"image": gym.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)}
-        )
+        self._wrist = wrist
+        picture = gym.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        joints = gym.spaces.Box(-np.inf, np.inf, (len(ROBOT_JOINTS),), np.float32)
+        more = {"wrist": picture, "state": joints} if wrist else {}
+        self.observation_space = gym.spaces.Dict({"image": picture, **more})
         self.action_space = gym.spaces.Box(ACTION_LOW, ACTION_HIGH, (7,), np.float32)
         self._model = build_model()
         self._data = mujoco.MjData(self._model)
@@ -162,10 +182,19 @@ class TabletopEnv(gym.Env):
             self._renderer = TabletopRenderer(self.scene())
         return self._renderer
 
+    def joints(self) -> np.ndarray:
+        """Measured positions of `ROBOT_JOINTS` [m, rad], float32[8]."""
+        return self._data.qpos[: len(ROBOT_JOINTS)].astype(np.float32)
+
     def _observation(self) -> dict[str, np.ndarray]:
+        if not self._wrist:
+            return {"image": self._picture("front")}
+        return {"image": self._picture("front"), "wrist": self._picture("wrist"), "state": self.joints()}
+
+    def _picture(self, camera: str) -> np.ndarray:
         if not self._observe:
-            return {"image": np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)}
-        return {"image": self._get_renderer().render(self._data.qpos, height=IMAGE_SIZE, width=IMAGE_SIZE)}
+            return np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        return self._get_renderer().render(self._data.qpos, camera, height=IMAGE_SIZE, width=IMAGE_SIZE)
 
     def _info(self) -> dict[str, Any]:
         return {"instruction": self.instruction, "success": self.succeeded(), "steps": self._steps}

@@ -1,4 +1,4 @@
-"""The tabletop's MuJoCo model: a gantry robot with a parallel gripper, a table, slots for things, one camera.
+"""The tabletop's MuJoCo model: a gantry robot with a gripper, a table, slots for things, two cameras.
 
 Primitives only, no downloads. One compiled model serves every scene: `apply_scene` fills the slots, colours, light and
 camera; unused slots are parked out of sight. Knows geometry and rendering; knows no task, action or success.
@@ -18,6 +18,8 @@ FINGER_TRAVEL = 0.05  # each finger [m]; open: 0.10 between the pads
 TOOL_TO_TIP = 0.010  # the tool point lies this far above the finger tips [m]
 ROBOT_JOINTS = ("x", "y", "z", "yaw", "pitch", "roll", "left", "right")
 CAMERA_POS, CAMERA_AIM, CAMERA_FOVY = (0.0, -0.52, 0.52), (0.0, 0.0, 0.045), 37.0
+CAMERAS = ("front", "wrist")
+"""Names of the cameras: in front of the table, and on the gripper, looking at what is between its fingers."""
 TABLE_MATERIALS = ("table0", "table1", "table2", "table3")
 
 _OBJECT = """
@@ -88,6 +90,7 @@ MJCF = """
         <joint name="pitch" type="hinge" axis="0 1 0" range="-0.6 0.6" damping="1" armature="0.02"/>
         <joint name="roll" type="hinge" axis="1 0 0" range="-0.6 0.6" damping="1" armature="0.02"/>
         <geom class="robot" type="box" size="0.062 0.016 0.012" rgba="0.92 0.92 0.94 1"/>
+        <camera name="wrist" pos="0 -0.08 0.02" xyaxes="1 0 0 0 0.809 0.588" fovy="70"/>
         <body name="left" gravcomp="1" pos="0 0 -0.09">
           <joint name="left" type="slide" axis="-1 0 0" range="0 0.05" damping="8" armature="0.2"/>
           <geom class="finger" name="left" type="box" size="0.005 0.016 0.039" pos="-0.005 0 0.029"/>
