@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FAMILIES: dict[str, str] = {
     "cogact": "trimvla.policies.cogact.family:FAMILY",
+    "pi0": "trimvla.policies.pi0.family:PI0",
+    "pi05": "trimvla.policies.pi0.family:PI05",
 }
 """Name, as a config's `family` has it -> "module:attribute" of its row. A config without one is of "cogact"."""
 FIRST = "cogact"
