@@ -1,4 +1,5 @@
-"""The site that `make docs` builds from these pages: Sphinx, with MyST for Markdown and Furo's theme.
+"""The site that `make docs` builds from these pages: Sphinx, with MyST for Markdown and Furo's
+theme.
 
 Warnings are errors there (`sphinx-build -W`): a dead link, a missing heading or a page outside
 the side bar fails the build. Nothing comes from elsewhere, and the search works from a file.

@@ -1,4 +1,6 @@
-"""From a policy and a plan to a bundle: ONNX stages, manifest and the proof that both compute the same."""
+"""From a policy and a plan to a bundle: ONNX stages, manifest and the proof that both compute the
+same.
+"""
 
 from trimvla.runtime import quiet
 

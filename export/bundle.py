@@ -1,7 +1,8 @@
 """Policy + plan -> bundle: a directory that is complete or absent.
 
-Everything is written beside the target, proved against torch, validated as the runtime will validate it, and only then
-renamed into place. Knows what a bundle holds; graphs come from `to_onnx`, the proof from `verify`.
+Everything is written beside the target, proved against torch, validated as the runtime will
+validate it, and only then renamed into place. Knows what a bundle holds; graphs come from
+`to_onnx`, the proof from `verify`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,14 @@ from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.trimming.calibrate import Calibration
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.runtime.bundle.manifest import ActionKind, ActionSpec, ImageSpec, Manifest, Plan, StageSpec
+from trimvla.runtime.bundle.manifest import (
+    ActionKind,
+    ActionSpec,
+    ImageSpec,
+    Manifest,
+    Plan,
+    StageSpec,
+)
 from trimvla.runtime.errors import BundleError, ConfigError
 
 SIX_DELTAS_AND_GRIPPER: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
@@ -79,16 +87,19 @@ def export_policy(
         The manifest, with the parity report.
 
     Raises:
-        ConfigError: the plan does not fit, no tokenizer, no such statistics, an unknown precision or no frames for it,
-            or the target exists.
-        BundleError: the graphs differ from torch by more than their tolerance. Nothing is left behind.
+        ConfigError: the plan does not fit, no tokenizer, no such statistics, an unknown precision
+            or no frames for it, or the target exists.
+        BundleError: the graphs differ from torch by more than their tolerance. Nothing is left
+            behind.
     """
     precision = precision_named(precision)
     if guided and precision != "float32":
         raise ConfigError(
-            f"expected 'guided' with precision float32 only, got {precision}: the stage's weights are there"
+            f"expected 'guided' with precision float32 only, got {precision}: the stage's weights"
+            " are there"
         )
-    out, cfg = Path(out_dir), policy.cfg
+    out = Path(out_dir)
+    cfg = policy.cfg
     check_target(out, overwrite)
     check_frames(precision, calibration, cfg)
     action = action_spec(cfg, control_hz, kinds, statistics_key)
@@ -97,7 +108,13 @@ def export_policy(
     policy = trim(policy, plan)
     stages = stage_specs(cfg, plan, guided)
     manifest = described(
-        cfg, plan, name=out.name, precision=precision, action=action, stages=stages, created_utc=created_utc
+        cfg,
+        plan,
+        name=out.name,
+        precision=precision,
+        action=action,
+        stages=stages,
+        created_utc=created_utc,
     )
     check_manifest(manifest)
     with written_beside(out) as directory:
@@ -105,7 +122,12 @@ def export_policy(
         (directory / bundles.STATISTICS).write_text(scales, encoding="utf-8")
         for stage in stages_under(plan, guided):
             export_to(policy, stage, directory)
-        convert({name: directory / stage.file for name, stage in manifest.stages.items()}, precision, cfg, calibration)
+        convert(
+            {name: directory / stage.file for name, stage in manifest.stages.items()},
+            precision,
+            cfg,
+            calibration,
+        )
         return prove(policy, manifest, directory)
 
 
@@ -119,7 +141,9 @@ def described(
     stages: Mapping[str, StageSpec],
     created_utc: str | None,
 ) -> Manifest:
-    """The manifest of a bundle made now, or at `created_utc`; its parity report is still missing."""
+    """The manifest of a bundle made now, or at `created_utc`; its parity report is still
+    missing.
+    """
     return Manifest(
         name=name,
         created_utc=created_utc or datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -142,15 +166,20 @@ def export_to(policy: CogAct, stage: Stage, directory: Path) -> StageSpec:
 
 
 def prove(policy: CogAct, manifest: Manifest, directory: Path) -> Manifest:
-    """Measure parity, write the manifest with the report, and read the bundle back as the runtime does.
+    """Measure parity, write the manifest with the report, and read the bundle back as the runtime
+    does.
 
     Raises:
         BundleError: a boundary differs by more than its tolerance.
     """
     with closing_all(proof_runners(directory, manifest)) as runners:
-        result = parity(policy, runners, samples=PARITY_SAMPLES, seed=0, precision=manifest.precision)
+        result = parity(
+            policy, runners, samples=PARITY_SAMPLES, seed=0, precision=manifest.precision
+        )
     if not result["ok"]:
-        worst = "; ".join(f"{failure['group']}: {failure['reason']}" for failure in result["failed"][:3])
+        worst = "; ".join(
+            f"{failure['group']}: {failure['reason']}" for failure in result["failed"][:3]
+        )
         raise BundleError(f"bundle '{manifest.name}' differs from torch: {worst}")
     bundles.write(directory, msgspec.structs.replace(manifest, parity=result))
     return bundles.load(directory)
@@ -158,7 +187,9 @@ def prove(policy: CogAct, manifest: Manifest, directory: Path) -> Manifest:
 
 @contextmanager
 def written_beside(out: Path) -> Iterator[Path]:
-    """A fresh directory beside `out` that takes its place at the end, or vanishes when anything fails."""
+    """A fresh directory beside `out` that takes its place at the end, or vanishes when anything
+    fails.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -170,7 +201,9 @@ def written_beside(out: Path) -> Iterator[Path]:
 
 
 def swap(beside: Path, out: Path) -> None:
-    """Exchange `beside` and `out` by renaming; afterwards `beside` holds what `out` was, if it was."""
+    """Exchange `beside` and `out` by renaming; afterwards `beside` holds what `out` was, if it
+    was.
+    """
     if not out.exists():
         beside.rename(out)
         return

@@ -20,7 +20,9 @@ Value = torch.Tensor | np.ndarray
 
 @dataclass
 class Comparison:
-    """What came of one group of arrays; `worst` is the largest absolute difference, at `worst_key`."""
+    """What came of one group of arrays; `worst` is the largest absolute difference, at
+    `worst_key`.
+    """
 
     group: str
     tolerance: float
@@ -34,13 +36,15 @@ class Comparison:
     def add(self, key: str, expected: Value, got: Value) -> None:
         """Compare one array."""
         self.compared += 1
-        a, b = as_float64(expected), as_float64(got)
+        a = as_float64(expected)
+        b = as_float64(got)
         if a.shape != b.shape:
             self.fail(key, f"expected shape {list(a.shape)}, got {list(b.shape)}")
             return
         worst = self.difference(a, b)
         if self.worst_key is None or worst > self.worst:
-            self.worst, self.worst_key = worst, key
+            self.worst = worst
+            self.worst_key = key
         self.mean = max(self.mean, _finite(float(np.abs(a - b).mean())) if a.size else 0.0)
         self.cosine = min(self.cosine, cosine(a, b))
         if worst > self.tolerance:
@@ -64,10 +68,12 @@ class Comparison:
 
 
 class ScaledComparison(Comparison):
-    """The same where arrays may be large: a difference counts in root mean squares of the array, where that is above 1.
+    """The same where arrays may be large: a difference counts in root mean squares of the array,
+    where that is above 1.
 
-    Rounding grows with the numbers: visual tokens of some policies are beyond 10 in the mean and reach 90, where one
-    step of float32 is 8e-6 and a sum of hundreds of such numbers is not the same to 1e-4 in another order.
+    Rounding grows with the numbers: visual tokens of some policies are beyond 10 in the mean and
+    reach 90, where one step of float32 is 8e-6 and a sum of hundreds of such numbers is not the
+    same to 1e-4 in another order.
     """
 
     def difference(self, a: np.ndarray, b: np.ndarray) -> float:
@@ -78,7 +84,8 @@ class ScaledComparison(Comparison):
 
 @dataclass(frozen=True)
 class Limit:
-    """How far a boundary in a lower precision may be from float32: lengths of differences over lengths of arrays.
+    """How far a boundary in a lower precision may be from float32: lengths of differences over
+    lengths of arrays.
 
     `worst` is for every array, `typical` for the median over all of them.
     """
@@ -125,7 +132,9 @@ class LowerComparison(Comparison):
 
 
 def report(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
-    """Join groups into {"ok", "compared", "failed", "absent", "groups"}; `absent` are groups without any array."""
+    """Join groups into {"ok", "compared", "failed", "absent", "groups"}; `absent` are groups
+    without any array.
+    """
     for comparison in comparisons.values():
         comparison.finish()
     failed = [failure for comparison in comparisons.values() for failure in comparison.failed]
@@ -160,7 +169,9 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def relative_difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Length of the difference over the length of the first; the largest float where a number is not finite."""
+    """Length of the difference over the length of the first; the largest float where a number is
+    not finite.
+    """
     return _finite(float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), sys.float_info.min)))
 
 

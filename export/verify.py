@@ -1,7 +1,8 @@
 """A bundle against torch: the same inputs through both, compared at every boundary.
 
-Each stage is fed with torch's own inputs, so a difference points at the stage that made it; `end_to_end` runs the
-bundle's stages one after the other, on the actions as the runtime clips them. Knows runners only by their contract.
+Each stage is fed with torch's own inputs, so a difference points at the stage that made it;
+`end_to_end` runs the bundle's stages one after the other, on the actions as the runtime clips them.
+Knows runners only by their contract.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ import torch
 from torch import Tensor
 
 from trimvla.export.compare import Comparison, Limit, LowerComparison, ScaledComparison, report
-from trimvla.export.graphs.stages import GUIDED, SAMPLED_TOLERANCE, STAGES, example_inputs, stages_under, walk
+from trimvla.export.graphs.stages import (
+    GUIDED,
+    SAMPLED_TOLERANCE,
+    STAGES,
+    example_inputs,
+    stages_under,
+    walk,
+)
 from trimvla.export.precision.emulate_bf16 import EmulatedRunner
 from trimvla.policies.cogact.checkpoint import load as load_checkpoint
 from trimvla.policies.cogact.model import CogAct
@@ -28,23 +36,44 @@ from trimvla.runtime.bundle.manifest import Manifest, StageSpec
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import BundleError, CheckpointError
 
-END_TO_END, KEPT = "end_to_end", "kept"
+END_TO_END = "end_to_end"
+KEPT = "kept"
 SHARPEST = "float32"
-# fmt: off
 LIMITS: dict[str, dict[str, Limit]] = {
-    #                               worst  typical
-    "float16":      {"visual": Limit(2e-3, 1e-3), "cognition": Limit(0.02, 2e-3), KEPT: Limit(0.10, 0.02),
-                     "actions": Limit(1.0, 0.01), END_TO_END: Limit(1.5, 0.02)},
-    "bfloat16":     {"visual": Limit(0.03, 0.015), "cognition": Limit(0.10, 0.04), KEPT: Limit(0.20, 0.10),
-                     "actions": Limit(1.0, 0.05), END_TO_END: Limit(1.5, 0.15)},
-    "int8":         {"visual": Limit(0.06, 0.04), "cognition": Limit(0.20, 0.06), KEPT: Limit(0.30, 0.10),
-                     "actions": Limit(1.0, 0.12), END_TO_END: Limit(1.5, 0.20)},
-    "int8-dynamic": {"visual": Limit(0.06, 0.04), "cognition": Limit(0.20, 0.06), KEPT: Limit(0.30, 0.10),
-                     "actions": Limit(1.0, 0.12), END_TO_END: Limit(1.5, 0.20)},
+    # Limit(worst, typical)
+    "float16": {
+        "visual": Limit(2e-3, 1e-3),
+        "cognition": Limit(0.02, 2e-3),
+        KEPT: Limit(0.10, 0.02),
+        "actions": Limit(1.0, 0.01),
+        END_TO_END: Limit(1.5, 0.02),
+    },
+    "bfloat16": {
+        "visual": Limit(0.03, 0.015),
+        "cognition": Limit(0.10, 0.04),
+        KEPT: Limit(0.20, 0.10),
+        "actions": Limit(1.0, 0.05),
+        END_TO_END: Limit(1.5, 0.15),
+    },
+    "int8": {
+        "visual": Limit(0.06, 0.04),
+        "cognition": Limit(0.20, 0.06),
+        KEPT: Limit(0.30, 0.10),
+        "actions": Limit(1.0, 0.12),
+        END_TO_END: Limit(1.5, 0.20),
+    },
+    "int8-dynamic": {
+        "visual": Limit(0.06, 0.04),
+        "cognition": Limit(0.20, 0.06),
+        KEPT: Limit(0.30, 0.10),
+        "actions": Limit(1.0, 0.12),
+        END_TO_END: Limit(1.5, 0.20),
+    },
 }
-# fmt: on
-"""Of lower precisions, relative to float32 torch; of `kept`, the share of tokens that differ. The worst of sampled
-actions says little (see `SAMPLED_TOLERANCE`): noise between two modes goes to either, and a whole chunk differs."""
+"""Of lower precisions, relative to float32 torch; of `kept`, the share of tokens that differ. The
+worst of sampled actions says little (see `SAMPLED_TOLERANCE`): noise between two modes goes to
+either, and a whole chunk differs.
+"""
 
 
 def verify_bundle(
@@ -60,16 +89,17 @@ def verify_bundle(
 
     Args:
         bundle: its path, or the name of a shipped one.
-        policy: the dense policy it was exported from; when left out, the checkpoint beside the bundle is loaded
-            (`<bundle>.safetensors`, or `<policy>.safetensors`).
-        backend: what runs the bundle, see `runtime.runner`; when left out, what its own proof ran on.
+        policy: the dense policy it was exported from; when left out, the checkpoint beside the
+            bundle is loaded (`<bundle>.safetensors`, or `<policy>.safetensors`).
+        backend: what runs the bundle, see `runtime.runner`; when left out, what its own proof ran
+            on.
         provider: what executes inside the backend.
         samples: inputs per bucket.
         seed: of the inputs; `export_policy` used 0.
 
     Returns:
-        {"ok", "compared", "failed", "absent", "groups": {boundary: {"compared", "worst", "worst_key", "mean", "cosine",
-        "tolerance"}}, "bundle", "against", "runners"}.
+        {"ok", "compared", "failed", "absent", "groups": {boundary: {"compared", "worst",
+        "worst_key", "mean", "cosine", "tolerance"}}, "bundle", "against", "runners"}.
 
     Raises:
         BundleError: the bundle cannot be loaded, or is of another policy.
@@ -79,7 +109,10 @@ def verify_bundle(
     with bundles.opened(directory) as (files, manifest), files.named() as place:
         policy = policy or checkpoint_beside(directory)
         if PolicyConfig.from_dict(manifest.policy) != policy.cfg:
-            raise BundleError(f"bundle '{directory}': expected the config of policy '{policy.cfg.name}', got another")
+            raise BundleError(
+                f"bundle '{directory}': expected the config of policy '{policy.cfg.name}', got"
+                " another"
+            )
         policy = trim(policy, manifest.plan)
         if backend is None:
             runners = proof_runners(place, manifest)
@@ -87,7 +120,9 @@ def verify_bundle(
             runners = open_runners(place, manifest.stages, backend=backend, provider=provider)
         with closing_all(runners):
             files.check_unchanged()
-            result = parity(policy, runners, samples=samples, seed=seed, precision=manifest.precision)
+            result = parity(
+                policy, runners, samples=samples, seed=seed, precision=manifest.precision
+            )
     return {**result, "bundle": manifest.name}
 
 
@@ -103,20 +138,29 @@ def closing_all(runners: Mapping[str, Runner]) -> Iterator[Mapping[str, Runner]]
 def checkpoint_beside(directory: Path) -> CogAct:
     """The dense policy that a bundle was exported from, where its checkpoint lies beside it.
 
-    It is called like the bundle, or like the policy: bundles of one policy under several plans share it.
+    It is called like the bundle, or like the policy: bundles of one policy under several plans
+    share it.
     """
     directory = directory.resolve()
-    names = dict.fromkeys((directory.name, str(bundles.load(directory).policy.get("name", directory.name))))
+    names = dict.fromkeys(
+        (directory.name, str(bundles.load(directory).policy.get("name", directory.name)))
+    )
     paths = [directory.with_name(f"{name}.safetensors") for name in names]
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
         wanted = " or ".join(str(path) for path in paths)
-        raise CheckpointError(f"expected the policy of bundle '{directory.name}' in {wanted}, got no such file")
+        raise CheckpointError(
+            f"expected the policy of bundle '{directory.name}' in {wanted}, got no such file"
+        )
     return load_checkpoint(found)
 
 
 def open_runners(
-    directory: Path, stages: Mapping[str, StageSpec], *, backend: str = "onnxruntime", provider: str | None = None
+    directory: Path,
+    stages: Mapping[str, StageSpec],
+    *,
+    backend: str = "onnxruntime",
+    provider: str | None = None,
 ) -> dict[str, Runner]:
     """One runner per stage; where one does not open, those before it are closed."""
     opened: dict[str, Runner] = {}
@@ -132,15 +176,25 @@ def proof_runners(directory: Path, manifest: Manifest) -> dict[str, Runner]:
     """What a bundle is proved on: ONNX Runtime, which has to emulate bfloat16."""
     if manifest.precision != "bfloat16":
         return open_runners(directory, manifest.stages)
-    return {name: EmulatedRunner(directory / stage.file, stage) for name, stage in manifest.stages.items()}
+    return {
+        name: EmulatedRunner(directory / stage.file, stage)
+        for name, stage in manifest.stages.items()
+    }
 
 
 def parity(
-    policy: CogAct, runners: Mapping[str, Runner], *, samples: int, seed: int, precision: str = SHARPEST
+    policy: CogAct,
+    runners: Mapping[str, Runner],
+    *,
+    samples: int,
+    seed: int,
+    precision: str = SHARPEST,
 ) -> dict[str, Any]:
-    """Compare the runners, which compute in a precision, with float32 torch: `verify_bundle` without the bundle's name.
+    """Compare the runners, which compute in a precision, with float32 torch: `verify_bundle`
+    without the bundle's name.
 
-    In a lower precision what is kept is compared as a set: the share of tokens that both keep, against 1.
+    In a lower precision what is kept is compared as a set: the share of tokens that both keep,
+    against 1.
     """
     guided = GUIDED.name in runners
     rows = comparisons(policy.plan, precision, guided)
@@ -153,7 +207,9 @@ def parity(
                     rows[name].add(key, np.ones(1), shared(value.numpy(), got[name]))
                 else:
                     rows[name].add(key, value, got[name])
-        rows[END_TO_END].add(key, tensors["actions"].clamp(-1, 1), run_chain(runners, inputs).clip(-1, 1))
+        rows[END_TO_END].add(
+            key, tensors["actions"].clamp(-1, 1), run_chain(runners, inputs).clip(-1, 1)
+        )
     ran = {name: runner.describe() for name, runner in runners.items()}
     return {**report(rows), "against": f"torch {torch.__version__}, float32", "runners": ran}
 
@@ -173,11 +229,15 @@ def shared(expected: np.ndarray, got: np.ndarray) -> np.ndarray:
 
 def tolerances(plan: Plan, guided: bool = False) -> dict[str, float]:
     """How far each output may be from torch's; an index not at all."""
-    pairs = ((name, stage.tolerance) for stage in stages_under(plan, guided) for name in stage.outputs)
+    pairs = (
+        (name, stage.tolerance) for stage in stages_under(plan, guided) for name in stage.outputs
+    )
     return {name: 0.0 if name == KEPT else tolerance for name, tolerance in pairs}
 
 
-def sample_inputs(cfg: PolicyConfig, samples: int, seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def sample_inputs(
+    cfg: PolicyConfig, samples: int, seed: int
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Random inputs for every prompt bucket, each with a name."""
     generator = torch.Generator().manual_seed(seed)
     for bucket in cfg.prompt.buckets:

@@ -1,4 +1,7 @@
-"""Wiring: the command line, the process table and the programs it starts. Only this package may import all others."""
+"""Wiring: the command line, the process table and the programs it starts.
+
+Only this package may import all others.
+"""
 
 from trimvla.runtime import quiet
 

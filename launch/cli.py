@@ -1,7 +1,10 @@
-"""One program, `trimvla`, with verbs. Knows their table, exit codes and how an error looks; not what a verb does.
+"""One program, `trimvla`, with verbs.
 
-A verb's module is imported when it is called, so that `trimvla --help` costs nothing and a robot without torch can
-`run`. Exit status: 0 only on success, 1 for a failure, 2 for a wrong command line, 130 for Ctrl-C.
+Knows their table, exit codes and how an error looks; not what a verb does.
+
+A verb's module is imported when it is called, so that `trimvla --help` costs nothing and a robot
+without torch can `run`. Exit status: 0 only on success, 1 for a failure, 2 for a wrong command
+line, 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from trimvla.runtime.printable import printable, printable_lines
 
 @dataclass(frozen=True)
 class Verb:
-    """One row of the table: `module` has `Args` and `run`; `extra` is the optional install that it needs."""
+    """One row of the table: `module` has `Args` and `run`; `extra` is the optional install that it
+    needs.
+    """
 
     name: str
     module: str
@@ -56,7 +61,9 @@ VERBS = (
     Verb("build", "build", "", "bundle to TensorRT engines for this device, cached"),
     Verb("verify", "verify", "export", "a bundle against torch, or torch against a reference"),
     Verb("cost", "cost", "export", "parameters, operations and bytes of a policy under a plan"),
-    Verb("gpu-bench", "gpu_bench", "", "latency of a full-size policy on a GPU, with random weights"),
+    Verb(
+        "gpu-bench", "gpu_bench", "", "latency of a full-size policy on a GPU, with random weights"
+    ),
     Verb("bench", "bench", "", "latency of a bundle, layer by layer"),
     Verb("ablate", "ablate", "export", "every part of a plan: success, time and cost", True),
     Verb("record", "record", "record", "write what travels in a running system to an MCAP file"),
@@ -74,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_whatever_comes()
     if foreign := [word for word in args if not is_text(word)]:
         wrong = ", ".join(map(printable, foreign))
-        return fail(f"expected text in UTF-8 on the command line, got {wrong}", "--json" in args, status=2)
+        return fail(
+            f"expected text in UTF-8 on the command line, got {wrong}", "--json" in args, status=2
+        )
     if not args or args[0] in ("-h", "--help"):
         print(overview())
         return 0
@@ -88,14 +97,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def show_whatever_comes() -> None:
-    """Characters that a terminal's encoding lacks are shown escaped instead of ending the program."""
+    """Characters that a terminal's encoding lacks are shown escaped instead of ending the
+    program.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def is_text(word: str) -> bool:
-    """Whether a word of the command line was UTF-8: bytes that are none arrive as lone surrogates."""
+    """Whether a word of the command line was UTF-8: bytes that are none arrive as lone
+    surrogates.
+    """
     try:
         word.encode()
     except UnicodeEncodeError:
@@ -104,7 +117,10 @@ def is_text(word: str) -> bool:
 
 
 def run_verb(verb: Verb, argv: list[str]) -> int:
-    """Parse, run and report one verb. An expected error is one line; anything else keeps its traceback."""
+    """Parse, run and report one verb.
+
+    An expected error is one line; anything else keeps its traceback.
+    """
     as_json = "--json" in argv
     try:
         if verb.renders:
@@ -123,7 +139,9 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
         return usage_exit(stop, as_json)
     except Exception as error:
         if isinstance(error, ImportError) and (module := missing_module(error)):
-            return fail(f"`trimvla {verb.name}` needs {module}: {install(module, verb.extra)}", as_json)
+            return fail(
+                f"`trimvla {verb.name}` needs {module}: {install(module, verb.extra)}", as_json
+            )
         print(printable_lines(traceback.format_exc(), indent=""), file=sys.stderr)
         return fail(f"{type(error).__name__}: {error}", as_json)
     if not result.get("ok", True) and "error" in result:
@@ -175,7 +193,9 @@ def fail(message: str, as_json: bool, status: int = 1) -> int:
 
 
 def usage_exit(stop: SystemExit, as_json: bool) -> int:
-    """tyro exits with 0 after help and with 2 after a wrong command line; a program that asked for JSON gets some."""
+    """tyro exits with 0 after help and with 2 after a wrong command line; a program that asked for
+    JSON gets some.
+    """
     status = stop.code if isinstance(stop.code, int) else 1
     if status and as_json:
         print_json({"ok": False, "error": "wrong command line; see stderr"})

@@ -1,9 +1,10 @@
-"""The one way to a terminal: cards, live lines, bars and logs that show text from elsewhere as it is.
+"""The one way to a terminal: cards, live lines, bars and logs that show text from elsewhere as it
+is.
 
-An instruction with `[INST]`, a folder named `[old]`, `uint8[h, w, 3]`: nothing in a string is markup, an
-emoji's name or a number to be coloured, and control characters are shown escaped (`printable`). What is
-styled is a `rich.text.Text` that `styled` makes. The linter forbids rich's own consoles, bars and handlers
-everywhere else.
+An instruction with `[INST]`, a folder named `[old]`, `uint8[h, w, 3]`: nothing in a string is
+markup, an emoji's name or a number to be coloured, and control characters are shown escaped
+(`printable`). What is styled is a `rich.text.Text` that `styled` makes. The linter forbids rich's
+own consoles, bars and handlers everywhere else.
 """
 
 from __future__ import annotations
@@ -30,18 +31,39 @@ from rich.text import Text
 
 from trimvla.runtime.printable import printable
 
-__all__ = ["Console", "Progress", "Status", "log_handler", "progress_bar", "styled", "text_column", "transfer_bar"]
+__all__ = [
+    "Console",
+    "Progress",
+    "Status",
+    "log_handler",
+    "progress_bar",
+    "styled",
+    "text_column",
+    "transfer_bar",
+]
 
 
 class Console(RichConsole):
-    """A console for which every string is plain text: printed, in a cell, a title or a live line."""
+    """A console for which every string is plain text: printed, in a cell, a title or a live
+    line.
+    """
 
-    def __init__(self, *, stderr: bool = False, file: IO[str] | None = None, width: int | None = None) -> None:
-        super().__init__(stderr=stderr, file=file, width=width, markup=False, highlight=False, emoji=False)
+    def __init__(
+        self, *, stderr: bool = False, file: IO[str] | None = None, width: int | None = None
+    ) -> None:
+        super().__init__(
+            stderr=stderr, file=file, width=width, markup=False, highlight=False, emoji=False
+        )
 
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - as rich types it
-        """A string as text, never parsed, whatever the caller asks for; see `rich.console.Console`."""
-        known = {name: options[name] for name in ("style", "justify", "overflow") if options.get(name) is not None}
+        """A string as text, never parsed, whatever the caller asks for; see
+        `rich.console.Console`.
+        """
+        known = {
+            name: options[name]
+            for name in ("style", "justify", "overflow")
+            if options.get(name) is not None
+        }
         return Text(printable(text), **known)
 
     def status(self, status: Any, **_: Any) -> Status:  # noqa: ANN401 - as rich types it
@@ -83,7 +105,9 @@ def text_column(template: str) -> ProgressColumn:
 
 
 def progress_bar(*more: ProgressColumn, counts: bool = False, transient: bool = True) -> Progress:
-    """Bars on stderr, so that stdout stays clean: what is done, how much of it, `more`, and the time that is left."""
+    """Bars on stderr, so that stdout stays clean: what is done, how much of it, `more`, and the
+    time that is left.
+    """
     done = MofNCompleteColumn() if counts else TaskProgressColumn()
     columns = (text_column("{task.description}"), BarColumn(), done, *more, TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=transient)

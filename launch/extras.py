@@ -1,7 +1,9 @@
-"""Which optional install brings which module, and whether a failed import means that one is missing. Imports none.
+"""Which optional install brings which module, and whether a failed import means that one is
+missing. Imports none.
 
-Only a module of this table that is not there becomes a hint. A package that is there but broken, one of its own
-dependencies that is gone, or a mistake of ours is something else and keeps its traceback.
+Only a module of this table that is not there becomes a hint. A package that is there but broken,
+one of its own dependencies that is gone, or a mistake of ours is something else and keeps its
+traceback.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What every verb shares: its options, its console and the shape of its answer. Knows no verb.
 
-A verb is a module with a frozen dataclass `Args(Options)`, whose docstring is its help, and `run(args) -> Result`.
+A verb is a module with a frozen dataclass `Args(Options)`, whose docstring is its help, and
+`run(args) -> Result`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Options:
     """Options of every verb."""
 
     json: bool = False
-    """Print exactly one JSON object as the last line of stdout; everything meant for people goes to stderr."""
+    """Print exactly one JSON object as the last line of stdout; everything meant for people goes to
+    stderr.
+    """
 
     log_format: LogFormat = "text"
     """How logs on stderr look: for people, or one JSON object a line."""
@@ -41,7 +44,9 @@ class Options:
         return ()
 
     def console(self) -> Console:
-        """Where cards and tables go: stdout for people, stderr where stdout belongs to a program."""
+        """Where cards and tables go: stdout for people, stderr where stdout belongs to a
+        program.
+        """
         from trimvla.launch.console import Console
 
         return Console(stderr=self.json)
@@ -61,7 +66,9 @@ def collect_overrides(argv: Sequence[str]) -> list[str]:
 
 
 class TextFormatter(logging.Formatter):
-    """One line a message, whatever is in it; lines of a traceback are indented, so that none passes for a message."""
+    """One line a message, whatever is in it; lines of a traceback are indented, so that none passes
+    for a message.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - as logging names it
         """See `logging.Formatter`."""
@@ -78,7 +85,9 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
         line = {
-            "utc": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "utc": datetime.fromtimestamp(record.created, timezone.utc).isoformat(
+                timespec="milliseconds"
+            ),
             "monotonic_ns": monotonic_ns(),
             "level": record.levelname,
             "logger": record.name,

@@ -1,6 +1,8 @@
-"""What a verb will write, checked before it does anything: minutes of work end in a file, not in a traceback.
+"""What a verb will write, checked before it does anything: minutes of work end in a file, not in a
+traceback.
 
-Tries each place by making a nameless file in the nearest folder that exists; makes and changes nothing that stays.
+Tries each place by making a nameless file in the nearest folder that exists; makes and changes
+nothing that stays.
 """
 
 from __future__ import annotations
@@ -24,24 +26,35 @@ class Output:
 
 
 def check_outputs(outputs: Iterable[Output]) -> None:
-    """Raise ConfigError that lists every place where nothing can be written, and files that two options name."""
+    """Raise ConfigError that lists every place where nothing can be written, and files that two
+    options name.
+    """
     problems: list[str] = []
     seen: dict[str, str] = {}
     for output in outputs:
         if output.path is None:
             continue
         if problem := unwritable(output.path, folder=output.folder):
-            problems.append(f"expected a place that can be written for {output.option}, got {output.path}: {problem}")
+            problems.append(
+                f"expected a place that can be written for {output.option}, got {output.path}:"
+                f" {problem}"
+            )
         place = os.path.realpath(output.path)
         if not output.folder and place in seen:
-            problems.append(f"expected another file for {output.option} than for {seen[place]}, got {output.path}")
+            problems.append(
+                f"expected another file for {output.option} than for {seen[place]}, got"
+                f" {output.path}"
+            )
         seen[place] = output.option
     if problems:
         raise ConfigError("; ".join(problems))
 
 
 def unwritable(path: Path, *, folder: bool = False) -> str:
-    """Why a file, or a folder's files, cannot be written here; empty where they can. Parents will be made."""
+    """Why a file, or a folder's files, cannot be written here; empty where they can.
+
+    Parents will be made.
+    """
     try:
         str(path.absolute()).encode()
         target = Path(os.path.realpath(path))

@@ -1,4 +1,5 @@
-"""A checkpoint of any family, opened: its config, weights that are read when asked for, statistics, tokenizer.
+"""A checkpoint of any family, opened: its config, weights that are read when asked for, statistics,
+tokenizer.
 
 What `Family.open_checkpoint` gives. Knows no family and no file format.
 """
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FeatureStatistics = Mapping[str, Mapping[str, np.ndarray]]
-"""Feature ("action", "state") -> statistic ("mean", "std", "min", "max", "q01", "q99", "mask") -> one number a
-dimension."""
+"""Feature ("action", "state") -> statistic ("mean", "std", "min", "max", "q01", "q99", "mask") ->
+one number a dimension.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +29,17 @@ class Checkpoint:
     cfg: Any
     """The family's config, with `fingerprint` and `to_dict`."""
     weights: Mapping[str, Tensor]
-    """By our names and in our shapes; each is read when it is asked for, in the precision of the file."""
+    """By our names and in our shapes; each is read when it is asked for, in the precision of the
+    file.
+    """
     statistics: FeatureStatistics
     """Of the chosen data set."""
     statistics_key: str
     """The data set's name; "default" where the checkpoint has a single one without a name."""
     tokenizer: Path | None
-    """`tokenizer.json`; None where the checkpoint has none (`Family.tokenizer_hint` says where users have it)."""
+    """`tokenizer.json`; None where the checkpoint has none (`Family.tokenizer_hint` says where
+    users have it).
+    """
     cameras: tuple[str, ...] = ()
     """Names in order; of length 1 and any name where the family looks through one camera."""
     state_names: tuple[str, ...] = ()

@@ -1,8 +1,10 @@
-"""The families of policies: one row each, and the only place where a family is looked up by name, config or files.
+"""The families of policies: one row each, and the only place where a family is looked up by name,
+config or files.
 
-Nothing outside a family's own folder asks which family it is: it takes the row and calls it. A row is a `Family`, named
-by "module:attribute" and imported when asked for; a family of one's own is named the same way where a name is expected.
-Imports no torch, and neither does a row: its functions do (`lazily`).
+Nothing outside a family's own folder asks which family it is: it takes the row and calls it. A row
+is a `Family`, named by "module:attribute" and imported when asked for; a family of one's own is
+named the same way where a name is expected. Imports no torch, and neither does a row: its functions
+do (`lazily`).
 """
 
 from __future__ import annotations
@@ -30,41 +32,60 @@ FAMILIES: dict[str, str] = {
     "pi0": "trimvla.policies.pi0.family:PI0",
     "pi05": "trimvla.policies.pi0.family:PI05",
 }
-"""Name, as a config's `family` has it -> "module:attribute" of its row. A config without one is of "cogact"."""
+"""Name, as a config's `family` has it -> "module:attribute" of its row.
+
+A config without one is of "cogact".
+"""
 FIRST = "cogact"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Everything that is particular to one family. `cfg` is of its `config_type`, `policy` what `build` gives."""
+    """Everything that is particular to one family.
+
+    `cfg` is of its `config_type`, `policy` what `build` gives.
+    """
 
     name: str
     config_type: type
-    """A frozen struct with `fingerprint`, `to_dict`, `from_dict`; `family: Literal[name]` but for the first family."""
+    """A frozen struct with `fingerprint`, `to_dict`, `from_dict`; `family: Literal[name]` but for
+    the first family.
+    """
     presets: Mapping[str, Any]
     """Configs of published sizes, by name."""
     recognises: Callable[[Path], bool]
-    """directory -> whether it holds a checkpoint of this family, by names of files and config.json alone."""
+    """directory -> whether it holds a checkpoint of this family, by names of files and config.json
+    alone.
+    """
     looks_for: str
     """What `recognises` looks for, for the error's words: "config.json with type 'smolvla'"."""
     tokenizer_hint: str
     """Which tokenizer.json the family needs and where users have it, for the error's words."""
     open_checkpoint: Callable[..., Checkpoint]
-    """(directory, *, preset=None, checkpoint=None, statistics_key=None, tokenizer=None); `checkpoint` only where
-    `several_checkpoints`. Strict: a missing or unknown weight, statistics
-    or key is a CheckpointError or ConfigError with what there is. A missing tokenizer is None, not an error."""
+    """(directory, *, preset=None, checkpoint=None, statistics_key=None, tokenizer=None);
+    `checkpoint` only where `several_checkpoints`. Strict: a missing or unknown weight, statistics
+    or key is a CheckpointError or ConfigError with what there is. A missing tokenizer is None, not
+    an error.
+    """
     build: Callable[[Any, Mapping[str, Tensor]], nn.Module]
-    """(cfg, weights by our names) -> the policy in float32 and `eval`, weights put in place one at a time. It has
-    `cfg` and `plan`."""
+    """(cfg, weights by our names) -> the policy in float32 and `eval`, weights put in place one at
+    a time. It has `cfg` and `plan`.
+    """
     layout: Callable[[Any], tuple[Mapping[str, str], frozenset[str]]]
-    """cfg -> ({name in the checkpoint: our name}, names that are stored and never reach an action)."""
+    """cfg -> ({name in the checkpoint: our name}, names that are stored and never reach an
+    action).
+    """
     trim: Callable[[Any, Plan], Any]
-    """(dense policy, plan) -> the policy under the plan, with its weights shared; `policy.plan` is the plan."""
+    """(dense policy, plan) -> the policy under the plan, with its weights shared; `policy.plan` is
+    the plan.
+    """
     check_plan: Callable[[Plan, Any], None]
     """(plan, cfg): ConfigError that names the field where the plan does not fit."""
     stages: Callable[[Any, Plan, bool], tuple[Stage, ...]]
-    """(cfg, plan, guided) -> stages in their order. Plain: those that do not end in "_guided". Guided: the same with
-    "<name>_guided" in place of <name>; such a stage takes `known` and `weight` too and gives `guided_actions`."""
+    """(cfg, plan, guided) -> stages in their order. Plain: those that do not end in "_guided".
+    Guided: the same with "<name>_guided" in place of <name>; such a stage takes `known` and
+    `weight` too and gives `guided_actions`.
+    """
     tensor_specs: Callable[[Any, Plan], dict[str, TensorSpec]]
     """(cfg, plan) -> every tensor that crosses a stage's border, by name."""
     example_inputs: Callable[[Any, Plan, int, torch.Generator], dict[str, Tensor]]
@@ -72,11 +93,13 @@ class Family:
     describe: Callable[[Checkpoint, Plan], InputsAndOutput]
     """What the runtime must know; `action` with the family's defaults for kinds and control_hz."""
     cost: Callable[..., dict[str, Any]]
-    """(cfg, plan, cameras=None, prompt=None) -> parameters, flops and weight_bytes, whole and by stage, as
-    `sizes.cost.report`. None: as the config has it; the smallest bucket."""
+    """(cfg, plan, cameras=None, prompt=None) -> parameters, flops and weight_bytes, whole and by
+    stage, as `sizes.cost.report`. None: as the config has it; the smallest bucket.
+    """
     reference: str
-    """"module:attribute" of a `ReferenceFamily` in export/reference: how a reference directory is opened, and what is
-    compared (export/reference/groups.py)."""
+    """"module:attribute" of a `ReferenceFamily` in export/reference: how a reference directory is
+    opened, and what is compared (export/reference/groups.py).
+    """
     several_checkpoints: bool = False
     """Whether a directory may hold several files of weights, of which --checkpoint names one."""
     reference_names: tuple[str, ...] = ()
@@ -113,7 +136,9 @@ def load(place: str) -> Any:  # noqa: ANN401
 def find_family(name: str) -> Family:
     """The row of a name, or of "module:attribute". ConfigError lists the names."""
     if name not in FAMILIES and ":" not in name:
-        raise ConfigError(f"expected a family as one of {sorted(FAMILIES)} or module:attribute, got {name!r}")
+        raise ConfigError(
+            f"expected a family as one of {sorted(FAMILIES)} or module:attribute, got {name!r}"
+        )
     family = load(FAMILIES.get(name, name))
     if not isinstance(family, Family):
         raise ConfigError(f"expected a Family under {name!r}, got {type(family).__name__}")
@@ -148,12 +173,17 @@ def recognise(directory: Path) -> Family:
     found = next((row for row in rows if row.recognises(directory)), None)
     if found is None:
         looked_for = "; ".join(f"{row.name}: {row.looks_for}" for row in rows)
-        raise ConfigError(f"{directory}: expected a checkpoint of a known family ({looked_for}), got none of them")
+        raise ConfigError(
+            f"{directory}: expected a checkpoint of a known family ({looked_for}), got none of them"
+        )
     return found
 
 
 def recognise_reference(name: str) -> Family:
-    """The family that `family` in a reference's architecture.json names. ConfigError lists the names."""
+    """The family that `family` in a reference's architecture.json names.
+
+    ConfigError lists the names.
+    """
     rows = [find_family(row) for row in FAMILIES]
     found = next((row for row in rows if name == row.name or name in row.reference_names), None)
     if found is None:

@@ -1,7 +1,9 @@
-"""Weights in safetensors, one file or shards with an index: names and shapes first, values when asked for.
+"""Weights in safetensors, one file or shards with an index: names and shapes first, values when
+asked for.
 
-What Hugging Face's `save_pretrained` writes. A tensor is mapped when it is read, so that a checkpoint
-larger than the memory can be gone through one tensor at a time. Knows no family and no layout.
+What Hugging Face's `save_pretrained` writes. A tensor is mapped when it is read, so that a
+checkpoint larger than the memory can be gone through one tensor at a time. Knows no family and no
+layout.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ class SafetensorsFiles(Mapping[str, "Tensor"]):
         """Open what the folder holds.
 
         Raises:
-            CheckpointError: neither a single file nor an index, a shard is missing or unreadable, or
-                the index names a tensor that its shard does not hold.
+            CheckpointError: neither a single file nor an index, a shard is missing or unreadable,
+                or the index names a tensor that its shard does not hold.
         """
         self.place = directory / SINGLE
         if (directory / INDEX).is_file() and not self.place.is_file():
@@ -64,7 +66,8 @@ class SafetensorsFiles(Mapping[str, "Tensor"]):
         piece = self._files[self._names[name]].get_slice(name)
         if piece.get_dtype() not in FLOATS:
             raise CheckpointError(
-                f"{self.place}: expected floating-point weights, got {piece.get_dtype()} for '{name}'"
+                f"{self.place}: expected floating-point weights, got {piece.get_dtype()} for"
+                f" '{name}'"
             )
         return tuple(piece.get_shape())
 
@@ -82,7 +85,9 @@ def _weight_map(path: Path) -> dict[str, str]:
     data = read_json(path, "an index of shards", error=CheckpointError)
     names = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{path}: expected 'weight_map' with tensors and their shards, got none")
+        raise CheckpointError(
+            f"{path}: expected 'weight_map' with tensors and their shards, got none"
+        )
     for name, shard in names.items():
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise CheckpointError(f"{path}: expected a file name for '{name}', got {shard!r}")

@@ -1,12 +1,17 @@
 """Normalisation statistics of a checkpoint, from any of the files that people have, in one form.
 
-    LeRobot   policy_preprocessor_step_<n>_normalizer_processor.safetensors: `<feature>.<statistic>`, or grouped by data
-              set, `<data set>.buffer.<feature>.<statistic>`; up to 0.3 in the weights: `normalize_inputs.buffer_...`
-    openpi    assets/<id>/norm_stats.json: {"norm_stats": {"state": {"mean": [...], ...}, "actions": {...}}}
-    OpenVLA   dataset_statistics.json, norm_stats.json: {data set: {"action": {"q01": [...], ...}, "proprio": ...}}
+    LeRobot   policy_preprocessor_step_<n>_normalizer_processor.safetensors:
+              `<feature>.<statistic>`, or grouped by data set, `<data
+              set>.buffer.<feature>.<statistic>`; up to 0.3 in the weights:
+              `normalize_inputs.buffer_...`
+    openpi    assets/<id>/norm_stats.json: {"norm_stats": {"state": {"mean": [...], ...}, "actions":
+              {...}}}
+    OpenVLA   dataset_statistics.json, norm_stats.json: {data set: {"action": {"q01": [...], ...},
+              "proprio": ...}}
 
-Features become "action" and "state". The public code normalises by the identity, in silence, where a key is missing;
-here that is an error that lists what there is. Knows no family; needs safetensors for LeRobot's files, never torch.
+Features become "action" and "state". The public code normalises by the identity, in silence, where
+a key is missing; here that is an error that lists what there is. Knows no family; needs safetensors
+for LeRobot's files, never torch.
 """
 
 from __future__ import annotations
@@ -65,8 +70,8 @@ class Statistics:
         """float64[dim]. CheckpointError lists what there is."""
         if feature not in self.features:
             raise CheckpointError(
-                f"{self.where}: expected statistics of '{feature}' for data set '{self.key}', got those of "
-                f"{sorted(self.features)}"
+                f"{self.where}: expected statistics of '{feature}' for data set '{self.key}', got"
+                f" those of {sorted(self.features)}"
             )
         if statistic not in self.features[feature]:
             got = sorted(self.features[feature])
@@ -75,7 +80,8 @@ class Statistics:
 
 
 def read_lerobot(directory: Path, key: str | None = None) -> Statistics:
-    """The statistics of a LeRobot checkpoint; `key` chooses the data set where the file is grouped by data set.
+    """The statistics of a LeRobot checkpoint; `key` chooses the data set where the file is grouped
+    by data set.
 
     Raises:
         CheckpointError: no file, none of the statistics in it, or not readable.
@@ -92,7 +98,9 @@ def read_lerobot(directory: Path, key: str | None = None) -> Statistics:
             groups.setdefault(group, {}).setdefault(feature, {})[statistic] = flat
     if not groups:
         shown = sorted(tensors)[:8]
-        raise CheckpointError(f"{path}: expected statistics of 'action' (action.mean, ...), got {shown}")
+        raise CheckpointError(
+            f"{path}: expected statistics of 'action' (action.mean, ...), got {shown}"
+        )
     return _chosen(groups, key, path)
 
 
@@ -109,10 +117,14 @@ def lerobot_modes(directory: Path) -> dict[str, Mode]:
         config = read_json(directory / "config.json", "a policy's config", error=CheckpointError)
         mapping = config.get("normalization_mapping") if isinstance(config, dict) else None
     if not isinstance(mapping, dict):
-        raise CheckpointError(f"{directory}: expected 'norm_map' in {PROCESSORS} or 'normalization_mapping' in "
-                              "config.json, got neither")
-    return {ours: _mode(mapping.get(theirs), theirs, directory) for theirs, ours in (("STATE", "state"),
-                                                                                     ("ACTION", "action"))}
+        raise CheckpointError(
+            f"{directory}: expected 'norm_map' in {PROCESSORS} or 'normalization_mapping' in "
+            "config.json, got neither"
+        )
+    return {
+        ours: _mode(mapping.get(theirs), theirs, directory)
+        for theirs, ours in (("STATE", "state"), ("ACTION", "action"))
+    }
 
 
 def lerobot_epsilon(directory: Path) -> float:
@@ -124,14 +136,18 @@ def lerobot_epsilon(directory: Path) -> float:
 
 
 def read_openpi(directory: Path, key: str | None = None) -> Statistics:
-    """The statistics of an openpi checkpoint; `key` is the asset's id, needed where there are several.
+    """The statistics of an openpi checkpoint; `key` is the asset's id, needed where there are
+    several.
 
     Raises:
         CheckpointError: no assets/<id>/norm_stats.json, or not readable.
         ConfigError: several and no key, or one that is not there.
     """
     root = directory / "assets"
-    paths = {path.parent.relative_to(root).as_posix(): path for path in sorted(root.rglob("norm_stats.json"))}
+    paths = {
+        path.parent.relative_to(root).as_posix(): path
+        for path in sorted(root.rglob("norm_stats.json"))
+    }
     if not paths:
         raise CheckpointError(f"{directory}: expected assets/<id>/norm_stats.json, got none")
     chosen = choose_key(paths, key, root)
@@ -142,7 +158,8 @@ def read_openpi(directory: Path, key: str | None = None) -> Statistics:
 
 
 def read_openvla(path: Path, key: str | None = None) -> Statistics:
-    """The statistics of an OpenVLA or Dexbotic file; `key` is the data set's name, needed where there are several.
+    """The statistics of an OpenVLA or Dexbotic file; `key` is the data set's name, needed where
+    there are several.
 
     Raises:
         CheckpointError: not readable, or no such lists.
@@ -152,7 +169,9 @@ def read_openvla(path: Path, key: str | None = None) -> Statistics:
     if isinstance(table, dict) and isinstance(table.get("norm_stats"), dict):
         table = table["norm_stats"]
     if not isinstance(table, dict) or not table:
-        raise CheckpointError(f"{path}: expected statistics by data set, got {type(table).__name__}")
+        raise CheckpointError(
+            f"{path}: expected statistics by data set, got {type(table).__name__}"
+        )
     chosen = choose_key(table, key, path)
     entry = table[chosen]
     if isinstance(entry, dict) and any(name in entry for name in STATISTICS):
@@ -161,7 +180,10 @@ def read_openvla(path: Path, key: str | None = None) -> Statistics:
 
 
 def choose_key(keys: Mapping[str, Any], asked: str | None, where: Path) -> str:
-    """The data set that is meant. Raises ConfigError where it is unknown, or not named among several."""
+    """The data set that is meant.
+
+    Raises ConfigError where it is unknown, or not named among several.
+    """
     names = sorted(keys)
     if asked is None and len(names) == 1:
         return names[0]
@@ -174,7 +196,8 @@ def _chosen(groups: Mapping[str, FeatureStatistics], key: str | None, path: Path
     if set(groups) == {""}:
         if key not in (None, UNNAMED):
             raise ConfigError(
-                f"{path}: expected no --statistics-key, or '{UNNAMED}': it is not grouped by data set, got {key!r}"
+                f"{path}: expected no --statistics-key, or '{UNNAMED}': it is not grouped by data"
+                f" set, got {key!r}"
             )
         return Statistics(UNNAMED, groups[""], str(path))
     named = {name: features for name, features in groups.items() if name}
@@ -183,10 +206,16 @@ def _chosen(groups: Mapping[str, FeatureStatistics], key: str | None, path: Path
 
 
 def _parse_name(name: str) -> tuple[str, str, str] | None:
-    """`so100.buffer.observation.state.mean` -> ("so100", "state", "mean"); None for other tensors."""
+    """`so100.buffer.observation.state.mean` -> ("so100", "state", "mean"); None for other
+    tensors.
+    """
     old = OLD_BUFFER.fullmatch(name.removeprefix("model."))
     if old is not None and old["statistic"] in STATISTICS:
-        return old["group"] or "", "action" if old["feature"] == "action" else "state", old["statistic"]
+        return (
+            old["group"] or "",
+            "action" if old["feature"] == "action" else "state",
+            old["statistic"],
+        )
     rest, _, statistic = name.rpartition(".")
     if statistic not in STATISTICS:
         return None
@@ -194,7 +223,11 @@ def _parse_name(name: str) -> tuple[str, str, str] | None:
         if rest == theirs:
             return "", FEATURES[theirs], statistic
         if rest.endswith(f".{theirs}"):
-            return rest.removesuffix(f".{theirs}").removesuffix(".buffer"), FEATURES[theirs], statistic
+            return (
+                rest.removesuffix(f".{theirs}").removesuffix(".buffer"),
+                FEATURES[theirs],
+                statistic,
+            )
     return None
 
 
@@ -204,7 +237,9 @@ def _normalizer_file(directory: Path) -> Path:
     if isinstance(named, str):
         path = directory / Path(named).name
         if not path.is_file():
-            raise CheckpointError(f"{directory / PROCESSORS}: expected its state_file {named!r} there, got no file")
+            raise CheckpointError(
+                f"{directory / PROCESSORS}: expected its state_file {named!r} there, got no file"
+            )
         return path
     for pattern in (NORMALIZERS, POSTPROCESSOR):
         found = sorted(directory.glob(pattern))
@@ -214,8 +249,8 @@ def _normalizer_file(directory: Path) -> Path:
     if path.is_file() and any(_parse_name(name) for name in _names(path)):
         return path
     raise CheckpointError(
-        f"{directory}: expected {NORMALIZERS} (LeRobot 0.4 and later), or normalisation buffers in {WEIGHTS} (before), "
-        "got neither"
+        f"{directory}: expected {NORMALIZERS} (LeRobot 0.4 and later), or normalisation buffers in"
+        f" {WEIGHTS} (before), got neither"
     )
 
 
@@ -227,7 +262,9 @@ def _normalizer_step(directory: Path) -> dict[str, Any] | None:
     steps = processors.get("steps") if isinstance(processors, dict) else None
     if not isinstance(steps, list):
         raise CheckpointError(f"{path}: expected a list of 'steps', got {type(steps).__name__}")
-    found = [step for step in steps if isinstance(step, dict) and step.get("registry_name") == NORMALIZER]
+    found = [
+        step for step in steps if isinstance(step, dict) and step.get("registry_name") == NORMALIZER
+    ]
     return found[0] if found else None
 
 
@@ -242,7 +279,9 @@ def _mode(value: object, name: str, directory: Path) -> Mode:
     if value is None:
         return "none"  # LeRobot's own reading of a type that the mapping lacks
     if not isinstance(value, str) or value not in MODES:
-        raise CheckpointError(f"{directory}: expected {sorted(MODES)} for the normalisation of {name}, got {value!r}")
+        raise CheckpointError(
+            f"{directory}: expected {sorted(MODES)} for the normalisation of {name}, got {value!r}"
+        )
     return MODES[value]
 
 
@@ -250,9 +289,15 @@ def _features(table: object, path: Path) -> FeatureStatistics:
     """{feature: {statistic: [numbers]}} of parsed JSON, by our names."""
     if not isinstance(table, dict):
         raise CheckpointError(f"{path}: expected statistics by feature, got {type(table).__name__}")
-    found = {FEATURES[name]: _lists(lists, f"{path}: '{name}'") for name, lists in table.items() if name in FEATURES}
+    found = {
+        FEATURES[name]: _lists(lists, f"{path}: '{name}'")
+        for name, lists in table.items()
+        if name in FEATURES
+    }
     if not found:
-        raise CheckpointError(f"{path}: expected statistics of {sorted(FEATURES)}, got {sorted(table)[:8]}")
+        raise CheckpointError(
+            f"{path}: expected statistics of {sorted(FEATURES)}, got {sorted(table)[:8]}"
+        )
     return found
 
 
@@ -266,7 +311,9 @@ def _lists(lists: object, where: str) -> dict[str, np.ndarray]:
                 kind = np.bool_ if name == "mask" else np.float64
                 found[name] = np.atleast_1d(np.asarray(lists[name], kind)).reshape(-1)
             except (TypeError, ValueError):
-                raise CheckpointError(f"{where}: expected a list of numbers for '{name}', got another") from None
+                raise CheckpointError(
+                    f"{where}: expected a list of numbers for '{name}', got another"
+                ) from None
     return found
 
 
@@ -280,7 +327,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             wanted = [name for name in names if _parse_name(name)] or names[:8]
             return {name: file.get_tensor(name) for name in wanted}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: expected a safetensors file, got: {pointer_in(path) or error}") from None
+        raise CheckpointError(
+            f"{path}: expected a safetensors file, got: {pointer_in(path) or error}"
+        ) from None
 
 
 def _names(path: Path) -> list[str]:
@@ -290,4 +339,6 @@ def _names(path: Path) -> list[str]:
         with safe_open(path, framework="np") as file:
             return list(file.keys())
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: expected a safetensors file, got: {pointer_in(path) or error}") from None
+        raise CheckpointError(
+            f"{path}: expected a safetensors file, got: {pointer_in(path) or error}"
+        ) from None

@@ -1,9 +1,10 @@
-"""One clock for every time in messages, its place on the wall clock, and a rate that does not drift.
+"""One clock for every time in messages, its place on the wall clock, and a rate that does not
+drift.
 
-Every time in messages is `monotonic_ns()`, which all processes of one host share. It never jumps, and it counts on
-while the host is suspended: an image from before a suspend is as old as it is. The wall clock is for people and for
-other hosts; a wall-clock time is always derived from a time of this clock (`wall_ns`), never read in its place.
-Knows time; not what is done with it.
+Every time in messages is `monotonic_ns()`, which all processes of one host share. It never jumps,
+and it counts on while the host is suspended: an image from before a suspend is as old as it is. The
+wall clock is for people and for other hosts; a wall-clock time is always derived from a time of
+this clock (`wall_ns`), never read in its place. Knows time; not what is done with it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ NS_PER_MS = 1_000_000
 TOGETHER_NS = 1_000_000  # clocks that are read within this time of each other were read together
 TRIES = 100  # to read them so: a process that is stopped in between reads them again
 
-# Linux: `time.monotonic_ns` stands still while the host is suspended. Elsewhere CLOCK_MONOTONIC counts on itself.
+# Linux: `time.monotonic_ns` stands still while the host is suspended. Elsewhere CLOCK_MONOTONIC
+# counts on itself.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -41,7 +43,9 @@ class Instant:
 
 
 def instant() -> Instant:
-    """This moment, all clocks read together: within 1 ms, also where the process was stopped in between."""
+    """This moment, all clocks read together: within 1 ms, also where the process was stopped in
+    between.
+    """
     took, found = _read_all()
     for _ in range(TRIES):
         if took < TOGETHER_NS:
@@ -67,7 +71,9 @@ def wall_offset_ns() -> int:
 
 
 def wall_ns(time_ns: int) -> int:
-    """A time of `monotonic_ns` on the wall clock, since 1970 [ns], as the clocks stand now; a label."""
+    """A time of `monotonic_ns` on the wall clock, since 1970 [ns], as the clocks stand now; a
+    label.
+    """
     return time_ns + wall_offset_ns()
 
 
@@ -96,21 +102,29 @@ class RateReport:
 
 
 class Rate:
-    """Wakes once a period. The next deadline is the last one plus the period, so errors never add up.
+    """Wakes once a period.
 
-    A tick that takes longer than its period makes the rate skip the deadlines that it missed and count them; there is
-    no burst to catch up.
+    The next deadline is the last one plus the period, so errors never add up.
+
+    A tick that takes longer than its period makes the rate skip the deadlines that it missed and
+    count them; there is no burst to catch up.
     """
 
     def __init__(
-        self, hz: float, now: Callable[[], int] = monotonic_ns, sleep: Callable[[float], object] = time.sleep
+        self,
+        hz: float,
+        now: Callable[[], int] = monotonic_ns,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`sleep` [s] may return early (an event's `wait`): then the tick starts early and is not counted as late."""
+        """`sleep` [s] may return early (an event's `wait`): then the tick starts early and is not
+        counted as late.
+        """
         if not hz > 0:
             raise ConfigError(f"expected a rate above 0 Hz, got {hz!r} for 'hz'")
         self.hz = hz
         self.period_ns = round(NS_PER_S / hz)
-        self._now, self._sleep = now, sleep
+        self._now = now
+        self._sleep = sleep
         self._start = self.deadline_ns = now()
         self._last = self._start
         self._ticks = self._late = self._skipped = self._worst_lag = 0
@@ -118,7 +132,8 @@ class Rate:
     def wait(self) -> int:
         """Sleep until the next deadline and return that deadline [ns], the tick's nominal time.
 
-        It is less than a period ago: what a process that was stopped in its sleep missed is skipped too.
+        It is less than a period ago: what a process that was stopped in its sleep missed is skipped
+        too.
         """
         self.deadline_ns += self.period_ns
         self._skip(self._now())
@@ -147,4 +162,6 @@ class Rate:
         """Counts since the start."""
         elapsed = self._last - self._start
         achieved = self._ticks * NS_PER_S / elapsed if elapsed > 0 else 0.0
-        return RateReport(self.hz, achieved, self._ticks, self._late, self._skipped, self._worst_lag / NS_PER_MS)
+        return RateReport(
+            self.hz, achieved, self._ticks, self._late, self._skipped, self._worst_lag / NS_PER_MS
+        )

@@ -1,4 +1,5 @@
-"""The errors that users meet, as one tree; every message names the field, what was expected and what came.
+"""The errors that users meet, as one tree; every message names the field, what was expected and
+what came.
 
 TrimvlaError
 |- ConfigError          a configuration, preset or option
@@ -10,9 +11,12 @@ TrimvlaError
 |  `- StaleError        it is older than its budget
 |     |- SkewError      its pictures are of different moments
 |     `- FrozenError    its pictures are new, what they show is not
-|- BackendError         a backend or provider that was asked for and is not given, or a call of it that failed
-|  `- BackendUnavailableError   no later call can work either: a lost device; who owns the backend ends
-|- ImageError           an image that cannot become 8-bit RGB: floats, several frames, cut off, too large
+|- BackendError         a backend or provider that was asked for and is not given, or a call of it
+that failed
+|  `- BackendUnavailableError   no later call can work either: a lost device; who owns the backend
+ends
+|- ImageError           an image that cannot become 8-bit RGB: floats, several frames, cut off, too
+large
 |- CameraError          a camera that does not start or stops
 |- WireError            bytes that are no message
 |- BusyError            a client asks for more than its share, or everybody does
@@ -71,7 +75,9 @@ class BackendError(TrimvlaError):
 
 
 class BackendUnavailableError(BackendError):
-    """No later call of this backend can work either, such as after a lost CUDA context: its process ends."""
+    """No later call of this backend can work either, such as after a lost CUDA context: its process
+    ends.
+    """
 
 
 class ImageError(TrimvlaError):

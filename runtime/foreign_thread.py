@@ -1,4 +1,7 @@
-"""Threads in other people's code that may never return: a driver's read, a network's run. Knows how a process ends."""
+"""Threads in other people's code that may never return: a driver's read, a network's run.
+
+Knows how a process ends.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ class ForeignThread(threading.Thread):
 
 
 def end_process(status: int) -> NoReturn:
-    """Exit; past threads that still hang in foreign code, whose libraries would abort if they were torn down below."""
+    """Exit; past threads that still hang in foreign code, whose libraries would abort if they were
+    torn down below.
+    """
     if any(isinstance(thread, ForeignThread) for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,7 +1,9 @@
-"""JPEG and PNG from outside to RGB pixels: their size and their cost are checked before anything is unpacked.
+"""JPEG and PNG from outside to RGB pixels: their size and their cost are checked before anything is
+unpacked.
 
-A few bytes can ask for gigabytes (a PNG of zeros), for minutes (a progressive JPEG with thousands of scans) or for a
-parser's patience (millions of empty chunks). The file's own headers tell, and are read here without a decoder.
+A few bytes can ask for gigabytes (a PNG of zeros), for minutes (a progressive JPEG with thousands
+of scans) or for a parser's patience (millions of empty chunks). The file's own headers tell, and
+are read here without a decoder.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ FRAME_HEADERS = tuple(marker for marker in range(0xC0, 0xD0) if marker not in (0
 
 
 def decode_image(data: bytes, kind: Kind, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """RGB uint8[h, w, 3] of a JPEG or PNG file; `size` [pixels], width and height, where it is known.
+    """RGB uint8[h, w, 3] of a JPEG or PNG file; `size` [pixels], width and height, where it is
+    known.
 
-    Raises WireError for a damaged file, another size or one above `MAX_PIXELS`, pixels that `images.to_rgb` refuses, an
-    orientation that exchanges width and height against `size`, and what would cost more to unpack than images do.
+    Raises WireError for a damaged file, another size or one above `MAX_PIXELS`, pixels that
+    `images.to_rgb` refuses, an orientation that exchanges width and height against `size`, and what
+    would cost more to unpack than images do.
     """
     measured = measure(data, kind)
     if size is not None and measured != size:
@@ -49,7 +53,9 @@ def decode_image(data: bytes, kind: Kind, size: tuple[int, int] | None = None) -
     except Exception as error:  # damaged files make the decoders raise almost anything
         raise WireError(f"no {kind} picture: {str(error)[:200]}") from None
     if size is not None and pixels.shape[1::-1] != size:
-        raise WireError(f"expected {size[0]} x {size[1]} pixels, got {pixels.shape[1::-1]} once upright")
+        raise WireError(
+            f"expected {size[0]} x {size[1]} pixels, got {pixels.shape[1::-1]} once upright"
+        )
     return pixels
 
 

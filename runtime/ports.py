@@ -1,4 +1,6 @@
-"""Ports of TCP: checked as numbers, because libraries take 70000 for 4464 and -1 for 65535 without a word."""
+"""Ports of TCP: checked as numbers, because libraries take 70000 for 4464 and -1 for 65535 without
+a word.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ def check_port(port: int, field: str, *, first: int = 0) -> None:
 
 
 def check_endpoint(endpoint: str, field: str, *, any_free: bool = False) -> None:
-    """Raise ConfigError for a `tcp://host:port` without a port in range; other transports are not looked at.
+    """Raise ConfigError for a `tcp://host:port` without a port in range; other transports are not
+    looked at.
 
     With `any_free` the port may be 0 or `*`, for who listens and tells afterwards where.
     """

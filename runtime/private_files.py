@@ -1,6 +1,8 @@
-"""Files that are trusted like code, such as engines: only their user, or root, may be able to write them.
+"""Files that are trusted like code, such as engines: only their user, or root, may be able to write
+them.
 
-A shared cache in which others can write is a way to run code as somebody else. Knows owners and modes, and no content.
+A shared cache in which others can write is a way to run code as somebody else. Knows owners and
+modes, and no content.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ def check_file(path: Path) -> None:
 
 
 def read_private(path: Path) -> bytes:
-    """A private file's content, of the very file that was checked. BackendError as `check_file` raises it."""
+    """A private file's content, of the very file that was checked.
+
+    BackendError as `check_file` raises it.
+    """
     check_file(path)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -48,7 +53,9 @@ def read_private(path: Path) -> bytes:
         state = os.fstat(descriptor)
         _check(path, state, "file")
         if state.st_size > MAX_PRIVATE_BYTES:
-            raise BackendError(f"{path}: expected at most {MAX_PRIVATE_BYTES} bytes, got {state.st_size}")
+            raise BackendError(
+                f"{path}: expected at most {MAX_PRIVATE_BYTES} bytes, got {state.st_size}"
+            )
         return file.read()
 
 
@@ -56,10 +63,13 @@ def _check(path: Path, state: os.stat_result, what: str) -> None:
     """A group may write where it is the user's own, as on systems that give every user one."""
     owners = (os.geteuid(), 0)
     if state.st_uid not in owners:
-        raise BackendError(f"{path}: expected a {what} of this user, got one of user {state.st_uid}")
+        raise BackendError(
+            f"{path}: expected a {what} of this user, got one of user {state.st_uid}"
+        )
     shared = stat.S_IWOTH if state.st_gid == os.getegid() else stat.S_IWOTH | stat.S_IWGRP
     if state.st_mode & shared:
         mode = oct(stat.S_IMODE(state.st_mode))[2:]
         raise BackendError(
-            f"{path}: expected a {what} that only its user can write, got mode {mode}: run `chmod go-w {path}`"
+            f"{path}: expected a {what} that only its user can write, got mode {mode}: run `chmod"
+            f" go-w {path}`"
         )

@@ -13,7 +13,9 @@ from trimvla.runtime.errors import SpecError
 MAX_PIXELS = 4096 * 4096
 """Of any image that is accepted."""
 Axis = int | str | None
-"""A length; a name (any length, the same wherever the name stands in one shape); or None (any length)."""
+"""A length; a name (any length, the same wherever the name stands in one shape); or None (any
+length).
+"""
 
 
 def describe(dtype: object, shape: tuple[Axis, ...]) -> str:
@@ -33,11 +35,15 @@ class ArraySpec:
         return describe(self.dtype, self.shape)
 
     def validate(self, value: object) -> NDArray[Any]:
-        """Return `value` unchanged if it fits, else raise SpecError with the name, what was expected and what came."""
+        """Return `value` unchanged if it fits, else raise SpecError with the name, what was
+        expected and what came.
+        """
         if not isinstance(value, np.ndarray):
             raise SpecError(f"expected {self} for '{self.name}', got {type(value).__name__}")
         if value.dtype != np.dtype(self.dtype) or not self._fits(value.shape):
-            raise SpecError(f"expected {self} for '{self.name}', got {describe(value.dtype, value.shape)}")
+            raise SpecError(
+                f"expected {self} for '{self.name}', got {describe(value.dtype, value.shape)}"
+            )
         return value
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
@@ -45,6 +51,7 @@ class ArraySpec:
             return False
         named: dict[str, int] = {}
         return all(
-            axis is None or length == (named.setdefault(axis, length) if isinstance(axis, str) else axis)
+            axis is None
+            or length == (named.setdefault(axis, length) if isinstance(axis, str) else axis)
             for axis, length in zip(self.shape, shape, strict=True)
         )

@@ -1,7 +1,9 @@
-"""Texts from elsewhere, read one way: UTF-8, JSON and TOML, with one error that names file, place and what came.
+"""Texts from elsewhere, read one way: UTF-8, JSON and TOML, with one error that names file, place
+and what came.
 
-A byte-order mark is accepted; another encoding, an empty or cut off file, a Git LFS pointer, a device or pipe, and what
-is too large or nested too deep are refused. Knows encodings and syntax; what a text means is its reader's business.
+A byte-order mark is accepted; another encoding, an empty or cut off file, a Git LFS pointer, a
+device or pipe, and what is too large or nested too deep are refused. Knows encodings and syntax;
+what a text means is its reader's business.
 """
 
 from __future__ import annotations
@@ -27,14 +29,17 @@ SHOWN = 40  # characters of a text in an error
 Error = type[TrimvlaError]
 
 
-def read_bytes(path: Path, what: str, *, limit: int = MAX_TEXT_BYTES, error: Error = ConfigError) -> bytes:
+def read_bytes(
+    path: Path, what: str, *, limit: int = MAX_TEXT_BYTES, error: Error = ConfigError
+) -> bytes:
     """The content of a regular file.
 
     Args:
         path: the file; it is opened without waiting, so that a pipe is refused and not waited for.
         what: what is expected in it, for the error's words.
         limit: largest size [bytes].
-        error: the class that is raised where there is no such file, or where it is no file, too large or a pointer.
+        error: the class that is raised where there is no such file, or where it is no file, too
+            large or a pointer.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -55,17 +60,23 @@ def read_bytes(path: Path, what: str, *, limit: int = MAX_TEXT_BYTES, error: Err
     return raw
 
 
-def read_text(path: Path, what: str, *, limit: int = MAX_TEXT_BYTES, error: Error = ConfigError) -> str:
+def read_text(
+    path: Path, what: str, *, limit: int = MAX_TEXT_BYTES, error: Error = ConfigError
+) -> str:
     """A text file, without its byte-order mark; arguments and errors as for `read_bytes`."""
     return decode_text(read_bytes(path, what, limit=limit, error=error), path, what, error=error)
 
 
-def read_json(path: Path, what: str, *, limit: int = MAX_TEXT_BYTES, error: Error = ConfigError) -> Any:  # noqa: ANN401
+def read_json(
+    path: Path, what: str, *, limit: int = MAX_TEXT_BYTES, error: Error = ConfigError
+) -> Any:  # noqa: ANN401
     """A JSON file as Python's values; arguments and errors as for `read_bytes`."""
     return parse_json(read_bytes(path, what, limit=limit, error=error), path, what, error=error)
 
 
-def read_toml(path: Path, what: str, *, limit: int = MAX_TEXT_BYTES, error: Error = ConfigError) -> dict[str, Any]:
+def read_toml(
+    path: Path, what: str, *, limit: int = MAX_TEXT_BYTES, error: Error = ConfigError
+) -> dict[str, Any]:
     """A TOML file as tables; arguments and errors as for `read_bytes`."""
     text = read_text(path, what, limit=limit, error=error)
     try:
@@ -90,17 +101,23 @@ def decode_text(raw: bytes, path: Path | str, what: str, *, error: Error = Confi
         before = raw[: problem.start]
         line = before.count(b"\n") + 1
         byte = f"byte 0x{raw[problem.start]:02X} in line {line}"
-        raise error(f"{path}: expected {what} in UTF-8, got {byte} (Latin-1?): save it as UTF-8") from None
+        raise error(
+            f"{path}: expected {what} in UTF-8, got {byte} (Latin-1?): save it as UTF-8"
+        ) from None
     if "\0" in text:
-        raise error(f"{path}: expected {what}, got a zero byte in line {text[: text.index(chr(0))].count(chr(10)) + 1}")
+        raise error(
+            f"{path}: expected {what}, got a zero byte in line"
+            f" {text[: text.index(chr(0))].count(chr(10)) + 1}"
+        )
     return text
 
 
 def parse_json(raw: bytes, path: Path | str, what: str, *, error: Error = ConfigError) -> Any:  # noqa: ANN401
     """JSON bytes as Python's values; `path` is for the error's words.
 
-    NaN and infinity, which JSON does not know and Python writes, are let through: whoever reads numbers checks them,
-    and can say which number it is. A key that stands twice in one table is refused: readers differ in which they take.
+    NaN and infinity, which JSON does not know and Python writes, are let through: whoever reads
+    numbers checks them, and can say which number it is. A key that stands twice in one table is
+    refused: readers differ in which they take.
     """
     text = decode_text(raw, path, what, error=error)
     if not text.strip():
@@ -108,9 +125,13 @@ def parse_json(raw: bytes, path: Path | str, what: str, *, error: Error = Config
     try:
         data = json.loads(text, object_pairs_hook=_table)
     except json.JSONDecodeError as problem:
-        cut = ", where the file ends: it is cut off" if problem.pos >= len(text.rstrip()) - 1 else ""
+        cut = (
+            ", where the file ends: it is cut off" if problem.pos >= len(text.rstrip()) - 1 else ""
+        )
         place = f"line {problem.lineno}, column {problem.colno}"
-        raise error(f"{path}: expected {what} as JSON, got at {place}{cut}: {problem.msg}") from None
+        raise error(
+            f"{path}: expected {what} as JSON, got at {place}{cut}: {problem.msg}"
+        ) from None
     except RecursionError:
         raise error(f"{path}: expected {what}, got values nested deeper than {MAX_DEPTH}") from None
     except ValueError as problem:
@@ -119,7 +140,9 @@ def parse_json(raw: bytes, path: Path | str, what: str, *, error: Error = Config
         try:
             json.dumps(data, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise error(f"{path}: expected {what}, got half of a surrogate pair in a text") from None
+            raise error(
+                f"{path}: expected {what}, got half of a surrogate pair in a text"
+            ) from None
         except (RecursionError, ValueError):
             pass  # what is nested too deep is reported below
     _check_depth(data, path, what, error)
@@ -138,11 +161,16 @@ def describe_pointer(raw: bytes) -> str:
     """What a Git LFS pointer is and what to do about it, in words."""
     sizes = [line.removeprefix(b"size ") for line in raw.splitlines() if line.startswith(b"size ")]
     size = f" to {int(sizes[0])} bytes" if sizes and sizes[0].isdigit() else ""
-    return f"a Git LFS pointer{size}, not the file itself: run `git lfs pull` in the clone that it is from"
+    return (
+        f"a Git LFS pointer{size}, not the file itself: run `git lfs pull` in the clone that it is"
+        " from"
+    )
 
 
 def pointer_in(path: Path) -> str | None:
-    """`describe_pointer` where a file, of any kind, is only a pointer; None otherwise, also where it cannot be read."""
+    """`describe_pointer` where a file, of any kind, is only a pointer; None otherwise, also where
+    it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(1024)
@@ -162,7 +190,8 @@ def _table(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_depth(data: object, path: Path | str, what: str, error: Error) -> None:
     """Without recursion: later readers and writers have less room than the parser had."""
-    level, depth = [data], 0
+    level = [data]
+    depth = 0
     while level:
         depth += 1
         if depth > MAX_DEPTH:

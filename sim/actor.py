@@ -1,4 +1,7 @@
-"""What drives an episode: anything that turns a picture and a sentence into actions. Knows no policy."""
+"""What drives an episode: anything that turns a picture and a sentence into actions.
+
+Knows no policy.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ class Chunk(Protocol):
 class Actor(Protocol):
     """What drives an episode; `runtime.policy.Policy` is one."""
 
-    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None) -> Chunk:
+    def infer(
+        self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None
+    ) -> Chunk:
         """uint8[h, w, 3], a sentence, float32[H, A] noise, and what guides -> the next actions."""
         ...
 

@@ -1,8 +1,9 @@
-"""What an evaluation needs of any environment: tasks that give episodes, episodes that take a policy's actions.
+"""What an evaluation needs of any environment: tasks that give episodes, episodes that take a
+policy's actions.
 
-A task keeps what is slow to make (a renderer, a physics scene) and is not shared between processes; every episode
-starts from a state that its index alone decides, whatever was played before. Knows the names of the environments and
-where they are made; knows no policy and no statistics.
+A task keeps what is slow to make (a renderer, a physics scene) and is not shared between processes;
+every episode starts from a state that its index alone decides, whatever was played before. Knows
+the names of the environments and where they are made; knows no policy and no statistics.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ class Episode(Protocol):
         """Execute one action for one control period; True when the episode is over.
 
         Args:
-            action: float[7], un-normalised: delta xyz [m], delta roll, pitch, yaw [rad], gripper (1 = open, 0 = close).
+            action: float[7], un-normalised: delta xyz [m], delta roll, pitch, yaw [rad], gripper (1
+                = open, 0 = close).
         """
         ...
 
     def expert(self) -> np.ndarray:
-        """float32[7]: what the scripted expert, which sees the privileged state and has no memory, would do now.
+        """float32[7]: what the scripted expert, which sees the privileged state and has no memory,
+        would do now.
 
         Raises:
             ConfigError: this environment has no expert.
@@ -79,7 +82,9 @@ class Task(Protocol):
         ...
 
     def episode(self, index: int, *, official: bool) -> Episode:
-        """Start an episode: of the official grid (index < `official`), or from a state drawn with `index` as seed."""
+        """Start an episode: of the official grid (index < `official`), or from a state drawn with
+        `index` as seed.
+        """
         ...
 
     def close(self) -> None:
@@ -95,16 +100,20 @@ MAKERS = {  # what a task's name begins with -> module and function that take th
 
 
 def make_task(name: str) -> Task:
-    """The task of this name: `tabletop`, `tabletop:lighting` (any variant), `simpler:widowx_stack_cube`, ...
+    """The task of this name: `tabletop`, `tabletop:lighting` (any variant),
+    `simpler:widowx_stack_cube`, ...
 
-    `simpler_env:google_robot_move_near` is the original SimplerEnv package, which alone has the Google robot's tasks.
+    `simpler_env:google_robot_move_near` is the original SimplerEnv package, which alone has the
+    Google robot's tasks.
 
     Raises:
         ConfigError: no such task, or something that it needs is not installed.
     """
     family, _, rest = name.partition(":")
     if family not in MAKERS:
-        raise ConfigError(f"expected an environment that begins with one of {sorted(MAKERS)}, got {name!r}")
+        raise ConfigError(
+            f"expected an environment that begins with one of {sorted(MAKERS)}, got {name!r}"
+        )
     module, function = MAKERS[family]
     make: Callable[[str], Task] = getattr(import_module(module), function)
     return make(rest)

@@ -1,6 +1,9 @@
-"""Which OpenGL the simulator renders with. The one place that sets an environment variable, because MuJoCo reads one.
+"""Which OpenGL the simulator renders with.
 
-Must be called before `mujoco` is imported, as `sim.physics` does; child processes inherit the choice.
+The one place that sets an environment variable, because MuJoCo reads one.
+
+Must be called before `mujoco` is imported, as `sim.physics` does; child processes inherit the
+choice.
 """
 
 from __future__ import annotations
@@ -13,11 +16,14 @@ LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}  # MUJOCO_GL -> library, in the o
 
 
 def choose_renderer(
-    environ: MutableMapping[str, str] | None = None, find: Callable[[str], str | None] = ctypes.util.find_library
+    environ: MutableMapping[str, str] | None = None,
+    find: Callable[[str], str | None] = ctypes.util.find_library,
 ) -> str | None:
-    """Render without a display: keep the user's MUJOCO_GL, else take the first library that is installed.
+    """Render without a display: keep the user's MUJOCO_GL, else take the first library that is
+    installed.
 
-    Returns the choice, or None where neither is there; MuJoCo then tries a window and says why it cannot.
+    Returns the choice, or None where neither is there; MuJoCo then tries a window and says why it
+    cannot.
     """
     environ = os.environ if environ is None else environ
     if "MUJOCO_GL" not in environ:

@@ -1,4 +1,7 @@
-"""Which seeds belong to whom: evaluation stays below `FIRST_SEED`, demonstrations begin there. Imports nothing."""
+"""Which seeds belong to whom: evaluation stays below `FIRST_SEED`, demonstrations begin there.
+
+Imports nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What strangers send to a policy server, and a served bundle in a process of its own to send it to."""
+"""What strangers send to a policy server, and a served bundle in a process of its own to send it
+to.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Server:
 
     @contextmanager
     def watching(self) -> Iterator[list[float]]:
-        """The largest memory [MiB] meanwhile above that at the beginning, as the list's one entry."""
+        """The largest memory [MiB] meanwhile above that at the beginning, as the list's one
+        entry.
+        """
         start = self.resident_mib()
         worst = [0.0]
         done = threading.Event()
@@ -67,9 +71,21 @@ class Server:
 @contextmanager
 def served(bundle: Path, log: Path, *options: str) -> Iterator[Server]:
     """Serve a bundle with every protocol until the end."""
-    words = [sys.executable, "-m", "trimvla.launch.cli", "serve", str(bundle), "--threads", "1", "--json"]
+    words = [
+        sys.executable,
+        "-m",
+        "trimvla.launch.cli",
+        "serve",
+        str(bundle),
+        "--threads",
+        "1",
+        "--json",
+    ]
     words += ["--zmq", "0", "--websocket", "0", "--vla-eval", "0", *options]
-    with log.open("w") as sink, subprocess.Popen(words, stdout=subprocess.PIPE, stderr=sink, text=True) as process:
+    with (
+        log.open("w") as sink,
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=sink, text=True) as process,
+    ):
         try:
             yield Server(process, _places(log, process), log)
         finally:
@@ -92,12 +108,19 @@ def _places(log: Path, process: subprocess.Popen[str]) -> dict[str, str]:
 
 
 def png_of_zeros(width: int, height: int) -> bytes:
-    """A PNG of one colour, made without its pixels in memory: one thousandth of what it unfolds to."""
+    """A PNG of one colour, made without its pixels in memory: one thousandth of what it unfolds
+    to.
+    """
     packer = zlib.compressobj(9)
     row = bytes(1 + 3 * width)
     body = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", header)
+        + _chunk(b"IDAT", body)
+        + _chunk(b"IEND", b"")
+    )
 
 
 def png_of_empty_chunks(count: int) -> bytes:

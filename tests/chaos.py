@@ -1,11 +1,13 @@
-"""Chaos: a whole system that is killed, stopped, slowed, starved and lied to at random, judged by a safety monitor.
+"""Chaos: a whole system that is killed, stopped, slowed, starved and lied to at random, judged by a
+safety monitor.
 
     python -m tests.chaos --seconds 1200 --seed 1
 
-Real processes, real signals, real sockets, two busy loops beside them. Every command is judged from outside, by its own
-times. At the end nothing may be left: no process, descriptor, thread, socket or directory more than at the start. The
-same seed gives the same faults in the same order; when exactly they fall depends on the machine. Prints progress on
-stderr and one JSON object at the end; exit status 1 if anything was violated or left.
+Real processes, real signals, real sockets, two busy loops beside them. Every command is judged from
+outside, by its own times. At the end nothing may be left: no process, descriptor, thread, socket or
+directory more than at the start. The same seed gives the same faults in the same order; when
+exactly they fall depends on the machine. Prints progress on stderr and one JSON object at the end;
+exit status 1 if anything was violated or left.
 """
 
 from __future__ import annotations
@@ -87,7 +89,9 @@ class System:
         system["control"]["guard"] = {"arm": "auto", "estop": True}
         self._files = {
             "run": self._write("run.msgpack", system),
-            "arm": self._write("arm.msgpack", {"arm": {"process": "sim-arm", "watchdog_s": 3 / HZ}}),
+            "arm": self._write(
+                "arm.msgpack", {"arm": {"process": "sim-arm", "watchdog_s": 3 / HZ}}
+            ),
         }
 
     def _write(self, name: str, settings: dict[str, Any]) -> str:
@@ -152,7 +156,9 @@ class Chaos:
         self.log: list[str] = []
 
     def settle(self, monitor: SafetyMonitor) -> None:
-        """Wait until the arm moves again without any fault, with a new task and after a person's reset."""
+        """Wait until the arm moves again without any fault, with a new task and after a person's
+        reset.
+        """
         self.desk.request("reset")
         self.desk.begin(TASK)
 
@@ -163,11 +169,21 @@ class Chaos:
 
         if not monitor.until(flows, START_S):
             control = monitor.report("control")
-            raise RuntimeError(f"expected the arm to move; control is {control.state} ({control.reason})")
+            raise RuntimeError(
+                f"expected the arm to move; control is {control.state} ({control.reason})"
+            )
 
     def strike(self) -> None:
         """One fault, drawn by weight."""
-        kinds = (self._kill, self._stop, self._slow, self._lie, self._stall, self._press, self._instruct)
+        kinds = (
+            self._kill,
+            self._stop,
+            self._slow,
+            self._lie,
+            self._stall,
+            self._press,
+            self._instruct,
+        )
         act = self.rng.choices(kinds, weights=(1, 6, 2, 8, 2, 1, 1))[0]
         act()
 
@@ -240,7 +256,15 @@ class Chaos:
     def _lie(self) -> None:
         """A fault inside a camera, the policy or the arm."""
         lies: dict[str, tuple[tuple[str, float], ...]] = {
-            "policy": (("nan", 0), ("inf", 0), ("range", 0), ("slow", 1.2), ("garble", 0), ("rate", 2), ("kinds", 0)),
+            "policy": (
+                ("nan", 0),
+                ("inf", 0),
+                ("range", 0),
+                ("slow", 1.2),
+                ("garble", 0),
+                ("rate", 2),
+                ("kinds", 0),
+            ),
             "arm": (("mute", 0), ("repeat", 0), ("stuck", 0)),
         }
         camera = (
@@ -329,7 +353,9 @@ def possessions(pids: dict[str, int]) -> dict[str, int]:
 
 def growth(before: dict[str, int], after: dict[str, int]) -> list[str]:
     """What has become more."""
-    return [f"{name}: {before[name]} -> {n}" for name, n in after.items() if n > before.get(name, n)]
+    return [
+        f"{name}: {before[name]} -> {n}" for name, n in after.items() if n > before.get(name, n)
+    ]
 
 
 def temporary_directories() -> set[str]:
@@ -382,7 +408,9 @@ def judged(system: System) -> Iterator[tuple[SafetyMonitor, Desk]]:
 
 
 def rage(seconds: float, monitor: SafetyMonitor, chaos: Chaos, loops: int, result: Result) -> None:
-    """Fault after fault, between two moments of peace in which everybody's possessions are counted."""
+    """Fault after fault, between two moments of peace in which everybody's possessions are
+    counted.
+    """
     system = chaos.system
     chaos.settle(monitor)
     with busy_loops(loops):
@@ -416,7 +444,9 @@ def bundle_at(hz: float, bundle: Path, copy: Path) -> str:
 
 
 def strike_on(end: float, monitor: SafetyMonitor, chaos: Chaos) -> None:
-    """Fault after fault until `end` on the monotonic clock [s]; at times a new episode, after a person's reset."""
+    """Fault after fault until `end` on the monotonic clock [s]; at times a new episode, after a
+    person's reset.
+    """
     next_fault = next_line = time.monotonic()
     next_episode = time.monotonic() + EPISODE_S
     while (now := time.monotonic()) < end:
@@ -434,7 +464,10 @@ def strike_on(end: float, monitor: SafetyMonitor, chaos: Chaos) -> None:
         if now >= next_line:
             next_line = now + 10
             count = f"{len(monitor.commands)} commands, {sum(chaos.counts.values())} faults"
-            print(f"{end - now:6.0f} s left, {count}, {len(monitor.violations)} violations", file=sys.stderr)
+            print(
+                f"{end - now:6.0f} s left, {count}, {len(monitor.violations)} violations",
+                file=sys.stderr,
+            )
         monitor.until(lambda: False, TURN_S)
 
 
@@ -451,7 +484,9 @@ def after_presses(monitor: SafetyMonitor, pressed: list[tuple[int, int]]) -> lis
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", default="tabletop-trimmed")

@@ -1,8 +1,10 @@
-"""Recorded chunks through every mode: what the tests and the picture in docs/concepts/chunks.md are made of.
+"""Recorded chunks through every mode: what the tests and the picture in docs/concepts/chunks.md are
+made of.
 
-`python -m tests.chunk_modes record` plays episodes with the shipped policy, thinking taking half a second, and keeps
-what its action stage was given and gave; `draw` makes the picture. Such a replay is open-loop: the pictures are those
-of the recorded run, whatever a mode would have done. `play` lets every mode play.
+`python -m tests.chunk_modes record` plays episodes with the shipped policy, thinking taking half a
+second, and keeps what its action stage was given and gave; `draw` makes the picture. Such a replay
+is open-loop: the pictures are those of the recorded run, whatever a mode would have done. `play`
+lets every mode play.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ SEEDS = (1000, 1001, 1002, 1003)
 BUNDLE = bundles.resolve("tabletop")
 LATE = 3  # ticks from a picture to the first command of its chunk
 THINKING = constant("half a second", 500)
-PLAIN = Pace(mode="latest", valid_rows=12)  # some pass while the policy thinks, twice as many until the next chunk
+# some pass while the policy thinks, twice as many until the next chunk
+PLAIN = Pace(mode="latest", valid_rows=12)
 MODES = {
     "plain": PLAIN,
     "ensemble": replace(PLAIN, mode="ensemble"),
@@ -52,7 +55,9 @@ MODES = {
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """Calls of the action stage: `cognition` float32[n, D], the episode's seed and the step of each, what it gave."""
+    """Calls of the action stage: `cognition` float32[n, D], the episode's seed and the step of
+    each, what it gave.
+    """
 
     seed: np.ndarray
     step: np.ndarray
@@ -77,14 +82,19 @@ def runner(stage: str, bundle: str = "tabletop") -> Runner:
 
 
 def sample(seed: int, step: int, cognition: np.ndarray, known: Known | None) -> np.ndarray:
-    """What the action stage gives for a recorded call, float64[16, 7]; guided by known rows where there are some."""
+    """What the action stage gives for a recorded call, float64[16, 7]; guided by known rows where
+    there are some.
+    """
     statistics = load_statistics(BUNDLE / bundles.STATISTICS, "tabletop")
     noise = np.random.default_rng((seed, step)).standard_normal((1, 16, 7), dtype=np.float32)
     inputs = {"cognition": cognition[None], "noise": noise}
     if known is None:
         raw = runner("action").run(inputs)["actions"][0]
     else:
-        towards = {"known": normalise(known.actions, statistics)[None], "weight": known.weights[None, :, None]}
+        towards = {
+            "known": normalise(known.actions, statistics)[None],
+            "weight": known.weights[None, :, None],
+        }
         raw = runner(bundles.GUIDED).run(inputs | towards)["guided_actions"][0]
     return unnormalise(binarise(raw), statistics)
 
@@ -106,7 +116,8 @@ def fly(
     ticks: int = 60,
 ) -> list[Tick]:
     """All commands until `step`, the world, says that it is over; thinking takes half a second."""
-    pilot, told = Pilot(look, CONTROL_HZ, pace, THINKING), []
+    pilot = Pilot(look, CONTROL_HZ, pace, THINKING)
+    told = []
     for tick in range(ticks):
         action = pilot.act(tick, sentence)
         told.append(Tick(tick, action, pilot.source))
@@ -118,7 +129,9 @@ def fly(
 def jumps(ticks: list[Tick]) -> np.ndarray:
     """float64[n, 7]: by how much the command changed wherever one chunk followed another."""
     pairs = [(a, b) for a, b in pairwise(ticks) if a.chunk and b.chunk and a.chunk is not b.chunk]
-    return np.array([np.abs(after.action - before.action) for before, after in pairs]).reshape(-1, 7)
+    return np.array([np.abs(after.action - before.action) for before, after in pairs]).reshape(
+        -1, 7
+    )
 
 
 @cache
@@ -131,17 +144,23 @@ def replayed(seed: int, pace: Pace) -> list[Tick]:
         if tick not in index:  # after the record's end; too late to be executed
             return np.zeros((16, 7))
         at = index[tick]
-        return calls.actions[at] if known is None else sample(seed, tick, calls.cognition[at], known)
+        return (
+            calls.actions[at] if known is None else sample(seed, tick, calls.cognition[at], known)
+        )
 
     return fly(look, pace, ticks=max(index) + 2 * LATE)
 
 
 class Notes:
-    """Stands before a policy's action stage and keeps what it was given, and whatever else is noted."""
+    """Stands before a policy's action stage and keeps what it was given, and whatever else is
+    noted.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self._action = policy.runners["action"]
-        self.spec, self.describe, self.close = self._action.spec, self._action.describe, self._action.close
+        self.spec = self._action.spec
+        self.describe = self._action.describe
+        self.close = self._action.close
         policy.chain = HostChain({**policy.runners, "action": self})
         self.kept: dict[str, list[Any]] = {"seed": [], "step": [], "cognition": [], "actions": []}
 
@@ -164,7 +183,8 @@ class Notes:
 
 def record() -> None:
     """Play, and keep what the action stage was given."""
-    policy, task = Policy.load(BUNDLE, threads=1), TabletopTask()
+    policy = Policy.load(BUNDLE, threads=1)
+    task = TabletopTask()
     notes = Notes(policy)
     for seed in SEEDS:
         episode = task.episode(seed, official=False)
@@ -178,8 +198,10 @@ def record() -> None:
 
 def play(first: int = 1030, episodes: int = 20) -> None:
     """Every mode in closed loop, each seed in turn."""
-    policy, task = Policy.load(BUNDLE, threads=1, guided=True), TabletopTask()
-    won, sizes = dict.fromkeys(MODES, 0), {name: [] for name in MODES}
+    policy = Policy.load(BUNDLE, threads=1, guided=True)
+    task = TabletopTask()
+    won = dict.fromkeys(MODES, 0)
+    sizes = {name: [] for name in MODES}
     for seed in range(first, first + episodes):
         for name, pace in MODES.items():
             episode = task.episode(seed, official=False)
@@ -189,7 +211,10 @@ def play(first: int = 1030, episodes: int = 20) -> None:
         print(f"seed {seed}: {won}", flush=True)
     for name, parts in sizes.items():
         every = np.concatenate(parts)
-        print(f"{name}: {won[name]} of {episodes}; jumps: mean {every.mean():.1f} mm, largest {every.max():.1f} mm")
+        print(
+            f"{name}: {won[name]} of {episodes}; jumps: mean {every.mean():.1f} mm, largest"
+            f" {every.max():.1f} mm"
+        )
 
 
 def draw(seed: int = SEEDS[1], dimension: int = 2, ticks: int = 24) -> None:
@@ -201,20 +226,29 @@ def draw(seed: int = SEEDS[1], dimension: int = 2, ticks: int = 24) -> None:
 
     bounded = replace(PLAIN, max_jump=(0.02,) * 6 + (np.inf,))
     modes = {**MODES, "plain, at most 20 mm a jump": bounded}
-    figure, panels = plt.subplots(len(modes), 1, figsize=(8, 9), sharex=True, sharey=True, layout="constrained")
+    figure, panels = plt.subplots(
+        len(modes), 1, figsize=(8, 9), sharex=True, sharey=True, layout="constrained"
+    )
     for (name, pace), panel in zip(modes.items(), panels, strict=True):
         told = [(tick, tick.chunk) for tick in replayed(seed, pace) if tick.chunk is not None]
         for step, chunk in {chunk.sequence: chunk for _, chunk in told}.items():
             rows = [1e3 * row[dimension] for row in chunk.actions[: 2 * LATE]]
             panel.step(range(step, step + 2 * LATE), rows, where="post", color="0.8", linewidth=1)
         shown = [tick for tick, _ in told if tick.step < LATE + ticks]
-        panel.step([t.step for t in shown], [1e3 * t.action[dimension] for t in shown], where="post", color="C0")
+        panel.step(
+            [t.step for t in shown],
+            [1e3 * t.action[dimension] for t in shown],
+            where="post",
+            color="C0",
+        )
         for before, after in pairwise(shown):
             if before.chunk is not after.chunk:
                 panel.axvline(after.step, color="C1", linewidth=0.8, linestyle=":")
         panel.set_title(name, loc="left", fontsize=10)
         panel.set_ylabel("z [mm per tick]")
-    panels[-1].set_xlabel("control tick; grey: first six rows of each chunk, dotted: another chunk takes over")
+    panels[-1].set_xlabel(
+        "control tick; grey: first six rows of each chunk, dotted: another chunk takes over"
+    )
     panels[-1].set_xlim(LATE, LATE + ticks)
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, dpi=90)

@@ -1,4 +1,6 @@
-"""Fixtures that every test may use: where the reference data lies, and which tests are too slow for a quick run."""
+"""Fixtures that every test may use: where the reference data lies, and which tests are too slow for
+a quick run.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run tests that need minutes (always on with CI=true)")
-    parser.addoption("--simpler", action="store_true", help="also run tests that need ManiSkill (make test-simpler)")
+    parser.addoption(
+        "--slow",
+        action="store_true",
+        help="also run tests that need minutes (always on with CI=true)",
+    )
+    parser.addoption(
+        "--simpler",
+        action="store_true",
+        help="also run tests that need ManiSkill (make test-simpler)",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -35,7 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _restore_logging() -> Iterator[None]:
     """Verbs set up logging for their process; a test's process goes on."""
-    root, ours = logging.getLogger(), logging.getLogger("trimvla")
+    root = logging.getLogger()
+    ours = logging.getLogger("trimvla")
     before = root.handlers[:], root.level, ours.level
     yield
     root.handlers[:] = before[0]
@@ -64,10 +75,14 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def fixture_dir(shared_dir: Path) -> Path:
     """Arrays that the public CogACT code produced on a tiny policy; skips where they are absent."""
-    return _existing(shared_dir / "fixtures" / "cogact_tiny_a", "the reference fixture cogact_tiny_a")
+    return _existing(
+        shared_dir / "fixtures" / "cogact_tiny_a", "the reference fixture cogact_tiny_a"
+    )
 
 
 @pytest.fixture(scope="session")
 def tabletop_bundle() -> Path:
     """The shipped bundle; skips where it has not been exported yet."""
-    return _existing(ROOT / "bundles" / "tabletop" / "manifest.json", "the shipped bundle 'tabletop'").parent
+    return _existing(
+        ROOT / "bundles" / "tabletop" / "manifest.json", "the shipped bundle 'tabletop'"
+    ).parent

@@ -1,7 +1,9 @@
-"""A camera's driver, as OpenCV shows one: a queue of images that fills in real time, whatever anybody reads.
+"""A camera's driver, as OpenCV shows one: a queue of images that fills in real time, whatever
+anybody reads.
 
-Stands in for `cv2.VideoCapture`, for there is no camera device where tests run. Each image shows when it was taken: its
-first eight bytes are the time of this host's clock, so that a test can compare what is claimed with what is true.
+Stands in for `cv2.VideoCapture`, for there is no camera device where tests run. Each image shows
+when it was taken: its first eight bytes are the time of this host's clock, so that a test can
+compare what is claimed with what is true.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def wall(taken_ns: int) -> float:
 
 
 class Driver:
-    """Takes an image each period and hands out the oldest that it keeps, `delay_s` after it was taken."""
+    """Takes an image each period and hands out the oldest that it keeps, `delay_s` after it was
+    taken.
+    """
 
     def __init__(
         self,
@@ -46,13 +50,20 @@ class Driver:
         pixels: tuple[str, ...] = ("YUYV", "MJPG"),
     ) -> None:
         """`kept`: images at most that wait; while they do, new ones are lost, as V4L2 does it."""
-        self.stamp, self.delay_s, self._kept, self._pixels = stamp, delay_s, kept, pixels
+        self.stamp = stamp
+        self.delay_s = delay_s
+        self._kept = kept
+        self._pixels = pixels
         self._period_ns = round(1e9 / hz)
         self._queue: deque[int] = deque()
         self._next_ns = monotonic_ns()
         self._taken_ns = 0
         self._stamp_ms = 0.0
-        self._numbers: dict[int, float] = {CV2["FOURCC"]: _code(pixels[0]), CV2["WIDTH"]: 32, CV2["HEIGHT"]: 24}
+        self._numbers: dict[int, float] = {
+            CV2["FOURCC"]: _code(pixels[0]),
+            CV2["WIDTH"]: 32,
+            CV2["HEIGHT"]: 24,
+        }
         self.released = False
 
     def __call__(self, where: object) -> Driver:
@@ -101,7 +112,9 @@ class Driver:
 
 
 def taken_ns(image: np.ndarray) -> int:
-    """When an image of `Driver` was taken in truth; RGB, so what was written as blue is in channel 2."""
+    """When an image of `Driver` was taken in truth; RGB, so what was written as blue is in channel
+    2.
+    """
     return int.from_bytes(image[0, :8, 2].tobytes(), "little")
 
 

@@ -1,8 +1,9 @@
-"""CUDA's runtime API as `cuda.bindings.runtime` gives it, without a GPU: as strict as the documentation, and as lazy.
+"""CUDA's runtime API as `cuda.bindings.runtime` gives it, without a GPU: as strict as the
+documentation, and as lazy.
 
-Device addresses are no addresses of this process, so whoever reads device memory from the host dies at once. Fresh
-memory holds rubbish. Work in a stream happens when somebody waits for it, never before; captured work when its graph is
-launched. What the API forbids comes back as its error code.
+Device addresses are no addresses of this process, so whoever reads device memory from the host dies
+at once. Fresh memory holds rubbish. Work in a stream happens when somebody waits for it, never
+before; captured work when its graph is launched. What the API forbids comes back as its error code.
 """
 
 from __future__ import annotations
@@ -33,10 +34,20 @@ Status = IntEnum(
     },
 )
 STICKY = frozenset(
-    {"cudaMemcpyAsync", "cudaGraphLaunch", "cudaStreamSynchronize", "cudaEventRecord", "cudaFree", "cudaFreeHost"}
+    {
+        "cudaMemcpyAsync",
+        "cudaGraphLaunch",
+        "cudaStreamSynchronize",
+        "cudaEventRecord",
+        "cudaFree",
+        "cudaFreeHost",
+    }
 )
-OK, INVALID, NOT_READY = Status["cudaSuccess"], Status["cudaErrorInvalidValue"], Status["cudaErrorNotReady"]
-UNSUPPORTED, INVALIDATED = Status["cudaErrorStreamCaptureUnsupported"], Status["cudaErrorStreamCaptureInvalidated"]
+OK = Status["cudaSuccess"]
+INVALID = Status["cudaErrorInvalidValue"]
+NOT_READY = Status["cudaErrorNotReady"]
+UNSUPPORTED = Status["cudaErrorStreamCaptureUnsupported"]
+INVALIDATED = Status["cudaErrorStreamCaptureInvalidated"]
 
 
 @dataclass
@@ -63,18 +74,26 @@ class FakeCuda:
 
     cudaError_t = Status  # noqa: N815
     cudaDeviceAttr = IntEnum("cudaDeviceAttr", {"cudaDevAttrIntegrated": 18})  # noqa: N815
-    cudaMemcpyKind = IntEnum("cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2})  # noqa: N815
-    cudaStreamCaptureMode = IntEnum("cudaStreamCaptureMode", {"cudaStreamCaptureModeThreadLocal": 1})  # noqa: N815
-    cudaHostAllocMapped, cudaStreamNonBlocking, cudaDeviceScheduleBlockingSync = 2, 1, 4  # noqa: N815
+    cudaMemcpyKind = IntEnum(  # noqa: N815
+        "cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2}
+    )
+    cudaStreamCaptureMode = IntEnum(  # noqa: N815
+        "cudaStreamCaptureMode", {"cudaStreamCaptureModeThreadLocal": 1}
+    )
+    cudaHostAllocMapped = 2  # noqa: N815
+    cudaStreamNonBlocking = 1  # noqa: N815
+    cudaDeviceScheduleBlockingSync = 4  # noqa: N815
 
     def __init__(self, *, integrated: bool = False, devices: int = 1) -> None:
-        self.integrated, self.devices = integrated, devices
+        self.integrated = integrated
+        self.devices = devices
         self.calls: Counter[str] = Counter()
         self.live: dict[int, object] = {}
         self._device: dict[int, np.ndarray] = {}
         self._host: dict[int, np.ndarray] = {}
         self._streams: dict[int, Stream] = {}
-        self._next, self._time = FIRST_ADDRESS, 0
+        self._next = FIRST_ADDRESS
+        self._time = 0
         self.lost = False
         """Whether the context is: as on a device, every later call then gives the same error."""
 
@@ -165,7 +184,8 @@ class FakeCuda:
     def cudaMemcpyAsync(self, target, source, size, kind, stream):  # noqa: N802
         up = kind is self.cudaMemcpyKind.cudaMemcpyHostToDevice
         device, host = (target, source) if up else (source, target)
-        memory, pinned = self.memory(device, size), self._host.get(host)
+        memory = self.memory(device, size)
+        pinned = self._host.get(host)
         if memory is None or pinned is None or size > pinned.size:
             return (INVALID,)
         to, of = (memory, pinned[:size]) if up else (pinned[:size], memory)
@@ -175,11 +195,13 @@ class FakeCuda:
     def cudaStreamBeginCapture(self, stream, mode):  # noqa: N802
         if stream.captured is not None:
             return (INVALID,)
-        stream.captured, stream.broken = [], False
+        stream.captured = []
+        stream.broken = False
         return (OK,)
 
     def cudaStreamEndCapture(self, stream):  # noqa: N802
-        work, stream.captured = stream.captured, None
+        work = stream.captured
+        stream.captured = None
         if work is None or stream.broken:
             return INVALIDATED, None
         graph = SimpleNamespace(work=work)

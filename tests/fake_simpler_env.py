@@ -1,8 +1,9 @@
 """SimplerEnv's documented API without its physics: environments, cameras, sub-tasks, and its traps.
 
-As in the real package, a robot's drive targets survive a reset unless it says `reconfigure`, the time limit is a
-wrapper's, a wrapper does not hand on the environment's own methods (gymnasium 1.x), success can come and go, and it
-prints to stdout. A missing scene or mesh is no error. `assets` writes empty-handed files where the package has its own.
+As in the real package, a robot's drive targets survive a reset unless it says `reconfigure`, the
+time limit is a wrapper's, a wrapper does not hand on the environment's own methods (gymnasium 1.x),
+success can come and go, and it prints to stdout. A missing scene or mesh is no error. `assets`
+writes empty-handed files where the package has its own.
 """
 
 from __future__ import annotations
@@ -18,17 +19,26 @@ import pytest
 from trimvla.sim.simpler.files import files_of
 from trimvla.sim.simpler.grids import ORIGINALS, SETS, official
 
-CONTENT = {".glb": b"glTF" + (2).to_bytes(4, "little") + (12).to_bytes(4, "little"), ".png": b"\x89PNG\r\n"}
+CONTENT = {
+    ".glb": b"glTF" + (2).to_bytes(4, "little") + (12).to_bytes(4, "little"),
+    ".png": b"\x89PNG\r\n",
+}
 CAMERAS = {"google_robot_static": "overhead_camera", "widowx": "3rd_view_camera"}
 PREPACKAGED = {
-    "google_robot_place_apple_in_closed_top_drawer": ("PlaceIntoClosedTopDrawerCustomInScene-v0", 200),
+    "google_robot_place_apple_in_closed_top_drawer": (
+        "PlaceIntoClosedTopDrawerCustomInScene-v0",
+        200,
+    ),
     "widowx_stack_cube": ("StackGreenCubeOnYellowCubeBakedTexInScene-v0", 60),
 }
 
 
 @dataclass
 class Inner:
-    """The environment itself. Success: the commanded gripper closed (below 0) in the last sub-task."""
+    """The environment itself.
+
+    Success: the commanded gripper closed (below 0) in the last sub-task.
+    """
 
     made: ClassVar[list[Inner]] = []
     env_id: str
@@ -42,7 +52,9 @@ class Inner:
     """Said instead of the environment's own."""
 
     def __post_init__(self) -> None:
-        self.robot_uid = self.options.get("robot", "google_robot_static" if "Drawer" in self.env_id else "widowx")
+        self.robot_uid = self.options.get(
+            "robot", "google_robot_static" if "Drawer" in self.env_id else "widowx"
+        )
         self.elapsed = 0
         Inner.made.append(self)
 
@@ -53,7 +65,11 @@ class Inner:
     def get_language_instruction(self) -> str:
         if self.sentence is not None:
             return self.sentence
-        return ("open top drawer", "place apple into top drawer")[self.subtask] if self._long else "stack the blocks"
+        return (
+            ("open top drawer", "place apple into top drawer")[self.subtask]
+            if self._long
+            else "stack the blocks"
+        )
 
     def is_final_subtask(self) -> bool:
         return self.subtask == 1 or not self._long
@@ -86,16 +102,24 @@ class Inner:
         self.elapsed += 1
         self.drive_target += float(action[0])
         success = self.is_final_subtask() and action[6] < 0
-        return self.observe(), 0.0, bool(success), {"success": success, "episode_stats": {"qpos": self.drive_target}}
+        return (
+            self.observe(),
+            0.0,
+            bool(success),
+            {"success": success, "episode_stats": {"qpos": self.drive_target}},
+        )
 
 
 class TimeLimit:
     """What `gym.make` returns."""
 
     def __init__(self, inner: Inner, limit: int) -> None:
-        self.unwrapped, self._limit = inner, limit
+        self.unwrapped = inner
+        self._limit = limit
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         self.unwrapped.reset({**(options or {}), "seed": seed})
         return self.unwrapped.observe(), {}
 
@@ -110,7 +134,8 @@ class TimeLimit:
 def build_maniskill2_env(env_name: str, **options: Any) -> TimeLimit:
     if options.get("rgb_overlay_path") is not None:
         options.setdefault(
-            "rgb_overlay_cameras", [CAMERAS["widowx" if "widowx" in options["robot"] else options["robot"]]]
+            "rgb_overlay_cameras",
+            [CAMERAS["widowx" if "widowx" in options["robot"] else options["robot"]]],
         )
     return TimeLimit(Inner(env_name, options), options["max_episode_steps"])
 
@@ -125,14 +150,21 @@ def get_robot_control_mode(robot_name: str, policy_name: str) -> str:
     return f"arm of {robot_name}"
 
 
-def get_image_from_maniskill2_obs_dict(env: Inner, obs: dict[str, Any], camera_name: str | None = None) -> np.ndarray:
-    name = camera_name or ("overhead_camera" if "google_robot" in env.robot_uid else "3rd_view_camera")
+def get_image_from_maniskill2_obs_dict(
+    env: Inner, obs: dict[str, Any], camera_name: str | None = None
+) -> np.ndarray:
+    name = camera_name or (
+        "overhead_camera" if "google_robot" in env.robot_uid else "3rd_view_camera"
+    )
     return obs["image"][name]["rgb"]
 
 
 def assets(root: Path) -> Path:
-    """Files as the package has them, of everything that official episodes load; returns its `data`."""
-    data, package = root / "data", root / "package"
+    """Files as the package has them, of everything that official episodes load; returns its
+    `data`.
+    """
+    data = root / "data"
+    package = root / "package"
     cells = [cell for task in ORIGINALS for which in SETS for cell in official(task, which)]
     for path in {file for cell in cells for file in files_of(cell, data, package)}:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,10 @@
-"""TensorRT's runtime as its Python API gives it, over `fake_cuda`: an engine is a note of a graph and its profiles.
+"""TensorRT's runtime as its Python API gives it, over `fake_cuda`: an engine is a note of a graph
+and its profiles.
 
-Engines compute through ONNX Runtime, on fake device memory, when the stream gets there. What the documentation asks of
-a caller is asked here: shapes within the profile, every address set and large enough, scratch memory where the context
-has none of its own, one execution before a capture. Names are those of the real API; test_trt_runner.py compares them.
+Engines compute through ONNX Runtime, on fake device memory, when the stream gets there. What the
+documentation asks of a caller is asked here: shapes within the profile, every address set and large
+enough, scratch memory where the context has none of its own, one execution before a capture. Names
+are those of the real API; test_trt_runner.py compares them.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class FakeTrt:
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
 
     def __init__(self, cuda: FakeCuda, version: str = "10.3.0") -> None:
-        self.cuda, self.__version__ = cuda, version
+        self.cuda = cuda
+        self.__version__ = version
         self.complaints: deque[str] = deque(maxlen=20)
         self.contexts: list[Context] = []
         self.refuse = ""
@@ -81,7 +84,8 @@ class Runtime:
 
 class Engine:
     def __init__(self, trt: FakeTrt, model: Path, profiles: list[dict[str, list[int]]]) -> None:
-        self._trt, self._profiles = trt, profiles
+        self._trt = trt
+        self._profiles = profiles
         self._session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = {value.name: value for value in self._session.get_outputs()}
@@ -125,10 +129,14 @@ class Engine:
 
 
 class Context:
-    def __init__(self, trt: FakeTrt, engine: Engine, strategy: ExecutionContextAllocationStrategy) -> None:
-        self._trt, self._engine = trt, engine
+    def __init__(
+        self, trt: FakeTrt, engine: Engine, strategy: ExecutionContextAllocationStrategy
+    ) -> None:
+        self._trt = trt
+        self._engine = engine
         self._own_memory = strategy is not ExecutionContextAllocationStrategy.USER_MANAGED
-        self._profile, self._memory = 0, (0, 0)
+        self._profile = 0
+        self._memory = (0, 0)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.executions = 0
@@ -139,23 +147,32 @@ class Context:
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         self._shapes.clear()
         self._profile = profile_index
-        return self._allowed("set_optimization_profile_async", profile_index < self._engine.num_optimization_profiles)
+        return self._allowed(
+            "set_optimization_profile_async", profile_index < self._engine.num_optimization_profiles
+        )
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._shapes[name] = tuple(shape)
         dynamic = -1 in self._engine.get_tensor_shape(name)
-        want = self._engine.get_tensor_profile_shape(name, self._profile)[2] if dynamic else self._shape(name)
+        want = (
+            self._engine.get_tensor_profile_shape(name, self._profile)[2]
+            if dynamic
+            else self._shape(name)
+        )
         return self._allowed("set_input_shape", tuple(shape) == tuple(want))
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.addresses[name] = memory
-        return self._allowed("set_tensor_address", name in self._engine._all and memory % ALIGNMENT == 0)
+        return self._allowed(
+            "set_tensor_address", name in self._engine._all and memory % ALIGNMENT == 0
+        )
 
     def infer_shapes(self) -> list[str]:
         return [name for name in self._engine._inputs if -1 in self._shape(name)]
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        stream, first = self._trt.cuda.stream(stream_handle), not self._engine._executed
+        stream = self._trt.cuda.stream(stream_handle)
+        first = not self._engine._executed
         buffers = {name: self._buffer(name) for name in self._engine._all}
         scratch = self._trt.cuda.memory(*self._memory)
         fine = (
@@ -176,7 +193,8 @@ class Context:
 
     def _buffer(self, name: str) -> np.ndarray | None:
         """The tensor, as a view of the device's memory."""
-        shape, dtype = self._shape(name), np.dtype(TYPES[self._engine._all[name].type][1])
+        shape = self._shape(name)
+        dtype = np.dtype(TYPES[self._engine._all[name].type][1])
         if -1 in shape or name not in self.addresses:
             return None
         raw = self._trt.cuda.memory(self.addresses[name], int(np.prod(shape)) * dtype.itemsize)
@@ -186,7 +204,9 @@ class Context:
         if scratch is not None:
             scratch.fill(0xEE)  # it is nobody else's now
         inputs = {name: np.array(buffers[name]) for name in self._engine._inputs}
-        for name, value in zip(self._engine._outputs, self._engine._session.run(None, inputs), strict=True):
+        for name, value in zip(
+            self._engine._outputs, self._engine._session.run(None, inputs), strict=True
+        ):
             np.copyto(buffers[name], value)  # pyright: ignore[reportArgumentType]
 
     def _allowed(self, call: str, fine: bool) -> bool:

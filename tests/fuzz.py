@@ -1,8 +1,10 @@
-"""Fuzzing of every decoder that meets bytes from outside: `python -m tests.fuzz --messages 1000000`.
+"""Fuzzing of every decoder that meets bytes from outside: `python -m tests.fuzz --messages
+1000000`.
 
-Valid messages of every kind are mutated (tests/mutate.py) and decoded. A decoder may accept, or raise the error that it
-declares. Anything else is a crash; a message that takes longer than `SLOW_S` is a hang; resident memory must not
-grow. The last line is one JSON object; the exit status is 0 only where nothing was found.
+Valid messages of every kind are mutated (tests/mutate.py) and decoded. A decoder may accept, or
+raise the error that it declares. Anything else is a crash; a message that takes longer than
+`SLOW_S` is a hang; resident memory must not grow. The last line is one JSON object; the exit status
+is 0 only where nothing was found.
 """
 
 from __future__ import annotations
@@ -55,7 +57,14 @@ from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.bus.wire import decode, decode_header, encode
 from trimvla.runtime.cameras import lerobot
 from trimvla.runtime.chunks.ensemble import AdaptiveEnsemble
-from trimvla.runtime.errors import BundleError, BusyError, ConfigError, ObservationError, TrimvlaError, WireError
+from trimvla.runtime.errors import (
+    BundleError,
+    BusyError,
+    ConfigError,
+    ObservationError,
+    TrimvlaError,
+    WireError,
+)
 from trimvla.runtime.servers import groot_protocol as groot
 from trimvla.runtime.servers.packing import Form, pack
 from trimvla.runtime.servers.sessions import Session
@@ -113,15 +122,19 @@ class Findings:
             "slowest_ms": {name: round(ms, 2) for name, ms in sorted(self.slowest_ms.items())},
             "rss_mib": [round(value, 1) for value in self.rss_mib],
             "growth_mib": self.growth_mib,
-            "by_target": {name: [self.accepted[name], self.refused[name]] for name in sorted(self.slowest_ms)},
+            "by_target": {
+                name: [self.accepted[name], self.refused[name]] for name in sorted(self.slowest_ms)
+            },
             "seconds": round(self.seconds, 1),
         }
 
 
 def fuzz(targets: list[Target], messages: int, seed: int = 0) -> Findings:
     """Mutate and decode so many messages, of every target in turn."""
-    rng, found = random.Random(seed), Findings()
-    start, warm = time.monotonic(), max(1, messages // 10)
+    rng = random.Random(seed)
+    found = Findings()
+    start = time.monotonic()
+    warm = max(1, messages // 10)
     for number in range(messages):
         if number % 2000 == 0:
             faulthandler.dump_traceback_later(HANG_S, exit=True)
@@ -175,9 +188,17 @@ def resident_mib() -> float:
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)
 MESSAGES: dict[str, Message] = {
-    "task": Task(time_ns=1, episode=1, instruction="pick up the red cube", started_ns=1, options={"variant": [1, 2.5]}),
+    "task": Task(
+        time_ns=1,
+        episode=1,
+        instruction="pick up the red cube",
+        started_ns=1,
+        options={"variant": [1, 2.5]},
+    ),
     "robot/state": JointState(time_ns=1, position=(0.0, 1.5), gripper=1.0),
-    "sim/state": SimState(time_ns=1, episode=1, step=0, scene={"items": [{"x": 0.5}]}, qpos=(0.0, 1.5)),
+    "sim/state": SimState(
+        time_ns=1, episode=1, step=0, scene={"items": [{"x": 0.5}]}, qpos=(0.0, 1.5)
+    ),
     "chunk": ActionChunk(
         time_ns=5,
         episode=1,
@@ -193,9 +214,13 @@ MESSAGES: dict[str, Message] = {
     "deadman": Deadman(time_ns=1, held=True),
     "operator": Operator(time_ns=1, request="arm"),
     "health": Health(time_ns=1, ok=False, reason="process 'policy' ended"),
-    "command": Command(time_ns=8, episode=1, kind="action", action=(0.1, 1.0), captured_ns=5, row=0),
+    "command": Command(
+        time_ns=8, episode=1, kind="action", action=(0.1, 1.0), captured_ns=5, row=0
+    ),
     "episode": Episode(time_ns=1, episode=1, instruction="go", step=3, done=False, success=False),
-    "policy/report": Report(time_ns=1, process="policy", state="running", latencies={"a": Summary(1, 1.0, 2.0, 3.0)}),
+    "policy/report": Report(
+        time_ns=1, process="policy", state="running", latencies={"a": Summary(1, 1.0, 2.0, 3.0)}
+    ),
 }
 MSGPACK = (msgspec.msgpack.decode, encode_msgpack)
 JSON = (msgspec.json.decode, encode_json)
@@ -209,13 +234,21 @@ def all_targets() -> list[Target]:
 def _topics() -> list[Target]:
     found = []
     for name, message in MESSAGES.items():
-        source, parts = topic(name), encode(topic(name), message)
-        found.append(Target(f"topic {name}", [parts], lambda p, s=source: decode(s, p), (WireError,), MSGPACK))
-    # Sent now, not at 1 ns: a wall clock corrected by less than that in between would move it below zero.
+        source = topic(name)
+        parts = encode(topic(name), message)
+        found.append(
+            Target(
+                f"topic {name}", [parts], lambda p, s=source: decode(s, p), (WireError,), MSGPACK
+            )
+        )
+    # Sent now, not at 1 ns: a wall clock corrected by less than that in between would move it below
+    # zero.
     now = time.monotonic_ns()
     sent = msgspec.structs.replace(MESSAGES["task"], time_ns=now, started_ns=now)
     task = [*encode(topic("task"), sent), stamp()]
-    there = Target("a task from another host", [task], lambda p: _arrive("task", p), (WireError,), MSGPACK, 1)
+    there = Target(
+        "a task from another host", [task], lambda p: _arrive("task", p), (WireError,), MSGPACK, 1
+    )
     return [*found, there]
 
 
@@ -230,13 +263,28 @@ def _frames() -> list[Target]:
     return [
         Target("frame", seeds, lambda p: decode(front, p), (WireError,), JSON, 1),
         Target("frame header", seeds, lambda p: decode_header(front, p), (WireError,), JSON, 1),
-        Target("a frame from another host", seeds, lambda p: _arrive("front/color", p), (WireError,), JSON, 1),
-        Target("LeRobot's pictures", [[_lerobot()]], lambda p: lerobot.decode(p[0], "front"), (WireError,), JSON),
+        Target(
+            "a frame from another host",
+            seeds,
+            lambda p: _arrive("front/color", p),
+            (WireError,),
+            JSON,
+            1,
+        ),
+        Target(
+            "LeRobot's pictures",
+            [[_lerobot()]],
+            lambda p: lerobot.decode(p[0], "front"),
+            (WireError,),
+            JSON,
+        ),
     ]
 
 
 def _lerobot() -> bytes:
-    return json.dumps({"timestamps": {"front": 1.5}, "images": {"front": base64.b64encode(_jpeg()).decode()}}).encode()
+    return json.dumps(
+        {"timestamps": {"front": 1.5}, "images": {"front": base64.b64encode(_jpeg()).decode()}}
+    ).encode()
 
 
 def _jpeg() -> bytes:
@@ -247,9 +295,22 @@ def _jpeg() -> bytes:
 
 STATE = np.zeros(8, np.float32)
 OBSERVATIONS: dict[str, dict[str, Any]] = {
-    "LeRobot": {"observation.images.front": PICTURE, "observation.state": STATE, "task": "pick up the red cube"},
-    "openpi": {"observation/image": PICTURE, "observation/state": STATE, "prompt": "pick up the red cube", "seq": 3},
-    "vla-eval": {"images": {"primary": PICTURE}, "task_description": "pick up the red cube", "states": STATE},
+    "LeRobot": {
+        "observation.images.front": PICTURE,
+        "observation.state": STATE,
+        "task": "pick up the red cube",
+    },
+    "openpi": {
+        "observation/image": PICTURE,
+        "observation/state": STATE,
+        "prompt": "pick up the red cube",
+        "seq": 3,
+    },
+    "vla-eval": {
+        "images": {"primary": PICTURE},
+        "task_description": "pick up the red cube",
+        "states": STATE,
+    },
     "GR00T": {
         "video": {"front": PICTURE[None, None]},
         "state": {"arm": STATE[None, None]},
@@ -260,16 +321,26 @@ OBSERVATIONS: dict[str, dict[str, Any]] = {
 
 def _clients() -> list[Target]:
     metadata = {"server": "trimvla", "policy": "tiny", "action_dim": 7}
-    openpi, vla_eval = Openpi(metadata), VlaEval(metadata)
+    openpi = Openpi(metadata)
+    vla_eval = VlaEval(metadata)
     session = Session("fuzz", AdaptiveEnsemble(1))
     errors = (WireError, ObservationError)
     seen = list(OBSERVATIONS.values())
     return [
         Target("GR00T's requests", _requests(), lambda p: groot.parse(p[0]), errors, MSGPACK),
-        Target("openpi's observations", _packed(seen, "openpi"), lambda p: openpi.hear(p[0], session), errors, MSGPACK),
+        Target(
+            "openpi's observations",
+            _packed(seen, "openpi"),
+            lambda p: openpi.hear(p[0], session),
+            errors,
+            MSGPACK,
+        ),
         Target(
             "vla-eval's envelopes",
-            [*_packed([_envelope(kind, load) for kind, load in _payloads()], "vla-eval"), [_with_png()]],
+            [
+                *_packed([_envelope(kind, load) for kind, load in _payloads()], "vla-eval"),
+                [_with_png()],
+            ],
             lambda p: vla_eval.hear(p[0], session),
             (*errors, BusyError),
             MSGPACK,
@@ -283,11 +354,22 @@ def _packed(values: list[dict[str, Any]], form: Form) -> list[Parts]:
 
 def _requests() -> list[Parts]:
     observations = [
-        {"endpoint": "get_action", "data": {"observation": o, "options": None}} for o in OBSERVATIONS.values()
+        {"endpoint": "get_action", "data": {"observation": o, "options": None}}
+        for o in OBSERVATIONS.values()
     ]
-    timed = {**observations[-1], "seq": 3, "t_capture_ns": 1, "deadline_ns": 2, "schema_version": 1, "api_token": "x"}
+    timed = {
+        **observations[-1],
+        "seq": 3,
+        "t_capture_ns": 1,
+        "deadline_ns": 2,
+        "schema_version": 1,
+        "api_token": "x",
+    }
     reset = {"endpoint": "reset", "data": {"options": {"seed": 7}}}
-    return _packed([*observations, timed, reset, {"endpoint": "ping"}, {"endpoint": "get_modality_config"}], "groot")
+    return _packed(
+        [*observations, timed, reset, {"endpoint": "ping"}, {"endpoint": "get_modality_config"}],
+        "groot",
+    )
 
 
 def _payloads() -> list[tuple[str, dict[str, Any]]]:
@@ -307,17 +389,29 @@ def _with_png() -> bytes:
     sink = io.BytesIO()
     Image.fromarray(PICTURE).save(sink, "png")
     picture = {"__image__": True, "format": "png", "data": sink.getvalue(), "shape": [6, 8, 3]}
-    return encode_msgpack(_envelope("observation", {"images": {"primary": picture}, "task_description": "go"}))
+    return encode_msgpack(
+        _envelope("observation", {"images": {"primary": picture}, "task_description": "go"})
+    )
 
 
 def _files() -> list[Target]:
     complete = msgspec.structs.replace(
         tiny_manifest(),
-        files={name: FileSpec("0" * 64, 1) for name in ("statistics.json", "tokenizer.json", *_graphs())},
+        files={
+            name: FileSpec("0" * 64, 1)
+            for name in ("statistics.json", "tokenizer.json", *_graphs())
+        },
     )
-    plan = Plan(layers=(0, 2), channels=("ff", "0f"), tokens=TokenPlan(keep=56, after=1), recompute=(0, 3), steps=6)
+    plan = Plan(
+        layers=(0, 2),
+        channels=("ff", "0f"),
+        tokens=TokenPlan(keep=56, after=1),
+        recompute=(0, 3),
+        steps=6,
+    )
     where = Path("fuzz.json")
-    manifests, plans = [[msgspec.json.encode(complete)]], [[msgspec.json.encode(plan)]]
+    manifests = [[msgspec.json.encode(complete)]]
+    plans = [[msgspec.json.encode(plan)]]
     return [
         Target("manifest", manifests, lambda p: parse(p[0], where), (BundleError,), JSON),
         Target("plan", plans, lambda p: parse_plan(p[0], where), (ConfigError,), JSON),
@@ -330,12 +424,15 @@ def _graphs() -> list[str]:
 
 def main() -> int:
     """Fuzz and tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.disable()
-    warnings.simplefilter("ignore")  # numpy's header parser and Pillow comment on what they are given
+    # numpy's header parser and Pillow comment on what they are given
+    warnings.simplefilter("ignore")
     found = fuzz(all_targets(), args.messages, args.seed)
     print(json.dumps(found.summary()))
     return 0 if found.ok else 1

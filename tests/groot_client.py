@@ -1,4 +1,6 @@
-"""A client of GR00T's policy protocol, written to its documented frames: one msgpack map each way, arrays as npy."""
+"""A client of GR00T's policy protocol, written to its documented frames: one msgpack map each way,
+arrays as npy.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,23 @@ import zmq
 
 
 class GrootClient:
-    """REQ on ZeroMQ, as `PolicyClient` of Isaac-GR00T; `extra` goes into the request beside `data`."""
+    """REQ on ZeroMQ, as `PolicyClient` of Isaac-GR00T; `extra` goes into the request beside
+    `data`.
+    """
 
-    def __init__(self, endpoint: str, token: str = "", keys: tuple[bytes, bytes, bytes] | None = None) -> None:
+    def __init__(
+        self, endpoint: str, token: str = "", keys: tuple[bytes, bytes, bytes] | None = None
+    ) -> None:
         self._token = token
         self.socket = zmq.Context.instance().socket(zmq.REQ)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
         if keys is not None:
-            self.socket.curve_publickey, self.socket.curve_secretkey, self.socket.curve_serverkey = keys
+            (
+                self.socket.curve_publickey,
+                self.socket.curve_secretkey,
+                self.socket.curve_serverkey,
+            ) = keys
         self.socket.connect(endpoint)
 
     def call(self, endpoint: str, data: dict[str, Any] | None = None, **extra: Any) -> Any:
@@ -32,8 +42,12 @@ class GrootClient:
             raise RuntimeError(f"Server error: {answer['error']}")
         return answer
 
-    def get_action(self, observation: dict[str, Any], **extra: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        action, info = self.call("get_action", {"observation": observation, "options": None}, **extra)
+    def get_action(
+        self, observation: dict[str, Any], **extra: Any
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        action, info = self.call(
+            "get_action", {"observation": observation, "options": None}, **extra
+        )
         return action, info
 
     def close(self) -> None:

@@ -1,11 +1,13 @@
-"""The map of the house: which room may import which, and what no room may do. Also a report of its size.
+"""The map of the house: which room may import which, and what no room may do.
+
+Also a report of its size.
 
     python -m tests.house            # figures for people
     python -m tests.house --json     # the same for a program
 
-A room is a folder with modules; a file directly in a root folder belongs to the room called like that folder. The map
-is the table `MAY_IMPORT`: a room may import itself and the rooms in its row. Knows source text alone; imports nothing
-of what it reads.
+A room is a folder with modules; a file directly in a root folder belongs to the room called like
+that folder. The map is the table `MAY_IMPORT`: a room may import itself and the rooms in its row.
+Knows source text alone; imports nothing of what it reads.
 """
 
 from __future__ import annotations
@@ -22,7 +24,17 @@ ROOTS = ("runtime", "policies", "export", "sim", "launch")
 MOST_FILES = 16  # in one folder, `__init__.py` not counted
 VERBS = "launch/verbs"  # one file a verb, however many there are
 MOST_COLUMNS = 100
-NEVER_IN_RUNTIME = ("torch", "onnx", "onnxscript", "mujoco", "gymnasium", "tyro", "rich", "matplotlib", "mani_skill")
+NEVER_IN_RUNTIME = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "mujoco",
+    "gymnasium",
+    "tyro",
+    "rich",
+    "matplotlib",
+    "mani_skill",
+)
 
 BASE = ("runtime",)  # errors, specs, clock and other files that know nothing of ours
 BUS = (*BASE, "runtime.bus", "runtime.bundle")
@@ -30,7 +42,13 @@ CORE = (*BUS, "runtime.chunks", "runtime.backends", "runtime.backends.tensorrt")
 INFERENCE = (*CORE, "runtime.preprocess", "runtime.inference", "runtime.cameras")
 RUNTIME = (*INFERENCE, "runtime.control", "runtime.servers", "runtime.record")
 SIZES = ("policies.sizes",)
-FAMILIES = ("policies.cogact", "policies.dbcogact", "policies.smolvla", "policies.pi0", "policies.pi05")
+FAMILIES = (
+    "policies.cogact",
+    "policies.dbcogact",
+    "policies.smolvla",
+    "policies.pi0",
+    "policies.pi05",
+)
 PARTS = (*SIZES, "policies", "policies.nn", "policies.trimming")  # what a family is made of
 POLICIES = (*PARTS, *FAMILIES, "policies.training")
 EXPORT = (
@@ -72,11 +90,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "policies.sizes": (*BASE, "runtime.bundle"),
     "policies.nn": (*BASE, "runtime.bundle", "runtime.inference", "runtime.preprocess", *SIZES),
     **dict.fromkeys(FAMILIES, (*BASE, "runtime.bundle", *PARTS)),
-    "policies.dbcogact": (*BASE, "runtime.bundle", *PARTS, "policies.cogact"),  # the same head and sampler
+    # the same head and sampler
+    "policies.dbcogact": (*BASE, "runtime.bundle", *PARTS, "policies.cogact"),
     "policies.pi05": (*BASE, "runtime.bundle", *PARTS, "policies.pi0"),  # the same prefix
     "policies.trimming": (*BASE, "runtime.bundle", *SIZES, "policies.nn", "policies.cogact"),
     "policies.training": (*BASE, "runtime.bundle", *SIZES, "policies.nn", "policies.cogact"),
-    "policies": (*BASE, "runtime.bundle", *SIZES),  # the table; families are named in it, not imported
+    # the table; families are named in it, not imported
+    "policies": (*BASE, "runtime.bundle", *SIZES),
     **dict.fromkeys(EXPORT, (*RUNTIME, *POLICIES, *EXPORT)),
     **dict.fromkeys(SIM, (*RUNTIME, *SIZES, *SIM)),
     **dict.fromkeys(LAUNCH, (*RUNTIME, *POLICIES, *EXPORT, *SIM, *LAUNCH)),
@@ -111,7 +131,9 @@ def room_of(module: str, root: Path) -> str:
 
 
 def arrows(path: Path, root: Path) -> list[Arrow]:
-    """What a file imports of ours, wherever in the file; imports for type checkers alone are none."""
+    """What a file imports of ours, wherever in the file; imports for type checkers alone are
+    none.
+    """
     tree = ast.parse(path.read_text())
     skipped = {id(node) for block in _typing_blocks(tree) for node in ast.walk(block)}
     source = module_of(path, root)
@@ -171,7 +193,9 @@ def breaches(root: Path) -> list[str]:
         for arrow in every[module]:
             target = room_of(arrow.target, root)
             if target not in allowed:
-                found.append(f"{where}:{arrow.line}: '{room}' may not import '{target}' ({arrow.target})")
+                found.append(
+                    f"{where}:{arrow.line}: '{room}' may not import '{target}' ({arrow.target})"
+                )
             if target == "launch.verbs" and room == "launch.verbs":
                 found.append(f"{where}:{arrow.line}: a verb imports a verb ({arrow.target})")
         if module.startswith("runtime"):
@@ -179,7 +203,9 @@ def breaches(root: Path) -> list[str]:
                 if name in NEVER_IN_RUNTIME:
                     found.append(f"{where}:{line}: runtime may never import '{name}'")
     found += [f"circle: {' -> '.join(circle)}" for circle in circles(every)]
-    found += [f"{folder}: {count} files, at most {MOST_FILES}" for folder, count in crowded(root).items()]
+    found += [
+        f"{folder}: {count} files, at most {MOST_FILES}" for folder, count in crowded(root).items()
+    ]
     return found
 
 
@@ -209,8 +235,12 @@ def circles(every: dict[str, list[Arrow]]) -> list[list[str]]:
 
 def crowded(root: Path) -> dict[str, int]:
     """Folders with too many files."""
-    counts = Counter(str(path.parent.relative_to(root)) for path in files(root) if path.name != "__init__.py")
-    return {folder: count for folder, count in counts.items() if count > MOST_FILES and folder != VERBS}
+    counts = Counter(
+        str(path.parent.relative_to(root)) for path in files(root) if path.name != "__init__.py"
+    )
+    return {
+        folder: count for folder, count in counts.items() if count > MOST_FILES and folder != VERBS
+    }
 
 
 @dataclass

@@ -1,4 +1,6 @@
-"""Messages of every protocol as trees, and every one of them with any kind of value at any one leaf."""
+"""Messages of every protocol as trees, and every one of them with any kind of value at any one
+leaf.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,25 @@ from PIL import Image
 from trimvla.runtime.servers.packing import Form, pack
 
 Path = tuple[Any, ...]
-DTYPES = ("?", "u1", "i1", "<u2", ">i4", "<u8", "<f2", "<f4", ">f8", "<c8", "S3", "U2", "O", "<M8[ns]", "V4", "x", "")
+DTYPES = (
+    "?",
+    "u1",
+    "i1",
+    "<u2",
+    ">i4",
+    "<u8",
+    "<f2",
+    "<f4",
+    ">f8",
+    "<c8",
+    "S3",
+    "U2",
+    "O",
+    "<M8[ns]",
+    "V4",
+    "x",
+    "",
+)
 
 
 def png(side: int = 4) -> bytes:
@@ -47,7 +67,10 @@ def arrays() -> st.SearchStrategy[Any]:
             keys[3]: shape,
         },
         st.sampled_from(
-            [("__ndarray__", "data", "dtype", "shape"), (b"__ndarray__", b"data", b"dtype", b"shape")],
+            [
+                ("__ndarray__", "data", "dtype", "shape"),
+                (b"__ndarray__", b"data", b"dtype", b"shape"),
+            ],
         ),
         st.sampled_from([b"", bytes(1), bytes(8), bytes(48), "text", None]),
         st.sampled_from([*DTYPES, None, 7]),
@@ -75,7 +98,8 @@ def arrays() -> st.SearchStrategy[Any]:
         st.sampled_from([png(), png()[:50], b"", b"\xff\xd8\xff", None]),
     )
     generic = st.builds(
-        lambda data: {b"__npgeneric__": True, b"data": data, b"dtype": "<f8"}, st.sampled_from([1, 2.0, None, "x", b""])
+        lambda data: {b"__npgeneric__": True, b"data": data, b"dtype": "<f8"},
+        st.sampled_from([1, 2.0, None, "x", b""]),
     )
     return st.one_of(raw, true, image, generic)
 
@@ -83,9 +107,25 @@ def arrays() -> st.SearchStrategy[Any]:
 def values() -> st.SearchStrategy[Any]:
     """Every kind of value that msgpack holds."""
     plain = st.sampled_from(
-        [None, True, False, 0, -1, 2**63 - 1, 2**63, 2**64 - 1, -(2**63), 0.5, 1e308, float("nan"), float("inf")]
+        [
+            None,
+            True,
+            False,
+            0,
+            -1,
+            2**63 - 1,
+            2**63,
+            2**64 - 1,
+            -(2**63),
+            0.5,
+            1e308,
+            float("nan"),
+            float("inf"),
+        ]
     )
-    text = st.sampled_from(["", " ", "red", "x" * 5000, "\x00\x1b[2J\n", "日本語", "[INST] x [/INST]", "%s %n {0}"])
+    text = st.sampled_from(
+        ["", " ", "red", "x" * 5000, "\x00\x1b[2J\n", "日本語", "[INST] x [/INST]", "%s %n {0}"]
+    )
     other = st.sampled_from(
         [
             b"",
@@ -113,7 +153,13 @@ def values() -> st.SearchStrategy[Any]:
 def leaves(value: Any, path: Path = ()) -> Iterator[Path]:
     """Every place in a tree, inner ones too."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         yield from leaves(item, (*path, key))
 
@@ -123,8 +169,14 @@ def replaced(value: Any, path: Path, new: Any) -> Any:
     if not path:
         return new
     if isinstance(value, dict):
-        return {key: replaced(item, path[1:], new) if key == path[0] else item for key, item in value.items()}
-    return [replaced(item, path[1:], new) if number == path[0] else item for number, item in enumerate(value)]
+        return {
+            key: replaced(item, path[1:], new) if key == path[0] else item
+            for key, item in value.items()
+        }
+    return [
+        replaced(item, path[1:], new) if number == path[0] else item
+        for number, item in enumerate(value)
+    ]
 
 
 def tree(value: Any, form: Form) -> Any:

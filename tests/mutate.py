@@ -10,7 +10,24 @@ import msgspec
 import numpy as np
 
 Parts = list[bytes]
-BYTES = (0x00, 0x01, 0x7F, 0x80, 0x9F, 0xC0, 0xC1, 0xC4, 0xC6, 0xC7, 0xD8, 0xDB, 0xDD, 0xDF, 0xFF, *b'"{}[]\\:,-9eE.')
+BYTES = (
+    0x00,
+    0x01,
+    0x7F,
+    0x80,
+    0x9F,
+    0xC0,
+    0xC1,
+    0xC4,
+    0xC6,
+    0xC7,
+    0xD8,
+    0xDB,
+    0xDD,
+    0xDF,
+    0xFF,
+    *b'"{}[]\\:,-9eE.',
+)
 LENGTHS = (0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1)
 
 
@@ -25,7 +42,9 @@ WRONG: tuple[Callable[[random.Random], Any], ...] = (
     lambda r: None,
     lambda r: r.choice((True, False)),
     lambda r: r.choice((0, 1, -1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, -(2**63))),
-    lambda r: r.choice((0.0, -0.0, 1e308, -1e308, 5e-324, float("nan"), float("inf"), float("-inf"))),
+    lambda r: r.choice(
+        (0.0, -0.0, 1e308, -1e308, 5e-324, float("nan"), float("inf"), float("-inf"))
+    ),
     lambda r: r.choice(("", "\x00", "x" * 5000, "../../etc/passwd", "\ud83e\udd16", "nan", "1")),
     lambda r: b"\x93NUMPY\x01\x00\xff\xff" + r.randbytes(20),
     lambda r: [],
@@ -38,7 +57,12 @@ WRONG: tuple[Callable[[random.Random], Any], ...] = (
         "dtype": r.choice(("O", "<f8", "V8", "<U2")),
         "shape": [2**40],
     },
-    lambda r: {"__image__": True, "format": r.choice(("png", "jpeg", "gif")), "data": r.randbytes(12), "shape": [1]},
+    lambda r: {
+        "__image__": True,
+        "format": r.choice(("png", "jpeg", "gif")),
+        "data": r.randbytes(12),
+        "shape": [1],
+    },
     lambda r: {b"__ndarray__": True, b"data": b"", b"dtype": b"|u1", b"shape": [0, -1, 3]},
     lambda r: {"__ndarray_class__": True, "as_npy": b"\x93NUMPY" + r.randbytes(r.randrange(60))},
 )
@@ -88,7 +112,8 @@ def _splice(rng: random.Random, data: bytearray, other: bytes) -> None:
 
 
 def _length(rng: random.Random, data: bytearray, other: bytes) -> None:
-    place, width = _place(rng, data), rng.choice((2, 4))
+    place = _place(rng, data)
+    width = rng.choice((2, 4))
     data[place : place + width] = (rng.choice(LENGTHS) & (256**width - 1)).to_bytes(width, "big")
 
 
@@ -104,14 +129,18 @@ def mutate_value(rng: random.Random, value: Any) -> Any:
         if action == 0:
             del changed[key]
         elif action == 1:
-            changed[rng.choice(("extra", "schema_version", "options", "__ndarray__", "images"))] = wrong(rng)
+            changed[rng.choice(("extra", "schema_version", "options", "__ndarray__", "images"))] = (
+                wrong(rng)
+            )
         else:
             changed[key] = mutate_value(rng, changed[key])
         return changed
     if isinstance(value, list) and value and rng.random() < 0.7:
         changed = list(value)
         place = rng.randrange(len(changed))
-        changed[place : place + 1] = [mutate_value(rng, changed[place])] * rng.choice((0, 1, 1, 1, 2, 40))
+        changed[place : place + 1] = [mutate_value(rng, changed[place])] * rng.choice(
+            (0, 1, 1, 1, 2, 40)
+        )
         return changed
     return wrong(rng)
 

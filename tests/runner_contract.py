@@ -13,7 +13,9 @@ from trimvla.runtime.errors import SpecError
 
 
 def check_runner(runner: Runner, inputs: Mapping[str, np.ndarray]) -> None:
-    """Outputs fit the spec, repeat bit for bit, are the caller's own; wrong inputs are refused; it says what it is."""
+    """Outputs fit the spec, repeat bit for bit, are the caller's own; wrong inputs are refused; it
+    says what it is.
+    """
     first = runner.run(inputs)
     assert first.keys() == {tensor.name for tensor in runner.spec.outputs}
     for tensor in runner.spec.outputs:
@@ -23,7 +25,9 @@ def check_runner(runner: Runner, inputs: Mapping[str, np.ndarray]) -> None:
     assert {"backend", "provider", "version"} <= runner.describe().keys()
 
 
-def _check_outputs_are_fresh(runner: Runner, inputs: Mapping[str, np.ndarray], first: dict[str, np.ndarray]) -> None:
+def _check_outputs_are_fresh(
+    runner: Runner, inputs: Mapping[str, np.ndarray], first: dict[str, np.ndarray]
+) -> None:
     kept = {name: value.copy() for name, value in first.items()}
     second = runner.run(inputs)
     for name, value in kept.items():
@@ -47,8 +51,11 @@ def _check_refusals(runner: Runner, inputs: Mapping[str, np.ndarray]) -> None:
             runner.run(case)
 
 
-def check_chain(chain: Chain, host: Chain, inputs: Mapping[str, np.ndarray], tolerance: float = 0.0) -> None:
-    """A chain gives what its stages give one after the other on the host, again and again, and times each of them.
+def check_chain(
+    chain: Chain, host: Chain, inputs: Mapping[str, np.ndarray], tolerance: float = 0.0
+) -> None:
+    """A chain gives what its stages give one after the other on the host, again and again, and
+    times each of them.
 
     `inputs` may hold more than the chain takes; `host` is the same bundle in ONNX Runtime.
     """

@@ -1,4 +1,6 @@
-"""The ablation: every row asks for what its name says, the report adds up, a stopped run goes on."""
+"""The ablation: every row asks for what its name says, the report adds up, a stopped run goes
+on.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +44,26 @@ def asked(name: str) -> Request:
 
 def test_the_rows_are_those_of_the_paper_and_six_controls() -> None:
     assert asked(DENSE) == Request(seed=7)
-    assert asked("layers + width + cache") == Request(layers=11, mlp_keep=0.75, cache_interval=5, seed=7)
+    assert asked("layers + width + cache") == Request(
+        layers=11, mlp_keep=0.75, cache_interval=5, seed=7
+    )
     tokens = TokenPlan(keep=56, after=5, seed=7)
-    assert asked("all") == Request(layers=11, mlp_keep=0.75, tokens=tokens, cache_interval=5, seed=7)
+    assert asked("all") == Request(
+        layers=11, mlp_keep=0.75, tokens=tokens, cache_interval=5, seed=7
+    )
     assert [row.name for row in ROWS if row.control] == [
-        "FastV tokens", "random tokens", "uniform grid", "random layers", "deepest layers", "fewer DDIM steps",
-    ]  # fmt: skip
+        "FastV tokens",
+        "random tokens",
+        "uniform grid",
+        "random layers",
+        "deepest layers",
+        "fewer DDIM steps",
+    ]
 
 
 def test_controls_spend_what_the_method_spends() -> None:
-    assert asked("fewer DDIM steps") == Request(steps=2, seed=7)  # as many as the cache runs in full
+    # as many as the cache runs in full
+    assert asked("fewer DDIM steps") == Request(steps=2, seed=7)
     assert asked("random layers") == Request(layers=11, criterion="random", seed=7)
     early = asked("tokens at layer 2").tokens
     assert early is not None
@@ -74,8 +86,15 @@ def test_names_of_files_differ() -> None:
 
 def test_a_row_reads_as_it_should() -> None:
     assert cells(LINE) == (
-        "all", "80.0% (75.0% to 84.0%) of 300", "-1.0 (-4.0 to +2.0) *", "20.0 ms (2.00x)", "", "", "40.0%", "6.00 M",
-    )  # fmt: skip
+        "all",
+        "80.0% (75.0% to 84.0%) of 300",
+        "-1.0 (-4.0 to +2.0) *",
+        "20.0 ms (2.00x)",
+        "",
+        "",
+        "40.0%",
+        "6.00 M",
+    )
 
 
 def test_the_table_takes_the_place_between_the_marks() -> None:
@@ -97,7 +116,9 @@ def test_played_seeds_are_read_back_but_not_a_line_that_was_cut(tmp_path: Path) 
 
 
 def test_some_rows_of_another_task() -> None:
-    args = Args(env="simpler:widowx_stack_cube", rows=("uniform grid", "cache"), milder_cache_interval=2)
+    args = Args(
+        env="simpler:widowx_stack_cube", rows=("uniform grid", "cache"), milder_cache_interval=2
+    )
     assert [row.name for row in args.chosen] == [DENSE, "cache", "uniform grid"]
     assert args.suffix == "_widowx_stack_cube"
     assert not Args().suffix
@@ -107,8 +128,14 @@ def test_some_rows_of_another_task() -> None:
         Args(rows=("cash",))
 
 
-def test_bundles_are_made_of_the_rows_that_were_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ablate, "spread", lambda some, rows, workers: [(row.name, tmp_path) for row in reversed(rows)])
+def test_bundles_are_made_of_the_rows_that_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        ablate,
+        "spread",
+        lambda some, rows, workers: [(row.name, tmp_path) for row in reversed(rows)],
+    )
     args = Args(rows=("cache", "width"))
     made = ablate.make_bundles(args, cast("Any", None), Progress(disable=True))
     assert list(made) == [DENSE, "cache", "width"]

@@ -1,4 +1,6 @@
-"""A chunk names what its numbers mean and what it was made for; control commands nothing else, from start to wire."""
+"""A chunk names what its numbers mean and what it was made for; control commands nothing else, from
+start to wire.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,15 @@ from tests.tiny_bundle import KINDS, write_bundle
 from trimvla.launch import cli
 from trimvla.runtime.bundle.action_meaning import ActionMeaning, disagreement
 from trimvla.runtime.bundle.manifest import ActionKind
-from trimvla.runtime.bus.messages import ActionChunk, Command, Frame, JointState, Operator, Report, Task
+from trimvla.runtime.bus.messages import (
+    ActionChunk,
+    Command,
+    Frame,
+    JointState,
+    Operator,
+    Report,
+    Task,
+)
 from trimvla.runtime.bus.sockets import Publisher, Subscriber
 from trimvla.runtime.bus.telemetry import Telemetry
 from trimvla.runtime.bus.topics import topic
@@ -41,7 +51,8 @@ TARGETS: tuple[ActionKind, ...] = ("absolute",) * 6 + ("gripper",)
 LIMITS = Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,))
 HZ = 20.0
 STEP = (0.01,) + (0.0,) * 5 + (1.0,)
-CUBE, DRAWER = "pick up the red cube", "open the drawer"
+CUBE = "pick up the red cube"
+DRAWER = "open the drawer"
 
 
 @pytest.mark.parametrize(
@@ -104,37 +115,67 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def system(tmp_path: Path, policy: dict[str, Any], control_section: dict[str, Any]) -> str:
     limits = {"low": [-0.05] * 6 + [0.0], "high": [0.05] * 6 + [1.0]}
     path = tmp_path / "system.msgpack"
-    path.write_bytes(msgspec.msgpack.encode({"policy": policy, "control": {"limits": limits, **control_section}}))
+    path.write_bytes(
+        msgspec.msgpack.encode({"policy": policy, "control": {"limits": limits, **control_section}})
+    )
     return str(path)
 
 
 @pytest.mark.parametrize(
     ("made", "section", "words"),
     [
-        ({}, {"hz": 10.0}, "expected actions of [6 delta, gripper] at 10 Hz, got [6 delta, gripper] at 5 Hz"),
-        ({"kinds": TARGETS}, {}, "expected actions of [6 delta, gripper] at 5 Hz, got [6 absolute, gripper] at 5 Hz"),
-        ({}, {"kinds": list(TARGETS)}, "expected actions of [6 absolute, gripper] at 5 Hz, got [6 delta, gripper]"),
-        ({}, {"kinds": ["velocity"] * 6 + ["gripper"]}, "expected actions of [6 velocity, gripper] at 5 Hz, got"),
+        (
+            {},
+            {"hz": 10.0},
+            "expected actions of [6 delta, gripper] at 10 Hz, got [6 delta, gripper] at 5 Hz",
+        ),
+        (
+            {"kinds": TARGETS},
+            {},
+            "expected actions of [6 delta, gripper] at 5 Hz, got [6 absolute, gripper] at 5 Hz",
+        ),
+        (
+            {},
+            {"kinds": list(TARGETS)},
+            "expected actions of [6 absolute, gripper] at 5 Hz, got [6 delta, gripper]",
+        ),
+        (
+            {},
+            {"kinds": ["velocity"] * 6 + ["gripper"]},
+            "expected actions of [6 velocity, gripper] at 5 Hz, got",
+        ),
     ],
 )
-def test_run_refuses_another_meaning_before_anything_starts(made, section, words, tmp_path, capsys) -> None:
+def test_run_refuses_another_meaning_before_anything_starts(
+    made, section, words, tmp_path, capsys
+) -> None:
     bundle = write_bundle(tmp_path / "tiny", **made)
     run_dir = tmp_path / "run"
     path = system(tmp_path, {"bundle": str(bundle)}, section)
-    error = refused(capsys, "run", path, "--task", CUBE, "--seconds", "5", "--run-dir", str(run_dir))
+    error = refused(
+        capsys, "run", path, "--task", CUBE, "--seconds", "5", "--run-dir", str(run_dir)
+    )
     assert words in error and str(bundle) in error
     assert not run_dir.exists()
 
 
 def test_every_rung_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    top, low = write_bundle(tmp_path / "top"), write_bundle(tmp_path / "low", control_hz=2.5)
-    error = refused(capsys, "run", system(tmp_path, {"rungs": [str(top), str(low)]}, {}), "--seconds", "5")
+    top = write_bundle(tmp_path / "top")
+    low = write_bundle(tmp_path / "low", control_hz=2.5)
+    error = refused(
+        capsys, "run", system(tmp_path, {"rungs": [str(top), str(low)]}, {}), "--seconds", "5"
+    )
     assert "at 2.5 Hz" in error and str(low) in error and str(top) not in error
 
 
-def test_demo_and_the_fault_table_refuse_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_and_the_fault_table_refuse_it_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = str(write_bundle(tmp_path / "tiny", kinds=TARGETS))
-    for words in (("demo", bundle, "--video", str(tmp_path / "film.mp4")), ("faults", "--bundle", bundle)):
+    for words in (
+        ("demo", bundle, "--video", str(tmp_path / "film.mp4")),
+        ("faults", "--bundle", bundle),
+    ):
         assert "got [6 absolute, gripper]" in refused(capsys, *words)
     assert "got [6 delta, gripper] at 5 Hz" in refused(capsys, "demo", "--control.hz", "10")
     assert not (tmp_path / "film.mp4").exists()
@@ -144,12 +185,18 @@ def test_demo_and_the_fault_table_refuse_it_too(tmp_path: Path, capsys: pytest.C
 
 
 class Desk:
-    """Everything around the process `control`: a robot that obeys, a task, and chunks as a test wants them."""
+    """Everything around the process `control`: a robot that obeys, a task, and chunks as a test
+    wants them.
+    """
 
     def __init__(self, run_dir: Path, stack: ExitStack) -> None:
         names = ("task", "robot/state", "chunk", "operator")
-        self._publish = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in names}
-        self._inputs = stack.enter_context(Subscriber(run_dir, [topic("command"), topic("control/report")]))
+        self._publish = {
+            name: stack.enter_context(Publisher(run_dir, topic(name))) for name in names
+        }
+        self._inputs = stack.enter_context(
+            Subscriber(run_dir, [topic("command"), topic("control/report")])
+        )
         self.task = Task(time_ns=0, episode=1, instruction=CUBE, started_ns=monotonic_ns())
         self.fields: dict[str, Any] | None = {}
         self.position = np.zeros(6)
@@ -168,7 +215,9 @@ class Desk:
         if self.fields is not None:
             self._publish["chunk"].send(chunk(now, **self.fields))
         self._inputs.update(0.02)
-        fresh = [message for message in self._inputs["command"].fresh if isinstance(message, Command)]
+        fresh = [
+            message for message in self._inputs["command"].fresh if isinstance(message, Command)
+        ]
         for command in fresh:
             self.position += np.array(command.action[:6])
         self.commands += fresh
@@ -215,15 +264,26 @@ def controlled(run_dir: Path, config: ControlConfig) -> Iterator[Desk]:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"control_hz": 5.0}, "expected actions of [6 delta, gripper] at 20 Hz, got [6 delta, gripper] at 5 Hz"),
-    ({"kinds": TARGETS}, "expected actions of [6 delta, gripper] at 20 Hz, got [6 absolute, gripper] at 20 Hz"),
-    ({"kinds": ()}, "expected actions that name their kinds, [6 delta, gripper] at 20 Hz, got none"),
+    (
+        {"control_hz": 5.0},
+        "expected actions of [6 delta, gripper] at 20 Hz, got [6 delta, gripper] at 5 Hz",
+    ),
+    (
+        {"kinds": TARGETS},
+        "expected actions of [6 delta, gripper] at 20 Hz, got [6 absolute, gripper] at 20 Hz",
+    ),
+    (
+        {"kinds": ()},
+        "expected actions that name their kinds, [6 delta, gripper] at 20 Hz, got none",
+    ),
     ({"kinds": DELTAS[1:], "actions": (STEP[1:],) * 50}, "got [5 delta, gripper] at 20 Hz"),
 ]
 
 
 @pytest.mark.parametrize(("fields", "words"), WRONG)
-def test_control_is_never_armed_for_another_meaning(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_control_is_never_armed_for_another_meaning(
+    fields: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     with controlled(tmp_path, ControlConfig(LIMITS, hz=HZ, state_s=5.0)) as desk:
         desk.fields = fields
         desk.until_state("idle", words)
@@ -236,7 +296,9 @@ def test_control_is_never_armed_for_another_meaning(fields: dict[str, Any], word
 
 
 @pytest.mark.parametrize(("fields", "words"), WRONG)
-def test_another_meaning_while_it_runs_is_a_hold(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_another_meaning_while_it_runs_is_a_hold(
+    fields: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     guard = InterlockConfig(refused_s=1.0)
     with controlled(tmp_path, ControlConfig(LIMITS, hz=HZ, state_s=5.0, guard=guard)) as desk:
         desk.until_state("running")
@@ -298,14 +360,17 @@ def test_no_mode_of_the_queue_mixes_sentences(mode: Any) -> None:
         assert decision.command is not None
         return decision.state, decision.command.action[0]
 
-    old, new = chunk(now), chunk(now + 1, instruction=DRAWER, actions=((-0.01, *STEP[1:]),) * 50)
+    old = chunk(now)
+    new = chunk(now + 1, instruction=DRAWER, actions=((-0.01, *STEP[1:]),) * 50)
     assert decide(1, CUBE, old) == ("running", 0.01)
     assert decide(2, DRAWER, old) == ("hold", 0.0)
     assert decide(3, DRAWER, new) == ("running", -0.01)
 
 
 def test_no_thought_is_guided_by_another_sentence() -> None:
-    thinker = InferenceScheduler({"only": DummyPolicy(0.0)}, SchedulerConfig(rtc=RtcConfig(enabled=True)))
+    thinker = InferenceScheduler(
+        {"only": DummyPolicy(0.0)}, SchedulerConfig(rtc=RtcConfig(enabled=True))
+    )
     started = monotonic_ns()
 
     def guided(instruction: str) -> bool:
@@ -315,21 +380,31 @@ def test_no_thought_is_guided_by_another_sentence() -> None:
         thinker.said(chunk(frame.time_ns, instruction=instruction))
         return thought.about["guidance"] is not None
 
-    assert [guided(sentence) for sentence in (CUBE, CUBE, DRAWER, DRAWER, CUBE)] == [False, True, False, True, False]
+    assert [guided(sentence) for sentence in (CUBE, CUBE, DRAWER, DRAWER, CUBE)] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_policy_with_faults_can_be_guided(tmp_path: Path) -> None:
-    """Its process lives on under real-time chunking, and its chunks name what they mean and what guided them."""
+    """Its process lives on under real-time chunking, and its chunks name what they mean and what
+    guided them.
+    """
     bundle = str(write_bundle(tmp_path / "tiny", guided=True))
     config = FaultyPolicyConfig(bundle=bundle, rtc=RtcConfig(enabled=True), max_hz=50.0)
-    stop, made = threading.Event(), []
+    stop = threading.Event()
+    made = []
     process = threading.Thread(target=faulty_policy.run, args=(config, tmp_path, stop))
     names = ("front/color", "task", "robot/state")
     with ExitStack() as stack:
         publish = {name: stack.enter_context(Publisher(tmp_path, topic(name))) for name in names}
         inputs = stack.enter_context(Subscriber(tmp_path, [topic("chunk")]))
         process.start()
-        started, end = monotonic_ns(), time.monotonic() + 60
+        started = monotonic_ns()
+        end = time.monotonic() + 60
         while time.monotonic() < end and not any(each.guidance for each in made):
             now = monotonic_ns()
             publish["task"].send(Task(time_ns=now, episode=1, instruction=CUBE, started_ns=started))
@@ -341,12 +416,15 @@ def test_a_policy_with_faults_can_be_guided(tmp_path: Path) -> None:
         stop.set()
         process.join(5)
     assert alive and any(each.guidance for each in made)
-    assert {(each.kinds, each.control_hz, each.statistics_key) for each in made} == {(KINDS, 5.0, "tiny")}
+    assert {(each.kinds, each.control_hz, each.statistics_key) for each in made} == {
+        (KINDS, 5.0, "tiny")
+    }
 
 
 def test_a_servers_session_lets_no_chunk_of_another_sentence_vote() -> None:
     session = Session("client", AdaptiveEnsemble(4))
-    first, second = np.full((16, 7), 1.0), np.full((16, 7), 3.0)
+    first = np.full((16, 7), 1.0)
+    second = np.full((16, 7), 3.0)
     assert session.vote(first, CUBE)[0] == 1.0
     assert 1.0 < session.vote(second, CUBE)[0] < 3.0
     assert session.vote(first, DRAWER)[0] == 1.0

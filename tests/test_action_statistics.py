@@ -1,4 +1,6 @@
-"""Statistics that do not fit the actions never scale one: refused at export and when a bundle is loaded."""
+"""Statistics that do not fit the actions never scale one: refused at export and when a bundle is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,24 @@ from trimvla.runtime.errors import BundleError
 from trimvla.runtime.inference.policy import Policy
 
 ACTION = manifest().action
-LOW, HIGH, MASK = [-0.05] * 6 + [0.0], [0.05] * 6 + [1.0], [True] * 6 + [False]
+LOW = [-0.05] * 6 + [0.0]
+HIGH = [0.05] * 6 + [1.0]
+MASK = [True] * 6 + [False]
 
 
 def lists(**changed: Any) -> dict[str, Any]:
     return {
-        name: value for name, value in {"q01": LOW, "q99": HIGH, "mask": MASK, **changed}.items() if value != "gone"
+        name: value
+        for name, value in {"q01": LOW, "q99": HIGH, "mask": MASK, **changed}.items()
+        if value != "gone"
     }
 
 
 WRONG = [
-    (lists(q01=[-1.0] * 14, q99=[1.0] * 14, mask=[True] * 14), r"expected 7 numbers.*'tiny\.action\.q01', got 14"),
+    (
+        lists(q01=[-1.0] * 14, q99=[1.0] * 14, mask=[True] * 14),
+        r"expected 7 numbers.*'tiny\.action\.q01', got 14",
+    ),
     (lists(q01=[0.0], q99=[1.0], mask=[False]), r"expected 7 numbers.*q01', got 1"),
     (lists(q01=0.0), r"expected 7 numbers.*q01', got 0\.0"),
     (lists(q99="gone"), r"expected 'tiny\.action\.q99', got \['mask', 'q01'\]"),
@@ -36,9 +45,15 @@ WRONG = [
     (lists(q99=["1", *HIGH[1:]]), r"expected a number for 'tiny\.action\.q99\[0\]', got '1'"),
     (lists(q99=[True, *HIGH[1:]]), r"expected a number for 'tiny\.action\.q99\[0\]', got True"),
     (lists(q01=HIGH, q99=LOW), r"expected q01 < q99 .* dimension 0, got 0\.05 and -0\.05"),
-    (lists(q01=[0.05, *LOW[1:]]), r"expected q01 < q99, or both 0,.* dimension 0: a delta without spread"),
+    (
+        lists(q01=[0.05, *LOW[1:]]),
+        r"expected q01 < q99, or both 0,.* dimension 0: a delta without spread",
+    ),
     (lists(q01=[0.05 - 1e-12, *LOW[1:]]), r"expected q01 < q99 .* dimension 0"),
-    (lists(mask=[True] * 7), r"expected false for 'tiny\.action\.mask\[6\]': a gripper .* got true"),
+    (
+        lists(mask=[True] * 7),
+        r"expected false for 'tiny\.action\.mask\[6\]': a gripper .* got true",
+    ),
     (lists(mask="gone"), r"expected false for 'tiny\.action\.mask\[6\]': a gripper .* got no mask"),
     (lists(mask=[False]), r"expected 7 times true or false for 'tiny\.action\.mask', got 1"),
     (lists(mask=[1] * 6 + [0]), r"expected true or false for 'tiny\.action\.mask\[0\]', got 1"),
@@ -49,7 +64,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("action", "message"), WRONG, ids=[str(i) for i in range(len(WRONG))])
-def test_statistics_that_do_not_fit_the_actions(action: object, message: str, tmp_path: Path) -> None:
+def test_statistics_that_do_not_fit_the_actions(
+    action: object, message: str, tmp_path: Path
+) -> None:
     """At the door of the runtime: the bundle's hashes are right, its statistics are not."""
     bundle = write_bundle(tmp_path / "tiny")
     (bundle / bundles.STATISTICS).write_text(json.dumps({"tiny": {"action": action}}))

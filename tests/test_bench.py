@@ -1,4 +1,6 @@
-"""The bench measures what it says: all layers of real bundles in turns, beside torch, and ratios that can be redone."""
+"""The bench measures what it says: all layers of real bundles in turns, beside torch, and ratios
+that can be redone.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,18 @@ from trimvla.policies.sizes.cost import vision_cost
 
 INSTRUCTION = ("--instruction", "pick up the red cube")
 FIELDS = {
-    *("name", "layer", "part", "subject", "bundle", "backend", "p50_ms", "p99_ms", "ratio_to_dense", "ratio_low"),
+    *(
+        "name",
+        "layer",
+        "part",
+        "subject",
+        "bundle",
+        "backend",
+        "p50_ms",
+        "p99_ms",
+        "ratio_to_dense",
+        "ratio_low",
+    ),
     *("ratio_high", "ratio_to_eager_dense", "over_l0_ms", "floor_ms", "floor_by"),
 }
 WITHOUT_TORCH = """
@@ -31,13 +44,19 @@ class Without:
         self.finder = finder
 
     def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] == "torch" else self.finder.find_spec(name, path, target)
+        if name.partition(".")[0] == "torch":
+            return None
+        return self.finder.find_spec(name, path, target)
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 from trimvla.launch import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
-PARTS = {"L0": ["vision", "language", "action", "total"], "L1": ["preprocess", "total"], "L2": ["total"]}
+PARTS = {
+    "L0": ["vision", "language", "action", "total"],
+    "L1": ["preprocess", "total"],
+    "L2": ["total"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +70,15 @@ def bench(capsys: pytest.CaptureFixture[str], *words: object, status: int = 0) -
 
 
 def parts(rows: list[dict]) -> dict[str, list[str]]:
-    return {layer: [row["part"] for row in group] for layer, group in groupby(rows, lambda row: row["layer"])}
+    return {
+        layer: [row["part"] for row in group]
+        for layer, group in groupby(rows, lambda row: row["layer"])
+    }
 
 
-def test_a_bundle_alone_has_every_layer(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bundle_alone_has_every_layer(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "new" / "samples.json"
     result = bench(capsys, tiny, *INSTRUCTION, "--rounds", "4", "--samples", file)
     rows = result["rows"]
@@ -71,14 +95,20 @@ def test_a_bundle_alone_has_every_layer(tiny: Path, tmp_path: Path, capsys: pyte
         assert row["p50_ms"] == pytest.approx(np.median(took), abs=1e-3)
     extra = np.subtract(samples["tiny L3 total"], samples["tiny L0 total"])
     assert result["runtime_cost_ms"] == pytest.approx(np.median(extra), abs=1e-3)
-    assert result["runtime_cost_interval_ms"] == pytest.approx([extra.min(), extra.max()], abs=1e-3)  # of four turns
+    # of four turns
+    assert result["runtime_cost_interval_ms"] == pytest.approx([extra.min(), extra.max()], abs=1e-3)
     graphs = ("graphs in a row", "policy in its own", "total")
     own = sum(row["ms"] for row in result["breakdown"] if not row["part"].startswith(graphs))
     assert result["own_parts_ms"] == pytest.approx(own, abs=1e-3)
 
 
-def test_a_bundle_against_itself_in_two_backends(tabletop_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same policy on both sides: ratios near 1. Eager torch computes the same (checked inside) in its own time."""
+def test_a_bundle_against_itself_in_two_backends(
+    tabletop_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same policy on both sides: ratios near 1.
+
+    Eager torch computes the same (checked inside) in its own time.
+    """
     words = (tabletop_bundle, "--against", "tabletop", "--rounds", "4", "--baselines", "eager")
     result = bench(capsys, *words)
     rows = {(row["name"], row["layer"]): row for row in result["rows"]}
@@ -95,14 +125,18 @@ def test_a_bundle_against_itself_in_two_backends(tabletop_bundle: Path, capsys: 
     faster = rows["tabletop", "L0"]["ratio_to_eager_dense"]
     assert faster == pytest.approx(eager["p50_ms"] / rows["tabletop", "L0"]["p50_ms"], rel=0.5)
     stages = [rows[f"tabletop/{stage}", "L0"] for stage in ("vision", "language", "action")]
-    assert rows["tabletop", "L0"]["floor_ms"] == pytest.approx(sum(row["floor_ms"] for row in stages), abs=5e-3)
+    assert rows["tabletop", "L0"]["floor_ms"] == pytest.approx(
+        sum(row["floor_ms"] for row in stages), abs=5e-3
+    )
     vision = vision_cost(PRESETS["tabletop"]).flops / result["machine"]["gflops"] / 1e6
     assert stages[0]["floor_ms"] == pytest.approx(vision, rel=0.02)
     assert [row["floor_by"] for row in stages] == ["operations"] * 3
 
 
 def test_without_torch_there_is_one_clear_line(tiny: Path) -> None:
-    """Torch is hidden from the import system of a process of its own: as it is where nobody installed it."""
+    """Torch is hidden from the import system of a process of its own: as it is where nobody
+    installed it.
+    """
     words = (tiny, "--against", tiny, *INSTRUCTION, "--rounds", "1")
     status, result = bench_without_torch(*words)
     assert (status, result["backends"]) == (0, ["onnxruntime"])
@@ -114,7 +148,16 @@ def test_without_torch_there_is_one_clear_line(tiny: Path) -> None:
 
 def bench_without_torch(*words: object) -> tuple[int, dict]:
     """Exit status and JSON of the verb."""
-    line = [sys.executable, "-c", WITHOUT_TORCH, "bench", *map(str, words), "--warmup", "1", "--json"]
+    line = [
+        sys.executable,
+        "-c",
+        WITHOUT_TORCH,
+        "bench",
+        *map(str, words),
+        "--warmup",
+        "1",
+        "--json",
+    ]
     run = subprocess.run(line, check=False, capture_output=True, text=True)
     assert "Traceback" not in run.stderr, run.stderr
     return run.returncode, json.loads(run.stdout.splitlines()[-1])
@@ -130,7 +173,9 @@ def bench_without_torch(*words: object) -> tuple[int, dict]:
         (None, "all", (EAGER, COMPILED)),
     ],
 )
-def test_which_baselines_are_measured(against: str | None, baselines: Baselines, expected: tuple[str, ...]) -> None:
+def test_which_baselines_are_measured(
+    against: str | None, baselines: Baselines, expected: tuple[str, ...]
+) -> None:
     assert Args(against=against, baselines=baselines).torch_backends == expected
 
 
@@ -149,11 +194,15 @@ def test_baselines_need_the_checkpoint(tiny: Path, capsys: pytest.CaptureFixture
         (("tabletop", "--against", "no-such-bundle"), "got 'no-such-bundle'"),
     ],
 )
-def test_what_cannot_be_measured(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_measured(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert message in bench(capsys, *words, status=1)["error"]
 
 
-def test_the_other_side_must_be_dense(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_other_side_must_be_dense(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trimmed = tiny_bundle.write_bundle(tmp_path / "trimmed")
     manifest = json.loads((trimmed / "manifest.json").read_text())
     (trimmed / "manifest.json").write_text(json.dumps({**manifest, "plan": {"layers": [0]}}))

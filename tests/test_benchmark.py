@@ -1,4 +1,6 @@
-"""The parts of a benchmark: turns, ratios worked out by hand, floors, and torch behind a runner's contract."""
+"""The parts of a benchmark: turns, ratios worked out by hand, floors, and torch behind a runner's
+contract.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from runner_contract import check_runner
 from tiny_policy import inputs, random_policy
 
 from trimvla.export.graphs.stages import stage_spec, stages_under
-from trimvla.launch.bench.floor import MATRIX_PRODUCT, Floor, Machine, better, floor, floors, measure_machine
+from trimvla.launch.bench.floor import (
+    MATRIX_PRODUCT,
+    Floor,
+    Machine,
+    better,
+    floor,
+    floors,
+    measure_machine,
+)
 from trimvla.launch.bench.report import doubts, write_samples
 from trimvla.launch.bench.torch_twin import TorchRunner
 from trimvla.launch.bench.turns import COMPILED, EAGER, Subject, measure, median_interval, rows
@@ -52,12 +62,16 @@ def test_all_take_turns_and_every_second_turn_goes_backwards() -> None:
     forth = [("dense", "L0"), ("trimmed", "L0"), ("dense", "L2"), ("trimmed", "L2")]
     back = [("trimmed", "L0"), ("dense", "L0"), ("trimmed", "L2"), ("dense", "L2")]
     assert [(name, layer) for _, name, layer in heard] == [*forth, *back, *forth]
-    assert samples == {name: {("L0", "total"): [1.0, 2.0], ("L2", "total"): [1.0, 2.0]} for name in names}
+    assert samples == {
+        name: {("L0", "total"): [1.0, 2.0], ("L2", "total"): [1.0, 2.0]} for name in names
+    }
     assert watched == [1, 2, 3]
 
 
 def test_ratios_are_of_the_same_turn() -> None:
-    """Turns of 10, 20 and 30 ms: the trimmed one takes a half, a quarter and a fifth of the dense one's time."""
+    """Turns of 10, 20 and 30 ms: the trimmed one takes a half, a quarter and a fifth of the dense
+    one's time.
+    """
     samples = {
         "dense": {TOTALS[0]: [10.0, 20.0, 30.0], TOTALS[1]: [12.0, 22.0, 32.0]},
         "trimmed": {TOTALS[0]: [5.0, 5.0, 6.0], TOTALS[1]: [8.0, 6.0, 8.0]},
@@ -69,7 +83,8 @@ def test_ratios_are_of_the_same_turn() -> None:
         subject("dense@torch-eager", backend=EAGER, dense=True),
     ]
     found = {
-        (row["name"], row["layer"]): row for row in rows(subjects, samples, {"trimmed": {"total": Floor(1.5, "bytes")}})
+        (row["name"], row["layer"]): row
+        for row in rows(subjects, samples, {"trimmed": {"total": Floor(1.5, "bytes")}})
     }
     row = found["trimmed", "L0"]
     assert (row["ratio_low"], row["ratio_to_dense"], row["ratio_high"]) == (3.0, 4.0, 4.5)
@@ -83,7 +98,9 @@ def test_ratios_are_of_the_same_turn() -> None:
 
 
 def test_a_median_comes_with_its_interval() -> None:
-    """Of 100 values the 40th and the 61st, as in the tables of order statistics; few values say little."""
+    """Of 100 values the 40th and the 61st, as in the tables of order statistics; few values say
+    little.
+    """
     assert median_interval([float(value) for value in reversed(range(100))]) == (39.0, 60.0)
     assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
 
@@ -121,23 +138,33 @@ def test_no_ratio_without_a_dense_policy() -> None:
 
 def test_the_floor_is_the_larger_of_two() -> None:
     machine = Machine(gflops=100.0, gbytes_per_s=10.0, threads=1)
-    assert floor(Cost(parameters=1_000_000, flops=1_000_000_000), machine) == Floor(10.0, "operations")
+    assert floor(Cost(parameters=1_000_000, flops=1_000_000_000), machine) == Floor(
+        10.0, "operations"
+    )
     assert floor(Cost(parameters=50_000_000, flops=1_000_000_000), machine) == Floor(20.0, "bytes")
     assert better(machine, Machine(80.0, 12.0, 1)) == Machine(100.0, 12.0, 1)
 
 
 def test_a_plan_lowers_the_floor() -> None:
     """No plan touches vision; fewer layers and full steps cost less of all else."""
-    machine, cfg = Machine(100.0, 10.0, 1), PRESETS["tabletop"]
-    dense, trimmed = (floors(cfg, plan, 24, machine) for plan in (Plan(), Plan(layers=(0, 1, 15), recompute=(0, 5))))
+    machine = Machine(100.0, 10.0, 1)
+    cfg = PRESETS["tabletop"]
+    dense, trimmed = (
+        floors(cfg, plan, 24, machine)
+        for plan in (Plan(), Plan(layers=(0, 1, 15), recompute=(0, 5)))
+    )
     assert trimmed["vision"] == dense["vision"]
     assert trimmed["language"].ms < dense["language"].ms
     assert trimmed["action"].ms < dense["action"].ms
-    assert dense["total"].ms == pytest.approx(sum(dense[stage].ms for stage in ("vision", "language", "action")))
+    assert dense["total"].ms == pytest.approx(
+        sum(dense[stage].ms for stage in ("vision", "language", "action"))
+    )
 
 
 def test_the_machine_is_measured() -> None:
-    """Any computer that runs this does more than 0.05 GFLOP/s and reads more than 0.05 GB/s, and less than 1e5."""
+    """Any computer that runs this does more than 0.05 GFLOP/s and reads more than 0.05 GB/s, and
+    less than 1e5.
+    """
     machine = measure_machine(1, trial_s=0.0)
     assert 0.05 < machine.gflops < 1e5
     assert 0.05 < machine.gbytes_per_s < 1e5
@@ -147,7 +174,8 @@ def test_the_machine_is_measured() -> None:
 
 
 def stage_inputs(plan: Plan) -> dict[str, np.ndarray]:
-    policy, generator = random_policy(), np.random.default_rng(0)
+    policy = random_policy()
+    generator = np.random.default_rng(0)
     image, ids, last, noise = (tensor.numpy() for tensor in inputs())
     cfg = policy.cfg
     visual = generator.standard_normal((1, cfg.patches, cfg.language.width), dtype=np.float32)
@@ -158,10 +186,12 @@ def stage_inputs(plan: Plan) -> dict[str, np.ndarray]:
 
 
 def check_stages(plan: Plan, backend: str) -> None:
-    policy, given = trim(random_policy(), plan), stage_inputs(plan)
+    policy = trim(random_policy(), plan)
+    given = stage_inputs(plan)
     for stage in stages_under(plan):
         spec = stage_spec(policy.cfg, stage, f"{stage.name}.onnx", plan)
-        runner, arrays = TorchRunner(stage.module(policy), spec, backend), {name: given[name] for name in stage.inputs}
+        runner = TorchRunner(stage.module(policy), spec, backend)
+        arrays = {name: given[name] for name in stage.inputs}
         check_runner(runner, arrays)
         oracle = TorchRunner(stage.module(policy), spec, EAGER).run(arrays)
         for name, value in runner.run(arrays).items():

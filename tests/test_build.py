@@ -1,4 +1,7 @@
-"""`trimvla build` really parses and builds; what cannot be built is refused with its reason. Nothing here is a fake."""
+"""`trimvla build` really parses and builds; what cannot be built is refused with its reason.
+
+Nothing here is a fake.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +43,15 @@ def test_what_was_built_is_read_back_or_not_claimed(library, tmp_path, capsys) -
     records = [json.loads(path.read_text()) for path in out.glob("*.json")]
     assert len(records) == len(built)
     for record in records:
-        assert record["precision"] in ("float32", "none")  # the tiny language stage has no product of matrices
+        # the tiny language stage has no product of matrices
+        assert record["precision"] in ("float32", "none")
         assert record["read_back"]["ok"] is (True if find_device().has_gpu else None)
         assert record["read_back"]["ok"] or "machine has none" in record["read_back"]["why"]
 
 
 def test_the_verb_builds_and_then_takes_from_the_cache(library, tmp_path, capsys) -> None:
-    bundle, out = tiny_bundle.write_bundle(tmp_path / "tiny"), tmp_path / "engines"
+    bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
+    out = tmp_path / "engines"
     first = run_verb(capsys, bundle, "--out", out)
     assert first.keys() == {"ok", "engines"}
     assert [engine["stage"] for engine in first["engines"]] == ["vision", "language", "action"]
@@ -65,12 +70,17 @@ def inodes(result: dict) -> list[int]:
 
 
 def test_a_damaged_engine_is_built_again(library, tmp_path, capsys) -> None:
-    bundle, out = tiny_bundle.write_bundle(tmp_path / "tiny"), tmp_path / "engines"
+    bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
+    out = tmp_path / "engines"
     first = run_verb(capsys, bundle, "--out", out)
     before = inodes(first)
     Path(first["engines"][1]["file"]).write_bytes(b"half an engine")
     again = run_verb(capsys, bundle, "--out", out)
-    assert [one == two for one, two in zip(before, inodes(again), strict=True)] == [True, False, True]
+    assert [one == two for one, two in zip(before, inodes(again), strict=True)] == [
+        True,
+        False,
+        True,
+    ]
     assert Path(again["engines"][1]["file"]).stat().st_size == again["engines"][1]["bytes"] > 1000
 
 
@@ -146,24 +156,32 @@ def test_a_missing_library_says_what_to_install(tmp_path, capsys) -> None:
     assert "JetPack" in error
 
 
-def test_a_small_board_is_refused_before_anything_is_built(tabletop_bundle, tmp_path, capsys) -> None:
+def test_a_small_board_is_refused_before_anything_is_built(
+    tabletop_bundle, tmp_path, capsys
+) -> None:
     manifest = bundles.load(tabletop_bundle)
     policy = json.loads(json.dumps(manifest.policy))
     policy["language"]["vocab"] = 40_000_000  # 29 GiB of embeddings
     bundle = tiny_bundle.write_bundle(tmp_path / "huge")
     bundles.write(bundle, msgspec.structs.replace(tiny_bundle.manifest(), policy=policy))
-    error = run_verb(capsys, bundle, "--board", "orin-nx", "--out", tmp_path / "engines", status=1)["error"]
+    error = run_verb(capsys, bundle, "--board", "orin-nx", "--out", tmp_path / "engines", status=1)[
+        "error"
+    ]
     assert "Orin NX 16 GB is too small" in error
     assert "stage 'language' alone" in error
     assert not (tmp_path / "engines").exists()
 
 
 def test_an_unknown_board_lists_the_known_ones(tabletop_bundle, tmp_path, capsys) -> None:
-    error = run_verb(capsys, tabletop_bundle, "--board", "abacus", "--out", tmp_path, status=1)["error"]
+    error = run_verb(capsys, tabletop_bundle, "--board", "abacus", "--out", tmp_path, status=1)[
+        "error"
+    ]
     assert "['orin-nano', 'orin-nx', 'orin', 'thor'] for 'board', got 'abacus'" in error
 
 
-def test_without_a_gpu_nothing_is_claimed_and_with_one_a_bad_engine_is_an_error(library, tmp_path) -> None:
+def test_without_a_gpu_nothing_is_claimed_and_with_one_a_bad_engine_is_an_error(
+    library, tmp_path
+) -> None:
     manifest = bundles.load(tiny_bundle.write_bundle(tmp_path / "tiny"))
     parsed = to_tensorrt.parse(library, tmp_path / "tiny" / manifest.stages["action"].file)
     asked = asked_types(parsed.network)

@@ -1,7 +1,9 @@
-"""Every stage that is meant for a robot parses and builds without a GPU: shipped ones, two layers at full width.
+"""Every stage that is meant for a robot parses and builds without a GPU: shipped ones, two layers
+at full width.
 
-TensorRT for RTX parses, shapes and lowers them; the table of TensorRT 10.3 is asked about the same files. A bundle of
-any precision can be given; one that is made in half precision stands for those that are exported.
+TensorRT for RTX parses, shapes and lowers them; the table of TensorRT 10.3 is asked about the same
+files. A bundle of any precision can be given; one that is made in half precision stands for those
+that are exported.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 
 SLICE = PRESETS["cogact-base"]
 TRIMMED = Plan(
-    channels=(mask(range(SLICE.language.mlp_hidden)), mask(range(SLICE.language.mlp_hidden * 3 // 4))),
+    channels=(
+        mask(range(SLICE.language.mlp_hidden)),
+        mask(range(SLICE.language.mlp_hidden * 3 // 4)),
+    ),
     tokens=TokenPlan(keep=56, after=1),
     recompute=every(5, SLICE.diffusion.inference_steps),
 )
@@ -48,14 +53,22 @@ def library() -> TrtLibrary:
     return library_or_skip()
 
 
-def check_stage(library: TrtLibrary, path: Path, spec: StageSpec, prompt: PromptSpec, precision: str) -> None:
-    """The file is in the table of TensorRT 10.3, its products are in this precision, and it builds."""
+def check_stage(
+    library: TrtLibrary, path: Path, spec: StageSpec, prompt: PromptSpec, precision: str
+) -> None:
+    """The file is in the table of TensorRT 10.3, its products are in this precision, and it
+    builds.
+    """
     check_operators(path)
     parsed = to_tensorrt.parse(library, path)
     assert matrix_precision(library.module, parsed.network) == precision
     config = parsed.builder.create_builder_config()
-    to_tensorrt.add_profiles(parsed.builder, config, spec, prompt.buckets if engines.symbolic_inputs(spec) else ())
-    assert parsed.builder.build_serialized_network(parsed.network, config) is not None, library.complaint()
+    to_tensorrt.add_profiles(
+        parsed.builder, config, spec, prompt.buckets if engines.symbolic_inputs(spec) else ()
+    )
+    assert parsed.builder.build_serialized_network(parsed.network, config) is not None, (
+        library.complaint()
+    )
 
 
 def shipped_stages() -> Iterator[tuple[str, str, str]]:
@@ -69,7 +82,9 @@ def shipped_stages() -> Iterator[tuple[str, str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "precision", "stage"), list(shipped_stages()))
-def test_a_shipped_stage_builds(library: TrtLibrary, name: str, precision: str, stage: str, tmp_path: Path) -> None:
+def test_a_shipped_stage_builds(
+    library: TrtLibrary, name: str, precision: str, stage: str, tmp_path: Path
+) -> None:
     directory = bundles.resolve(name)
     manifest = bundles.load(directory, verify_hashes=False)
     for file in directory.glob("*.onnx"):  # all: one stage may read its weights from another's file
@@ -93,7 +108,10 @@ def half(stage: Stage) -> Stage:
 
         @wraps(inner)  # the exporter reads the signature
         def forward(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-            given = [v.half() if name in HALVED else v for name, v in zip(stage.inputs, inputs, strict=True)]
+            given = [
+                v.half() if name in HALVED else v
+                for name, v in zip(stage.inputs, inputs, strict=True)
+            ]
             out = inner(*given)
             return tuple(map(single, out)) if isinstance(out, tuple) else single(out)
 
@@ -111,13 +129,17 @@ def sliced(cfg: PolicyConfig, layers: int) -> PolicyConfig:
         vision=tuple(change(vit, depth=layers, feature_block=layers - 1) for vit in cfg.vision),
         language=change(cfg.language, layers=layers, vocab=64),
         head=change(cfg.head, depth=layers),
-        prompt=change(cfg.prompt, bos_id=1, eos_id=2, empty_id=3, pad_id=0, buckets=cfg.prompt.buckets[:1]),
+        prompt=change(
+            cfg.prompt, bos_id=1, eos_id=2, empty_id=3, pad_id=0, buckets=cfg.prompt.buckets[:1]
+        ),
     )
 
 
 @torch.no_grad()
 def policy_of_noise(cfg: PolicyConfig) -> CogAct:
-    """Float16 weights that no builder takes for zeros, made in no time: one row of noise again and again."""
+    """Float16 weights that no builder takes for zeros, made in no time: one row of noise again and
+    again.
+    """
     with torch.device("meta"):
         policy = CogAct(cfg)
     policy = policy.half().to_empty(device="cpu").eval().requires_grad_(False)

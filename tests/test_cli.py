@@ -1,4 +1,6 @@
-"""The command line: the verbs' table, exit codes, one JSON object last, one line for an expected error."""
+"""The command line: the verbs' table, exit codes, one JSON object last, one line for an expected
+error.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def verb(monkeypatch: pytest.MonkeyPatch):
     """Make one verb `fake` whose `run` the test chooses."""
 
     def install(run) -> None:
-        monkeypatch.setattr(cli, "VERBS", (cli.Verb("fake", "fake_verb_module", "sim", "for tests"),))
+        monkeypatch.setattr(
+            cli, "VERBS", (cli.Verb("fake", "fake_verb_module", "sim", "for tests"),)
+        )
         module = SimpleNamespace(Args=FakeArgs, run=run)
         monkeypatch.setitem(sys.modules, "trimvla.launch.verbs.fake_verb_module", module)
 
@@ -88,13 +92,17 @@ def test_unknown_verb_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert "did you mean 'doctor'?" in capsys.readouterr().err
 
 
-def test_result_is_one_json_object_on_the_last_line(verb, capsys: pytest.CaptureFixture[str]) -> None:
+def test_result_is_one_json_object_on_the_last_line(
+    verb, capsys: pytest.CaptureFixture[str]
+) -> None:
     verb(lambda args: {"ok": True, "count": args.count})
     assert cli.main(["fake", "--count", "3", "--json"]) == 0
     assert last_json(capsys.readouterr().out) == {"ok": True, "count": 3}
 
 
-def test_without_json_nothing_is_printed_for_programs(verb, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_json_nothing_is_printed_for_programs(
+    verb, capsys: pytest.CaptureFixture[str]
+) -> None:
     verb(lambda args: {"ok": True})
     assert cli.main(["fake"]) == 0
     assert capsys.readouterr().out == ""
@@ -170,8 +178,13 @@ def test_any_other_import_error_keeps_its_traceback(name: str, tmp_path: Path) -
         "cli.VERBS = (cli.Verb('fake', 'broken_verb', 'export', 'for tests'),);"
         "sys.exit(cli.main(['fake', '--json']))"
     )
-    environ = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=False)
+    environ = {
+        **os.environ,
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=False
+    )
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert BROKEN[name] in done.stderr
@@ -181,8 +194,13 @@ def test_any_other_import_error_keeps_its_traceback(name: str, tmp_path: Path) -
 
 def test_the_hints_know_what_the_extras_bring(repo_root: Path) -> None:
     """The table against pyproject.toml, for the packages that are installed here."""
-    extras = msgspec.toml.decode((repo_root / "pyproject.toml").read_bytes())["project"]["optional-dependencies"]
-    bring = {extra: {re.split(r"[^\w.-]", need)[0].lower() for need in needs} for extra, needs in extras.items()}
+    extras = msgspec.toml.decode((repo_root / "pyproject.toml").read_bytes())["project"][
+        "optional-dependencies"
+    ]
+    bring = {
+        extra: {re.split(r"[^\w.-]", need)[0].lower() for need in needs}
+        for extra, needs in extras.items()
+    }
     installed = packages_distributions()
     for module, brought_by in BROUGHT_BY.items():
         assert set(brought_by) <= set(extras), module

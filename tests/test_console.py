@@ -1,4 +1,6 @@
-"""Text from elsewhere is shown as it is: no markup, no emoji, no control character that a terminal would obey."""
+"""Text from elsewhere is shown as it is: no markup, no emoji, no control character that a terminal
+would obey.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,13 @@ from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.printable import printable, printable_lines
 
-HOSTILE = "[INST] pick [/INST] [/] [bold]uint8[h, w, 3] :smile: \x1b[2J\x07\r\nerror: forged \u202edne"
-SHOWN = "[INST] pick [/INST] [/] [bold]uint8[h, w, 3] :smile: \\x1b[2J\\x07\\r\\nerror: forged \\u202edne"
+HOSTILE = (
+    "[INST] pick [/INST] [/] [bold]uint8[h, w, 3] :smile: \x1b[2J\x07\r\nerror: forged \u202edne"
+)
+SHOWN = (
+    "[INST] pick [/INST] [/] [bold]uint8[h, w, 3] :smile: \\x1b[2J\\x07\\r\\nerror: forged"
+    " \\u202edne"
+)
 SYSTEM = """
 [arm]
 process = "sim-arm"
@@ -41,14 +48,22 @@ high = [0.05, 0.05, 0.05, 0.4, 0.4, 0.4, 1.0]
 
 def cli(*words: str, **options) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trimvla.launch.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, **options
+    )
 
 
-def on_terminal(command: list[str], meanwhile: Callable[[], None], environ: dict[str, str]) -> tuple[int, str]:
-    """Exit status and everything that a terminal of 300 columns got; `meanwhile` is called while it runs."""
+def on_terminal(
+    command: list[str], meanwhile: Callable[[], None], environ: dict[str, str]
+) -> tuple[int, str]:
+    """Exit status and everything that a terminal of 300 columns got; `meanwhile` is called while it
+    runs.
+    """
     master, slave = pty.openpty()
     environ = {**os.environ, "COLUMNS": "300", "TERM": "xterm", **environ}
-    process = subprocess.Popen(command, stdout=slave, stderr=slave, stdin=subprocess.DEVNULL, env=environ)
+    process = subprocess.Popen(
+        command, stdout=slave, stderr=slave, stdin=subprocess.DEVNULL, env=environ
+    )
     os.close(slave)
     got = bytearray()
 
@@ -127,7 +142,16 @@ def test_a_system_survives_the_source_of_an_emergency_stop_and_its_task(tmp_path
     (tmp_path / "system.toml").write_text(SYSTEM)
     run_dir = tmp_path / "run"
     run_dir.mkdir(mode=0o700)
-    words = ["run", str(tmp_path / "system.toml"), "--run-dir", str(run_dir), "--seconds", "6", "--task", HOSTILE]
+    words = [
+        "run",
+        str(tmp_path / "system.toml"),
+        "--run-dir",
+        str(run_dir),
+        "--seconds",
+        "6",
+        "--task",
+        HOSTILE,
+    ]
     pressed = Publisher(run_dir, topic("estop"))
 
     def press() -> None:
@@ -196,9 +220,13 @@ def test_help_has_every_word_of_the_options(verb: str) -> None:
         (b"\xff",),
     ],
 )
-def test_words_that_are_not_utf8_are_refused_before_anything_starts(words: tuple, tmp_path: Path) -> None:
+def test_words_that_are_not_utf8_are_refused_before_anything_starts(
+    words: tuple, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "trimvla.launch.cli", *words, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: expected text in UTF-8")
     assert "Traceback" not in done.stderr

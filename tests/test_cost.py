@@ -21,7 +21,8 @@ from trimvla.runtime.errors import ConfigError
 
 BASE = PRESETS["cogact-base"]
 
-# EfficientVLA (arXiv 2506.10100), table 1: language layers, visual tokens, parameters [G], share of dense FLOPs [%]
+# EfficientVLA (arXiv 2506.10100), table 1: language layers, visual tokens, parameters [G], share of
+# dense FLOPs [%]
 PAPER = ((22, 56, 4.86, 28.9), (28, 56, 5.87, 32.9), (22, 112, 4.86, 38.2), (28, 112, 5.87, 45.1))
 
 
@@ -36,14 +37,18 @@ def share(result: dict) -> float:
 
 @pytest.mark.parametrize(("layers", "tokens", "parameters", "percent"), PAPER)
 def test_published_points(layers, tokens, parameters, percent):
-    shape = cost.shape_by_counts(BASE, layers=layers, mlp_keep=0.75, tokens=TokenPlan(keep=tokens), cache_interval=5)
+    shape = cost.shape_by_counts(
+        BASE, layers=layers, mlp_keep=0.75, tokens=TokenPlan(keep=tokens), cache_interval=5
+    )
     result = cost.report(BASE, shape)
     assert result["parameters"] / 1e9 == pytest.approx(parameters, rel=5e-3)
     assert share(result) == pytest.approx(percent, abs=1.5)
 
 
 def test_published_baselines():
-    assert cost.report(BASE, cost.shape_by_counts(BASE))["parameters"] / 1e9 == pytest.approx(7.63, rel=5e-3)
+    assert cost.report(BASE, cost.shape_by_counts(BASE))["parameters"] / 1e9 == pytest.approx(
+        7.63, rel=5e-3
+    )
     fastv = cost.shape_by_counts(BASE, tokens=TokenPlan(keep=56, selector="fastv"))
     assert share(cost.report(BASE, fastv)) == pytest.approx(42.0, abs=1.5)
 
@@ -63,7 +68,12 @@ def all_on(cfg: PolicyConfig, tokens: TokenPlan) -> Plan:
     layers = tuple(index for index in range(cfg.language.layers) if index != 1)
     kept = mask(range(0, cfg.language.mlp_hidden - cfg.language.mlp_hidden // 4))
     steps = cfg.diffusion.inference_steps
-    return Plan(layers=layers, channels=(kept,) * len(layers), tokens=tokens, recompute=every(steps // 2, steps))
+    return Plan(
+        layers=layers,
+        channels=(kept,) * len(layers),
+        tokens=tokens,
+        recompute=every(steps // 2, steps),
+    )
 
 
 def small(name: str) -> PolicyConfig:
@@ -79,7 +89,10 @@ TOKENS = (
     TokenPlan(keep=8, selector="uniform"),
     TokenPlan(keep=8, selector="random", after=1),
 )
-PLANS = [("dense", Plan()), *((f"{t.selector}-{t.source}", all_on(small("small"), t)) for t in TOKENS)]
+PLANS = [
+    ("dense", Plan()),
+    *((f"{t.selector}-{t.source}", all_on(small("small"), t)) for t in TOKENS),
+]
 
 
 @pytest.mark.parametrize("plan", [plan for _, plan in PLANS], ids=[name for name, _ in PLANS])
@@ -87,7 +100,9 @@ def test_operations_are_those_of_the_modules(plan):
     check_operations(small("small"), plan, prompt=12)
 
 
-@pytest.mark.parametrize("plan", [Plan(), all_on(BASE, TokenPlan(keep=56))], ids=["dense", "trimmed"])
+@pytest.mark.parametrize(
+    "plan", [Plan(), all_on(BASE, TokenPlan(keep=56))], ids=["dense", "trimmed"]
+)
 def test_operations_of_the_full_size_modules(plan):
     check_operations(BASE, plan, prompt=32)
 
@@ -96,11 +111,16 @@ def check_operations(cfg: PolicyConfig, plan: Plan, prompt: int) -> None:
     """Count on the meta device, stage by stage."""
     policy = trim(build_meta(cfg), plan)
     expected = cost.stage_costs(cfg, cost.shape_of(cfg, plan), prompt)
-    side, head, width = cfg.image_size, cfg.head, cfg.language.width
+    side = cfg.image_size
+    head = cfg.head
+    width = cfg.language.width
     with torch.device("meta"), torch.no_grad():
-        image, visual = torch.empty(1, side, side, 3, dtype=torch.uint8), torch.empty(1, cfg.patches, width)
-        ids, last = torch.empty(1, prompt, dtype=torch.int64), torch.empty(1, dtype=torch.int64)
-        cognition, noise = torch.empty(1, width), torch.empty(1, head.horizon, head.action_dim)
+        image = torch.empty(1, side, side, 3, dtype=torch.uint8)
+        visual = torch.empty(1, cfg.patches, width)
+        ids = torch.empty(1, prompt, dtype=torch.int64)
+        last = torch.empty(1, dtype=torch.int64)
+        cognition = torch.empty(1, width)
+        noise = torch.empty(1, head.horizon, head.action_dim)
         calls = {
             "vision": lambda: policy.vision(image),
             "language": lambda: policy.language.cognition(visual, ids, last),
@@ -109,19 +129,26 @@ def check_operations(cfg: PolicyConfig, plan: Plan, prompt: int) -> None:
         for stage, call in calls.items():
             with FlopCounterMode(display=False) as counter:
                 call()
-            assert expected[stage].flops == pytest.approx(counter.get_total_flops(), rel=0.01), stage
+            assert expected[stage].flops == pytest.approx(counter.get_total_flops(), rel=0.01), (
+                stage
+            )
     parts = (policy.vision, policy.language, policy.head)
     for stage, module in zip(("vision", "language", "action"), parts, strict=True):
         assert expected[stage].parameters == sum(p.numel() for p in module.parameters())
 
 
 def test_the_verb_prints_what_the_model_says(capsys: pytest.CaptureFixture[str]):
-    words = "cost --preset cogact-base --layers 22 --mlp-keep 0.75 --tokens 56 --cache-interval 5 --json"
+    words = (
+        "cost --preset cogact-base --layers 22 --mlp-keep 0.75 --tokens 56 --cache-interval 5"
+        " --json"
+    )
     assert cli.main(words.split()) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["parameters"] / 1e9 == pytest.approx(4.86, rel=5e-3)
     assert result["flops"] == sum(stage["flops"] for stage in result["stages"].values())
-    assert result["weight_bytes"] == sum(stage["weight_bytes"] for stage in result["stages"].values())
+    assert result["weight_bytes"] == sum(
+        stage["weight_bytes"] for stage in result["stages"].values()
+    )
     assert result["ratio_to_dense"]["flops"] == pytest.approx(0.289, abs=0.015)
 
 

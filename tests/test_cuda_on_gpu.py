@@ -1,4 +1,6 @@
-"""The runtime's CUDA calls on a GPU that is there: memory, copies, captured work, marks, and nothing left behind."""
+"""The runtime's CUDA calls on a GPU that is there: memory, copies, captured work, marks, and
+nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,10 @@ def free_memory(cuda: Cuda) -> int:
 
 
 def test_memory_is_zero_and_bytes_come_back(cuda: Cuda) -> None:
-    rng, device = np.random.default_rng(0), cuda.device_memory(SIZE)
-    host, back = cuda.host_memory(SIZE), cuda.host_memory(SIZE)
+    rng = np.random.default_rng(0)
+    device = cuda.device_memory(SIZE)
+    host = cuda.host_memory(SIZE)
+    back = cuda.host_memory(SIZE)
     back.view[:] = 1
     cuda.download(back, device, SIZE)
     cuda.synchronize()
@@ -58,7 +62,9 @@ def test_memory_is_zero_and_bytes_come_back(cuda: Cuda) -> None:
 
 
 def test_captured_work_waits_for_its_launch_and_reads_what_lies_there_then(cuda: Cuda) -> None:
-    host, back, device = cuda.host_memory(SIZE), cuda.host_memory(SIZE), cuda.device_memory(SIZE)
+    host = cuda.host_memory(SIZE)
+    back = cuda.host_memory(SIZE)
+    device = cuda.device_memory(SIZE)
 
     def there_and_back() -> None:
         cuda.upload(device, host, SIZE)
@@ -68,7 +74,8 @@ def test_captured_work_waits_for_its_launch_and_reads_what_lies_there_then(cuda:
     cuda.synchronize()
     host.view[:] = 7
     assert not back.view.any()  # a capture executes nothing
-    start, end = cuda.event(), cuda.event()
+    start = cuda.event()
+    end = cuda.event()
     for value in (7, 9):
         host.view[:] = value
         cuda.record(start)
@@ -133,11 +140,15 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
 
 
 def test_a_policy_acts_as_on_onnx_runtime_and_nothing_is_made_later(bench: Bench) -> None:
-    with_engines, with_graphs = bench.open(), Policy.load(bench.bundle)
+    with_engines = bench.open()
+    with_graphs = Policy.load(bench.bundle)
     executions = [context.executions for context in bench.trt.contexts]
-    assert executions == [2] * 4  # vision, two lengths of prompt, action; each to load, and to capture
+    # vision, two lengths of prompt, action; each to load, and to capture
+    assert executions == [2] * 4
     for seed, words in enumerate((SHORT, LONG, LONG, SHORT)):
-        expected, got = (policy.infer(PICTURE, words, seed=seed) for policy in (with_graphs, with_engines))
+        expected, got = (
+            policy.infer(PICTURE, words, seed=seed) for policy in (with_graphs, with_engines)
+        )
         np.testing.assert_array_equal(got.sample, expected.sample)
         np.testing.assert_array_equal(got.kept, KEPT)
         assert min(got.milliseconds.values()) > 0

@@ -1,4 +1,6 @@
-"""Keys over real sockets: who has none, the wrong one, or one that is not on the list gets nothing, and is logged."""
+"""Keys over real sockets: who has none, the wrong one, or one that is not on the list gets nothing,
+and is logged.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +38,25 @@ STATE = topic("robot/state")
 
 
 class Hosts:
-    """Hosts with keys and run directories of their own, on one network that consists of one topic."""
+    """Hosts with keys and run directories of their own, on one network that consists of one
+    topic.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
 
-    def add(self, name: str, *, knows: tuple[str, ...] = (), publisher: str = "robot", keyed: bool = True) -> Path:
+    def add(
+        self,
+        name: str,
+        *,
+        knows: tuple[str, ...] = (),
+        publisher: str = "robot",
+        keyed: bool = True,
+    ) -> Path:
         """A host's run directory. It trusts those whom it knows."""
-        home, run_dir = self.root / name, self.root / f"{name}-run"
+        home = self.root / name
+        run_dir = self.root / f"{name}-run"
         run_dir.mkdir(mode=0o700)
         curve.create(home, name)
         for other in knows:
@@ -90,17 +102,22 @@ def test_strangers_get_nothing_and_the_log_says_who_they_were(hosts, caplog):
     friend = hosts.add("friend", knows=("robot",))
     hosts.trust("robot", "friend")
     unlisted = hosts.add("unlisted", knows=("robot",))
-    misled = hosts.add("misled", knows=("friend",), publisher="friend")  # takes the robot for somebody else
+    # takes the robot for somebody else
+    misled = hosts.add("misled", knows=("friend",), publisher="friend")
     keyless = hosts.add("keyless", keyed=False)
     with ExitStack() as stack:
         out = stack.enter_context(Publisher(robot, STATE))
         known, *strangers = (
-            stack.enter_context(Subscriber(run_dir, [STATE])) for run_dir in (friend, unlisted, misled, keyless)
+            stack.enter_context(Subscriber(run_dir, [STATE]))
+            for run_dir in (friend, unlisted, misled, keyless)
         )
         heard = speak_until_heard(out, known)
         assert heard.position == (0.5,) and 0 <= monotonic_ns() - heard.time_ns < 20e9
         end = time.monotonic() + 20
-        wanted = (curve.public_key(hosts.root / "unlisted", "unlisted").decode(), "no key, or one meant for another")
+        wanted = (
+            curve.public_key(hosts.root / "unlisted", "unlisted").decode(),
+            "no key, or one meant for another",
+        )
         while not all(any(words in line for line in caplog.messages) for words in wanted):
             assert time.monotonic() < end, caplog.messages
             speak(out, strangers, 0.1)
@@ -148,13 +165,21 @@ def test_a_connection_that_says_nothing_or_another_protocol_disturbs_nobody(host
 
 def test_plain_tcp_stays_on_this_host_unless_told_otherwise(tmp_path):
     network = Network({STATE.name: RemoteTopic("tcp://0.0.0.0:5999")})
-    with pytest.raises(ConfigError, match=r"expected keys .* for 'tcp://0\.0\.0\.0:5999': plain TCP is open"):
+    with pytest.raises(
+        ConfigError, match=r"expected keys .* for 'tcp://0\.0\.0\.0:5999': plain TCP is open"
+    ):
         install(network, tmp_path)
     (tmp_path / "network.json").write_bytes(msgspec.json.encode(network))
     for use in (lambda: Publisher(tmp_path, STATE), lambda: Subscriber(tmp_path, [STATE])):
         with pytest.raises(ConfigError, match="plain TCP"):
             use()
-    for endpoint in ("tcp://127.0.0.1:1", "tcp://127.3.2.1:1", "tcp://[::1]:1", "tcp://localhost:1", "ipc:///tmp/x"):
+    for endpoint in (
+        "tcp://127.0.0.1:1",
+        "tcp://127.3.2.1:1",
+        "tcp://[::1]:1",
+        "tcp://localhost:1",
+        "ipc:///tmp/x",
+    ):
         check_plain(endpoint, allowed=False)
     for endpoint in ("tcp://*:1", "tcp://192.168.1.2:1", "tcp://[::]:1", "tcp://robot:1"):
         with pytest.raises(ConfigError):
@@ -170,7 +195,10 @@ def test_keys_are_for_their_owner_and_never_replaced(tmp_path, capsys):
     assert cli.main(["keys", "new", "robot", "--dir", str(home), "--json"]) == 0
     told = msgspec.json.decode(capsys.readouterr().out.splitlines()[-1])
     modes = {path.name: path.stat().st_mode & 0o777 for path in home.iterdir()}
-    assert modes == {"robot.key": 0o644, "robot.key_secret": 0o600} and home.stat().st_mode & 0o777 == 0o700
+    assert (
+        modes == {"robot.key": 0o644, "robot.key_secret": 0o600}
+        and home.stat().st_mode & 0o777 == 0o700
+    )
     keys = Keys.load(home)
     assert keys.allowed() == {keys.public: "robot"} and told["key"] == keys.public.decode()
     assert zmq.curve_public(keys.secret) == keys.public
@@ -198,10 +226,16 @@ def test_damaged_keys_are_told(tmp_path):
 
 def test_a_network_file_is_checked(tmp_path):
     path = tmp_path / "network.toml"
-    path.write_text('keys = "keys"\n[topics."front/color"]\nendpoint = "tcp://10.0.0.2:5601"\npublisher = "camera"\n')
+    path.write_text(
+        'keys = "keys"\n[topics."front/color"]\nendpoint = "tcp://10.0.0.2:5601"\npublisher ='
+        ' "camera"\n'
+    )
     curve.create(tmp_path / "keys", "robot")
     network = read_network(path)
-    assert network.keys == str(tmp_path / "keys") and network.topics["front/color"].publisher == "camera"
+    assert (
+        network.keys == str(tmp_path / "keys")
+        and network.topics["front/color"].publisher == "camera"
+    )
     with pytest.raises(ConfigError, match=r"expected a ZeroMQ certificate in .*camera\.key"):
         install(network, tmp_path)
     gossip = '[topics."gossip"]\nendpoint = "tcp://[::1]:1"'
@@ -212,31 +246,42 @@ def test_a_network_file_is_checked(tmp_path):
 
 
 def test_times_of_another_host_are_put_on_our_clock():
-    ours, hour = monotonic_ns(), 3600 * 10**9
-    there = encode(STATE, JointState(time_ns=5 * hour - 10**9, position=(), gripper=0.0))  # read a second ago
+    ours = monotonic_ns()
+    hour = 3600 * 10**9
+    # read a second ago
+    there = encode(STATE, JointState(time_ns=5 * hour - 10**9, position=(), gripper=0.0))
     clocks = msgspec.msgpack.encode((5 * hour, wall_ns(monotonic_ns())))
     here = decode(STATE, to_local_clock(STATE, [*there, clocks]))
     assert abs(here.time_ns - (ours - 10**9)) < 10**9 / 2
     picture = np.zeros((2, 2, 3), np.uint8)
     front = topic("front/color")
     label = wall_ns(monotonic_ns()) - 10**9
-    seen = decode(front, to_local_clock(front, encode(front, Frame("front", 7, picture, utc_ns=label))))
+    seen = decode(
+        front, to_local_clock(front, encode(front, Frame("front", 7, picture, utc_ns=label)))
+    )
     assert abs(seen.time_ns - (ours - 10**9)) < 10**9 / 2
     beyond = msgspec.msgpack.encode((0, 2**64 - 1))
     for wrong in ([*there], [*there, b"\xc1"], [b"x"], [*there, beyond]):
         with pytest.raises(WireError, match="expected 2 parts"):
             decode(STATE, to_local_clock(STATE, wrong))
     for label in (0, 1):  # none, and one from before this host's start
-        lost = decode(front, to_local_clock(front, encode(front, Frame("front", 7, picture, utc_ns=label))))
+        lost = decode(
+            front, to_local_clock(front, encode(front, Frame("front", 7, picture, utc_ns=label)))
+        )
         assert isinstance(lost, Frame) and not lost.age_known and lost.time_ns == 0
 
 
 def test_a_policy_may_be_on_another_host(tmp_path):
-    """Two run directories that share nothing but TCP: pictures go there, chunks come back, on the robot's clock."""
+    """Two run directories that share nothing but TCP: pictures go there, chunks come back, on the
+    robot's clock.
+    """
     ports = free_ports(4)
     names = ("front/color", "task", "robot/state", "chunk")
     there = {name: "gpu" if name == "chunk" else "robot" for name in names}
-    topics = {n: RemoteTopic(f"tcp://127.0.0.1:{port}", there[n]) for n, port in zip(names, ports, strict=True)}
+    topics = {
+        n: RemoteTopic(f"tcp://127.0.0.1:{port}", there[n])
+        for n, port in zip(names, ports, strict=True)
+    }
     run_dirs = {}
     for host in ("robot", "gpu"):
         curve.create(tmp_path / host, host)
@@ -245,19 +290,23 @@ def test_a_policy_may_be_on_another_host(tmp_path):
     for host, other in (("robot", "gpu"), ("gpu", "robot")):
         shutil.copy(tmp_path / other / f"{other}.key", tmp_path / host)
         install(Network(topics, str(tmp_path / host)), run_dirs[host])
-    config, stop = PolicyConfig(bundle=str(write_bundle(tmp_path / "bundle"))), threading.Event()
+    config = PolicyConfig(bundle=str(write_bundle(tmp_path / "bundle")))
+    stop = threading.Event()
     policy = threading.Thread(target=policy_process.run, args=(config, run_dirs["gpu"], stop))
     with ExitStack() as stack:
         says = {n: stack.enter_context(Publisher(run_dirs["robot"], topic(n))) for n in names[:3]}
         hears = stack.enter_context(Subscriber(run_dirs["robot"], [topic("chunk")]))
         policy.start()
         try:
-            began, end = monotonic_ns(), time.monotonic() + 20
+            began = monotonic_ns()
+            end = time.monotonic() + 20
             while hears["chunk"].message is None:
                 assert time.monotonic() < end, "no chunk came back"
                 now = monotonic_ns()
                 says["robot/state"].send(state())
-                says["task"].send(Task(time_ns=now, episode=1, instruction="red cube", started_ns=began))
+                says["task"].send(
+                    Task(time_ns=now, episode=1, instruction="red cube", started_ns=began)
+                )
                 picture = np.full((16, 16, 3), now % 256, np.uint8)
                 says["front/color"].send(Frame("front", now, picture))
                 hears.update(0.05)
@@ -265,7 +314,9 @@ def test_a_policy_may_be_on_another_host(tmp_path):
             stop.set()
             policy.join(10)
         chunk = hears["chunk"].message
-    assert isinstance(chunk, ActionChunk) and began - 10**8 < chunk.time_ns <= monotonic_ns() + 10**8
+    assert (
+        isinstance(chunk, ActionChunk) and began - 10**8 < chunk.time_ns <= monotonic_ns() + 10**8
+    )
     assert {path.name for path in run_dirs["gpu"].iterdir()} == {"network.json"}
     assert owners(run_dirs["gpu"], "color") == ("front",)  # a recorder finds it
 

@@ -1,4 +1,6 @@
-"""A joint state that repeats, lags or lies: the workspace is kept all the same, and an honest robot is not held up."""
+"""A joint state that repeats, lags or lies: the workspace is kept all the same, and an honest robot
+is not held up.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ HIGH: dict[ActionKind, float] = {"delta": 0.05, "velocity": 0.25, "absolute": 1.
 
 @dataclass
 class World:
-    """A robot that obeys at once, as well as `gain` and its own limit `reach` allow; `measure` is its joint state."""
+    """A robot that obeys at once, as well as `gain` and its own limit `reach` allow; `measure` is
+    its joint state.
+    """
 
     kind: ActionKind
     hz: float
@@ -54,10 +58,14 @@ class World:
             workspace_high=border,
         )
         self.kinds: tuple[ActionKind, ...] = (self.kind,) * DIM
-        self.controller = Controller(ControlConfig(limits, self.kinds, self.hz, state_s=5.0, follow=self.follow))
+        self.controller = Controller(
+            ControlConfig(limits, self.kinds, self.hz, state_s=5.0, follow=self.follow)
+        )
         self.task = Task(time_ns=START, episode=1, instruction="x", started_ns=START)
-        self.now, self.seconds = START, 0.0
-        self.position, self.velocity = np.zeros(DIM), np.zeros(DIM)
+        self.now = START
+        self.seconds = 0.0
+        self.position = np.zeros(DIM)
+        self.velocity = np.zeros(DIM)
         self.past = [self.position]
         self.farthest = 0.0
         self.states: Counter[str] = Counter()
@@ -85,7 +93,9 @@ class World:
             seed=(),
             instruction="x",
         )
-        state = JointState(time_ns=self.now, position=tuple(self.measure(self).tolist()), gripper=1.0)
+        state = JointState(
+            time_ns=self.now, position=tuple(self.measure(self).tolist()), gripper=1.0
+        )
         asked = tuple(Operator(time_ns=self.now, request=request) for request in requests)
         inputs = Inputs(task=self.task, robot=state, chunk=chunk, requests=asked)
         decision = self.controller.decide(self.now, inputs)
@@ -169,7 +179,9 @@ def sway(speed: float) -> Plan:
 @pytest.mark.parametrize("kind", ["delta", "velocity"])
 @pytest.mark.parametrize("speed", [0.03, 0.05, 0.25])
 @pytest.mark.parametrize("measure", LIES.values(), ids=LIES)
-def test_the_workspace_is_kept_whatever_the_state_says(measure: Measure, speed: float, kind: Any) -> None:
+def test_the_workspace_is_kept_whatever_the_state_says(
+    measure: Measure, speed: float, kind: Any
+) -> None:
     for plan in (out(speed), sway(speed)):
         world = World(kind, 10.0, measure, workspace=0.1).play(20, plan)
         assert world.farthest <= 0.1 + 3 * NOISE + 1e-9, world.reasons
@@ -180,7 +192,9 @@ def test_the_workspace_is_kept_whatever_the_state_says(measure: Measure, speed: 
 @given(st.sampled_from(list(LIES)), st.integers(0, 10**6), st.sampled_from(["delta", "velocity"]))
 def test_the_workspace_is_kept_whatever_is_wanted(lie: str, seed: int, kind: Any) -> None:
     steps = np.random.default_rng(seed).uniform(-0.25, 0.25, (40, DIM))
-    world = World(kind, 10.0, LIES[lie], workspace=0.15).play(20, lambda seconds: steps[int(2 * seconds) % 40])
+    world = World(kind, 10.0, LIES[lie], workspace=0.15).play(
+        20, lambda seconds: steps[int(2 * seconds) % 40]
+    )
     assert world.farthest <= 0.15 + 3 * NOISE + 1e-9
 
 
@@ -190,7 +204,9 @@ def test_a_state_that_shows_nothing_is_a_hold_then_a_fault_until_a_person_resets
     measure: Measure, kind: Any
 ) -> None:
     world = World(kind, 10.0, measure, workspace=0.1).play(4, out(0.1))
-    assert world.states["hold"] > 10 and world.reasons["the robot does not follow its commands"] > 10
+    assert (
+        world.states["hold"] > 10 and world.reasons["the robot does not follow its commands"] > 10
+    )
     world.play(4, out(0.1))
     assert world.states["fault"] > 0
     stood = world.position.copy()
@@ -235,7 +251,9 @@ HONEST: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", ["delta", "velocity"])
 @pytest.mark.parametrize("fields", HONEST.values(), ids=HONEST)
 def test_an_honest_robot_is_not_held_up(fields: dict[str, Any], kind: Any) -> None:
-    world = World(kind, 10.0, **{"measure": honest, "workspace": 0.5, **fields}).play(60, sway(0.12))
+    world = World(kind, 10.0, **{"measure": honest, "workspace": 0.5, **fields}).play(
+        60, sway(0.12)
+    )
     assert world.states["hold"] == world.states["fault"] == 0, world.reasons
     if "reach" not in fields:
         assert world.not_followed == 0, world.reasons
@@ -261,7 +279,9 @@ def test_a_robot_that_is_moved_by_hand_is_believed() -> None:
 def test_a_gripper_alone_is_no_motion() -> None:
     reckoner = Reckoner(("gripper",), Limits((0.0,), (1.0,)), 10.0, FollowConfig(lag_s=0.1))
     for tick in range(100):
-        reckoner.measure(START + tick * NS_PER_S // 10, JointState(time_ns=0, position=(0.0,), gripper=1.0))
+        reckoner.measure(
+            START + tick * NS_PER_S // 10, JointState(time_ns=0, position=(0.0,), gripper=1.0)
+        )
         wanted = np.array([float(tick % 2)])
         assert reckoner.judge(wanted, 1 - wanted) == ""
         reckoner.command(wanted)
@@ -282,13 +302,24 @@ def test_what_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
     st.integers(0, 2**32 - 1),
     st.sampled_from(["robot", "estop", "task", "chunk", "stop"]),
 )
-def test_no_hold_does_more_than_an_action_may(kinds: list[ActionKind], seed: int, lost: str) -> None:
-    """Whatever the limits and the last command: no change beyond `max_change` or the acceleration, targets stay."""
-    rng, hz, count = np.random.default_rng(seed), 10.0, len(kinds)
+def test_no_hold_does_more_than_an_action_may(
+    kinds: list[ActionKind], seed: int, lost: str
+) -> None:
+    """Whatever the limits and the last command: no change beyond `max_change` or the acceleration,
+    targets stay.
+    """
+    rng = np.random.default_rng(seed)
+    hz = 10.0
+    count = len(kinds)
     high = rng.uniform(0.1, 2.0, count)
-    change, faster = rng.uniform(0.01, 1.0, count), rng.uniform(0.1, 20.0, count)
+    change = rng.uniform(0.01, 1.0, count)
+    faster = rng.uniform(0.1, 20.0, count)
     limits = Limits(
-        tuple(-high), tuple(high), max_change=tuple(change), velocity=tuple(high * hz), acceleration=tuple(faster)
+        tuple(-high),
+        tuple(high),
+        max_change=tuple(change),
+        velocity=tuple(high * hz),
+        acceleration=tuple(faster),
     )
     controller = Controller(ControlConfig(limits, tuple(kinds), hz, state_s=1e6))
     task = Task(time_ns=START, episode=1, instruction="x", started_ns=START)
@@ -313,7 +344,11 @@ def test_no_hold_does_more_than_an_action_may(kinds: list[ActionKind], seed: int
         if tick > 12:
             gone = {"robot": None, "task": None, "chunk": None}
             inputs = replace(inputs, **({lost: None} if lost in gone else {}))
-        decision = controller.brake(now, "x") if tick > 12 and lost == "stop" else controller.decide(now, inputs)
+        decision = (
+            controller.brake(now, "x")
+            if tick > 12 and lost == "stop"
+            else controller.decide(now, inputs)
+        )
         command = decision.command
         if command is None or command.kind == "action" or last is None:
             last = last if command is None else np.array(command.action)

@@ -1,4 +1,6 @@
-"""The demo: first the sockets and timing with the expert as policy, then the whole program as a user starts it."""
+"""The demo: first the sockets and timing with the expert as policy, then the whole program as a
+user starts it.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,23 @@ from trimvla.sim.tabletop import expert
 
 FAST_HZ = 20.0  # four times real time
 PATIENCE_S = 120.0  # on a machine that is busy with other things too
-PROMISED = {"success", "episodes", "control_hz", "inference_ms", "photon_to_action_ms", "frames", "video"}
+PROMISED = {
+    "success",
+    "episodes",
+    "control_hz",
+    "inference_ms",
+    "photon_to_action_ms",
+    "frames",
+    "video",
+}
 
 
 def expert_system(run_dir: Path, stop: threading.Event) -> None:
-    """Robot and policy in one: after every step the expert says what comes next, as a chunk on the bus."""
-    robot, telemetry = TabletopRobot(), Telemetry("robot")
+    """Robot and policy in one: after every step the expert says what comes next, as a chunk on the
+    bus.
+    """
+    robot = TabletopRobot()
+    telemetry = Telemetry("robot")
     says = [Publisher(run_dir, topic(name)) for name in SAYS]
     chunks = Publisher(run_dir, topic("chunk"))
     hears = Subscriber(run_dir, [topic("task"), topic("command")])
@@ -52,7 +65,8 @@ def expert_system(run_dir: Path, stop: threading.Event) -> None:
 
 
 def expert_chunk(robot: TabletopRobot) -> ActionChunk:
-    scene, now = robot.env.scene(), monotonic_ns()
+    scene = robot.env.scene()
+    now = monotonic_ns()
     actions = expert.chunk(scene, robot.env.state(), scene.goal)
     return ActionChunk(
         time_ns=now,
@@ -98,12 +112,18 @@ def test_the_expert_reaches_its_goals_through_the_sockets(expert_run: Path) -> N
         assert steps[0] == 0
         assert steps[-1] == recording.steps
     assert control_report.counters["actions"] >= sum(recording.steps for recording in recordings)
-    assert control_report.values["hz_achieved"] == pytest.approx(FAST_HZ, rel=0.3), "on a machine that is busy"
+    assert control_report.values["hz_achieved"] == pytest.approx(FAST_HZ, rel=0.3), (
+        "on a machine that is busy"
+    )
 
 
-def test_a_system_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_that_does_not_answer_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("trimvla.launch.system.client.SET_TIMEOUT_S", 0.2)
-    expected = pytest.raises(EpisodeError, match=r"the table to be set within 0\.2 s; control is starting")
+    expected = pytest.raises(
+        EpisodeError, match=r"the table to be set within 0\.2 s; control is starting"
+    )
     with EpisodeClient(tmp_path, ["control"], lambda: None) as director, expected:
         director.play(Request(1, 0, "pick up the red cube"))
 
@@ -115,7 +135,9 @@ def test_the_plan_has_different_instructions() -> None:
     assert plan(Args(episodes=6, seed=0)) == requests
 
 
-def test_a_missing_bundle_is_refused_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_bundle_is_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.main(["demo", "no-such-bundle", "--json"]) == 1
     assert "no-such-bundle" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
 
@@ -124,13 +146,24 @@ def test_a_missing_bundle_is_refused_before_anything_starts(capsys: pytest.Captu
 def quick_demo(tmp_path: Path) -> list[str]:
     """The demo's command line with a bundle that moves without sense, four times as fast."""
     bundle = tiny_bundle.write_bundle(tmp_path / "tiny", control_hz=FAST_HZ)
-    program = [sys.executable, "-m", "trimvla.launch.cli", "demo", str(bundle), "--episodes", "1", "--json"]
+    program = [
+        sys.executable,
+        "-m",
+        "trimvla.launch.cli",
+        "demo",
+        str(bundle),
+        "--episodes",
+        "1",
+        "--json",
+    ]
     return [*program, "--control.hz", str(FAST_HZ), "--video", str(tmp_path / "film.mp4")]
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """Where temporary files lie: sockets' paths are short, and `tmp_path` is not where tests run in several workers."""
+    """Where temporary files lie: sockets' paths are short, and `tmp_path` is not where tests run in
+    several workers.
+    """
     with tempfile.TemporaryDirectory(prefix="demo-") as place:
         yield Path(place)
 
@@ -141,7 +174,9 @@ def temporary(home: Path) -> dict[str, str]:
 
 
 def test_the_program_runs_processes_and_leaves_nothing(quick_demo: list[str], home: Path) -> None:
-    done = subprocess.run(quick_demo, env=temporary(home), capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        quick_demo, env=temporary(home), capture_output=True, text=True, timeout=300, check=False
+    )
     result = json.loads(done.stdout.splitlines()[-1])
     assert set(result) >= PROMISED, done.stderr
     assert done.returncode == (0 if result["success"] else 1)
@@ -153,7 +188,9 @@ def test_the_program_runs_processes_and_leaves_nothing(quick_demo: list[str], ho
 
 
 def test_an_interrupt_stops_everything(quick_demo: list[str], home: Path) -> None:
-    process = subprocess.Popen(quick_demo, env=temporary(home), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        quick_demo, env=temporary(home), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     children = wait_for_children(process.pid, 4)
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=PATIENCE_S)[0]
@@ -191,7 +228,10 @@ def test_the_shipped_policy_does_tasks(tmp_path: Path, capsys: pytest.CaptureFix
     status = cli.main(["demo", "--episodes", "3", "--video", str(tmp_path / "film.gif"), "--json"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     if result["inference_ms"]["p50"] > SLOW_PERIODS * 1e3 / result["control_hz"]["asked"]:
-        pytest.skip(f"this machine is too busy for real time: inference takes {result['inference_ms']['p50']} ms")
+        pytest.skip(
+            "this machine is too busy for real time: inference takes"
+            f" {result['inference_ms']['p50']} ms"
+        )
     assert (status, result["ok"]) == (0, True)
     assert result["episodes"] == 3
     assert result["success"] >= 1

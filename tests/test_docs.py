@@ -1,4 +1,6 @@
-"""README and pages: what is generated is current, every link leads somewhere, every command is one."""
+"""README and pages: what is generated is current, every link leads somewhere, every command is
+one.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ from trimvla.launch import cli
 from trimvla.launch.pages.reference import PAGES
 
 ROOT = Path(__file__).parent.parent
-WRITTEN = [ROOT / "README.md", ROOT / "bundles" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WRITTEN = [
+    ROOT / "README.md",
+    ROOT / "bundles" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
 SPAN = re.compile(r"`(trimvla [^`]+)`")
@@ -48,7 +54,9 @@ def leads(page: Path, link: str) -> bool:
     target = page.parent / file if file else page
     if not target.exists():
         return False
-    return not heading or heading in {anchor(title) for title in re.findall(r"^#+ (.+)$", target.read_text(), re.M)}
+    return not heading or heading in {
+        anchor(title) for title in re.findall(r"^#+ (.+)$", target.read_text(), re.M)
+    }
 
 
 def anchor(title: str) -> str:
@@ -94,7 +102,9 @@ def wrong_with(command: str) -> str:
     if verb is None:
         return f"no verb {name}"
     arguments = verb.load().Args
-    known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(arguments)} | {"--help"}
+    known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(arguments)} | {
+        "--help"
+    }
     asked = [word.partition("=")[0] for word in words[1:] if word.startswith("--")]
     sections = "--set" in known  # these verbs take --section.key
     unknown = [word for word in asked if word not in known and not (sections and "." in word)]
@@ -104,15 +114,21 @@ def wrong_with(command: str) -> str:
 
 
 def is_whole(words: list[str]) -> bool:
-    """Whether the words behind a verb could be run as they stand: no placeholder, no bare mention of an option."""
+    """Whether the words behind a verb could be run as they stand: no placeholder, no bare mention
+    of an option.
+    """
     if not words or words[-1].startswith("--") or {"--help", NOT_EVERYWHERE} & set(words):
         return False
     return not any(PLACEHOLDER.fullmatch(word) for word in words)
 
 
 def parsing_error(verb: cli.Verb, words: list[str]) -> str:
-    """What the program itself says of a line without placeholders; a mention of options alone is none."""
-    if words[0].startswith("--") and any(is_required(field) for field in dataclasses.fields(verb.load().Args)):
+    """What the program itself says of a line without placeholders; a mention of options alone is
+    none.
+    """
+    if words[0].startswith("--") and any(
+        is_required(field) for field in dataclasses.fields(verb.load().Args)
+    ):
         return ""
     try:
         cli.parse(verb.load(), verb, words)
@@ -151,7 +167,11 @@ def test_the_readme_names_every_verb() -> None:
 def test_prose_is_wrapped(path: Path) -> None:
     """Tables, pictures, links and code may be wider."""
     prose = FENCE.sub("", path.read_text()).splitlines()
-    wide = [line for line in prose if len(line) > WIDTH and not line.startswith("|") and "](" not in line]
+    wide = [
+        line
+        for line in prose
+        if len(line) > WIDTH and not line.startswith("|") and "](" not in line
+    ]
     assert not wide
 
 
@@ -160,7 +180,10 @@ def test_every_make_target_is_one() -> None:
     named = {
         target
         for path in WRITTEN
-        for block in [*FENCE.findall(path.read_text()), *re.findall(r"`(make [^`]+)`", path.read_text())]
+        for block in [
+            *FENCE.findall(path.read_text()),
+            *re.findall(r"`(make [^`]+)`", path.read_text()),
+        ]
         for target in re.findall(r"^make ([a-z][\w-]*)", block, re.M)
     }
     assert named <= targets

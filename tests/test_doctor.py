@@ -1,4 +1,6 @@
-"""The doctor does what it reports: real sessions and a real frame; and it never fails for want of a GPU."""
+"""The doctor does what it reports: real sessions and a real frame; and it never fails for want of a
+GPU.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ def test_this_machine_can_run_a_bundle(result: dict) -> None:
 
 
 def test_everything_is_reported_with_a_reason(result: dict) -> None:
-    answers = [*result["backends"].values(), *result["rendering"].values(), result["gpu"], result["tensorrt"]]
+    answers = [
+        *result["backends"].values(),
+        *result["rendering"].values(),
+        result["gpu"],
+        result["tensorrt"],
+    ]
     assert all(answer["ok"] or answer["why"] for answer in answers)
     assert result["timer"]["p50_us"] <= result["timer"]["p99_us"] <= result["timer"]["max_us"]
 
@@ -48,7 +55,10 @@ def test_a_probe_that_crashes_is_an_answer() -> None:
 
 
 def test_a_probe_that_hangs_is_an_answer() -> None:
-    assert probes.ask("provider", timeout_s=0.001) == {"ok": False, "why": "no answer within 0.001 s"}
+    assert probes.ask("provider", timeout_s=0.001) == {
+        "ok": False,
+        "why": "no answer within 0.001 s",
+    }
 
 
 def test_advice_names_what_is_missing(result: dict) -> None:
@@ -65,7 +75,9 @@ def test_advice_names_what_is_missing(result: dict) -> None:
         assert expected in text
 
 
-def test_the_verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, result: dict) -> None:
+def test_the_verb(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, result: dict
+) -> None:
     monkeypatch.setattr(doctor, "examine", lambda: result)
     assert cli.main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["ok"] is True

@@ -1,4 +1,6 @@
-"""The engine cache, the comparison of precisions and what an engine is tied to: all that needs no library."""
+"""The engine cache, the comparison of precisions and what an engine is tied to: all that needs no
+library.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 
 def layer(**outputs: str) -> dict:
     """One layer as TensorRT's inspector writes it (developer guide, "Engine Inspector")."""
-    return {"Name": "layer", "Outputs": [{"Name": name, "Format/Datatype": text} for name, text in outputs.items()]}
+    return {
+        "Name": "layer",
+        "Outputs": [{"Name": name, "Format/Datatype": text} for name, text in outputs.items()],
+    }
 
 
 def test_an_engine_in_the_asked_precision() -> None:
@@ -137,7 +142,10 @@ def test_the_release_of_a_jetson() -> None:
 
 
 def test_free_memory_is_what_linux_calls_available() -> None:
-    assert device.available("MemTotal: 16 kB\nMemAvailable:    2048 kB\nno number here\n") == 2048 << 10
+    assert (
+        device.available("MemTotal: 16 kB\nMemAvailable:    2048 kB\nno number here\n")
+        == 2048 << 10
+    )
 
 
 def test_this_machine_is_described() -> None:

@@ -1,4 +1,6 @@
-"""`trimvla eval`: one bundle, or two on the same seeds; what it promises as JSON and what it refuses."""
+"""`trimvla eval`: one bundle, or two on the same seeds; what it promises as JSON and what it
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,36 @@ from trimvla.launch.verbs.evaluate import prepare
 from trimvla.runtime.bundle import manifest as bundles
 
 ALONE = {
-    "ok", "bundle", "env", "backend", "success_rate", "interval", "episodes", "successes", "by_verb", "mean_steps",
-    "outcomes", "seed", "variant", "swap_instruction", "execute",
-}  # fmt: skip
+    "ok",
+    "bundle",
+    "env",
+    "backend",
+    "success_rate",
+    "interval",
+    "episodes",
+    "successes",
+    "by_verb",
+    "mean_steps",
+    "outcomes",
+    "seed",
+    "variant",
+    "swap_instruction",
+    "execute",
+}
 COMPARED = {
-    "difference", "interval", "bootstrap_interval", "confidence", "both", "candidate_only", "reference_only",
-    "neither", "p_value", "margin", "lower_bound", "non_inferior",
-}  # fmt: skip
+    "difference",
+    "interval",
+    "bootstrap_interval",
+    "confidence",
+    "both",
+    "candidate_only",
+    "reference_only",
+    "neither",
+    "p_value",
+    "margin",
+    "lower_bound",
+    "non_inferior",
+}
 
 
 @pytest.fixture
@@ -52,8 +77,20 @@ def test_one_bundle_alone(pair: tuple[str, str], capsys: pytest.CaptureFixture[s
     assert (status, set(told)) == (0, ALONE)
 
 
-def test_a_bundle_against_another(pair: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--episodes", "2", "--execute", "16", "--swap-instruction", "--variant", "lighting", "--margin", "0.1")
+def test_a_bundle_against_another(
+    pair: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "--episodes",
+        "2",
+        "--execute",
+        "16",
+        "--swap-instruction",
+        "--variant",
+        "lighting",
+        "--margin",
+        "0.1",
+    )
     status, told, card = evaluate(capsys, pair[0], "--against", pair[1], *words)
     comparison = told["comparison"]
     assert status == 0
@@ -64,7 +101,9 @@ def test_a_bundle_against_another(pair: tuple[str, str], capsys: pytest.CaptureF
     for side in (told, told["against"]):
         assert (side["episodes"], len(side["outcomes"]), side["seed"]) == (2, 2, 1000)
         assert (side["variant"], side["swap_instruction"]) == ("lighting", True)
-    assert sum(comparison[key] for key in ("both", "candidate_only", "reference_only", "neither")) == 2
+    assert (
+        sum(comparison[key] for key in ("both", "candidate_only", "reference_only", "neither")) == 2
+    )
     assert (comparison["margin"], comparison["lower_bound"]) == (0.1, comparison["interval"][0])
     assert not comparison["non_inferior"], "two episodes prove nothing"
     assert "do not settle" in " ".join(card.split())
@@ -72,14 +111,18 @@ def test_a_bundle_against_another(pair: tuple[str, str], capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("words", [("no-such-bundle",), ("{first}", "--against", "no-such-bundle")])
-def test_an_unknown_bundle(words: tuple[str, ...], pair: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_bundle(
+    words: tuple[str, ...], pair: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     status, told, errors = evaluate(capsys, *(word.format(first=pair[0]) for word in words))
     assert status == 1
     assert "got 'no-such-bundle'" in told["error"]
     assert "Traceback" not in errors
 
 
-def test_a_bundle_for_another_robot(pair: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bundle_for_another_robot(
+    pair: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     manifest = bundles.load(Path(pair[1]))
     action = msgspec.structs.replace(manifest.action, control_hz=10.0)
     bundles.write(Path(pair[1]), msgspec.structs.replace(manifest, action=action))
@@ -92,8 +135,10 @@ def test_a_bundle_for_another_robot(pair: tuple[str, str], capsys: pytest.Captur
 def test_everything_out_of_range_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     status, told, errors = evaluate(capsys, "--episodes", "0", "--workers", "0", "--margin", "5")
     assert status == 1
-    assert told["error"] == (
-        "expected at least 1 for --episodes, --workers; expected 0 < --margin < 1 (0.05 is five points), got 5.0"
+    assert (
+        told["error"]
+        == "expected at least 1 for --episodes, --workers; expected 0 < --margin < 1 (0.05 is five"
+        " points), got 5.0"
     )
     assert errors.count("\n") == 1
 
@@ -109,11 +154,18 @@ def test_everything_out_of_range_is_told_at_once(capsys: pytest.CaptureFixture[s
 def test_the_sentence_says_no_more_than_the_interval(
     interval: tuple[float, float], non_inferior: bool, words: str
 ) -> None:
-    numbers = {"interval": interval, "non_inferior": non_inferior, "margin": 0.05, "difference": 0.01, "p_value": 0.3}
+    numbers = {
+        "interval": interval,
+        "non_inferior": non_inferior,
+        "margin": 0.05,
+        "difference": 0.01,
+        "p_value": 0.3,
+    }
     assert words in sentence("a", "b", numbers)
 
 
-# As at a terminal, also where the tests run behind `nohup` or `&`, whose children ignore interrupts.
+# As at a terminal, also where the tests run behind `nohup` or `&`, whose children ignore
+# interrupts.
 INTERRUPTIBLE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -127,8 +179,10 @@ def test_an_interrupt_stops_the_workers_quietly(pair: tuple[str, str], tmp_path:
     with (tmp_path / "errors").open("wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-c", INTERRUPTIBLE, *words],
-            stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
     workers = wait_for_workers(process.pid, 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
     try:
@@ -150,7 +204,11 @@ def wait_for_workers(pid: int, count: int) -> list[int]:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         children = [int(word) for word in path.read_text().split()]
-        workers = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        workers = [
+            child
+            for child in children
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+        ]
         if len(workers) == count:
             return workers
         time.sleep(0.05)
@@ -160,20 +218,36 @@ def wait_for_workers(pid: int, count: int) -> list[int]:
 def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    episodes, out = 8, tmp_path / "out"
+    episodes = 8
+    out = tmp_path / "out"
     words = ["--policy", "expert", "--episodes", str(episodes), "--workers", "1", "--json"]
     log = out / "outcomes.jsonl"
-    command = [sys.executable, "-m", "trimvla.launch.cli", "eval", *words, "--workers=2", "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    least, deadline = random.randint(2, episodes), time.monotonic() + 120
-    while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < least):
+    command = [
+        sys.executable,
+        "-m",
+        "trimvla.launch.cli",
+        "eval",
+        *words,
+        "--workers=2",
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    least = random.randint(2, episodes)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and (
+        not log.exists() or len(log.read_text().splitlines()) < least
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
     process.wait()
     before = log.read_text().splitlines()[1:]
     with log.open("a") as file:
-        file.write('{"role": "candidate", "seed": 1003, "verb"')  # as a kill within a write would leave it
+        # as a kill within a write would leave it
+        file.write('{"role": "candidate", "seed": 1003, "verb"')
     told = evaluate(capsys, *words, "--out", str(out))[1]
     assert told == evaluate(capsys, *words)[1]
     lines = log.read_text().splitlines()[1:]
@@ -191,14 +265,27 @@ def test_a_ladder_over_latencies_and_a_film(
     pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    words = ("--rungs", pair[1], "--episodes", "1", "--execute", "16", "--latency", "0,3000", "--workers", "1")
+    words = (
+        "--rungs",
+        pair[1],
+        "--episodes",
+        "1",
+        "--execute",
+        "16",
+        "--latency",
+        "0,3000",
+        "--workers",
+        "1",
+    )
     status, told, card = evaluate(capsys, pair[0], *words, "--out", str(out), "--film", "0")
     assert status == 0
     assert [(row["bundle"], row["ms"]) for row in told["curve"]] == [
         (bundle, ms) for ms in (0.0, 3000.0) for bundle in pair
     ]
     assert [row["against_top"] is None for row in told["curve"]] == [True, False, True, False]
-    assert [row["held"] for row in told["curve"][2:]] == [1.0, 1.0], "after 3 s no row of a chunk is valid any more"
+    assert [row["held"] for row in told["curve"][2:]] == [1.0, 1.0], (
+        "after 3 s no row of a chunk is valid any more"
+    )
     assert told["curve"][0]["held"] < 1
     assert {path.name for path in out.glob("*.mp4")} == {"candidate-1000.mp4", "second-1000.mp4"}
     assert "success against latency" in card
@@ -211,11 +298,26 @@ def test_films_of_rungs_with_one_base_name_are_all_kept(
     rungs = [tmp_path / part / "rung" for part in ("one", "other")]
     for rung in rungs:
         shutil.copytree(pair[1], rung)
-    words = ("--rungs", str(rungs[0]), "--rungs", str(rungs[1]), "--episodes", "1", "--execute", "16")
+    words = (
+        "--rungs",
+        str(rungs[0]),
+        "--rungs",
+        str(rungs[1]),
+        "--episodes",
+        "1",
+        "--execute",
+        "16",
+    )
     out = tmp_path / "out"
-    status, told, _ = evaluate(capsys, pair[0], *words, "--workers", "1", "--out", str(out), "--film", "0")
+    status, told, _ = evaluate(
+        capsys, pair[0], *words, "--workers", "1", "--out", str(out), "--film", "0"
+    )
     assert status == 0, told
-    assert {path.name for path in out.glob("*.mp4")} == {"candidate-1000.mp4", "rung-1000.mp4", "rung-2-1000.mp4"}
+    assert {path.name for path in out.glob("*.mp4")} == {
+        "candidate-1000.mp4",
+        "rung-1000.mp4",
+        "rung-2-1000.mp4",
+    }
 
 
 def test_no_two_roles_share_a_films_name() -> None:
@@ -225,16 +327,25 @@ def test_no_two_roles_share_a_films_name() -> None:
 
 @pytest.mark.parametrize(
     ("chunks", "mode", "guided"),
-    [(None, None, False), ("latest", "latest", False), ("ensemble", "ensemble", False), ("blend", "blend", False),
-     ("rtc", "latest", True)],
-)  # fmt: skip
-def test_how_chunks_follow_is_chosen_by_a_word(chunks: Chunks | None, mode: str | None, guided: bool) -> None:
+    [
+        (None, None, False),
+        ("latest", "latest", False),
+        ("ensemble", "ensemble", False),
+        ("blend", "blend", False),
+        ("rtc", "latest", True),
+    ],
+)
+def test_how_chunks_follow_is_chosen_by_a_word(
+    chunks: Chunks | None, mode: str | None, guided: bool
+) -> None:
     match = prepare(Args(latency="200", chunks=chunks))
     pace = match.setting.pace
     assert (pace.mode, pace.rtc.enabled, match.players.guided) == (mode, guided, guided)
 
 
-def test_real_time_chunks_are_played_by_a_guided_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_time_chunks_are_played_by_a_guided_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = str(tiny_bundle.write_bundle(tmp_path / "guided", guided=True))
     words = ("--episodes", "1", "--latency", "400", "--chunks", "rtc", "--workers", "1")
     status, told, _ = evaluate(capsys, bundle, *words)
@@ -254,7 +365,17 @@ def test_the_expert_plays_without_a_bundle(capsys: pytest.CaptureFixture[str]) -
 def test_what_was_measured_for_a_run_holds_for_all_of_it(
     pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (pair[0], "--episodes", "1", "--execute", "16", "--workers", "1", "--out", str(tmp_path / "out"))
+    words = (
+        pair[0],
+        "--episodes",
+        "1",
+        "--execute",
+        "16",
+        "--workers",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    )
     status, told, _ = evaluate(capsys, *words, "--latency", "measured,wall")
     assert status == 0
     measured, wall = told["curve"]
@@ -279,10 +400,16 @@ def test_latencies_of_devices_are_estimates(capsys: pytest.CaptureFixture[str]) 
     ("words", "error"),
     [
         (("--env", "kitchen"), "expected an environment that begins with one of"),
-        (("--env", "simpler_env:widowx_stack_cube", "--variant", "lighting"), "they are the tabletop's"),
+        (
+            ("--env", "simpler_env:widowx_stack_cube", "--variant", "lighting"),
+            "they are the tabletop's",
+        ),
         (("--film", "0"), "expected --out for --film"),
         (("--chunks", "blend"), "expected --latency for --chunks blend"),
-        (("--chunks", "rtc", "--latency", "200"), "expected the stage 'action_guided': export it with --guided"),
+        (
+            ("--chunks", "rtc", "--latency", "200"),
+            "expected the stage 'action_guided': export it with --guided",
+        ),
         (("--latency", "soon"), "expected milliseconds"),
         (("--latency", "orin:much"), "expected a device and the share"),
         (("--ray", "auto"), "ray"),
@@ -297,7 +424,9 @@ def test_what_cannot_be_played_is_said(
 
 
 @pytest.mark.slow
-def test_the_shipped_policy_against_itself(tabletop_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_shipped_policy_against_itself(
+    tabletop_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = (str(tabletop_bundle), "--against", "tabletop", "--episodes", "2", "--execute", "4")
     told, spread = (evaluate(capsys, *words, "--workers", workers)[1] for workers in ("1", "2"))
     assert told == spread

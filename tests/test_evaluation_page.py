@@ -8,14 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from trimvla.launch.evaluation.page import Args, device_rows, insert, periods_of, run, task_of, widowx_rows
+from trimvla.launch.evaluation.page import (
+    Args,
+    device_rows,
+    insert,
+    periods_of,
+    run,
+    task_of,
+    widowx_rows,
+)
 from trimvla.runtime.errors import ConfigError
 
 
 def test_the_page_is_made_from_the_results(repo_root: Path, tmp_path: Path) -> None:
     page = Path(shutil.copy(repo_root / "docs" / "results" / "evaluation.md", tmp_path))
     told = run(Args(results=repo_root / "benchmarks", page=page, json=True))
-    assert page.read_text() == (repo_root / "docs" / "results" / "evaluation.md").read_text(), "make evaluation"
+    assert page.read_text() == (repo_root / "docs" / "results" / "evaluation.md").read_text(), (
+        "make evaluation"
+    )
     for name in told["pictures"]:
         assert (tmp_path / "evaluation" / name).stat().st_size > 5000
         assert (repo_root / "docs" / "results" / "evaluation" / name).exists()
@@ -26,14 +36,28 @@ def test_a_latency_costs_whole_control_periods() -> None:
 
 
 def point(bundle: str, ms: float, outcomes: str) -> dict[str, object]:
-    won, paired = outcomes.count("1"), None if bundle == "tabletop" else {}
-    return {"bundle": bundle, "ms": ms, "success_rate": won / len(outcomes), "interval": [0.1, 0.9],
-            "episodes": len(outcomes), "outcomes": outcomes, "against_top": paired}  # fmt: skip
+    won = outcomes.count("1")
+    paired = None if bundle == "tabletop" else {}
+    return {
+        "bundle": bundle,
+        "ms": ms,
+        "success_rate": won / len(outcomes),
+        "interval": [0.1, 0.9],
+        "episodes": len(outcomes),
+        "outcomes": outcomes,
+        "against_top": paired,
+    }
 
 
 def test_a_device_has_the_outcomes_of_as_many_periods_or_no_row() -> None:
-    """At a fifth of Orin's roofline CogACT-Base takes some 524 ms, three periods; trimmed 287 ms, two."""
-    curve = [point("tabletop", 200, "11110"), point("tabletop", 600, "10000"), point("tabletop-trimmed", 400, "11000")]
+    """At a fifth of Orin's roofline CogACT-Base takes some 524 ms, three periods; trimmed 287 ms,
+    two.
+    """
+    curve = [
+        point("tabletop", 200, "11110"),
+        point("tabletop", 600, "10000"),
+        point("tabletop-trimmed", 400, "11000"),
+    ]
     _, *rows = device_rows({"x": {"curve": curve}}, {"tabletop": 117.0, "another": 9.0})
     assert rows.pop(0)[1:6] == ("this machine", "measured", "tabletop", "117 ms", "1")
     assert [row[1:6] for row in rows] == [
@@ -50,10 +74,22 @@ def test_a_device_has_the_outcomes_of_as_many_periods_or_no_row() -> None:
 
 def test_a_bundle_that_is_not_shipped_has_the_estimates_of_its_curve() -> None:
     curve = [point("out/mine", 105, "11110"), point("out/mine", 524, "10000")]
-    kept = {"bundle": "out/mine", "device": {"title": "AGX Orin 64 GB"}, "attained": 0.2, "ms": 524.0}
+    kept = {
+        "bundle": "out/mine",
+        "device": {"title": "AGX Orin 64 GB"},
+        "attained": 0.2,
+        "ms": 524.0,
+    }
     told = {"curve": curve, "estimates": [kept], "env": "simpler:widowx_stack_cube", "seed": 5000}
     _, row = device_rows({"x": told}, {})
-    assert row[:6] == ("simpler:widowx_stack_cube, seeds from 5000", "Orin", "20%", "out/mine", "524 ms", "3")
+    assert row[:6] == (
+        "simpler:widowx_stack_cube, seeds from 5000",
+        "Orin",
+        "20%",
+        "out/mine",
+        "524 ms",
+        "3",
+    )
 
 
 def test_every_task_that_was_ablated_has_its_rows(repo_root: Path, tmp_path: Path) -> None:
@@ -70,7 +106,9 @@ def test_every_task_that_was_ablated_has_its_rows(repo_root: Path, tmp_path: Pat
 
 def test_a_task_says_its_seeds_and_how_often_the_policy_looks() -> None:
     assert task_of({"env": "tabletop", "seed": 1000, "execute": 2}) == "tabletop"
-    assert task_of({"env": "simpler:x", "seed": 0, "execute": 1}) == "simpler:x, a look at every step"
+    assert (
+        task_of({"env": "simpler:x", "seed": 0, "execute": 1}) == "simpler:x, a look at every step"
+    )
     assert task_of({"env": "simpler:x", "seed": 5000, "execute": 2}) == "simpler:x, seeds from 5000"
 
 

@@ -1,4 +1,6 @@
-"""Any kind of value at any leaf of any message of any protocol: a real server gives an answer or one typed error."""
+"""Any kind of value at any leaf of any message of any protocol: a real server gives an answer or
+one typed error.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,18 @@ OBSERVATIONS: list[dict[str, Any]] = [
     {"observation.images.front": IMAGE, "observation.state": STATE, "task": TASK, **TIMES},
     {"observation/image": IMAGE, "observation/state": STATE, "prompt": TASK, **TIMES},
     {"images": {"primary": PNG}, "task_description": TASK, "states": STATE, **TIMES},
-    {"video": {"f": IMAGE[None, None]}, "state": {"a": STATE[None, None]}, "language": {"task": [[TASK]]}, **TIMES},
+    {
+        "video": {"f": IMAGE[None, None]},
+        "state": {"a": STATE[None, None]},
+        "language": {"task": [[TASK]]},
+        **TIMES,
+    },
 ]
 GROOT: list[dict[str, Any]] = [
-    *({"endpoint": "get_action", "data": {"observation": o, "options": None}, "api_token": "x"} for o in OBSERVATIONS),
+    *(
+        {"endpoint": "get_action", "data": {"observation": o, "options": None}, "api_token": "x"}
+        for o in OBSERVATIONS
+    ),
     {"endpoint": "reset", "data": {"options": {"seed": 7}}},
     {"endpoint": "ping"},
     {"endpoint": "get_modality_config"},
@@ -52,7 +62,8 @@ TREES = {
     "openpi": [leaves.tree(message, "openpi") for message in OBSERVATIONS],
     "vla-eval": [leaves.tree(message, "vla-eval") for message in VLA_EVAL],
 }
-MOST_MIB, MOST_LOG = 150, 50_000
+MOST_MIB = 150
+MOST_LOG = 50_000
 EXAMPLES = 200
 
 
@@ -80,7 +91,8 @@ class Client:
         if self.protocol == "openpi":
             answer = self._connection.recv(attack.PATIENCE_S)
             return {"error": answer} if isinstance(answer, str) else unpack(answer)
-        self._connection.send(msgspec.msgpack.encode(HELLO))  # has an answer always: what came before is the message's
+        # has an answer always: what came before is the message's
+        self._connection.send(msgspec.msgpack.encode(HELLO))
         first = unpack(self._connection.recv(attack.PATIENCE_S, decode=False))
         if first["type"] == "hello" and first["seq"] == HELLO["seq"]:
             return {}
@@ -116,7 +128,12 @@ def test_any_value_at_any_leaf_is_answered(server: attack.Server, protocol: str)
     log = server.log.stat().st_size
     seen: set[bool] = set()
 
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
     @given(messages(protocol))
     def answered(raw: bytes) -> None:
         answer = client.ask(raw)

@@ -1,4 +1,6 @@
-"""Bundles: parity with torch, what is in the graphs, the same bytes twice, and nothing left behind on failure."""
+"""Bundles: parity with torch, what is in the graphs, the same bytes twice, and nothing left behind
+on failure.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,11 @@ from trimvla.runtime.bundle.manifest import Plan
 from trimvla.runtime.errors import BundleError, CheckpointError, ConfigError
 from trimvla.runtime.inference.policy import Known, Policy
 
-STATISTICS = {"lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}}
-MARGIN = 300  # elements that a graph may hold besides its parameters: shapes, axes, normalisation constants
+STATISTICS = {
+    "lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}
+}
+# elements that a graph may hold besides its parameters: shapes, axes, normalisation constants
+MARGIN = 300
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +67,12 @@ def policy():
 
 
 def export(policy, tokenizer, out, **options):
-    settings = {"statistics_key": "lab", "control_hz": 5.0, "created_utc": "2026-01-01T00:00:00+00:00", **options}
+    settings = {
+        "statistics_key": "lab",
+        "control_hz": 5.0,
+        "created_utc": "2026-01-01T00:00:00+00:00",
+        **options,
+    }
     return export_policy(policy, Plan(), STATISTICS, tokenizer, out, **settings)
 
 
@@ -89,7 +99,9 @@ def test_bundle_agrees_with_torch_at_every_boundary(bundle, policy):
     assert report["ok"], report["failed"]
     assert report["compared"] == 4 * len(TINY.prompt.buckets) * 2
     assert set(report["groups"]) == {"visual", "cognition", "actions", "end_to_end"}
-    assert all(row["worst"] < 1e-4 and row["cosine"] > 0.999999 for row in report["groups"].values())
+    assert all(
+        row["worst"] < 1e-4 and row["cosine"] > 0.999999 for row in report["groups"].values()
+    )
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
@@ -100,7 +112,13 @@ def test_manifest_carries_config_plan_and_proof(bundle):
     assert manifest.plan == Plan()
     assert manifest.parity["ok"]
     assert manifest.prompt.suffix_ids == (TINY.prompt.empty_id, TINY.prompt.eos_id)
-    assert set(manifest.files) == {"vision.onnx", "language.onnx", "action.onnx", "tokenizer.json", "statistics.json"}
+    assert set(manifest.files) == {
+        "vision.onnx",
+        "language.onnx",
+        "action.onnx",
+        "tokenizer.json",
+        "statistics.json",
+    }
 
 
 def test_the_runtime_runs_it_as_torch_does(bundle, policy):
@@ -140,9 +158,14 @@ def test_no_dead_weight_is_in_a_graph(bundle, policy, stage, part):
 def test_last_layer_computes_the_cognition_token_only(bundle):
     graph = onnx.load(bundle / "language.onnx").graph
     shapes = {
-        value.name: [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim] for value in graph.value_info
+        value.name: [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
+        for value in graph.value_info
     }
-    wide = [shapes[node.output[0]] for node in graph.node if node.op_type == "MatMul" and node.output[0] in shapes]
+    wide = [
+        shapes[node.output[0]]
+        for node in graph.node
+        if node.op_type == "MatMul" and node.output[0] in shapes
+    ]
     hidden = [shape for shape in wide if shape[-1] == TINY.language.mlp_hidden]
     assert len(hidden) == 2 * TINY.language.layers
     assert hidden.count([1, 1, TINY.language.mlp_hidden]) == 2
@@ -174,13 +197,20 @@ def test_weights_that_half_precision_holds_are_stored_in_half(bundle, policy):
     stored = {t.name: t for t in onnx.load(bundle / "language.onnx").graph.initializer}
     table = onnx.numpy_helper.to_array(stored["language.embed_tokens.weight.f16"])
     assert table.dtype == np.float16
-    np.testing.assert_array_equal(table.astype(np.float32), policy.language.embed_tokens.weight.detach().numpy())
-    assert (bundle / "language.onnx").stat().st_size < 3.5 * sum(p.numel() for p in policy.language.parameters())
+    np.testing.assert_array_equal(
+        table.astype(np.float32), policy.language.embed_tokens.weight.detach().numpy()
+    )
+    assert (bundle / "language.onnx").stat().st_size < 3.5 * sum(
+        p.numel() for p in policy.language.parameters()
+    )
 
 
 def test_other_weights_stay_in_single_precision(tmp_path):
     (path,) = export_stage(random_policy(), STAGES[0], tmp_path / "vision.onnx")
-    assert {t.data_type for t in onnx.load(path).graph.initializer} <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+    assert {t.data_type for t in onnx.load(path).graph.initializer} <= {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.INT64,
+    }
 
 
 def test_large_weights_lie_beside_the_graph(policy, tmp_path, monkeypatch):
@@ -191,7 +221,9 @@ def test_large_weights_lie_beside_the_graph(policy, tmp_path, monkeypatch):
     image = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
     (runner,) = open_runners(tmp_path, {"vision": stage_spec(TINY, STAGES[0], graph.name)}).values()
     with torch.no_grad():
-        np.testing.assert_allclose(runner.run({"image": image.numpy()})["visual"], policy.vision(image), atol=1e-5)
+        np.testing.assert_allclose(
+            runner.run({"image": image.numpy()})["visual"], policy.vision(image), atol=1e-5
+        )
 
 
 def test_a_bundle_that_differs_from_torch_is_not_written(bundle, tokenizer, tmp_path, quick):
@@ -274,7 +306,9 @@ def test_the_guided_stage_reads_the_weights_of_the_plain_one(bundle, policy, tmp
     stored = onnx.load(directory / "action_guided.onnx", load_external_data=False).graph.initializer
     outside = {t.name for t in stored if t.data_location == onnx.TensorProto.EXTERNAL}
     assert len(outside) >= 2 * TINY.head.depth and not any(len(t.raw_data) >= 512 for t in stored)
-    guided, image, rows = Policy.load(directory, guided=True), np.zeros((32, 32, 3), np.uint8), np.full((16, 7), 0.05)
+    guided = Policy.load(directory, guided=True)
+    image = np.zeros((32, 32, 3), np.uint8)
+    rows = np.full((16, 7), 0.05)
     free = Policy.load(directory).infer(image, "lift", seed=1).sample
     same = guided.infer(image, "lift", seed=1, known=Known(rows, np.zeros(16, np.float32))).sample
     np.testing.assert_array_equal(same, free)

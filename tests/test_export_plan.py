@@ -1,4 +1,6 @@
-"""Bundles of a policy under a plan: parity, the same bytes twice, smaller graphs, and the pair of step graphs."""
+"""Bundles of a policy under a plan: parity, the same bytes twice, smaller graphs, and the pair of
+step graphs.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ PLAN = Plan(
     tokens=TokenPlan(keep=KEEP, key=2),
     recompute=(0, 2),
 )
-STATISTICS = {"lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}}
+STATISTICS = {
+    "lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}
+}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +60,11 @@ def bundle(policy, tmp_path_factory):
     Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")).save(
         str(root / "tokenizer.json")
     )
-    options = {"statistics_key": "lab", "control_hz": 5.0, "created_utc": "2026-01-01T00:00:00+00:00"}
+    options = {
+        "statistics_key": "lab",
+        "control_hz": 5.0,
+        "created_utc": "2026-01-01T00:00:00+00:00",
+    }
     export_policy(policy, PLAN, STATISTICS, root / "tokenizer.json", root / "trimmed", **options)
     return root / "trimmed"
 
@@ -113,7 +121,15 @@ def test_a_plan_for_another_config_is_refused(policy, bundle, tmp_path):
     plan = msgspec.structs.replace(PLAN, policy="0" * 16)
     tokenizer = bundle / "tokenizer.json"
     with pytest.raises(ConfigError, match="expected a plan for policy 'tiny'"):
-        export_policy(policy, plan, STATISTICS, tokenizer, tmp_path / "out", statistics_key="lab", control_hz=5.0)
+        export_policy(
+            policy,
+            plan,
+            STATISTICS,
+            tokenizer,
+            tmp_path / "out",
+            statistics_key="lab",
+            control_hz=5.0,
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,7 +142,8 @@ def exported(policy, tmp_path_factory):
 def test_the_pair_of_step_graphs_agrees_with_the_unrolled_sampler(policy, exported, recompute):
     """In NumPy, step by step, against torch, all at once; the two graphs serve every schedule."""
     generator = torch.Generator().manual_seed(0)
-    z, noise = torch.randn(1, 32, generator=generator), torch.randn(1, 16, 7, generator=generator)
+    z = torch.randn(1, 32, generator=generator)
+    noise = torch.randn(1, 16, 7, generator=generator)
     plan = Plan(recompute=recompute)
     with torch.no_grad():
         expected = list(TorchStages(policy).trajectory(plan, z, noise))

@@ -24,10 +24,15 @@ def test_an_unclear_dataset_is_refused(asked: str | None) -> None:
 
 def test_a_source_without_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", str(tmp_path), "--out", str(tmp_path / "bundle")]) == 1
-    assert "expected statistics.json or dataset_statistics.json, got neither" in capsys.readouterr().err
+    assert (
+        "expected statistics.json or dataset_statistics.json, got neither"
+        in capsys.readouterr().err
+    )
 
 
-def test_an_official_checkpoint_needs_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_official_checkpoint_needs_a_preset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "dataset_statistics.json").write_text(json.dumps({"bridge": {}}))
     assert cli.main(["export", str(tmp_path), "--out", str(tmp_path / "bundle")]) == 1
     assert "expected --preset" in capsys.readouterr().err

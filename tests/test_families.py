@@ -125,7 +125,9 @@ def grouped(directory: Path, source: Path) -> Path:
 
 def test_statistics_grouped_by_data_set_need_a_key(tmp_path: Path, smolvla: Path) -> None:
     directory = grouped(tmp_path, smolvla)
-    with pytest.raises(ConfigError, match=r"--statistics-key as one of \['so100', 'so101'\], got None"):
+    with pytest.raises(
+        ConfigError, match=r"--statistics-key as one of \['so100', 'so101'\], got None"
+    ):
         read_lerobot(directory)
     with pytest.raises(ConfigError, match=r"\['so100', 'so101'\], got 'aloha'"):
         read_lerobot(directory, "aloha")
@@ -179,7 +181,10 @@ def test_openpis_statistics_are_read_by_asset(tmp_path: Path) -> None:
 def test_openvlas_and_dexbotics_statistics_are_read(shared_dir: Path, tmp_path: Path) -> None:
     found = read_openvla(shared_dir / "fixtures" / "dbcogact_tiny_a" / "norm_stats.json")
     assert (found.key, len(found.array("action", "min"))) == ("default", 7)
-    table = {"a": {"action": {"q01": [0.0], "q99": [1.0]}}, "b": {"action": {"q01": [0.0], "q99": [1.0]}}}
+    table = {
+        "a": {"action": {"q01": [0.0], "q99": [1.0]}},
+        "b": {"action": {"q01": [0.0], "q99": [1.0]}},
+    }
     path = tmp_path / "dataset_statistics.json"
     path.write_text(json.dumps(table))
     with pytest.raises(ConfigError, match=r"\['a', 'b'\]"):

@@ -1,4 +1,6 @@
-"""Faults: the switch, the arm and the safety monitor by themselves; then real systems that are really broken."""
+"""Faults: the switch, the arm and the safety monitor by themselves; then real systems that are
+really broken.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,14 @@ from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import PolicyResult
 from trimvla.sim.robots.arm import Arm, ArmConfig
-from trimvla.sim.robots.faults import Fault, FaultyCamera, FaultyPublisher, Kind, Switch, write_faults
+from trimvla.sim.robots.faults import (
+    Fault,
+    FaultyCamera,
+    FaultyPublisher,
+    Kind,
+    Switch,
+    write_faults,
+)
 from trimvla.sim.robots.faulty_policy import DummyPolicy, spoil
 
 LISTED = (
@@ -54,9 +63,18 @@ def at(ms: float) -> int:
     return round(ms * NS_PER_MS)
 
 
-def command(ms: float, sequence: int = 0, action: tuple[float, ...] = STILL, captured_ms: float = 0.0) -> Command:
+def command(
+    ms: float, sequence: int = 0, action: tuple[float, ...] = STILL, captured_ms: float = 0.0
+) -> Command:
     captured_ns = at(captured_ms)
-    return Command(sequence=sequence, time_ns=at(ms), episode=1, kind="action", action=action, captured_ns=captured_ns)
+    return Command(
+        sequence=sequence,
+        time_ns=at(ms),
+        episode=1,
+        kind="action",
+        action=action,
+        captured_ns=captured_ns,
+    )
 
 
 def test_every_fault_has_its_row() -> None:
@@ -101,16 +119,29 @@ def test_the_safety_monitor_names_what_must_not_be() -> None:
     assert said(command(700)) == ""
     assert said(command(1100)) == "command 0: an image 1100 ms old"
     assert said(command(0, captured_ms=100)) == "command 0: an image -100 ms old"
-    assert "outside its limits in dimension 2" in said(command(0, action=(0.0, 0.0, 0.051, 0.0, 0.0, 0.0, 1.0)))
-    assert "outside its limits in dimension 0" in said(command(0, action=(float("nan"), *STILL[1:])))
-    left, right = (-0.03, *STILL[1:]), (0.03, *STILL[1:])
+    assert "outside its limits in dimension 2" in said(
+        command(0, action=(0.0, 0.0, 0.051, 0.0, 0.0, 0.0, 1.0))
+    )
+    assert "outside its limits in dimension 0" in said(
+        command(0, action=(float("nan"), *STILL[1:]))
+    )
+    left = (-0.03, *STILL[1:])
+    right = (0.03, *STILL[1:])
     assert "too sudden in dimension 0" in said(command(100, 1, right), command(0, 0, left))
-    assert said(command(1100, 1, right, 1000), command(0, 0, left)) == "", "after a pause it starts from rest"
+    assert said(command(1100, 1, right, 1000), command(0, 0, left)) == "", (
+        "after a pause it starts from rest"
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "amount", "shown"),
-    [("drop", 1.0, 0), ("delay", 1e6, 0), ("corrupt", 0.0, 0), ("freeze", 0.0, 3), ("clock", 3600.0, 3)],
+    [
+        ("drop", 1.0, 0),
+        ("delay", 1e6, 0),
+        ("corrupt", 0.0, 0),
+        ("freeze", 0.0, 3),
+        ("clock", 3600.0, 3),
+    ],
 )
 def test_a_faulty_camera(kind: Kind, amount: float, shown: int, tmp_path: Path) -> None:
     switch = Switch(tmp_path, "front")
@@ -119,10 +150,12 @@ def test_a_faulty_camera(kind: Kind, amount: float, shown: int, tmp_path: Path) 
         closing(FaultyPublisher(tmp_path, topic(color("front")))) as frames,
         Subscriber(tmp_path, [topic(color("front"))]) as hears,
     ):
-        camera, front = FaultyCamera(frames, switch), hears[color("front")]
+        camera = FaultyCamera(frames, switch)
+        front = hears[color("front")]
 
         def shoot(number: int, patience_s: float) -> list[Frame]:
-            time.sleep(0.05)  # one picture on its way at a time: a socket for pictures holds no more
+            # one picture on its way at a time: a socket for pictures holds no more
+            time.sleep(0.05)
             camera.show(Frame("front", number, np.full((4, 4, 3), number, np.uint8)))
             hears.update(patience_s)
             return [shot for shot in front.fresh if isinstance(shot, Frame)]
@@ -131,7 +164,9 @@ def test_a_faulty_camera(kind: Kind, amount: float, shown: int, tmp_path: Path) 
             continue
         write_faults(tmp_path, {"front": Fault(kind, amount)})
         shots = [
-            shot for number in (101, 102, 103) for shot in shoot(number, 5.0 if shown or kind == "corrupt" else 0.1)
+            shot
+            for number in (101, 102, 103)
+            for shot in shoot(number, 5.0 if shown or kind == "corrupt" else 0.1)
         ]
         assert len(shots) == shown
         if kind == "freeze":
@@ -177,7 +212,9 @@ def test_the_robot_holds_while_a_process_is_missing() -> None:
             seed=(),
         )
         robot = JointState(time_ns=at(ms), position=(0.0,), gripper=1.0)
-        decision = controller.decide(at(ms), Inputs(task=task, robot=robot, chunk=chunk, health=health))
+        decision = controller.decide(
+            at(ms), Inputs(task=task, robot=robot, chunk=chunk, health=health)
+        )
         return decision.state, decision.reason
 
     missing = Health(time_ns=0, ok=False, reason="process 'policy' ended")
@@ -198,7 +235,9 @@ def verb(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict]:
     return status, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_a_robot_is_safe_when_its_policy_lies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_robot_is_safe_when_its_policy_lies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
     status, result = verb(capsys, "faults", "--bundle", str(bundle), "--only", "NaN")
     [row] = result["rows"]
@@ -208,18 +247,36 @@ def test_a_robot_is_safe_when_its_policy_lies(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_a_robot_is_safe_whatever_breaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Most rows, with a policy that costs nothing. `trimvla faults` plays all with the shipped one."""
+def test_a_robot_is_safe_whatever_breaks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Most rows, with a policy that costs nothing.
+
+    `trimvla faults` plays all with the shipped one.
+    """
     bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
     words = ("killed", "frozen", "skewed", "corrupt", "range", "SIGSTOP", "joint state lost")
-    status, result = verb(capsys, "faults", "--bundle", str(bundle), *(w for word in words for w in ("--only", word)))
+    status, result = verb(
+        capsys, "faults", "--bundle", str(bundle), *(w for word in words for w in ("--only", word))
+    )
     assert [row["fault"] for row in result["rows"] if not row["ok"]] == [], result
     assert status == 0
 
 
 def test_a_short_load(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trimvla.launch.verbs.load.WARM_UP_S", 0.5)
-    words = ("--seconds", "1", "--cameras", "2", "--width", "64", "--height", "48", "--policy-ms", "30")
+    words = (
+        "--seconds",
+        "1",
+        "--cameras",
+        "2",
+        "--width",
+        "64",
+        "--height",
+        "48",
+        "--policy-ms",
+        "30",
+    )
     _, result = verb(capsys, "load", *words)
     sent = result["commands"]
     assert sent["obeyed"] > 50

@@ -1,4 +1,6 @@
-"""Frozen cameras that are not frozen byte for byte, and living ones that look it: what is refused, and when."""
+"""Frozen cameras that are not frozen byte for byte, and living ones that look it: what is refused,
+and when.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ Path1D = Callable[[int], float]  # of a step, the position of a robot [m]
 
 @dataclass
 class Scene:
-    """A table with things on it, and a gripper over it whose place is the robot's. `noise`: of the sensor [levels]."""
+    """A table with things on it, and a gripper over it whose place is the robot's.
+
+    `noise`: of the sensor [levels].
+    """
 
     height: int = 120
     width: int = 160
@@ -50,7 +55,8 @@ class Scene:
 
     def image(self, position: float) -> np.ndarray:
         """uint8[height, width, 3]: a metre is one and a half widths."""
-        image, side = self._table.astype(np.float64), self.width // 10
+        image = self._table.astype(np.float64)
+        side = self.width // 10
         left = int(self.width * (0.1 + 1.5 * position))
         image[self.height // 3 : self.height // 2, left : left + side] = 20.0
         if self.noise:
@@ -59,17 +65,27 @@ class Scene:
 
 
 class Robot:
-    """Looks through a camera while it moves: images and states in time, and what would be refused."""
+    """Looks through a camera while it moves: images and states in time, and what would be
+    refused.
+    """
 
     def __init__(self, budget: AgeBudget | None = None) -> None:
-        self.watch, self.budget, self.position, self._count = FrozenFrameDetector(), budget or AgeBudget(), 0.0, 0
+        self.watch = FrozenFrameDetector()
+        self.budget = budget or AgeBudget()
+        self.position = 0.0
+        self._count = 0
 
     def look(self, image: np.ndarray, position: float) -> str:
         """Why this image is refused; empty if it is not."""
-        self.position, self._count = position, self._count + 1
+        self.position = position
+        self._count = self._count + 1
         now = START + self._count * PERIOD * NS_PER_MS
         frame = Frame("front", now, image, sequence=self._count)
-        stills = {"front": self.watch.look(frame, JointState(time_ns=now, position=(position, 0.0), gripper=1.0))}
+        stills = {
+            "front": self.watch.look(
+                frame, JointState(time_ns=now, position=(position, 0.0), gripper=1.0)
+            )
+        }
         try:
             join(now, {"front": frame}, TASK, None, self.budget, stills=stills)
         except FrozenError as error:
@@ -78,17 +94,26 @@ class Robot:
 
 
 def refused_after(kind: Frozen, amount: float, scene: Scene, order: str = "in turn") -> list[float]:
-    """Motion [m] since the camera froze, at every refusal of 90 images while the robot moves by 0.3 m."""
-    robot, living, rng = Robot(), [], np.random.default_rng(1)
+    """Motion [m] since the camera froze, at every refusal of 90 images while the robot moves by 0.3
+    m.
+    """
+    robot = Robot()
+    living = []
+    rng = np.random.default_rng(1)
     for step in range(30):
         living.append(scene.image(0.002 * step))
         assert not robot.look(living[-1], 0.002 * step), "it lives"
-    frozen, start = FrozenImages(kind, living, amount), robot.position
+    frozen = FrozenImages(kind, living, amount)
+    start = robot.position
     images = [frozen.next() for _ in range(90)]
     if order == "random":
         rng.shuffle(images)
     moves = [0.3 * (step + 1) / 90 for step in range(90)]
-    return [moved for moved, image in zip(moves, images, strict=True) if robot.look(image, start + moved)]
+    return [
+        moved
+        for moved, image in zip(moves, images, strict=True)
+        if robot.look(image, start + moved)
+    ]
 
 
 @pytest.mark.parametrize("noise", [0.0, 2.0])
@@ -101,7 +126,9 @@ def refused_after(kind: Frozen, amount: float, scene: Scene, order: str = "in tu
         ("reencode", 0, 0.11),
     ],
 )
-def test_every_image_of_a_frozen_camera_is_refused_from_a_stated_motion_on(kind, amount, within, noise):
+def test_every_image_of_a_frozen_camera_is_refused_from_a_stated_motion_on(
+    kind, amount, within, noise
+):
     refused = refused_after(kind, amount, Scene(noise=noise))
     assert refused[0] < within and len(refused) >= round(90 * (1 - within / 0.3)) - 1
 
@@ -119,9 +146,13 @@ def test_a_clock_on_a_frozen_image_of_a_sensor_is_noticed():
 
 @pytest.mark.parametrize("change", ["lamp", "exposure", "noise", "noise of a simulator"])
 def test_what_else_changes_on_a_frozen_image_does_not_hide_it(change):
-    scene, robot, rng = Scene(noise=0.0 if "simulator" in change else 2.0), Robot(), np.random.default_rng(2)
+    scene = Scene(noise=0.0 if "simulator" in change else 2.0)
+    robot = Robot()
+    rng = np.random.default_rng(2)
     living = [scene.image(0.002 * step) for step in range(30)]
-    assert not [why for step, image in enumerate(living) if (why := robot.look(image, 0.002 * step))]
+    assert not [
+        why for step, image in enumerate(living) if (why := robot.look(image, 0.002 * step))
+    ]
     refused = 0
     for step in range(90):
         image = living[-1].astype(np.float64)
@@ -131,7 +162,9 @@ def test_what_else_changes_on_a_frozen_image_does_not_hide_it(change):
             image *= 1 + 0.15 * np.sin(step / 15)
         else:
             image += rng.normal(0.0, 3.0, image.shape)
-        refused += bool(robot.look(np.clip(image, 0, 255).astype(np.uint8), 0.06 + 0.3 * (step + 1) / 90))
+        refused += bool(
+            robot.look(np.clip(image, 0, 255).astype(np.uint8), 0.06 + 0.3 * (step + 1) / 90)
+        )
     assert refused >= 58, "from 0.1 m on"
 
 
@@ -148,24 +181,32 @@ def test_what_else_changes_on_a_frozen_image_does_not_hide_it(change):
     ids=["stands", "slow approach", "to and fro", "stops", "to and fro over the same images"],
 )
 def test_a_living_camera_is_not_refused(move: Path1D, noise: float):
-    scene, robot = Scene(noise=noise), Robot(AgeBudget(frozen_s=0.5 if noise else None))
-    assert not [why for step in range(400) if (why := robot.look(scene.image(move(step)), move(step)))]
+    scene = Scene(noise=noise)
+    robot = Robot(AgeBudget(frozen_s=0.5 if noise else None))
+    assert not [
+        why for step in range(400) if (why := robot.look(scene.image(move(step)), move(step)))
+    ]
 
 
 def test_exposure_that_changes_on_a_living_camera_is_not_refused():
-    scene, robot = Scene(noise=2.0), Robot(AgeBudget(frozen_s=0.5))
+    scene = Scene(noise=2.0)
+    robot = Robot(AgeBudget(frozen_s=0.5))
     for step in range(300):
-        image = np.clip(scene.image(0.001 * step) * (1 + 0.2 * math.sin(step / 20)), 0, 255).astype(np.uint8)
+        image = np.clip(scene.image(0.001 * step) * (1 + 0.2 * math.sin(step / 20)), 0, 255).astype(
+            np.uint8
+        )
         assert not robot.look(image, 0.001 * step)
 
 
 def test_test_images_live():
-    source, robot = SyntheticSource(CameraConfig(kind="synthetic")), Robot(AgeBudget(frozen_s=0.2))
+    source = SyntheticSource(CameraConfig(kind="synthetic"))
+    robot = Robot(AgeBudget(frozen_s=0.2))
     assert not [why for step in range(200) if (why := robot.look(source.read(), 0.01 * step))]
 
 
 def test_an_image_that_is_all_the_same_is_refused_after_a_while():
-    black, robot = np.zeros((48, 64, 3), np.uint8), Robot(AgeBudget(frozen_s=0.5))
+    black = np.zeros((48, 64, 3), np.uint8)
+    robot = Robot(AgeBudget(frozen_s=0.5))
     refusals = [robot.look(black, 0.0) for _ in range(20)]
     assert not any(refusals[:11]) and all(refusals[11:])
 
@@ -180,31 +221,38 @@ def test_images_of_any_size_are_looked_at():
 
 
 def test_the_same_frame_looked_at_twice_is_no_repeat():
-    watch, image = FrozenFrameDetector(), Scene().image(0.0)
+    watch = FrozenFrameDetector()
+    image = Scene().image(0.0)
     frame = Frame("front", START, image, sequence=3)
     assert watch.look(frame).same == watch.look(frame).same == Still(START)
 
 
 def test_only_motion_between_the_captures_counts():
-    watch, image = FrozenFrameDetector(), Scene().image(0.0)
+    watch = FrozenFrameDetector()
+    image = Scene().image(0.0)
 
     def look(ms: int, state_ms: int, position: float) -> Still:
         state = JointState(time_ns=START + state_ms, position=(position,), gripper=1.0)
         return watch.look(Frame("front", START + ms, image, sequence=ms), state).same
 
     still = [look(0, -50, 0.5), look(100, 50, 0.1), look(200, 250, 0.9)][-1]
-    assert (still.repeats, still.moved) == (2, 0.0), "one state lies between the captures; nothing is known to move"
+    assert (still.repeats, still.moved) == (2, 0.0), (
+        "one state lies between the captures; nothing is known to move"
+    )
     assert look(300, 280, 0.2).moved == pytest.approx(0.1)
 
 
 def test_a_whole_turn_is_no_motion():
-    robot, image = Robot(), Scene().image(0.0)
+    robot = Robot()
+    image = Scene().image(0.0)
     assert not [why for step in range(20) if (why := robot.look(image, 2 * np.pi * (step % 2)))]
 
 
 def test_looking_is_cheap():
     """The best of many looks, for the machine may be busy; a frozen image costs most."""
-    scene, watch, times = Scene(480, 640), FrozenFrameDetector(), []
+    scene = Scene(480, 640)
+    watch = FrozenFrameDetector()
+    times = []
     for step in range(150):
         image = scene.image(0.002 * min(step, 50))
         start = time.perf_counter()
@@ -214,8 +262,11 @@ def test_looking_is_cheap():
 
 
 def test_buffers_in_turn_are_refused_over_real_sockets(tmp_path: Path):
-    """The policy process's loop, with a camera whose driver gives five old buffers in turn while the robot moves."""
-    config, telemetry = PolicyConfig(max_hz=50.0, budget=AgeBudget(frame_s=5.0)), Telemetry("policy")
+    """The policy process's loop, with a camera whose driver gives five old buffers in turn while
+    the robot moves.
+    """
+    config = PolicyConfig(max_hz=50.0, budget=AgeBudget(frame_s=5.0))
+    telemetry = Telemetry("policy")
     names = ["front/color", "task", "robot/state"]
     scene = Scene(noise=2.0)
     frozen = FrozenImages("buffers", [scene.image(0.01 * step) for step in range(5)], 5)
@@ -229,8 +280,12 @@ def test_buffers_in_turn_are_refused_over_real_sockets(tmp_path: Path):
         Publisher(tmp_path, topic("task")) as tasks,
         Publisher(tmp_path, topic("robot/state")) as states,
     ):
-        loop = PolicyLoop(policy, inputs, chunks, telemetry, meaning=MEANING, config=config, refusals=refusals)
-        started, deadline, reason = monotonic_ns(), time.monotonic() + 60, ""
+        loop = PolicyLoop(
+            policy, inputs, chunks, telemetry, meaning=MEANING, config=config, refusals=refusals
+        )
+        started = monotonic_ns()
+        deadline = time.monotonic() + 60
+        reason = ""
         while "frozen" not in reason and time.monotonic() < deadline:
             now = monotonic_ns()
             tasks.send(Task(time_ns=now, episode=1, instruction="go", started_ns=started))
@@ -240,4 +295,6 @@ def test_buffers_in_turn_are_refused_over_real_sockets(tmp_path: Path):
             refused.update(0.01)
             message = refused["refusal"].message
             reason = f"{message.kind}: {message.reason}" if isinstance(message, Refusal) else ""
-    assert "new pixels on 'front/color', got the same" in reason and "while the robot moved" in reason
+    assert (
+        "new pixels on 'front/color', got the same" in reason and "while the robot moved" in reason
+    )

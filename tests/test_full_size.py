@@ -1,4 +1,6 @@
-"""What is exported without being held: the same numbers as the in-memory way, going on after a kill, honest sizes."""
+"""What is exported without being held: the same numbers as the in-memory way, going on after a
+kill, honest sizes.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ def single_thread():
 
 def scattered(cfg: PolicyConfig) -> Plan:
     """A plan whose layers and channels are no prefix: any mix-up of indices shows."""
-    hidden, last = cfg.language.mlp_hidden, cfg.language.layers - 1
+    hidden = cfg.language.mlp_hidden
+    last = cfg.language.layers - 1
     channels = tuple(mask(range(start, hidden, 2)) for start in (0, 1, 1))
     tokens = TokenPlan(keep=8, key=2, after=1)
     return Plan(layers=(0, last - 1, last), channels=channels, tokens=tokens, recompute=(0,))
@@ -99,7 +102,9 @@ def test_every_weight_is_that_of_the_policy_in_memory_to_the_byte(streamed: Path
 def test_the_whole_policy_agrees_with_torch_at_every_boundary(streamed: Path, source) -> None:
     directory, cfg = source
     policy = trim(load_official(directory, cfg), scattered(cfg))
-    result = parity(policy, open_runners(streamed, bundles.load(streamed).stages), samples=1, seed=0)
+    result = parity(
+        policy, open_runners(streamed, bundles.load(streamed).stages), samples=1, seed=0
+    )
     assert result["ok"], result["failed"]
     assert {"visual", "cognition", "kept", "actions", "end_to_end"} == set(result["groups"])
 
@@ -108,7 +113,9 @@ def test_the_bundle_is_complete_and_says_what_was_compared(streamed: Path) -> No
     manifest = bundles.load(streamed)
     assert manifest.parity["ok"]
     assert "slice" not in manifest.parity["groups"] and "onnx.checker" in manifest.parity["scope"]
-    assert {f"{stage}.onnx{end}" for stage in bundles.STAGES for end in ("", ".data")} <= set(manifest.files)
+    assert {f"{stage}.onnx{end}" for stage in bundles.STAGES for end in ("", ".data")} <= set(
+        manifest.files
+    )
     assert not streamed.with_name("tiny.partial").exists()
     result = Policy.load(streamed).infer(np.zeros((20, 30, 3), np.uint8), "lift")
     assert np.isfinite(result.actions).all()
@@ -121,39 +128,56 @@ def test_half_precision_is_typed_in_the_graph() -> None:
     plan = scattered(TINY)
     stage = stages_under(plan)[1]
     bones = skeleton(stand_in(TINY, plan, torch.float16), stage, "language.onnx.data")
-    types = {(node.op_type, value.dtype) for node in bones.model.graph for value in node.inputs[:1] if value}
+    types = {
+        (node.op_type, value.dtype)
+        for node in bones.model.graph
+        for value in node.inputs[:1]
+        if value
+    }
     assert {dtype for kind, dtype in types if kind in SENSITIVE} == {ir.DataType.FLOAT}
     assert ("MatMul", ir.DataType.FLOAT16) in types
-    assert [output.dtype for output in bones.model.graph.outputs] == [ir.DataType.FLOAT, ir.DataType.INT64]
+    assert [output.dtype for output in bones.model.graph.outputs] == [
+        ir.DataType.FLOAT,
+        ir.DataType.INT64,
+    ]
     held = {slot.weight: slot.dtype for slot in bones.slots}
     assert held["language.layers.0.input_layernorm.weight"] == torch.float32
     assert held["language.layers.0.mlp.gate_proj.weight"] == torch.float16
     expected = plan_memory(TINY, shape_of(TINY, plan), "float16").weights["language"]
-    assert bones.bytes == pytest.approx(expected, rel=0.05)  # of so small a policy, norms are a few percent
+    # of so small a policy, norms are a few percent
+    assert bones.bytes == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_in_torch_is_near_float32(dtype: torch.dtype) -> None:
-    policy, generator = random_policy(), torch.Generator().manual_seed(0)
+    policy = random_policy()
+    generator = torch.Generator().manual_seed(0)
     exact = example_inputs(TINY, TINY.prompt.buckets[0], generator)
     near = dict(exact)
     outputs = [name for _, _, result in walk(policy, exact) for name in result]
-    assert [name for _, _, result in walk(in_precision(policy, dtype), near) for name in result] == outputs
+    assert [
+        name for _, _, result in walk(in_precision(policy, dtype), near) for name in result
+    ] == outputs
     for name in outputs:
         assert near[name].dtype == torch.float32
-        difference = float((near[name] - exact[name]).abs().max() / exact[name].square().mean().sqrt())
+        difference = float(
+            (near[name] - exact[name]).abs().max() / exact[name].square().mean().sqrt()
+        )
         assert 0 < difference < 20 * torch.finfo(dtype).eps, (name, difference)
 
 
 @pytest.fixture(scope="module")
 def bones() -> Skeleton:
     torch.set_num_threads(1)
-    return skeleton(stand_in(TINY, Plan(), torch.float32), stages_under(Plan())[1], "language.onnx.data")
+    return skeleton(
+        stand_in(TINY, Plan(), torch.float32), stages_under(Plan())[1], "language.onnx.data"
+    )
 
 
 def test_a_killed_export_goes_on_where_it_was(bones: Skeleton, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(stream, "SYNC_BYTES", 1)
-    path, told = tmp_path / "language.onnx", []
+    path = tmp_path / "language.onnx"
+    told = []
 
     def write(report) -> None:
         journal = Journal(tmp_path / JOURNAL, {"request": 1})
@@ -180,12 +204,16 @@ def test_a_killed_export_goes_on_where_it_was(bones: Skeleton, tmp_path: Path, m
     for slot in bones.slots:
         with RandomWeights(TINY).lend(part_of(slot.weight, Plan()).name) as weight:
             expected = weight.T if slot.transposed else weight
-            assert whole[slot.offset : slot.end] == expected.contiguous().numpy().tobytes(), slot.name
+            assert whole[slot.offset : slot.end] == expected.contiguous().numpy().tobytes(), (
+                slot.name
+            )
 
 
 def test_what_a_changed_request_left_is_not_used(tmp_path: Path) -> None:
-    out, left = tmp_path / "bundle", []
-    one, two = wanted(TINY, scattered(TINY), "float32"), wanted(TINY, scattered(TINY), "float16")
+    out = tmp_path / "bundle"
+    left = []
+    one = wanted(TINY, scattered(TINY), "float32")
+    two = wanted(TINY, scattered(TINY), "float16")
     first, other = (each.request(RandomWeights(TINY)) for each in (one, two))
     for request, resume in ((first, True), (first, True), (other, True), (other, False)):
         with partial_directory(out, request, resume) as (work, journal):
@@ -216,7 +244,8 @@ def test_random_weights_depend_on_seed_and_name_alone_and_keep_a_signal() -> Non
 
 
 def test_a_plan_by_sizes_costs_what_its_counts_cost() -> None:
-    cfg, counts = PRESETS["cogact-base"], {"layers": 22, "mlp_keep": 0.75, "tokens": TokenPlan(keep=56)}
+    cfg = PRESETS["cogact-base"]
+    counts = {"layers": 22, "mlp_keep": 0.75, "tokens": TokenPlan(keep=56)}
     plan = plan_by_sizes(cfg, **counts, cache_interval=5, created_utc="now")
     assert shape_of(cfg, plan) == shape_by_counts(cfg, **counts, cache_interval=5)
     assert plan.layers is not None and plan.layers[0] == 0 and plan.layers[-1] == 31
@@ -231,7 +260,9 @@ def test_full_size_exports_weigh_what_cost_says(precision: str) -> None:
     counts = {"layers": 22, "mlp_keep": 0.75, "tokens": TokenPlan(keep=56), "cache_interval": 5}
     policy = stand_in(cfg, plan_by_sizes(cfg, **counts, created_utc="now"), DTYPES[precision])
     expected = plan_memory(cfg, shape_by_counts(cfg, **counts), precision).weights
-    for stage, part in zip(bundles.STAGES, (policy.vision, policy.language, policy.head), strict=True):
+    for stage, part in zip(
+        bundles.STAGES, (policy.vision, policy.language, policy.head), strict=True
+    ):
         held = sum(weight.nbytes for weight in part.state_dict().values())
         assert held == pytest.approx(expected[stage], rel=0.001), stage
 
@@ -239,12 +270,20 @@ def test_full_size_exports_weigh_what_cost_says(precision: str) -> None:
 def test_cost_says_bytes_in_a_precision(capsys: pytest.CaptureFixture[str]) -> None:
     said = {}
     for dtype in ("fp32", "fp16", "int8"):
-        assert cli.main(["cost", "--preset", "cogact-base", "--layers", "22", "--dtype", dtype, "--json"]) == 0
+        assert (
+            cli.main(
+                ["cost", "--preset", "cogact-base", "--layers", "22", "--dtype", dtype, "--json"]
+            )
+            == 0
+        )
         said[dtype] = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["fp16"]["dtype"] == "float16"
     assert 2 * said["fp16"]["weight_bytes"] == said["fp32"]["weight_bytes"]
     assert said["int8"]["stages"]["vision"] == said["fp16"]["stages"]["vision"]
-    assert said["int8"]["stages"]["language"]["weight_bytes"] < 0.6 * said["fp16"]["stages"]["language"]["weight_bytes"]
+    assert (
+        said["int8"]["stages"]["language"]["weight_bytes"]
+        < 0.6 * said["fp16"]["stages"]["language"]["weight_bytes"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,13 +297,19 @@ def test_cost_says_bytes_in_a_precision(capsys: pytest.CaptureFixture[str]) -> N
         ("tabletop --layers 4", "only with --random-weights"),
     ],
 )
-def test_the_verb_refuses(words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_refuses(
+    words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["export", *words.split(), "--out", str(tmp_path / "x")]) == 1
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", ["--layers 4", "tabletop-trimmed --random-weights", "--random-weights --against x"])
-def test_bench_refuses_what_does_not_go_together(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "words", ["--layers 4", "tabletop-trimmed --random-weights", "--random-weights --against x"]
+)
+def test_bench_refuses_what_does_not_go_together(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["bench", *words.split()]) == 1
     assert "--random-weights" in capsys.readouterr().err
 
@@ -272,7 +317,9 @@ def test_bench_refuses_what_does_not_go_together(words: str, capsys: pytest.Capt
 @pytest.mark.slow
 def test_a_wrong_weight_is_noticed(tmp_path: Path) -> None:
     class Wrong(RandomWeights):
-        """Another matrix the first time it is asked for one: as if weights landed in the wrong place."""
+        """Another matrix the first time it is asked for one: as if weights landed in the wrong
+        place.
+        """
 
         asked = 0
 
@@ -288,22 +335,38 @@ def test_a_wrong_weight_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_verb_streams_an_official_checkpoint_in_half(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_verb_streams_an_official_checkpoint_in_half(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.setitem(PRESETS, "tiny", TINY)
     source = write_official(tmp_path / "source", official_checkpoint())
     (source / "dataset_statistics.json").write_text(json.dumps(placeholder_statistics(TINY)))
     (source / "tokenizer.json").write_text(placeholder_tokenizer(TINY.prompt))
     plan = tmp_path / "plan.json"
     save_plan(scattered(TINY), plan)
-    words = ["export", str(source), "--preset", "tiny", "--plan", str(plan), "--dtype", "fp16", "--json"]
+    words = [
+        "export",
+        str(source),
+        "--preset",
+        "tiny",
+        "--plan",
+        str(plan),
+        "--dtype",
+        "fp16",
+        "--json",
+    ]
     assert cli.main([*words, "--out", str(tmp_path / "bundle")]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["ok"] and result["dtype"] == "float16" and result["peak_bytes"] > 0
     assert 0 < result["parity"]["groups"]["cognition, float16"]["worst"] < 0.02
     spec = bundles.load(tmp_path / "bundle").stages["vision"]
     picture = {"image": np.full((1, TINY.image_size, TINY.image_size, 3), 7, np.uint8)}
-    usual, frugal = (OrtRunner(tmp_path / "bundle" / spec.file, spec, frugal=choice) for choice in (False, True))
-    np.testing.assert_allclose(usual.run(picture)["visual"], frugal.run(picture)["visual"], rtol=0.01, atol=0.01)
+    usual, frugal = (
+        OrtRunner(tmp_path / "bundle" / spec.file, spec, frugal=choice) for choice in (False, True)
+    )
+    np.testing.assert_allclose(
+        usual.run(picture)["visual"], frugal.run(picture)["visual"], rtol=0.01, atol=0.01
+    )
     policy = Policy.load(tmp_path / "bundle")
     assert np.isfinite(policy.infer(np.zeros((20, 30, 3), np.uint8), "lift").actions).all()
 

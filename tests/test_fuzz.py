@@ -16,7 +16,8 @@ def test_no_decoder_meets_bytes_that_it_cannot_refuse():
     targets = all_targets()
     found = fuzz(targets, 250 * len(targets), seed=7)
     assert found.ok, found.summary()
-    assert all(found.refused[target.name] > 20 for target in targets)  # the mutations are wrong enough
+    # the mutations are wrong enough
+    assert all(found.refused[target.name] > 20 for target in targets)
     assert all(found.accepted[target.name] > 0 for target in targets)  # and not always
 
 
@@ -43,7 +44,14 @@ def test_the_fuzz_finds_crashes_and_hangs(wrong, what):
 
 def test_the_fuzz_finds_growth():
     kept: list[bytes] = []
-    found = fuzz([Target("leak", [[b"abc"]], lambda parts: kept.append(bytes([1]) * (1 << 20)), (WireError,))], 100)
+    found = fuzz(
+        [
+            Target(
+                "leak", [[b"abc"]], lambda parts: kept.append(bytes([1]) * (1 << 20)), (WireError,)
+            )
+        ],
+        100,
+    )
     assert found.growth_mib > 24 and not found.ok
 
 

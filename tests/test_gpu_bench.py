@@ -1,4 +1,6 @@
-"""The GPU benchmark: fused and compiled policies are the policy itself, and the command runs from start to end."""
+"""The GPU benchmark: fused and compiled policies are the policy itself, and the command runs from
+start to end.
+"""
 
 from __future__ import annotations
 
@@ -81,15 +83,20 @@ def test_a_plan_by_sizes_has_these_counts() -> None:
 
 
 def test_half_precision_runs_and_samples_in_single(inputs: dict[str, torch.Tensor]) -> None:
-    actions = DevicePolicy(trim(random_policy(TINY).bfloat16().requires_grad_(False), TRIMMED), EAGER, inputs).actions()
+    actions = DevicePolicy(
+        trim(random_policy(TINY).bfloat16().requires_grad_(False), TRIMMED), EAGER, inputs
+    ).actions()
     assert actions.dtype == torch.float32
     assert torch.isfinite(actions).all()
 
 
 @pytest.fixture
 def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = msgspec.structs.replace(TINY.diffusion, inference_steps=5)  # features are reused for five
-    monkeypatch.setattr(gpu_bench, "find_preset", lambda name: msgspec.structs.replace(TINY, diffusion=steps))
+    # features are reused for five
+    steps = msgspec.structs.replace(TINY.diffusion, inference_steps=5)
+    monkeypatch.setattr(
+        gpu_bench, "find_preset", lambda name: msgspec.structs.replace(TINY, diffusion=steps)
+    )
 
 
 @pytest.mark.usefixtures("tiny_preset")
@@ -107,7 +114,18 @@ def test_the_command_from_start_to_end(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 ALLOWED = (
-    *("torch", "torchgen", "functorch", "numpy", "numpy.libs", "msgspec", "sympy", "mpmath", "networkx", "jinja2"),
+    *(
+        "torch",
+        "torchgen",
+        "functorch",
+        "numpy",
+        "numpy.libs",
+        "msgspec",
+        "sympy",
+        "mpmath",
+        "networkx",
+        "jinja2",
+    ),
     *("markupsafe", "filelock", "fsspec", "typing_extensions.py", "optree", "triton"),
 )
 """Torch with what it depends on, NumPy, msgspec."""
@@ -115,7 +133,8 @@ ALLOWED = (
 
 @pytest.mark.slow
 def test_it_runs_where_nothing_is_installed_but_torch(tmp_path: Path) -> None:
-    site, python = tmp_path / "site", tmp_path / "python"
+    site = tmp_path / "site"
+    python = tmp_path / "python"
     site.mkdir()
     for name in ALLOWED:
         if (INSTALLED / name).exists():
@@ -125,19 +144,29 @@ def test_it_runs_where_nothing_is_installed_but_torch(tmp_path: Path) -> None:
     words = "--preset tabletop --device cpu --rounds 1 --layers 14 --tokens 56 --seconds 0.001"
     done = subprocess.run(
         [ROOT / "launch" / "gpu_bench.sh", tmp_path / "out", *words.split()],
-        env={"PATH": os.environ["PATH"], "PYTHON": str(python), "PYTHONPATH": str(site), "OMP_WAIT_POLICY": "PASSIVE"},
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHON": str(python),
+            "PYTHONPATH": str(site),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        },
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "L14 T56@torch-eager" in done.stdout
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["gpu-cpu.json"]  # no matplotlib, no picture
+    # no matplotlib, no picture
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["gpu-cpu.json"]
 
 
 @pytest.mark.usefixtures("tiny_preset")
-def test_what_fails_is_noted_and_what_was_measured_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiler that fails is one line; a run that is cut short leaves whole rows of those who were ready."""
+def test_what_fails_is_noted_and_what_was_measured_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler that fails is one line; a run that is cut short leaves whole rows of those who
+    were ready.
+    """
 
     class Cut(BaseException):
         pass
@@ -147,7 +176,9 @@ def test_what_fails_is_noted_and_what_was_measured_stays(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(gpu_policy, "compile_blocks", breaks)
     monkeypatch.setattr(gpu_bench, "add_bundles", lambda bench, write: (_ for _ in ()).throw(Cut))
-    args = gpu_bench.Args(out=tmp_path, device="cpu", seconds=1e6, layers=(3,), tokens=(6,), rounds=1)
+    args = gpu_bench.Args(
+        out=tmp_path, device="cpu", seconds=1e6, layers=(3,), tokens=(6,), rounds=1
+    )
     with pytest.raises(Cut):
         gpu_bench.run(args)
     result = json.loads((tmp_path / "gpu-cpu.json").read_text())
@@ -157,14 +188,18 @@ def test_what_fails_is_noted_and_what_was_measured_stays(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("plan", [Plan(), TRIMMED], ids=["dense", "trimmed"])
 def test_no_stage_reads_a_value_on_its_way(plan: Plan, inputs: dict[str, torch.Tensor]) -> None:
-    """Tensors without memory run through, so a CUDA graph can capture it: nothing waits for the device."""
+    """Tensors without memory run through, so a CUDA graph can capture it: nothing waits for the
+    device.
+    """
     with torch.device("meta"):
         policy = CogAct(TINY).bfloat16().requires_grad_(False)
     on_meta = {name: tensor.to("meta") for name, tensor in inputs.items()}
     tensors = on_meta | {}
     for stage in stages_under(plan):
         result = stage.module(fuse(trim(policy, plan)))(*(tensors[name] for name in stage.inputs))
-        tensors |= dict(zip(stage.outputs, result if isinstance(result, tuple) else (result,), strict=True))
+        tensors |= dict(
+            zip(stage.outputs, result if isinstance(result, tuple) else (result,), strict=True)
+        )
     assert tensors["actions"].shape == (1, TINY.head.horizon, TINY.head.action_dim)
 
 

@@ -1,4 +1,6 @@
-"""Training where only torch is installed: packed shards are the shards, and a short run leaves what can be shipped."""
+"""Training where only torch is installed: packed shards are the shards, and a short run leaves what
+can be shipped.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,11 @@ def test_packing_loses_nothing(seed: int, count: int, moving: float) -> None:
 
 def write_run(place: Path) -> tuple[Path, Path]:
     """A shard of noise and a run to go on from, as `trimvla train` leaves it."""
-    rng, cfg, course = np.random.default_rng(0), PRESETS["widowx"], courses()["widowx"]
-    demos, run = place / "demos", place / "run"
+    rng = np.random.default_rng(0)
+    cfg = PRESETS["widowx"]
+    course = courses()["widowx"]
+    demos = place / "demos"
+    run = place / "run"
     demos.mkdir()
     run.mkdir()
     np.savez(
@@ -49,7 +54,11 @@ def write_run(place: Path) -> tuple[Path, Path]:
     course.tokenizer(cfg).save(str(run / "tokenizer.json"))
     bounds = {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}}
     (run / "statistics.json").write_text(json.dumps({"widowx": bounds}))
-    checkpoint.save(Trainer(cfg, course.recipe, 13).averaged_policy(), run / "policy.safetensors", dtype=torch.float16)
+    checkpoint.save(
+        Trainer(cfg, course.recipe, 13).averaged_policy(),
+        run / "policy.safetensors",
+        dtype=torch.float16,
+    )
     (run / "recipe.json").write_text((ROOT / "docs/results/widowx/recipe.json").read_text())
     return demos, run
 
@@ -57,17 +66,27 @@ def write_run(place: Path) -> tuple[Path, Path]:
 def test_a_run_goes_on_where_nothing_is_installed(tmp_path: Path) -> None:
     demos, run = write_run(tmp_path)
     before = (run / "policy.safetensors").read_bytes()
-    script, packed = ROOT / "launch/bare.sh", tmp_path / "packed"
+    script = ROOT / "launch/bare.sh"
+    packed = tmp_path / "packed"
     options = ["--device", "cpu", "--seconds", "0.1", "--pictures", "1"]
     for words in (["pack", demos, packed], ["fit", packed, run, *options]):
         environment = {**os.environ, "PYTHON": sys.executable}
         done = subprocess.run(
-            [script, "training.gpu_train", *words], env=environment, capture_output=True, text=True, check=False
+            [script, "training.gpu_train", *words],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
     assert "8 pictures after" in done.stdout
     recipe = json.loads((run / "recipe.json").read_text())
-    assert (recipe["steps"], recipe["recipe"]["pictures"], recipe["frames"], recipe["device"]) == (1, 1, 8, "cpu")
+    assert (recipe["steps"], recipe["recipe"]["pictures"], recipe["frames"], recipe["device"]) == (
+        1,
+        1,
+        8,
+        "cpu",
+    )
     assert (run / "policy.safetensors").read_bytes() != before
     checkpoint.load(run / "policy.safetensors", PRESETS["widowx"])
 
@@ -78,7 +97,15 @@ def test_nouns_are_the_courses() -> None:
 
 def test_a_run_with_a_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state.pt").touch()
-    words = [ROOT / "launch/bare.sh", "training.gpu_train", "fit", tmp_path, tmp_path, "--device", "cpu"]
+    words = [
+        ROOT / "launch/bare.sh",
+        "training.gpu_train",
+        "fit",
+        tmp_path,
+        tmp_path,
+        "--device",
+        "cpu",
+    ]
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -86,7 +113,15 @@ def test_a_run_with_a_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
-    words = [ROOT / "launch/bare.sh", "training.gpu_train", "fit", tmp_path, tmp_path, "--device", "cpu"]
+    words = [
+        ROOT / "launch/bare.sh",
+        "training.gpu_train",
+        "fit",
+        tmp_path,
+        tmp_path,
+        "--device",
+        "cpu",
+    ]
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1

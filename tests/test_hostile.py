@@ -1,4 +1,6 @@
-"""Clients that stall, flood or lie, over real sockets: the control loop, the policy and the servers go on."""
+"""Clients that stall, flood or lie, over real sockets: the control loop, the policy and the servers
+go on.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,15 @@ from tests.fuzz import resident_mib
 from tests.groot_client import GrootClient
 from tests.test_serving import GROOT, OPENPI, Served
 from tests.tiny_bundle import write_bundle
-from trimvla.runtime.bus.messages import ActionChunk, Command, Frame, JointState, Message, Report, Task
+from trimvla.runtime.bus.messages import (
+    ActionChunk,
+    Command,
+    Frame,
+    JointState,
+    Message,
+    Report,
+    Task,
+)
 from trimvla.runtime.bus.sockets import Publisher, Subscriber, endpoint
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.bus.wire import encode
@@ -59,7 +69,9 @@ def garbage() -> Iterator[list[bytes]]:
 
 
 def another_schema() -> Iterator[list[bytes]]:
-    return itertools.repeat([b"chunk", msgspec.msgpack.encode({**msgspec.to_builtins(VALID), "actions": "all"})])
+    return itertools.repeat(
+        [b"chunk", msgspec.msgpack.encode({**msgspec.to_builtins(VALID), "actions": "all"})]
+    )
 
 
 def oversized() -> Iterator[list[bytes]]:
@@ -71,10 +83,15 @@ def many_parts() -> Iterator[list[bytes]]:
 
 
 def old_chunks() -> Iterator[list[bytes]]:
-    return (encode(topic("chunk"), msgspec.structs.replace(VALID, sequence=number)) for number in itertools.count())
+    return (
+        encode(topic("chunk"), msgspec.structs.replace(VALID, sequence=number))
+        for number in itertools.count()
+    )
 
 
-def flood(address: str, lie: Callable[[], Iterator[list[bytes]]], begun: Event, stop: Event) -> None:
+def flood(
+    address: str, lie: Callable[[], Iterator[list[bytes]]], begun: Event, stop: Event
+) -> None:
     """Publish lies at somebody's address, as fast as can be."""
     with zmq.Context() as context, context.socket(zmq.PUB) as liar:
         liar.setsockopt(zmq.LINGER, 0)
@@ -89,11 +106,16 @@ def flood(address: str, lie: Callable[[], Iterator[list[bytes]]], begun: Event, 
 
 @contextmanager
 def flooding(
-    address: str, lie: Callable[[], Iterator[list[bytes]]], meanwhile: Callable[[], None] = lambda: time.sleep(0.02)
+    address: str,
+    lie: Callable[[], Iterator[list[bytes]]],
+    meanwhile: Callable[[], None] = lambda: time.sleep(0.02),
 ) -> Iterator[None]:
-    """Somebody who floods, in a process of its own; until it does, call `meanwhile`, again and again."""
+    """Somebody who floods, in a process of its own; until it does, call `meanwhile`, again and
+    again.
+    """
     spawn = multiprocessing.get_context("spawn")
-    begun, stop = spawn.Event(), spawn.Event()
+    begun = spawn.Event()
+    stop = spawn.Event()
     process = spawn.Process(target=flood, args=(address, lie, begun, stop))
     process.start()
     try:
@@ -111,8 +133,13 @@ class Desk:
     """What the process `control` needs to hold, and with a policy's chunk to run."""
 
     def __init__(self, run_dir: Path, stack: ExitStack) -> None:
-        self._says = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in ("task", "robot/state")}
-        self.hears = stack.enter_context(Subscriber(run_dir, [topic("command"), topic("control/report")]))
+        self._says = {
+            name: stack.enter_context(Publisher(run_dir, topic(name)))
+            for name in ("task", "robot/state")
+        }
+        self.hears = stack.enter_context(
+            Subscriber(run_dir, [topic("command"), topic("control/report")])
+        )
         self._began = self._spoke_ns = monotonic_ns()
         self.kinds: list[str] = []
         self.silent_s = 0.0
@@ -128,7 +155,9 @@ class Desk:
         if chunks is not None:
             chunks.send(msgspec.structs.replace(VALID, time_ns=now, produced_ns=now))
         self.hears.update(0.02)
-        self.kinds += [message.kind for message in self.hears["command"].fresh if isinstance(message, Command)]
+        self.kinds += [
+            message.kind for message in self.hears["command"].fresh if isinstance(message, Command)
+        ]
 
     def _say(self, name: str, message: Message) -> None:
         self._says[name].send(message)
@@ -177,7 +206,8 @@ def test_control_goes_on_whatever_comes_as_a_chunk(tmp_path, lie):
         lies = flooding(endpoint(tmp_path, topic("chunk")), lie, meanwhile=desk.speak)
         with lies, stalled_reader(endpoint(tmp_path, topic("command"))):
             desk.kinds.clear()
-            ticks, end = desk.ticks(), time.monotonic() + PATIENCE_S
+            ticks = desk.ticks()
+            end = time.monotonic() + PATIENCE_S
             while desk.ticks() < ticks + HZ:
                 assert time.monotonic() < end, desk.report()
                 desk.speak()
@@ -202,10 +232,13 @@ def stalled_reader(address: str) -> Iterator[None]:
 
 def frames() -> Iterator[list[bytes]]:
     """True ones among broken ones."""
-    front, picture = topic("front/color"), np.zeros((480, 640, 3), np.uint8)
+    front = topic("front/color")
+    picture = np.zeros((480, 640, 3), np.uint8)
     for number in itertools.count():
         picture[0, 0] = number % 256
-        name, header, payload = encode(front, Frame("front", monotonic_ns(), picture, number, wall_ns(monotonic_ns())))
+        name, header, payload = encode(
+            front, Frame("front", monotonic_ns(), picture, number, wall_ns(monotonic_ns()))
+        )
         yield [name, header, payload]
         yield [name, header[:-5], payload]
         yield [name, header, payload[:-1]]
@@ -213,7 +246,8 @@ def frames() -> Iterator[list[bytes]]:
 
 
 def test_the_policy_goes_on_among_frames_that_flood_and_lie(tmp_path):
-    bundle, front = write_bundle(tmp_path / "bundle"), topic("front/color")
+    bundle = write_bundle(tmp_path / "bundle")
+    front = topic("front/color")
     stop = threading.Event()
     config = PolicyConfig(bundle=str(bundle), max_hz=20.0)
     process = threading.Thread(target=policy_process.run, args=(config, tmp_path, stop))
@@ -227,7 +261,14 @@ def test_the_policy_goes_on_among_frames_that_flood_and_lie(tmp_path):
                 while hears["chunk"].received < 10:
                     assert time.monotonic() < end, hears["policy/report"].message
                     now = monotonic_ns()
-                    tasks.send(Task(time_ns=now, episode=1, instruction="pick up the red cube", started_ns=began))
+                    tasks.send(
+                        Task(
+                            time_ns=now,
+                            episode=1,
+                            instruction="pick up the red cube",
+                            started_ns=began,
+                        )
+                    )
                     hears.update(0.02)
         finally:
             stop.set()
@@ -281,11 +322,15 @@ def test_the_zeromq_server_serves_others_while_one_floods_and_does_not_read(serv
 def test_the_websocket_server_serves_others_while_some_stall_flood_and_lie(served):
     sync = pytest.importorskip("websockets.sync.client")
     exceptions = pytest.importorskip("websockets.exceptions")
-    url, memory = f"ws://127.0.0.1:{served.openpi}", resident_mib()
+    url = f"ws://127.0.0.1:{served.openpi}"
+    memory = resident_mib()
     observation = pack(OPENPI, "openpi")
     with ExitStack() as stack:
-        for words in (b"", b"GET / HTTP/1.1\r\n", b"\xff" * 4096):  # connections that say nothing, too little, nonsense
-            stack.enter_context(socket.create_connection(("127.0.0.1", served.openpi))).sendall(words)
+        # connections that say nothing, too little, nonsense
+        for words in (b"", b"GET / HTTP/1.1\r\n", b"\xff" * 4096):
+            stack.enter_context(socket.create_connection(("127.0.0.1", served.openpi))).sendall(
+                words
+            )
         stalled = stack.enter_context(sync.connect(url, max_size=None))
         flood = threading.Thread(target=send_until_stopped, args=(stalled, observation))
         flood.start()

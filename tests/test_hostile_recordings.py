@@ -1,4 +1,6 @@
-"""Recordings that are made to hurt, read by the real verbs in processes of their own: one error, in bounded memory."""
+"""Recordings that are made to hurt, read by the real verbs in processes of their own: one error, in
+bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.record.foxglove import as_picture
 from trimvla.runtime.record.recording import FACTS
 
-MOST_MIB, MOST_S = 900, 120.0  # a verb that reads a good file needs about 150 MiB and 2 s
+# a verb that reads a good file needs about 150 MiB and 2 s
+MOST_MIB = 900
+MOST_S = 120.0
 GOOD_CHUNK = {
     "time_ns": 5,
     "episode": 1,
@@ -48,7 +52,11 @@ Messages = list[tuple[str, bytes]]
 
 
 def write(
-    path: Path, messages: Messages, facts: dict[str, str] | None = None, repeat: int = 1, chunk_size: int = 1 << 22
+    path: Path,
+    messages: Messages,
+    facts: dict[str, str] | None = None,
+    repeat: int = 1,
+    chunk_size: int = 1 << 22,
 ) -> Path:
     with path.open("wb") as stream:
         writer = mcap.writer.Writer(stream, compression=CompressionType.ZSTD, chunk_size=chunk_size)
@@ -73,7 +81,11 @@ def bomb(compression: str, mib: int) -> Callable[[Path], Path]:
             data = b"".join([*map(packer.compress, pieces), packer.flush()])
         else:
             with lz4.frame.LZ4FrameCompressor(block_size=lz4.frame.BLOCKSIZE_MAX4MB) as lz4_packer:
-                data = lz4_packer.begin() + b"".join(map(lz4_packer.compress, pieces)) + lz4_packer.flush()
+                data = (
+                    lz4_packer.begin()
+                    + b"".join(map(lz4_packer.compress, pieces))
+                    + lz4_packer.flush()
+                )
         sizes = struct.pack("<QQQI", 0, 0, mib << 20, 0)
         name = struct.pack("<I", len(compression)) + compression.encode()
         body = sizes + name + struct.pack("<Q", len(data)) + data
@@ -116,7 +128,11 @@ def picture(size: tuple[int, int]) -> bytes:
     front = topic("front/color")
     parts = wire.encode(front, Frame("front", 1, np.zeros((8, 8, 3), np.uint8)), "png")
     payload = png_of_zeros(*size)
-    header = json.loads(parts[1]) | {"width": size[0], "height": size[1], "payload_size": len(payload)}
+    header = json.loads(parts[1]) | {
+        "width": size[0],
+        "height": size[1],
+        "payload_size": len(payload),
+    }
     known = wire._header_decoder.decode(json.dumps(header))
     return msgspec.json.encode(as_picture(known, payload, 1))
 
@@ -142,7 +158,9 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
     "no map": of(("chunk", b"[1, 2]")),
     "a huge number": of(("chunk", chunk().replace(b'"time_ns": 5', b'"time_ns": 1' + b"0" * 400))),
     "a huge message": of(("chunk", b"[" + b"[]," * 10_000_000 + b"[]]")),
-    "many chunks of numbers": lambda path: write(path, [("chunk", chunk(actions=[[0.0] * 28_000]))], repeat=1500),
+    "many chunks of numbers": lambda path: write(
+        path, [("chunk", chunk(actions=[[0.0] * 28_000]))], repeat=1500
+    ),
     "a picture that unfolds": of(("chunk", chunk()), ("front/color", picture((16384, 16384)))),
     "facts are no map": facts(system="[1, 2, 3]"),
     "facts are deep": facts(system=DEEP.decode()),
@@ -155,11 +173,15 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
 
 
 def run(words: list[str]) -> tuple[int, str, str, float, float]:
-    """Exit status, stdout, stderr, the largest memory [MiB] and the time [s] of a verb in a process of its own."""
+    """Exit status, stdout, stderr, the largest memory [MiB] and the time [s] of a verb in a process
+    of its own.
+    """
     began = time.monotonic()
     words = [sys.executable, "-m", "trimvla.launch.cli", *words]
     memory = 0.0
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         while process.poll() is None:
             memory = max(memory, peak_mib(process.pid))
             time.sleep(0.01)
@@ -197,6 +219,8 @@ def test_inspect_refuses_them_too(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     for name in ("deep chunk", "facts are no map", "a picture that unfolds"):
         path = HOSTILE[name](tmp_path / "a.mcap")
-        status, out, error, memory, _ = run(["inspect", str(path), "--bundle", str(bundle), "--json"])
+        status, out, error, memory, _ = run(
+            ["inspect", str(path), "--bundle", str(bundle), "--json"]
+        )
         assert status == 1 and "Traceback" not in error and memory < MOST_MIB, (name, error)
         assert str(path) in json.loads(out.splitlines()[-1])["error"]

@@ -1,4 +1,6 @@
-"""The map of the house is kept, and its test sees what it must see: each kind of breach, planted in a copy."""
+"""The map of the house is kept, and its test sees what it must see: each kind of breach, planted in
+a copy.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from tests import house
 @pytest.fixture
 def copy(repo_root: Path, tmp_path: Path) -> Path:
     for name in house.ROOTS:
-        shutil.copytree(repo_root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            repo_root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     return tmp_path
 
 
@@ -75,6 +79,10 @@ def test_a_room_that_is_not_on_the_map_is_found(copy: Path) -> None:
 
 def test_the_report_counts(repo_root: Path) -> None:
     counted = subprocess.run(
-        [sys.executable, "-m", "tests.house"], cwd=repo_root, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "tests.house"],
+        cwd=repo_root,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert "arrows_between_rooms: " in counted

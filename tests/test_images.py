@@ -1,4 +1,6 @@
-"""Image files and encoded images: whatever they hold becomes RGB uint8[h, w, 3], or is one clear error."""
+"""Image files and encoded images: whatever they hold becomes RGB uint8[h, w, 3], or is one clear
+error.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ def jpeg(orientation: int) -> bytes:
     """Its upper left quarter is white as it is stored."""
     pixels = np.zeros((48, 64, 3), np.uint8)
     pixels[:24, :32] = 255
-    exif, sink = Image.Exif(), io.BytesIO()
+    exif = Image.Exif()
+    sink = io.BytesIO()
     exif[ORIENTATION] = orientation
     Image.fromarray(pixels).save(sink, "jpeg", quality=95, exif=exif)
     return sink.getvalue()
@@ -54,19 +57,32 @@ def test_sixteen_bits_are_scaled_by_their_range(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize(
     ("orientation", "white"),
-    [(1, (0, 0)), (2, (0, 1)), (3, (1, 1)), (4, (1, 0)), (5, (0, 0)), (6, (0, 1)), (7, (1, 1)), (8, (1, 0))],
+    [
+        (1, (0, 0)),
+        (2, (0, 1)),
+        (3, (1, 1)),
+        (4, (1, 0)),
+        (5, (0, 0)),
+        (6, (0, 1)),
+        (7, (1, 1)),
+        (8, (1, 0)),
+    ],
 )
 def test_the_orientation_is_applied(tmp_path: Path, orientation: int, white: tuple[int, int]):
     (tmp_path / "photo.jpg").write_bytes(jpeg(orientation))
     image = read_image(tmp_path / "photo.jpg")
     assert image.shape == ((48, 64, 3) if orientation < 5 else (64, 48, 3))
-    rows, columns = image.shape[0] // 2, image.shape[1] // 2
-    quarters = [[image[y * rows :, x * columns :][:rows, :columns].mean() for x in (0, 1)] for y in (0, 1)]
+    rows = image.shape[0] // 2
+    columns = image.shape[1] // 2
+    quarters = [
+        [image[y * rows :, x * columns :][:rows, :columns].mean() for x in (0, 1)] for y in (0, 1)
+    ]
     assert np.unravel_index(np.argmax(quarters), (2, 2)) == white
 
 
 @pytest.mark.parametrize(
-    ("mode", "suffix"), [("1", "png"), ("L", "png"), ("P", "png"), ("CMYK", "tif"), ("YCbCr", "tif"), ("RGB", "bmp")]
+    ("mode", "suffix"),
+    [("1", "png"), ("L", "png"), ("P", "png"), ("CMYK", "tif"), ("YCbCr", "tif"), ("RGB", "bmp")],
 )
 def test_other_colours_are_converted(tmp_path: Path, mode: str, suffix: str):
     image = Image.fromarray(COLOURS).convert(mode)
@@ -96,12 +112,14 @@ def png(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
     body = [
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
-COLOUR_IMAGE, OTHER = Image.fromarray(COLOURS), Image.fromarray(COLOURS[::-1])
+COLOUR_IMAGE = Image.fromarray(COLOURS)
+OTHER = Image.fromarray(COLOURS[::-1])
 TWO: dict[str, object] = {"save_all": True, "append_images": [OTHER]}
 SAVED: dict[str, tuple[Image.Image, dict[str, object]]] = {
     "floats": (Image.fromarray(COLOURS[..., 0].astype(np.float32)), {"format": "TIFF"}),
@@ -117,7 +135,12 @@ SAVED: dict[str, tuple[Image.Image, dict[str, object]]] = {
 def broken(directory: Path, kind: str) -> Path:
     """A file, or what is none, that cannot become an image."""
     path = directory / "image"
-    contents = {"too large": png(5_000, 5_000), "far too large": png(30_000, 30_000), "text": b"no image", "empty": b""}
+    contents = {
+        "too large": png(5_000, 5_000),
+        "far too large": png(30_000, 30_000),
+        "text": b"no image",
+        "empty": b"",
+    }
     if kind in SAVED:
         image, options = SAVED[kind]
         saved(image, path, **options)
@@ -173,7 +196,11 @@ def test_the_camera_process_reads_an_image_as_it_is_meant(tmp_path: Path):
     (tmp_path / "photo.jpg").write_bytes(b"another, half written")
     assert (source.read() == before).all(), "a file that is replaced changes nothing"
     with pytest.raises(CameraError, match=r"photo\.jpg: expected an image"):
-        camera.run(CameraConfig(kind="image", where=str(tmp_path / "photo.jpg")), tmp_path, threading.Event())
+        camera.run(
+            CameraConfig(kind="image", where=str(tmp_path / "photo.jpg")),
+            tmp_path,
+            threading.Event(),
+        )
 
 
 def test_images_in_messages_are_read_alike():

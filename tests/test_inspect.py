@@ -29,12 +29,23 @@ def picture(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trimmed(tmp_path: Path) -> Path:
-    """Keeps the first and the last of four visual tokens, two of four layers, and two of six sampler steps."""
+    """Keeps the first and the last of four visual tokens, two of four layers, and two of six
+    sampler steps.
+    """
     return tiny_bundle.write_bundle(tmp_path / "trimmed", kept=(0, 3))
 
 
 def inspect(bundle: Path, picture: Path, *more: str) -> list[str]:
-    return ["inspect", str(bundle), "--image", str(picture), "--instruction", WORDS, "--json", *more]
+    return [
+        "inspect",
+        str(bundle),
+        "--image",
+        str(picture),
+        "--instruction",
+        WORDS,
+        "--json",
+        *more,
+    ]
 
 
 def test_the_policy_says_what_it_kept(trimmed: Path, tmp_path: Path) -> None:
@@ -57,7 +68,9 @@ def test_a_trimmed_call_is_told_and_drawn(
     assert set(result["milliseconds"]) == {"preprocess", "vision", "language", "action", "total"}
     page = np.array(Image.open(out).convert("RGB"))
     seen = page[MARGIN : MARGIN + SIDE, MARGIN : MARGIN + SIDE]
-    quarters = [seen[y, x].tolist() for y in (SIDE // 4, 3 * SIDE // 4) for x in (SIDE // 4, 3 * SIDE // 4)]
+    quarters = [
+        seen[y, x].tolist() for y in (SIDE // 4, 3 * SIDE // 4) for x in (SIDE // 4, 3 * SIDE // 4)
+    ]
     assert quarters[0] == quarters[3] == [255, 255, 255]
     assert max(quarters[1]) < 80
     assert max(quarters[2]) < 80
@@ -70,7 +83,9 @@ def test_a_bundle_alone_is_not_enough(trimmed: Path, capsys: pytest.CaptureFixtu
     assert "expected --image and --instruction" in capsys.readouterr().out
 
 
-def test_a_picture_that_is_none(trimmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_that_is_none(
+    trimmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "x.png").write_text("no picture")
     assert cli.main(inspect(trimmed, tmp_path / "x.png")) == 1
     assert "expected an image" in capsys.readouterr().out
@@ -78,14 +93,22 @@ def test_a_picture_that_is_none(trimmed: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_rerun_gets_the_call(trimmed: Path, picture: Path, tmp_path: Path) -> None:
     pytest.importorskip("rerun")
-    out, rerun = str(tmp_path / "call.png"), tmp_path / "call.rrd"
+    out = str(tmp_path / "call.png")
+    rerun = tmp_path / "call.rrd"
     assert cli.main(inspect(trimmed, picture, "--out", out, "--rerun", str(rerun))) == 0
     assert rerun.read_bytes()[:3] == b"RRF"
 
 
 def test_without_rerun_the_install_is_named(
-    trimmed: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trimmed: Path,
+    picture: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "rerun", None)
-    assert cli.main(inspect(trimmed, picture, "--out", str(tmp_path / "c.png"), "--rerun", "c.rrd")) == 1
+    assert (
+        cli.main(inspect(trimmed, picture, "--out", str(tmp_path / "c.png"), "--rerun", "c.rrd"))
+        == 1
+    )
     assert "pip install 'trimvla[inspect]'" in capsys.readouterr().out

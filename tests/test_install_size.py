@@ -1,4 +1,6 @@
-"""A runtime-only install, made in a fresh environment: below 400 MB, without torch, and it imports quickly."""
+"""A runtime-only install, made in a fresh environment: below 400 MB, without torch, and it imports
+quickly.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,12 @@ def fresh_python(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 def test_runtime_install_is_small(fresh_python: Path) -> None:
     site = next(fresh_python.parent.parent.glob("lib/python*/site-packages"))
     installer = ("pip", "pip-")  # part of every environment, not of this install
-    files = (f for entry in site.iterdir() if not entry.name.startswith(installer) for f in [entry, *entry.rglob("*")])
+    files = (
+        f
+        for entry in site.iterdir()
+        if not entry.name.startswith(installer)
+        for f in [entry, *entry.rglob("*")]
+    )
     megabytes = sum(f.lstat().st_blocks * 512 for f in files if f.is_file()) / 1e6
     assert megabytes < LIMIT_MB, f"expected below {LIMIT_MB} MB, got {megabytes:.0f} MB"
 
@@ -53,7 +60,9 @@ def test_runtime_install_has_no_torch_and_imports_fast(fresh_python: Path) -> No
 @pytest.mark.slow
 def test_the_command_line_answers_without_the_extras(fresh_python: Path) -> None:
     start = time.monotonic()
-    done = subprocess.run([fresh_python.parent / "trimvla", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [fresh_python.parent / "trimvla", "--help"], capture_output=True, text=True, check=True
+    )
     assert "doctor" in done.stdout
     assert time.monotonic() - start < 5
 
@@ -71,6 +80,14 @@ def test_a_verb_that_needs_an_extra_names_it(fresh_python: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_a_bundle_runs_with_the_base_install(fresh_python: Path, tmp_path: Path) -> None:
     bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
-    words = [fresh_python.parent / "trimvla", "bench", bundle, "--instruction", "pick up the red cube", "--rounds", "2"]
+    words = [
+        fresh_python.parent / "trimvla",
+        "bench",
+        bundle,
+        "--instruction",
+        "pick up the red cube",
+        "--rounds",
+        "2",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
-"""What is made for a Jetson: its state is read, its units start real processes, its script says what it would do."""
+"""What is made for a Jetson: its state is read, its units start real processes, its script says
+what it would do.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,11 @@ from trimvla.runtime.backends.tensorrt import engine_folders
 JETSON = Path(__file__).parents[1] / "launch" / "jetson"
 UNITS = JETSON / "systemd"
 ORIN = {
-    "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64",
-    "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n",  # as on Orin Nano
+    "etc/nv_tegra_release": (
+        "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64"
+    ),
+    # as on Orin Nano
+    "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n",
     "var/lib/nvpmodel/status": "pmode:0000 fmode:fanNull",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "729600",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq": "729600",
@@ -50,13 +55,20 @@ def orin(tmp_path: Path) -> Path:
 
 def test_a_board_tells_what_it_is_and_what_slows_it_down(orin: Path) -> None:
     state = read_state(orin)
-    assert (state.release, state.power_mode, state.hottest) == ("L4T 36.4.3", "15W", ("gpu-thermal", 95.0))
+    assert (state.release, state.power_mode, state.hottest) == (
+        "L4T 36.4.3",
+        "15W",
+        ("gpu-thermal", 95.0),
+    )
     assert [(clock.name, clock.now_mhz, clock.most_mhz) for clock in state.clocks] == [
-        ("CPU", 729.6, 2201.6), ("GPU", 306.0, 1300.5),
-    ]  # fmt: skip
+        ("CPU", 729.6, 2201.6),
+        ("GPU", 306.0, 1300.5),
+    ]
     assert [line.split("   ")[0] for line in state.advice()] == [
-        "nvpmodel -m 2", "jetson_clocks", "cool the board",
-    ]  # fmt: skip
+        "nvpmodel -m 2",
+        "jetson_clocks",
+        "cool the board",
+    ]
     assert "CPU may reach 1510 of 2202 MHz, GPU may reach 612 of 1300 MHz" in state.advice()[0]
     assert "CPU 730 to 1510 MHz, GPU 306 to 612 MHz" in state.advice()[1]
 
@@ -93,7 +105,10 @@ def test_the_units_start_processes_that_exist() -> None:
     assert names == list(read_system(JETSON / "robot.toml"))
     assert set(names) <= set(PROCESSES)
     _, verb, *words = shlex.split(unit(UNITS / "trimvla@.service")["Service"]["ExecStart"])
-    assert next(each for each in cli.VERBS if each.name == verb).load().__name__ == "trimvla.launch.verbs.process"
+    assert (
+        next(each for each in cli.VERBS if each.name == verb).load().__name__
+        == "trimvla.launch.verbs.process"
+    )
     assert words[1::2] == ["--system", "--run-dir"]
 
 
@@ -108,7 +123,10 @@ def test_whoever_watches_sees_the_camera(tmp_path: Path) -> None:
     """Its section is called `camera`; it reports as the camera that it is."""
     system = read_system(JETSON / "robot.toml")
     recorder = with_recorder(system, tmp_path / "a.mcap")["recorder"]
-    assert (recorder["cameras"], recorder["processes"]) == (["front"], ["camera-front", "policy", "control"])
+    assert (recorder["cameras"], recorder["processes"]) == (
+        ["front"],
+        ["camera-front", "policy", "control"],
+    )
     assert with_metrics(system, 0)["metrics"]["processes"] == ["camera-front", "policy", "control"]
     own = complete("metrics", {**system, "metrics": {"port": 0}})
     assert own == {"port": 0, "processes": ["camera-front", "policy", "control"]}
@@ -133,14 +151,20 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     service = tmp_path / "trimvla@.service"
     service.write_text(service.read_text().replace("/opt/trimvla/bin/trimvla", "/bin/true"))
     units = [str(tmp_path / f"trimvla@{name}.service") for name in ("control", "policy", "camera")]
-    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False
+    )
     complaints = [line for line in done.stderr.splitlines() if "trimvla" in line]
     assert complaints == []
 
 
 def test_the_script_says_what_it_would_do() -> None:
-    done = subprocess.run([JETSON / "install.sh", "--dry-run"], capture_output=True, text=True, check=True)
-    files = [str(path.relative_to(JETSON.parents[1])) for path in UNITS.rglob("*.*") if path.is_file()]
+    done = subprocess.run(
+        [JETSON / "install.sh", "--dry-run"], capture_output=True, text=True, check=True
+    )
+    files = [
+        str(path.relative_to(JETSON.parents[1])) for path in UNITS.rglob("*.*") if path.is_file()
+    ]
     assert all(name in done.stdout for name in files)
     assert "--system-site-packages" in done.stdout
 
@@ -153,6 +177,8 @@ def test_the_script_says_what_it_would_do() -> None:
     ],
 )
 def test_the_script_refuses_what_it_does_not_know(words: tuple[str, ...], error: str) -> None:
-    done = subprocess.run([JETSON / "install.sh", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [JETSON / "install.sh", *words], capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0
     assert error in done.stderr

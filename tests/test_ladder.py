@@ -1,4 +1,6 @@
-"""The quality ladder: properties over generated conditions, then real bundles in the policy's real loop."""
+"""The quality ladder: properties over generated conditions, then real bundles in the policy's real
+loop.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ from trimvla.runtime.inference.process import PolicyConfig
 from trimvla.runtime.inference.scheduler import InferenceScheduler, SchedulerConfig
 
 COSTS = (0.2, 0.1, 0.05)
-CONFIG = LadderConfig(deadline_s=0.3, patience_s=1.0, dwell_s=2.0, retry_s=10.0, hot_c=80.0, coarse=1)
+CONFIG = LadderConfig(
+    deadline_s=0.3, patience_s=1.0, dwell_s=2.0, retry_s=10.0, hot_c=80.0, coarse=1
+)
 CALL_S = 0.25  # between two calls
 CONDITIONS = st.builds(
     Conditions,
@@ -46,12 +50,20 @@ CONDITIONS = st.builds(
     power_w=st.none() | st.floats(1, 60),
     fine=st.booleans(),
 )
-SPELLS = st.lists(st.tuples(CONDITIONS, st.floats(0.3, 6.0), st.integers(1, 40)), min_size=1, max_size=12)
-MOMENTS = SPELLS.map(lambda spells: [(now, slowdown) for now, slowdown, calls in spells for _ in range(calls)])
+SPELLS = st.lists(
+    st.tuples(CONDITIONS, st.floats(0.3, 6.0), st.integers(1, 40)), min_size=1, max_size=12
+)
+MOMENTS = SPELLS.map(
+    lambda spells: [(now, slowdown) for now, slowdown, calls in spells for _ in range(calls)]
+)
 
 
-def play(ladder: Ladder, moments: list[tuple[Conditions, float]]) -> Iterator[tuple[float, int, float]]:
-    """Time, rung and duration of one call after the other; `moments` say by how much the machine is slowed down."""
+def play(
+    ladder: Ladder, moments: list[tuple[Conditions, float]]
+) -> Iterator[tuple[float, int, float]]:
+    """Time, rung and duration of one call after the other; `moments` say by how much the machine is
+    slowed down.
+    """
     for number, (conditions, slowdown) in enumerate(moments):
         now = number * CALL_S
         ladder.decide(now, conditions)
@@ -72,7 +84,8 @@ def test_no_two_switches_within_the_dwell_time(moments):
 @settings(max_examples=200, deadline=None)
 def test_no_rung_but_the_last_misses_its_deadline_for_long(moments):
     limit_s = CONFIG.dwell_s + CONFIG.patience_s + (ENOUGH + 1) * CALL_S
-    since, before = None, 0
+    since = None
+    before = 0
     for now, rung, took in play(Ladder(CONFIG, COSTS), moments):
         late = took > CONFIG.deadline_s and rung < len(COSTS) - 1
         since = None if not late or rung != before else now if since is None else since
@@ -100,16 +113,21 @@ def test_heat_keeps_its_order_through_hysteresis(readings):
         cool = level(cool, temperature, (80.0, 85.0), 5.0)
         warm = level(warm, temperature + more, (80.0, 85.0), 5.0)
         assert cool <= warm
-    assert level(warm, None, (80.0, 85.0), 5.0) == warm  # a sensor that falls silent changes nothing
+    # a sensor that falls silent changes nothing
+    assert level(warm, None, (80.0, 85.0), 5.0) == warm
 
 
-def run(ladder: Ladder, seconds: float, start: float = 0.0, slowdown: float = 1.0, **conditions) -> list[str]:
+def run(
+    ladder: Ladder, seconds: float, start: float = 0.0, slowdown: float = 1.0, **conditions
+) -> list[str]:
     """Calls under one set of conditions; the reasons of the switches."""
     reasons = []
     for number in range(round(seconds / CALL_S)):
         now = start + number * CALL_S
         switch = ladder.decide(now, Conditions(**conditions))
-        reasons += [f"{switch.before} -> {switch.after} {switch.cause}: {switch.reason}"] if switch else []
+        reasons += (
+            [f"{switch.before} -> {switch.after} {switch.cause}: {switch.reason}"] if switch else []
+        )
         ladder.timed(now, COSTS[ladder.rung] * slowdown)
     return reasons
 
@@ -119,7 +137,9 @@ def test_every_reason_by_hand():
     assert run(ladder, 5) == []
     assert run(ladder, 5, 10, slowdown=2) == ["0 -> 1 deadline: a call took 400 of 300 ms for 1 s"]
     assert run(ladder, 5, 15) == []  # it would fit again, and is barred
-    assert run(ladder, 5, 30) == ["1 -> 0 motion: fine motion; a call is expected to take 200 of 300 ms"]
+    assert run(ladder, 5, 30) == [
+        "1 -> 0 motion: fine motion; a call is expected to take 200 of 300 ms"
+    ]
     assert run(ladder, 5, 40, fine=False) == ["0 -> 1 motion: coarse motion"]
     assert run(ladder, 5, 50, temperature_c=86.0) == ["1 -> 2 heat: the board is hot at 86 degrees"]
     assert run(ladder, 5, 60, temperature_c=79.0) == [
@@ -199,17 +219,30 @@ class Slow:
     """Takes its time, and says who it is."""
 
     def __init__(self, name: float, seconds: float) -> None:
-        self.name, self.seconds, self.calls = name, seconds, 0
-        self.actions, self.milliseconds = np.full((8, 7), name), {"total": 0.0}
+        self.name = name
+        self.seconds = seconds
+        self.calls = 0
+        self.actions = np.full((8, 7), name)
+        self.milliseconds = {"total": 0.0}
 
-    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None = None) -> Slow:
+    def infer(
+        self,
+        image: np.ndarray,
+        instruction: str,
+        *,
+        seed: tuple[int, ...],
+        known: Known | None = None,
+    ) -> Slow:
         self.calls += 1
         return self
 
 
 def test_a_refused_picture_breaks_the_chain_of_guidance():
-    thinker = InferenceScheduler({"only": Slow(0.0, 0.1)}, SchedulerConfig(rtc=RtcConfig(enabled=True)))
-    task, told = Task(time_ns=0, episode=1, instruction="go", started_ns=0), []
+    thinker = InferenceScheduler(
+        {"only": Slow(0.0, 0.1)}, SchedulerConfig(rtc=RtcConfig(enabled=True))
+    )
+    task = Task(time_ns=0, episode=1, instruction="go", started_ns=0)
+    told = []
     for call in range(3):
         frame = Frame("front", monotonic_ns(), np.zeros((4, 4, 3), np.uint8))
         about = thinker.think(task, frame, (call,), Telemetry("policy")).about
@@ -222,13 +255,20 @@ def test_a_refused_picture_breaks_the_chain_of_guidance():
 
 
 def test_the_thinker_changes_rungs_with_its_board_and_says_why():
-    now, board = [0], [Board(40.0)]
-    top, bottom = Slow(0.0, 0.1), Slow(0.01, 0.05)
+    now = [0]
+    board = [Board(40.0)]
+    top = Slow(0.0, 0.1)
+    bottom = Slow(0.01, 0.05)
     config = SchedulerConfig(ladder=LadderConfig(hot_c=80.0, dwell_s=1.0))
     thinker = InferenceScheduler(
-        {"top": top, "bottom": bottom}, config, costs_s=(0.1, 0.05), sense=lambda: board[0], now_ns=lambda: now[0]
+        {"top": top, "bottom": bottom},
+        config,
+        costs_s=(0.1, 0.05),
+        sense=lambda: board[0],
+        now_ns=lambda: now[0],
     )
-    telemetry, told = Telemetry("policy"), []
+    telemetry = Telemetry("policy")
+    told = []
     task = Task(time_ns=0, episode=1, instruction="go", started_ns=0)
     for call in range(12):
         board[0] = Board(90.0 if 4 <= call < 8 else 40.0)
@@ -245,7 +285,8 @@ def test_the_thinker_changes_rungs_with_its_board_and_says_why():
 # Real bundles in the real loop, over real sockets
 
 LIMITS = Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,))
-FLIPS, FLIP_S = 40, 0.1
+FLIPS = 40
+FLIP_S = 0.1
 
 
 def memory_mib() -> float:
@@ -259,13 +300,18 @@ def late_share(before: dict[str, int], after: dict[str, int]) -> float:
 
 
 class Stage:
-    """Everything around policy and control: a camera, a task, a robot; and a board that can be heated."""
+    """Everything around policy and control: a camera, a task, a robot; and a board that can be
+    heated.
+    """
 
     def __init__(self, run_dir: Path, stack: ExitStack) -> None:
         says = ("front/color", "task", "robot/state")
         self._says = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in says}
-        every = replace(topic("chunk"), depth=1024, high_water=1024)  # a slow machine must not drop any here
-        self.hears = stack.enter_context(Subscriber(run_dir, [every, topic("control/report"), topic("command")]))
+        # a slow machine must not drop any here
+        every = replace(topic("chunk"), depth=1024, high_water=1024)
+        self.hears = stack.enter_context(
+            Subscriber(run_dir, [every, topic("control/report"), topic("command")])
+        )
         self.position = np.zeros(6)
         self.board = Board(40.0)
         self.chunks: list[ActionChunk] = []
@@ -276,14 +322,20 @@ class Stage:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             now = monotonic_ns()
-            self._says["front/color"].send(Frame("front", now, np.full((8, 8, 3), now // 10**7 % 256, np.uint8)))
-            task = Task(time_ns=now, episode=1, instruction="pick up the red cube", started_ns=self._began)
+            self._says["front/color"].send(
+                Frame("front", now, np.full((8, 8, 3), now // 10**7 % 256, np.uint8))
+            )
+            task = Task(
+                time_ns=now, episode=1, instruction="pick up the red cube", started_ns=self._began
+            )
             self._says["task"].send(task)
             state = JointState(time_ns=now, position=tuple(self.position.tolist()), gripper=1.0)
             self._says["robot/state"].send(state)
             self.hears.update(0.02)
             for command in self.hears["command"].fresh:
-                self.position += np.array(command.action[:6]) if isinstance(command, Command) else 0.0
+                self.position += (
+                    np.array(command.action[:6]) if isinstance(command, Command) else 0.0
+                )
             self.chunks += [m for m in self.hears["chunk"].fresh if isinstance(m, ActionChunk)]
 
     def control(self) -> Report:
@@ -295,13 +347,20 @@ class Stage:
 
 @contextmanager
 def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Telemetry]:
-    """`control` as it is, and the policy's loop with the stage's board as its sensor, each in a thread."""
-    stop, telemetry = threading.Event(), Telemetry("policy")
+    """`control` as it is, and the policy's loop with the stage's board as its sensor, each in a
+    thread.
+    """
+    stop = threading.Event()
+    telemetry = Telemetry("policy")
     policies = policy_process.load_rungs(config)
     costs_s = [policy_process.warm_up(policy, config.rtc.enabled) for policy in policies.values()]
-    thinker = InferenceScheduler(policies, config.thought, costs_s=costs_s, kinds=KINDS, sense=lambda: stage.board)
+    thinker = InferenceScheduler(
+        policies, config.thought, costs_s=costs_s, kinds=KINDS, sense=lambda: stage.board
+    )
     with ExitStack() as stack:
-        inputs = stack.enter_context(Subscriber(run_dir, [topic(n) for n in ("front/color", "task", "robot/state")]))
+        inputs = stack.enter_context(
+            Subscriber(run_dir, [topic(n) for n in ("front/color", "task", "robot/state")])
+        )
         chunks = stack.enter_context(Publisher(run_dir, topic("chunk")))
         loop = policy_process.PolicyLoop(
             thinker, inputs, chunks, telemetry, meaning=ActionMeaning(KINDS, 5.0), config=config
@@ -313,7 +372,9 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
 
         threads = [
             threading.Thread(target=think),
-            threading.Thread(target=control.run, args=(ControlConfig(LIMITS, hz=5, state_s=5.0), run_dir, stop)),
+            threading.Thread(
+                target=control.run, args=(ControlConfig(LIMITS, hz=5, state_s=5.0), run_dir, stop)
+            ),
         ]
         for thread in threads:
             thread.start()
@@ -328,9 +389,13 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
 def test_chunks_keep_coming_while_rungs_change(tmp_path, monkeypatch):
     monkeypatch.setattr("trimvla.runtime.inference.scheduler.SENSE_NS", 0)
     gains = {"top": 1.0, "bottom": 0.5}
-    bundles = tuple(str(write_bundle(tmp_path / name, gain=gain, guided=True)) for name, gain in gains.items())
+    bundles = tuple(
+        str(write_bundle(tmp_path / name, gain=gain, guided=True)) for name, gain in gains.items()
+    )
     ladder = LadderConfig(deadline_s=5.0, dwell_s=FLIP_S / 4, hot_c=80.0)
-    config = PolicyConfig(rungs=bundles, ladder=ladder, rtc=RtcConfig(enabled=True), max_hz=50, valid_rows=12)
+    config = PolicyConfig(
+        rungs=bundles, ladder=ladder, rtc=RtcConfig(enabled=True), max_hz=50, valid_rows=12
+    )
     with ExitStack() as stack:
         stage = Stage(tmp_path, stack)
         telemetry = stack.enter_context(system(tmp_path, stage, config))
@@ -339,31 +404,45 @@ def test_chunks_keep_coming_while_rungs_change(tmp_path, monkeypatch):
         stage.live(0.6)
         start = stage.control().counters
         stage.live(FLIPS * FLIP_S / 2)
-        held, before = memory_mib(), stage.control().counters
+        held = memory_mib()
+        before = stage.control().counters
         stage.chunks.clear()
         for flip in range(FLIPS):
             stage.board = Board(90.0 if flip % 2 == 0 else 40.0)
             stage.live(FLIP_S)
         stage.live(0.6)  # for the last report
-        after, grown = stage.control().counters, memory_mib() - held
+        after = stage.control().counters
+        grown = memory_mib() - held
     told = stage.chunks
     changes = [(a, b) for a, b in pairwise(told) if a.rung != b.rung]
     assert {chunk.rung for chunk in told} == set(bundles) and len(changes) >= FLIPS // 2
-    assert telemetry.counters["rung_switches"] >= FLIPS // 2 and telemetry.counters["rung_by_heat"] >= FLIPS // 4
+    assert (
+        telemetry.counters["rung_switches"] >= FLIPS // 2
+        and telemetry.counters["rung_by_heat"] >= FLIPS // 4
+    )
     assert all(chunk.guidance is not None and chunk.guidance.frozen >= 1 for chunk in told)
     assert all("hot" in chunk.rung_reason for chunk in told if chunk.rung == bundles[1])
-    assert all(b.sequence == a.sequence + 1 for a, b in changes)  # the next chunk, and none was left out
-    assert after.get("holds", 0) == before.get("holds", 0), "a switch left the robot without an action"
-    still, moved = late_share(start, before), late_share(before, after)
-    assert moved <= still + 0.2, f"of the ticks {still:.2f} were late on one rung, {moved:.2f} while rungs changed"
+    # the next chunk, and none was left out
+    assert all(b.sequence == a.sequence + 1 for a, b in changes)
+    assert after.get("holds", 0) == before.get("holds", 0), (
+        "a switch left the robot without an action"
+    )
+    still = late_share(start, before)
+    moved = late_share(before, after)
+    assert moved <= still + 0.2, (
+        f"of the ticks {still:.2f} were late on one rung, {moved:.2f} while rungs changed"
+    )
     print(f"{len(changes)} changes; late {still:.3f} -> {moved:.3f}; {grown:+.2f} MiB")
     assert grown < 8, f"{grown:.1f} MiB more after {len(changes)} switches"
 
 
 def test_rungs_of_different_robots_are_refused(tmp_path):
-    top, other = write_bundle(tmp_path / "top"), write_bundle(tmp_path / "other")
+    top = write_bundle(tmp_path / "top")
+    other = write_bundle(tmp_path / "other")
     made = manifest.load(other)
     slower = msgspec.structs.replace(made.action, control_hz=3.0)
     manifest.write(other, msgspec.structs.replace(made, action=slower))
-    with pytest.raises(ConfigError, match=r"rungs: 'action.control_hz' is 5.0 in '.*top', got 3.0 in '.*other'"):
+    with pytest.raises(
+        ConfigError, match=r"rungs: 'action.control_hz' is 5.0 in '.*top', got 3.0 in '.*other'"
+    ):
         policy_process.load_rungs(PolicyConfig(rungs=(str(top), str(other))))

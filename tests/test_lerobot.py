@@ -30,12 +30,18 @@ RED = np.zeros((24, 32, 3), np.uint8)
 RED[..., 0] = 250
 
 
-def message(taken_s: float | None = None, name: str = "head_camera", picture: np.ndarray = RED) -> bytes:
-    """As LeRobot's server makes it: RGB handed to an encoder that expects BGR, hence red where blue should be."""
+def message(
+    taken_s: float | None = None, name: str = "head_camera", picture: np.ndarray = RED
+) -> bytes:
+    """As LeRobot's server makes it: RGB handed to an encoder that expects BGR, hence red where blue
+    should be.
+    """
     sink = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture[..., ::-1])).save(sink, "jpeg", quality=95)
     text = base64.b64encode(sink.getvalue()).decode()
-    return json.dumps({"timestamps": {} if taken_s is None else {name: taken_s}, "images": {name: text}}).encode()
+    return json.dumps(
+        {"timestamps": {} if taken_s is None else {name: taken_s}, "images": {name: text}}
+    ).encode()
 
 
 @pytest.fixture
@@ -86,7 +92,9 @@ def test_a_server_without_this_camera_is_told(server):
     thread.start()
     source = LeRobotSource(where, "front", 0.5)
     try:
-        with pytest.raises(CameraError, match="gives no picture: expected a picture of 'head_camera', got wrist"):
+        with pytest.raises(
+            CameraError, match="gives no picture: expected a picture of 'head_camera', got wrist"
+        ):
             source.read()
     finally:
         stop.set()
@@ -131,7 +139,9 @@ def hostile_messages() -> dict[str, bytes]:
         "segments": of(b"\xff\xd8" + b"\xff\xe1\x00\x02" * 1_000_000),
         "another kind of picture": of(attack.png_of_zeros(8, 8)),
         "deep": b'{"images": {"a": ""}, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        "many cameras": b'{"images": {' + b",".join(b'"%d":""' % number for number in range(1_000_000)) + b"}}",
+        "many cameras": b'{"images": {'
+        + b",".join(b'"%d":""' % number for number in range(1_000_000))
+        + b"}}",
         "no UTF-8": b'{"images": {"a": "\xff\xfe"}}',
         "no ASCII": '{"images": {"a": "日本"}}'.encode(),
     }
@@ -152,7 +162,11 @@ def test_what_would_cost_time_or_memory_is_refused_at_once(name, raw):
 
 @pytest.mark.parametrize(
     ("ahead_s", "words"),
-    [(3600.0, "got -3.* s behind wall; the hosts' clocks must agree"), (-20.0, "got 2.* behind wall"), (None, "rise")],
+    [
+        (3600.0, "got -3.* s behind wall; the hosts' clocks must agree"),
+        (-20.0, "got 2.* behind wall"),
+        (None, "rise"),
+    ],
     ids=["ahead", "behind", "none"],
 )
 def test_a_server_whose_clock_is_not_ours_does_not_start(server, ahead_s, words):
@@ -179,7 +193,8 @@ def test_a_server_whose_clock_is_not_ours_does_not_start(server, ahead_s, words)
 @pytest.mark.parametrize("old_s", [0.05, 0.9, 2.0, 5.0])
 def test_an_old_image_of_a_server_stays_old_and_one_without_a_time_has_no_age(server, old_s):
     out, where = server
-    stop, timed = threading.Event(), threading.Event()
+    stop = threading.Event()
+    timed = threading.Event()
     timed.set()
 
     def publish() -> None:

@@ -26,7 +26,9 @@ def test_a_few_pass_and_the_rest_are_counted() -> None:
     limit = Limit(most=2, period_s=10.0)
     assert [limit.admit("a", ns) for ns in range(5)] == [0, 0, None, None, None]
     assert limit.admit("b", 5) == 0, "another kind is not held back"
-    assert limit.admit("a", 10 * NS_PER_S) == 3, "the next period begins with what the last one withheld"
+    assert limit.admit("a", 10 * NS_PER_S) == 3, (
+        "the next period begins with what the last one withheld"
+    )
     assert limit.overdue(11 * NS_PER_S) == {}
 
 
@@ -59,13 +61,20 @@ def test_what_is_withheld_at_the_end_is_counted_too(caplog: pytest.LogCaptureFix
         limited.error("x", "broken")
     limited.flush()
     limited.flush()
-    assert [record.getMessage() for record in caplog.records] == ["broken", "x (and 2 more of this kind in 60 s)"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "broken",
+        "x (and 2 more of this kind in 60 s)",
+    ]
 
 
 def test_nobody_forges_a_line_or_fills_a_disk_with_one(caplog: pytest.LogCaptureFixture) -> None:
-    LimitedLog(log).warning("x", "refused %s", "a\nERROR trimvla: the robot is on fire\x1b[2J" + "z" * 10_000_000)
+    LimitedLog(log).warning(
+        "x", "refused %s", "a\nERROR trimvla: the robot is on fire\x1b[2J" + "z" * 10_000_000
+    )
     [record] = caplog.records
-    assert record.getMessage().startswith("refused a\\nERROR trimvla: the robot is on fire\\x1b[2Jzzz")
+    assert record.getMessage().startswith(
+        "refused a\\nERROR trimvla: the robot is on fire\\x1b[2Jzzz"
+    )
     assert len(record.getMessage()) == 1000
 
 

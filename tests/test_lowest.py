@@ -1,8 +1,9 @@
-"""Every lower bound in pyproject.toml at its lowest: what an old environment really gets, tried by its verbs.
+"""Every lower bound in pyproject.toml at its lowest: what an old environment really gets, tried by
+its verbs.
 
-`uv` resolves direct dependencies to the lowest version that the bounds allow. torch stays the one that is installed
-here: its oldest builds for the CPU alone lie on an index of their own. Skips, with the reason, where packages are not
-to be had.
+`uv` resolves direct dependencies to the lowest version that the bounds allow. torch stays the one
+that is installed here: its oldest builds for the CPU alone lie on an index of their own. Skips,
+with the reason, where packages are not to be had.
 """
 
 from __future__ import annotations
@@ -37,17 +38,35 @@ high = [0.05, 0.05, 0.05, 0.4, 0.4, 0.4, 1.0]
 
 def make(place: Path, root: Path, extras: tuple[str, ...], *more: str) -> Path:
     """An environment with the lowest versions; its folder of programs."""
-    uv = shutil.which("uv", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
+    uv = shutil.which(
+        "uv", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    )
     if uv is None:
         pytest.skip("needs uv, which the extra `dev` brings")
-    links = [word for link in os.environ.get("PIP_FIND_LINKS", "").split() for word in ("--find-links", link)]
+    links = [
+        word
+        for link in os.environ.get("PIP_FIND_LINKS", "").split()
+        for word in ("--find-links", link)
+    ]
     source = f"{root}[{','.join(extras)}]"
     for words in (
         ("venv", "--quiet", "--python", sys.executable, str(place)),
-        ("pip", "install", "--quiet", "--resolution", "lowest-direct", *links, *more, "--editable", source),
+        (
+            "pip",
+            "install",
+            "--quiet",
+            "--resolution",
+            "lowest-direct",
+            *links,
+            *more,
+            "--editable",
+            source,
+        ),
     ):
         environ = {**os.environ, "VIRTUAL_ENV": str(place)}
-        done = subprocess.run([uv, *words], env=environ, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [uv, *words], env=environ, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             pytest.skip(f"the lowest versions are not to be had here: {done.stderr.strip()[-300:]}")
     return place / "bin"
@@ -79,7 +98,10 @@ def run(programs: Path, *words: str, seconds: float = 150.0) -> dict:
 
 def test_the_versions_are_the_lowest(robot: Path, repo_root: Path) -> None:
     project = msgspec.toml.decode((repo_root / "pyproject.toml").read_bytes())["project"]
-    needs = [*project["dependencies"], *(need for extra in ROBOT for need in project["optional-dependencies"][extra])]
+    needs = [
+        *project["dependencies"],
+        *(need for extra in ROBOT for need in project["optional-dependencies"][extra]),
+    ]
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
     for need in needs:
         name, bound = re.match(r"([\w.-]+)>=([\d.]+)", need).groups()  # pyright: ignore[reportOptionalMemberAccess]
@@ -90,8 +112,22 @@ def test_the_versions_are_the_lowest(robot: Path, repo_root: Path) -> None:
 
 
 def test_every_verb_of_a_robot_explains_itself(robot: Path) -> None:
-    for verb in ("doctor", "demo", "run", "serve", "keys", "camera", "eval", "bench", "record", "replay", "inspect"):
-        done = subprocess.run([robot / "trimvla", verb, "--help"], capture_output=True, text=True, check=False)
+    for verb in (
+        "doctor",
+        "demo",
+        "run",
+        "serve",
+        "keys",
+        "camera",
+        "eval",
+        "bench",
+        "record",
+        "replay",
+        "inspect",
+    ):
+        done = subprocess.run(
+            [robot / "trimvla", verb, "--help"], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"{verb}: {done.stderr[-1000:]}"
 
 
@@ -106,7 +142,19 @@ def test_a_robot_runs_records_and_is_measured(robot: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_bundle_is_served(robot: Path, backend: str) -> None:
-    told = run(robot, "serve", "tabletop", "--zmq", "0", "--websocket", "0", "--seconds", "0.5", "--backend", backend)
+    told = run(
+        robot,
+        "serve",
+        "tabletop",
+        "--zmq",
+        "0",
+        "--websocket",
+        "0",
+        "--seconds",
+        "0.5",
+        "--backend",
+        backend,
+    )
     assert set(told["places"]) == {"groot", "openpi"}
 
 
@@ -127,10 +175,12 @@ from trimvla.runtime.bundle.plan import Plan
 torch.set_num_threads(1)
 place = Path(sys.argv[1])
 words = "<pad> <s> </s> <empty> <unk> In : What action should the robot take to ? Out lift".split()
-tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+vocabulary = {word: i for i, word in enumerate(words)}
+tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
 tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 tokenizer.save(str(place / "tokenizer.json"))
-statistics = {"lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}}
+ranges = {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}
+statistics = {"lab": {"action": ranges}}
 export_policy(random_policy(), Plan(), statistics, place / "tokenizer.json", place / "tiny",
               statistics_key="lab", control_hz=5.0)
 print("exported")
@@ -140,5 +190,7 @@ print("exported")
 def test_a_tiny_policy_is_exported(exporter: Path, repo_root: Path, tmp_path: Path) -> None:
     """As `trimvla export` does, with parity against torch."""
     command = [exporter / "python", "-c", EXPORT_TINY, str(tmp_path)]
-    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        command, cwd=repo_root, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.stdout.endswith("exported\n"), done.stderr[-2000:]

@@ -1,4 +1,6 @@
-"""The memory planner: against the cost model, against hand-made numbers, and the table of boards."""
+"""The memory planner: against the cost model, against hand-made numbers, and the table of
+boards.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from trimvla.runtime.errors import ConfigError
 
 BASE = PRESETS["cogact-base"]
 DENSE = shape_by_counts(BASE)
-TRIMMED = shape_by_counts(BASE, layers=22, mlp_keep=0.75, tokens=TokenPlan(keep=56), cache_interval=5)
+TRIMMED = shape_by_counts(
+    BASE, layers=22, mlp_keep=0.75, tokens=TokenPlan(keep=56), cache_interval=5
+)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -31,7 +35,8 @@ def test_weights_are_those_of_the_cost_model(name: str) -> None:
 
 
 def test_the_embedding_and_the_other_stages_stay_in_16_bits() -> None:
-    whole, half = plan_memory(BASE, DENSE, "int8"), plan_memory(BASE, DENSE, "float16")
+    whole = plan_memory(BASE, DENSE, "int8")
+    half = plan_memory(BASE, DENSE, "float16")
     assert whole.weights["vision"] == half.weights["vision"]
     table = BASE.language.vocab * BASE.language.width
     language = stage_costs(BASE, DENSE, 64)["language"].parameters
@@ -39,7 +44,9 @@ def test_the_embedding_and_the_other_stages_stay_in_16_bits() -> None:
 
 
 def test_sums_by_hand() -> None:
-    plan = memory.MemoryPlan("float16", {"a": 100, "b": 200}, {"a": 7, "b": 5}, builder_base=1000, workspace=50)
+    plan = memory.MemoryPlan(
+        "float16", {"a": 100, "b": 200}, {"a": 7, "b": 5}, builder_base=1000, workspace=50
+    )
     assert plan.running == 300 + 7 + memory.CONTEXT_BYTES
     assert plan.building == 3 * 200 + 5 + 1000 + 50
     assert plan.verdict(plan.running - 1) == "no"
@@ -61,9 +68,13 @@ def test_less_of_a_policy_needs_less() -> None:
 
 
 def test_lower_precisions_need_less() -> None:
-    needs = [plan_memory(BASE, DENSE, name).running for name in ("float32", "float16", "int8", "int4")]
+    needs = [
+        plan_memory(BASE, DENSE, name).running for name in ("float32", "float16", "int8", "int4")
+    ]
     assert needs == sorted(needs, reverse=True)
-    assert plan_memory(BASE, DENSE, "float16").running == plan_memory(BASE, DENSE, "bfloat16").running
+    assert (
+        plan_memory(BASE, DENSE, "float16").running == plan_memory(BASE, DENSE, "bfloat16").running
+    )
 
 
 def test_usable_memory_leaves_the_system_its_share() -> None:
@@ -75,25 +86,34 @@ def test_usable_memory_leaves_the_system_its_share() -> None:
 
 def test_a_board_that_is_too_small_is_refused_with_the_numbers() -> None:
     plan = plan_memory(BASE, DENSE, "float16")
-    with pytest.raises(ConfigError, match=r"Orin NX 16 GB is too small: .* 14\.4 GiB to run in float16 .*'language'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"Orin NX 16 GB is too small: .* 14\.4 GiB to run in float16 .*'language'",
+    ):
         require_memory(plan, usable_on("orin-nx"), BOARDS["orin-nx"].title)
     require_memory(plan, usable_on("orin"), BOARDS["orin"].title)
 
 
 def test_a_machine_that_only_builds_need_not_run() -> None:
-    plan = memory.MemoryPlan("float16", {"a": 1, "b": 1}, {"a": 0, "b": 0}, builder_base=0, workspace=0)
+    plan = memory.MemoryPlan(
+        "float16", {"a": 1, "b": 1}, {"a": 0, "b": 0}, builder_base=0, workspace=0
+    )
     require_memory(plan, 10, "here", run_here=False)
     with pytest.raises(ConfigError, match="here is too small"):
         require_memory(plan, 10, "here")
 
 
-@pytest.mark.parametrize(("options", "field"), [({"precision": "int2"}, "precision"), ({"backend": "cpu"}, "backend")])
+@pytest.mark.parametrize(
+    ("options", "field"), [({"precision": "int2"}, "precision"), ({"backend": "cpu"}, "backend")]
+)
 def test_unknown_words_are_refused(options: dict, field: str) -> None:
     with pytest.raises(ConfigError, match=f"for '{field}'"):
         plan_memory(BASE, DENSE, **{"precision": "float16", **options})
 
 
-def test_the_verb_prints_a_row_for_every_plan_and_precision(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_prints_a_row_for_every_plan_and_precision(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.main(["cost", "--preset", "cogact-base", "--boards", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["boards"]
     assert len(rows) == 5 * len(memory.PRECISIONS)
@@ -109,7 +129,12 @@ def plan_verdicts(plan: memory.MemoryPlan) -> dict[str, str]:
 
 
 def test_an_asked_plan_is_the_only_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["cost", "--layers", "22", "--mlp-keep", "0.75", "--tokens", "56", "--boards", "--json"]) == 0
+    assert (
+        cli.main(
+            ["cost", "--layers", "22", "--mlp-keep", "0.75", "--tokens", "56", "--boards", "--json"]
+        )
+        == 0
+    )
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["boards"]
     assert {row["plan"] for row in rows} == {"as asked"}
 

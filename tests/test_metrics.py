@@ -1,4 +1,6 @@
-"""The Prometheus page: what processes report is what a scraper reads; and logs that programs can read."""
+"""The Prometheus page: what processes report is what a scraper reads; and logs that programs can
+read.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def said() -> Report:
     telemetry = Telemetry("control")
     telemetry.state = 'hold "now"'
     telemetry.counters.update(late=3, gated=2, actions=7)
-    telemetry.values.update({"hz_achieved": 4.5, "rung": 1.0, "hz.front/color": 14.5, "realtime.cores": 1.0})
+    telemetry.values.update(
+        {"hz_achieved": 4.5, "rung": 1.0, "hz.front/color": 14.5, "realtime.cores": 1.0}
+    )
     telemetry.counters["refused.front/color"] = 5
     for milliseconds in (0.4, 3.0, 3.0, 60_000.0):
         telemetry.time("tick", milliseconds)
@@ -74,7 +78,11 @@ def page(port: int) -> str:
 
 def samples(port: int) -> Samples:
     families = text_string_to_metric_families(page(port))
-    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+    return {
+        (s.name, tuple(sorted(s.labels.items()))): s.value
+        for family in families
+        for s in family.samples
+    }
 
 
 def test_a_scraper_reads_what_was_reported(port: int) -> None:
@@ -94,9 +102,19 @@ def test_a_scraper_reads_what_was_reported(port: int) -> None:
 
 def test_a_histogram_counts_since_the_start(port: int) -> None:
     found = samples(port)
-    of, stage = ("process", "control"), ("stage", "tick")
-    buckets = {bound: found["trimvla_stage_seconds_bucket", (("le", bound), of, stage)] for bound in metrics.BOUNDS_S}
-    assert [buckets[bound] for bound in ("0.0005", "0.002", "0.005", "5", "+Inf")] == [1, 1, 3, 3, 4]
+    of = ("process", "control")
+    stage = ("stage", "tick")
+    buckets = {
+        bound: found["trimvla_stage_seconds_bucket", (("le", bound), of, stage)]
+        for bound in metrics.BOUNDS_S
+    }
+    assert [buckets[bound] for bound in ("0.0005", "0.002", "0.005", "5", "+Inf")] == [
+        1,
+        1,
+        3,
+        3,
+        4,
+    ]
     assert found["trimvla_stage_seconds_count", (of, stage)] == 4
     assert found["trimvla_stage_seconds_sum", (of, stage)] == pytest.approx(60.0064)
 
@@ -117,11 +135,17 @@ def threads() -> int:
     return sum("process_request" in thread.name for thread in threading.enumerate())
 
 
-def test_silent_connections_hold_no_threads_and_keep_nobody_out(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred that say nothing, or one letter of a request now and then: few threads, and the page is read."""
+def test_silent_connections_hold_no_threads_and_keep_nobody_out(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred that say nothing, or one letter of a request now and then: few threads, and the
+    page is read.
+    """
     monkeypatch.setattr(page_server, "LONGEST_S", 2.0)
     with ExitStack() as stack:
-        crowd = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(100)]
+        crowd = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(100)
+        ]
         assert "trimvla_state" in page(port)
         assert threads() <= page_server.MOST_CONNECTIONS + 1
         deadline = time.monotonic() + 30
@@ -161,20 +185,36 @@ def test_a_port_that_is_none() -> None:
 
 
 def test_json_logs_are_one_object_a_line() -> None:
-    record = logging.LogRecord("trimvla.x", logging.WARNING, __file__, 1, "two\nlines %d", (7,), None)
+    record = logging.LogRecord(
+        "trimvla.x", logging.WARNING, __file__, 1, "two\nlines %d", (7,), None
+    )
     text = JsonFormatter().format(record)
     line = json.loads(text)
     assert "\n" not in text
-    assert (line["level"], line["logger"], line["message"]) == ("WARNING", "trimvla.x", "two\nlines 7")
+    assert (line["level"], line["logger"], line["message"]) == (
+        "WARNING",
+        "trimvla.x",
+        "two\nlines 7",
+    )
     assert abs(line["monotonic_ns"] - time.monotonic_ns()) < 60e9
     assert line["utc"].endswith("+00:00")
 
 
 def test_a_program_can_read_the_logs_of_a_process(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text('[metrics]\nport = 0\nprocesses = ["control"]\n')
-    program = [sys.executable, "-m", "trimvla.launch.cli", "process", "metrics", "--log-format", "json"]
+    program = [
+        sys.executable,
+        "-m",
+        "trimvla.launch.cli",
+        "process",
+        "metrics",
+        "--log-format",
+        "json",
+    ]
     options = ["--system", str(tmp_path / "s.toml"), "--run-dir", str(tmp_path), "--supervised"]
-    with subprocess.Popen([*program, *options], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*program, *options], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         first = json.loads(process.stderr.readline())
         process.communicate(timeout=20)

@@ -1,4 +1,6 @@
-"""What was hashed is what is loaded: nothing unlisted, no links, no other files, nothing exchanged in between."""
+"""What was hashed is what is loaded: nothing unlisted, no links, no other files, nothing exchanged
+in between.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ def edit(bundle: Path, change) -> None:
 
 def test_an_unlisted_file_is_refused(bundle: Path) -> None:
     (bundle / "vision.onnx.data").write_bytes(b"weights of somebody else")
-    with pytest.raises(BundleError, match=r"tiny.*only files that manifest\.json lists, got 'vision\.onnx\.data' too"):
+    with pytest.raises(
+        BundleError,
+        match=r"tiny.*only files that manifest\.json lists, got 'vision\.onnx\.data' too",
+    ):
         Policy.load(bundle)
 
 
@@ -51,7 +56,9 @@ def test_a_folder_in_a_bundle_is_refused(bundle: Path) -> None:
 def test_a_link_in_a_bundle_is_refused(bundle: Path) -> None:
     (bundle / "vision.onnx").rename(bundle.parent / "elsewhere.onnx")
     (bundle / "vision.onnx").symlink_to(bundle.parent / "elsewhere.onnx")
-    with pytest.raises(BundleError, match=r"'vision\.onnx' itself, got a symbolic link: copy .* `cp -rL`"):
+    with pytest.raises(
+        BundleError, match=r"'vision\.onnx' itself, got a symbolic link: copy .* `cp -rL`"
+    ):
         Policy.load(bundle)
 
 
@@ -75,7 +82,9 @@ def test_a_link_to_a_bundle_is_fine(bundle: Path) -> None:
 
 
 def test_a_pointer_in_a_bundle_is_explained(bundle: Path) -> None:
-    (bundle / "vision.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (bundle / "vision.onnx").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    )
     with pytest.raises(BundleError, match=r"Git LFS pointer to 9 bytes.*git lfs pull"):
         bundles.load(bundle)
 
@@ -109,7 +118,9 @@ def test_what_is_exchanged_after_hashing_is_not_run(
         assert "changed while it was loaded" in str(error)
         return
     image = bundles_image()
-    assert (policy.infer(image, "pick up").actions == expected.infer(image, "pick up").actions).all()
+    assert (
+        policy.infer(image, "pick up").actions == expected.infer(image, "pick up").actions
+    ).all()
 
 
 def bundles_image():
@@ -120,7 +131,9 @@ def bundles_image():
 
 def external(path: Path, location: str, where: str = "initializer") -> None:
     """A graph whose weight lies in another file."""
-    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor = TensorProto(
+        name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL
+    )
     tensor.external_data.add(key="location", value=location)
     graph = helper.make_graph([], "g", [], [])
     if where == "initializer":
@@ -128,22 +141,33 @@ def external(path: Path, location: str, where: str = "initializer") -> None:
     elif where == "constant":
         graph.node.append(helper.make_node("Constant", [], ["c"], value=tensor))
     else:
-        inner = helper.make_graph([helper.make_node("Constant", [], ["c"], value=tensor)], "inner", [], [])
-        graph.node.append(helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner))
+        inner = helper.make_graph(
+            [helper.make_node("Constant", [], ["c"], value=tensor)], "inner", [], []
+        )
+        graph.node.append(
+            helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+        )
     path.write_bytes(helper.make_model(graph).SerializeToString())
 
 
 @pytest.mark.parametrize("where", ["initializer", "constant", "branch"])
-@pytest.mark.parametrize("location", ["/etc/passwd", "../other/vision.onnx", "secret.bin", "*/_ORT_MEM_ADDR_/*", ""])
+@pytest.mark.parametrize(
+    "location", ["/etc/passwd", "../other/vision.onnx", "secret.bin", "*/_ORT_MEM_ADDR_/*", ""]
+)
 def test_weights_in_a_file_that_is_not_listed(location: str, where: str, bundle: Path) -> None:
     external(bundle / "vision.onnx", location, where)
-    bundles.write(bundle, msgspec.structs.replace(bundles.parse((bundle / bundles.MANIFEST).read_bytes(), bundle)))
+    bundles.write(
+        bundle,
+        msgspec.structs.replace(bundles.parse((bundle / bundles.MANIFEST).read_bytes(), bundle)),
+    )
     with pytest.raises(BundleError, match=r"vision\.onnx: stage 'vision' reads its weights from"):
         bundles.load(bundle)
 
 
 def test_an_operator_that_loads_an_engine(bundle: Path) -> None:
-    graph = helper.make_graph([helper.make_node("EPContext", [], ["y"], ep_cache_context="/tmp/x")], "g", [], [])
+    graph = helper.make_graph(
+        [helper.make_node("EPContext", [], ["y"], ep_cache_context="/tmp/x")], "g", [], []
+    )
     (bundle / "vision.onnx").write_bytes(helper.make_model(graph).SerializeToString())
     bundles.write(bundle, bundles.parse((bundle / bundles.MANIFEST).read_bytes(), bundle))
     with pytest.raises(BundleError, match="an operator EPContext, which loads a file"):
@@ -152,8 +176,14 @@ def test_an_operator_that_loads_an_engine(bundle: Path) -> None:
 
 def test_shipped_graphs_share_weights_inside_their_bundle(repo_root: Path) -> None:
     for path in sorted((repo_root / "bundles").glob("*/*.onnx")):
-        expected = sorted({e.value for t in onnx.load(path, load_external_data=False).graph.initializer
-                           for e in t.external_data if e.key == "location"})  # fmt: skip
+        expected = sorted(
+            {
+                e.value
+                for t in onnx.load(path, load_external_data=False).graph.initializer
+                for e in t.external_data
+                if e.key == "location"
+            }
+        )
         assert list(referenced_files(path)) == expected
 
 
@@ -177,14 +207,20 @@ RANGES = [
     (lambda d: d["action"].update(control_hz=float("nan")), r"'action\.control_hz'"),
     (lambda d: d["action"].update(control_hz=1e300), r"'action\.control_hz'"),
     (lambda d: d["image"].update(size=HUGE), r"1 to 2048 for 'image\.size'"),
-    (lambda d: d["prompt"].update(buckets=list(range(2, 200))), r"at most 16 entries for 'prompt\.buckets'"),
+    (
+        lambda d: d["prompt"].update(buckets=list(range(2, 200))),
+        r"at most 16 entries for 'prompt\.buckets'",
+    ),
     (lambda d: d["prompt"].update(buckets=[HUGE]), r"'prompt\.buckets\[0\]'"),
     (lambda d: d["prompt"].update(buckets=[-4, 12]), r"'prompt\.buckets\[0\]'"),
     (lambda d: d["prompt"].update(bos_id=-1), r"'prompt\.bos_id'"),
     (lambda d: d["prompt"].update(suffix_ids=[2**62]), r"'prompt\.suffix_ids\[0\]'"),
     (lambda d: d["prompt"].update(template="{instruction}" * 1000), r"'prompt\.template'"),
     (lambda d: d["stages"]["language"]["outputs"][0].update(shape=[HUGE]), "axis from 1 to"),
-    (lambda d: d["stages"]["language"]["outputs"][0].update(shape=[1 << 20, 1 << 20]), "elements of"),
+    (
+        lambda d: d["stages"]["language"]["outputs"][0].update(shape=[1 << 20, 1 << 20]),
+        "elements of",
+    ),
     (lambda d: d["stages"]["language"]["outputs"][0].update(shape=[1] * 99), "at most 8 axes"),
     (lambda d: d["stages"]["language"]["outputs"][0].update(dtype="object"), "as dtype of"),
     (lambda d: d["stages"]["vision"].update(file="/etc/passwd"), r"'stages\.vision\.file'"),
@@ -208,9 +244,17 @@ def test_no_manifest_demands_the_impossible(change, message: str, bundle: Path) 
 
 @pytest.mark.parametrize(
     "text",
-    ['{"steps": 0}', '{"steps": -3}', '{"channels": ["0x_f"]}', '{"channels": [" f"]}', '{"guidance": 1e9}',
-     '{"recompute": []}', '{"tokens": {"keep": 8, "alpha": NaN}}', '{"layers": [0, 99999]}'],
-)  # fmt: skip
+    [
+        '{"steps": 0}',
+        '{"steps": -3}',
+        '{"channels": ["0x_f"]}',
+        '{"channels": [" f"]}',
+        '{"guidance": 1e9}',
+        '{"recompute": []}',
+        '{"tokens": {"keep": 8, "alpha": NaN}}',
+        '{"layers": [0, 99999]}',
+    ],
+)
 def test_no_plan_demands_the_impossible(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"plan\.json: "):
         parse_plan(text.encode(), tmp_path / "plan.json")
@@ -229,7 +273,9 @@ def test_engines_lie_under_what_the_graphs_hold(bundle: Path, tmp_path: Path) ->
 def test_a_cache_that_others_can_write_is_refused(tmp_path: Path) -> None:
     key = engines.EngineKey(stage="action", onnx_sha256="00", backend="tensorrt", version="10")
     tmp_path.chmod(0o777)
-    with pytest.raises(BackendError, match=r"only its user can write, got mode 777: run `chmod go-w"):
+    with pytest.raises(
+        BackendError, match=r"only its user can write, got mode 777: run `chmod go-w"
+    ):
         engines.require(tmp_path, key, tmp_path)
     with pytest.raises(BackendError, match="only its user can write"):
         engines.prepare(tmp_path)
@@ -240,7 +286,9 @@ def test_a_cache_that_others_can_write_is_refused(tmp_path: Path) -> None:
         engines.find(tmp_path, key)
 
 
-def test_verify_names_the_bundle_and_not_the_descriptor(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_names_the_bundle_and_not_the_descriptor(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (bundle / "more.txt").write_text("")
     assert cli.main(["verify", str(bundle)]) == 1
     text = "".join(capsys.readouterr().err.split())
@@ -250,7 +298,9 @@ def test_verify_names_the_bundle_and_not_the_descriptor(bundle: Path, capsys: py
 
 def test_a_tokenizer_beyond_the_vocabulary(bundle: Path) -> None:
     edit(bundle, lambda data: data.update(policy={"language": {"vocab": 10}}))
-    with pytest.raises(BundleError, match=r"tokenizer\.json: expected ids below 10, the") as refusal:
+    with pytest.raises(
+        BundleError, match=r"tokenizer\.json: expected ids below 10, the"
+    ) as refusal:
         Policy.load(bundle)
     assert "/proc/" not in str(refusal.value)
 

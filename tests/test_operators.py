@@ -1,4 +1,6 @@
-"""The table for TensorRT 10.3: every graph that ships or is exported stands in it, and planted ones do not."""
+"""The table for TensorRT 10.3: every graph that ships or is exported stands in it, and planted ones
+do not.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from trimvla.runtime.errors import BundleError
 
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 SHIPPED = sorted(BUNDLES.glob("*/*.onnx"))
-FLOAT, DOUBLE, INT64 = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64
+FLOAT = TensorProto.FLOAT
+DOUBLE = TensorProto.DOUBLE
+INT64 = TensorProto.INT64
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -37,39 +41,71 @@ def test_there_are_shipped_stages() -> None:
 def test_a_trimmed_policy_is_for_tensorrt_10_3(selector, tmp_path: Path) -> None:
     cfg = msgspec.structs.replace(TINY, language=msgspec.structs.replace(TINY.language, layers=5))
     tokens = TokenPlan(keep=8, key=2, selector=selector)
-    plan = Plan(layers=(0, 2, 3, 4), channels=(mask(range(36)),) * 4, tokens=tokens, recompute=every(2, 2))
+    plan = Plan(
+        layers=(0, 2, 3, 4), channels=(mask(range(36)),) * 4, tokens=tokens, recompute=every(2, 2)
+    )
     policy = trim(random_policy(cfg), plan)
     for stage in stages_under(plan):
         export_stage(policy, stage, tmp_path / f"{stage.name}.onnx")
         check_operators(tmp_path / f"{stage.name}.onnx")
 
 
-def graph(*nodes: NodeProto, kind: int = FLOAT, opset: int = 20, domain: str = "", **constants: int) -> onnx.ModelProto:
+def graph(
+    *nodes: NodeProto, kind: int = FLOAT, opset: int = 20, domain: str = "", **constants: int
+) -> onnx.ModelProto:
     """x -> nodes -> y."""
     border = [helper.make_tensor_value_info(name, kind, [1, 5000]) for name in ("x", "y")]
-    tensors = [numpy_helper.from_array(np.array([value]), name) for name, value in constants.items()]
+    tensors = [
+        numpy_helper.from_array(np.array([value]), name) for name, value in constants.items()
+    ]
     parts = helper.make_graph(list(nodes), "planted", border[:1], border[1:], tensors)
-    return helper.make_model(parts, opset_imports=[helper.make_opsetid(domain, opset)], ir_version=10)
+    return helper.make_model(
+        parts, opset_imports=[helper.make_opsetid(domain, opset)], ir_version=10
+    )
 
 
 def branch() -> onnx.GraphProto:
     value = numpy_helper.from_array(np.zeros((1, 5000), np.float32))
     node = helper.make_node("Constant", [], ["made"], value=value)
-    return helper.make_graph([node], "branch", [], [helper.make_tensor_value_info("made", FLOAT, [1, 5000])])
+    return helper.make_graph(
+        [node], "branch", [], [helper.make_tensor_value_info("made", FLOAT, [1, 5000])]
+    )
 
 
 RELU = helper.make_node("Relu", ["x"], ["y"], name="fine")
 PLANTED = {
-    "operator": (graph(helper.make_node("Unique", ["x"], ["y"], name="odd")), "node 'odd' (Unique): not in the table"),
-    "k": (graph(helper.make_node("TopK", ["x", "k"], ["y", "i"], name="top"), k=4000), "K up to 3840, got 4000"),
-    "dynamic k": (graph(helper.make_node("TopK", ["x", "x"], ["y", "i"], name="top")), "a constant K"),
-    "unsorted": (graph(helper.make_node("TopK", ["x", "k"], ["y", "i"], sorted=0), k=4), "sorted = 1, got 0"),
-    "type": (graph(helper.make_node("Erf", ["x"], ["y"], name="e"), kind=DOUBLE), "got float64 for 'x'"),
-    "integers": (graph(helper.make_node("Clip", ["x"], ["y"], name="c"), kind=INT64), "got int64 for 'x'"),
+    "operator": (
+        graph(helper.make_node("Unique", ["x"], ["y"], name="odd")),
+        "node 'odd' (Unique): not in the table",
+    ),
+    "k": (
+        graph(helper.make_node("TopK", ["x", "k"], ["y", "i"], name="top"), k=4000),
+        "K up to 3840, got 4000",
+    ),
+    "dynamic k": (
+        graph(helper.make_node("TopK", ["x", "x"], ["y", "i"], name="top")),
+        "a constant K",
+    ),
+    "unsorted": (
+        graph(helper.make_node("TopK", ["x", "k"], ["y", "i"], sorted=0), k=4),
+        "sorted = 1, got 0",
+    ),
+    "type": (
+        graph(helper.make_node("Erf", ["x"], ["y"], name="e"), kind=DOUBLE),
+        "got float64 for 'x'",
+    ),
+    "integers": (
+        graph(helper.make_node("Clip", ["x"], ["y"], name="c"), kind=INT64),
+        "got int64 for 'x'",
+    ),
     "opset": (graph(RELU, opset=23), "an opset from 9 to 20, got 23"),
     "domain": (graph(RELU, domain="com.microsoft", opset=1), "the domain 'com.microsoft'"),
     "branch": (
-        graph(helper.make_node("If", ["x"], ["y"], name="if", then_branch=branch(), else_branch=branch())),
+        graph(
+            helper.make_node(
+                "If", ["x"], ["y"], name="if", then_branch=branch(), else_branch=branch()
+            )
+        ),
         "node 'if' (If): control flow",
     ),
 }
@@ -88,7 +124,9 @@ def test_a_planted_fault_is_found(name: str, tmp_path: Path) -> None:
 def test_pixels_are_cast_at_once() -> None:
     inside = helper.make_node("Cast", ["x"], ["bytes"], to=TensorProto.UINT8)
     out = helper.make_node("Cast", ["bytes"], ["y"], to=FLOAT, name="late")
-    assert [problem for problem in problems_of(graph(inside, out)) if "uint8 is for inputs" in problem]
+    assert [
+        problem for problem in problems_of(graph(inside, out)) if "uint8 is for inputs" in problem
+    ]
 
 
 def test_a_fine_graph_has_no_problems() -> None:

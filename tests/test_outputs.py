@@ -45,10 +45,14 @@ WRITING = [
 ]
 
 
-def cli(*words: str, cwd: Path, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def cli(
+    *words: str, cwd: Path, environ: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trimvla.launch.cli", *words, "--json"]
     environ = {**os.environ, **(environ or {})}
-    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
@@ -60,7 +64,9 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize("words", WRITING, ids=" ".join)
-def test_a_place_that_cannot_be_written_is_refused_first(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_refused_first(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
     error = refused(cli(*words, cwd=tmp_path))
     assert error.startswith("error: expected a place that can be written for ")
     assert NOWHERE in error
@@ -72,9 +78,13 @@ def test_demo_in_a_folder_that_cannot_be_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("demo", "--video", "film.avi"), ("inspect", "x", "--out", "picture.xyz")], ids=" ".join
+    "words",
+    [("demo", "--video", "film.avi"), ("inspect", "x", "--out", "picture.xyz")],
+    ids=" ".join,
 )
-def test_a_suffix_that_nothing_writes_is_refused_first(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_suffix_that_nothing_writes_is_refused_first(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
     assert "suffix" in refused(cli(*words, cwd=tmp_path))
 
 
@@ -102,9 +112,17 @@ def test_where_it_cannot(tmp_path: Path) -> None:
 
 def test_all_problems_at_once_and_one_file_for_two_options(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--a, got /proc/nowhere/a.*--b, got /proc/nowhere/b"):
-        check_outputs([Output("--a", Path("/proc/nowhere/a")), Output("--b", Path("/proc/nowhere/b"))])
+        check_outputs(
+            [Output("--a", Path("/proc/nowhere/a")), Output("--b", Path("/proc/nowhere/b"))]
+        )
     with pytest.raises(ConfigError, match="expected another file for --b than for --a"):
-        check_outputs([Output("--a", tmp_path / "x"), Output("--b", tmp_path / "." / "x"), Output("--c", None)])
+        check_outputs(
+            [
+                Output("--a", tmp_path / "x"),
+                Output("--b", tmp_path / "." / "x"),
+                Output("--c", None),
+            ]
+        )
 
 
 @pytest.mark.parametrize("port", ["70000", "-1", "65536"])
@@ -113,13 +131,19 @@ def test_all_problems_at_once_and_one_file_for_two_options(tmp_path: Path) -> No
     [("serve", "--zmq"), ("serve", "--websocket"), ("serve", "--vla-eval"), (*RUN, "--metrics")],
     ids=lambda words: f"{words[0]} {words[-1]}",
 )
-def test_a_port_out_of_range_is_refused_first(words: tuple[str, ...], port: str, tmp_path: Path) -> None:
-    assert f"expected a port from 0 to 65535 for {words[-1]}, got {port}" in refused(cli(*words, port, cwd=tmp_path))
+def test_a_port_out_of_range_is_refused_first(
+    words: tuple[str, ...], port: str, tmp_path: Path
+) -> None:
+    assert f"expected a port from 0 to 65535 for {words[-1]}, got {port}" in refused(
+        cli(*words, port, cwd=tmp_path)
+    )
 
 
 @pytest.mark.parametrize("port", ["70000", "-1", "0", "", "http"])
 def test_a_network_files_ports_are_refused_first(port: str, tmp_path: Path) -> None:
-    (tmp_path / "network.toml").write_text(f'[topics."front/color"]\nendpoint = "tcp://127.0.0.1:{port}"\n')
+    (tmp_path / "network.toml").write_text(
+        f'[topics."front/color"]\nendpoint = "tcp://127.0.0.1:{port}"\n'
+    )
     error = refused(cli(*RUN, "--network", "network.toml", "--seconds", "1", cwd=tmp_path))
     assert "topics.front/color.endpoint" in error
     with pytest.raises(ConfigError):
@@ -141,17 +165,28 @@ def test_ports_that_are_none_in_components() -> None:
 
 def homeless(*words: str, cwd: Path, **given: str) -> subprocess.CompletedProcess[str]:
     """The program for a number that no passwd file knows, without HOME, as in many containers."""
-    bare = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    bare = {
+        name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")
+    }
     become = ["unshare", "--user", "--map-user=54321"]
-    if shutil.which("unshare") is None or subprocess.run([*become, "true"], check=False).returncode != 0:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*become, "true"], check=False).returncode != 0
+    ):
         pytest.skip("no user namespaces here")
     command = [*become, sys.executable, "-m", "trimvla.launch.cli", *words, "--json"]
-    return subprocess.run(command, cwd=cwd, env=bare | given, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=bare | given, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 @pytest.mark.parametrize(
     "words",
-    [("build", "tabletop"), ("serve", "tabletop", "--backend", "tensorrt", "--seconds", "1"), ("doctor",)],
+    [
+        ("build", "tabletop"),
+        ("serve", "tabletop", "--backend", "tensorrt", "--seconds", "1"),
+        ("doctor",),
+    ],
     ids=" ".join,
 )
 def test_a_user_without_a_home_gets_an_answer(words: tuple[str, ...], tmp_path: Path) -> None:

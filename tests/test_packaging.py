@@ -1,4 +1,6 @@
-"""The wheel holds every folder: a package missing from the list works in editable mode and vanishes from the wheel."""
+"""The wheel holds every folder: a package missing from the list works in editable mode and vanishes
+from the wheel.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,13 @@ def project(repo_root: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def wheel_names(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names in a wheel that is built from a copy of the tracked files, so that nothing is written into the tree."""
+    """Names in a wheel that is built from a copy of the tracked files, so that nothing is written
+    into the tree.
+    """
     copy = tmp_path_factory.mktemp("source")
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=repo_root, capture_output=True, check=False).stdout
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=repo_root, capture_output=True, check=False
+    ).stdout
     if not tracked:
         pytest.skip("not a git checkout")
     for name in tracked.decode().strip("\0").split("\0"):
@@ -39,7 +45,9 @@ def wheel_names(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> se
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy / name)
     build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
-    done = subprocess.run([sys.executable, "-c", build], cwd=copy, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=copy, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return set(zipfile.ZipFile(next(copy.glob("*.whl"))).namelist())
 
@@ -60,20 +68,31 @@ def test_no_folder_of_modules_is_forgotten(repo_root: Path) -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_module_is_in_the_wheel(folder: str, repo_root: Path, wheel_names: set[str]) -> None:
-    tracked = subprocess.run(["git", "ls-files", folder], cwd=repo_root, capture_output=True, text=True, check=True)
-    modules = [name for name in tracked.stdout.split() if name.endswith(".py") and (repo_root / name).exists()]
+    tracked = subprocess.run(
+        ["git", "ls-files", folder], cwd=repo_root, capture_output=True, text=True, check=True
+    )
+    modules = [
+        name
+        for name in tracked.stdout.split()
+        if name.endswith(".py") and (repo_root / name).exists()
+    ]
     missing = [name for name in modules if f"trimvla/{name}" not in wheel_names]
     assert not missing
 
 
 def test_shipped_bundles_are_in_the_wheel(tabletop_bundle: Path, wheel_names: set[str]) -> None:
-    missing = [f.name for f in tabletop_bundle.iterdir() if f"trimvla/bundles/tabletop/{f.name}" not in wheel_names]
+    missing = [
+        f.name
+        for f in tabletop_bundle.iterdir()
+        if f"trimvla/bundles/tabletop/{f.name}" not in wheel_names
+    ]
     assert not missing
 
 
 def test_every_dependency_has_a_reason(repo_root: Path) -> None:
     lines = (repo_root / "pyproject.toml").read_text().splitlines()
-    start, end = lines.index("dependencies = ["), lines.index("[project.scripts]")
+    start = lines.index("dependencies = [")
+    end = lines.index("[project.scripts]")
     entries = [line for line in lines[start:end] if line.strip().startswith('"')]
     assert entries
     assert all("#" in line for line in entries), [line for line in entries if "#" not in line]

@@ -1,4 +1,6 @@
-"""pi0 and pi0.5 checkpoints: LeRobot's files and openpi's PyTorch ones, and everything that is refused about them."""
+"""pi0 and pi0.5 checkpoints: LeRobot's files and openpi's PyTorch ones, and everything that is
+refused about them.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,8 @@ def test_the_policy_gives_the_stored_sample(fixture: Path) -> None:
 
 def test_openpis_files_hold_the_same_policy(fixture: Path, copied: Path) -> None:
     as_openpi(copied)
-    ours, theirs = opened(fixture), opened(copied)
+    ours = opened(fixture)
+    theirs = opened(copied)
     assert theirs.cfg.family == ours.cfg.family
     assert (theirs.cfg.state_dim, theirs.cfg.action_dim) == (6, 7)
     assert theirs.statistics_key == "lab"
@@ -155,7 +158,10 @@ def _old_names(tensors: dict[str, torch.Tensor]) -> None:
     [
         (_without(NORM), rf"1 missing weight\(s\): 'model.{NORM}'"),
         (_without("action_out_proj.bias"), "1 missing weight.*action_out_proj.bias"),
-        (_with("adapter.weight", torch.zeros(2)), r"1 unexpected weight\(s\): 'model.adapter.weight'"),
+        (
+            _with("adapter.weight", torch.zeros(2)),
+            r"1 unexpected weight\(s\): 'model.adapter.weight'",
+        ),
         (_with(NORM, torch.zeros(7)), rf"expected \[64\], got \[7\] for 'model.{NORM}'"),
         (_with(NORM, torch.zeros(64, dtype=torch.int8)), "floating-point weights, got I8"),
         (_old_names, r"LeRobot 0\.3\.3 and earlier wrote this file"),
@@ -169,7 +175,9 @@ def test_weights_that_do_not_fit_are_refused(copied: Path, change: Change, messa
 
 def test_heads_that_no_file_shows_are_asked_for(copied: Path) -> None:
     (copied / "architecture.json").unlink()
-    with pytest.raises(CheckpointError, match=r"architecture\.json: expected the number of heads under 'vision'"):
+    with pytest.raises(
+        CheckpointError, match=r"architecture\.json: expected the number of heads under 'vision'"
+    ):
         opened(copied)
 
 
@@ -177,13 +185,21 @@ def test_heads_that_no_file_shows_are_asked_for(copied: Path) -> None:
     ("fields", "message"),
     [
         ({"chunk_size": 0}, "expected a number from 1 on for 'chunk_size', got 0"),
-        ({"image_resolution": [224, 224]}, r"expected image_resolution \[56, 56\].*got \[224, 224\]"),
+        (
+            {"image_resolution": [224, 224]},
+            r"expected image_resolution \[56, 56\].*got \[224, 224\]",
+        ),
         ({"min_period": "short"}, "expected a number above 0 for 'min_period', got 'short'"),
         ({"input_features": {}}, "at least one camera"),
-        ({"output_features": {"action": {"type": "ACTION", "shape": [64]}}}, "action_dim from 1 to"),
+        (
+            {"output_features": {"action": {"type": "ACTION", "shape": [64]}}},
+            "action_dim from 1 to",
+        ),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(copied: Path, fields: dict[str, object], message: str) -> None:
+def test_a_config_that_does_not_fit_is_refused(
+    copied: Path, fields: dict[str, object], message: str
+) -> None:
     change_config(copied, **fields)
     with pytest.raises((CheckpointError, ConfigError), match=message):
         opened(copied)

@@ -1,4 +1,5 @@
-"""Pictures can be read: no text lies on another or over the border, however long the names and many the rows.
+"""Pictures can be read: no text lies on another or over the border, however long the names and many
+the rows.
 
 What is measured is what was drawn: every text artist's box at the moment when matplotlib draws it.
 """
@@ -32,8 +33,14 @@ from trimvla.runtime.bundle.manifest import STAGES
 TOUCHING = 1.0  # pixels
 LEAST_AXES = 25.0  # pixels
 SHORT = "dense"
-LONG = "runs/2026-11-28/tabletop-trimmed-to-14-layers-and-56-tokens-by-the-adaptive-selector-with-seed-7"
-WORDS = "put the $5^2_1 red cube$ nearest to the camera on the purple plate at the far left end of the long table, {x}"
+LONG = (
+    "runs/2026-11-28/tabletop-trimmed-to-14-layers-and-56-tokens-by-the-adaptive-selector"
+    "-with-seed-7"
+)
+WORDS = (
+    "put the $5^2_1 red cube$ nearest to the camera on the purple plate at the far left end of the"
+    " long table, {x}"
+)
 NAMES = (SHORT, LONG, WORDS, "x" * 150)
 IMAGE = np.full((32, 32, 3), 120, np.uint8)
 
@@ -117,7 +124,13 @@ def tradeoff(count: int) -> Figure:
 def stages(count: int) -> Figure:
     """Policies in as many ways as names."""
     rows = [
-        {"part": part, "bundle": name, "backend": f"{way} {number % 4}", "p50_ms": 7.0 + number, "floor_ms": 1.0}
+        {
+            "part": part,
+            "bundle": name,
+            "backend": f"{way} {number % 4}",
+            "p50_ms": 7.0 + number,
+            "floor_ms": 1.0,
+        }
         for number, (name, way) in enumerate(zip(names(count), reversed(names(count)), strict=True))
         for part in (*STAGES, "total")
     ]
@@ -133,7 +146,12 @@ def plan(count: int) -> Figure:
 def rows(count: int) -> Figure:
     """As many rows, and up to eight series in each."""
     series = [
-        Series(name, {row: rate(row + number) for row in range(count)}, style.colour(number), style.marker(number))
+        Series(
+            name,
+            {row: rate(row + number) for row in range(count)},
+            style.colour(number),
+            style.marker(number),
+        )
         for number, name in enumerate(names(min(count, 8)))
     ]
     return rate_rows(names(count), series, WORDS)
@@ -148,7 +166,9 @@ def lines(count: int) -> Figure:
 def losses(count: int) -> Figure:
     """As many steps, of up to seven losses."""
     curves = [f"{name}_cm" for name in (*NAMES, "a", "b", "c")[: max(1, min(count, 7))]]
-    history = [{"step": float(step), **dict.fromkeys(curves, 10.0 / (1 + step))} for step in range(count)]
+    history = [
+        {"step": float(step), **dict.fromkeys(curves, 10.0 / (1 + step))} for step in range(count)
+    ]
     return loss_figure(history, curves, 5)
 
 
@@ -201,11 +221,25 @@ def test_two_names_that_are_shortened_alike_stay_two() -> None:
 
 
 def test_rows_come_in_an_order() -> None:
-    """Plans from the slowest to the fastest, then controls; on a GPU way by way, dense first in each."""
-    given = [("all", 40.0, False), ("random", 70.0, True), ("dense", 100.0, False), ("grid", 71.0, True)]
-    ordered = in_order([{"name": name, "ms": ms, "control": control} for name, ms, control in given])
+    """Plans from the slowest to the fastest, then controls; on a GPU way by way, dense first in
+    each.
+    """
+    given = [
+        ("all", 40.0, False),
+        ("random", 70.0, True),
+        ("dense", 100.0, False),
+        ("grid", 71.0, True),
+    ]
+    ordered = in_order(
+        [{"name": name, "ms": ms, "control": control} for name, ms, control in given]
+    )
     assert [row["name"] for row in ordered] == ["dense", "all", "grid", "random"]
-    taken = (("graph", "L22", 9.0), ("eager", "L22", 90.0), ("graph", "dense", 8.0), ("eager", "dense", 80.0))
+    taken = (
+        ("graph", "L22", 9.0),
+        ("eager", "L22", 90.0),
+        ("graph", "dense", 8.0),
+        ("eager", "dense", 80.0),
+    )
     gpu = [
         {"part": part, "bundle": bundle, "backend": way, "p50_ms": ms, "floor_ms": None}
         for way, bundle, ms in taken
@@ -215,4 +249,8 @@ def test_rows_come_in_an_order() -> None:
 
 
 def test_a_loss_says_its_unit() -> None:
-    assert [title(name) for name in ("object_cm", "aux", "two_words_ms")] == ["object [cm]", "aux", "two words [ms]"]
+    assert [title(name) for name in ("object_cm", "aux", "two_words_ms")] == [
+        "object [cm]",
+        "aux",
+        "two words [ms]",
+    ]

@@ -1,4 +1,6 @@
-"""Parts of a plan that only some families have: expert, several cameras, vision; and who refuses them."""
+"""Parts of a plan that only some families have: expert, several cameras, vision; and who refuses
+them.
+"""
 
 from __future__ import annotations
 

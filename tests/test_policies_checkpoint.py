@@ -32,14 +32,17 @@ def test_official_layout_loads_without_dead_weights(tmp_path, groups):
 def test_official_patch_embedding_is_the_convolution(tmp_path, groups):
     vit = load_official(write_official(tmp_path, groups), TINY).vision.encoders[0]
     assert isinstance(vit, Vit)
-    weights, pixels = groups["vision_backbone"], torch.randn(1, 3, 32, 32)
+    weights = groups["vision_backbone"]
+    pixels = torch.randn(1, 3, 32, 32)
     expected = torch.nn.functional.conv2d(
         pixels,
         weights["dino_featurizer.patch_embed.proj.weight"],
         weights["dino_featurizer.patch_embed.proj.bias"],
         stride=8,
     )
-    torch.testing.assert_close(vit.patch_embed(pixels), expected.flatten(2).transpose(1, 2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        vit.patch_embed(pixels), expected.flatten(2).transpose(1, 2), atol=1e-4, rtol=0
+    )
 
 
 def test_unused_groups_and_absent_dead_weights_are_fine(tmp_path, groups):
@@ -70,7 +73,10 @@ def test_missing_and_misshapen_weights_are_named(tmp_path, groups, group, key):
 
 def test_unknown_weight_and_group_are_named(tmp_path, groups):
     groups["action_model"]["net.adapter.weight"] = torch.zeros(1)
-    with pytest.raises(CheckpointError, match=re.escape("1 unexpected weight(s): 'action_model.net.adapter.weight'")):
+    with pytest.raises(
+        CheckpointError,
+        match=re.escape("1 unexpected weight(s): 'action_model.net.adapter.weight'"),
+    ):
         load_official(write_official(tmp_path, groups), TINY)
     with pytest.raises(CheckpointError, match=r"unexpected weight.*'value_model'"):
         load_official(write_official(tmp_path, {**groups, "value_model": {}}), TINY)
@@ -103,13 +109,17 @@ def test_own_file_round_trips_with_its_config(tmp_path):
     path = save(policy, tmp_path / "policy.safetensors", {"recipe": "none"})
     loaded = load(path)
     assert loaded.cfg == TINY
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in policy.state_dict().items())
+    assert all(
+        torch.equal(value, loaded.state_dict()[name]) for name, value in policy.state_dict().items()
+    )
     assert [file.name for file in tmp_path.iterdir()] == ["policy.safetensors"]
 
 
 def test_own_file_in_half_precision(tmp_path):
     policy = random_policy()
-    small, large = (save(policy, tmp_path / f"{dtype}", dtype=dtype) for dtype in (torch.float16, None))
+    small, large = (
+        save(policy, tmp_path / f"{dtype}", dtype=dtype) for dtype in (torch.float16, None)
+    )
     assert small.stat().st_size < 0.6 * large.stat().st_size
     for name, value in load(small).state_dict().items():
         assert torch.equal(value, policy.state_dict()[name].half().float()), name

@@ -13,7 +13,14 @@ from trimvla.policies.cogact.initialise import initialise, sincos_grid
 from trimvla.policies.cogact.layout import build_meta, official_parameters
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.attention import attention
-from trimvla.policies.nn.diffusion import alphas_cumprod, ddim_sample, ddim_steps, guided, q_sample, timesteps
+from trimvla.policies.nn.diffusion import (
+    alphas_cumprod,
+    ddim_sample,
+    ddim_steps,
+    guided,
+    q_sample,
+    timesteps,
+)
 from trimvla.policies.nn.llama import rotary, rotate
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.runtime.errors import ConfigError
@@ -55,7 +62,9 @@ def test_initialise_works_on_meta_and_starts_at_zero_noise():
     initialise(build_meta(TINY))
     policy = initialise(CogAct(TINY))
     x = torch.randn(2, TINY.head.horizon, TINY.head.action_dim)
-    assert policy.head(x, torch.tensor([3, 90]), torch.randn(2, TINY.language.width)).abs().max() == 0
+    assert (
+        policy.head(x, torch.tensor([3, 90]), torch.randn(2, TINY.language.width)).abs().max() == 0
+    )
     assert torch.isfinite(torch.cat([p.flatten() for p in policy.parameters()])).all()
 
 
@@ -73,7 +82,8 @@ def test_attention_equals_the_fused_kernel():
 
 
 def test_rotation_depends_on_distance_only():
-    q, k = torch.randn(1, 8), torch.randn(1, 8)
+    q = torch.randn(1, 8)
+    k = torch.randn(1, 8)
     cos, sin = rotary(torch.arange(20), 8, 10000.0)
 
     def score(i, j):
@@ -87,7 +97,9 @@ def test_last_layer_for_one_token_equals_the_full_pass():
     image, ids, last, _ = inputs()
     with torch.no_grad():
         visual = policy.vision(image)
-        full = policy.language.norm(policy.language.hidden_states(policy.language.embed(visual, ids))[-1])
+        full = policy.language.norm(
+            policy.language.hidden_states(policy.language.embed(visual, ids))[-1]
+        )
         cognition = policy.language.cognition(visual, ids, last)
     torch.testing.assert_close(cognition, full[:, TINY.patches + int(last)], atol=1e-6, rtol=0)
 
@@ -100,7 +112,9 @@ def test_padding_and_batch_change_nothing():
     with torch.no_grad():
         alone = policy(image, ids[:, : int(last) + 1], last, noise)
         padded = policy(image, longer, last, noise)
-        batch = policy(image.repeat(2, 1, 1, 1), both, torch.tensor([int(last), 15]), noise.repeat(2, 1, 1))
+        batch = policy(
+            image.repeat(2, 1, 1, 1), both, torch.tensor([int(last), 15]), noise.repeat(2, 1, 1)
+        )
     torch.testing.assert_close(padded, alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(batch[:1], alone, atol=1e-5, rtol=0)
     assert (batch[1] - alone[0]).abs().max() > 1e-3
@@ -116,7 +130,9 @@ def test_training_step_reaches_every_parameter():
     assert [name for name, p in policy.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize(("steps", "visited"), [(10, list(range(90, -1, -10))), (5, [80, 60, 40, 20, 0]), (1, [50])])
+@pytest.mark.parametrize(
+    ("steps", "visited"), [(10, list(range(90, -1, -10))), (5, [80, 60, 40, 20, 0]), (1, [50])]
+)
 def test_ddim_visits_the_published_timesteps(steps, visited):
     assert timesteps(100, steps) == visited
 
@@ -127,7 +143,8 @@ def test_ddim_refuses_a_number_of_steps_without_a_stride():
 
 
 def test_ddim_recovers_clean_actions_from_a_perfect_network():
-    clean, noise = torch.randn(1, 4, 7), torch.randn(1, 4, 7)
+    clean = torch.randn(1, 4, 7)
+    noise = torch.randn(1, 4, 7)
     start = ddim_steps(100, 10)[0]
     x = q_sample(clean, torch.tensor([start.t]), noise, 100)
     for step in ddim_steps(100, 10):
@@ -147,18 +164,27 @@ def test_schedule_is_the_squared_cosine():
 
 
 def test_guidance_is_the_published_combination():
-    net, z, x = random_policy().head, torch.randn(1, 32), torch.randn(1, 16, 7)
+    net = random_policy().head
+    z = torch.randn(1, 32)
+    x = torch.randn(1, 16, 7)
     t = torch.tensor([40])
     with torch.no_grad():
-        conditional, unconditional = net(x, t, z), net(x, t, net.uncondition)
+        conditional = net(x, t, z)
+        unconditional = net(x, t, net.uncondition)
         combined = guided(net, z, 2.5)(x, 40)
         off = guided(net, z, 1.0)(x, 40)
-    torch.testing.assert_close(combined, unconditional + 2.5 * (conditional - unconditional), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        combined, unconditional + 2.5 * (conditional - unconditional), atol=1e-5, rtol=0
+    )
     torch.testing.assert_close(off, conditional, atol=1e-6, rtol=0)
 
 
 def test_sampling_is_repeatable():
-    net, z, noise = random_policy().head, torch.randn(1, 32), torch.randn(1, 16, 7)
+    net = random_policy().head
+    z = torch.randn(1, 32)
+    noise = torch.randn(1, 16, 7)
     with torch.no_grad():
-        first, second = (ddim_sample(net, z, noise, train_steps=100, steps=5, guidance=1.5) for _ in range(2))
+        first, second = (
+            ddim_sample(net, z, noise, train_steps=100, steps=5, guidance=1.5) for _ in range(2)
+        )
     assert torch.equal(first, second)

@@ -1,4 +1,6 @@
-"""The training-time forward equals the deployed one; shards, normalisation and resuming do what they say."""
+"""The training-time forward equals the deployed one; shards, normalisation and resuming do what
+they say.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,12 @@ from trimvla.policies.cogact.initialise import initialise
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.cogact.tokenizer import build_tokenizer, extend_tokenizer, prompt_ids
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
-from trimvla.policies.training.dataset import Demonstrations, action_statistics, make_tokenizer, normalise
+from trimvla.policies.training.dataset import (
+    Demonstrations,
+    action_statistics,
+    make_tokenizer,
+    normalise,
+)
 from trimvla.policies.training.dropping import block_order, glimpse, patchy_tokens, spread
 from trimvla.policies.training.packed import packed_mask, packed_states, shared_prefix, take_last
 from trimvla.policies.training.trainer import Recipe, Trainer, thinned_count, train
@@ -26,7 +33,11 @@ from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.inference.preprocess import unnormalise
 
 NOUNS = ("cube", "can", "plate")
-SENTENCES = ["pick up the red cube", "put the red cube on the blue plate", "stack the blue can on the red cube"]
+SENTENCES = [
+    "pick up the red cube",
+    "put the red cube on the blue plate",
+    "stack the blue can on the red cube",
+]
 
 
 def small() -> PolicyConfig:
@@ -69,8 +80,12 @@ def test_packed_sentences_equal_the_deployed_forward() -> None:
     last = torch.tensor([[len(row) - 1 for row in rows]])
     visual = torch.randn(1, cfg.patches, cfg.language.width)
     with torch.no_grad():
-        packed = take_last(packed_states(policy.language, visual, ids)[0], last, shared_prefix(ids))[0]
-        alone = torch.cat([policy.language.cognition(visual, ids[:, i], last[:, i]) for i in range(len(rows))])
+        packed = take_last(
+            packed_states(policy.language, visual, ids)[0], last, shared_prefix(ids)
+        )[0]
+        alone = torch.cat(
+            [policy.language.cognition(visual, ids[:, i], last[:, i]) for i in range(len(rows))]
+        )
     assert shared_prefix(ids) > 5, "the template's beginning is shared"
     torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
     assert (packed[0] - packed[1]).abs().max() > 1e-3, "different sentences give different features"
@@ -122,21 +137,29 @@ def test_normalised_actions_come_back_as_they_were() -> None:
     chunks[..., 3] = 0.0
     chunks[..., 6] = chunks[..., 6] > 0
     statistics = action_statistics(chunks)["action"]
-    back = unnormalise(normalise(chunks, {"action": statistics}), msgspec.convert(statistics, ActionStatistics))
+    back = unnormalise(
+        normalise(chunks, {"action": statistics}), msgspec.convert(statistics, ActionStatistics)
+    )
     inside = np.clip(chunks, statistics["q01"], statistics["q99"])
     np.testing.assert_allclose(back, inside, atol=1e-7)
 
 
 def test_symmetric_statistics_let_a_policy_turn_back() -> None:
-    """Demonstrations that turn left only: their quantiles would clip every turn to the right to nothing."""
+    """Demonstrations that turn left only: their quantiles would clip every turn to the right to
+    nothing.
+    """
     chunks = np.random.default_rng(0).uniform(0.0, 0.3, (50, 16, 7)).astype(np.float32)
     chunks[..., 3] = 0.0
     back = np.full((1, 7), -0.2, np.float32)
     back[:, 3] = 0.0
-    one_sided, both = (action_statistics(chunks, symmetric=symmetric) for symmetric in (False, True))
+    one_sided, both = (
+        action_statistics(chunks, symmetric=symmetric) for symmetric in (False, True)
+    )
 
     def travelled(statistics: dict[str, Any]) -> np.ndarray:
-        return unnormalise(normalise(back, statistics), msgspec.convert(statistics["action"], ActionStatistics))
+        return unnormalise(
+            normalise(back, statistics), msgspec.convert(statistics["action"], ActionStatistics)
+        )
 
     assert travelled(one_sided)[0, 5] > 0
     np.testing.assert_allclose(travelled(both), back, atol=1e-6)
@@ -146,7 +169,8 @@ def test_symmetric_statistics_let_a_policy_turn_back() -> None:
 
 def test_emphasis_weighs_the_action_dimensions() -> None:
     cfg = small()
-    epsilon, noise = torch.zeros(2, 16, 7), torch.zeros(2, 16, 7)
+    epsilon = torch.zeros(2, 16, 7)
+    noise = torch.zeros(2, 16, 7)
     epsilon[..., 5] = 2.0
     even, turn = (
         Trainer(cfg, Recipe(compile=False, emphasis=weights), 9)._denoising_loss(epsilon, noise)
@@ -160,10 +184,22 @@ def test_training_learns_and_resumes_where_it_stopped(shards: list[Path], tmp_pa
     cfg = small()
     data = Demonstrations(shards, cfg, make_tokenizer(cfg, SENTENCES), nouns=NOUNS)
     recipe = Recipe(
-        steps=12, pictures=4, sentences=2, warmup=2, compile=False, bfloat16=False, tokens=((64, 1.0),), pointer_layer=2
+        steps=12,
+        pictures=4,
+        sentences=2,
+        warmup=2,
+        compile=False,
+        bfloat16=False,
+        tokens=((64, 1.0),),
+        pointer_layer=2,
     )
     losses: list[float] = []
-    train(Trainer(cfg, recipe, 9), data, tmp_path / "whole", report=lambda _, row: losses.append(row["diffusion"]))
+    train(
+        Trainer(cfg, recipe, 9),
+        data,
+        tmp_path / "whole",
+        report=lambda _, row: losses.append(row["diffusion"]),
+    )
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
 
     first = Trainer(cfg, recipe, 9)
@@ -221,7 +257,8 @@ def test_a_glimpse_of_every_patch_is_the_whole_picture() -> None:
 
 def test_fewer_patches_are_among_more() -> None:
     order = block_order(256, np.random.default_rng(1))
-    few, more = spread(order, 64), spread(order, 128)
+    few = spread(order, 64)
+    more = spread(order, 128)
     assert set(few) < set(more)
     assert (np.bincount((more // 16 // 2) * 8 + more % 16 // 2, minlength=64) == 2).all()
 

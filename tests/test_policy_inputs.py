@@ -1,4 +1,6 @@
-"""What stands before the network for every family: images, state and prompt, against the public code's arrays."""
+"""What stands before the network for every family: images, state and prompt, against the public
+code's arrays.
+"""
 
 from __future__ import annotations
 
@@ -106,15 +108,26 @@ def test_the_state_becomes_the_text_of_pi05(shared_dir: Path, key: str, padded: 
     arrays = np.load(directory / "reference.npz")
     statistics = read_lerobot(directory)
     low, high = (tuple(statistics.array("state", name)) for name in LISTS["quantiles"])
-    spec = StateSpec(names=(), dim=6, padded=padded, statistics="quantiles", epsilon=1e-8, bins=256, into="text")
+    spec = StateSpec(
+        names=(), dim=6, padded=padded, statistics="quantiles", epsilon=1e-8, bins=256, into="text"
+    )
     state = arrays["in/observation.state"].astype(np.float32)
     text = state_text(state_vector(state, spec, Scale(low, high, None, "quantiles", 1e-8)), 256)
     ids = arrays[key][0]
     prompt = PromptSpec(
-        "Task: {instruction}, State: {state};\nAction: ", 2, (), 0, (128,),
-        lowercase=False, strip=True, underscores=True, trim_end=False,
-    )  # fmt: skip
-    prompter = Prompter(Tokenizer.from_file(str(directory / "tokenizer" / "tokenizer.json")), prompt)
+        "Task: {instruction}, State: {state};\nAction: ",
+        2,
+        (),
+        0,
+        (128,),
+        lowercase=False,
+        strip=True,
+        underscores=True,
+        trim_end=False,
+    )
+    prompter = Prompter(
+        Tokenizer.from_file(str(directory / "tokenizer" / "tokenizer.json")), prompt
+    )
     got, last = prompter.ids(" put_the green block on the blue plate\n", text)
     np.testing.assert_array_equal(got[0], ids)
     assert last[0] == np.flatnonzero(ids)[-1]
@@ -129,7 +142,9 @@ def test_a_prompt_that_is_too_long_raises(shared_dir: Path) -> None:
 
 
 def test_prompts_differ_as_their_specs_say() -> None:
-    spec = PromptSpec("{instruction}", None, (), 0, (8,), lowercase=False, newline=True, trim_end=False)
+    spec = PromptSpec(
+        "{instruction}", None, (), 0, (8,), lowercase=False, newline=True, trim_end=False
+    )
     assert prompt_text(spec, "Pick up ") == "Pick up \n"
     assert prompt_text(spec, "Pick up\n") == "Pick up\n"
     braces = msgspec.structs.replace(spec, template="{instruction} at {state}", newline=False)
@@ -139,10 +154,14 @@ def test_prompts_differ_as_their_specs_say() -> None:
 def test_a_square_is_padded_before_it_is_resized_as_dexbotic_does_it(shared_dir: Path) -> None:
     arrays = np.load(shared_dir / "fixtures" / "dbcogact_tiny_a" / "reference.npz")
     spec = ImagesSpec(
-        cameras=(CameraSpec("image"),), size=56, aspect="square-centre", pad_value=(122.0, 116.0, 104.0)
+        cameras=(CameraSpec("image"),),
+        size=56,
+        aspect="square-centre",
+        pad_value=(122.0, 116.0, 104.0),
     )
     got = fit(arrays["in/image"], spec).astype(np.float64) / 255
-    mean, std = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+    mean = [0.48145466, 0.4578275, 0.40821073]
+    std = [0.26862954, 0.26130258, 0.27577711]
     expected = arrays["in/pixel_clip"][0].transpose(1, 2, 0)
     np.testing.assert_allclose((got - mean) / std, expected, rtol=0, atol=1e-6)
 
@@ -153,7 +172,9 @@ def test_bilinear_without_antialias_is_torchs() -> None:
     for (height, width), target in (((7, 11), (20, 5)), ((480, 640), (224, 298)), ((1, 3), (4, 4))):
         image = rng.random((height, width, 3), np.float32)
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
-        expected = torch.nn.functional.interpolate(tensor, target, mode="bilinear", align_corners=False)
+        expected = torch.nn.functional.interpolate(
+            tensor, target, mode="bilinear", align_corners=False
+        )
         got = resize_bilinear(image, *target)
         np.testing.assert_allclose(got, expected[0].permute(1, 2, 0).numpy(), rtol=0, atol=1e-6)
 
@@ -161,9 +182,14 @@ def test_bilinear_without_antialias_is_torchs() -> None:
 def test_openpis_letterbox_is_pillows_on_pixels() -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8)
     spec = ImagesSpec(
-        cameras=(CameraSpec("base"),), size=20, resize="bilinear-antialias", aspect="pad-centre",
-        pad_value=(-1.0, -1.0, -1.0), dtype="float32", scale=(-1.0, 1.0),
-    )  # fmt: skip
+        cameras=(CameraSpec("base"),),
+        size=20,
+        resize="bilinear-antialias",
+        aspect="pad-centre",
+        pad_value=(-1.0, -1.0, -1.0),
+        dtype="float32",
+        scale=(-1.0, 1.0),
+    )
     resized = np.asarray(Image.fromarray(image).resize((20, 14), Image.Resampling.BILINEAR))
     expected = np.full((20, 20, 3), -1.0)
     expected[3:17] = resized / 255.0 * 2 - 1
@@ -171,7 +197,11 @@ def test_openpis_letterbox_is_pillows_on_pixels() -> None:
 
 
 BLACK = np.zeros((4, 6, 3), np.uint8)
-TWO = ImagesSpec(cameras=(CameraSpec("front"), CameraSpec("wrist", required=False)), size=4, pad_value=(9.0, 9.0, 9.0))
+TWO = ImagesSpec(
+    cameras=(CameraSpec("front"), CameraSpec("wrist", required=False)),
+    size=4,
+    pad_value=(9.0, 9.0, 9.0),
+)
 
 
 def test_an_optional_camera_may_be_absent_and_is_all_padding() -> None:
@@ -181,7 +211,10 @@ def test_an_optional_camera_may_be_absent_and_is_all_padding() -> None:
 
 
 def test_a_missing_and_an_unknown_camera_are_refused_with_the_names() -> None:
-    with pytest.raises(ObservationError, match=r"cameras \['front', 'wrist'\], got \['wrist'\]: missing \['front'\]"):
+    with pytest.raises(
+        ObservationError,
+        match=r"cameras \['front', 'wrist'\], got \['wrist'\]: missing \['front'\]",
+    ):
         images_tensor({"wrist": BLACK}, TWO)
     with pytest.raises(ObservationError, match=r"\['top'\] too many"):
         images_tensor({"front": BLACK, "top": BLACK}, TWO)

@@ -1,4 +1,6 @@
-"""Bundles in lower precisions: what their graphs compute in, how far from float32 they are, and that they say so."""
+"""Bundles in lower precisions: what their graphs compute in, how far from float32 they are, and
+that they say so.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.errors import BackendError, BundleError, ConfigError
 
-STATISTICS = {"lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}}
+STATISTICS = {
+    "lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}
+}
 PLAN = Plan(layers=(0, 1, 2), tokens=TokenPlan(keep=8, key=2, after=1), recompute=(0,))
 FOR_TENSORRT = [name for name in PRECISIONS if name != "int8-dynamic"]
 
@@ -54,9 +58,20 @@ def export(out: Path, precision: str, calibration: Calibration | None = None):
     """A bundle beside the float32 one, whose graphs it takes instead of tracing torch again."""
     tokenizer = out.with_name("tokenizer.json")
     tokenizer.write_text(placeholder_tokenizer(TINY.prompt))
-    settings = {"statistics_key": "lab", "control_hz": 5.0, "created_utc": "2026-01-01T00:00:00+00:00"}
+    settings = {
+        "statistics_key": "lab",
+        "control_hz": 5.0,
+        "created_utc": "2026-01-01T00:00:00+00:00",
+    }
     return export_policy(
-        random_policy(), PLAN, STATISTICS, tokenizer, out, precision=precision, calibration=calibration, **settings
+        random_policy(),
+        PLAN,
+        STATISTICS,
+        tokenizer,
+        out,
+        precision=precision,
+        calibration=calibration,
+        **settings,
     )
 
 
@@ -70,7 +85,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundle_module, "export_stage", copying(found["float32"]))
         for precision in list(PRECISIONS)[1:]:
-            export(found[precision], precision, frames() if PRECISIONS[precision].calibrated else None)
+            export(
+                found[precision], precision, frames() if PRECISIONS[precision].calibrated else None
+            )
     return found
 
 
@@ -83,11 +100,15 @@ def product_types(path: Path) -> Counter[str]:
     """Element types of what is multiplied."""
     model = onnx.load(str(path))
     types = describe(model).types
-    return Counter(types[node.input[0]] for node in model.graph.node if node.op_type in ("MatMul", "Gemm"))
+    return Counter(
+        types[node.input[0]] for node in model.graph.node if node.op_type in ("MatMul", "Gemm")
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_manifest_says_what_it_is_and_carries_the_proof(exported: dict[str, Path], precision: str) -> None:
+def test_the_manifest_says_what_it_is_and_carries_the_proof(
+    exported: dict[str, Path], precision: str
+) -> None:
     manifest = bundles.load(exported[precision])
     assert manifest.precision == precision
     groups = manifest.parity["groups"]
@@ -100,22 +121,37 @@ def test_the_manifest_says_what_it_is_and_carries_the_proof(exported: dict[str, 
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_products_are_halved_and_sensitive_parts_are_not(exported: dict[str, Path], precision: str) -> None:
+def test_products_are_halved_and_sensitive_parts_are_not(
+    exported: dict[str, Path], precision: str
+) -> None:
     for path in exported[precision].glob("*.onnx"):
         model = onnx.load(str(path))
         types = describe(model).types
         assert product_types(path).most_common(1)[0][0] == precision
         for node in model.graph.node:
-            if node.op_type in ("Softmax", "LayerNormalization", "ReduceMean", "Sub", "TopK", "ReduceL2"):
+            if node.op_type in (
+                "Softmax",
+                "LayerNormalization",
+                "ReduceMean",
+                "Sub",
+                "TopK",
+                "ReduceL2",
+            ):
                 assert types[node.input[0]] != precision, node.name
-        assert all(types[value.name] != precision for value in (*model.graph.input, *model.graph.output))
+        assert all(
+            types[value.name] != precision for value in (*model.graph.input, *model.graph.output)
+        )
 
 
-def test_int8_is_explicit_and_symmetric_and_leaves_the_samplers_attention(exported: dict[str, Path]) -> None:
+def test_int8_is_explicit_and_symmetric_and_leaves_the_samplers_attention(
+    exported: dict[str, Path],
+) -> None:
     for path in exported["int8"].glob("*.onnx"):
         model = onnx.load(str(path))
         made = {name: node for node in model.graph.node for name in node.output}
-        constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        constants = {
+            tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+        }
         quantised = [
             node
             for node in model.graph.node
@@ -131,7 +167,9 @@ def test_int8_is_explicit_and_symmetric_and_leaves_the_samplers_attention(export
 
 
 @pytest.mark.parametrize("precision", FOR_TENSORRT)
-def test_what_is_for_tensorrt_stands_in_its_table(exported: dict[str, Path], precision: str) -> None:
+def test_what_is_for_tensorrt_stands_in_its_table(
+    exported: dict[str, Path], precision: str
+) -> None:
     for path in exported[precision].glob("*.onnx"):
         check_operators(path)
 
@@ -141,16 +179,21 @@ def test_dynamic_int8_is_not_for_tensorrt(exported: dict[str, Path]) -> None:
         check_operators(exported["int8-dynamic"] / "vision.onnx")
 
 
-def test_two_int8_exports_are_the_same_bytes(exported: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
+def test_two_int8_exports_are_the_same_bytes(
+    exported: dict[str, Path], tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(bundle_module, "export_stage", copying(exported["float32"]))
     again = export(tmp_path / "int8", "int8", frames())
     assert again.files == bundles.load(exported["int8"]).files
 
 
-def test_what_an_export_refuses(exported: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_export_refuses(
+    exported: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bundle_module, "export_stage", copying(exported["float32"]))
     with pytest.raises(
-        ConfigError, match="one of float32, float16, bfloat16, int8, int8-dynamic for 'dtype', got 'fp4'"
+        ConfigError,
+        match="one of float32, float16, bfloat16, int8, int8-dynamic for 'dtype', got 'fp4'",
     ):
         export(tmp_path / "a", "fp4")
     with pytest.raises(ConfigError, match="expected calibration frames for int8, got none"):
@@ -194,7 +237,9 @@ def test_bfloat16_is_emulated_to_the_bit(exported: dict[str, Path]) -> None:
     )
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(widen(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        widen(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     x = np.random.default_rng(0).standard_normal(64, dtype=np.float32)
     half = torch.from_numpy(x).to(torch.bfloat16)
     expected = ((half + 1) * half).float().numpy()
@@ -207,7 +252,9 @@ def test_bfloat16_is_emulated_to_the_bit(exported: dict[str, Path]) -> None:
 
 def test_bfloat16_on_onnx_runtime_is_refused_with_a_way_out(exported: dict[str, Path]) -> None:
     spec = bundles.load(exported["bfloat16"]).stages["vision"]
-    with pytest.raises(BackendError, match=r"no kernel .* a bfloat16 bundle runs on openvino or tensorrt"):
+    with pytest.raises(
+        BackendError, match=r"no kernel .* a bfloat16 bundle runs on openvino or tensorrt"
+    ):
         create("onnxruntime", exported["bfloat16"] / "vision.onnx", spec)
 
 
@@ -220,7 +267,9 @@ def test_scales() -> None:
 
 
 @pytest.mark.parametrize("precision", FOR_TENSORRT)
-def test_tensorrt_reads_the_precision_that_the_manifest_says(exported: dict[str, Path], precision: str) -> None:
+def test_tensorrt_reads_the_precision_that_the_manifest_says(
+    exported: dict[str, Path], precision: str
+) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
     library = load_trt("tensorrt-rtx")
     for path in exported[precision].glob("*.onnx"):

@@ -1,4 +1,6 @@
-"""The process table: shipped configurations are valid, overrides work, every mistake is reported at once."""
+"""The process table: shipped configurations are valid, overrides work, every mistake is reported at
+once.
+"""
 
 from __future__ import annotations
 
@@ -50,24 +52,40 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
 
 
 def test_overrides_take_the_type_of_toml() -> None:
-    sections = read_system("demo", ["control.hz=4.5", "policy.bundle=my/bundle", "control.queue.votes=1"])
+    sections = read_system(
+        "demo", ["control.hz=4.5", "policy.bundle=my/bundle", "control.queue.votes=1"]
+    )
     assert sections["control"]["hz"] == 4.5
     assert sections["policy"]["bundle"] == "my/bundle"
     assert sections["control"]["queue"] == {"mode": "ensemble", "votes": 1}
 
 
 def test_every_mistake_in_every_section_is_reported() -> None:
-    wrong = ["control.hz=fast", "policy.bundel=x", "robot.state_hz=0.0", "nobody.x=1", "control.hz.x=1"]
+    wrong = [
+        "control.hz=fast",
+        "policy.bundel=x",
+        "robot.state_hz=0.0",
+        "nobody.x=1",
+        "control.hz.x=1",
+    ]
     with pytest.raises(ConfigError) as caught:
         read_system("demo", wrong)
-    for expected in ("control: hz: expected", "policy: bundel: unknown", "robot: ", "nobody.x: ", "control.hz.x: "):
+    for expected in (
+        "control: hz: expected",
+        "policy: bundel: unknown",
+        "robot: ",
+        "nobody.x: ",
+        "control.hz.x: ",
+    ):
         assert expected in str(caught.value)
 
 
 def test_an_unknown_process_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text('[arm]\nspeed = 1\n[gripper]\nprocess = "hand"\n')
-    with pytest.raises(ConfigError, match=r"arm: expected 'process' as one of camera.*; gripper: .*'hand'"):
+    with pytest.raises(
+        ConfigError, match=r"arm: expected 'process' as one of camera.*; gripper: .*'hand'"
+    ):
         read_system(path)
 
 
@@ -89,24 +107,47 @@ def test_dotted_options_become_overrides() -> None:
     assert collect_overrides(words) == expected
 
 
-def test_a_process_that_is_not_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["process", "arm", "--system", str(CONFIGS / "demo.toml"), "--run-dir", str(tmp_path)]
+def test_a_process_that_is_not_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "process",
+        "arm",
+        "--system",
+        str(CONFIGS / "demo.toml"),
+        "--run-dir",
+        str(tmp_path),
+    ]
     assert cli.main(arguments) == 1
-    assert "expected one of the processes robot, camera-front, policy, control, got 'arm'" in capsys.readouterr().err
+    assert (
+        "expected one of the processes robot, camera-front, policy, control, got 'arm'"
+        in capsys.readouterr().err
+    )
 
 
-def test_run_publishes_until_its_time_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_publishes_until_its_time_is_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "cameras.toml"
-    path.write_text('[camera-a]\nprocess = "camera"\nname = "a"\nkind = "synthetic"\nwidth = 32\nheight = 24\n')
+    path.write_text(
+        '[camera-a]\nprocess = "camera"\nname = "a"\nkind = "synthetic"\nwidth = 32\nheight = 24\n'
+    )
     assert cli.main(["run", str(path), "--seconds", "8", "--camera-a.hz", "30.0", "--json"]) == 0
     assert '"frames_published": ' in capsys.readouterr().out
 
 
-def test_a_camera_that_does_not_start_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_camera_that_does_not_start_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "cameras.toml"
-    path.write_text('[camera-a]\nprocess = "camera"\nname = "a"\nkind = "image"\nwhere = "none.png"\n')
+    path.write_text(
+        '[camera-a]\nprocess = "camera"\nname = "a"\nkind = "image"\nwhere = "none.png"\n'
+    )
     assert cli.main(["run", str(path), "--seconds", "20", "--json"]) == 1
-    assert "process 'camera-a' ended with status 1: error: camera 'a': cannot read" in capsys.readouterr().err
+    assert (
+        "process 'camera-a' ended with status 1: error: camera 'a': cannot read"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_camera_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +181,8 @@ process = "policy"
 bundle = "{bundle}"
 [hand]
 process = "control"
-limits = {{low = [-1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 0.0], high = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]}}
+limits.low = [-1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 0.0]
+limits.high = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
 [page]
 process = "metrics"
 port = 0
@@ -148,7 +190,9 @@ port = 0
 
 
 def test_a_section_may_have_any_name(tmp_path: Path) -> None:
-    """All of them become ready, whatever they are called; who watches them knows them by what they are."""
+    """All of them become ready, whatever they are called; who watches them knows them by what they
+    are.
+    """
     path = tmp_path / "own.toml"
     path.write_text(OWN_NAMES.format(bundle=write_bundle(tmp_path / "tiny")))
     sections = read_system(path)
@@ -156,14 +200,22 @@ def test_a_section_may_have_any_name(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir(mode=0o700)
     with Supervisor(programs(sections, run_dir), run_dir) as group:
-        assert checked(group, lambda: len(group.posts) == 4 and all(post.ready for post in group.posts), 120)
+        assert checked(
+            group, lambda: len(group.posts) == 4 and all(post.ready for post in group.posts), 120
+        )
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('[a]\nprocess = "policy"\n[b]\nprocess = "policy"\n', "b: expected one process 'policy' in a system, 'a'"),
-        ('[a]\nprocess = "camera"\n[b]\nprocess = "sim-camera"\n', "b: expected one process 'camera-front'"),
+        (
+            '[a]\nprocess = "policy"\n[b]\nprocess = "policy"\n',
+            "b: expected one process 'policy' in a system, 'a'",
+        ),
+        (
+            '[a]\nprocess = "camera"\n[b]\nprocess = "sim-camera"\n',
+            "b: expected one process 'camera-front'",
+        ),
         ('["../a"]\nprocess = "policy"\n', r"got '\.\./a' for a section's name"),
     ],
 )
@@ -184,22 +236,37 @@ height = 24
 bundle = "{bundle}"
 ready_timeout_s = {timeout_s}
 [control]
-limits = {{low = [-1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 0.0], high = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]}}
+limits.low = [-1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 0.0]
+limits.high = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
 """
 
 
 def run_system(text: str, run_dir: Path, *words: str) -> tuple[int, dict, str]:
     """Status, answer and log of `trimvla run`, with its health heard all the time."""
     (run_dir / "system.toml").write_text(text)
-    program = [sys.executable, "-m", "trimvla.launch.cli", "run", str(run_dir / "system.toml"), "--json"]
+    program = [
+        sys.executable,
+        "-m",
+        "trimvla.launch.cli",
+        "run",
+        str(run_dir / "system.toml"),
+        "--json",
+    ]
     done = subprocess.run(
-        [*program, "--run-dir", str(run_dir), *words], capture_output=True, text=True, timeout=240, check=False
+        [*program, "--run-dir", str(run_dir), *words],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
 def test_a_bundle_that_hangs_ends_the_run(tmp_path: Path) -> None:
-    """Its graph loops for ever. One error, status 1, and the robot is told to hold for that reason."""
+    """Its graph loops for ever.
+
+    One error, status 1, and the robot is told to hold for that reason.
+    """
     bundle = write_bundle(tmp_path / "loops", loops=True)
     told: list[Health] = []
     with Subscriber(tmp_path, [topic("health")]) as hears:
@@ -208,28 +275,38 @@ def test_a_bundle_that_hangs_ends_the_run(tmp_path: Path) -> None:
         def listen() -> None:
             while not over.is_set():
                 hears.update(0.1)
-                told.extend(message for message in hears["health"].fresh if isinstance(message, Health))
+                told.extend(
+                    message for message in hears["health"].fresh if isinstance(message, Health)
+                )
 
         listener = threading.Thread(target=listen)
         listener.start()
         try:
             text = SYSTEM.format(bundle=bundle, timeout_s=2.0)
-            status, answer, log = run_system(text, tmp_path, "--task", "stack the red cube", "--seconds", "200")
+            status, answer, log = run_system(
+                text, tmp_path, "--task", "stack the red cube", "--seconds", "200"
+            )
         finally:
             over.set()
             listener.join()
     words = f"expected to be ready within 2 s, still warming up {bundle}"
     assert status == 1
     assert words in answer["error"]
-    assert [words in line for line in log.splitlines() if line.startswith("error: ")] == [True], "one error"
+    assert [words in line for line in log.splitlines() if line.startswith("error: ")] == [True], (
+        "one error"
+    )
     assert told and not any(message.ok for message in told)
     assert words in told[-1].reason
 
 
 def test_a_robot_that_is_not_there_is_no_success(tmp_path: Path) -> None:
-    """No driver publishes where the robot is, so control sends no action: the run did not do what it was asked."""
+    """No driver publishes where the robot is, so control sends no action: the run did not do what
+    it was asked.
+    """
     text = SYSTEM.format(bundle=write_bundle(tmp_path / "tiny"), timeout_s=120.0)
-    status, answer, log = run_system(text, tmp_path, "--task", "stack the red cube", "--seconds", "12")
+    status, answer, log = run_system(
+        text, tmp_path, "--task", "stack the red cube", "--seconds", "12"
+    )
     assert status == 1
     assert not answer["ok"]
     assert f"error: {answer['error']}" in log
@@ -253,9 +330,27 @@ def report_of(process: str, state: str, reason: str = "", **counters: int) -> Re
             True,
             ["expected actions for the task, control sent none; it is 'armed': no robot state"],
         ),
-        ([report_of("control", "fault", "pressed", actions=3)], [], "", True, ["process 'control': pressed"]),
-        ([report_of("recorder", "failed", "disk full")], [], "", False, ["process 'recorder': disk full"]),
-        ([], ["process 'recorder' ended"], "process 'policy' is starting", False, ["policy", "recorder"]),
+        (
+            [report_of("control", "fault", "pressed", actions=3)],
+            [],
+            "",
+            True,
+            ["process 'control': pressed"],
+        ),
+        (
+            [report_of("recorder", "failed", "disk full")],
+            [],
+            "",
+            False,
+            ["process 'recorder': disk full"],
+        ),
+        (
+            [],
+            ["process 'recorder' ended"],
+            "process 'policy' is starting",
+            False,
+            ["policy", "recorder"],
+        ),
     ],
 )
 def test_what_a_run_lacks(reports, gone, unwell, task, found) -> None:

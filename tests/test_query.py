@@ -1,4 +1,6 @@
-"""Observations in four conventions become one question, or one clear error; hostile msgpack costs nothing."""
+"""Observations in four conventions become one question, or one clear error; hostile msgpack costs
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from PIL import Image
 
 from tests.fuzz import OBSERVATIONS, PICTURE
 from trimvla.runtime.errors import ObservationError, WireError
-from trimvla.runtime.servers.packing import MAX_BYTES, MAX_OBJECTS, Form, count_objects, pack, unpack
+from trimvla.runtime.servers.packing import (
+    MAX_BYTES,
+    MAX_OBJECTS,
+    Form,
+    count_objects,
+    pack,
+    unpack,
+)
 from trimvla.runtime.servers.query import normalise
 
 FORMS: tuple[Form, ...] = ("groot", "openpi", "vla-eval")
@@ -30,14 +39,19 @@ def test_every_convention_in_every_form_of_arrays(name, form):
 def test_the_policys_camera_is_chosen_or_asked_for():
     other = np.zeros_like(PICTURE)
     openpi = {"observation/image": PICTURE, "observation/wrist_image": other, "prompt": "go"}
-    assert (normalise(openpi).image == PICTURE).all() and (normalise(openpi, "wrist_image").image == other).all()
+    assert (normalise(openpi).image == PICTURE).all() and (
+        normalise(openpi, "wrist_image").image == other
+    ).all()
     lerobot = {"observation.images.left": PICTURE, "observation.images.right": other, "task": "go"}
     assert (normalise(lerobot, "right").image == other).all()
     with pytest.raises(
-        ObservationError, match=r"expected one picture, or one called image, .* got \['left', 'right'\]"
+        ObservationError,
+        match=r"expected one picture, or one called image, .* got \['left', 'right'\]",
     ):
         normalise(lerobot)
-    with pytest.raises(ObservationError, match=r"expected a picture of the camera 'front', got \['left', 'right'\]"):
+    with pytest.raises(
+        ObservationError, match=r"expected a picture of the camera 'front', got \['left', 'right'\]"
+    ):
         normalise(lerobot, "front")
 
 
@@ -45,22 +59,49 @@ def test_the_policys_camera_is_chosen_or_asked_for():
     ("observation", "words"),
     [
         ([], "expected a map for 'observation', got list"),
-        ({"pixels": PICTURE}, "expected the observation keys of LeRobot, openpi, GR00T or vla-eval, got pixels"),
-        ({"images": PICTURE, "prompt": "go"}, r"expected a map of pictures for 'images', got uint8\[6, 8, 3\]"),
+        (
+            {"pixels": PICTURE},
+            "expected the observation keys of LeRobot, openpi, GR00T or vla-eval, got pixels",
+        ),
+        (
+            {"images": PICTURE, "prompt": "go"},
+            r"expected a map of pictures for 'images', got uint8\[6, 8, 3\]",
+        ),
         (
             {"images": {"a": PICTURE[..., :1]}, "prompt": "go"},
             r"expected uint8\[h, w, 3\] for 'a', got uint8\[6, 8, 1\]",
         ),
         ({"images": {"a": PICTURE[:0]}, "prompt": "go"}, r"got uint8\[0, 8, 3\]"),
         ({"images": {"a": PICTURE}}, "expected a sentence for 'task_description', got None"),
-        ({"images": {"a": PICTURE}, "prompt": "x" * 5000}, "at most 4096 characters for 'prompt', got 5000"),
-        ({"images": {"a": PICTURE}, "prompt": "go", "states": "x"}, r"expected float32\[n\] for 'states', got 'x'"),
-        ({"images": {"a": PICTURE}, "prompt": "go", "states": [1.0, float("inf")]}, "finite numbers for 'states'"),
+        (
+            {"images": {"a": PICTURE}, "prompt": "x" * 5000},
+            "at most 4096 characters for 'prompt', got 5000",
+        ),
+        (
+            {"images": {"a": PICTURE}, "prompt": "go", "states": "x"},
+            r"expected float32\[n\] for 'states', got 'x'",
+        ),
+        (
+            {"images": {"a": PICTURE}, "prompt": "go", "states": [1.0, float("inf")]},
+            "finite numbers for 'states'",
+        ),
         ({"images": {"a": PICTURE}, "prompt": "go", "seq": -1}, "for 'seq', got -1"),
-        ({"images": {"a": PICTURE}, "prompt": "go", "deadline_ns": 1.5}, "for 'deadline_ns', got 1.5"),
-        ({"video": {"a": np.stack([PICTURE[None]] * 2)}, "language": {"t": [["go"]]}}, r"got uint8\[2, 1, 6, 8, 3\]"),
-        ({"video": {"a": PICTURE[None, None]}}, "expected a map with a sentence for 'language', got None"),
-        ({"observation/image": [1], "prompt": "go"}, r"expected uint8\[h, w, 3\] for 'image', got list"),
+        (
+            {"images": {"a": PICTURE}, "prompt": "go", "deadline_ns": 1.5},
+            "for 'deadline_ns', got 1.5",
+        ),
+        (
+            {"video": {"a": np.stack([PICTURE[None]] * 2)}, "language": {"t": [["go"]]}},
+            r"got uint8\[2, 1, 6, 8, 3\]",
+        ),
+        (
+            {"video": {"a": PICTURE[None, None]}},
+            "expected a map with a sentence for 'language', got None",
+        ),
+        (
+            {"observation/image": [1], "prompt": "go"},
+            r"expected uint8\[h, w, 3\] for 'image', got list",
+        ),
     ],
 )
 def test_an_error_names_the_field_what_was_expected_and_what_came(observation, words):
@@ -82,19 +123,42 @@ def test_arrays_come_back_as_they_went():
     assert np.array_equal(unpack(pack(fortran, "groot")), fortran)
     sink = io.BytesIO()
     Image.fromarray(PICTURE).save(sink, "png")
-    png = {"__image__": True, "format": "png", "data": sink.getvalue(), "shape": list(PICTURE.shape)}
+    png = {
+        "__image__": True,
+        "format": "png",
+        "data": sink.getvalue(),
+        "shape": list(PICTURE.shape),
+    }
     assert np.array_equal(unpack(msgspec.msgpack.encode(png)), PICTURE)
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"__ndarray__": True, "data": bytes(8), "dtype": "O", "shape": [1]}, "expected numbers for 'dtype', got 'O'"),
-        ({"__ndarray__": True, "data": bytes(8), "dtype": "<f8", "shape": [2**30]}, "expected at most 8 lengths"),
-        ({"__ndarray__": True, "data": bytes(8), "dtype": "<f8", "shape": [2]}, r"expected 16 bytes .* got 8"),
-        ({"__ndarray__": True, "data": "x", "dtype": "<f8", "shape": [2]}, "expected bytes for 'data', got str"),
-        ({"__ndarray_class__": True, "as_npy": b"\x80\x04K\x01."}, "expected npy bytes for 'as_npy'"),
-        ({"__image__": True, "format": "tiff", "data": b""}, "expected raw, jpeg or png for 'format', got 'tiff'"),
+        (
+            {"__ndarray__": True, "data": bytes(8), "dtype": "O", "shape": [1]},
+            "expected numbers for 'dtype', got 'O'",
+        ),
+        (
+            {"__ndarray__": True, "data": bytes(8), "dtype": "<f8", "shape": [2**30]},
+            "expected at most 8 lengths",
+        ),
+        (
+            {"__ndarray__": True, "data": bytes(8), "dtype": "<f8", "shape": [2]},
+            r"expected 16 bytes .* got 8",
+        ),
+        (
+            {"__ndarray__": True, "data": "x", "dtype": "<f8", "shape": [2]},
+            "expected bytes for 'data', got str",
+        ),
+        (
+            {"__ndarray_class__": True, "as_npy": b"\x80\x04K\x01."},
+            "expected npy bytes for 'as_npy'",
+        ),
+        (
+            {"__image__": True, "format": "tiff", "data": b""},
+            "expected raw, jpeg or png for 'format', got 'tiff'",
+        ),
         ({"__image__": True, "format": "png", "data": b"x"}, "expected a png picture for 'data'"),
     ],
 )

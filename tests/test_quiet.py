@@ -1,7 +1,9 @@
-"""Nothing is reported to anybody: a process of ours, in a network of its own, asks no name server and writes no file.
+"""Nothing is reported to anybody: a process of ours, in a network of its own, asks no name server
+and writes no file.
 
-The namespace has a default route and a name server that keeps every question, so a library believes itself online.
-Each check is made once without the switches too: what it would miss there, it would miss everywhere.
+The namespace has a default route and a name server that keeps every question, so a library believes
+itself online. Each check is made once without the switches too: what it would miss there, it would
+miss everywhere.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from tests.tiny_bundle import write_bundle
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--net", "--mount")
 NAME_SERVER = """
 import socket, subprocess, sys, threading
-for line in ("link set lo up", "addr add 10.9.9.1/24 dev lo", "route add default via 10.9.9.2 dev lo"):
-    subprocess.run(["ip", *line.split()], check=True)
+subprocess.run("ip link set lo up".split(), check=True)
+subprocess.run("ip addr add 10.9.9.1/24 dev lo".split(), check=True)
+subprocess.run("ip route add default via 10.9.9.2 dev lo".split(), check=True)
 subprocess.run(["mount", "--bind", sys.argv[1] + "/resolv.conf", "/etc/resolv.conf"], check=True)
 server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 server.bind(("127.0.0.1", 53))
@@ -54,9 +57,17 @@ class Network:
         (place / "asked").touch()
 
     def run(self, *command: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
-        # pytest and continuous integration are signs for ONNX Runtime to be silent; so are our own switches
-        kept = {name: value for name, value in os.environ.items() if name not in SILENT and "PYTEST" not in name}
-        environ = kept | {"HOME": str(self.place / "home"), "XDG_CACHE_HOME": str(self.place / "home" / ".cache")}
+        # pytest and continuous integration are signs for ONNX Runtime to be silent; so are our own
+        # switches
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in SILENT and "PYTEST" not in name
+        }
+        environ = kept | {
+            "HOME": str(self.place / "home"),
+            "XDG_CACHE_HOME": str(self.place / "home" / ".cache"),
+        }
         server = (sys.executable, "-c", NAME_SERVER, str(self.place))
         return subprocess.run(
             [*NAMESPACE, *server, *command],
@@ -74,14 +85,23 @@ class Network:
 
     @property
     def files(self) -> list[str]:
-        """What was written under HOME, but for caches that stay here: matplotlib's fonts, Mesa's shaders."""
+        """What was written under HOME, but for caches that stay here: matplotlib's fonts, Mesa's
+        shaders.
+        """
         home = self.place / "home"
         found = sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
         return [name for name in found if not any(cache in name for cache in LOCAL_CACHES)]
 
 
 LOCAL_CACHES = (".cache/matplotlib", ".cache/mesa_shader_cache")
-SILENT = ("CI", "TF_BUILD", "JENKINS_URL", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY", "DO_NOT_TRACK")
+SILENT = (
+    "CI",
+    "TF_BUILD",
+    "JENKINS_URL",
+    "GITHUB_ACTIONS",
+    "ORT_DISABLE_TELEMETRY",
+    "DO_NOT_TRACK",
+)
 
 
 @pytest.fixture
@@ -90,7 +110,9 @@ def network(tmp_path: Path) -> Network:
     if shutil.which("unshare") is None or shutil.which("ip") is None:
         pytest.skip("needs unshare and ip")
     made = Network(tmp_path)
-    tried = made.run(sys.executable, "-c", "import socket; socket.getaddrinfo('example.invalid', 1)")
+    tried = made.run(
+        sys.executable, "-c", "import socket; socket.getaddrinfo('example.invalid', 1)"
+    )
     if b"example" not in made.asked:
         pytest.skip(f"no network namespace with a name server here: {tried.stderr.strip()[-200:]}")
     (tmp_path / "asked").write_bytes(b"")
@@ -136,7 +158,9 @@ def test_importing_openvino_asks_for_nobody(network: Network) -> None:
 
 
 def test_openvino_alone_would_have_asked(network: Network) -> None:
-    if not list(Path(pytest.importorskip("openvino").__file__).parent.parent.glob("openvino_telemetry")):
+    if not list(
+        Path(pytest.importorskip("openvino").__file__).parent.parent.glob("openvino_telemetry")
+    ):
         pytest.skip("OpenVINO came without its reporter")
     network.run(sys.executable, "-c", "import openvino")
     assert b"google-analytics" in network.asked

@@ -1,4 +1,6 @@
-"""Calibration from a recording: the frames that the policy's camera showed while a task was held, and no others."""
+"""Calibration from a recording: the frames that the policy's camera showed while a task was held,
+and no others.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,15 @@ def shades(path: Path, tokenizer: Path, frames: int) -> list[int]:
 
 
 def test_frames_under_a_task_are_taken_and_no_others(tmp_path: Path, tokenizer: Path) -> None:
-    messages = [frame(1), task("lift"), frame(2), frame(9, "front"), frame(3), task("lift", active=False), frame(4)]
+    messages = [
+        frame(1),
+        task("lift"),
+        frame(2),
+        frame(9, "front"),
+        frame(3),
+        task("lift", active=False),
+        frame(4),
+    ]
     path = record(tmp_path / "run.mcap", messages)
     assert shades(path, tokenizer, frames=8) == [2, 3]
 
@@ -67,5 +77,7 @@ def test_as_many_are_drawn_as_are_wanted(tmp_path: Path, tokenizer: Path) -> Non
 
 def test_a_recording_without_a_task_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     path = record(tmp_path / "run.mcap", [frame(1)])
-    with pytest.raises(ConfigError, match=r"run\.mcap: expected frames of the camera 'wrist' while a task was held"):
+    with pytest.raises(
+        ConfigError, match=r"run\.mcap: expected frames of the camera 'wrist' while a task was held"
+    ):
         shades(path, tokenizer, frames=4)

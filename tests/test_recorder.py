@@ -55,7 +55,8 @@ def until(condition, timeout_s: float = 20.0) -> bool:
 @contextmanager
 def in_thread(settings: RecorderConfig, run_dir: Path) -> Iterator[list[BaseException]]:
     """The process's own `run`, and what it raised at the end."""
-    stop, raised = threading.Event(), []
+    stop = threading.Event()
+    raised = []
 
     def target() -> None:
         try:
@@ -106,15 +107,21 @@ def test_all_commands_of_a_run_are_in_the_file(tmp_path: Path) -> None:
             time.sleep(0.001)
         assert heard(hears, lambda report: report.counters["messages"] >= 200)
         assert not path.exists(), "its name says that it is complete"
-    numbers = [entry.message.sequence for entry in Recording(path).entries(lambda name: name == "command")]
+    numbers = [
+        entry.message.sequence for entry in Recording(path).entries(lambda name: name == "command")
+    ]
     assert numbers[-200:] == list(range(first, first + 200))
-    pictures = [entry.message for entry in Recording(path).entries(lambda name: name == "front/color")]
+    pictures = [
+        entry.message for entry in Recording(path).entries(lambda name: name == "front/color")
+    ]
     assert isinstance(pictures[0], Frame)
     np.testing.assert_array_equal(pictures[0].image, NOISE)
     assert not partial(path).exists()
 
 
-def test_broken_messages_do_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_messages_do_not_fill_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """They made 706 MB an hour; all are counted, few are logged."""
     with (
         closing(FaultyPublisher(tmp_path, topic("front/color"))) as out,
@@ -140,7 +147,9 @@ def test_what_is_lost_is_counted(tmp_path: Path) -> None:
     """A publisher drops what a reader cannot take, and the queue here keeps the newest two."""
     telemetry = Telemetry("recorder")
     with Publisher(tmp_path, topic("command")) as out:
-        taker = Recorder(config(tmp_path / "a.mcap", queue_messages=2, topics=("command",)), tmp_path, telemetry)
+        taker = Recorder(
+            config(tmp_path / "a.mcap", queue_messages=2, topics=("command",)), tmp_path, telemetry
+        )
 
         def connected() -> bool:
             out.send(command(0))
@@ -213,7 +222,9 @@ def as_process(settings: dict, run_dir: Path) -> Iterator[Supervisor]:
 def test_a_killed_recorder_leaves_what_it_flushed(tmp_path: Path) -> None:
     path = tmp_path / "a.mcap"
     with as_process({"path": str(path)}, tmp_path) as group:
-        publish_frames(tmp_path, lambda: partial(path).exists() and partial(path).stat().st_size > 300_000)
+        publish_frames(
+            tmp_path, lambda: partial(path).exists() and partial(path).stat().st_size > 300_000
+        )
         os.kill(group.children[0].pid, signal.SIGKILL)
         assert until(lambda: group.children[0].status() == -signal.SIGKILL)
     assert not path.exists(), "nothing half-written under the final name"
@@ -221,7 +232,9 @@ def test_a_killed_recorder_leaves_what_it_flushed(tmp_path: Path) -> None:
     pictures = [entry.message for entry in recording]
     assert len(pictures) * NOISE.nbytes > 200_000
     assert recording.cut_off
-    assert all(isinstance(frame, Frame) and np.array_equal(frame.image, NOISE) for frame in pictures)
+    assert all(
+        isinstance(frame, Frame) and np.array_equal(frame.image, NOISE) for frame in pictures
+    )
 
 
 FULL = """
@@ -235,12 +248,16 @@ sys.exit(main(sys.argv[1:]))
 def test_a_full_disk_is_one_error_and_stops_nothing(tmp_path: Path) -> None:
     """The limit on a file's size is a disk that is full at 200 kB."""
     path = tmp_path / "a.mcap"
-    argv = commands({"recorder": {"processes": [], "flush_s": 0.05, "path": str(path)}}, tmp_path)["recorder"]
+    argv = commands({"recorder": {"processes": [], "flush_s": 0.05, "path": str(path)}}, tmp_path)[
+        "recorder"
+    ]
     with (
         (tmp_path / "log").open("wb") as log,
         Subscriber(tmp_path, [topic(REPORT)]) as hears,
         subprocess.Popen(
-            [sys.executable, "-c", FULL, *argv[argv.index("process") :]], stdin=subprocess.PIPE, stderr=log
+            [sys.executable, "-c", FULL, *argv[argv.index("process") :]],
+            stdin=subprocess.PIPE,
+            stderr=log,
         ) as process,
     ):
         publish_frames(tmp_path, lambda: heard_once(hears, "failed"))
@@ -291,7 +308,9 @@ def test_settings_out_of_range(change: dict, tmp_path: Path) -> None:
         config(tmp_path / "a.mcap", **change)
 
 
-def test_the_verb_finds_what_there_is_to_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_finds_what_there_is_to_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stop = threading.Event()
 
     def robot() -> None:
@@ -309,14 +328,20 @@ def test_the_verb_finds_what_there_is_to_record(tmp_path: Path, capsys: pytest.C
     thread.start()
     try:
         path = tmp_path / "verb.mcap"
-        assert cli.main(["record", str(path), "--run-dir", str(tmp_path), "--seconds", "4", "--json"]) == 0
+        assert (
+            cli.main(["record", str(path), "--run-dir", str(tmp_path), "--seconds", "4", "--json"])
+            == 0
+        )
     finally:
         stop.set()
         thread.join(10)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     counted = Counter(entry.topic for entry in Recording(path))
     assert set(counted) == {"wrist/color", "command", "control/report"}
-    assert (result["frames"], result["messages"]) == (counted["wrist/color"], counted.total() - counted["wrist/color"])
+    assert (result["frames"], result["messages"]) == (
+        counted["wrist/color"],
+        counted.total() - counted["wrist/color"],
+    )
 
 
 def test_a_directory_without_a_system_is_an_error(

@@ -1,4 +1,6 @@
-"""The file: every message comes back as it went in, Foxglove can read its schemas, and a crash costs the last chunk."""
+"""The file: every message comes back as it went in, Foxglove can read its schemas, and a crash
+costs the last chunk.
+"""
 
 from __future__ import annotations
 
@@ -46,13 +48,21 @@ CHUNK = ActionChunk(
     instruction="pick up the red cube",
 )
 MESSAGES: dict[str, Message] = {
-    "task": Task(time_ns=1, episode=1, instruction="stack", started_ns=1, seed=4, options={"variant": "all"}),
+    "task": Task(
+        time_ns=1, episode=1, instruction="stack", started_ns=1, seed=4, options={"variant": "all"}
+    ),
     "robot/state": JointState(time_ns=2, position=(0.1, -0.25), gripper=1.0),
     "sim/state": SimState(time_ns=2, episode=1, step=3, scene={"cubes": [1, 2]}, qpos=(0.5,)),
     "chunk": CHUNK,
-    "command": Command(time_ns=6, episode=1, kind="hold", action=(0.0, 1.0), reason="robot/state is silent"),
-    "episode": Episode(time_ns=7, episode=1, instruction="stack", step=2, done=False, success=False),
-    "policy/report": Report(time_ns=8, process="policy", state="running", latencies={"a": Summary(1, 1.0, 2.0, 3.0)}),
+    "command": Command(
+        time_ns=6, episode=1, kind="hold", action=(0.0, 1.0), reason="robot/state is silent"
+    ),
+    "episode": Episode(
+        time_ns=7, episode=1, instruction="stack", step=2, done=False, success=False
+    ),
+    "policy/report": Report(
+        time_ns=8, process="policy", state="running", latencies={"a": Summary(1, 1.0, 2.0, 3.0)}
+    ),
 }
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 
@@ -75,12 +85,19 @@ def write(path: Path, items: list[tuple[str, list[bytes]]]) -> Path:
 
 
 def test_every_message_comes_back_as_it_went_in(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.mcap", [(name, packed(name, message)) for name, message in MESSAGES.items()])
+    path = write(
+        tmp_path / "a.mcap", [(name, packed(name, message)) for name, message in MESSAGES.items()]
+    )
     recording = Recording(path)
     entries = list(recording)
     assert {entry.topic: entry.message for entry in entries} == MESSAGES
-    assert [entry.logged_ns for entry in entries] == [OFFSET_NS + 1000 + number for number in range(len(MESSAGES))]
-    assert recording.facts == {"versions": '{"numpy":"2"}', "utc_minus_monotonic_ns": str(OFFSET_NS)}
+    assert [entry.logged_ns for entry in entries] == [
+        OFFSET_NS + 1000 + number for number in range(len(MESSAGES))
+    ]
+    assert recording.facts == {
+        "versions": '{"numpy":"2"}',
+        "utc_minus_monotonic_ns": str(OFFSET_NS),
+    }
     assert not recording.cut_off
 
 
@@ -92,7 +109,11 @@ def test_pictures_have_the_pixels_that_the_policy_saw(codec: wire.Codec, tmp_pat
     assert isinstance(seen, Frame)
     assert isinstance(entry.message, Frame)
     np.testing.assert_array_equal(entry.message.image, seen.image)
-    assert (entry.message.sequence, entry.message.time_ns, entry.message.camera) == (7, 107, "front")
+    assert (entry.message.sequence, entry.message.time_ns, entry.message.camera) == (
+        7,
+        107,
+        "front",
+    )
 
 
 def test_numbers_that_json_lacks_come_back_as_nan(tmp_path: Path) -> None:
@@ -104,7 +125,9 @@ def test_numbers_that_json_lacks_come_back_as_nan(tmp_path: Path) -> None:
 
 
 def viewer_reads(part: dict[str, Any]) -> bool:
-    """The rules of Foxglove's parser, mcap-support/parseJsonSchema.ts: what it throws at makes the topic unreadable."""
+    """The rules of Foxglove's parser, mcap-support/parseJsonSchema.ts: what it throws at makes the
+    topic unreadable.
+    """
     if part.get("type") != "object" or "properties" not in part:
         return False
     return all(viewer_reads_field(field) for field in part["properties"].values())
@@ -116,7 +139,11 @@ def viewer_reads_field(field: dict[str, Any]) -> bool:
         return viewer_reads(field)
     if kind == "array":
         items = field["items"]
-        return viewer_reads(items) if items.get("type") == "object" else items.get("type") in foxglove.SCALARS
+        return (
+            viewer_reads(items)
+            if items.get("type") == "object"
+            else items.get("type") in foxglove.SCALARS
+        )
     return kind in foxglove.SCALARS and field.get("contentEncoding") in (None, "base64")
 
 
@@ -127,12 +154,17 @@ KINDS = [*map(type, MESSAGES.values()), foxglove.RawImage, foxglove.CompressedIm
 def test_the_viewer_can_read_every_schema(kind) -> None:
     schema = foxglove.schema(kind)
     assert viewer_reads(schema), schema
-    assert "additionalProperties" not in json.dumps(schema), "fields that are not described are allowed"
+    assert "additionalProperties" not in json.dumps(schema), (
+        "fields that are not described are allowed"
+    )
 
 
 def test_pictures_and_log_lines_have_the_fields_that_the_viewer_asks_for(tmp_path: Path) -> None:
     items = [("front/color", picture(0)), ("front/color", picture(1, "jpeg"))]
-    items += [("command", packed("command", MESSAGES["command"])), ("policy/report", packed_report("running"))]
+    items += [
+        ("command", packed("command", MESSAGES["command"])),
+        ("policy/report", packed_report("running")),
+    ]
     path = write(tmp_path / "a.mcap", items)
     with path.open("rb") as stream:
         found = {
@@ -140,7 +172,9 @@ def test_pictures_and_log_lines_have_the_fields_that_the_viewer_asks_for(tmp_pat
             for schema, _, message in make_reader(stream).iter_messages()
             if schema
         }
-    raw, small, line = (found[f"foxglove.{name}"] for name in ("RawImage", "CompressedImage", "Log"))
+    raw, small, line = (
+        found[f"foxglove.{name}"] for name in ("RawImage", "CompressedImage", "Log")
+    )
     assert (raw["width"], raw["height"], raw["encoding"], raw["step"]) == (8, 6, "bgr8", 24)
     assert raw["timestamp"] == {"sec": 1_700_000_000, "nsec": 100}
     assert (small["format"], small["frame_id"]) == ("jpeg", "front")
@@ -152,10 +186,19 @@ def packed_report(state: str, reason: str = "") -> list[bytes]:
 
 
 def test_decisions_are_told_once(tmp_path: Path) -> None:
-    said = [("running", ""), ("running", ""), ("refusing", "too old"), ("refusing", "too old"), ("running", "")]
+    said = [
+        ("running", ""),
+        ("running", ""),
+        ("refusing", "too old"),
+        ("refusing", "too old"),
+        ("running", ""),
+    ]
     path = write(tmp_path / "a.mcap", [("policy/report", packed_report(*words)) for words in said])
     with path.open("rb") as stream:
-        lines = [json.loads(message.data) for _, _, message in make_reader(stream).iter_messages(topics=[LOG_TOPIC])]
+        lines = [
+            json.loads(message.data)
+            for _, _, message in make_reader(stream).iter_messages(topics=[LOG_TOPIC])
+        ]
     assert [line["message"] for line in lines] == ["running", "refusing: too old", "running"]
     assert [line["level"] for line in lines] == [foxglove.INFO, foxglove.WARNING, foxglove.INFO]
 
@@ -212,6 +255,9 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 def test_what_is_no_message_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "a.mcap").open("wb") as stream:
         writer = RecordingWriter(stream, {}, OFFSET_NS)
-        for name, parts in (("chunk", [b"chunk", b"\xc1"]), ("front/color", [b"front/color", b"{}", b""])):
+        for name, parts in (
+            ("chunk", [b"chunk", b"\xc1"]),
+            ("front/color", [b"front/color", b"{}", b""]),
+        ):
             with pytest.raises(WireError, match=name):
                 writer.add(topic(name), 0, parts)

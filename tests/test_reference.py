@@ -1,4 +1,6 @@
-"""Agreement with the arrays that the public code gave, and what the comparison says when there is none."""
+"""Agreement with the arrays that the public code gave, and what the comparison says when there is
+none.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ def store(directory, **changes):
     """Replace, add or (None) remove arrays of a copy."""
     arrays = dict(np.load(directory / "reference.npz"))
     arrays |= {key.replace("__", "/"): value for key, value in changes.items()}
-    np.savez(directory / "reference.npz", **{key: value for key, value in arrays.items() if value is not None})
+    np.savez(
+        directory / "reference.npz",
+        **{key: value for key, value in arrays.items() if value is not None},
+    )
 
 
 @pytest.mark.parametrize("group", [group.name for group in GROUPS])
@@ -103,7 +108,8 @@ def test_difference(got, expected):
 
 
 def test_rounding_of_large_arrays_is_no_difference_but_an_error_is():
-    large, step = np.full(1000, 12.0), np.zeros(1000)
+    large = np.full(1000, 12.0)
+    step = np.zeros(1000)
     step[7] = 5e-4
     row = ScaledComparison("visual", 1e-4)
     row.add("rounded", large, large + step)
@@ -124,23 +130,39 @@ def test_not_a_number_never_passes():
 
 def test_every_stored_array_is_compared_or_known_to_be_something_else(fixture_dir):
     """Inputs of other arrays, and what comes of known mistakes."""
-    others = ("in/image", "llm/attention_mask", "action/noise", "batch/image2", "batch/attention_mask", "batch/noise")
+    others = (
+        "in/image",
+        "llm/attention_mask",
+        "action/noise",
+        "batch/image2",
+        "batch/attention_mask",
+        "batch/noise",
+    )
     others += ("ensemble/chunks", "simpler/chunks", "bi/scores_pooled_over_tokens")
     ends = ("/image", "/input_ids")
     keys = [key for key in np.load(fixture_dir / "reference.npz") if not key.startswith(others)]
-    keys = [key for key in keys if "/trap_" not in key and not (key.startswith("bi/") and key.endswith(ends))]
+    keys = [
+        key
+        for key in keys
+        if "/trap_" not in key and not (key.startswith("bi/") and key.endswith(ends))
+    ]
     assert [key for key in keys if not any(group.covers(key) for group in GROUPS)] == []
 
 
 def test_known_mistakes_are_told_apart(fixture_dir):
-    """Renumbered positions, and importance from the normed last layer, must not pass for the real thing."""
+    """Renumbered positions, and importance from the normed last layer, must not pass for the real
+    thing.
+    """
     arrays = np.load(fixture_dir / "reference.npz")
     real, trap = (arrays[f"bi/{name}"] for name in ("scores", "trap_last_layer_postnorm"))
     assert max_abs_difference(real, trap) > 1e-3
     for key in arrays:
         if key.endswith("/trap_renumbered_positions"):
             assert (
-                max_abs_difference(arrays[key], arrays[key.replace("trap_renumbered_positions", "cognition_feature")])
+                max_abs_difference(
+                    arrays[key],
+                    arrays[key.replace("trap_renumbered_positions", "cognition_feature")],
+                )
                 > 1e-3
             )
 

@@ -32,7 +32,8 @@ from trimvla.runtime.inference.scheduler import InferenceScheduler
 from trimvla.runtime.record.recording import Recording, RecordingWriter, fact
 from trimvla.runtime.record.replay import Calls, replay
 
-CHUNKS, TIMEOUT_S = 5, 60.0
+CHUNKS = 5
+TIMEOUT_S = 60.0
 RUNGS = {"top": 1.0, "bottom": 0.5}  # and their gains
 SYSTEM = """
 [camera-front]
@@ -59,17 +60,37 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_file(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Camera, policy and recorder as processes, with JPEG pictures, until there were a few chunks."""
+    """Camera, policy and recorder as processes, with JPEG pictures, until there were a few
+    chunks.
+    """
     home = tmp_path_factory.mktemp("run")
     (home / "system.toml").write_text(SYSTEM.format(codec="jpeg", bundle=bundle))
-    program = [sys.executable, "-m", "trimvla.launch.cli", "run", str(home / "system.toml"), "--json"]
-    options = ["--task", "pick up the red cube", "--record", str(home / "run.mcap"), "--run-dir", str(home)]
+    program = [
+        sys.executable,
+        "-m",
+        "trimvla.launch.cli",
+        "run",
+        str(home / "system.toml"),
+        "--json",
+    ]
+    options = [
+        "--task",
+        "pick up the red cube",
+        "--record",
+        str(home / "run.mcap"),
+        "--run-dir",
+        str(home),
+    ]
     with (
         Subscriber(home, [topic("chunk")]) as hears,
         subprocess.Popen([*program, *options], stdout=subprocess.PIPE, text=True) as process,
     ):
         deadline = time.monotonic() + TIMEOUT_S
-        while hears["chunk"].received < CHUNKS and process.poll() is None and time.monotonic() < deadline:
+        while (
+            hears["chunk"].received < CHUNKS
+            and process.poll() is None
+            and time.monotonic() < deadline
+        ):
             hears.update(0.1)
         process.send_signal(signal.SIGINT)
         result = json.loads(process.communicate(timeout=30)[0].splitlines()[-1])
@@ -82,7 +103,9 @@ def answer(capsys: pytest.CaptureFixture[str]) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_a_recorded_run_replays_bit_for_bit(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recorded_run_replays_bit_for_bit(
+    run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["replay", str(run_file), "--recorded-paths", "--json"]) == 0
     result = answer(capsys)
     assert result["calls"] == result["repeated"] + sum(result["left_out"].values())
@@ -96,7 +119,9 @@ def test_the_recording_says_what_ran(run_file: Path, bundle: Path) -> None:
     assert (fact(recording, "versions", dict[str, str]) or {})["numpy"] == np.__version__
     chunks = [entry.message for entry in recording.entries(lambda name: name == "chunk")]
     assert all(isinstance(chunk, ActionChunk) and chunk.seed[0] == 7 for chunk in chunks)
-    assert {chunk.instruction for chunk in chunks if isinstance(chunk, ActionChunk)} == {"pick up the red cube"}
+    assert {chunk.instruction for chunk in chunks if isinstance(chunk, ActionChunk)} == {
+        "pick up the red cube"
+    }
     topics = {entry.topic for entry in recording}
     assert {"task", "chunk", "front/color", "policy/report", "camera-front/report"} <= topics
 
@@ -109,7 +134,10 @@ def test_another_bundle_gives_other_actions_and_says_so(
     result = answer(capsys)
     assert result["exact"] < result["repeated"]
     assert 0 < result["worst"]["largest"] <= 1.0
-    assert cli.main(["replay", str(run_file), "--bundle", str(other), "--tolerance", "1.0", "--json"]) == 0
+    assert (
+        cli.main(["replay", str(run_file), "--bundle", str(other), "--tolerance", "1.0", "--json"])
+        == 0
+    )
 
 
 def test_a_bundle_whose_actions_mean_something_else_is_refused(
@@ -118,7 +146,9 @@ def test_a_bundle_whose_actions_mean_something_else_is_refused(
     other = tiny_bundle.write_bundle(tmp_path / "other", kinds=("absolute",) * 6 + ("gripper",))
     assert cli.main(["replay", str(run_file), "--bundle", str(other), "--json"]) == 1
     error = answer(capsys)["error"]
-    assert "expected actions of [6 delta, gripper] at 5 Hz, got [6 absolute, gripper] at 5 Hz" in error
+    assert (
+        "expected actions of [6 delta, gripper] at 5 Hz, got [6 absolute, gripper] at 5 Hz" in error
+    )
 
 
 def test_the_inspected_call_is_the_recorded_one(
@@ -161,7 +191,9 @@ def chunk_of(policy: Policy, seen: Frame, **changes) -> ActionChunk:
     return ActionChunk(**{**values, **changes})
 
 
-def record(path: Path, messages: list[Frame | ActionChunk], facts: dict[str, str] | None = None) -> Recording:
+def record(
+    path: Path, messages: list[Frame | ActionChunk], facts: dict[str, str] | None = None
+) -> Recording:
     with path.open("wb") as stream:
         writer = RecordingWriter(stream, facts or {})
         for message in messages:
@@ -187,7 +219,9 @@ def test_one_changed_bit_is_found(policy: Policy, tmp_path: Path) -> None:
 
 
 def test_calls_that_cannot_be_repeated_are_named(policy: Policy, tmp_path: Path) -> None:
-    early, first, lost = frame(0), frame(1), frame(2)
+    early = frame(0)
+    first = frame(1)
+    lost = frame(2)
     chunks = [chunk_of(policy, one) for one in (early, first, lost)]
     before = replay(record(tmp_path / "before.mcap", [first, *chunks[:2]]), policy)
     assert before.left_out == {"its picture is from before the recording": 1}
@@ -225,7 +259,11 @@ def test_a_recording_without_a_bundle_asks_for_one(
 
 
 def test_a_recording_cannot_choose_what_is_run(
-    run_file: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run_file: Path,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for verb in ("replay", "inspect"):
         assert cli.main([verb, str(run_file), "--json"]) == 1
@@ -237,17 +275,30 @@ def test_a_recording_cannot_choose_what_is_run(
     monkeypatch.chdir(tmp_path)  # a folder beside the recording is no shipped bundle either
     assert cli.main(["replay", str(named.path), "--json"]) == 1
     assert "which are no shipped bundles" in answer(capsys)["error"]
-    shipped = record(tmp_path / "b.mcap", [frame(0)], {"system": json.dumps({"policy": {"bundle": "tabletop"}})})
+    shipped = record(
+        tmp_path / "b.mcap", [frame(0)], {"system": json.dumps({"policy": {"bundle": "tabletop"}})}
+    )
     tiny_bundle.write_bundle(tmp_path / "tabletop")
-    assert tmp_path not in choose_bundles(shipped, None, recorded_paths=False)["tabletop"].resolve().parents
+    assert (
+        tmp_path
+        not in choose_bundles(shipped, None, recorded_paths=False)["tabletop"].resolve().parents
+    )
 
 
 def test_rungs_and_guidance_replay_bit_for_bit(tmp_path: Path) -> None:
-    """Each call with the bundle that made it, guided by the chunk that guided it; another bundle would not do."""
-    names = [str(tiny_bundle.write_bundle(tmp_path / name, gain=gain, guided=True)) for name, gain in RUNGS.items()]
-    config = PolicyConfig(rungs=tuple(names), rtc=RtcConfig(enabled=True), ladder=LadderConfig(dwell_s=1.0))
+    """Each call with the bundle that made it, guided by the chunk that guided it; another bundle
+    would not do.
+    """
+    names = [
+        str(tiny_bundle.write_bundle(tmp_path / name, gain=gain, guided=True))
+        for name, gain in RUNGS.items()
+    ]
+    config = PolicyConfig(
+        rungs=tuple(names), rtc=RtcConfig(enabled=True), ladder=LadderConfig(dwell_s=1.0)
+    )
     policies = load_rungs(config)
-    now, board = [0], [Board(40.0)]
+    now = [0]
+    board = [Board(40.0)]
     thinker = InferenceScheduler(
         policies,
         config.thought,
@@ -276,6 +327,13 @@ def test_rungs_and_guidance_replay_bit_for_bit(tmp_path: Path) -> None:
     assert replay(recording, policies[names[0]]).exact == 8
     late = replay(record(tmp_path / "late.mcap", messages[2:]), policies[names[0]], policies)
     assert (late.repeated, late.exact) == (10, 10)
-    assert late.left_out == {"the chunk that guided it is from before the recording": 1} and late.same()
-    gap = replay(record(tmp_path / "gap.mcap", [*messages[:7], *messages[8:]]), policies[names[0]], policies)
-    assert gap.left_out == {"the chunk that guided it is not in the recording": 1} and not gap.same()
+    assert (
+        late.left_out == {"the chunk that guided it is from before the recording": 1}
+        and late.same()
+    )
+    gap = replay(
+        record(tmp_path / "gap.mcap", [*messages[:7], *messages[8:]]), policies[names[0]], policies
+    )
+    assert (
+        gap.left_out == {"the chunk that guided it is not in the recording": 1} and not gap.same()
+    )

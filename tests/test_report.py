@@ -38,7 +38,9 @@ def test_the_picture_is_enlarged_to_whole_patches_and_not_turned() -> None:
         (WHITE.astype(np.float32), [0], r"uint8\[h, w, 3\] for 'image', got float32\[8, 8, 3\]"),
     ],
 )
-def test_what_is_no_picture_or_no_patch_is_refused(image: np.ndarray, kept: list[int], message: str) -> None:
+def test_what_is_no_picture_or_no_patch_is_refused(
+    image: np.ndarray, kept: list[int], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         kept_over_image(image, np.array(kept), grid=4)
 

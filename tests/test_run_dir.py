@@ -1,4 +1,6 @@
-"""Run directories that others could change: refused by everyone who uses one, and nothing is written through a link."""
+"""Run directories that others could change: refused by everyone who uses one, and nothing is
+written through a link.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ USERS: dict[str, Callable[[Path], object]] = {
     "commands": lambda run_dir: commands({}, run_dir),
     "supervisor": lambda run_dir: Supervisor([], run_dir).__enter__(),
     "network": lambda run_dir: install(Network(), run_dir),
-    "record": lambda run_dir: record.run(record.Args(run_dir.parent / "a.mcap", run_dir, seconds=0.1)),
+    "record": lambda run_dir: record.run(
+        record.Args(run_dir.parent / "a.mcap", run_dir, seconds=0.1)
+    ),
     "recorder": lambda run_dir: Recorder(
         RecorderConfig(str(run_dir.parent / "a.mcap")), run_dir, Telemetry("recorder")
     ),
@@ -77,15 +81,20 @@ def shared() -> Iterator[Path]:
 def test_another_users_directory_is_refused(shared: Path, use: Callable[[Path], object]) -> None:
     theirs = shared / "run"
     as_nobody(theirs.mkdir)
-    with pytest.raises(ConfigError, match=f"expected {theirs} to belong to root or to user root.* user nobody"):
+    with pytest.raises(
+        ConfigError, match=f"expected {theirs} to belong to root or to user root.* user nobody"
+    ):
         use(theirs)
     assert list(theirs.iterdir()) == [] and list(shared.iterdir()) == [theirs]
 
 
 @as_root
 @every_user
-def test_a_directory_behind_another_users_link_is_refused(shared: Path, use: Callable[[Path], object]) -> None:
-    ours, link = shared / "ours", shared / "run"
+def test_a_directory_behind_another_users_link_is_refused(
+    shared: Path, use: Callable[[Path], object]
+) -> None:
+    ours = shared / "ours"
+    link = shared / "run"
     ours.mkdir(0o700)
     as_nobody(lambda: link.symlink_to(ours))
     with pytest.raises(ConfigError, match=f"expected {link} to belong to root"):
@@ -94,9 +103,13 @@ def test_a_directory_behind_another_users_link_is_refused(shared: Path, use: Cal
 
 
 @as_root
-@pytest.mark.parametrize("kind", ["lock", "robot-state", "robot-state.lock", "a.log", SYSTEM_FILE, NETWORK_FILE])
+@pytest.mark.parametrize(
+    "kind", ["lock", "robot-state", "robot-state.lock", "a.log", SYSTEM_FILE, NETWORK_FILE]
+)
 @every_user
-def test_what_another_user_left_in_it_is_refused(shared: Path, use: Callable[[Path], object], kind: str) -> None:
+def test_what_another_user_left_in_it_is_refused(
+    shared: Path, use: Callable[[Path], object], kind: str
+) -> None:
     once_open = shared / "run"
     once_open.mkdir()
     once_open.chmod(0o777)
@@ -108,23 +121,33 @@ def test_what_another_user_left_in_it_is_refused(shared: Path, use: Callable[[Pa
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o720])
 @every_user
-def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, use: Callable[[Path], object], mode: int):
+def test_a_directory_that_others_may_write_to_is_refused(
+    tmp_path: Path, use: Callable[[Path], object], mode: int
+):
     loose = tmp_path / "run"
     loose.mkdir()
     loose.chmod(mode)
-    with pytest.raises(ConfigError, match=f"expected a directory that its owner alone may write to, got {mode:04o}"):
+    with pytest.raises(
+        ConfigError, match=f"expected a directory that its owner alone may write to, got {mode:04o}"
+    ):
         use(loose)
 
 
 @every_user
-def test_a_way_that_others_may_change_is_refused(tmp_path: Path, use: Callable[[Path], object]) -> None:
+def test_a_way_that_others_may_change_is_refused(
+    tmp_path: Path, use: Callable[[Path], object]
+) -> None:
     run_dir = tmp_path / "loose" / "run"
     run_dir.mkdir(parents=True)
     run_dir.parent.chmod(0o777)
-    with pytest.raises(ConfigError, match=f"that others cannot write to, got 0777 for {run_dir.parent}"):
+    with pytest.raises(
+        ConfigError, match=f"that others cannot write to, got 0777 for {run_dir.parent}"
+    ):
         use(run_dir)
     (tmp_path / "link").symlink_to(run_dir)  # our own link does not hide it
-    with pytest.raises(ConfigError, match=f"that others cannot write to, got 0777 for {run_dir.parent}"):
+    with pytest.raises(
+        ConfigError, match=f"that others cannot write to, got 0777 for {run_dir.parent}"
+    ):
         use(tmp_path / "link")
 
 
@@ -175,15 +198,21 @@ PLACES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("kind", ["link", "name", "pipe"])
-def test_no_file_is_opened_through_a_link(run_dir: Path, victim: Path, name: str, kind: str) -> None:
+def test_no_file_is_opened_through_a_link(
+    run_dir: Path, victim: Path, name: str, kind: str
+) -> None:
     if kind == "link":
         (run_dir / name).symlink_to(victim)
     elif kind == "name":
         (run_dir / name).hardlink_to(victim)
     else:
         os.mkfifo(run_dir / name)
-    got = {"link": "a link|a file", "name": "second name|a file", "pipe": "a pipe|another kind"}[kind]
-    with pytest.raises(ConfigError, match=f"expected .*got {got if kind != 'name' else '.*(second name|a file)'}"):
+    got = {"link": "a link|a file", "name": "second name|a file", "pipe": "a pipe|another kind"}[
+        kind
+    ]
+    with pytest.raises(
+        ConfigError, match=f"expected .*got {got if kind != 'name' else '.*(second name|a file)'}"
+    ):
         PLACES[name](run_dir)
     assert victim.read_bytes() == KEPT
 
@@ -193,12 +222,16 @@ def test_a_reader_does_not_connect_through_a_link(run_dir: Path, tmp_path: Path)
     elsewhere.mkdir(0o700)
     with Publisher(elsewhere, STATE):
         (run_dir / "robot-state").symlink_to(elsewhere / "robot-state")
-        with pytest.raises(ConfigError, match=r"expected a socket or nothing at .*robot-state, got a link"):
+        with pytest.raises(
+            ConfigError, match=r"expected a socket or nothing at .*robot-state, got a link"
+        ):
             Subscriber(run_dir, [STATE])
 
 
 @pytest.mark.parametrize("name", [SYSTEM_FILE, NETWORK_FILE])
-def test_a_file_takes_a_links_place_and_not_its_target(run_dir: Path, victim: Path, name: str) -> None:
+def test_a_file_takes_a_links_place_and_not_its_target(
+    run_dir: Path, victim: Path, name: str
+) -> None:
     (run_dir / name).symlink_to(victim)
     if name == NETWORK_FILE:
         install(Network(), run_dir)
@@ -207,14 +240,20 @@ def test_a_file_takes_a_links_place_and_not_its_target(run_dir: Path, victim: Pa
     assert victim.read_bytes() == KEPT and not (run_dir / name).is_symlink()
 
 
-def test_a_system_that_is_refused_changes_nothing_of_the_one_that_runs(run_dir: Path, tmp_path: Path, capsys) -> None:
-    system, network = tmp_path / "system.toml", tmp_path / "network.toml"
+def test_a_system_that_is_refused_changes_nothing_of_the_one_that_runs(
+    run_dir: Path, tmp_path: Path, capsys
+) -> None:
+    system = tmp_path / "system.toml"
+    network = tmp_path / "network.toml"
     system.write_text('[camera]\nkind = "synthetic"\n')
     network.write_text('[topics.task]\nendpoint = "tcp://127.0.0.1:1"\n')
     commands({"mine": {}}, run_dir)
     before = (run_dir / SYSTEM_FILE).read_bytes()
     with Supervisor([], run_dir):
-        assert cli.main(["run", str(system), "--run-dir", str(run_dir), "--network", str(network)]) == 1
+        assert (
+            cli.main(["run", str(system), "--run-dir", str(run_dir), "--network", str(network)])
+            == 1
+        )
     assert "another one runs in" in capsys.readouterr().err
     assert (run_dir / SYSTEM_FILE).read_bytes() == before and not (run_dir / NETWORK_FILE).exists()
 
@@ -228,7 +267,10 @@ def test_a_second_recorder_leaves_no_file(run_dir: Path, tmp_path: Path) -> None
 
 def test_a_supervisor_that_cannot_start_frees_the_directory(run_dir: Path) -> None:
     threads = threading.active_count()
-    with Publisher(run_dir, topic("health")), pytest.raises(ConfigError, match="publisher of 'health'"):
+    with (
+        Publisher(run_dir, topic("health")),
+        pytest.raises(ConfigError, match="publisher of 'health'"),
+    ):
         Supervisor([], run_dir).__enter__()
     with Supervisor([], run_dir):
         pass
@@ -243,7 +285,9 @@ def test_keys_of_a_directory_that_others_may_write_to_are_refused(tmp_path: Path
     curve.create(home, "robot")
     home.chmod(0o770)
     for use in (lambda: Keys.load(home), lambda: curve.create(home, "other")):
-        with pytest.raises(ConfigError, match=f"that its owner alone may write to, got 0770 for {home}"):
+        with pytest.raises(
+            ConfigError, match=f"that its owner alone may write to, got 0770 for {home}"
+        ):
             use()
     home.chmod(0o700)
     assert Keys.load(home).name == "robot"
@@ -263,7 +307,8 @@ def test_keys_that_another_user_left_are_refused(shared: Path) -> None:
 @pytest.mark.parametrize("name", ["robot.key_secret", "robot.key", "friend.key"])
 @pytest.mark.parametrize("kind", ["pipe", "link"])
 def test_keys_are_files(tmp_path: Path, name: str, kind: str) -> None:
-    home, path = tmp_path / "keys", tmp_path / "keys" / name
+    home = tmp_path / "keys"
+    path = tmp_path / "keys" / name
     curve.create(home, "robot")
     if path.exists():
         path.rename(tmp_path / name)

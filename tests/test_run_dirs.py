@@ -1,4 +1,6 @@
-"""Whoever is killed, nothing stays for ever: the last process removes sockets and directories, or the next start."""
+"""Whoever is killed, nothing stays for ever: the last process removes sockets and directories, or
+the next start.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def running(home: Path, *words: str) -> Iterator[tuple[subprocess.Popen, Path, i
     (home / "system.toml").write_text(SYSTEM)
     program = [sys.executable, "-m", "trimvla.launch.cli", "run", str(home / "system.toml"), *words]
     sink = subprocess.DEVNULL
-    with subprocess.Popen(program, env={**os.environ, "TMPDIR": str(home)}, stdout=sink, stderr=sink) as process:
+    with subprocess.Popen(
+        program, env={**os.environ, "TMPDIR": str(home)}, stdout=sink, stderr=sink
+    ) as process:
         try:
             assert wait_until(lambda: bool(list(home.glob("*/a-color"))), 60)
             [socket] = home.glob("*/a-color")
@@ -62,17 +66,31 @@ def test_the_next_start_removes_what_nobody_could(tmp_path: Path) -> None:
         process.wait()
         assert wait_until(lambda: not alive(child), 30)
         assert (run_dir / "a-color").is_socket()
-    program = [sys.executable, "-m", "trimvla.launch.cli", "camera", "--kind", "synthetic", "--seconds", "0.2"]
-    subprocess.run(program, env={**os.environ, "TMPDIR": str(tmp_path)}, check=True, capture_output=True)
+    program = [
+        sys.executable,
+        "-m",
+        "trimvla.launch.cli",
+        "camera",
+        "--kind",
+        "synthetic",
+        "--seconds",
+        "0.2",
+    ]
+    subprocess.run(
+        program, env={**os.environ, "TMPDIR": str(tmp_path)}, check=True, capture_output=True
+    )
     assert not run_dir.exists()
 
 
-def test_what_somebody_holds_or_nobody_made_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_somebody_holds_or_nobody_made_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     foreign = tmp_path / "trimvla-notes"
     foreign.mkdir()
     (foreign / "a.txt").write_text("mine")
-    orphan, led = tmp_path / "trimvla-orphan", tmp_path / "trimvla-led"
+    orphan = tmp_path / "trimvla-orphan"
+    led = tmp_path / "trimvla-led"
     for path in (orphan, led):
         path.mkdir()
         (path / OWNER).touch()

@@ -15,13 +15,22 @@ import zmq
 from trimvla.runtime.bus.inputs import Batch, Delivery
 from trimvla.runtime.bus.lines import Line
 from trimvla.runtime.bus.messages import Command, Frame, JointState, Task
-from trimvla.runtime.bus.sockets import MOST_PARTS, WINDOW_NS, Input, Publisher, Subscriber, endpoint
+from trimvla.runtime.bus.sockets import (
+    MOST_PARTS,
+    WINDOW_NS,
+    Input,
+    Publisher,
+    Subscriber,
+    endpoint,
+)
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.bus.wire import encode
 from trimvla.runtime.clock import NS_PER_S, Rate, monotonic_ns
 from trimvla.runtime.errors import ConfigError
 
-STATE, COMMAND, FRONT = topic("robot/state"), topic("command"), topic("front/color")
+STATE = topic("robot/state")
+COMMAND = topic("command")
+FRONT = topic("front/color")
 
 
 def state(gripper: float = 1.0) -> JointState:
@@ -38,7 +47,9 @@ def subscriber(tmp_path: Path) -> Iterator[Subscriber]:
         yield inputs
 
 
-def connect(publisher: Publisher, inputs: Subscriber, message: JointState | Command | Frame) -> None:
+def connect(
+    publisher: Publisher, inputs: Subscriber, message: JointState | Command | Frame
+) -> None:
     """Repeat a message until it arrives: late joiners miss what was sent before."""
     deadline = time.monotonic() + 5
     while inputs[publisher.topic.name].message is None:
@@ -106,7 +117,9 @@ def test_update_waits_for_the_first_message_only_as_long_as_told(tmp_path, subsc
     assert 0.08 < time.monotonic() - start < 2.0
     with Publisher(tmp_path, STATE) as publisher:
         stop = threading.Event()
-        sender = threading.Thread(target=lambda: [publisher.send(state()) or stop.wait(0.01) for _ in range(100)])
+        sender = threading.Thread(
+            target=lambda: [publisher.send(state()) or stop.wait(0.01) for _ in range(100)]
+        )
         sender.start()
         assert subscriber.wait_for("robot/state", 5.0)
         stop.set()
@@ -125,7 +138,8 @@ def test_bytes_that_are_no_message_are_counted_and_change_nothing(tmp_path, subs
                 assert time.monotonic() < deadline
                 liar.send_multipart([b"robot/state", b"\xc1"])
                 subscriber.update(0.05)
-            liar.send_multipart([b"robot/state", bytes(STATE.max_bytes * 2)])  # too large: ends the connection alone
+            # too large: ends the connection alone
+            liar.send_multipart([b"robot/state", bytes(STATE.max_bytes * 2)])
     assert not robot.valid and "robot/state" in robot.problem
     assert isinstance(robot.message, JointState) and robot.message.gripper == 0.7
 
@@ -142,7 +156,9 @@ def test_a_flood_is_taken_in_small_parts_and_others_are_heard(tmp_path, subscrib
         liar.bind(endpoint(tmp_path, STATE))
         connect(publisher, subscriber, command(1.0))
         monkeypatch.setattr(Line, "receive", counting)
-        start, heard, sent = time.monotonic(), 0, 0
+        start = time.monotonic()
+        heard = 0
+        sent = 0
         while (took := time.monotonic() - start) < 1:
             for _ in range(20):
                 liar.send_multipart([b"robot/state", b"\xc1"])
@@ -157,12 +173,17 @@ def test_a_flood_is_taken_in_small_parts_and_others_are_heard(tmp_path, subscrib
 
 
 def test_freshness_follows_the_clock():
-    told, second = Input(STATE), NS_PER_S
+    told = Input(STATE)
+    second = NS_PER_S
 
     def deliver(sequence: int, at: float, true_at: float | None = None) -> None:
         time_ns = round((at if true_at is None else true_at) * second)
-        parts = encode(STATE, JointState(sequence=sequence, time_ns=time_ns, position=(), gripper=0.0))
-        told.take([Batch([Delivery(round(at * second), parts)], [round(at * second)])], round(at * second))
+        parts = encode(
+            STATE, JointState(sequence=sequence, time_ns=time_ns, position=(), gripper=0.0)
+        )
+        told.take(
+            [Batch([Delivery(round(at * second), parts)], [round(at * second)])], round(at * second)
+        )
 
     for number in range(10):
         deliver(number, 1 + number * 0.05)
@@ -174,7 +195,9 @@ def test_freshness_follows_the_clock():
     told.take([], round(2.1 * second))
     assert not told.alive and told.silence_s == pytest.approx(0.6)
     deliver(15, 2.2, true_at=1.6)
-    assert told.updated and not told.alive and told.silent, "a message that waited on its way is no sign of life"
+    assert told.updated and not told.alive and told.silent, (
+        "a message that waited on its way is no sign of life"
+    )
     deliver(16, 2.3, true_at=9.0)
     told.take([], round(2.9 * second))
     assert not told.alive and told.silent, "a time ahead makes no message younger than its arrival"
@@ -205,8 +228,15 @@ def test_places_that_hold_no_socket_are_named(tmp_path):
 
 
 def test_a_task_keeps_its_words(tmp_path):
-    with Subscriber(tmp_path, [topic("task")]) as inputs, Publisher(tmp_path, topic("task")) as publisher:
-        connect(publisher, inputs, Task(time_ns=1, episode=2, instruction="stapel die Würfel", started_ns=1))  # type: ignore[arg-type]
+    with (
+        Subscriber(tmp_path, [topic("task")]) as inputs,
+        Publisher(tmp_path, topic("task")) as publisher,
+    ):
+        connect(
+            publisher,
+            inputs,
+            Task(time_ns=1, episode=2, instruction="stapel die Würfel", started_ns=1),
+        )  # type: ignore[arg-type]
         assert getattr(inputs["task"].message, "instruction", "") == "stapel die Würfel"
 
 
@@ -242,4 +272,8 @@ def test_a_rate_that_was_stopped_in_its_sleep_skips_what_it_missed():
     clock = FakeTime()
     rate = Rate(10, clock.now, lambda duration_s: clock.sleep(duration_s + 2.03))
     assert rate.wait() == 2_100_000_000 and clock.now() == 2_131_000_000
-    assert (rate.report().skipped, rate.report().late, rate.report().worst_lag_ms) == (20, 1, pytest.approx(2031))
+    assert (rate.report().skipped, rate.report().late, rate.report().worst_lag_ms) == (
+        20,
+        1,
+        pytest.approx(2031),
+    )

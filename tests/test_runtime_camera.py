@@ -49,14 +49,19 @@ class Strange(Silent):
 def test_a_camera_that_never_starts_is_a_clear_error():
     silent = Silent()
     begin = time.monotonic()
-    with pytest.raises(CameraError, match=r"'front': expected a first picture within 0\.1 s, got none"):
+    with pytest.raises(
+        CameraError, match=r"'front': expected a first picture within 0\.1 s, got none"
+    ):
         start(lambda: silent, "front", 0.1)
     assert time.monotonic() - begin < 2
     silent.close()
 
 
 def test_a_camera_that_gives_no_picture_is_a_clear_error():
-    with pytest.raises(CameraError, match=r"'front': expected uint8\[\?, \?, 3\] for 'picture', got float32\[2, 2\]"):
+    with pytest.raises(
+        CameraError,
+        match=r"'front': expected uint8\[\?, \?, 3\] for 'picture', got float32\[2, 2\]",
+    ):
         start(Strange, "front", 5)
 
 
@@ -106,7 +111,8 @@ def test_a_frame_is_never_younger_than_its_picture():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"name": "../x"}, {"hz": 0}, {"kind": "dream"}, {"codec": "pickle"}, {"start_timeout_s": 0}]
+    "fields",
+    [{"name": "../x"}, {"hz": 0}, {"kind": "dream"}, {"codec": "pickle"}, {"start_timeout_s": 0}],
 )
 def test_bad_configurations_are_refused(fields):
     with pytest.raises(ConfigError, match=f"'{next(iter(fields))}'"):
@@ -141,7 +147,8 @@ def mjpeg(path: Path, frames: int = 12, broken: Collection[int] = ()) -> str:
     for number in range(frames):
         writer.write(np.full((48, 64, 3), 20 * number + 10, np.uint8))
     writer.release()
-    raw, place = bytearray(path.read_bytes()), path.read_bytes().find(b"movi")
+    raw = bytearray(path.read_bytes())
+    place = path.read_bytes().find(b"movi")
     for number in range(frames):
         place = raw.find(b"00dc", place + 4)
         size = int.from_bytes(raw[place + 4 : place + 8], "little")
@@ -153,13 +160,19 @@ def mjpeg(path: Path, frames: int = 12, broken: Collection[int] = ()) -> str:
 
 
 @pytest.mark.parametrize("broken", [{5}, {0}, {11}, {0, 1, 5, 6, 7, 11}, set(range(1, 12))])
-def test_a_broken_frame_of_a_video_is_passed_over_and_counted(tmp_path: Path, broken: set[int], caplog):
-    source = camera.VideoSource(CameraConfig(kind="video", where=mjpeg(tmp_path / "clip.avi", broken=broken)))
+def test_a_broken_frame_of_a_video_is_passed_over_and_counted(
+    tmp_path: Path, broken: set[int], caplog
+):
+    source = camera.VideoSource(
+        CameraConfig(kind="video", where=mjpeg(tmp_path / "clip.avi", broken=broken))
+    )
     whole = [number for number in range(12) if number not in broken]
     seen = [round((int(source.read().mean()) - 10) / 20) for _ in range(3 * len(whole))]
     assert seen == whole * 3, "to the end, and from the start again"
     source.read()
-    assert source.skipped == 3 * len(broken) + min((n for n in range(12) if n not in broken), default=0)
+    assert source.skipped == 3 * len(broken) + min(
+        (n for n in range(12) if n not in broken), default=0
+    )
     assert len([r for r in caplog.records if "cannot be decoded" in r.message]) == 1
     source.close()
 
@@ -173,7 +186,9 @@ def test_a_video_that_is_cut_off_starts_again(tmp_path: Path):
     seen = [int(source.read().mean()) for _ in range(24)]
     source.close()
     whole = len(set(seen))
-    assert whole in (7, 8) and seen == (seen[:whole] * 4)[:24], "to the cut, and from the start again"
+    assert whole in (7, 8) and seen == (seen[:whole] * 4)[:24], (
+        "to the cut, and from the start again"
+    )
 
 
 @pytest.mark.parametrize("kind", ["nothing decodes", "text", "directory", "absent"])
@@ -186,14 +201,21 @@ def test_a_file_that_is_no_video_is_one_error(tmp_path: Path, kind: str):
     elif kind == "directory":
         path.mkdir()
     with pytest.raises(CameraError, match=r"'front': cannot read video .*clip\.avi"):
-        camera.run(CameraConfig(kind="video", where=str(path), start_timeout_s=30), tmp_path, threading.Event())
+        camera.run(
+            CameraConfig(kind="video", where=str(path), start_timeout_s=30),
+            tmp_path,
+            threading.Event(),
+        )
 
 
 class Driver:
-    """OpenCV's part of a device: gives what it is to give, one after the other; None where it fails."""
+    """OpenCV's part of a device: gives what it is to give, one after the other; None where it
+    fails.
+    """
 
     def __init__(self, gives: list[object]) -> None:
-        self._gives, self._image = gives, None
+        self._gives = gives
+        self._image = None
 
     def grab(self) -> bool:
         """Every other failure is one of the driver, the others are of decoding."""
@@ -234,5 +256,8 @@ def test_a_device_that_fails_now_and_then_is_asked_again(monkeypatch: pytest.Mon
 
 
 def test_a_device_that_gives_no_colours_is_one_error(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(CameraError, match=r"device '0': expected uint8\[\?, \?, 3\] for 'picture', got uint16\[4, 6\]"):
+    with pytest.raises(
+        CameraError,
+        match=r"device '0': expected uint8\[\?, \?, 3\] for 'picture', got uint16\[4, 6\]",
+    ):
         device([np.zeros((4, 6), np.uint16)], monkeypatch).read()

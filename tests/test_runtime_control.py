@@ -1,4 +1,6 @@
-"""Decisions tick by tick, which row is due, what may be acted on; then all processes over real sockets."""
+"""Decisions tick by tick, which row is due, what may be acted on; then all processes over real
+sockets.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,8 @@ def told(**fields: Any) -> Inputs:
 def test_rows_belong_to_moments():
     observed = chunk(0.5)
     assert [row_at(observed, at(t)) for t in (0.6, 1.0, 1.49, 1.51, 2.0, 4.6)] == [0, 0, 0, 1, 1, 4]
-    assert row_at(observed, at(0.0)) == 0  # a late tick looks at a picture that is younger than its plan
+    # a late tick looks at a picture that is younger than its plan
+    assert row_at(observed, at(0.0)) == 0
     assert row_at(observed, at(-2.0)) < 0
     assert row_at(observed, at(1.45), actuation_ns=PERIOD // 10) == 1
 
@@ -117,7 +120,8 @@ def test_chunks_from_the_future_do_not_block_those_of_the_present():
 
 def test_an_ensemble_blends_what_each_chunk_says_of_this_moment():
     queue = ChunkQueue(QueueConfig(mode="ensemble", votes=2))
-    first, second = chunk(0.5), chunk(1.5, actions=tuple((0.01 * r, 0.02) + (0.0,) * 5 for r in range(4)))
+    first = chunk(0.5)
+    second = chunk(1.5, actions=tuple((0.01 * r, 0.02) + (0.0,) * 5 for r in range(4)))
     queue.push(first, at(1))
     queue.push(second, at(2))
     due = queue.due(at(2))
@@ -141,9 +145,17 @@ def test_an_episode_from_start_to_end():
     assert (waiting.state, waiting.reason, waiting.command) == ("armed", "no chunk yet", None)
     first = controller.decide(at(1), told(chunk=chunk()))
     assert first.state == "running" and first.first_of_chunk and first.command is not None
-    assert (first.command.captured_ns, first.command.row, first.command.kind) == (at(0.5), 0, "action")
+    assert (first.command.captured_ns, first.command.row, first.command.kind) == (
+        at(0.5),
+        0,
+        "action",
+    )
     second = controller.decide(at(2), told(chunk=chunk()))
-    assert second.command is not None and second.command.action[0] == 0.001 and not second.first_of_chunk
+    assert (
+        second.command is not None
+        and second.command.action[0] == 0.001
+        and not second.first_of_chunk
+    )
     over = controller.decide(at(3), told(task=msgspec.structs.replace(TASK, active=False)))
     assert (over.state, over.command) == ("idle", None)
 
@@ -152,8 +164,14 @@ def test_an_episode_from_start_to_end():
     ("inputs", "reason"),
     [
         (told(robot=None, chunk=chunk(1.5)), "robot/state is silent"),
-        (told(chunk=chunk(1.5, actions=((math.nan,) * 7,), valid_rows=1)), "refused by the gate: action: not finite"),
-        (told(chunk=chunk(1.5, actions=((math.inf,) * 7,), valid_rows=1)), "refused by the gate: action: not finite"),
+        (
+            told(chunk=chunk(1.5, actions=((math.nan,) * 7,), valid_rows=1)),
+            "refused by the gate: action: not finite",
+        ),
+        (
+            told(chunk=chunk(1.5, actions=((math.inf,) * 7,), valid_rows=1)),
+            "refused by the gate: action: not finite",
+        ),
         (told(chunk=chunk(0.5)), "row 7 of 4 valid ones"),
         (told(chunk=chunk(7.5, episode=2)), "row 7 of 4 valid ones"),
         (told(chunk=chunk(7.5, instruction="open the drawer")), "row 7 of 4 valid ones"),
@@ -169,7 +187,10 @@ def test_an_episode_from_start_to_end():
             told(chunk=chunk(1.5, control_hz=2.5)),
             "expected actions of [6 delta, gripper] at 5 Hz, got [6 delta, gripper] at 2.5 Hz",
         ),
-        (told(chunk=chunk(1.5, kinds=())), "expected actions that name their kinds, [6 delta, gripper] at 5 Hz, got"),
+        (
+            told(chunk=chunk(1.5, kinds=())),
+            "expected actions that name their kinds, [6 delta, gripper] at 5 Hz, got",
+        ),
     ],
 )
 def test_without_an_action_to_trust_it_holds_and_keeps_its_grip(inputs, reason):
@@ -190,12 +211,17 @@ def test_a_new_episode_starts_without_the_chunks_of_the_last_one():
     assert controller.decide(at(2), told(task=following, chunk=chunk())).state == "armed"
     early = chunk(1.4, episode=2)  # a picture from before the task
     assert controller.decide(at(2), told(task=following, chunk=early)).state == "armed"
-    assert controller.decide(at(2), told(task=following, chunk=chunk(1.6, episode=2))).state == "running"
+    assert (
+        controller.decide(at(2), told(task=following, chunk=chunk(1.6, episode=2))).state
+        == "running"
+    )
 
 
 def test_the_gate_has_the_last_word():
     controller = Controller(CONFIG)
-    decision = controller.decide(at(1), told(chunk=chunk(actions=((1.0,) + (0.0,) * 5 + (0.5,),), valid_rows=1)))
+    decision = controller.decide(
+        at(1), told(chunk=chunk(actions=((1.0,) + (0.0,) * 5 + (0.5,),), valid_rows=1))
+    )
     assert decision.gated and decision.command is not None and decision.command.action[0] == 0.05
     assert decision.command.reason == "out of range in dimension 0"
 
@@ -251,7 +277,13 @@ def test_an_observation_joins_what_is_fresh():
         (seen(-2), TASK, ROBOT, StaleError, "at most 500 ms of age for 'front/color', got 800 ms"),
         (seen(-0.1), TASK, ROBOT, StaleError, "from after the task's start, got one 20 ms before"),
         (seen(3), TASK, ROBOT, StaleError, "past time for 'front/color', got one 200 ms ahead"),
-        (seen(1), TASK, msgspec.structs.replace(ROBOT, time_ns=1), StaleError, "of age for 'robot/state'"),
+        (
+            seen(1),
+            TASK,
+            msgspec.structs.replace(ROBOT, time_ns=1),
+            StaleError,
+            "of age for 'robot/state'",
+        ),
     ],
 )
 def test_what_must_not_be_acted_on_is_refused_with_a_reason(frame, task, state, error, words):
@@ -273,9 +305,15 @@ class Robot:
 
     def __init__(self, run_dir: Path, stack: ExitStack) -> None:
         enter = stack.enter_context
-        self.task = Task(time_ns=0, episode=1, instruction="pick up the red cube", started_ns=monotonic_ns())
-        self._says = {name: enter(Publisher(run_dir, topic(name))) for name in ("task", "robot/state")}
-        self.hears = enter(Subscriber(run_dir, [topic(n) for n in ("command", "policy/report", "control/report")]))
+        self.task = Task(
+            time_ns=0, episode=1, instruction="pick up the red cube", started_ns=monotonic_ns()
+        )
+        self._says = {
+            name: enter(Publisher(run_dir, topic(name))) for name in ("task", "robot/state")
+        }
+        self.hears = enter(
+            Subscriber(run_dir, [topic(n) for n in ("command", "policy/report", "control/report")])
+        )
         self.commands: list[Command] = []
 
     def live(self, seconds: float) -> None:
@@ -284,7 +322,9 @@ class Robot:
         while time.monotonic() < end:
             now = monotonic_ns()
             self._say("task", msgspec.structs.replace(self.task, time_ns=now))
-            self._say("robot/state", JointState(time_ns=now, position=(now % 997 * 1e-9,), gripper=1.0))
+            self._say(
+                "robot/state", JointState(time_ns=now, position=(now % 997 * 1e-9,), gripper=1.0)
+            )
             time.sleep(0.05)
             self.hear()
 
@@ -311,7 +351,10 @@ class Robot:
 
 
 def serve(run: Any, config: Any, run_dir: Path, leash: Connection) -> None:
-    """Run a module until the other end of the leash is closed. Nothing is shared that a kill could leave locked."""
+    """Run a module until the other end of the leash is closed.
+
+    Nothing is shared that a kill could leave locked.
+    """
     stop = threading.Event()
 
     def wait_for_the_end() -> None:
@@ -326,13 +369,16 @@ class Processes:
     """Real processes, one for each module's `run`."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._spawn, self._run_dir = multiprocessing.get_context("spawn"), run_dir
+        self._spawn = multiprocessing.get_context("spawn")
+        self._run_dir = run_dir
         self._leashes: list[Connection] = []
         self.running: dict[str, SpawnProcess] = {}
 
     def start(self, name: str, run: Any, config: Any) -> None:
         theirs, ours = self._spawn.Pipe(duplex=False)
-        process = self._spawn.Process(target=serve, args=(run, config, self._run_dir, theirs), daemon=True)
+        process = self._spawn.Process(
+            target=serve, args=(run, config, self._run_dir, theirs), daemon=True
+        )
         process.start()
         theirs.close()
         self._leashes.append(ours)
@@ -350,7 +396,9 @@ class Processes:
 def all_processes(run_dir: Path) -> Iterator[Processes]:
     bundle = write_bundle(run_dir / "bundle", control_hz=10)
     processes = Processes(run_dir)
-    processes.start("camera", camera.run, camera.CameraConfig(kind="synthetic", width=32, height=24, hz=30))
+    processes.start(
+        "camera", camera.run, camera.CameraConfig(kind="synthetic", width=32, height=24, hz=30)
+    )
     config = PolicyConfig(bundle=str(bundle), valid_rows=3, max_hz=20)
     processes.start("policy", policy_process.run, config)
     processes.start("control", control.run, ControlConfig(LIMITS, hz=10))
@@ -365,7 +413,9 @@ def test_from_camera_to_command_through_real_processes(tmp_path):
         robot = Robot(tmp_path, stack)
         robot.live_until("action", 20)
         robot.live(1.5)
-        commands, control_report, policy_report = list(robot.commands), robot.report("control"), robot.report("policy")
+        commands = list(robot.commands)
+        control_report = robot.report("control")
+        policy_report = robot.report("policy")
 
         processes.running["camera"].kill()
         robot.live(0.3)
@@ -380,11 +430,23 @@ def test_from_camera_to_command_through_real_processes(tmp_path):
     actions = [c for c in commands if c.kind == "action"]
     assert len(actions) >= 8 and robot.hears["command"].missed == 0
     for command in actions:
-        assert all(low <= a <= high for low, a, high in zip(LIMITS.low, command.action, LIMITS.high, strict=True))
-        assert command.captured_ns is not None and 0 < command.time_ns - command.captured_ns < 0.8 * NS_PER_S
-    assert control_report.state == "running" and control_report.latencies["photon_to_action"].count >= 5
+        assert all(
+            low <= a <= high
+            for low, a, high in zip(LIMITS.low, command.action, LIMITS.high, strict=True)
+        )
+        assert (
+            command.captured_ns is not None
+            and 0 < command.time_ns - command.captured_ns < 0.8 * NS_PER_S
+        )
+    assert (
+        control_report.state == "running"
+        and control_report.latencies["photon_to_action"].count >= 5
+    )
     assert control_report.values["hz_achieved"] == pytest.approx(10, rel=0.2)
-    assert policy_report.counters["frames_used"] >= 10 and policy_report.latencies["inference.total"].p50 > 0
+    assert (
+        policy_report.counters["frames_used"] >= 10
+        and policy_report.latencies["inference.total"].p50 > 0
+    )
     assert "is not due" in held.reason and held.captured_ns is None
     assert len(executed) <= 5  # three rows of 200 ms at 10 Hz, less what had passed
     assert robot.commands[-1].kind == "hold" and robot.commands[-1].reason == "control stops"
@@ -397,13 +459,26 @@ def policy(tmp_path: Path) -> Policy:
 
 
 @contextmanager
-def policy_loop(run_dir: Path, policy: Policy, config: PolicyConfig) -> Iterator[tuple[PolicyLoop, Telemetry]]:
-    telemetry, names = Telemetry("policy"), ["front/color", "task", "robot/state"]
-    with Subscriber(run_dir, [topic(n) for n in names]) as inputs, Publisher(run_dir, topic("chunk")) as chunks:
-        yield PolicyLoop(policy, inputs, chunks, telemetry, meaning=ActionMeaning(KINDS, 5.0), config=config), telemetry
+def policy_loop(
+    run_dir: Path, policy: Policy, config: PolicyConfig
+) -> Iterator[tuple[PolicyLoop, Telemetry]]:
+    telemetry = Telemetry("policy")
+    names = ["front/color", "task", "robot/state"]
+    with (
+        Subscriber(run_dir, [topic(n) for n in names]) as inputs,
+        Publisher(run_dir, topic("chunk")) as chunks,
+    ):
+        yield (
+            PolicyLoop(
+                policy, inputs, chunks, telemetry, meaning=ActionMeaning(KINDS, 5.0), config=config
+            ),
+            telemetry,
+        )
 
 
-def step_with(loop: PolicyLoop, frames: Publisher, tasks: Publisher, task: Task, time_ns: int) -> bool:
+def step_with(
+    loop: PolicyLoop, frames: Publisher, tasks: Publisher, task: Task, time_ns: int
+) -> bool:
     """Send until the frame has come; whether a chunk was made of it."""
     for _ in range(100):
         tasks.send(msgspec.structs.replace(task, time_ns=monotonic_ns()))
@@ -417,14 +492,20 @@ def step_with(loop: PolicyLoop, frames: Publisher, tasks: Publisher, task: Task,
 
 
 def test_pictures_are_passed_over_or_refused_with_a_reason(tmp_path, policy):
-    config = PolicyConfig(max_hz=10, budget=AgeBudget(frame_s=10.0))  # a busy machine is not what is tested
+    # a busy machine is not what is tested
+    config = PolicyConfig(max_hz=10, budget=AgeBudget(frame_s=10.0))
     with (
         policy_loop(tmp_path, policy, config) as (loop, telemetry),
         Publisher(tmp_path, topic("front/color")) as frames,
         Publisher(tmp_path, topic("task")) as tasks,
     ):
         now = monotonic_ns()
-        task = Task(time_ns=now, episode=1, instruction="pick up the red cube", started_ns=now - 20 * NS_PER_S)
+        task = Task(
+            time_ns=now,
+            episode=1,
+            instruction="pick up the red cube",
+            started_ns=now - 20 * NS_PER_S,
+        )
         step = partial(step_with, loop, frames, tasks)
         for _ in range(60):  # until the sockets have met
             tasks.send(task)
@@ -432,7 +513,8 @@ def test_pictures_are_passed_over_or_refused_with_a_reason(tmp_path, policy):
         assert not step(task, now - 11 * NS_PER_S)
         assert telemetry.counters["frames_stale"] >= 1 and "10000 ms of age" in telemetry.reason
         assert step(task, now) and telemetry.counters["frames_used"] == 1
-        assert not step(task, now + NS_PER_S // 50) and loop.seen_ns == now  # too soon after the last
+        # too soon after the last
+        assert not step(task, now + NS_PER_S // 50) and loop.seen_ns == now
         now = monotonic_ns() + NS_PER_S // 10
         time.sleep(0.15)
         assert not step(msgspec.structs.replace(task, instruction=" "), now)
@@ -443,7 +525,10 @@ def test_pictures_are_passed_over_or_refused_with_a_reason(tmp_path, policy):
 def test_a_task_without_a_camera_is_a_clear_error(tmp_path, policy):
     with policy_loop(tmp_path, policy, PolicyConfig(camera_timeout_s=0.2)) as (loop, _):
         assert not loop.step()  # no task: a camera may take its time
-        words = "camera 'front': expected a first picture on 'front/color' within 0.2 s of the task's start, got none"
+        words = (
+            "camera 'front': expected a first picture on 'front/color' within 0.2 s of the task's"
+            " start, got none"
+        )
         with ExitStack() as stack, pytest.raises(CameraError, match=words):
             robot = Robot(tmp_path, stack)
             end = time.monotonic() + 5
@@ -454,7 +539,9 @@ def test_a_task_without_a_camera_is_a_clear_error(tmp_path, policy):
 
 def test_the_loop_keeps_time_until_told_to_stop(tmp_path):
     stop = threading.Event()
-    process = threading.Thread(target=control.run, args=(ControlConfig(LIMITS, hz=50), tmp_path, stop))
+    process = threading.Thread(
+        target=control.run, args=(ControlConfig(LIMITS, hz=50), tmp_path, stop)
+    )
     with Subscriber(tmp_path, [topic("control/report")]) as inputs:
         process.start()
         assert inputs.wait_for("control/report", 5)
@@ -474,9 +561,12 @@ class Desk:
     def __init__(self, run_dir: Path, stack: ExitStack) -> None:
         names = ("task", "robot/state", "chunk", "estop", "deadman", "operator")
         self._says = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in names}
-        self.hears = stack.enter_context(Subscriber(run_dir, [topic("command"), topic("control/report")]))
+        self.hears = stack.enter_context(
+            Subscriber(run_dir, [topic("command"), topic("control/report")])
+        )
         self.task = Task(time_ns=0, episode=1, instruction="go", started_ns=monotonic_ns())
-        self.pressed, self.held = False, True
+        self.pressed = False
+        self.held = True
 
     def speak(self) -> None:
         now = monotonic_ns()
@@ -499,7 +589,9 @@ class Desk:
             self._says[name].send(message)
 
     def wait_for(self, state: str, words: str = "", request: Request | None = None) -> Report:
-        """Speak until control is in this state for this reason; the request is repeated until then."""
+        """Speak until control is in this state for this reason; the request is repeated until
+        then.
+        """
         end = time.monotonic() + 30
         while time.monotonic() < end:
             self.speak()
@@ -509,7 +601,9 @@ class Desk:
             report = self.hears["control/report"].message
             if isinstance(report, Report) and report.state == state and words in report.reason:
                 return report
-        raise AssertionError(f"expected control to be in {state} {words}, got {self.hears['control/report'].message}")
+        raise AssertionError(
+            f"expected control to be in {state} {words}, got {self.hears['control/report'].message}"
+        )
 
     def newest(self) -> Command:
         message = self.hears["command"].message
@@ -519,7 +613,9 @@ class Desk:
 
 def test_stop_and_switch_reach_the_robot_through_real_sockets(tmp_path):
     guard = InterlockConfig(deadman=True, deadman_s=2.0)
-    config = ControlConfig(LIMITS, hz=50, state_s=5.0, guard=guard, realtime=RealtimeConfig(freeze_gc=True))
+    config = ControlConfig(
+        LIMITS, hz=50, state_s=5.0, guard=guard, realtime=RealtimeConfig(freeze_gc=True)
+    )
     with ExitStack() as stack:
         desk = Desk(tmp_path, stack)
         stack.enter_context(controlling(config, tmp_path))

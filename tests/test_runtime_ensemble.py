@@ -1,4 +1,6 @@
-"""The adaptive ensemble and the SIMPLER adapter agree with the public evaluation code in every stored array."""
+"""The adaptive ensemble and the SIMPLER adapter agree with the public evaluation code in every
+stored array.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +11,48 @@ import pytest
 
 from trimvla.runtime.chunks.ensemble import AdaptiveEnsemble, blend
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.inference.simpler_adapter import Robot, SimplerAdapter, StickyGripper, euler_to_axis_angle
+from trimvla.runtime.inference.simpler_adapter import (
+    Robot,
+    SimplerAdapter,
+    StickyGripper,
+    euler_to_axis_angle,
+)
 
-RAW = {"raw_world_vector": "world_vector", "raw_rotation_delta": "rotation_delta", "raw_open_gripper": "open_gripper"}
+RAW = {
+    "raw_world_vector": "world_vector",
+    "raw_rotation_delta": "rotation_delta",
+    "raw_open_gripper": "open_gripper",
+}
 
 
 @pytest.fixture(scope="module")
 def arrays(fixture_dir: Path) -> dict[str, np.ndarray]:
     with np.load(fixture_dir / "reference.npz") as stored:
-        return {key: stored[key] for key in stored.files if key.startswith(("ensemble/", "simpler/"))}
+        return {
+            key: stored[key] for key in stored.files if key.startswith(("ensemble/", "simpler/"))
+        }
 
 
 @pytest.mark.parametrize("horizon", [2, 7])
 @pytest.mark.parametrize("alpha", [0.1, 1.0])
-def test_ensemble_equals_the_official_one(arrays: dict[str, np.ndarray], horizon: int, alpha: float) -> None:
+def test_ensemble_equals_the_official_one(
+    arrays: dict[str, np.ndarray], horizon: int, alpha: float
+) -> None:
     ensemble = AdaptiveEnsemble(horizon, alpha)
     blended = [ensemble.step(chunk) for chunk in arrays["ensemble/chunks"]]
-    np.testing.assert_allclose(blended, arrays[f"ensemble/h{horizon}_alpha{alpha}"], atol=1e-9, rtol=0)
+    np.testing.assert_allclose(
+        blended, arrays[f"ensemble/h{horizon}_alpha{alpha}"], atol=1e-9, rtol=0
+    )
 
 
 def test_blend_by_hand() -> None:
-    same, opposite = np.array([3.0, 4.0]), np.array([-3.0, -4.0])
+    same = np.array([3.0, 4.0])
+    opposite = np.array([-3.0, -4.0])
     np.testing.assert_allclose(blend(np.stack([same, same])), same)
     weight = np.exp(0.1) / (np.exp(0.1) + np.exp(-0.1))
-    np.testing.assert_allclose(blend(np.stack([opposite, same])), (2 * weight - 1) * same, rtol=1e-7)
+    np.testing.assert_allclose(
+        blend(np.stack([opposite, same])), (2 * weight - 1) * same, rtol=1e-7
+    )
     np.testing.assert_array_equal(blend(np.zeros((3, 2))), [0, 0])
 
 
@@ -51,7 +71,11 @@ def test_adapter_equals_the_official_one(
     arrays: dict[str, np.ndarray], robot: Robot, mode: str, kind: str, reset: int | None
 ) -> None:
     prefix = f"simpler/{robot}/{mode}_{kind}" + (f"_reset{reset}" if reset else "")
-    stored = {key.removeprefix(f"{prefix}/"): value for key, value in arrays.items() if key.startswith(f"{prefix}/")}
+    stored = {
+        key.removeprefix(f"{prefix}/"): value
+        for key, value in arrays.items()
+        if key.startswith(f"{prefix}/")
+    }
     adapter = SimplerAdapter(robot, ensemble=mode == "ensemble")
     for step, chunk in enumerate(arrays[f"simpler/chunks_{kind}_gripper"]):
         if step == reset:
@@ -61,7 +85,9 @@ def test_adapter_equals_the_official_one(
         assert got.keys() == stored.keys()
         for name, value in got.items():
             atol = 1e-7 if name == "rot_axangle" else 1e-9
-            np.testing.assert_allclose(value, stored[name][step], atol=atol, rtol=0, err_msg=f"{name}, step {step}")
+            np.testing.assert_allclose(
+                value, stored[name][step], atol=atol, rtol=0, err_msg=f"{name}, step {step}"
+            )
 
 
 def test_rotation_by_hand() -> None:

@@ -1,4 +1,6 @@
-"""Cameras that freeze, lag or disagree: what is measured, what is refused, and what control makes of it."""
+"""Cameras that freeze, lag or disagree: what is measured, what is refused, and what control makes
+of it.
+"""
 
 from __future__ import annotations
 
@@ -60,13 +62,19 @@ def test_every_camera_has_its_own_age():
 
 def test_the_set_has_an_age_and_a_skew():
     frames = {"front": seen(100), "wrist": seen(400, camera="wrist")}
-    with pytest.raises(SkewError, match="at most 100 ms between 'front/color' and 'wrist/color', got 300 ms"):
+    with pytest.raises(
+        SkewError, match="at most 100 ms between 'front/color' and 'wrist/color', got 300 ms"
+    ):
         join(at(410), frames, TASK)
-    with pytest.raises(StaleError, match="at most 200 ms of age for all pictures together, got 310 ms from 'front"):
+    with pytest.raises(
+        StaleError, match="at most 200 ms of age for all pictures together, got 310 ms from 'front"
+    ):
         join(at(410), frames, TASK, None, AgeBudget(set_s=0.2, skew_s=None))
 
 
-def stills(camera: str = "front", same: Still | None = None, alike: Still | None = None) -> dict[str, Stills]:
+def stills(
+    camera: str = "front", same: Still | None = None, alike: Still | None = None
+) -> dict[str, Stills]:
     return {camera: Stills(same or Still(at(0)), alike or Still(at(0)))}
 
 
@@ -90,13 +98,20 @@ def test_a_frozen_camera_is_refused():
 def test_a_camera_that_shows_the_same_in_other_pixels_is_refused_once_the_robot_moved():
     frame = {"front": seen(300)}
     alike = stills(alike=Still(at(100), 2, 0.2))
-    with pytest.raises(FrozenError, match=r"of the motion on 'front/color', .* 200 ms while the robot moved by 0\.2"):
+    with pytest.raises(
+        FrozenError,
+        match=r"of the motion on 'front/color', .* 200 ms while the robot moved by 0\.2",
+    ):
         join(at(310), frame, TASK, None, AgeBudget(), stills=alike)
     assert join(at(310), frame, TASK, None, AgeBudget(frozen_alike=None), stills=alike)
-    assert join(at(310), frame, TASK, None, AgeBudget(frozen_s=0.1), stills=stills(alike=Still(at(100), 9)))
+    assert join(
+        at(310), frame, TASK, None, AgeBudget(frozen_s=0.1), stills=stills(alike=Still(at(100), 9))
+    )
 
 
-@pytest.mark.parametrize("fields", [{"frame_s": 0.0}, {"cameras": {"a": -1.0}}, {"skew_s": 0.0}, {"frozen_s": -1.0}])
+@pytest.mark.parametrize(
+    "fields", [{"frame_s": 0.0}, {"cameras": {"a": -1.0}}, {"skew_s": 0.0}, {"frozen_s": -1.0}]
+)
 def test_budgets_that_make_no_sense_are_refused(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
         AgeBudget(**fields)
@@ -141,7 +156,9 @@ def test_a_frozen_camera_stops_what_was_made_from_its_pictures():
     stale = Refusal(time_ns=at(250), episode=1, kind="stale", reason="late")
     frozen = msgspec.structs.replace(stale, kind="frozen", time_ns=at(450), since_ns=at(100))
     assert decide(100, chunk(50))[0] == "running"
-    assert decide(300, chunk(200), stale)[0] == "running", "what is merely late is bounded by its age"
+    assert decide(300, chunk(200), stale)[0] == "running", (
+        "what is merely late is bounded by its age"
+    )
     assert decide(500, chunk(200), frozen) == ("hold", "no chunk yet; refused: late")
     assert decide(600, chunk(200), stale)[0] == "hold", "what was withdrawn stays so"
     assert decide(700, chunk(650), stale)[0] == "running"
@@ -175,7 +192,9 @@ def test_the_policy_publishes_what_it_refuses(tmp_path: Path):
         Publisher(tmp_path, topic("wrist/color")) as wrist,
         Publisher(tmp_path, topic("task")) as tasks,
     ):
-        loop = PolicyLoop(policy, inputs, chunks, telemetry, meaning=MEANING, config=config, refusals=refusals)
+        loop = PolicyLoop(
+            policy, inputs, chunks, telemetry, meaning=MEANING, config=config, refusals=refusals
+        )
         started = monotonic_ns()
         deadline = time.monotonic() + 60
         while not {"other", "frozen"} <= set(heard) and time.monotonic() < deadline:
@@ -190,28 +209,44 @@ def test_the_policy_publishes_what_it_refuses(tmp_path: Path):
             if isinstance(newest := hears["refusal"].message, Refusal):
                 heard[newest.kind] = newest
     message = heard["frozen"]
-    assert "new pixels on 'wrist/color', got the same for" in message.reason and message.since_ns is not None
+    assert (
+        "new pixels on 'wrist/color', got the same for" in message.reason
+        and message.since_ns is not None
+    )
     assert telemetry.counters["refused_frozen"] >= 1 and telemetry.state == "refusing"
     assert telemetry.counters["frames_used"] >= 1, "the second camera was well at first"
 
 
-def test_a_camera_smaller_than_the_policy_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_camera_smaller_than_the_policy_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     telemetry = Telemetry("policy")
     config = PolicyConfig(max_hz=50.0, budget=AgeBudget(frame_s=5.0))
     with (
         closing(Policy.load(write_bundle(tmp_path / "bundle"))) as policy,
-        Subscriber(tmp_path, [topic(name) for name in ("front/color", "task", "robot/state")]) as inputs,
+        Subscriber(
+            tmp_path, [topic(name) for name in ("front/color", "task", "robot/state")]
+        ) as inputs,
         Publisher(tmp_path, topic("chunk")) as chunks,
         Publisher(tmp_path, topic("front/color")) as front,
         Publisher(tmp_path, topic("task")) as tasks,
     ):
-        loop = PolicyLoop(policy, inputs, chunks, telemetry, meaning=MEANING, config=config, side=1000)
-        started, deadline = monotonic_ns(), time.monotonic() + 60
+        loop = PolicyLoop(
+            policy, inputs, chunks, telemetry, meaning=MEANING, config=config, side=1000
+        )
+        started = monotonic_ns()
+        deadline = time.monotonic() + 60
         while telemetry.counters["frames_used"] < 3 and time.monotonic() < deadline:
             now = monotonic_ns()
             tasks.send(Task(time_ns=now, episode=1, instruction="go", started_ns=started))
             front.send(Frame("front", now, picture(front.sent)))
             loop.step()
     assert telemetry.counters["frames_used"] >= 3, "small pictures are acted on"
-    warnings = [record.getMessage() for record in caplog.records if "smaller" in record.getMessage()]
-    assert len(warnings) == 1 and "camera 'front'" in warnings[0] and "the policy's, 1000 x 1000" in warnings[0]
+    warnings = [
+        record.getMessage() for record in caplog.records if "smaller" in record.getMessage()
+    ]
+    assert (
+        len(warnings) == 1
+        and "camera 'front'" in warnings[0]
+        and "the policy's, 1000 x 1000" in warnings[0]
+    )

@@ -1,4 +1,6 @@
-"""Every state against every event: in the table, and in the controller, where events come from real inputs."""
+"""Every state against every event: in the table, and in the controller, where events come from real
+inputs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from trimvla.runtime.bus.messages import ActionChunk, Command, Deadman, EStop, JointState, Operator, Task
+from trimvla.runtime.bus.messages import (
+    ActionChunk,
+    Command,
+    Deadman,
+    EStop,
+    JointState,
+    Operator,
+    Task,
+)
 from trimvla.runtime.clock import NS_PER_S
 from trimvla.runtime.control.controller import ControlConfig, Controller, Inputs
 from trimvla.runtime.control.interlock import Interlock, InterlockConfig
@@ -20,9 +30,13 @@ from trimvla.runtime.errors import ConfigError
 LIMITS = Limits((-0.05, -1.0, 0.0), (0.05, 1.0, 1.0), acceleration=(math.inf, 1.0, math.inf))
 KINDS = ("delta", "velocity", "gripper")
 CONFIG = ControlConfig(
-    LIMITS, KINDS, hz=10, guard=InterlockConfig("operator", estop=True, deadman=True, refused_s=0.25)
+    LIMITS,
+    KINDS,
+    hz=10,
+    guard=InterlockConfig("operator", estop=True, deadman=True, refused_s=0.25),
 )
-GOOD, BROKEN = (0.01, 0.3, 1.0), (math.nan,) * 3
+GOOD = (0.01, 0.3, 1.0)
+BROKEN = (math.nan,) * 3
 TICK = NS_PER_S // 10
 PAIRS = list(itertools.product(STATES, EVENTS))
 
@@ -55,7 +69,9 @@ class Rig:
     """A controller whose world is well, unless a tick says otherwise."""
 
     def __init__(self, config: ControlConfig = CONFIG) -> None:
-        self.controller, self.now, self.sequence = Controller(config), 10 * NS_PER_S, 0
+        self.controller = Controller(config)
+        self.now = 10 * NS_PER_S
+        self.sequence = 0
         self.task = Task(time_ns=self.now, episode=1, instruction="x", started_ns=self.now)
         self.commands: list[Command] = []
 
@@ -98,7 +114,10 @@ class Rig:
             "armed": [(("arm",), {"chunk": None})],
             "running": [(("arm",), {})],
             "hold": [(("arm",), {}), ((), {"robot": None})],
-            "fault": [(("arm",), {}), ((), {"estop": EStop(time_ns=self.now, pressed=True, source="wall")})],
+            "fault": [
+                (("arm",), {}),
+                ((), {"estop": EStop(time_ns=self.now, pressed=True, source="wall")}),
+            ],
         }
         self.tick(chunk=None)
         reached = [self.tick(*requests, **inputs) for requests, inputs in ways[state]]
@@ -145,7 +164,9 @@ def test_a_fault_latches_until_it_is_reset_and_then_waits_to_be_armed() -> None:
     rig.bring_to("fault")
     assert rig.tick() == "fault" and rig.reason == "the emergency stop is pressed by wall"
     assert rig.tick("arm") == "fault"
-    assert rig.tick("reset", estop=EStop(time_ns=rig.now, pressed=True)) == "fault", "the cause is still there"
+    assert rig.tick("reset", estop=EStop(time_ns=rig.now, pressed=True)) == "fault", (
+        "the cause is still there"
+    )
     assert rig.tick("reset") == "idle" and "reset" in rig.reason
     assert rig.tick() == "idle"
     assert rig.tick("arm") == "running"
@@ -153,7 +174,10 @@ def test_a_fault_latches_until_it_is_reset_and_then_waits_to_be_armed() -> None:
 
 def test_an_emergency_stop_that_must_be_heard_is_missed() -> None:
     rig = Rig()
-    assert rig.tick("arm", estop=None) == "idle" and rig.reason == "the emergency stop has not been heard yet"
+    assert (
+        rig.tick("arm", estop=None) == "idle"
+        and rig.reason == "the emergency stop has not been heard yet"
+    )
     assert rig.tick("arm") == "running"
     assert rig.tick(estop=None) == "fault" and rig.reason == "the emergency stop is silent"
 
@@ -184,7 +208,9 @@ def test_a_new_task_arms_itself_only_where_it_may() -> None:
     rig = Rig(auto)
     assert rig.tick() == "running"
     assert rig.tick("disarm") == "idle" and rig.tick() == "idle"
-    assert rig.tick(task=None) == "idle" and rig.tick() == "idle", "the task is from before the word of the operator"
+    assert rig.tick(task=None) == "idle" and rig.tick() == "idle", (
+        "the task is from before the word of the operator"
+    )
     rig.task = msgspec.structs.replace(rig.task, episode=2, started_ns=rig.now + 1)
     assert rig.tick() == "running"
     rig = Rig()
@@ -198,7 +224,8 @@ def test_a_velocity_is_ramped_down_even_when_the_task_is_over() -> None:
     rig.bring_to("running")
     for _ in range(3):
         rig.tick()
-    states, velocities = [], []
+    states = []
+    velocities = []
     for _ in range(6):
         states.append(rig.tick(task=None))
         velocities.append(rig.command.action[1] if rig.command else None)

@@ -31,7 +31,13 @@ def edit(bundle: Path, change: Edit) -> None:
 
 def test_what_was_written_loads(bundle: Path) -> None:
     loaded = bundles.load(bundle)
-    assert loaded.files.keys() == {"vision.onnx", "language.onnx", "action.onnx", "tokenizer.json", "statistics.json"}
+    assert loaded.files.keys() == {
+        "vision.onnx",
+        "language.onnx",
+        "action.onnx",
+        "tokenizer.json",
+        "statistics.json",
+    }
     assert msgspec.structs.replace(loaded, files={}) == manifest()
     assert loaded.plan == bundles.Plan()
 
@@ -46,14 +52,18 @@ def test_a_truncated_file(bundle: Path) -> None:
     path = bundle / "vision.onnx"
     content = path.read_bytes()
     path.write_bytes(content[:-1])
-    with pytest.raises(BundleError, match=rf"vision\.onnx: expected {len(content)} bytes, got {len(content) - 1}"):
+    with pytest.raises(
+        BundleError, match=rf"vision\.onnx: expected {len(content)} bytes, got {len(content) - 1}"
+    ):
         bundles.load(bundle, verify_hashes=False)
 
 
 def test_a_wrong_hash(bundle: Path) -> None:
     path = bundle / "action.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
-    with pytest.raises(BundleError, match=r"action\.onnx: expected sha256 [0-9a-f]{64}, got [0-9a-f]{64}"):
+    with pytest.raises(
+        BundleError, match=r"action\.onnx: expected sha256 [0-9a-f]{64}, got [0-9a-f]{64}"
+    ):
         bundles.load(bundle)
 
 
@@ -66,7 +76,9 @@ def test_a_file_outside_the_bundle(bundle: Path) -> None:
 
 
 def test_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"manifest\.json: expected a manifest, got: No such file"):
+    with pytest.raises(
+        BundleError, match=r"manifest\.json: expected a manifest, got: No such file"
+    ):
         bundles.load(tmp_path)
 
 
@@ -86,12 +98,21 @@ def test_a_manifest_that_is_none(bundle: Path, text: str) -> None:
         (lambda d: d["plan"].update(depth=[0]), r"depth.*plan"),
         (lambda d: d["plan"].update(layers=[2, 1]), "rising indices"),
         (lambda d: d["action"].update(horizon="16"), r"action\.horizon"),
-        (lambda d: d["action"].update(kinds=["delta"]), r"expected 7 entries for 'action\.kinds', got 1"),
+        (
+            lambda d: d["action"].update(kinds=["delta"]),
+            r"expected 7 entries for 'action\.kinds', got 1",
+        ),
         (lambda d: d["action"].update(kinds=["jerk"] * 7), r"jerk.*action\.kinds"),
         (lambda d: d["prompt"].update(buckets=[16, 12]), r"rising lengths for 'prompt\.buckets'"),
         (lambda d: d["prompt"].update(template="?"), r"prompt\.template"),
-        (lambda d: d["image"].update(size=9), r"expected \[1, 9, 9, 3\] for 'image' of stage 'vision'"),
-        (lambda d: d["action"].update(horizon=15), r"expected \[1, 15, 7\] for 'noise' of stage 'action'"),
+        (
+            lambda d: d["image"].update(size=9),
+            r"expected \[1, 9, 9, 3\] for 'image' of stage 'vision'",
+        ),
+        (
+            lambda d: d["action"].update(horizon=15),
+            r"expected \[1, 15, 7\] for 'noise' of stage 'action'",
+        ),
         (lambda d: d["stages"].pop("action"), "expected stages"),
         (lambda d: d["stages"]["vision"].update(inputs=[]), "expected a tensor 'image'"),
         (lambda d: d["files"].pop("tokenizer.json"), r"'tokenizer\.json' is needed"),

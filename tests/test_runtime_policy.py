@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from tiny_bundle import DIM, HORIZON, write_bundle
 
-from trimvla.runtime.errors import BackendError, BundleError, ObservationError, PromptError, SpecError
+from trimvla.runtime.errors import (
+    BackendError,
+    BundleError,
+    ObservationError,
+    PromptError,
+    SpecError,
+)
 from trimvla.runtime.inference.policy import Policy
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
@@ -18,7 +24,8 @@ IMPORT_BUDGET_S = 0.5
 FOREIGN = "torch onnx mujoco gymnasium tyro rich"  # what the runtime never needs
 IMPORT = """
 import importlib, sys, time
-start = time.process_time()  # of the processor: what else the machine does at the time is not counted
+# of the processor: what else the machine does at the time is not counted
+start = time.process_time()
 importlib.import_module(sys.argv[1])
 seconds = time.process_time() - start
 heavy = set(sys.argv[2].split()) & set(sys.modules)
@@ -47,11 +54,15 @@ def test_every_part_is_timed(policy: Policy) -> None:
 
 
 def test_same_observation_and_noise_same_actions(policy: Policy) -> None:
-    first, again, other = (policy.infer(PICTURE, "pick up the cube", seed=seed) for seed in ((1, 7), (1, 7), (1, 8)))
+    first, again, other = (
+        policy.infer(PICTURE, "pick up the cube", seed=seed) for seed in ((1, 7), (1, 7), (1, 8))
+    )
     np.testing.assert_array_equal(first.sample, again.sample)
     assert not np.array_equal(first.sample, other.sample)
     noise = policy.draw_noise((1, 7))
-    np.testing.assert_array_equal(policy.infer(PICTURE, "pick up the cube", noise=noise).sample, first.sample)
+    np.testing.assert_array_equal(
+        policy.infer(PICTURE, "pick up the cube", noise=noise).sample, first.sample
+    )
 
 
 @pytest.mark.parametrize("change", ["picture", "instruction", "noise"])
@@ -72,14 +83,18 @@ def test_padding_changes_nothing(policy: Policy, tmp_path: Path) -> None:
     visual = np.ones((1, 4, 6), np.float32)
     longer = np.pad(ids, ((0, 0), (0, 5)))
     short, long = (
-        policy.runners["language"].run({"visual": visual, "input_ids": tokens, "last": last})["cognition"]
+        policy.runners["language"].run({"visual": visual, "input_ids": tokens, "last": last})[
+            "cognition"
+        ]
         for tokens in (ids, longer)
     )
     np.testing.assert_array_equal(short, long)
 
 
 def test_refusals_name_the_field(policy: Policy) -> None:
-    with pytest.raises(ObservationError, match=r"expected uint8\[\?, \?, 3\] for 'image', got float64\[20, 30, 3\]"):
+    with pytest.raises(
+        ObservationError, match=r"expected uint8\[\?, \?, 3\] for 'image', got float64\[20, 30, 3\]"
+    ):
         policy.infer(PICTURE.astype(np.float64), "pick up the cube")
     with pytest.raises(PromptError, match=r"expected text for 'instruction', got str\d+\[1\]"):
         policy.infer(PICTURE, np.array(["pick up the cube"]))  # type: ignore[arg-type]
@@ -87,7 +102,9 @@ def test_refusals_name_the_field(policy: Policy) -> None:
         policy.infer(PICTURE, "")
     with pytest.raises(PromptError, match="expected at most 16 tokens"):
         policy.infer(PICTURE, "pick up the red cube " * 9)
-    with pytest.raises(SpecError, match=r"expected float32\[16, 7\] for 'noise', got float32\[15, 7\]"):
+    with pytest.raises(
+        SpecError, match=r"expected float32\[16, 7\] for 'noise', got float32\[15, 7\]"
+    ):
         policy.infer(PICTURE, "pick up the cube", noise=np.zeros((15, 7), np.float32))
 
 
@@ -119,6 +136,8 @@ def test_import_is_quick_and_light(module: str, heavy: str) -> None:
 
 
 def seconds_to_import(module: str, heavy: str) -> float:
-    run = subprocess.run([sys.executable, "-c", IMPORT, module, heavy], check=False, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORT, module, heavy], check=False, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     return float(run.stdout)

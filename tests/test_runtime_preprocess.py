@@ -1,4 +1,6 @@
-"""Pixels, ids and units agree with the public code to the number; wrong inputs are refused by name."""
+"""Pixels, ids and units agree with the public code to the number; wrong inputs are refused by
+name.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ KEYS = ("fractal20220817_data", "bridge_orig")
 @pytest.fixture(scope="module")
 def arrays(fixture_dir: Path) -> dict[str, np.ndarray]:
     with np.load(fixture_dir / "reference.npz") as stored:
-        return {key: stored[key] for key in stored.files if key.startswith(("in/", "action/", "bi/"))}
+        return {
+            key: stored[key] for key in stored.files if key.startswith(("in/", "action/", "bi/"))
+        }
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +34,13 @@ def prompter(tmp_path_factory: pytest.TempPathFactory) -> Prompter:
     return Prompter.load(bundle / "tokenizer.json", manifest().prompt)
 
 
-def test_pixels_equal_the_official_transform(arrays: dict[str, np.ndarray], fixture_dir: Path) -> None:
+def test_pixels_equal_the_official_transform(
+    arrays: dict[str, np.ndarray], fixture_dir: Path
+) -> None:
     architecture = json.loads((fixture_dir / "architecture.json").read_text())
-    unit = resize(arrays["in/image"], architecture["image_size"]).astype(np.float32) / np.float32(255)
+    unit = resize(arrays["in/image"], architecture["image_size"]).astype(np.float32) / np.float32(
+        255
+    )
     for encoder in ("dino", "siglip"):
         mean, std = (np.array(architecture[encoder][name], np.float32) for name in ("mean", "std"))
         pixels = ((unit - mean) / std).transpose(2, 0, 1)[None]
@@ -61,7 +69,9 @@ def test_a_picture_of_another_shape_or_dtype_is_refused(picture: np.ndarray, got
 
 def test_ids_equal_the_official_prompts(arrays: dict[str, np.ndarray], fixture_dir: Path) -> None:
     template = "In: What action should the robot take to {instruction}?\nOut:"
-    prompter = Prompter.load(fixture_dir / "tokenizer.json", PromptSpec(template, 1, (312, 2), 480, (24,)))
+    prompter = Prompter.load(
+        fixture_dir / "tokenizer.json", PromptSpec(template, 1, (312, 2), 480, (24,))
+    )
     ids, last = prompter.ids("pick up the red Coke can")
     assert ids.shape == (1, 24)
     np.testing.assert_array_equal(ids[0, : last[0] + 1], arrays["in/input_ids"])
@@ -106,32 +116,46 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_units_equal_the_official_ones(arrays: dict[str, np.ndarray], fixture_dir: Path, run: str) -> None:
+def test_units_equal_the_official_ones(
+    arrays: dict[str, np.ndarray], fixture_dir: Path, run: str
+) -> None:
     normalized = binarise(arrays[f"action/{run}/x"][-1])
     np.testing.assert_array_equal(normalized, arrays[f"action/normalized/{run}"])
     assert normalized.dtype == np.float32
     for key in KEYS:
-        actions = unnormalise(normalized, load_statistics(fixture_dir / "dataset_statistics.json", key))
+        actions = unnormalise(
+            normalized, load_statistics(fixture_dir / "dataset_statistics.json", key)
+        )
         np.testing.assert_array_equal(actions, arrays[f"action/unnormalized/{run}/{key}"])
         assert actions.dtype == np.float64
 
 
 def test_units_by_hand() -> None:
-    statistics = ActionStatistics(q01=(-2.0, -2.0, 0.0), q99=(2.0, 4.0, 1.0), mask=(True, True, False))
+    statistics = ActionStatistics(
+        q01=(-2.0, -2.0, 0.0), q99=(2.0, 4.0, 1.0), mask=(True, True, False)
+    )
     normalized = binarise(np.array([[-3.0, 0.0, 0.5], [0.5, 1.0, 0.49]], np.float32), gripper=(2,))
     np.testing.assert_array_equal(normalized, np.array([[-1, 0, 1], [0.5, 1, 0]], np.float32))
     np.testing.assert_array_equal(unnormalise(normalized, statistics), [[-2, 1, 1], [1, 4, 0]])
 
 
 def test_without_a_mask_every_dimension_is_scaled() -> None:
-    np.testing.assert_array_equal(unnormalise(np.ones((1, 2), np.float32), ActionStatistics((0, 0), (3, 5))), [[3, 5]])
+    np.testing.assert_array_equal(
+        unnormalise(np.ones((1, 2), np.float32), ActionStatistics((0, 0), (3, 5))), [[3, 5]]
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"other": {"action": {"q01": [0], "q99": [1]}}}', r"expected the key 'tiny', got \['other'\]"),
-        ('{"tiny": {"action": {"q01": [0], "q99": [1, 2]}}}', r"expected 1 numbers.* for 'tiny\.action\.q99', got 2"),
+        (
+            '{"other": {"action": {"q01": [0], "q99": [1]}}}',
+            r"expected the key 'tiny', got \['other'\]",
+        ),
+        (
+            '{"tiny": {"action": {"q01": [0], "q99": [1, 2]}}}',
+            r"expected 1 numbers.* for 'tiny\.action\.q99', got 2",
+        ),
         ('{"tiny": {"action": {"q01": [0]}}}', "q99"),
         ("{", "cut off"),
     ],
@@ -155,7 +179,9 @@ def test_wrong_statistics_are_refused(tmp_path: Path, text: str, message: str) -
         ("pick \udcff up", "Unicode"),
     ],
 )
-def test_an_instruction_that_is_no_text_names_the_field(prompter: Prompter, instruction: object, got: str) -> None:
+def test_an_instruction_that_is_no_text_names_the_field(
+    prompter: Prompter, instruction: object, got: str
+) -> None:
     for call in (prompter.ids, prompter.tokens):
         with pytest.raises(PromptError, match=rf"'instruction'.*{got}|{got}.*'instruction'"):
             call(instruction)  # type: ignore[arg-type]

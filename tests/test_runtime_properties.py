@@ -1,8 +1,9 @@
 """The gate and the state machine over generated inputs: what must hold whatever comes.
 
-The gate is checked in batches through the functions that `check` is made of, and `check` itself against them. The
-controller is driven tick by tick in closed loop with a robot that does as it is told, while policy, cameras, robot,
-operator, emergency stop and deadman's switch do anything. The checks use their own arithmetic, not the gate's.
+The gate is checked in batches through the functions that `check` is made of, and `check` itself
+against them. The controller is driven tick by tick in closed loop with a robot that does as it is
+told, while policy, cameras, robot, operator, emergency stop and deadman's switch do anything. The
+checks use their own arithmetic, not the gate's.
 """
 
 from __future__ import annotations
@@ -16,14 +17,24 @@ import numpy as np
 import pytest
 
 from trimvla.runtime.bundle.manifest import ActionKind
-from trimvla.runtime.bus.messages import ActionChunk, Deadman, EStop, Health, JointState, Operator, Refusal, Task
+from trimvla.runtime.bus.messages import (
+    ActionChunk,
+    Deadman,
+    EStop,
+    Health,
+    JointState,
+    Operator,
+    Refusal,
+    Task,
+)
 from trimvla.runtime.chunks.chunk_queue import QueueConfig
 from trimvla.runtime.clock import NS_PER_S, to_ns
 from trimvla.runtime.control.controller import ControlConfig, Controller, Decision, Inputs
 from trimvla.runtime.control.interlock import InterlockConfig
 from trimvla.runtime.control.safety import Limits, Motion, check, nest, window
 
-INF, NAN = math.inf, math.nan
+INF = math.inf
+NAN = math.nan
 ROWS = 150_000  # actions judged in batches, for each kind of robot
 TICKS = 26_000  # ticks in closed loop, for each kind of robot
 HZ = 10.0
@@ -88,10 +99,12 @@ class Batch:
 
     def __post_init__(self) -> None:
         shape = (self.rows, len(self.kinds))
-        low, high = np.array(self.limits.low), np.array(self.limits.high)
+        low = np.array(self.limits.low)
+        high = np.array(self.limits.high)
         size = 10.0 ** self.rng.uniform(-6, 300, shape) * (self.rng.random(shape) < 0.1)
         self.wanted = (
-            self.rng.uniform(1.5 * low - 0.1, 1.5 * high + 0.1, shape) + self.rng.choice([-1, 1], shape) * size
+            self.rng.uniform(1.5 * low - 0.1, 1.5 * high + 0.1, shape)
+            + self.rng.choice([-1, 1], shape) * size
         )
         self.previous = self.rng.uniform(low, high, shape)
         top = np.where(np.isfinite(self.limits.row("velocity")), self.limits.row("velocity"), 1.0)
@@ -132,7 +145,8 @@ def test_no_action_passes_beyond_a_limit(name: str) -> None:
 def test_a_limit_gives_way_only_to_those_before_it(name: str) -> None:
     kinds, limits = ROBOTS[name]
     batch = Batch(kinds, limits, np.random.default_rng(2))
-    action, bounds = batch.judge(batch.wanted), window(limits, batch.previous, batch.motion)
+    action = batch.judge(batch.wanted)
+    bounds = window(limits, batch.previous, batch.motion)
     for i, bound in enumerate(bounds):
         low, high = nest(bounds[: i + 1])
         broken = (action < bound.low - SLACK) | (action > bound.high + SLACK)
@@ -163,7 +177,9 @@ class World:
     """A robot that does as it is told, and everything around it, which does anything."""
 
     def __init__(self, kinds: tuple[ActionKind, ...], limits: Limits, seed: int) -> None:
-        self.kinds, self.limits, self.rng = kinds, limits, np.random.default_rng(seed)
+        self.kinds = kinds
+        self.limits = limits
+        self.rng = np.random.default_rng(seed)
         self.now = 10 * NS_PER_S
         self.arm = [d for d, kind in enumerate(kinds) if kind != "gripper"]
         self.position = np.zeros(len(kinds))
@@ -187,7 +203,9 @@ class World:
         self.now += TICK
         if self.chance(0.01):
             started = self.now - (TICK if self.chance(0.5) else 0)
-            self.task = Task(time_ns=self.now, episode=self.task.episode + 1, instruction="x", started_ns=started)
+            self.task = Task(
+                time_ns=self.now, episode=self.task.episode + 1, instruction="x", started_ns=started
+            )
         if self.chance(0.5):
             self.chunk = self.make_chunk()
         if self.chance(0.03):
@@ -197,7 +215,9 @@ class World:
             robot=None if self.chance(0.02) else self.say(),
             chunk=self.chunk,
             refusal=self.refusal,
-            estop=None if self.chance(0.002) else EStop(time_ns=self.now, pressed=self.chance(0.005)),
+            estop=None
+            if self.chance(0.002)
+            else EStop(time_ns=self.now, pressed=self.chance(0.005)),
             deadman=None if self.chance(0.01) else self.switch(),
             health=None if self.chance(0.1) else Health(time_ns=self.now, ok=not self.chance(0.03)),
             requests=self.ask(),
@@ -205,11 +225,15 @@ class World:
         return self.inputs
 
     def make_chunk(self) -> ActionChunk:
-        """Good, far too large, or not even numbers; fresh, stale, from the future, for another task."""
+        """Good, far too large, or not even numbers; fresh, stale, from the future, for another
+        task.
+        """
         scale = 10.0 ** self.rng.integers(-1, 4) if self.chance(0.5) else 1.0
         actions = self.rng.normal(0, scale, (4, len(self.kinds)))
         if self.chance(0.1):
-            actions[self.rng.integers(4), self.rng.integers(len(self.kinds))] = self.rng.choice([NAN, INF, -INF, 1e308])
+            actions[self.rng.integers(4), self.rng.integers(len(self.kinds))] = self.rng.choice(
+                [NAN, INF, -INF, 1e308]
+            )
         age = self.rng.integers(-3, 12) * TICK if self.chance(0.2) else TICK // 2
         return ActionChunk(
             time_ns=self.now - int(age),
@@ -228,16 +252,24 @@ class World:
         frozen = self.chance(0.5)
         since = self.now - int(self.rng.integers(1, 8)) * TICK
         kind = "frozen" if frozen else "stale"
-        return Refusal(time_ns=self.now, episode=0, kind=kind, reason="x", since_ns=since if frozen else None)
+        return Refusal(
+            time_ns=self.now, episode=0, kind=kind, reason="x", since_ns=since if frozen else None
+        )
 
     def say(self) -> JointState:
         """Where the robot is; sometimes long ago, ahead of time, or not a number."""
         position = [NAN if self.chance(0.02) else float(self.position[d]) for d in self.arm]
         late = int(self.rng.integers(-4, 20)) * TICK if self.chance(0.03) else 0
-        return JointState(time_ns=self.now - late, position=tuple(position), gripper=NAN if self.chance(0.01) else 1.0)
+        return JointState(
+            time_ns=self.now - late,
+            position=tuple(position),
+            gripper=NAN if self.chance(0.01) else 1.0,
+        )
 
     def switch(self) -> Deadman:
-        return Deadman(time_ns=self.now - (NS_PER_S if self.chance(0.01) else 0), held=not self.chance(0.03))
+        return Deadman(
+            time_ns=self.now - (NS_PER_S if self.chance(0.01) else 0), held=not self.chance(0.03)
+        )
 
     def ask(self) -> tuple[Operator, ...]:
         words = [("arm", 0.1), ("disarm", 0.005), ("reset", 0.1)]
@@ -268,7 +300,8 @@ class Judge:
 
     def look(self, decision: Decision) -> np.ndarray | None:
         """Assert everything that must hold; the action that was sent."""
-        inputs, command = self.world.inputs, decision.command
+        inputs = self.world.inputs
+        command = decision.command
         self._remember(inputs)
         key = f"{decision.state}{'' if command is None else ' ' + command.kind}"
         self.seen[key] = self.seen.get(key, 0) + 1
@@ -303,7 +336,8 @@ class Judge:
 
     def _fresh(self, inputs: Inputs, captured_ns: int) -> None:
         """An action needs all of this at the moment at which it is sent."""
-        now, config = self.world.now, self.config
+        now = self.world.now
+        config = self.config
         assert inputs.task is not None and captured_ns >= inputs.task.started_ns
         assert now - captured_ns <= to_ns(config.queue.max_age_s) and captured_ns <= now + TICK
         assert not any(start < captured_ns <= end for start, end in self.withdrawn)
@@ -328,15 +362,22 @@ class Judge:
 
 
 @per_robot
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")  # as intended
+# as intended
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
 @pytest.mark.parametrize("mode", ["latest", "ensemble"])
 def test_nothing_that_may_come_makes_the_controller_unsafe(name: str, mode: Any) -> None:
     kinds, limits = ROBOTS[name]
-    guard = InterlockConfig("auto" if mode == "latest" else "operator", estop=True, deadman=True, refused_s=0.5)
-    config = ControlConfig(limits, kinds, HZ, queue=QueueConfig(mode=mode, max_age_s=0.25), guard=guard, state_s=0.5)
+    guard = InterlockConfig(
+        "auto" if mode == "latest" else "operator", estop=True, deadman=True, refused_s=0.5
+    )
+    config = ControlConfig(
+        limits, kinds, HZ, queue=QueueConfig(mode=mode, max_age_s=0.25), guard=guard, state_s=0.5
+    )
     world = World(kinds, limits, seed=len(name) + 100 * len(mode))
-    controller, judge = Controller(config), Judge(world, config)
-    low, high = limits.row("workspace_low"), limits.row("workspace_high")
+    controller = Controller(config)
+    judge = Judge(world, config)
+    low = limits.row("workspace_low")
+    high = limits.row("workspace_high")
     for _ in range(TICKS // 2):
         inputs = world.tick()
         world.obey(judge.look(controller.decide(world.now, inputs)))

@@ -1,4 +1,7 @@
-"""What is asked of the operating system is read back; what it refuses is said. Each in a process of its own."""
+"""What is asked of the operating system is read back; what it refuses is said.
+
+Each in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,11 @@ finally:
 
 def ask(**wishes: object) -> dict:
     done = subprocess.run(
-        [sys.executable, "-c", ASK, json.dumps(wishes)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", ASK, json.dumps(wishes)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -73,7 +80,10 @@ def test_a_refusal_is_an_error_where_it_is_required() -> None:
         timeout=60,
         check=False,
     )
-    assert done.returncode != 0 and "expected all of 'realtime' to be granted, got cores: " in done.stderr
+    assert (
+        done.returncode != 0
+        and "expected all of 'realtime' to be granted, got cores: " in done.stderr
+    )
 
 
 @pytest.mark.parametrize("fields", [{"priority": 100}, {"priority": -1}, {"cores": (-1,)}])

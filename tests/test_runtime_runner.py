@@ -26,7 +26,10 @@ INPUTS = {
         "input_ids": np.arange(12, dtype=np.int64)[None],
         "last": np.array([9], np.int64),
     },
-    "action": {"cognition": np.ones((1, WIDTH), np.float32), "noise": np.ones((1, HORIZON, 7), np.float32)},
+    "action": {
+        "cognition": np.ones((1, WIDTH), np.float32),
+        "noise": np.ones((1, HORIZON, 7), np.float32),
+    },
 }
 
 
@@ -49,7 +52,9 @@ ALL_INPUTS = {**INPUTS["vision"], **INPUTS["language"], **INPUTS["action"]}
 def test_bound_stages_are_the_same_chain(bundle: Path) -> None:
     """What CUDA's provider gets, on the CPU's memory."""
     host = open_chain(bundle, manifest())
-    runners = {name: open_stage(bundle / spec.file, spec) for name, spec in manifest().stages.items()}
+    runners = {
+        name: open_stage(bundle / spec.file, spec) for name, spec in manifest().stages.items()
+    }
     check_chain(BoundChain(runners, "cpu"), host, ALL_INPUTS)
 
 
@@ -63,9 +68,14 @@ def test_on_cuda(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["bench", "eval"])
-def test_a_provider_is_asked_for_on_the_command_line(bundle: Path, verb: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_provider_is_asked_for_on_the_command_line(
+    bundle: Path, verb: str, capsys: pytest.CaptureFixture
+) -> None:
     assert cli.main([verb, str(bundle), "--provider", "AbacusExecutionProvider"]) == 1
-    assert "expected provider 'AbacusExecutionProvider', this onnxruntime offers" in capsys.readouterr().err
+    assert (
+        "expected provider 'AbacusExecutionProvider', this onnxruntime offers"
+        in capsys.readouterr().err
+    )
 
 
 def test_an_unknown_backend_is_refused(bundle: Path) -> None:
@@ -74,19 +84,35 @@ def test_an_unknown_backend_is_refused(bundle: Path) -> None:
 
 
 def test_a_provider_that_is_not_there_is_refused(bundle: Path) -> None:
-    with pytest.raises(BackendError, match="expected provider 'AbacusExecutionProvider', this onnxruntime offers"):
-        create("onnxruntime", bundle / "vision.onnx", manifest().stages["vision"], provider="AbacusExecutionProvider")
+    with pytest.raises(
+        BackendError, match="expected provider 'AbacusExecutionProvider', this onnxruntime offers"
+    ):
+        create(
+            "onnxruntime",
+            bundle / "vision.onnx",
+            manifest().stages["vision"],
+            provider="AbacusExecutionProvider",
+        )
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_silent_fallback_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A provider may be listed and still not load; the session then runs on the CPU without a word."""
+    """A provider may be listed and still not load; the session then runs on the CPU without a
+    word.
+    """
     listed = onnxruntime.get_available_providers()
     if "CUDAExecutionProvider" in listed:
         pytest.skip("this machine may really have CUDA")
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*listed, "CUDAExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: [*listed, "CUDAExecutionProvider"]
+    )
     with pytest.raises(BackendError, match="CUDAExecutionProvider"):
-        create("onnxruntime", bundle / "vision.onnx", manifest().stages["vision"], provider="CUDAExecutionProvider")
+        create(
+            "onnxruntime",
+            bundle / "vision.onnx",
+            manifest().stages["vision"],
+            provider="CUDAExecutionProvider",
+        )
 
 
 @pytest.mark.parametrize(
@@ -94,11 +120,19 @@ def test_a_silent_fallback_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyP
     [
         (StageSpec("", (COGNITION,), (VISUAL,)), "expected inputs .*cognition.* got .*image"),
         (StageSpec("", (IMAGE,), (COGNITION,)), "expected outputs .*cognition.* got .*visual"),
-        (StageSpec("", (TensorSpec("image", "float32", IMAGE.shape),), (VISUAL,)), "expected inputs .*float32.*uint8"),
-        (StageSpec("", (TensorSpec("image", "uint8", (1, 9, 9, 3)),), (VISUAL,)), "expected inputs .*9, 9.*8, 8"),
+        (
+            StageSpec("", (TensorSpec("image", "float32", IMAGE.shape),), (VISUAL,)),
+            "expected inputs .*float32.*uint8",
+        ),
+        (
+            StageSpec("", (TensorSpec("image", "uint8", (1, 9, 9, 3)),), (VISUAL,)),
+            "expected inputs .*9, 9.*8, 8",
+        ),
     ],
 )
-def test_a_graph_that_is_not_what_the_manifest_says(bundle: Path, spec: StageSpec, message: str) -> None:
+def test_a_graph_that_is_not_what_the_manifest_says(
+    bundle: Path, spec: StageSpec, message: str
+) -> None:
     with pytest.raises(BundleError, match=message):
         create("onnxruntime", bundle / "vision.onnx", spec)
 
@@ -117,13 +151,17 @@ def test_waiting_threads_sleep() -> None:
 
 def test_products_of_int8_do_not_overflow() -> None:
     """Both factors at their largest: without VNNI, 16 bits hold no sum of two such products."""
-    session = onnxruntime.InferenceSession(largest_product(width=64), session_options(1), providers=[CPU])
+    session = onnxruntime.InferenceSession(
+        largest_product(width=64), session_options(1), providers=[CPU]
+    )
     [product] = session.run(None, {"x": np.ones((2, 64), np.float32)})
     np.testing.assert_allclose(np.asarray(product), np.full((2, 8), 64.0), rtol=1e-6)
 
 
 def largest_product(width: int) -> bytes:
-    """An int8 product as bundles have it: x, quantised, times a matrix of ones, which is stored as 127 / 127."""
+    """An int8 product as bundles have it: x, quantised, times a matrix of ones, which is stored as
+    127 / 127.
+    """
     arrays = {
         "scale": np.array(1 / 127, np.float32),
         "zero": np.array(0, np.int8),

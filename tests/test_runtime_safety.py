@@ -14,14 +14,22 @@ from trimvla.runtime.control.fallback import as_command, hold, moves
 from trimvla.runtime.control.safety import Limits, Motion, check, place
 from trimvla.runtime.errors import ConfigError
 
-LIMITS = Limits(low=(-0.05, -0.4, 0.0), high=(0.05, 0.4, 1.0), max_change=(0.02, math.inf, math.inf))
+LIMITS = Limits(
+    low=(-0.05, -0.4, 0.0), high=(0.05, 0.4, 1.0), max_change=(0.02, math.inf, math.inf)
+)
 anything = st.floats(allow_nan=True, allow_infinity=True, width=64)
 
 
 @st.composite
 def limits(draw: st.DrawFn) -> Limits:
-    bounds = draw(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), min_size=1, max_size=8))
-    change = draw(st.lists(st.floats(1e-6, 1e4) | st.just(math.inf), min_size=len(bounds), max_size=len(bounds)))
+    bounds = draw(
+        st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), min_size=1, max_size=8)
+    )
+    change = draw(
+        st.lists(
+            st.floats(1e-6, 1e4) | st.just(math.inf), min_size=len(bounds), max_size=len(bounds)
+        )
+    )
     return Limits(tuple(map(min, bounds)), tuple(map(max, bounds)), tuple(change))
 
 
@@ -29,7 +37,9 @@ def limits(draw: st.DrawFn) -> Limits:
 @given(limits(), st.data())
 def test_nothing_passes_that_is_outside_the_limits(bounds, data):
     size = len(bounds.low)
-    actions = data.draw(st.lists(st.lists(anything, min_size=size, max_size=size), min_size=1, max_size=5))
+    actions = data.draw(
+        st.lists(st.lists(anything, min_size=size, max_size=size), min_size=1, max_size=5)
+    )
     previous = None
     for wanted in actions:
         verdict = check(wanted, bounds, previous)
@@ -40,10 +50,16 @@ def test_nothing_passes_that_is_outside_the_limits(bounds, data):
         assert (verdict.action >= bounds.low).all() and (verdict.action <= bounds.high).all()
         if previous is not None:
             change = np.asarray(bounds.max_change)
-            assert (verdict.action <= previous + change).all() and (verdict.action >= previous - change).all()
+            assert (verdict.action <= previous + change).all() and (
+                verdict.action >= previous - change
+            ).all()
         assert bool(verdict.reasons) == (not np.array_equal(verdict.action, wanted))
         again = check(verdict.action, bounds, previous)
-        assert again.action is not None and np.array_equal(again.action, verdict.action) and not again.reasons
+        assert (
+            again.action is not None
+            and np.array_equal(again.action, verdict.action)
+            and not again.reasons
+        )
         previous = verdict.action
 
 
@@ -57,7 +73,11 @@ def test_the_range_holds_whatever_came_before(wanted, previous):
 
 def test_a_good_action_passes_unchanged():
     verdict = check([0.01, -0.3, 1.0], LIMITS, [0.0, 0.0, 0.0])
-    assert verdict.action is not None and verdict.action.tolist() == [0.01, -0.3, 1.0] and verdict.reasons == ()
+    assert (
+        verdict.action is not None
+        and verdict.action.tolist() == [0.01, -0.3, 1.0]
+        and verdict.reasons == ()
+    )
 
 
 def test_reasons_say_what_was_changed():
@@ -82,7 +102,14 @@ def test_what_is_no_action_is_refused(action, previous, reason):
         raise AssertionError("; ".join(verdict.reasons))
 
 
-WIDE = Limits((-9.0,), (9.0,), velocity=(1.0,), acceleration=(2.0,), workspace_low=(-0.5,), workspace_high=(0.5,))
+WIDE = Limits(
+    (-9.0,),
+    (9.0,),
+    velocity=(1.0,),
+    acceleration=(2.0,),
+    workspace_low=(-0.5,),
+    workspace_high=(0.5,),
+)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +118,8 @@ WIDE = Limits((-9.0,), (9.0,), velocity=(1.0,), acceleration=(2.0,), workspace_l
         ("delta", (0.1, 1.0, 0.0), 0.3, 0.1, "too fast"),  # 1.0 per second at 10 Hz
         ("velocity", (1.0, 1.0, 0.0), 3.0, 1.0, "too fast"),
         ("absolute", (-0.2, 1.0, 9.0), 0.5, -0.1, "too fast"),
-        ("delta", (0.0, 0.0, 0.0), 0.05, 0.02, "too abrupt"),  # 2.0 per second squared: 0.2 per second after one tick
+        # 2.0 per second squared: 0.2 per second after one tick
+        ("delta", (0.0, 0.0, 0.0), 0.05, 0.02, "too abrupt"),
         ("velocity", (0.0, 0.0, 0.0), 0.5, 0.2, "too abrupt"),
         ("absolute", (0.2, 0.0, 9.0), 0.3, 0.22, "too abrupt"),
         ("delta", (0.0, 0.0, 0.5), 0.01, 0.0, "out of the workspace"),
@@ -118,7 +146,10 @@ def test_a_workspace_needs_to_know_where_the_robot_is():
     kinds: tuple[ActionKind, ...] = ("delta", "gripper", "delta")
     assert place(kinds, (0.1, 0.2)).tolist() == pytest.approx([0.1, math.nan, 0.2], nan_ok=True)
     limits = Limits((-1.0,) * 3, (1.0,) * 3, workspace_high=(math.inf, math.inf, 0.5))
-    motions = [Motion(kinds, 10.0, np.zeros(3), place(kinds, p)) for p in ((math.nan, 0.2), (0.1,), (0.1, math.inf))]
+    motions = [
+        Motion(kinds, 10.0, np.zeros(3), place(kinds, p))
+        for p in ((math.nan, 0.2), (0.1,), (0.1, math.inf))
+    ]
     verdicts = [check([0.1, 0.0, 0.1], limits, [0.0] * 3, motion) for motion in motions]
     assert [v.reasons for v in verdicts] == [(), *[("position: unknown in dimension 2",)] * 2]
     assert [v.action is None for v in verdicts] == [False, True, True]
@@ -150,7 +181,9 @@ def test_a_hold_knows_the_action_space():
 
 def test_a_velocity_is_ramped_to_zero_and_not_beyond():
     kinds = ("delta", "velocity", "velocity", "gripper")
-    command, ramp, seen = np.array([0.3, 0.5, -0.25, 1.0]), [0.1, 0.2, 0.2, 0.1], []
+    command = np.array([0.3, 0.5, -0.25, 1.0])
+    ramp = [0.1, 0.2, 0.2, 0.1]
+    seen = []
     while moves(kinds, command):
         command = hold(kinds, command, ramp)
         seen.append(command.tolist())

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimvla.runtime.bus.messages import ActionChunk, Command, Frame, Message, Report, SimState, Summary, Task
+from trimvla.runtime.bus.messages import (
+    ActionChunk,
+    Command,
+    Frame,
+    Message,
+    Report,
+    SimState,
+    Summary,
+    Task,
+)
 from trimvla.runtime.bus.topics import TOPICS, topic
 from trimvla.runtime.bus.wire import Codec, decode, encode
 from trimvla.runtime.errors import ConfigError, WireError
@@ -27,14 +36,26 @@ CHUNK = ActionChunk(
     frame_sequence=7,
     seed=(0, 7),
 )
-COMMAND = Command(sequence=2, time_ns=8, episode=1, kind="action", action=(0.1, 1.0), captured_ns=5, row=0)
-TASK = Task(time_ns=1, episode=1, instruction="pick up the red cube", started_ns=1, options={"variant": "default"})
+COMMAND = Command(
+    sequence=2, time_ns=8, episode=1, kind="action", action=(0.1, 1.0), captured_ns=5, row=0
+)
+TASK = Task(
+    time_ns=1,
+    episode=1,
+    instruction="pick up the red cube",
+    started_ns=1,
+    options={"variant": "default"},
+)
 MESSAGES = {
     "chunk": CHUNK,
     "command": COMMAND,
     "task": TASK,
-    "sim/state": SimState(time_ns=1, episode=1, step=0, scene={"items": [{"x": 0.5}]}, qpos=(0.0, 1.5)),
-    "policy/report": Report(time_ns=1, process="policy", state="running", latencies={"a": Summary(1, 1.0, 2.0, 3.0)}),
+    "sim/state": SimState(
+        time_ns=1, episode=1, step=0, scene={"items": [{"x": 0.5}]}, qpos=(0.0, 1.5)
+    ),
+    "policy/report": Report(
+        time_ns=1, process="policy", state="running", latencies={"a": Summary(1, 1.0, 2.0, 3.0)}
+    ),
 }
 
 
@@ -43,7 +64,16 @@ def picture(height: int = 6, width: int = 8) -> np.ndarray:
 
 
 def frame(**fields: object) -> Frame:
-    return Frame(**{"camera": "front", "time_ns": 11, "utc_ns": 12, "sequence": 4, "image": picture(), **fields})
+    return Frame(
+        **{
+            "camera": "front",
+            "time_ns": 11,
+            "utc_ns": 12,
+            "sequence": 4,
+            "image": picture(),
+            **fields,
+        }
+    )
 
 
 def altered(**fields: object) -> list[bytes]:
@@ -127,7 +157,10 @@ def test_a_picture_of_another_size_than_declared_is_not_unpacked():
 
 def test_a_message_of_another_version_or_shape_is_refused():
     data = msgspec.to_builtins(COMMAND)
-    for change, words in [({"schema_version": 9}, "expected schema_version 1, got 9"), ({"row": -1}, r"\$\.row")]:
+    for change, words in [
+        ({"schema_version": 9}, "expected schema_version 1, got 9"),
+        ({"row": -1}, r"\$\.row"),
+    ]:
         with pytest.raises(WireError, match=words):
             decode(TOPICS["command"], [b"command", msgspec.msgpack.encode({**data, **change})])
     with pytest.raises(WireError, match="extra"):
@@ -144,7 +177,9 @@ def test_sizes_are_capped_both_ways():
 def test_a_message_must_be_of_its_topics_type():
     with pytest.raises(WireError, match="expected Command, got Task"):
         encode(TOPICS["command"], TASK)
-    with pytest.raises(WireError, match=r"expected uint8\[h, w, 3\] for 'image', got float32\[4, 4, 3\]"):
+    with pytest.raises(
+        WireError, match=r"expected uint8\[h, w, 3\] for 'image', got float32\[4, 4, 3\]"
+    ):
         encode(FRONT, frame(image=np.zeros((4, 4, 3), np.float32)))
 
 
@@ -156,7 +191,10 @@ def test_unknown_topics_are_named():
 
 
 def accepted(name: str, parts: list[bytes]) -> Message | Frame | None:
-    """What was decoded; None where it was refused. WireError is the only error that received bytes may cause."""
+    """What was decoded; None where it was refused.
+
+    WireError is the only error that received bytes may cause.
+    """
     try:
         return decode(topic(name), parts)
     except WireError as error:
@@ -165,12 +203,16 @@ def accepted(name: str, parts: list[bytes]) -> Message | Frame | None:
 
 
 def is_whole(name: str, message: Message | Frame | None) -> bool:
-    """Whether a message that was accepted is of the topic's type and travels on unchanged; a refused one does not."""
+    """Whether a message that was accepted is of the topic's type and travels on unchanged; a
+    refused one does not.
+    """
     if message is None:
         return True
     codec: Codec = "raw_rgb8"  # loses nothing
     sent = encode(topic(name), message, codec)
-    return isinstance(message, topic(name).type) and sent == encode(topic(name), decode(topic(name), sent), codec)
+    return isinstance(message, topic(name).type) and sent == encode(
+        topic(name), decode(topic(name), sent), codec
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -180,18 +222,30 @@ def test_any_bytes_as_a_message(name, body):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(sorted(MESSAGES)), st.integers(0, 10_000), st.integers(0, 255), st.integers(0, 10_000))
+@given(
+    st.sampled_from(sorted(MESSAGES)),
+    st.integers(0, 10_000),
+    st.integers(0, 255),
+    st.integers(0, 10_000),
+)
 def test_mutated_and_cut_messages(name, place, value, cut):
     first, body = encode(topic(name), MESSAGES[name])
     mutated = bytearray(body)
     mutated[place % len(body)] = value
     end = 1 + cut % len(body)
-    assert is_whole(name, accepted(name, [first, bytes(mutated[:end])]))  # a changed byte may make it end sooner
-    assert accepted(name, [first, body[:end]]) is None or end == len(body)  # what is only cut is never taken
+    # a changed byte may make it end sooner
+    assert is_whole(name, accepted(name, [first, bytes(mutated[:end])]))
+    # what is only cut is never taken
+    assert accepted(name, [first, body[:end]]) is None or end == len(body)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(["raw_bgr8", "jpeg", "png"]), st.booleans(), st.integers(0, 10_000), st.integers(0, 255))
+@given(
+    st.sampled_from(["raw_bgr8", "jpeg", "png"]),
+    st.booleans(),
+    st.integers(0, 10_000),
+    st.integers(0, 255),
+)
 def test_mutated_frames(codec, in_header, place, value):
     parts = encode(FRONT, frame(), codec)
     part = 1 if in_header else 2
@@ -204,8 +258,14 @@ def test_mutated_frames(codec, in_header, place, value):
 
 
 nested = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -218,13 +278,19 @@ def test_valid_encodings_of_wrong_values(name, data):
     value = data.draw(nested)
     message = accepted(name, [name.encode(), msgspec.msgpack.encode({**fields, field: value})])
     assert is_whole(name, message)
-    if message is not None and isinstance(value, int | str | bool):  # what is taken is what was sent
+    # what is taken is what was sent
+    if message is not None and isinstance(value, int | str | bool):
         assert getattr(message, field) == value
 
 
 def test_hostile_lengths_and_depths_cost_nothing():
     key = b"\x81\xa7options"
-    for body in (b"\xdd\xff\xff\xff\xff", key + b"\xdf\xff\xff\xff\xff", b"\x91" * 60_000, key * 6000):
+    for body in (
+        b"\xdd\xff\xff\xff\xff",
+        key + b"\xdf\xff\xff\xff\xff",
+        b"\x91" * 60_000,
+        key * 6000,
+    ):
         with pytest.raises(WireError):
             decode(TOPICS["task"], [b"task", body])
     with pytest.raises(WireError):

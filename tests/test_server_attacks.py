@@ -1,4 +1,6 @@
-"""Strangers at a real server process, with raw sockets: memory, time and log stay bounded, and others are served."""
+"""Strangers at a real server process, with raw sockets: memory, time and log stay bounded, and
+others are served.
+"""
 
 from __future__ import annotations
 
@@ -71,14 +73,21 @@ def openpi_call(server: Server) -> float:
 
 def bombs(count: int) -> dict[str, Any]:
     """vla-eval's form of pictures; each of them unfolds to 33 million bytes."""
-    png = {"__image__": True, "format": "png", "data": attack.png_of_zeros(*SIZE), "shape": [*SIZE, 3]}
+    png = {
+        "__image__": True,
+        "format": "png",
+        "data": attack.png_of_zeros(*SIZE),
+        "shape": [*SIZE, 3],
+    }
     return {"images": {f"camera {number}": png for number in range(count)}, "prompt": TASK}
 
 
 def test_pictures_that_unfold_cost_no_memory_and_no_time_of_others(server):
     """126 kB made 3.2 GiB and 22 s, and others waited 8.5 s."""
     everything = bombs(24)
-    request = msgspec.msgpack.encode({"endpoint": "get_action", "data": {"observation": everything}})
+    request = msgspec.msgpack.encode(
+        {"endpoint": "get_action", "data": {"observation": everything}}
+    )
     assert len(request) < 2_000_000
     stop = threading.Event()
     refused: list[str] = []
@@ -116,11 +125,24 @@ def test_one_picture_is_unpacked_of_many_and_the_budget_is_the_messages(server):
         began = time.monotonic()
         assert client.get_action(observation)[0]["actions"].shape == (1, 16, 7)
         assert time.monotonic() - began < ANSWER_S
-        wide = {"__image__": True, "format": "png", "data": attack.png_of_zeros(4096, 4096), "shape": []}
-        with pytest.raises(RuntimeError, match="expected arrays and pictures of at most 33554432 bytes"):
+        wide = {
+            "__image__": True,
+            "format": "png",
+            "data": attack.png_of_zeros(4096, 4096),
+            "shape": [],
+        }
+        with pytest.raises(
+            RuntimeError, match="expected arrays and pictures of at most 33554432 bytes"
+        ):
             client.get_action({"images": {"image": wide}, "prompt": TASK})
-        lists = {"images": {"image": IMAGE}, "prompt": TASK, "states": [*bombs(8)["images"].values()]}
-        with pytest.raises(RuntimeError, match="expected arrays and pictures of at most 33554432 bytes"):
+        lists = {
+            "images": {"image": IMAGE},
+            "prompt": TASK,
+            "states": [*bombs(8)["images"].values()],
+        }
+        with pytest.raises(
+            RuntimeError, match="expected arrays and pictures of at most 33554432 bytes"
+        ):
             client.get_action(lists)
     assert grown[0] < MOST_MIB
 
@@ -152,13 +174,21 @@ def test_nothing_is_unpacked_before_the_token(bundle, tmp_path):
         assert TOKEN not in Path(f"/proc/{server.process.pid}/cmdline").read_text()
         with server.watching() as grown, GrootClient(server.places["groot"], "guess") as stranger:
             for token in (TOKEN[:-1], observation["images"]["image"], ["x"], None, 7):
-                request = {"endpoint": "get_action", "data": {"observation": observation}, "api_token": token}
+                request = {
+                    "endpoint": "get_action",
+                    "data": {"observation": observation},
+                    "api_token": token,
+                }
                 stranger.socket.send(msgspec.msgpack.encode(request))
                 error = msgspec.msgpack.decode(stranger.socket.recv())["error"]
-                assert error.startswith(("expected the server's token", "expected str for 'api_token'"))
+                assert error.startswith(
+                    ("expected the server's token", "expected str for 'api_token'")
+                )
         assert grown[0] < 30  # the picture unfolds to 33 MB
         with pytest.raises(InvalidStatus, match="401"):
-            connect(server.places["openpi"], additional_headers={"Authorization": "Api-Key \xff"}).close()
+            connect(
+                server.places["openpi"], additional_headers={"Authorization": "Api-Key \xff"}
+            ).close()
         with GrootClient(server.places["groot"], TOKEN) as friend:
             assert friend.get_action(GROOT)[0]["actions"].shape == (1, 16, 7)
         assert TOKEN not in server.log.read_text()
@@ -225,7 +255,9 @@ def websocket_part(server: Server) -> None:
 
 def websocket_empty_fragments(server: Server) -> None:
     send = attack.websocket_handshake(server.port("vla-eval"))
-    fragments = attack.websocket_header(0, fin=False) + attack.websocket_header(0, 0, fin=False) * 2_000_000
+    fragments = (
+        attack.websocket_header(0, fin=False) + attack.websocket_header(0, 0, fin=False) * 2_000_000
+    )
     attack.send_quietly(send, fragments)
     HELD.append(send)
 
@@ -313,8 +345,15 @@ def test_what_raises_raw_errors_nowhere_is_one_line_in_the_log_at_most(server):
             assert error.startswith("expected ") and "internal" not in error, request
     with connect(server.places["vla-eval"]) as client:
         for seq in range(200):
-            for envelope in ({"type": array}, {"type": "hello", "payload": {"protocol_version": array}}):
-                client.send(pack({"payload": {}, "seq": seq, "timestamp": 0.0, **envelope}, "vla-eval"))
+            for envelope in (
+                {"type": array},
+                {"type": "hello", "payload": {"protocol_version": array}},
+            ):
+                client.send(
+                    pack({"payload": {}, "seq": seq, "timestamp": 0.0, **envelope}, "vla-eval")
+                )
                 answer = unpack(client.recv(attack.PATIENCE_S, decode=False))
-                assert answer["type"] == "error" and answer["payload"]["error"].startswith("expected ")
+                assert answer["type"] == "error" and answer["payload"]["error"].startswith(
+                    "expected "
+                )
     assert "Traceback" not in server.log.read_text()

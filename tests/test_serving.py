@@ -1,6 +1,8 @@
-"""A served bundle and its clients: openpi's and vla-eval's real ones, and one written to GR00T's documented frames.
+"""A served bundle and its clients: openpi's and vla-eval's real ones, and one written to GR00T's
+documented frames.
 
-Every client looks at the same picture; all must get the actions that the bundle gives when it is asked directly.
+Every client looks at the same picture; all must get the actions that the bundle gives when it is
+asked directly.
 """
 
 from __future__ import annotations
@@ -39,7 +41,11 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (32, 40, 3), np.uint8)
 OTHER = np.random.default_rng(1).integers(0, 255, (32, 40, 3), np.uint8)
 TASK = "pick up the red cube"
 OPENPI = {"observation/image": IMAGE, "observation/state": np.zeros(8), "prompt": TASK}
-VLA_EVAL = {"images": {"primary": IMAGE}, "task_description": TASK, "states": np.zeros(8, np.float32)}
+VLA_EVAL = {
+    "images": {"primary": IMAGE},
+    "task_description": TASK,
+    "states": np.zeros(8, np.float32),
+}
 GROOT = {
     "video": {"front": IMAGE[None, None]},
     "state": {"arm": np.zeros((1, 1, 7), np.float32)},
@@ -64,8 +70,10 @@ class Served:
             groot = GrootServer(self.service, "tcp://127.0.0.1:*", token=token)
             self._stack.callback(groot.close)
             self.groot = groot.endpoint
-            openpi, vla_eval = partial(Openpi, self.service.metadata), partial(VlaEval, self.service.metadata)
-            self.openpi, self.vla_eval = self._websocket(openpi, token), self._websocket(vla_eval, token)
+            openpi = partial(Openpi, self.service.metadata)
+            vla_eval = partial(VlaEval, self.service.metadata)
+            self.openpi = self._websocket(openpi, token)
+            self.vla_eval = self._websocket(vla_eval, token)
         except BaseException:
             self._stack.close()
             raise
@@ -92,8 +100,10 @@ class Gated:
     """A policy that waits for a gate: the bundle's own answers, when the test lets them through."""
 
     def __init__(self, policy: Policy) -> None:
-        self.manifest, self._policy = policy.manifest, policy
-        self.gate, self.asked = threading.Semaphore(0), threading.Semaphore(0)
+        self.manifest = policy.manifest
+        self._policy = policy
+        self.gate = threading.Semaphore(0)
+        self.asked = threading.Semaphore(0)
         self.order: list[str] = []
 
     def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...]) -> Any:
@@ -104,7 +114,9 @@ class Gated:
 
 
 def openpi_client(port: int, key: str | None = None) -> Any:
-    module = pytest.importorskip("openpi_client.websocket_client_policy", reason="openpi-client is not installed")
+    module = pytest.importorskip(
+        "openpi_client.websocket_client_policy", reason="openpi-client is not installed"
+    )
     return module.WebsocketClientPolicy("127.0.0.1", port, key)
 
 
@@ -119,11 +131,19 @@ def test_openpis_own_client(policy, served):
     assert metadata["action_kinds"] == ["delta"] * 6 + ["gripper"]
     for step in range(2):
         answer = client.infer(OPENPI)
-        assert answer["actions"].dtype == np.float32 and (answer["actions"] == expected(policy, (0, 0, step))).all()
-        assert answer["server_timing"]["infer_ms"] > 0 and (answer["server_timing"]["prev_total_ms"] > 0) == bool(step)
-    with pytest.raises(RuntimeError, match=r"expected uint8\[h, w, 3\] for 'image', got float64\[32, 40, 3\]"):
+        assert (
+            answer["actions"].dtype == np.float32
+            and (answer["actions"] == expected(policy, (0, 0, step))).all()
+        )
+        assert answer["server_timing"]["infer_ms"] > 0 and (
+            answer["server_timing"]["prev_total_ms"] > 0
+        ) == bool(step)
+    with pytest.raises(
+        RuntimeError, match=r"expected uint8\[h, w, 3\] for 'image', got float64\[32, 40, 3\]"
+    ):
         client.infer({**OPENPI, "observation/image": IMAGE.astype(float)})
-    assert (client.infer(OPENPI)["actions"] == expected(policy, (0, 0, 2))).all()  # it goes on after an error
+    # it goes on after an error
+    assert (client.infer(OPENPI)["actions"] == expected(policy, (0, 0, 2))).all()
     with urllib.request.urlopen(f"http://127.0.0.1:{served.openpi}/healthz") as page:
         assert page.status == 200
 
@@ -140,7 +160,9 @@ def test_vla_evals_own_client(policy, served):
                 await conn.end_episode({"success": True})
             await conn.start_episode({"task": {"name": "t", "seed": 9}})
             got.append(await conn.act(VLA_EVAL))
-            with pytest.raises(RuntimeError, match="expected a sentence for 'task_description', got ''"):
+            with pytest.raises(
+                RuntimeError, match="expected a sentence for 'task_description', got ''"
+            ):
                 await conn.act({**VLA_EVAL, "task_description": ""})
             return got
 
@@ -148,7 +170,10 @@ def test_vla_evals_own_client(policy, served):
     assert info["protocol_version"] == 1 and info["action_spec"]["actions"]["dims"] == 7
     seeds = [(0, 1, 0), (0, 1, 1), (0, 2, 0), (0, 2, 1), (9, 0)]
     for seed, answer in zip(seeds, answers, strict=True):
-        assert answer["actions"].shape == (7,) and (answer["actions"] == expected(policy, seed)[0]).all()
+        assert (
+            answer["actions"].shape == (7,)
+            and (answer["actions"] == expected(policy, seed)[0]).all()
+        )
 
 
 def test_an_episode_of_vla_evals_own_runner(policy, served):
@@ -191,16 +216,26 @@ def test_a_client_of_groots_documented_frames(policy, served):
         config = client.call("get_modality_config")
         assert config["action"]["as_json"]["modality_keys"] == ["actions"]
         action, info = client.get_action(GROOT, seq=41, t_capture_ns=monotonic_ns())
-        assert action["actions"].dtype == np.float32 and (action["actions"] == expected(policy, (0, 0, 0))[None]).all()
+        assert (
+            action["actions"].dtype == np.float32
+            and (action["actions"] == expected(policy, (0, 0, 0))[None]).all()
+        )
         assert info["seq"] == 41 and info["action_kinds"][-1] == "gripper" and info["horizon"] == 16
         assert client.call("reset", {"options": {"seed": 5}}) == {"episode": 1}
         assert (client.get_action(GROOT)[0]["actions"][0] == expected(policy, (5, 0))).all()
-        two = {**GROOT, "video": {"front": np.stack([IMAGE, OTHER])[None]}}  # the newest of two pictures counts
+        # the newest of two pictures counts
+        two = {**GROOT, "video": {"front": np.stack([IMAGE, OTHER])[None]}}
         assert (client.get_action(two)[0]["actions"][0] == expected(policy, (5, 1), OTHER)).all()
         for wrong, words in (
             ({**GROOT, "video": {"front": IMAGE}}, r"expected uint8\[1, t, h, w, 3\] for 'front'"),
-            ({**GROOT, "language": {"task": [[7]]}}, "expected a sentence for 'language.task', got 7"),
-            ({**GROOT, "state": {"arm": np.full((1, 1, 7), np.nan)}}, "finite numbers for 'state.arm'"),
+            (
+                {**GROOT, "language": {"task": [[7]]}},
+                "expected a sentence for 'language.task', got 7",
+            ),
+            (
+                {**GROOT, "state": {"arm": np.full((1, 1, 7), np.nan)}},
+                "finite numbers for 'state.arm'",
+            ),
         ):
             with pytest.raises(RuntimeError, match=words):
                 client.get_action(wrong)
@@ -209,13 +244,19 @@ def test_a_client_of_groots_documented_frames(policy, served):
 
 
 def test_every_convention_is_understood_by_every_server(policy, served):
-    lerobot = {"observation.images.front": IMAGE, "observation.state": np.zeros(6, np.float32), "task": TASK}
+    lerobot = {
+        "observation.images.front": IMAGE,
+        "observation.state": np.zeros(6, np.float32),
+        "task": TASK,
+    }
     client = openpi_client(served.openpi)
     for step, observation in enumerate((OPENPI, VLA_EVAL, GROOT, lerobot)):
         assert (client.infer(observation)["actions"] == expected(policy, (0, 0, step))).all()
     with GrootClient(served.groot) as groot:
         for step, observation in enumerate((OPENPI, VLA_EVAL, GROOT, lerobot)):
-            assert (groot.get_action(observation)[0]["actions"][0] == expected(policy, (0, 0, step))).all()
+            assert (
+                groot.get_action(observation)[0]["actions"][0] == expected(policy, (0, 0, step))
+            ).all()
 
 
 def test_an_observation_past_its_deadline_or_too_old_is_refused(served):
@@ -224,9 +265,15 @@ def test_an_observation_past_its_deadline_or_too_old_is_refused(served):
         assert abs(now - monotonic_ns()) < 10e9
         for extra, words in (
             ({"deadline_ns": now - 1}, "expected a 'deadline_ns' to come"),
-            ({"t_capture_ns": now - 2 * 10**9}, "expected at most 500 ms of age by 't_capture_ns', got 2"),
+            (
+                {"t_capture_ns": now - 2 * 10**9},
+                "expected at most 500 ms of age by 't_capture_ns', got 2",
+            ),
             ({"t_capture_ns": now + 60 * 10**9}, "expected a past 't_capture_ns'"),
-            ({"t_capture_ns": "now"}, "expected an integer from 0 to .* for 't_capture_ns', got 'now'"),
+            (
+                {"t_capture_ns": "now"},
+                "expected an integer from 0 to .* for 't_capture_ns', got 'now'",
+            ),
             ({"schema_version": 2}, "expected 1 for 'schema_version', got 2"),
         ):
             with pytest.raises(RuntimeError, match=words):
@@ -237,7 +284,9 @@ def test_an_observation_past_its_deadline_or_too_old_is_refused(served):
 
 
 def test_concurrent_sessions_do_not_mix(policy):
-    """Each of four clients, two at each server, gets what it would get alone: noise, episode, step and votes."""
+    """Each of four clients, two at each server, gets what it would get alone: noise, episode, step
+    and votes.
+    """
     sync = pytest.importorskip("websockets.sync.client")
     got: dict[int, list[np.ndarray]] = {}
 
@@ -251,12 +300,19 @@ def test_concurrent_sessions_do_not_mix(policy):
             got[number] = []
             for seq in range(STEPS):
                 payload = {**VLA_EVAL, "images": {"primary": image}}
-                client.send(pack({"type": "observation", "payload": payload, "seq": seq, "timestamp": 0.0}, "vla-eval"))
+                client.send(
+                    pack(
+                        {"type": "observation", "payload": payload, "seq": seq, "timestamp": 0.0},
+                        "vla-eval",
+                    )
+                )
                 got[number].append(unpack(client.recv(20))["payload"]["actions"])
 
     clients = [(groot, IMAGE), (vla_eval, IMAGE), (groot, OTHER), (vla_eval, OTHER)]
     with Served(policy, votes=3) as served:
-        threads = [Thread(target=run, args=(number, image)) for number, (run, image) in enumerate(clients)]
+        threads = [
+            Thread(target=run, args=(number, image)) for number, (run, image) in enumerate(clients)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -287,7 +343,10 @@ def test_the_queue_is_fair_and_bounded_and_a_session_has_one_question(policy):
             service.ask(greedy, Query(IMAGE, "red"))
         with pytest.raises(BusyError, match="expected a reset between two questions"):
             greedy.reset()
-        waiting = [service.ask(modest, Query(IMAGE, "blue")), service.ask(third, Query(IMAGE, "green"))]
+        waiting = [
+            service.ask(modest, Query(IMAGE, "blue")),
+            service.ask(third, Query(IMAGE, "green")),
+        ]
         with pytest.raises(BusyError, match="at most 2 waiting questions"):
             service.ask(fourth, Query(IMAGE, "cube"))
         gated.gate.release()
@@ -301,7 +360,8 @@ def test_the_queue_is_fair_and_bounded_and_a_session_has_one_question(policy):
 
 def test_idle_sessions_expire_and_the_longest_idle_leaves_for_another(policy):
     with Service(policy, ServiceConfig(max_sessions=2, idle_s=0.2)) as service:
-        first, second = service.sessions.of("a"), service.sessions.of("b")
+        first = service.sessions.of("a")
+        second = service.sessions.of("b")
         third = service.sessions.of("c")
         assert service.sessions.of("b") is second and service.sessions.of("c") is third
         assert service.sessions.of("a") is not first and len(service.sessions) == 2
@@ -312,7 +372,8 @@ def test_idle_sessions_expire_and_the_longest_idle_leaves_for_another(policy):
 def test_a_session_in_use_is_never_forgotten(policy):
     gated = Gated(policy)
     with Service(gated, ServiceConfig(max_sessions=2)) as service:  # type: ignore[arg-type]
-        used, idle = service.sessions.of("used"), service.sessions.of("idle")
+        used = service.sessions.of("used")
+        idle = service.sessions.of("idle")
         answer = service.ask(used, Query(IMAGE, "red"))
         newcomer = service.sessions.of("newcomer")
         assert service.sessions.of("used") is used and idle is not newcomer
@@ -330,24 +391,34 @@ def test_strangers_without_the_token_or_from_a_browser_are_refused(served, polic
         exceptions = pytest.importorskip("websockets.exceptions")
         with pytest.raises(exceptions.InvalidStatus, match="401"):
             openpi_client(guarded.openpi, "guess")
-        with GrootClient(guarded.groot, "secret") as friend, GrootClient(guarded.groot, "guess") as stranger:
+        with (
+            GrootClient(guarded.groot, "secret") as friend,
+            GrootClient(guarded.groot, "guess") as stranger,
+        ):
             assert friend.call("ping")["status"] == "ok"
             with pytest.raises(RuntimeError, match="expected the server's token"):
                 stranger.call("ping")
     sync = pytest.importorskip("websockets.sync.client")
-    with pytest.raises(exceptions.InvalidStatus, match="403"):  # a page in a browser says where it is from
+    # a page in a browser says where it is from
+    with pytest.raises(exceptions.InvalidStatus, match="403"):
         sync.connect(f"ws://127.0.0.1:{served.openpi}", origin="http://elsewhere.example").close()
 
 
 def test_a_server_with_keys_answers_only_those_on_its_list(policy, tmp_path, caplog):
     for name in ("server", "friend", "stranger"):
         curve.create(tmp_path / name, name)
-    (tmp_path / "server" / "friend.key").write_bytes((tmp_path / "friend" / "friend.key").read_bytes())
-    server, friend, stranger = (curve.Keys.load(tmp_path / name) for name in ("server", "friend", "stranger"))
+    (tmp_path / "server" / "friend.key").write_bytes(
+        (tmp_path / "friend" / "friend.key").read_bytes()
+    )
+    server, friend, stranger = (
+        curve.Keys.load(tmp_path / name) for name in ("server", "friend", "stranger")
+    )
     with Service(policy) as service:
         groot = GrootServer(service, "tcp://127.0.0.1:*", server)
         try:
-            with GrootClient(groot.endpoint, keys=(friend.public, friend.secret, server.public)) as client:
+            with GrootClient(
+                groot.endpoint, keys=(friend.public, friend.secret, server.public)
+            ) as client:
                 assert client.get_action(GROOT)[0]["actions"].shape == (1, 16, 7)
                 with ExitStack() as stack:
                     others = [(stranger.public, stranger.secret, server.public), None]
@@ -369,7 +440,9 @@ def test_addresses_that_cannot_or_must_not_be_used_are_told(policy):
         with pytest.raises(ConfigError, match=r"expected keys .* plain TCP"):
             GrootServer(service, "tcp://0.0.0.0:*")
         converse = partial(Openpi, service.metadata)
-        with pytest.raises(ConfigError, match=r"expected a loopback address or --insecure .* got '0\.0\.0\.0'"):
+        with pytest.raises(
+            ConfigError, match=r"expected a loopback address or --insecure .* got '0\.0\.0\.0'"
+        ):
             WebsocketServer(service, Place("0.0.0.0", 0), converse)
         first = WebsocketServer(service, Place(port=0), converse)
         groot = GrootServer(service, "tcp://127.0.0.1:*")
@@ -394,7 +467,9 @@ def test_the_verb_serves_and_counts(tmp_path, capsys):
     assert "plain TCP" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("client", "package"), [("openpi", "openpi_client"), ("vla-eval", "vla_eval.connection")])
+@pytest.mark.parametrize(
+    ("client", "package"), [("openpi", "openpi_client"), ("vla-eval", "vla_eval.connection")]
+)
 def test_the_documented_lines_run_as_written(client, package, served, repo_root):
     pytest.importorskip(package, reason=f"{package} is not installed")
     page = (repo_root / "docs" / "guides" / "serving.md").read_text()

@@ -15,7 +15,10 @@ ROLES = ("reference", "candidate")
 
 
 def played(seed: int, latency: str = "") -> dict[str, Outcome]:
-    return {role: Outcome(seed, "pick", "pick up the can", True, 9, latency, inference_ms=seed + 0.5) for role in ROLES}
+    return {
+        role: Outcome(seed, "pick", "pick up the can", True, 9, latency, inference_ms=seed + 0.5)
+        for role in ROLES
+    }
 
 
 def test_whole_rounds_come_back(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Work over a Ray cluster of one machine; skips where `ray` is not installed: it is large, and only for clusters."""
+"""Work over a Ray cluster of one machine; skips where `ray` is not installed: it is large, and only
+for clusters.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from trimvla.runtime.errors import BundleError
 from trimvla.sim.evaluation.workers import WorkerError
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # this cluster's and ours; read when ray is imported
+# this cluster's and ours; read when ray is imported
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'trimvla[ray]'")
 
 from trimvla.sim.evaluation.ray_workers import over_cluster  # noqa: E402
@@ -35,11 +38,17 @@ ray.shutdown()
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A head with two cores that lives in processes of its own, until its input ends."""
-    paths = os.pathsep.join([str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    paths = os.pathsep.join(
+        [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    )
     process = subprocess.Popen(
-        [sys.executable, "-c", HEAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": paths},  # of the workers, which import the work by its name
-    )  # fmt: skip
+        [sys.executable, "-c", HEAD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # of the workers, which import the work by its name
+        env={**os.environ, "PYTHONPATH": paths},
+    )
     assert process.stdout is not None
     yield process.stdout.readline().strip()
     process.communicate(timeout=60)
@@ -65,7 +74,9 @@ def test_errors_keep_their_kind(spread: Callable[..., Any]) -> None:
         list(spread(divide, [0], 1))
 
 
-def test_episodes_are_the_same_as_on_this_machine(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_episodes_are_the_same_as_on_this_machine(
+    cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["eval", "--policy", "expert", "--episodes", "4", "--json"]
     told = []
     for more in (["--workers", "1"], ["--ray", cluster]):

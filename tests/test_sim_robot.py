@@ -1,4 +1,6 @@
-"""The simulated robot and camera: pure behaviour first, then both as processes behind real sockets."""
+"""The simulated robot and camera: pure behaviour first, then both as processes behind real
+sockets.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,12 @@ def test_an_episode_ends_and_stays_ended(table: TabletopRobot) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [lambda: RobotConfig(state_hz=0), lambda: SimCameraConfig(hz=0), lambda: SimCameraConfig(name="a/b")]
+    "wrong",
+    [
+        lambda: RobotConfig(state_hz=0),
+        lambda: SimCameraConfig(hz=0),
+        lambda: SimCameraConfig(name="a/b"),
+    ],
 )
 def test_wrong_configurations_are_refused(wrong: Callable[[], object]) -> None:
     with pytest.raises(ConfigError):
@@ -145,18 +152,27 @@ def test_from_task_to_picture_and_from_command_to_step(running: Path) -> None:
         Publisher(running, topic("command")) as commands,
         Subscriber(running, names) as hears,
     ):
-        assert until(hears, lambda: isinstance(hears["front/color"].message, Frame), lambda: tasks.send(task()))
-        frame, state = hears["front/color"].message, hears["sim/state"].message
+        assert until(
+            hears,
+            lambda: isinstance(hears["front/color"].message, Frame),
+            lambda: tasks.send(task()),
+        )
+        frame = hears["front/color"].message
+        state = hears["sim/state"].message
         assert isinstance(frame, Frame)
         assert isinstance(state, SimState)
         assert frame.image.shape == (128, 128, 3)
         assert frame.time_ns <= monotonic_ns()
         assert state.step == 0
         commands.send(command(UP, time_ns=monotonic_ns()))
-        assert until(hears, lambda: isinstance(e := hears["episode"].message, Episode) and e.step == 1)
+        assert until(
+            hears, lambda: isinstance(e := hears["episode"].message, Episode) and e.step == 1
+        )
 
 
-def until(hears: Subscriber, condition: Callable[[], bool], repeat: Callable[[], None] = lambda: None) -> bool:
+def until(
+    hears: Subscriber, condition: Callable[[], bool], repeat: Callable[[], None] = lambda: None
+) -> bool:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         repeat()

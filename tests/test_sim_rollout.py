@@ -15,7 +15,14 @@ from trimvla.runtime.inference.policy import Known
 from trimvla.sim.actor import EXPERT
 from trimvla.sim.episodes import make_task
 from trimvla.sim.evaluation.latency import constant
-from trimvla.sim.evaluation.rollout import Setting, check_expert, evaluate, evaluate_all, play, run_episode
+from trimvla.sim.evaluation.rollout import (
+    Setting,
+    check_expert,
+    evaluate,
+    evaluate_all,
+    play,
+    run_episode,
+)
 from trimvla.sim.evaluation.statistics import compare
 from trimvla.sim.evaluation.virtual_time import Pace
 from trimvla.sim.tabletop import expert
@@ -44,7 +51,9 @@ class ExpertActor:
     env: TabletopEnv
     heard: list[str] = field(default_factory=list)
 
-    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None) -> Actions:
+    def infer(
+        self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None
+    ) -> Actions:
         assert image.shape == (128, 128, 3)
         assert noise.shape == (16, 7)
         self.heard.append(instruction)
@@ -60,9 +69,12 @@ def blind(swapped: bool = False) -> TabletopTask:
 
 @pytest.mark.parametrize("execute", [1, 4])
 def test_an_expert_actor_succeeds(execute: int) -> None:
-    task, setting = blind(), Setting(pace=Pace(execute=execute))
+    task = blind()
+    setting = Setting(pace=Pace(execute=execute))
     outcomes = [run_episode(ExpertActor(task._env), task, seed, setting) for seed in range(20)]
-    assert sum(outcome.success for outcome in outcomes) >= 18, [(o.seed, o.verb, o.success) for o in outcomes]
+    assert sum(outcome.success for outcome in outcomes) >= 18, [
+        (o.seed, o.verb, o.success) for o in outcomes
+    ]
 
 
 def test_the_tasks_own_expert_plays_in_an_actors_place() -> None:
@@ -88,24 +100,35 @@ def test_a_swapped_instruction_fails_the_original_goal() -> None:
 
 def test_latency_costs_success_and_is_the_same_every_time() -> None:
     """At 5 Hz, 57 ms and 200 ms both cost one step."""
-    task, setting = blind(), Setting(pace=Pace(execute=1, votes=1))
-    late = {ms: [run_episode(ExpertActor(task._env), task, s, setting, latency=constant("late", ms)) for s in range(4)]
-            for ms in (0.0, 57.0, 200.0, 1500.0)}  # fmt: skip
+    task = blind()
+    setting = Setting(pace=Pace(execute=1, votes=1))
+    late = {
+        ms: [
+            run_episode(ExpertActor(task._env), task, s, setting, latency=constant("late", ms))
+            for s in range(4)
+        ]
+        for ms in (0.0, 57.0, 200.0, 1500.0)
+    }
     steps = {ms: sum(outcome.steps for outcome in outcomes) for ms, outcomes in late.items()}
     waiting = [run_episode(ExpertActor(task._env), task, seed, setting) for seed in range(4)]
     assert steps[0.0] == sum(outcome.steps for outcome in waiting)
-    assert [(o.success, o.steps, o.held) for o in late[57.0]] == [(o.success, o.steps, o.held) for o in late[200.0]]
+    assert [(o.success, o.steps, o.held) for o in late[57.0]] == [
+        (o.success, o.steps, o.held) for o in late[200.0]
+    ]
     assert steps[0.0] < steps[200.0] < steps[1500.0]
     assert sum(outcome.held for outcome in late[1500.0]) > steps[1500.0] / 4
     assert late[200.0] == [
-        run_episode(ExpertActor(task._env), task, s, setting, latency=constant("late", 200.0)) for s in range(4)
+        run_episode(ExpertActor(task._env), task, s, setting, latency=constant("late", 200.0))
+        for s in range(4)
     ]
 
 
 class Idle:
     """Does nothing at all."""
 
-    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None) -> Actions:
+    def infer(
+        self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None
+    ) -> Actions:
         chunk = np.zeros((16, 7))
         chunk[:, 6] = 1
         return Actions(chunk)
@@ -119,22 +142,31 @@ def test_doing_nothing_never_succeeds_and_the_summary_adds_up() -> None:
     assert result["mean_steps"] is None
 
 
-EXECUTE, EPISODES, FIRST = 8, 4, 1000
+EXECUTE = 8
+EPISODES = 4
+FIRST = 1000
 SETTING = Setting(pace=Pace(execute=EXECUTE))
-CANDIDATE_WINS, REFERENCE_WINS = frozenset({1000, 1001}), frozenset({1001, 1003})
+CANDIDATE_WINS = frozenset({1000, 1001})
+REFERENCE_WINS = frozenset({1001, 1003})
 
 
 @dataclass
 class Twin:
-    """Succeeds on the seeds in `wins` alone: plays the expert on a table of its own, which moves like the real one."""
+    """Succeeds on the seeds in `wins` alone: plays the expert on a table of its own, which moves
+    like the real one.
+    """
 
     wins: frozenset[int]
     log: list[int] = field(default_factory=list)
     env: TabletopEnv = field(default_factory=lambda: TabletopEnv(observe=False))
     last: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
 
-    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None) -> Actions:
-        starts = [s for s in range(FIRST, FIRST + EPISODES) if np.array_equal(noise, first_noise(s))]
+    def infer(
+        self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None
+    ) -> Actions:
+        starts = [
+            s for s in range(FIRST, FIRST + EPISODES) if np.array_equal(noise, first_noise(s))
+        ]
         if starts:
             self.seed = starts[0]
             self.log.append(self.seed)
@@ -145,7 +177,9 @@ class Twin:
                 self.env.step(action)
         scene = self.env.scene()
         hold = np.tile([0.0] * 6 + [1.0], (16, 1))
-        self.last = expert.chunk(scene, self.env.state(), scene.goal) if self.seed in self.wins else hold
+        self.last = (
+            expert.chunk(scene, self.env.state(), scene.goal) if self.seed in self.wins else hold
+        )
         return Actions(self.last)
 
 
@@ -162,11 +196,18 @@ def test_two_actors_play_each_seed_in_turn_and_their_outcomes_are_pairs() -> Non
     log: list[int] = []
     actors = {"reference": Twin(REFERENCE_WINS, log), "candidate": Twin(CANDIDATE_WINS, log)}
     told = []
-    results = evaluate_all(lambda: nullcontext(actors), SETTING, episodes=EPISODES, seed=FIRST, progress=told.append)
+    results = evaluate_all(
+        lambda: nullcontext(actors), SETTING, episodes=EPISODES, seed=FIRST, progress=told.append
+    )
     assert log == [1000, 1000, 1001, 1001, 1002, 1002, 1003, 1003]
     assert results["candidate"]["outcomes"] == [1, 1, 0, 0]
     assert results["reference"]["outcomes"] == [0, 1, 0, 1]
-    assert [{o.seed for o in played.values()} for played in told] == [{1000}, {1001}, {1002}, {1003}]
+    assert [{o.seed for o in played.values()} for played in told] == [
+        {1000},
+        {1001},
+        {1002},
+        {1003},
+    ]
     it = compare(results["candidate"]["outcomes"], results["reference"]["outcomes"], margin=0.05)
     assert (it.both, it.candidate_only, it.reference_only, it.neither) == (1, 1, 1, 1)
     assert (it.difference, it.p_value, it.non_inferior) == (0.0, 1.0, False)
@@ -176,7 +217,10 @@ def test_a_run_that_is_stopped_early_is_still_paired() -> None:
     rounds = play(twins, SETTING, range(FIRST, FIRST + EPISODES))
     played = next(rounds)
     rounds.close()
-    assert {name: outcome.seed for name, outcome in played.items()} == {"reference": 1000, "candidate": 1000}
+    assert {name: outcome.seed for name, outcome in played.items()} == {
+        "reference": 1000,
+        "candidate": 1000,
+    }
 
 
 def test_two_actors_get_what_each_gets_alone() -> None:
@@ -193,10 +237,13 @@ def test_workers_give_the_same_as_one_process() -> None:
 
 
 def test_corrections_label_the_policys_states_with_the_experts_actions() -> None:
-    env, shard = TabletopEnv(observe=False), Shard()
+    env = TabletopEnv(observe=False)
+    shard = Shard()
     assert not corrected_episode(env, FIRST_SEED, shard, Idle())
     assert len(shard.chunks) == CORRECTED_STEPS
-    assert np.abs(shard.chunks[-1][0][0, :3]).max() > 0.005, "the expert would move where the policy idles"
+    assert np.abs(shard.chunks[-1][0][0, :3]).max() > 0.005, (
+        "the expert would move where the policy idles"
+    )
     assert corrected_episode(env, FIRST_SEED, Shard(), ExpertActor(env))
 
 
@@ -208,7 +255,8 @@ def test_seeds_of_demonstrations_are_refused() -> None:
 def test_a_shard_is_complete_deterministic_and_labelled(tmp_path) -> None:
     frames, _ = make_shard(tmp_path / "a.npz", FIRST_SEED, 2)
     make_shard(tmp_path / "b.npz", FIRST_SEED, 2)
-    first, second = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
+    first = np.load(tmp_path / "a.npz")
+    second = np.load(tmp_path / "b.npz")
     assert first["images"].shape == (frames, 128, 128, 3)
     assert first["chunks"].shape == (frames, GOALS, 16, 7)
     assert first["aux"].shape == (frames, GOALS, AUX)

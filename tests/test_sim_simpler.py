@@ -1,4 +1,6 @@
-"""SimplerEnv's WidowX tasks: initial states, protocol, expert and demonstrations; what needs ManiSkill is marked."""
+"""SimplerEnv's WidowX tasks: initial states, protocol, expert and demonstrations; what needs
+ManiSkill is marked.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,16 @@ from trimvla.sim.tabletop.demonstrations import AUX, Shard
 
 INSTRUCTIONS = dict(zip(TWINS, simpler_demonstrations.INSTRUCTIONS, strict=True))
 START = State(
-    tool=(-0.145, 0.034, 1.005), command=(-0.145, 0.034, 1.005), yaw=0.0, yaw_command=0.0, opening=1.0,
-    thing=(-0.21, 0.05, 0.8875), thing_yaw=0.3, target=(-0.1, -0.05, 0.885), done=False,
-)  # fmt: skip
+    tool=(-0.145, 0.034, 1.005),
+    command=(-0.145, 0.034, 1.005),
+    yaw=0.0,
+    yaw_command=0.0,
+    opening=1.0,
+    thing=(-0.21, 0.05, 0.8875),
+    thing_yaw=0.3,
+    target=(-0.1, -0.05, 0.885),
+    done=False,
+)
 HALF = math.sqrt(0.5)
 TURNED = {  # an object's quaternions (w, x, y, z), as SimplerEnv's scripts list them
     "widowx_carrot_on_plate": [(0, 0, 0, 1), (HALF, 0, 0, -HALF)],
@@ -43,7 +52,8 @@ TURNED = {  # an object's quaternions (w, x, y, z), as SimplerEnv's scripts list
     ],
 }
 CORNERS = [(-0.235, -0.075), (-0.235, 0.075), (-0.085, -0.075), (-0.085, 0.075)]  # carrot and spoon
-INNER = [(-0.21, -0.05), (-0.21, 0.05), (-0.11, -0.05), (-0.11, 0.05)]  # cubes, first and last twelve
+# cubes, first and last twelve
+INNER = [(-0.21, -0.05), (-0.21, 0.05), (-0.11, -0.05), (-0.11, 0.05)]
 OUTER = [(-0.26, -0.1), (-0.26, 0.1), (-0.06, -0.1), (-0.06, 0.1)]
 IN_SINK = [(x, y) for x in (-0.115, -0.095) for y in (0.191, 0.201, 0.211, 0.221)]
 STRAY_MM = {"widowx_carrot_on_plate": 3, "widowx_spoon_on_towel": 2, "widowx_stack_cube": 1}
@@ -82,7 +92,8 @@ def play(task: SimplerTask, index: int, steps: int = 30) -> list[float]:
 
 @pytest.mark.parametrize("name", TWINS)
 def test_the_expert_does_the_job_in_its_own_model(name: str) -> None:
-    job, state = TWINS[name].job, START
+    job = TWINS[name].job
+    state = START
     state = State(**{**vars(state), "thing": (*state.thing[:2], max(job.low, state.thing[2]))})
     for _ in range(TWINS[name].limit):
         state = simpler_expert.step(job, state, simpler_expert.act(job, state))
@@ -99,13 +110,21 @@ def test_the_expert_looks_at_the_tool_and_not_at_its_command() -> None:
 
 @pytest.mark.parametrize("name", TWINS)
 @pytest.mark.parametrize("turned", [0.0, 0.3, 1.2, -0.7, 2.0])
-def test_the_expert_turns_the_shorter_way_whatever_a_yaw_is_called(name: str, turned: float) -> None:
+def test_the_expert_turns_the_shorter_way_whatever_a_yaw_is_called(
+    name: str, turned: float
+) -> None:
     job = TWINS[name].job
     turns = {
         round(
             simpler_expert.turn_across(
                 job,
-                State(**{**vars(START), "thing_yaw": turned + i * job.yaw_period, "yaw": 0.2 + k * job.yaw_period}),
+                State(
+                    **{
+                        **vars(START),
+                        "thing_yaw": turned + i * job.yaw_period,
+                        "yaw": 0.2 + k * job.yaw_period,
+                    }
+                ),
             ),
             6,
         )
@@ -137,38 +156,48 @@ def places(name: str) -> list[tuple[tuple[float, float], tuple[float, float]]]:
     if name == "widowx_put_eggplant_in_basket":
         return [(at, (-0.125, 0.025)) for at in IN_SINK]
     squares = [INNER, OUTER] if name == "widowx_stack_cube" else [CORNERS]
-    return [(one, other) for square in squares for one in square for other in square if one != other]
+    return [
+        (one, other) for square in squares for one in square for other in square if one != other
+    ]
 
 
 @pytest.mark.parametrize("name", TWINS)
 def test_official_states_are_those_of_simplerenv(name: str) -> None:
     """Episode i is pair i // m of the places and turn i mod m; everything falls from 1.37 m."""
-    pairs, turns = places(name), TURNED[name]
+    pairs = places(name)
+    turns = TURNED[name]
     states = releases(name)
     assert len(states) == len(pairs) * len(turns) == 24
     for number, state in enumerate(states):
-        pair, turn = pairs[number // len(turns)], turns[number % len(turns)]
+        pair = pairs[number // len(turns)]
+        turn = turns[number % len(turns)]
         np.testing.assert_allclose(state.positions, [(*at, 1.37) for at in pair], atol=1e-9)
         np.testing.assert_allclose(state.quaternions, [turn, (1, 0, 0, 0)], atol=1e-9)
 
 
 @pytest.mark.parametrize("name", TWINS)
 def test_every_file_of_a_task_is_looked_for(name: str, shared_dir: Path, tmp_path: Path) -> None:
-    """Scene, meshes, photograph and robot; all are there in the shared assets, and each is missed."""
+    """Scene, meshes, photograph and robot; all are there in the shared assets, and each is
+    missed.
+    """
     files = list(twin_files_of(TWINS[name].env, shared_dir / "simpler_assets/data"))
     check_files(files, name, "")
     assert {"wx250s.urdf", "collision.obj"} <= {path.name for path in files}
     assert len([path for path in files if path.suffix == ".png"]) == 1
     assert len(list(with_meshes(files))) >= len(files) + 20  # the robot's own
     gone = list(twin_files_of(TWINS[name].env, tmp_path))
-    with pytest.raises(ConfigError, match=rf"got {len(gone)} that cannot be loaded: .* is not there; .*; and"):
+    with pytest.raises(
+        ConfigError, match=rf"got {len(gone)} that cannot be loaded: .* is not there; .*; and"
+    ):
         check_files(gone, name, "")
 
 
 def test_an_unknown_task_names_those_that_there_are() -> None:
     with pytest.raises(ConfigError, match=r"widowx_stack_cube.*'no_such'"):
         make_task("simpler:no_such")
-    with pytest.raises(ConfigError, match="'maniskill' after 'simpler:widowx_stack_cube:', got 'own'"):
+    with pytest.raises(
+        ConfigError, match="'maniskill' after 'simpler:widowx_stack_cube:', got 'own'"
+    ):
         make_task("simpler:widowx_stack_cube:own")
     with pytest.raises(ConfigError, match="tabletop"):
         make_task("nowhere")
@@ -195,7 +224,8 @@ def test_the_expert_succeeds_at_the_limit(name: str, assets: None) -> None:
     episode = task.episode(0, official=True)
     assert episode.instruction == INSTRUCTIONS[name]
     assert (episode.image.shape, episode.image.dtype) == ((480, 640, 3), np.uint8)
-    first, steps = episode.image.copy(), 1
+    first = episode.image.copy()
+    steps = 1
     while not episode.step(episode.expert()):
         steps += 1
     assert (steps, episode.success) == (task.limit, True)
@@ -204,12 +234,18 @@ def test_the_expert_succeeds_at_the_limit(name: str, assets: None) -> None:
 
 
 @pytest.mark.simpler
-def test_reuse_and_a_fresh_process_give_the_same_outcome(stacking: SimplerTask, repo_root: Path) -> None:
+def test_reuse_and_a_fresh_process_give_the_same_outcome(
+    stacking: SimplerTask, repo_root: Path
+) -> None:
     first = play(stacking, 3)
     play(stacking, 5, steps=7)  # leaves the arm somewhere, with its targets set
     assert play(stacking, 3) == first
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", OUTCOME], cwd=repo_root, capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", OUTCOME],
+        cwd=repo_root,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(done.stdout.splitlines()[-1]) == first
 
@@ -217,7 +253,10 @@ def test_reuse_and_a_fresh_process_give_the_same_outcome(stacking: SimplerTask, 
 @pytest.mark.simpler
 def test_a_small_picture_looks_like_the_official_one(stacking: SimplerTask) -> None:
     official = SimplerTask("widowx_stack_cube")
-    small, large = (resize(task.episode(1, official=True).image, 128).astype(int) for task in (stacking, official))
+    small, large = (
+        resize(task.episode(1, official=True).image, 128).astype(int)
+        for task in (stacking, official)
+    )
     official.close()
     assert np.abs(small - large).mean() < 1.0
     assert abs(small.mean() - large.mean()) < 0.5
@@ -234,7 +273,8 @@ def test_demonstrations_are_labelled_with_the_clean_expert(stacking: SimplerTask
     assert np.stack(shard.chunks).shape == (frames, 1, 16, 7)
     aux = np.stack(shard.aux)
     assert aux.shape == (frames, 1, AUX + 4)
-    np.testing.assert_allclose(np.hypot(aux[..., AUX::2], aux[..., AUX + 1 :: 2]), 1.0, rtol=1e-6)  # two directions
+    # two directions
+    np.testing.assert_allclose(np.hypot(aux[..., AUX::2], aux[..., AUX + 1 :: 2]), 1.0, rtol=1e-6)
     points = np.stack(shard.points)[0, 0]
     green = shard.images[0][int(points[0, 1] * 128), int(points[0, 0] * 128)].astype(int)
     assert green[1] > green[0]  # the object's point lies on the green cube
@@ -249,12 +289,15 @@ def test_official_episodes_have_numbers(stacking: SimplerTask) -> None:
 
 @pytest.mark.simpler
 @pytest.mark.parametrize("name", TWINS)
-def test_after_a_reset_objects_rest_where_simplerenv_lets_them_fall(name: str, assets: None) -> None:
+def test_after_a_reset_objects_rest_where_simplerenv_lets_them_fall(
+    name: str, assets: None
+) -> None:
     task = SimplerTask(name, width=64)
     strays = []
     for number, release in enumerate(releases(name)):
         episode = task.episode(number, official=True)
-        thing, speed = episode.state().thing, float(task.env.objs[task.env.source_obj_name].linear_velocity.norm())
+        thing = episode.state().thing
+        speed = float(task.env.objs[task.env.source_obj_name].linear_velocity.norm())
         strays.append(1000 * math.dist(thing[:2], release.thing))
         assert speed < 0.01, f"episode {number} moves"
         assert 0.86 < thing[2] < 0.95
@@ -284,7 +327,8 @@ def test_maniskills_own_states_have_numbers_and_contacts_of_their_own(assets: No
     dropped.episode(9, official=True)
     turn = abs(float(own_q @ dropped.env.objs["eggplant"].pose.raw_pose[0, 3:].numpy()))
     assert math.degrees(2 * math.acos(min(1.0, turn))) > 60  # SimplerEnv's lies on another side
-    assert dropped.episode(5000, official=False).state().thing == further  # whatever was played before
+    # whatever was played before
+    assert dropped.episode(5000, official=False).state().thing == further
     dropped.close()
 
 
@@ -303,11 +347,24 @@ def test_eval_ends_with_one_error_where_a_file_is_missing(
     """Without the check it played on, and told a success rate of 0 with "ok": true."""
     shutil.copytree(shared_dir / "simpler_assets/data", tmp_path / "data", copy_function=os.symlink)
     (tmp_path / "data" / file).unlink()
-    words = ["eval", "--policy", "expert", "--env", "simpler:widowx_stack_cube", "--episodes", "1", "--json"]
+    words = [
+        "eval",
+        "--policy",
+        "expert",
+        "--env",
+        "simpler:widowx_stack_cube",
+        "--episodes",
+        "1",
+        "--json",
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "trimvla.launch.cli", *words], cwd=repo_root,
-        env={**os.environ, "MS_ASSET_DIR": str(tmp_path)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "trimvla.launch.cli", *words],
+        cwd=repo_root,
+        env={**os.environ, "MS_ASSET_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     (line,) = done.stdout.splitlines()
     assert f"{file} is not there" in json.loads(line)["error"]

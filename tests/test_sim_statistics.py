@@ -1,4 +1,6 @@
-"""Intervals and tests against published examples, slow definitions, and what must hold for all counts."""
+"""Intervals and tests against published examples, slow definitions, and what must hold for all
+counts.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ from trimvla.sim.evaluation.statistics import (
     wilson_interval,
 )
 
-# Complete response before and after consolidation therapy (Cavo et al. 2012), worked through in Fagerland, Lydersen
-# and Laake, Statistical Analysis of Contingency Tables (2017), chapter 8.
+# Complete response before and after consolidation therapy (Cavo et al. 2012), worked through in
+# Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables (2017), chapter 8.
 CAVO = Pairs(both=59, candidate_only=6, reference_only=16, neither=80)
 Z = 1.959964
 
@@ -35,15 +37,20 @@ def exchanged(it: Pairs) -> Pairs:
 
 
 def test_wilson_matches_published_values() -> None:
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-3)  # Newcombe 1998, table I
+    # Newcombe 1998, table I
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-3)
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-3)
 
 
 @pytest.mark.parametrize(
     ("successes", "n", "expected"),
-    [(81, 263, (0.255288520, 0.366209577)), (533, 600, (0.860620721, 0.911105025)),
-     (14, 24, (0.388346659, 0.755323974)), (1, 30, (0.005908590, 0.166703910))],
-)  # fmt: skip
+    [
+        (81, 263, (0.255288520, 0.366209577)),
+        (533, 600, (0.860620721, 0.911105025)),
+        (14, 24, (0.388346659, 0.755323974)),
+        (1, 30, (0.005908590, 0.166703910)),
+    ],
+)
 def test_wilson_agrees_with_scipy(successes: int, n: int, expected: tuple[float, float]) -> None:
     """scipy 1.18: binomtest(successes, n).proportion_ci(method="wilson")."""
     assert wilson_interval(successes, n) == pytest.approx(expected, abs=1e-8)
@@ -83,7 +90,8 @@ def test_outcomes_without_partners_are_refused(candidate: list[int], reference: 
 
 def test_mcnemar_matches_published_values() -> None:
     assert mcnemar_p(CAVO.candidate_only, CAVO.reference_only) == pytest.approx(0.052479, abs=5e-7)
-    assert mcnemar_p(150, 86) == pytest.approx(3.716e-05, abs=5e-9)  # Agresti 1990, p. 350, as R's exact2x2 has it
+    # Agresti 1990, p. 350, as R's exact2x2 has it
+    assert mcnemar_p(150, 86) == pytest.approx(3.716e-05, abs=5e-9)
 
 
 def test_mcnemar_without_a_discordant_pair_says_nothing() -> None:
@@ -136,12 +144,16 @@ def test_tango_is_narrower_with_more_of_the_same(it: Pairs) -> None:
 @given(pairs.filter(lambda it: abs(it.difference) < 1))
 @settings(max_examples=30, deadline=None)
 def test_at_tangos_limit_the_score_test_just_does_not_reject(it: Pairs) -> None:
-    """The definition, with the nuisance rate found by search: q is the rate of `reference_only` under `limit`."""
+    """The definition, with the nuisance rate found by search: q is the rate of `reference_only`
+    under `limit`.
+    """
     limit = tango_interval(it)[0]
     concordant = it.both + it.neither
     q = np.linspace(max(0.0, -limit), (1 - limit) / 2, 200_001)[1:-1]
     likelihood = (
-        it.candidate_only * np.log(q + limit) + it.reference_only * np.log(q) + concordant * np.log(1 - 2 * q - limit)
+        it.candidate_only * np.log(q + limit)
+        + it.reference_only * np.log(q)
+        + concordant * np.log(1 - 2 * q - limit)
     )
     best = q[np.argmax(likelihood)]
     score = (it.difference - limit) / np.sqrt((2 * best + limit - limit**2) / it.n)
@@ -149,14 +161,20 @@ def test_at_tangos_limit_the_score_test_just_does_not_reject(it: Pairs) -> None:
 
 
 def test_bootstrap_agrees_with_drawing_the_pairs_themselves() -> None:
-    differences = np.repeat([1, -1, 0], [CAVO.candidate_only, CAVO.reference_only, CAVO.both + CAVO.neither])
+    differences = np.repeat(
+        [1, -1, 0], [CAVO.candidate_only, CAVO.reference_only, CAVO.both + CAVO.neither]
+    )
     means = np.random.default_rng(7).choice(differences, (20_000, CAVO.n)).mean(axis=1)
-    assert bootstrap_interval(CAVO) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=1 / CAVO.n)
+    assert bootstrap_interval(CAVO) == pytest.approx(
+        np.quantile(means, [0.025, 0.975]), abs=1 / CAVO.n
+    )
 
 
 def test_bootstrap_depends_on_its_seed_alone() -> None:
     assert bootstrap_interval(CAVO, seed=3) == bootstrap_interval(CAVO, seed=3)
-    draws = {bootstrap_interval(Pairs(900, 400, 300, 900), resamples=200, seed=seed) for seed in range(5)}
+    draws = {
+        bootstrap_interval(Pairs(900, 400, 300, 900), resamples=200, seed=seed) for seed in range(5)
+    }
     assert len(draws) > 1
 
 
@@ -170,7 +188,12 @@ def test_bootstrap_never_crosses_zero_where_one_side_never_won_alone(it: Pairs) 
 
 
 def outcomes(it: Pairs) -> tuple[list[int], list[int]]:
-    kinds = [((1, 1), it.both), ((1, 0), it.candidate_only), ((0, 1), it.reference_only), ((0, 0), it.neither)]
+    kinds = [
+        ((1, 1), it.both),
+        ((1, 0), it.candidate_only),
+        ((0, 1), it.reference_only),
+        ((0, 0), it.neither),
+    ]
     told = [kind for kind, count in kinds for _ in range(count)]
     return [a for a, _ in told], [b for _, b in told]
 
@@ -204,21 +227,30 @@ def test_a_margin_that_cannot_be_is_refused(margin: float) -> None:
         compare([1], [1], margin=margin)
 
 
-# Success of six policies on "move near", in the simulator (visual matching) and on the robot: RT-2-X, RT-1 converged,
-# RT-1 at 15 %, RT-1-X, RT-1 at the beginning, Octo-Base. SIMPLER's own table (Li et al. 2024, arXiv 2405.05941).
+# Success of six policies on "move near", in the simulator (visual matching) and on the robot:
+# RT-2-X, RT-1 converged, RT-1 at 15 %, RT-1-X, RT-1 at the beginning, Octo-Base. SIMPLER's own
+# table (Li et al. 2024, arXiv
+# 2405.05941).
 SIMULATED = (0.779, 0.442, 0.354, 0.317, 0.050, 0.042)
 REAL = (0.733, 0.633, 0.583, 0.450, 0.017, 0.350)
 
 
 def test_rank_violation_of_a_published_table() -> None:
-    """One pair is out of order: Octo-Base is ranked below RT-1 at the beginning. Both are charged their real gap."""
+    """One pair is out of order: Octo-Base is ranked below RT-1 at the beginning.
+
+    Both are charged their real gap.
+    """
     assert mean_maximum_rank_violation(SIMULATED, REAL) == pytest.approx(2 * (0.350 - 0.017) / 6)
 
 
 def test_rank_violation_is_not_symmetric_and_counts_ties_on_one_side() -> None:
     """By hand: the only wrong pair is (2, 3), 0.4 apart in reality and 0.1 in the simulator."""
-    assert mean_maximum_rank_violation((0.1, 0.5, 0.6), (0.0, 0.9, 0.5)) == pytest.approx((0.4 + 0.4) / 3)
-    assert mean_maximum_rank_violation((0.0, 0.9, 0.5), (0.1, 0.5, 0.6)) == pytest.approx((0.1 + 0.1) / 3)
+    assert mean_maximum_rank_violation((0.1, 0.5, 0.6), (0.0, 0.9, 0.5)) == pytest.approx(
+        (0.4 + 0.4) / 3
+    )
+    assert mean_maximum_rank_violation((0.0, 0.9, 0.5), (0.1, 0.5, 0.6)) == pytest.approx(
+        (0.1 + 0.1) / 3
+    )
     assert mean_maximum_rank_violation((0.5, 0.5), (0.2, 0.8)) == pytest.approx(0.3)
     assert mean_maximum_rank_violation((0.2, 0.4, 0.9), (0.1, 0.3, 0.5)) == 0.0
 
@@ -238,7 +270,9 @@ def test_rank_violation_is_its_definition(rates: list[tuple[int, int]]) -> None:
 
 
 def test_pearson_of_a_worked_example() -> None:
-    """Anscombe's first set (1973): r = 0.816, printed to three digits; and of the published table."""
+    """Anscombe's first set (1973): r = 0.816, printed to three digits; and of the published
+    table.
+    """
     x = (10, 8, 13, 9, 11, 14, 6, 4, 12, 7, 5)
     y = (8.04, 6.95, 7.58, 8.81, 8.33, 9.96, 7.24, 4.26, 10.84, 4.82, 5.68)
     assert pearson(x, y) == pytest.approx(0.81642, abs=5e-6)
@@ -246,7 +280,9 @@ def test_pearson_of_a_worked_example() -> None:
     assert pearson(SIMULATED, REAL) == pytest.approx(np.corrcoef(SIMULATED, REAL)[0, 1])
 
 
-@pytest.mark.parametrize(("simulated", "real"), [([0.5], [0.5]), ([0.1, 0.2], [0.1]), ([0.3, 0.3], [0.1, 0.2])])
+@pytest.mark.parametrize(
+    ("simulated", "real"), [([0.5], [0.5]), ([0.1, 0.2], [0.1]), ([0.3, 0.3], [0.1, 0.2])]
+)
 def test_rates_that_say_nothing_are_refused(simulated: list[float], real: list[float]) -> None:
     with pytest.raises(ValueError, match="expected"):
         pearson(simulated, real)

@@ -1,4 +1,6 @@
-"""The embedded simulator: gymnasium's contract, determinism, judging, the expert and its kinematic labels."""
+"""The embedded simulator: gymnasium's contract, determinism, judging, the expert and its kinematic
+labels.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def test_distractors_are_always_there() -> None:
         scene = sample_scene(np.random.default_rng(seed))
         assert len(scene.objects) >= 3
         assert len(scene.targets) >= 2
-        assert len({item.name for item in scene.objects}) == len(scene.objects), "every object can be named"
+        assert len({item.name for item in scene.objects}) == len(scene.objects), (
+            "every object can be named"
+        )
         assert scene.instruction() in all_instructions()
 
 
@@ -106,7 +110,8 @@ def test_the_swapped_instruction_names_another_object(blind: TabletopEnv) -> Non
 def test_following_the_swapped_instruction_is_no_success(blind: TabletopEnv) -> None:
     for seed in range(10):
         blind.reset(seed=seed, options={"verb": "pick"})
-        scene, swapped = blind.scene(), blind.swapped_instruction()
+        scene = blind.scene()
+        swapped = blind.swapped_instruction()
         goal = next(goal for goal in scene.goals() if scene.instruction(goal) == swapped)
         for _ in range(15):
             assert not blind.step(expert_action(blind, goal))[4]["success"]
@@ -115,7 +120,8 @@ def test_following_the_swapped_instruction_is_no_success(blind: TabletopEnv) -> 
 
 def test_success_needs_the_gripper_to_let_go(blind: TabletopEnv) -> None:
     blind.reset(seed=3, options={"verb": "put"})
-    scene, state = blind.scene(), blind.state()
+    scene = blind.scene()
+    state = blind.state()
     x, y, top = expert.support(scene, state, scene.goal)
     half = 0.023 if scene.objects[scene.goal.object].kind == "cube" else 0.028
     objects = list(state.objects)
@@ -184,7 +190,9 @@ def test_a_scene_survives_json_and_renders_the_same(env: TabletopEnv) -> None:
 
 
 @pytest.mark.parametrize(("axis", "joint", "limit"), [(0, 5, 0.5), (1, 4, 0.5), (2, 3, 1.5)])
-def test_rotations_reach_the_wrist_and_are_limited(blind: TabletopEnv, axis: int, joint: int, limit: float) -> None:
+def test_rotations_reach_the_wrist_and_are_limited(
+    blind: TabletopEnv, axis: int, joint: int, limit: float
+) -> None:
     blind.reset(seed=0)
     action = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
     action[3 + axis] = 0.2
@@ -196,7 +204,9 @@ def test_rotations_reach_the_wrist_and_are_limited(blind: TabletopEnv, axis: int
 
 
 def test_points_project_onto_the_picture(env: TabletopEnv) -> None:
-    """The brightest change between an empty place and a coloured thing lies where `project` says."""
+    """The brightest change between an empty place and a coloured thing lies where `project`
+    says.
+    """
     env.reset(seed=4)
     scene = env.scene()
     picture = env.reset(seed=4)[0]["image"].astype(int)
@@ -211,18 +221,25 @@ def in_a_process(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
     chosen = ("MUJOCO_GL", "DISPLAY", "PYOPENGL_PLATFORM")
     bare = {name: value for name, value in os.environ.items() if name not in chosen}
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=bare | environ, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, env=bare | environ, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_plain_python_needs_no_renderer_chosen() -> None:
-    code = "from trimvla.sim.tabletop.env import TabletopEnv; print(TabletopEnv().reset(seed=1)[0]['image'].mean())"
+    code = (
+        "from trimvla.sim.tabletop.env import TabletopEnv;"
+        " print(TabletopEnv().reset(seed=1)[0]['image'].mean())"
+    )
     done = in_a_process(code)
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout) > 0
 
 
 @pytest.mark.parametrize(
-    ("first", "environ"), [("import mujoco", {}), ("", {"MUJOCO_GL": "glfw"})], ids=["mujoco first", "a window"]
+    ("first", "environ"),
+    [("import mujoco", {}), ("", {"MUJOCO_GL": "glfw"})],
+    ids=["mujoco first", "a window"],
 )
 def test_a_window_without_a_display_is_one_error(first: str, environ: dict[str, str]) -> None:
     draw = "from trimvla.sim.tabletop.env import TabletopEnv\nTabletopEnv().reset(seed=1)"
@@ -246,7 +263,10 @@ def main(context):
 def test_a_vector_environment_that_was_forked_after_a_picture_is_refused() -> None:
     done = in_a_process(VECTOR + "main('fork')")
     assert done.returncode == 1
-    assert "ConfigError: expected a process that was not forked after a picture was drawn" in done.stderr
+    assert (
+        "ConfigError: expected a process that was not forked after a picture was drawn"
+        in done.stderr
+    )
 
 
 def test_a_spawned_vector_environment_draws(tmp_path: Path) -> None:
@@ -268,6 +288,8 @@ def test_the_wrist_camera_and_the_joints_are_seen_where_they_are_asked_for() -> 
         after, *_ = env.step(low)
     assert after["state"][2] < first["state"][2] - 0.05
     moved = np.abs(after["wrist"].astype(int) - first["wrist"]).mean()
-    assert moved > np.abs(after["image"].astype(int) - first["image"]).mean(), "it moves with the gripper"
+    assert moved > np.abs(after["image"].astype(int) - first["image"]).mean(), (
+        "it moves with the gripper"
+    )
     env.close()
     plain.close()

@@ -1,4 +1,6 @@
-"""Latencies and the policy behind them: what is drawn, and which row of which chunk is executed when."""
+"""Latencies and the policy behind them: what is drawn, and which row of which chunk is executed
+when.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,18 @@ from trimvla.sim.evaluation.virtual_time import Pace, Pilot
 HZ = 5.0
 
 
-def play(latency: Latency | None, ticks: int, pace: Pace, hz: float = HZ, rows: int = 16) -> tuple[list[str], Pilot]:
-    """Every tick as "LOOK+ROW", what was executed, or "hold": the first number of a row says whose it is."""
+def play(
+    latency: Latency | None, ticks: int, pace: Pace, hz: float = HZ, rows: int = 16
+) -> tuple[list[str], Pilot]:
+    """Every tick as "LOOK+ROW", what was executed, or "hold": the first number of a row says whose
+    it is.
+    """
 
     def look(tick: int, known: object) -> np.ndarray:
         chunk = np.zeros((rows, 7))
-        chunk[:, 0], chunk[:, 1], chunk[:, 6] = tick + 1, range(rows), 0.25
+        chunk[:, 0] = tick + 1
+        chunk[:, 1] = range(rows)
+        chunk[:, 6] = 0.25
         return chunk
 
     pilot = Pilot(look, hz, pace, latency)
@@ -47,25 +55,42 @@ def test_a_chunk_comes_late_and_begins_at_the_row_that_is_due(hz: float) -> None
 
 def test_rows_that_are_not_valid_and_pictures_that_are_old_are_held_for() -> None:
     assert play(constant("late", 800), 9, Pace(execute=1, votes=1, valid_rows=6))[0][4:] == [
-        "0+4", "0+5", "hold", "hold", "4+4",
-    ]  # fmt: skip
-    assert play(constant("late", 800), 7, Pace(execute=1, votes=1, valid_rows=16, max_age_s=1.0))[0][4:] == [
-        "0+4", "0+5", "hold",
-    ]  # fmt: skip
+        "0+4",
+        "0+5",
+        "hold",
+        "hold",
+        "4+4",
+    ]
+    assert play(constant("late", 800), 7, Pace(execute=1, votes=1, valid_rows=16, max_age_s=1.0))[
+        0
+    ][4:] == [
+        "0+4",
+        "0+5",
+        "hold",
+    ]
 
 
 def test_a_hold_keeps_the_grip() -> None:
     pilot = Pilot(lambda tick, known: np.full((2, 7), 0.25), HZ, Pace(), constant("late", 300))
-    held, _, last = pilot.act(0, "go"), pilot.act(1, "go"), [pilot.act(tick, "go") for tick in (2, 3, 4)][-1]
+    held = pilot.act(0, "go")
+    _ = pilot.act(1, "go")
+    last = [pilot.act(tick, "go") for tick in (2, 3, 4)][-1]
     assert held.tolist() == [0] * 6 + [1], "at first the gripper is open"
     assert last.tolist() == [0] * 6 + [1], "rows 2 and 3 of a chunk of two do not exist"
 
 
 def test_a_new_sentence_voids_what_was_thought_about_the_last_one() -> None:
-    pilot = Pilot(lambda tick, known: np.full((16, 7), tick + 1.0), HZ, Pace(execute=1, votes=1), constant("late", 400))
+    pilot = Pilot(
+        lambda tick, known: np.full((16, 7), tick + 1.0),
+        HZ,
+        Pace(execute=1, votes=1),
+        constant("late", 400),
+    )
     words = ["a", "a", "a", "b", "b", "b", "b"]
     actions = [pilot.act(tick, word)[0] for tick, word in enumerate(words)]
-    assert actions == [0, 0, 1, 0, 0, 0, 5], "the look of tick 2 was about another sentence; it still had to end"
+    assert actions == [0, 0, 1, 0, 0, 0, 5], (
+        "the look of tick 2 was about another sentence; it still had to end"
+    )
 
 
 def test_the_last_chunks_vote_where_every_step_looks() -> None:
@@ -90,7 +115,9 @@ def test_a_guide_freezes_what_passes_while_nine_of_ten_looks_last() -> None:
         pilot.act(tick, "a" if tick < 5 else "b")
     first, second = pilot.latencies_ms[:2]
     assert {first, second} == {200.0, 600.0}
-    assert frozen[:4] == [0, 1 + round(first / 200), 3, 0], "what is expected third: 2.8 periods, so two rows and one"
+    assert frozen[:4] == [0, 1 + round(first / 200), 3, 0], (
+        "what is expected third: 2.8 periods, so two rows and one"
+    )
 
 
 def test_draws_depend_on_their_seed_alone_and_follow_the_distribution() -> None:
@@ -115,7 +142,12 @@ def test_a_trace_goes_round_in_its_order(tmp_path: Path) -> None:
 
 
 def test_several_latencies_are_told_apart() -> None:
-    assert split("0,lognormal:150,0.2,orin:0.5,a.json") == ["0", "lognormal:150,0.2", "orin:0.5", "a.json"]
+    assert split("0,lognormal:150,0.2,orin:0.5,a.json") == [
+        "0",
+        "lognormal:150,0.2",
+        "orin:0.5",
+        "a.json",
+    ]
 
 
 @pytest.mark.parametrize("word", ["fast", "-1", "nan", "normal:3,1", "lognormal:3", "1e999"])

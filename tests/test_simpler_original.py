@@ -1,6 +1,8 @@
-"""The original SimplerEnv package behind our episodes: its grids, its protocol, its actions, and its traps.
+"""The original SimplerEnv package behind our episodes: its grids, its protocol, its actions, and
+its traps.
 
-`test_the_contract` runs unchanged against the real package where that is installed; elsewhere the fake stands in.
+`test_the_contract` runs unchanged against the real package where that is installed; elsewhere the
+fake stands in.
 """
 
 from __future__ import annotations
@@ -41,14 +43,18 @@ OFFICIAL = {  # SIMPLER's own counts: visual matching, variant aggregation
     "google_robot_place_apple_in_closed_top_drawer": (108, 189),
     "google_robot_pick_object": (0, 0),
 }
-HOLD, RIGHT = np.array([0.0] * 6 + [1.0]), np.array([1.0] + [0.0] * 6)
-APPLE, STACK = "simpler_env:google_robot_place_apple_in_closed_top_drawer", "simpler_env:widowx_stack_cube"
+HOLD = np.array([0.0] * 6 + [1.0])
+RIGHT = np.array([1.0] + [0.0] * 6)
+APPLE = "simpler_env:google_robot_place_apple_in_closed_top_drawer"
+STACK = "simpler_env:widowx_stack_cube"
 
 
 class Still:
     """A policy that does nothing."""
 
-    def infer(self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None) -> Any:
+    def infer(
+        self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None
+    ) -> Any:
         return SimpleNamespace(actions=np.zeros((16, 7), np.float32))
 
 
@@ -63,9 +69,21 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Inner]:
     return Inner
 
 
-@pytest.fixture(params=["fake", pytest.param("installed", marks=pytest.mark.skipif(
-    not INSTALLED, reason="the original simpler_env is not installed: it is on no registry"))])  # fmt: skip
-def stack(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Task]:
+@pytest.fixture(
+    params=[
+        "fake",
+        pytest.param(
+            "installed",
+            marks=pytest.mark.skipif(
+                not INSTALLED,
+                reason="the original simpler_env is not installed: it is on no registry",
+            ),
+        ),
+    ]
+)
+def stack(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Task]:
     if request.param == "fake":
         fake_simpler_env.install(monkeypatch, tmp_path)
     task = make_task(STACK)
@@ -82,7 +100,9 @@ def test_the_contract(stack: Task) -> None:
         assert episode.image.dtype == np.uint8
         assert episode.image.ndim == 3
         assert episode.instruction
-        first, over, steps = episode.image.copy(), False, 0
+        first = episode.image.copy()
+        over = False
+        steps = 0
         while not over:
             over = episode.step(HOLD + 0.01 * RIGHT)
             steps += 1
@@ -104,7 +124,8 @@ def test_official_episodes_are_as_many_as_simplers_and_all_differ(task: str) -> 
 
 def test_a_cell_is_built_and_reset_as_the_evaluator_does(fake: type[Inner]) -> None:
     task = make_task("simpler_env:google_robot_open_drawer")
-    task.episode(35, official=True)  # 27 a colour, 9 a drawer: the second colour, the top drawer, place c2
+    # 27 a colour, 9 a drawer: the second colour, the top drawer, place c2
+    task.episode(35, official=True)
     (env,) = fake.made
     assert env.env_id == "OpenTopDrawerCustomInScene-v0"
     assert env.options["urdf_version"] == "recolor_tabletop_visual_matching_1"
@@ -114,7 +135,8 @@ def test_a_cell_is_built_and_reset_as_the_evaluator_does(fake: type[Inner]) -> N
     assert (env.options["control_freq"], env.options["sim_freq"]) == (3, 513)
     assert (env.options["max_episode_steps"], env.options["scene_name"]) == (113, "dummy_drawer")
     (reset,) = env.resets
-    assert set(reset) == {"robot_init_options", "obj_init_options", "seed"}  # no `reconfigure`: the spoon would move
+    # no `reconfigure`: the spoon would move
+    assert set(reset) == {"robot_init_options", "obj_init_options", "seed"}
     assert reset["seed"] is None
     robot = reset["robot_init_options"]
     assert robot["init_xy"].tolist() == [0.865, 0.222]
@@ -168,9 +190,15 @@ def test_sub_tasks_advance_by_time_or_when_the_policy_says_so(fake: type[Inner])
 
 
 @pytest.mark.parametrize(("task", "robot"), [(APPLE, "google_robot"), (STACK, "widowx_bridge")])
-@pytest.mark.parametrize("variant", ["ensemble_binary", "ensemble_continuous", "ensemble_binary_reset19"])
-def test_actions_are_those_of_the_public_adapter(fake, fixture_dir, task: str, robot: str, variant: str) -> None:
-    """Chunks through the evaluation's own path, one a step: what reaches the environment is what CogACT's sends."""
+@pytest.mark.parametrize(
+    "variant", ["ensemble_binary", "ensemble_continuous", "ensemble_binary_reset19"]
+)
+def test_actions_are_those_of_the_public_adapter(
+    fake, fixture_dir, task: str, robot: str, variant: str
+) -> None:
+    """Chunks through the evaluation's own path, one a step: what reaches the environment is what
+    CogACT's sends.
+    """
     arrays = np.load(fixture_dir / "reference.npz")
     chunks = arrays[f"simpler/chunks_{variant.split('_')[1]}_gripper"]
     made = make_task(task)
@@ -182,19 +210,29 @@ def test_actions_are_those_of_the_public_adapter(fake, fixture_dir, task: str, r
             fake.made[0].sentence = "another task"  # read after this step
         episode.step(pilot.act(tick, episode.instruction))
     sent = np.stack(fake.made[0].commands)
-    for name, columns in (("world_vector", slice(0, 3)), ("rot_axangle", slice(3, 6)), ("gripper", slice(6, 7))):
+    for name, columns in (
+        ("world_vector", slice(0, 3)),
+        ("rot_axangle", slice(3, 6)),
+        ("gripper", slice(6, 7)),
+    ):
         expected = arrays[f"simpler/{robot}/{variant}/{name}"].reshape(len(chunks), -1)
         np.testing.assert_allclose(sent[:, columns], expected, atol=1e-9, err_msg=name)
 
 
-def test_what_is_missing_or_unknown_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_missing_or_unknown_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     if not INSTALLED:
         with pytest.raises(ConfigError, match="expected the original SimplerEnv package"):
             make_task(STACK)
     fake_simpler_env.install(monkeypatch, tmp_path)
-    with pytest.raises(ConfigError, match=r"expected one of .* for 'simpler_env:', got 'widowx_dance'"):
+    with pytest.raises(
+        ConfigError, match=r"expected one of .* for 'simpler_env:', got 'widowx_dance'"
+    ):
         make_task("simpler_env:widowx_dance")
-    with pytest.raises(ConfigError, match="after 'simpler_env:widowx_stack_cube:', got 'aggregation'"):
+    with pytest.raises(
+        ConfigError, match="after 'simpler_env:widowx_stack_cube:', got 'aggregation'"
+    ):
         make_task("simpler_env:widowx_stack_cube:aggregation")
     with pytest.raises(ConfigError, match="below 24"):
         make_task(STACK).episode(24, official=True)
@@ -209,8 +247,16 @@ def test_what_is_missing_or_unknown_is_said(monkeypatch: pytest.MonkeyPatch, tmp
         (STACK, 0, "package/descriptions/widowx_description/meshes/link.stl"),
         ("simpler_env:widowx_put_eggplant_in_basket", 3, "data/custom/models/sink/collision.obj"),
         ("simpler_env:widowx_put_eggplant_in_basket", 3, "data/real_inpainting/bridge_sink.png"),
-        ("simpler_env:google_robot_move_near", 59, "data/custom/models/baked_opened_redbull_can/collision.obj"),
-        ("simpler_env:google_robot_pick_coke_can:variants", 300, "data/custom/models/opened_fanta_can/textured.glb"),
+        (
+            "simpler_env:google_robot_move_near",
+            59,
+            "data/custom/models/baked_opened_redbull_can/collision.obj",
+        ),
+        (
+            "simpler_env:google_robot_pick_coke_can:variants",
+            300,
+            "data/custom/models/opened_fanta_can/textured.glb",
+        ),
         (APPLE, 0, "data/custom/mk_station_recolor.urdf"),
         (APPLE, 0, "data/custom/models/baked_apple_v2/collision.obj"),
     ],
@@ -246,7 +292,9 @@ def test_only_files_of_what_is_played_are_looked_for(fake: type[Inner], tmp_path
     assert not fake.made
 
 
-def test_nothing_of_the_package_reaches_stdout(fake: type[Inner], capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_of_the_package_reaches_stdout(
+    fake: type[Inner], capsys: pytest.CaptureFixture[str]
+) -> None:
     episode = make_task(STACK).episode(0, official=True)
     episode.step(HOLD)
     told = capsys.readouterr()
@@ -254,7 +302,9 @@ def test_nothing_of_the_package_reaches_stdout(fake: type[Inner], capsys: pytest
     assert "Control mode" in told.err
 
 
-def test_a_missing_driver_is_named_and_other_errors_stay(fake: type[Inner], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_named_and_other_errors_stay(
+    fake: type[Inner], monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = make_task(STACK)
     for words, expected in (
         ("vk::createInstanceUnique: ErrorIncompatibleDriver", ConfigError),
@@ -293,19 +343,32 @@ def test_versions_that_do_not_go_together_are_named(
 
 
 def crash_on_import(folder: Path) -> dict[str, str]:
-    """A package that ends the process as the real one does beside NumPy 2; returns the environment that has it."""
+    """A package that ends the process as the real one does beside NumPy 2; returns the environment
+    that has it.
+    """
     for name in ("simpler_env", "mani_skill2_real2sim"):
         (folder / name).mkdir()
-        (folder / name / "__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+        (folder / name / "__init__.py").write_text(
+            "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+        )
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
+    }
 
 
-def test_eval_ends_with_one_error_where_the_package_would_end_the_process(tmp_path: Path, repo_root: Path) -> None:
+def test_eval_ends_with_one_error_where_the_package_would_end_the_process(
+    tmp_path: Path, repo_root: Path
+) -> None:
     words = ["eval", "--policy", "expert", "--env", STACK, "--episodes", "1", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "trimvla.launch.cli", *words], cwd=repo_root, env=crash_on_import(tmp_path),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "trimvla.launch.cli", *words],
+        cwd=repo_root,
+        env=crash_on_import(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     (line,) = done.stdout.splitlines()
     told = json.loads(line)
@@ -328,15 +391,19 @@ import pytest
 from tests import fake_simpler_env
 fake_simpler_env.install(pytest.MonkeyPatch(), Path(sys.argv[1]))
 from trimvla.launch.cli import main
-words = ["eval", "tabletop", "--env", "simpler_env:widowx_stack_cube", "--episodes", "1", "--workers", "1", "--json"]
-sys.exit(main(words))
+words = "eval tabletop --env simpler_env:widowx_stack_cube --episodes 1 --workers 1 --json"
+sys.exit(main(words.split()))
 """
 
 
 def test_eval_needs_no_other_simulator_and_prints_one_line(tmp_path: Path, repo_root: Path) -> None:
     """The package forbids the gymnasium of the extra `sim`, so that one cannot be asked for."""
     done = subprocess.run(
-        [sys.executable, "-c", NO_SIMULATOR, str(tmp_path)], cwd=repo_root, capture_output=True, text=True, check=False
+        [sys.executable, "-c", NO_SIMULATOR, str(tmp_path)],
+        cwd=repo_root,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()

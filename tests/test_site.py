@@ -1,7 +1,8 @@
-"""The site of `make docs`: it is built, it can be searched offline, and what leads nowhere fails the build.
+"""The site of `make docs`: it is built, it can be searched offline, and what leads nowhere fails
+the build.
 
-Sphinx is the one that is installed here (the extra `docs`, which `make setup` brings); the test of the lowest versions
-makes an environment of its own.
+Sphinx is the one that is installed here (the extra `docs`, which `make setup` brings); the test of
+the lowest versions makes an environment of its own.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from tests.test_lowest import make
 NEEDS = ("sphinx", "myst_parser", "furo")
 FROM_ELSEWHERE = re.compile(r"""<(?:script|link|img|iframe)[^>]*(?:src|href)=["']?(?:https?:)?//""")
 MISSING = [name for name in NEEDS if find_spec(name) is None]
-installed = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: pip install 'trimvla[docs]'")
+installed = pytest.mark.skipif(
+    bool(MISSING), reason=f"needs {', '.join(MISSING)}: pip install 'trimvla[docs]'"
+)
 
 
-def build(root: Path, site: Path, python: Path | str = sys.executable) -> subprocess.CompletedProcess[str]:
+def build(
+    root: Path, site: Path, python: Path | str = sys.executable
+) -> subprocess.CompletedProcess[str]:
     """What `make docs` runs."""
     words = [python, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", root / "docs", site]
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=240)
@@ -51,26 +56,46 @@ def site(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @installed
 def test_every_page_is_in_the_site_and_in_the_side_bar(site: Path, repo_root: Path) -> None:
-    pages = [path.relative_to(repo_root / "docs").with_suffix(".html") for path in (repo_root / "docs").rglob("*.md")]
+    pages = [
+        path.relative_to(repo_root / "docs").with_suffix(".html")
+        for path in (repo_root / "docs").rglob("*.md")
+    ]
     missing = [page for page in pages if not (site / page).is_file()]
     assert not missing
     front = (site / "index.html").read_text()
-    assert [str(page) for page in pages if page.name != "index.html" and f'href="{page}"' not in front] == []
+    assert [
+        str(page) for page in pages if page.name != "index.html" and f'href="{page}"' not in front
+    ] == []
 
 
 @installed
 def test_the_site_is_searched_offline(site: Path) -> None:
-    """The index is a script, so the search works from a file; no page loads anything from elsewhere."""
+    """The index is a script, so the search works from a file; no page loads anything from
+    elsewhere.
+    """
     index = (site / "searchindex.js").read_text()
     assert index.startswith("Search.setIndex(")
     assert "deadman" in index
-    loading = [page.name for page in site.rglob("*.html") if FROM_ELSEWHERE.search(page.read_text())]
+    loading = [
+        page.name for page in site.rglob("*.html") if FROM_ELSEWHERE.search(page.read_text())
+    ]
     assert not loading
-    styles = [style for style in site.rglob("*.css") if re.search(r"url\([\"']?(https?:)?//", style.read_text())]
+    styles = [
+        style
+        for style in site.rglob("*.css")
+        if re.search(r"url\([\"']?(https?:)?//", style.read_text())
+    ]
     assert not styles
 
 
-SMALL = ("guides/serving", "concepts/bundle", "reference/cli", "results/index", "results/load", "architecture")
+SMALL = (
+    "guides/serving",
+    "concepts/bundle",
+    "reference/cli",
+    "results/index",
+    "results/load",
+    "architecture",
+)
 PLANTED = {
     "a page": ("[x](nowhere.md)", "nowhere.md"),
     "a heading": ("[x](guides/serving.md#no-such-heading)", "no-such-heading"),
@@ -98,7 +123,9 @@ def test_what_leads_nowhere_fails_the_build(small: Path, tmp_path: Path) -> None
     done = build(small, tmp_path / "site")
     assert done.returncode == 0, done.stderr
     front = small / "docs" / "index.md"
-    front.write_text(front.read_text() + "\n" + "\n\n".join(text for text, _ in PLANTED.values()) + "\n")
+    front.write_text(
+        front.read_text() + "\n" + "\n\n".join(text for text, _ in PLANTED.values()) + "\n"
+    )
     (small / "docs" / "lonely.md").write_text("# A page outside the side bar\n")
     done = build(small, tmp_path / "site")
     assert done.returncode != 0

@@ -1,4 +1,7 @@
-"""Processes that are stopped and go on: no command comes of what became old meanwhile. Real processes, real signals."""
+"""Processes that are stopped and go on: no command comes of what became old meanwhile.
+
+Real processes, real signals.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ HZ = 10.0
 MAX_AGE_S = 0.8
 LIMIT_MS = (MAX_AGE_S + 1 / HZ) * 1e3  # a tick may be one period late
 CONFIG = ControlConfig(
-    Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,)), hz=HZ, queue=QueueConfig(max_age_s=MAX_AGE_S)
+    Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,)),
+    hz=HZ,
+    queue=QueueConfig(max_age_s=MAX_AGE_S),
 )
 CONTROL = f"""
 import sys, threading
@@ -61,7 +66,10 @@ class World:
     """Everything around control: a robot, a task, a policy; and a witness of what is sent."""
 
     def __init__(self, run_dir: Path, stack: ExitStack) -> None:
-        self._sends = {n: stack.enter_context(Publisher(run_dir, topic(n))) for n in ("task", "robot/state", "chunk")}
+        self._sends = {
+            n: stack.enter_context(Publisher(run_dir, topic(n)))
+            for n in ("task", "robot/state", "chunk")
+        }
         deep = replace(topic("command"), depth=4096, high_water=4096)
         self._receives = stack.enter_context(Subscriber(run_dir, [deep, topic("control/report")]))
         self._began_ns = monotonic_ns()
@@ -77,19 +85,30 @@ class World:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             now = monotonic_ns()
-            self._sends["task"].send(Task(time_ns=now, episode=1, instruction="go", started_ns=self._began_ns))
-            self._sends["robot/state"].send(JointState(time_ns=now, position=(0.0,) * 6, gripper=1.0))
+            self._sends["task"].send(
+                Task(time_ns=now, episode=1, instruction="go", started_ns=self._began_ns)
+            )
+            self._sends["robot/state"].send(
+                JointState(time_ns=now, position=(0.0,) * 6, gripper=1.0)
+            )
             if self.thinks and now - self._seen_ns > 0.1 * NS_PER_S:
                 self._seen_ns = now
                 self._sends["chunk"].send(_chunk(now))
             self._receives.update(0.02)
-            fresh = [message for message in self._receives["command"].fresh if isinstance(message, Command)]
+            fresh = [
+                message
+                for message in self._receives["command"].fresh
+                if isinstance(message, Command)
+            ]
             self.commands += fresh
-            self.ages_ms += [(c.time_ns - c.captured_ns) / NS_PER_MS for c in fresh if c.captured_ns is not None]
+            self.ages_ms += [
+                (c.time_ns - c.captured_ns) / NS_PER_MS for c in fresh if c.captured_ns is not None
+            ]
 
     def live_until_moving(self) -> None:
         """Live until actions come."""
-        end, before = time.monotonic() + 60, len(self.ages_ms)
+        end = time.monotonic() + 60
+        before = len(self.ages_ms)
         while len(self.ages_ms) < before + 2:
             assert time.monotonic() < end, f"no action came; control: {self.report()}"
             self.live(0.1)
@@ -117,7 +136,9 @@ def _chunk(now: int) -> ActionChunk:
 
 
 def stop_control(run_dir: Path, times: int, seed: int) -> World:
-    """Stop control at random moments, for 0.45 to 3 s; in half of them its policy stands still as well."""
+    """Stop control at random moments, for 0.45 to 3 s; in half of them its policy stands still as
+    well.
+    """
     rng = random.Random(seed)
     with ExitStack() as stack:
         process = stack.enter_context(controlling(run_dir))
@@ -137,17 +158,23 @@ def stop_control(run_dir: Path, times: int, seed: int) -> World:
 
 
 def test_what_waited_in_the_sockets_counts_by_its_own_time(tmp_path: Path):
-    """The moment after a stop, exactly: the tick is of before it, and only now the messages of then come in."""
+    """The moment after a stop, exactly: the tick is of before it, and only now the messages of then
+    come in.
+    """
     names = ("task", "robot/state", "chunk", "command")
     with ExitStack() as stack:
         inputs = stack.enter_context(Subscriber(tmp_path, [topic(name) for name in HEARS]))
-        tasks, states, chunks, commands = [stack.enter_context(Publisher(tmp_path, topic(name))) for name in names]
+        tasks, states, chunks, commands = [
+            stack.enter_context(Publisher(tmp_path, topic(name))) for name in names
+        ]
         loop = ControlLoop(CONFIG, inputs, commands, Telemetry("control"))
 
         def tick(seconds_ago: float) -> Decision:
             """A tick planned, and messages sent, so long ago, that come in at this moment."""
             then = monotonic_ns() - round(seconds_ago * NS_PER_S)
-            tasks.send(Task(time_ns=then, episode=1, instruction="go", started_ns=then - 9 * NS_PER_S))
+            tasks.send(
+                Task(time_ns=then, episode=1, instruction="go", started_ns=then - 9 * NS_PER_S)
+            )
             states.send(JointState(time_ns=then, position=(0.0,) * 6, gripper=1.0))
             chunks.send(_chunk(then))
             time.sleep(0.05)
@@ -158,12 +185,16 @@ def test_what_waited_in_the_sockets_counts_by_its_own_time(tmp_path: Path):
             assert time.monotonic() < end, last
         for seconds in (0.6, 0.95, 2.0, 60.0):
             decision = tick(seconds)
-            assert decision.command is None or decision.command.kind == "hold", f"{seconds} s: {decision}"
+            assert decision.command is None or decision.command.kind == "hold", (
+                f"{seconds} s: {decision}"
+            )
         assert tick(0.0).state == "running"
 
 
 class Stopped(Subscriber):
-    """Inputs of a process that is stopped in the middle of its tick, after it has looked at the clock."""
+    """Inputs of a process that is stopped in the middle of its tick, after it has looked at the
+    clock.
+    """
 
     stops_s = 0.0
 
@@ -189,13 +220,23 @@ def test_an_action_that_was_decided_before_the_stop_is_not_sent_after_it(tmp_pat
         held = loop.tick(monotonic_ns())
     assert moved.command is not None and moved.command.kind == "action"
     assert held.command is not None and held.command.kind == "hold", held
-    assert "expected an action to be sent within 100 ms, got 1" in held.reason and telemetry.counters["withdrawn"] == 1
+    assert (
+        "expected an action to be sent within 100 ms, got 1" in held.reason
+        and telemetry.counters["withdrawn"] == 1
+    )
 
 
 @pytest.mark.parametrize("times", [4, pytest.param(40, marks=pytest.mark.slow)])
-def test_a_control_process_that_was_stopped_sends_no_action_of_an_old_image(tmp_path: Path, times: int):
+def test_a_control_process_that_was_stopped_sends_no_action_of_an_old_image(
+    tmp_path: Path, times: int
+):
     world = stop_control(tmp_path, times, seed=times)
     old = [round(age) for age in world.ages_ms if age > LIMIT_MS]
-    assert not old, f"{len(old)} of {len(world.ages_ms)} actions of images {old} ms old, expected at most {LIMIT_MS}"
+    assert not old, (
+        f"{len(old)} of {len(world.ages_ms)} actions of images {old} ms old, expected at most"
+        f" {LIMIT_MS}"
+    )
     report = world.report()
-    assert report is not None and report.counters["skipped"] >= times * 4, "ticks of the stops were made up for"
+    assert report is not None and report.counters["skipped"] >= times * 4, (
+        "ticks of the stops were made up for"
+    )

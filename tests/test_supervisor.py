@@ -1,4 +1,6 @@
-"""Processes start in order, are missed when they end or hang, and come back; no orphan, however the parent goes."""
+"""Processes start in order, are missed when they end or hang, and come back; no orphan, however the
+parent goes.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,14 @@ from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import ConfigError
 
-OBEDIENT = "from trimvla.launch.system.signals import stop_event; print('up', flush=True); stop_event(True).wait()"
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+OBEDIENT = (
+    "from trimvla.launch.system.signals import stop_event; print('up', flush=True);"
+    " stop_event(True).wait()"
+)
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True);"
+    " time.sleep(60)"
+)
 BROKEN = "import sys; print('loading'); sys.exit('error: bundle is not there')"
 REPORTING = """
 import sys; from pathlib import Path; from trimvla.launch.system.signals import stop_event
@@ -88,12 +96,17 @@ def test_children_run_and_stop_when_asked(tmp_path: Path) -> None:
 def test_a_child_that_ended_is_reported_with_its_error(tmp_path: Path) -> None:
     with Supervisor(plain(policy=BROKEN), tmp_path) as group:
         assert wait_until(lambda: group.children[0].status() is not None)
-        with pytest.raises(ProcessEndedError, match="'policy' ended with status 1: error: bundle is not there"):
+        with pytest.raises(
+            ProcessEndedError, match="'policy' ended with status 1: error: bundle is not there"
+        ):
             group.check()
 
 
 def test_a_dispensable_child_may_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    programs = [Program("recorder", python(BROKEN), matters=False), Program("control", python(OBEDIENT))]
+    programs = [
+        Program("recorder", python(BROKEN), matters=False),
+        Program("control", python(OBEDIENT)),
+    ]
     with Supervisor(programs, tmp_path) as group:
         assert wait_until(lambda: group.children[0].status() is not None)
         for _ in range(3):
@@ -113,23 +126,44 @@ def test_a_stubborn_child_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_order_loss_return_and_silence(tmp_path: Path) -> None:
-    """One life of a group: control starts last; what is lost is told, comes back, and control stops first."""
-    programs = [reporting(tmp_path, "control", order=2, silent_s=60.0), reporting(tmp_path, "policy", silent_s=1.5)]
+    """One life of a group: control starts last; what is lost is told, comes back, and control stops
+    first.
+    """
+    programs = [
+        reporting(tmp_path, "control", order=2, silent_s=60.0),
+        reporting(tmp_path, "policy", silent_s=1.5),
+    ]
     with Subscriber(tmp_path, [topic("health")]) as hears, Supervisor(programs, tmp_path) as group:
         policy = group.posts[0]
         assert [post.program.name for post in group.posts] == ["policy"]
         assert checked(group, lambda: running(group) == ["policy", "control"])
-        for number, words in ((signal.SIGKILL, "ended with status -9"), (signal.SIGSTOP, "has not reported for")):
+        for number, words in (
+            (signal.SIGKILL, "ended with status -9"),
+            (signal.SIGSTOP, "has not reported for"),
+        ):
             assert policy.child is not None
             os.kill(policy.child.pid, number)
             assert checked(group, lambda: group.unwell != "")
             assert words in group.unwell
-            assert wait_until(lambda: hears.update(0.1) or _says(hears, ok=False)), "the robot is told to hold"
+            assert wait_until(lambda: hears.update(0.1) or _says(hears, ok=False)), (
+                "the robot is told to hold"
+            )
             assert checked(group, lambda: running(group) == ["policy", "control"])
-            assert wait_until(lambda: (group.check(), hears.update(0.1)) and _says(hears, ok=True)), "and to go on"
+            assert wait_until(
+                lambda: (group.check(), hears.update(0.1)) and _says(hears, ok=True)
+            ), "and to go on"
     events = (tmp_path / "events").read_text().split("\n")[:-1]
-    assert events == ["start policy", "start control", "start policy", "start policy", "stop control", "stop policy"]
-    assert not [path for path in tmp_path.iterdir() if path.is_socket()], "no socket is left of those that were killed"
+    assert events == [
+        "start policy",
+        "start control",
+        "start policy",
+        "start policy",
+        "stop control",
+        "stop policy",
+    ]
+    assert not [path for path in tmp_path.iterdir() if path.is_socket()], (
+        "no socket is left of those that were killed"
+    )
 
 
 def _says(hears: Subscriber, ok: bool) -> bool:
@@ -137,7 +171,9 @@ def _says(hears: Subscriber, ok: bool) -> bool:
     return isinstance(message, Health) and message.ok is ok
 
 
-def test_a_process_that_always_fails_ends_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_always_fails_ends_the_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(children, "PAUSES_S", (0.0,))
     lives = 0
     with Supervisor([reporting(tmp_path, "policy")], tmp_path) as group:
@@ -176,20 +212,31 @@ while True:
 
 
 @pytest.mark.parametrize(("code", "doing"), [(HANGING, ""), (STARTING, ": warming up tiny")])
-def test_a_process_that_is_never_ready_ends_the_group(code: str, doing: str, tmp_path: Path) -> None:
+def test_a_process_that_is_never_ready_ends_the_group(
+    code: str, doing: str, tmp_path: Path
+) -> None:
     """Until then the robot is told to hold, and why."""
     start_s = 10.0 if doing else 4.0
     code = code.format(run_dir=str(tmp_path))
     program = Program("policy", python(code), report="policy", restart=True, start_s=start_s)
     late = Program("control", python(OBEDIENT), order=2)
-    with Subscriber(tmp_path, [topic("health")]) as hears, Supervisor([program, late], tmp_path) as group:
-        assert checked(group, lambda: hears.update(0.05) or _says(hears, ok=False)), "not ready is not well"
+    with (
+        Subscriber(tmp_path, [topic("health")]) as hears,
+        Supervisor([program, late], tmp_path) as group,
+    ):
+        assert checked(group, lambda: hears.update(0.05) or _says(hears, ok=False)), (
+            "not ready is not well"
+        )
         assert group.unwell == "process 'policy' is starting"
         words = f"process 'policy' was not ready within {start_s:g} s{doing}, and was killed"
         with pytest.raises(ProcessEndedError, match=words):
             checked(group, lambda: False)
-        assert wait_until(lambda: hears.update(0.05) or words.split(",", maxsplit=1)[0] in _reason(hears))
-        assert [post.program.name for post in group.posts] == ["policy"], "control was not started without it"
+        assert wait_until(
+            lambda: hears.update(0.05) or words.split(",", maxsplit=1)[0] in _reason(hears)
+        )
+        assert [post.program.name for post in group.posts] == ["policy"], (
+            "control was not started without it"
+        )
 
 
 def test_a_recorder_that_hangs_at_its_start_stops_nobody_else(tmp_path: Path) -> None:
@@ -199,7 +246,9 @@ def test_a_recorder_that_hangs_at_its_start_stops_nobody_else(tmp_path: Path) ->
         assert checked(group, lambda: [child.name for child in group.children] == ["control"])
         assert group.unwell == ""
         [gone] = group.gone
-        assert gone.startswith("process 'recorder' was not ready within 1 s, and was killed: loading")
+        assert gone.startswith(
+            "process 'recorder' was not ready within 1 s, and was killed: loading"
+        )
 
 
 def test_a_process_that_spins_in_silence_is_lost_for_that_reason(tmp_path: Path) -> None:
@@ -207,7 +256,9 @@ def test_a_process_that_spins_in_silence_is_lost_for_that_reason(tmp_path: Path)
     program = Program("policy", python(code), report="policy", restart=True, silent_s=0.5)
     with Supervisor([program], tmp_path) as group:
         assert checked(group, lambda: running(group) == ["policy"])
-        assert checked(group, lambda: group.unwell.startswith("process 'policy' has not reported for "))
+        assert checked(
+            group, lambda: group.unwell.startswith("process 'policy' has not reported for ")
+        )
         assert checked(group, lambda: running(group) == ["policy"]), "and comes back"
 
 
@@ -217,7 +268,11 @@ def _reason(hears: Subscriber) -> str:
 
 
 def test_a_run_directory_has_one_system(tmp_path: Path) -> None:
-    with Supervisor([], tmp_path), pytest.raises(ConfigError, match="another one runs in"), Supervisor([], tmp_path):
+    with (
+        Supervisor([], tmp_path),
+        pytest.raises(ConfigError, match="another one runs in"),
+        Supervisor([], tmp_path),
+    ):
         pass
     with Supervisor([], tmp_path):
         pass
@@ -229,16 +284,18 @@ def test_only_dead_sockets_are_removed(tmp_path: Path) -> None:
         dead.listen()
     with Publisher(tmp_path, topic("robot/state")), Supervisor([], tmp_path) as group:
         group.stop()
-        assert sorted(path.name for path in tmp_path.iterdir() if path.is_socket()) == ["robot-state"]
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_socket()) == [
+            "robot-state"
+        ]
 
 
 def test_children_end_when_the_parent_is_killed(tmp_path: Path) -> None:
     parent = (
-        "import sys, time; from pathlib import Path; from trimvla.launch.system.child import Program\n"
-        "from trimvla.launch.system.supervisor import Supervisor\n"
-        f"child = Program('child', [sys.executable, '-c', {OBEDIENT!r}])\n"
-        f"with Supervisor([child], Path({str(tmp_path)!r})) as group:\n"
-        "    print(group.children[0].pid, flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from trimvla.launch.system.child import"
+        " Program\nfrom trimvla.launch.system.supervisor import Supervisor\nchild ="
+        f" Program('child', [sys.executable, '-c', {OBEDIENT!r}])\nwith Supervisor([child],"
+        f" Path({str(tmp_path)!r})) as group:\n    print(group.children[0].pid, flush=True);"
+        " time.sleep(60)"
     )
     process = subprocess.Popen(python(parent), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -253,7 +310,9 @@ def test_children_end_when_the_parent_is_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_a_process_cleanly(number: signal.Signals) -> None:
     code = OBEDIENT.replace("stop_event(True)", "stop_event(False)")
-    process = subprocess.Popen(python(code.replace("print('up', flush=True); ", "")), stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        python(code.replace("print('up', flush=True); ", "")), stdin=subprocess.DEVNULL
+    )
     assert wait_until(lambda: _handles(process.pid, number))
     process.send_signal(number)
     assert process.wait(timeout=10) == 0
@@ -269,7 +328,9 @@ while not stop.wait(0.05): print("the end", flush=True)
 """
 
 
-def test_a_log_does_not_grow_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_does_not_grow_without_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """3 MB of lines leave two files of a tenth of a megabyte, the newest lines among them."""
     monkeypatch.setattr("trimvla.launch.system.supervisor.TRIM_PERIOD_S", 0.02)
     monkeypatch.setattr(log_files, "LIMIT_BYTES", 100_000)
@@ -293,7 +354,9 @@ os.execv(sys.executable, [sys.executable, "-m", "trimvla.launch.cli", *sys.argv[
 def test_a_closed_terminal_stops_everything(tmp_path: Path) -> None:
     """As when an ssh session ends: a real terminal, whose other side goes away."""
     system = tmp_path / "cameras.toml"
-    system.write_text('[camera-a]\nprocess = "camera"\nname = "a"\nkind = "synthetic"\nwidth = 32\nheight = 24\n')
+    system.write_text(
+        '[camera-a]\nprocess = "camera"\nname = "a"\nkind = "synthetic"\nwidth = 32\nheight = 24\n'
+    )
     here, there = os.openpty()
     process = subprocess.Popen(
         [*python(ON_A_TERMINAL), "run", str(system)],
@@ -327,17 +390,24 @@ def parent_of(pid: int) -> int:
 
 
 def _handles(pid: int, number: int) -> bool:
-    """Whether the process has a handler of its own for the signal (Python's default counts for SIGINT only)."""
+    """Whether the process has a handler of its own for the signal (Python's default counts for
+    SIGINT only).
+    """
     rows = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     caught = int(rows["SigCgt"], 16)
     return bool(caught >> (signal.SIGTERM - 1) & 1) and bool(caught >> (number - 1) & 1)
 
 
 @pytest.mark.parametrize("state", ["starting", "up"])
-def test_nobody_counts_as_silent_for_a_time_in_which_nobody_looked(tmp_path: Path, state: str) -> None:
-    """The supervisor was stopped, or the host suspended: its processes were too, and they are well."""
+def test_nobody_counts_as_silent_for_a_time_in_which_nobody_looked(
+    tmp_path: Path, state: str
+) -> None:
+    """The supervisor was stopped, or the host suspended: its processes were too, and they are
+    well.
+    """
     post = children.ManagedProcess(
-        Program("policy", python("import time; time.sleep(60)"), silent_s=5.0, start_s=5.0), tmp_path
+        Program("policy", python("import time; time.sleep(60)"), silent_s=5.0, start_s=5.0),
+        tmp_path,
     )
     post.ready = False
     post.start()

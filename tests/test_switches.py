@@ -1,4 +1,6 @@
-"""Emergency stops, deadman's switches and operators, several of each, through real sockets to the process `control`."""
+"""Emergency stops, deadman's switches and operators, several of each, through real sockets to the
+process `control`.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ from trimvla.runtime.errors import ConfigError
 
 LIMITS = Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,))
 PATIENCE_S = 30.0
-ESTOP, DEADMAN, OPERATOR = topic("estop"), topic("deadman"), topic("operator")
+ESTOP = topic("estop")
+DEADMAN = topic("deadman")
+OPERATOR = topic("operator")
 
 
 def estop(*, pressed: bool = False, source: str = "") -> EStop:
@@ -65,7 +69,10 @@ def deadman(*, held: bool = True) -> Deadman:
 def deliver(source: Input, now_s: float, *said: tuple[int, Message]) -> None:
     """Messages of numbered senders, all received now."""
     now = round(now_s * NS_PER_S)
-    batches = [Batch([Delivery(now, encode(source.topic, message), who)], [now], who) for who, message in said]
+    batches = [
+        Batch([Delivery(now, encode(source.topic, message), who)], [now], who)
+        for who, message in said
+    ]
     source.take(batches, now)
 
 
@@ -75,7 +82,8 @@ def test_a_press_of_any_sender_counts_and_so_does_the_silence_of_one() -> None:
     deliver(source, 1.0, (0, estop()), (1, estop()))
     assert stop_button(source) is not None and not stop_button(source).pressed  # type: ignore[union-attr]
     deliver(source, 1.1, (0, estop(pressed=True, source="wall")), (1, estop()))
-    for moment in (1.15, 1.2):  # as long as that sender does not take it back, whatever the other one sends
+    # as long as that sender does not take it back, whatever the other one sends
+    for moment in (1.15, 1.2):
         assert (stop_button(source) or estop()).source == "wall"
         deliver(source, moment, (1, estop()))
     deliver(source, 1.25, (0, estop()), (1, estop()))
@@ -98,7 +106,8 @@ def test_all_deadmans_switches_must_be_held() -> None:
     deliver(source, 1.1, (0, deadman()), (1, deadman()))
     assert (enabling_switch(source) or deadman(held=False)).held
     deliver(source, 1.2, (0, deadman(held=False)), (0, deadman()), (1, deadman()))
-    assert not (enabling_switch(source) or deadman()).held  # let go and held again since the last look
+    # let go and held again since the last look
+    assert not (enabling_switch(source) or deadman()).held
     deliver(source, 1.6, (0, deadman()))
     assert enabling_switch(source) is None
 
@@ -114,7 +123,10 @@ def test_what_counts_is_kept_whatever_the_depth(tmp_path: Path) -> None:
             line.queue(number, encode(row, message))
         source = Input(row)
         source.take([line.empty()], 1)
-        assert sum(type(message) is type(counts) and row.counts(message) for message in source.fresh) == 1  # type: ignore[misc]
+        assert (
+            sum(type(message) is type(counts) and row.counts(message) for message in source.fresh)
+            == 1
+        )  # type: ignore[misc]
         assert len(source.fresh) <= row.depth + 1
         line.close()
 
@@ -122,7 +134,9 @@ def test_what_counts_is_kept_whatever_the_depth(tmp_path: Path) -> None:
 def test_senders_are_counted_apart() -> None:
     source = Input(ESTOP)
     for number in range(1, 11):
-        messages = [msgspec.structs.replace(estop(), sequence=at) for at in (number, 1000 + 2 * number)]
+        messages = [
+            msgspec.structs.replace(estop(), sequence=at) for at in (number, 1000 + 2 * number)
+        ]
         deliver(source, number * 0.05, *enumerate(messages))
     assert source.missed == 9 and source.received == 20 and source.senders == 2
     assert source.rate_ok and source.hz == pytest.approx(20)
@@ -135,9 +149,12 @@ def test_senders_are_counted_apart() -> None:
 
 
 @contextmanager
-def repeating(run_dir: Path, row: Any, make: Callable[[], Message], hz: float) -> Iterator[Publisher]:
+def repeating(
+    run_dir: Path, row: Any, make: Callable[[], Message], hz: float
+) -> Iterator[Publisher]:
     """A sender in a thread of its own."""
-    stop, publisher = threading.Event(), Publisher(run_dir, row)
+    stop = threading.Event()
+    publisher = Publisher(run_dir, row)
 
     def send() -> None:
         while not stop.wait(1 / hz):
@@ -154,10 +171,16 @@ def repeating(run_dir: Path, row: Any, make: Callable[[], Message], hz: float) -
 
 
 class Stage:
-    """A robot, a task and a policy around the process `control`, which has an action all the time."""
+    """A robot, a task and a policy around the process `control`, which has an action all the
+    time.
+    """
 
-    def __init__(self, run_dir: Path, stack: ExitStack, guard: InterlockConfig | None = None, hz: float = 50) -> None:
-        self.hears = stack.enter_context(Subscriber(run_dir, [topic("command", hz), topic("control/report")]))
+    def __init__(
+        self, run_dir: Path, stack: ExitStack, guard: InterlockConfig | None = None, hz: float = 50
+    ) -> None:
+        self.hears = stack.enter_context(
+            Subscriber(run_dir, [topic("command", hz), topic("control/report")])
+        )
         self._began = monotonic_ns()
         self._hz = hz
         self._run_dir = run_dir
@@ -180,16 +203,24 @@ class Stage:
                 now = monotonic_ns()
                 task = Task(time_ns=now, episode=1, instruction="go", started_ns=self._began)
                 out["task"].send(task)
-                out["robot/state"].send(JointState(time_ns=now, position=(now % 997 * 1e-9,) * 6, gripper=1.0))
+                out["robot/state"].send(
+                    JointState(time_ns=now, position=(now % 997 * 1e-9,) * 6, gripper=1.0)
+                )
                 out["chunk"].send(chunk(now, self._hz))
 
     @property
     def report(self) -> Report:
         self.hears.update(0.02)
         message = self.hears["control/report"].message
-        return message if isinstance(message, Report) else Report(time_ns=0, process="control", state="starting")
+        return (
+            message
+            if isinstance(message, Report)
+            else Report(time_ns=0, process="control", state="starting")
+        )
 
-    def until(self, state: str, words: str = "", meanwhile: Callable[[], object] = lambda: None) -> Report:
+    def until(
+        self, state: str, words: str = "", meanwhile: Callable[[], object] = lambda: None
+    ) -> Report:
         end = time.monotonic() + PATIENCE_S
         while (report := self.report).state != state or words not in report.reason:
             assert time.monotonic() < end, report
@@ -197,7 +228,9 @@ class Stage:
         return report
 
     def until_running(self) -> None:
-        """Also after a fault, where a busy machine kept a stop's thread from its turn for too long."""
+        """Also after a fault, where a busy machine kept a stop's thread from its turn for too
+        long.
+        """
         end = time.monotonic() + PATIENCE_S
         while (report := self.report).state != "running":
             assert time.monotonic() < end, report
@@ -246,7 +279,9 @@ def move_again(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("same", [True, False], ids=["same sender", "another sender"])
 @pytest.mark.parametrize("hz", [5, 50])
-def test_a_press_among_many_that_are_none_counts(tmp_path: Path, stage, same: bool, hz: float) -> None:
+def test_a_press_among_many_that_are_none_counts(
+    tmp_path: Path, stage, same: bool, hz: float
+) -> None:
     desk = stage(hz=hz)
     presses = itertools.count()
     now = threading.Event()
@@ -296,7 +331,9 @@ with Publisher(Path(sys.argv[1]), topic("estop")) as button:
 
 def test_one_stop_of_two_that_dies_stops_the_robot_until_a_reset(tmp_path: Path, stage) -> None:
     desk = stage(guard=InterlockConfig(estop=True))
-    button = subprocess.Popen([sys.executable, "-c", BUTTON, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    button = subprocess.Popen(
+        [sys.executable, "-c", BUTTON, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     with button, repeating(tmp_path, ESTOP, estop, 20):
         try:
             assert button.stdout is not None and button.stdout.readline() == "up\n"
@@ -347,7 +384,9 @@ def test_eight_senders_at_once_and_no_ninth(tmp_path: Path) -> None:
     with ExitStack() as stack:
         hears = stack.enter_context(Subscriber(tmp_path, [OPERATOR]))
         panels = [stack.enter_context(Publisher(tmp_path, OPERATOR)) for _ in range(SENDERS)]
-        with pytest.raises(ConfigError, match=f"expected at most {SENDERS} publishers of 'operator'"):
+        with pytest.raises(
+            ConfigError, match=f"expected at most {SENDERS} publishers of 'operator'"
+        ):
             Publisher(tmp_path, OPERATOR)
         for number in range(1, 4):
             for who, panel in enumerate(panels):
@@ -357,9 +396,13 @@ def test_eight_senders_at_once_and_no_ninth(tmp_path: Path) -> None:
         while len(got) < 3 * SENDERS:
             assert time.monotonic() < end, got
             hears.update(0.05)
-            got += [message.id for message in hears["operator"].fresh if isinstance(message, Operator)]
+            got += [
+                message.id for message in hears["operator"].fresh if isinstance(message, Operator)
+            ]
     assert [number for number in got if number < 10] == [1, 2, 3]  # in order, by sender
-    assert sorted(got) == sorted(10 * who + number for who in range(SENDERS) for number in (1, 2, 3))
+    assert sorted(got) == sorted(
+        10 * who + number for who in range(SENDERS) for number in (1, 2, 3)
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -379,7 +422,9 @@ with Publisher(Path(sys.argv[1]), topic(sys.argv[2])) as out:
 
 
 @pytest.mark.parametrize(("name", "state"), [("operator", "idle"), ("estop", "fault")])
-def test_what_is_sent_right_after_opening_reaches_control(tmp_path: Path, stage, name: str, state: str) -> None:
+def test_what_is_sent_right_after_opening_reaches_control(
+    tmp_path: Path, stage, name: str, state: str
+) -> None:
     desk = stage()
     for _ in range(4):
         desk.until_running()
@@ -389,7 +434,9 @@ def test_what_is_sent_right_after_opening_reaches_control(tmp_path: Path, stage,
 
 
 @pytest.mark.parametrize("keyed", [True, False], ids=["keys", "loopback"])
-def test_a_stop_on_another_host_has_one_sender_and_its_first_message_counts(tmp_path: Path, keyed: bool) -> None:
+def test_a_stop_on_another_host_has_one_sender_and_its_first_message_counts(
+    tmp_path: Path, keyed: bool
+) -> None:
     hosts = ("robot", "panel")
     ports = free_ports(2)
     places = {
@@ -419,7 +466,9 @@ def test_a_stop_on_another_host_has_one_sender_and_its_first_message_counts(tmp_
 # The verb
 
 
-def test_the_verb_ends_well_only_if_control_acted(tmp_path: Path, stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_ends_well_only_if_control_acted(
+    tmp_path: Path, stage, capsys: pytest.CaptureFixture[str]
+) -> None:
     desk = stage()
     desk.until_running()
 
@@ -427,23 +476,42 @@ def test_the_verb_ends_well_only_if_control_acted(tmp_path: Path, stage, capsys:
         status = cli.main(["operator", word, "--run-dir", str(tmp_path), "--json"])
         return status, json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    for word, state in {"disarm": "idle", "arm": "running", "estop": "fault", "reset": "idle"}.items():
+    for word, state in {
+        "disarm": "idle",
+        "arm": "running",
+        "estop": "fault",
+        "reset": "idle",
+    }.items():
         status, said = order(word)
         assert (status, said["ok"]) == (0, True)
         assert said["state"] == state or (word == "arm" and said["state"] in ("armed", "hold"))
         desk.until(state)
-    assert desk.report.counters["operator_disarm"] == desk.report.counters["operator_arm"] == 1  # each word counts once
+    # each word counts once
+    assert desk.report.counters["operator_disarm"] == desk.report.counters["operator_arm"] == 1
     order("estop")
     status, said = order("arm")
-    assert status == 1 and "control received 'arm' and is fault: the emergency stop is pressed by" in said["error"]
+    assert (
+        status == 1
+        and "control received 'arm' and is fault: the emergency stop is pressed by" in said["error"]
+    )
 
 
-def test_the_verb_says_so_if_control_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_says_so_if_control_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     begun = time.monotonic()
     words = ["operator", "disarm", "--run-dir", str(tmp_path), "--timeout", "0.5", "--json"]
     assert cli.main(words) == 1
-    assert "expected a report of control" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
-    with repeating(tmp_path, topic("control/report"), lambda: Report(time_ns=1, process="control", state="idle"), 20):
+    assert (
+        "expected a report of control"
+        in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    )
+    with repeating(
+        tmp_path,
+        topic("control/report"),
+        lambda: Report(time_ns=1, process="control", state="idle"),
+        20,
+    ):
         assert cli.main(words) == 1  # a control that reports and does not receive
         assert cli.main(["operator", "estop", *words[2:]]) == 1
     said = capsys.readouterr().out.splitlines()
@@ -463,7 +531,9 @@ def test_corrupt_traffic_is_named_in_the_holds_reason_and_counted(tmp_path: Path
     with zmq.Context() as context, context.socket(zmq.PUB) as liar:
         liar.setsockopt(zmq.LINGER, 0)
         liar.bind(endpoint(tmp_path, ESTOP))
-        report = desk.until("fault", "were refused", lambda: liar.send_multipart([b"estop", b"\xc1"]))
+        report = desk.until(
+            "fault", "were refused", lambda: liar.send_multipart([b"estop", b"\xc1"])
+        )
     assert "messages on 'estop' were refused: topic 'estop'" in report.reason
     assert report.counters["refused.estop"] > 0 and report.values["valid.estop"] == 0
     assert "estop" in report.problems

@@ -1,4 +1,6 @@
-"""Texts from elsewhere, through the verbs that users type: one clear error each, and nothing written."""
+"""Texts from elsewhere, through the verbs that users type: one clear error each, and nothing
+written.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,23 @@ WRONG_STATISTICS = {
     "empty": (b"", "got an empty file"),
     "lfs": (POINTER.encode(), r"Git LFS pointer to 12345 bytes.*`git lfs pull`"),
     "cut": (json.dumps(GOOD).encode()[:60], r"line 1, column \d+.*cut off"),
-    "latin1": (json.dumps(GOOD).encode() + b" \xe4", r"expected action statistics in UTF-8, got byte 0xE4 in line 1"),
+    "latin1": (
+        json.dumps(GOOD).encode() + b" \xe4",
+        r"expected action statistics in UTF-8, got byte 0xE4 in line 1",
+    ),
     "utf16": (json.dumps(GOOD).encode("utf-16"), "got UTF-16: save it as UTF-8"),
     "deep": (b"[" * 100_000, "nested deeper than 64"),
     "nested": (b"[" * 200 + b"]" * 200, "nested deeper than 64"),
     "twice": (b'{"lab": {}, "lab": {}}', "the key 'lab' twice"),
     "list": (b"[1]", r"by data set, got \[1\]"),
-    "nan": (json.dumps({"lab": {"action": {**ACTION, "q01": [float("nan")] * 7}}}).encode(), r"lab\.action\.q01\[0\]"),
-    "long": (json.dumps({"lab": {"action": {"q01": [-1.0] * 14, "q99": [1.0] * 14}}}).encode(), "q01', got 14"),
+    "nan": (
+        json.dumps({"lab": {"action": {**ACTION, "q01": [float("nan")] * 7}}}).encode(),
+        r"lab\.action\.q01\[0\]",
+    ),
+    "long": (
+        json.dumps({"lab": {"action": {"q01": [-1.0] * 14, "q99": [1.0] * 14}}}).encode(),
+        "q01', got 14",
+    ),
     "other": (
         json.dumps({"lab": GOOD["lab"], "x": {}}).encode(),
         r"--statistics-key as one of \['lab', 'x'\]",
@@ -83,7 +94,11 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 @pytest.mark.parametrize("case", WRONG_STATISTICS)
 def test_export_names_the_statistics_file(
-    case: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    case: str,
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     raw, message = WRONG_STATISTICS[case]
@@ -101,7 +116,10 @@ def test_export_names_the_statistics_file(
         (POINTER, "Git LFS pointer"),
         ("", "got an empty file"),
         ("{}", "no tokenizer"),
-        (tiny_tokenizer(TINY.language.vocab), f"expected ids below {TINY.language.vocab}, the policy's vocabulary"),
+        (
+            tiny_tokenizer(TINY.language.vocab),
+            f"expected ids below {TINY.language.vocab}, the policy's vocabulary",
+        ),
         (Tokenizer(models.BPE()).to_str(), "knows words"),
     ],
 )
@@ -125,7 +143,9 @@ def test_a_byte_order_mark_and_a_broken_neighbour_are_fine(source: Path, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["..", ".hidden", "a b", "naïve", "-x", "x" * 65, "a;b"])
-def test_a_bundle_has_a_plain_name(name: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bundle_has_a_plain_name(
+    name: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "letters, digits" in refused(capsys, "export", source, "--out", f"{tmp_path}/{name}")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -140,7 +160,9 @@ def test_weights_beside_a_bundle_are_not_overwritten(
     assert not (tmp_path / "bundle").exists()
 
 
-def test_overwriting_takes_bundles_only(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_overwriting_takes_bundles_only(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years")
     text = refused(capsys, "export", source, "--out", tmp_path / "home", "--overwrite")
@@ -149,8 +171,12 @@ def test_overwriting_takes_bundles_only(source: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("rate", ["0", "-5", "nan", "inf", "1e9"])
-def test_a_rate_is_one(rate: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "control_hz" in refused(capsys, "export", source, "--out", tmp_path / "b", f"--control-hz={rate}")
+def test_a_rate_is_one(
+    rate: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "control_hz" in refused(
+        capsys, "export", source, "--out", tmp_path / "b", f"--control-hz={rate}"
+    )
     assert not (tmp_path / "b").exists()
 
 
@@ -203,13 +229,24 @@ def test_a_checkpoint_pointer(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (official / "checkpoints" / "model.pt").write_text(POINTER)
     (official / "dataset_statistics.json").write_text(json.dumps(GOOD))
     (official / "tokenizer.json").write_text(tiny_tokenizer(31999))
-    words = ("export", official, "--preset", "cogact-small", "--out", tmp_path / "b", "--dtype", "float16")
+    words = (
+        "export",
+        official,
+        "--preset",
+        "cogact-small",
+        "--out",
+        tmp_path / "b",
+        "--dtype",
+        "float16",
+    )
     text = refused(capsys, *words)
     assert "model.pt: expected a torch checkpoint, got a Git LFS pointer" in text
     shutil.copy(official / "checkpoints" / "model.pt", official / "checkpoints" / "other.pt")
     assert "--checkpoint" in refused(capsys, *words)
     assert "'third.pt'" in refused(capsys, *words, "--checkpoint", "third.pt")
-    assert "other.pt: expected a torch checkpoint" in refused(capsys, *words, "--checkpoint", "other.pt")
+    assert "other.pt: expected a torch checkpoint" in refused(
+        capsys, *words, "--checkpoint", "other.pt"
+    )
     assert not list(tmp_path.glob("b*"))
 
 
@@ -227,15 +264,23 @@ def test_other_forms_of_the_official_checkpoint(tmp_path: Path) -> None:
     torch.manual_seed(0)
     groups = official_checkpoint()
     file = write_official(tmp_path, groups) / "checkpoints" / "tiny.pt"
-    expected = {name: value.clone() for name, value in load_official(tmp_path, TINY).state_dict().items()}
-    flat = {f"{group}.{key}": value for group, weights in groups.items() for key, value in weights.items()}
+    expected = {
+        name: value.clone() for name, value in load_official(tmp_path, TINY).state_dict().items()
+    }
+    flat = {
+        f"{group}.{key}": value
+        for group, weights in groups.items()
+        for key, value in weights.items()
+    }
     forms = {
         "flat": flat,
         "flat in model": {"model": flat, "epoch": 3},
         "state_dict": {"state_dict": flat},
         "parallel": {"model": {f"module.{name}": value for name, value in flat.items()}},
         "parallel groups": {
-            "model": {g: {f"module.{key}": value for key, value in w.items()} for g, w in groups.items()}
+            "model": {
+                g: {f"module.{key}": value for key, value in w.items()} for g, w in groups.items()
+            }
         },
     }
     for name, content in forms.items():
@@ -249,7 +294,9 @@ def test_foreign_objects_beside_the_weights_are_explained(tmp_path: Path) -> Non
     groups = official_checkpoint()
     file = write_official(tmp_path, groups) / "checkpoints" / "tiny.pt"
     torch.save({"model": groups, "config": Foreign()}, file)
-    with pytest.raises(CheckpointError, match=r"weights only, got an object of '.*Foreign'") as refusal:
+    with pytest.raises(
+        CheckpointError, match=r"weights only, got an object of '.*Foreign'"
+    ) as refusal:
         load_official(tmp_path, TINY)
     assert "weights_only" not in str(refusal.value)
     groups["projector"]["projector.0.weight"] = 7  # type: ignore[assignment]
@@ -258,10 +305,15 @@ def test_foreign_objects_beside_the_weights_are_explained(tmp_path: Path) -> Non
         load_official(tmp_path, TINY)
 
 
-@pytest.mark.parametrize("name", ["pointer", "text", "cut", "pickle", "missing", "kind", "last", "ids"])
-def test_calibration_archives(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "name", ["pointer", "text", "cut", "pickle", "missing", "kind", "last", "ids"]
+)
+def test_calibration_archives(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Through `trimvla trim`, which takes them."""
-    cfg, path = PRESETS["tabletop"], tmp_path / "frames.npz"
+    cfg = PRESETS["tabletop"]
+    path = tmp_path / "frames.npz"
     arrays = {
         "policy": np.array(cfg.fingerprint),
         "images": np.zeros((2, 128, 128, 3), np.uint8),
@@ -279,15 +331,29 @@ def test_calibration_archives(name: str, tmp_path: Path, capsys: pytest.CaptureF
         del arrays["last"]
     np.savez_compressed(path, **arrays)
     if name in ("pointer", "text", "cut"):
-        path.write_bytes({"pointer": POINTER.encode(), "text": b"x", "cut": path.read_bytes()[:-200]}[name])
-    text = refused(capsys, "trim", "tabletop", "--out", tmp_path / "plan.json", "--calibration", path)
+        path.write_bytes(
+            {"pointer": POINTER.encode(), "text": b"x", "cut": path.read_bytes()[:-200]}[name]
+        )
+    text = refused(
+        capsys, "trim", "tabletop", "--out", tmp_path / "plan.json", "--calibration", path
+    )
     assert "frames.npz" in text.replace(" ", "")
     assert not (tmp_path / "plan.json").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_an_export_that_is_ended_leaves_nothing(number: signal.Signals, source: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "trimvla.launch.cli", "export", str(source), "--out", str(tmp_path / "bundle")]
+def test_an_export_that_is_ended_leaves_nothing(
+    number: signal.Signals, source: Path, tmp_path: Path
+) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "trimvla.launch.cli",
+        "export",
+        str(source),
+        "--out",
+        str(tmp_path / "bundle"),
+    ]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 120

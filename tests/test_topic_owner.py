@@ -1,4 +1,6 @@
-"""A topic has one publisher, over real sockets and processes: a second one is refused, a dead one is followed."""
+"""A topic has one publisher, over real sockets and processes: a second one is refused, a dead one
+is followed.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def driver(run_dir: Path, gripper: float) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def until(true: Callable[[], bool], meanwhile: Callable[[], object] = lambda: time.sleep(0.02)) -> None:
+def until(
+    true: Callable[[], bool], meanwhile: Callable[[], object] = lambda: time.sleep(0.02)
+) -> None:
     end = time.monotonic() + PATIENCE_S
     while not true():
         assert time.monotonic() < end
@@ -81,18 +85,27 @@ def test_a_second_publisher_is_refused_and_readers_keep_the_first(tmp_path: Path
         with publishing(tmp_path, 0.75) as second:
             words = second.communicate(timeout=PATIENCE_S)[1]
         assert second.returncode == 1
-        owner = f"expected no other publisher of 'robot/state' in {tmp_path}, got process {first.pid} (-c "
+        owner = (
+            f"expected no other publisher of 'robot/state' in {tmp_path}, got process {first.pid}"
+            " (-c "
+        )
         assert words.startswith(f"topic 'robot/state': cannot bind: {owner}")
         with pytest.raises(ConfigError, match=f"got process {first.pid}"):
             Publisher(tmp_path, STATE)
         with Subscriber(tmp_path, [STATE]) as new:
             received = new["robot/state"].received, old["robot/state"].received
             until(lambda: gripper(new) == gripper(old) == 0.25)
-            until(lambda: new["robot/state"].received > received[0] + 5 and gripper(old) == 0.25, new.update)
+            until(
+                lambda: new["robot/state"].received > received[0] + 5 and gripper(old) == 0.25,
+                new.update,
+            )
 
 
 def test_a_second_publisher_in_one_process_is_refused(tmp_path: Path) -> None:
-    with Publisher(tmp_path, STATE), pytest.raises(ConfigError, match=f"got process {os.getpid()} \\("):
+    with (
+        Publisher(tmp_path, STATE),
+        pytest.raises(ConfigError, match=f"got process {os.getpid()} \\("),
+    ):
         Publisher(tmp_path, STATE)
     with Publisher(tmp_path, STATE):  # as soon as the first is closed, and for as long as it is not
         time.sleep(0.3)  # in which ZeroMQ ends the first's socket
@@ -100,7 +113,9 @@ def test_a_second_publisher_in_one_process_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_what_a_killed_publisher_left_is_taken_over_and_its_readers_follow(tmp_path: Path, number: int) -> None:
+def test_what_a_killed_publisher_left_is_taken_over_and_its_readers_follow(
+    tmp_path: Path, number: int
+) -> None:
     with Subscriber(tmp_path, [STATE]) as inputs:
         with driver(tmp_path, 0.25) as first:
             until(lambda: gripper(inputs) == 0.25)
@@ -160,7 +175,9 @@ def test_a_second_publisher_over_tcp_is_refused(tmp_path: Path) -> None:
     with Publisher(tmp_path / "here", STATE):
         with pytest.raises(ConfigError, match=f"got process {os.getpid()}"):
             Publisher(tmp_path / "here", STATE)
-        with pytest.raises(ConfigError, match=f"cannot bind 'tcp://127.0.0.1:{port}': Address already in use"):
+        with pytest.raises(
+            ConfigError, match=f"cannot bind 'tcp://127.0.0.1:{port}': Address already in use"
+        ):
             Publisher(tmp_path / "there", STATE)
         assert [path.name for path in (tmp_path / "there").iterdir()] == ["network.json"]
 
@@ -186,7 +203,16 @@ def system(run_dir: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     """`trimvla run` of a camera and a control loop, in a process."""
     file = run_dir.parent / "system.toml"
     file.write_text(SYSTEM)
-    program = [sys.executable, "-m", "trimvla.launch.cli", "run", str(file), "--run-dir", str(run_dir), *words]
+    program = [
+        sys.executable,
+        "-m",
+        "trimvla.launch.cli",
+        "run",
+        str(file),
+        "--run-dir",
+        str(run_dir),
+        *words,
+    ]
     process = subprocess.Popen(program)
     try:
         yield process
@@ -210,7 +236,9 @@ def test_run_without_a_task_leaves_the_topic_to_others(tmp_path: Path) -> None:
         with Publisher(run_dir, topic("task")) as tasks:
 
             def repeat() -> None:
-                tasks.send(Task(time_ns=monotonic_ns(), episode=1, instruction="go", started_ns=began))
+                tasks.send(
+                    Task(time_ns=monotonic_ns(), episode=1, instruction="go", started_ns=began)
+                )
 
             until(lambda: reason() != "no live task", repeat)
 
@@ -221,7 +249,9 @@ def test_run_with_a_task_owns_the_topic(tmp_path: Path, capsys: pytest.CaptureFi
     both = [topic("task"), topic("front/color")]
     with Subscriber(run_dir, both) as hears, system(run_dir, "--task", "go") as running:
         assert all(hears.wait_for(row.name, PATIENCE_S) for row in both)
-        with pytest.raises(ConfigError, match=f"publisher of 'task' in .*, got process {running.pid} \\(.*run"):
+        with pytest.raises(
+            ConfigError, match=f"publisher of 'task' in .*, got process {running.pid} \\(.*run"
+        ):
             Publisher(run_dir, topic("task"))
         words = ["camera", "--kind", "synthetic", "--run-dir", str(run_dir), "--seconds", "5"]
         assert cli.main(words) == 1

@@ -1,4 +1,6 @@
-"""Traffic that is no message: what comes before it still counts, and reports and refusals name it."""
+"""Traffic that is no message: what comes before it still counts, and reports and refusals name
+it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def state(sequence: int) -> list[bytes]:
 
 
 def test_a_good_message_is_not_displaced_by_one_that_is_none(tmp_path: Path) -> None:
-    line, source = Line(tmp_path, STATE), Input(STATE)
+    line = Line(tmp_path, STATE)
+    source = Input(STATE)
     for number in range(3):
         line.queue(number, state(number))
     line.queue(3, [b"robot/state", b"\xc1"])
@@ -48,7 +51,9 @@ def test_trouble_is_told_while_it_lasts() -> None:
     assert source.trouble == explain("", [source]) == ""
     for number in range(17, 20):
         source.take([Batch([Delivery(number, [b"robot/state", b"\xc1"])], [number])], number)
-    assert source.trouble.startswith("3 of the last 20 messages on 'robot/state' were refused: topic 'robot/state'")
+    assert source.trouble.startswith(
+        "3 of the last 20 messages on 'robot/state' were refused: topic 'robot/state'"
+    )
     assert explain("because", [source]) == f"because; {source.trouble}"
     assert len(explain("x" * 9000, [source])) <= MAX_REASON
     source.take([], 6 * NS_PER_S)
@@ -59,7 +64,8 @@ def test_the_policys_refusal_names_corrupt_pictures(tmp_path: Path) -> None:
     stop = threading.Event()
     config = PolicyConfig(bundle=str(write_bundle(tmp_path / "bundle")), max_hz=20.0)
     process = threading.Thread(target=policy_process.run, args=(config, tmp_path, stop))
-    rng, numbers = np.random.default_rng(0), itertools.count()
+    rng = np.random.default_rng(0)
+    numbers = itertools.count()
     with (
         Subscriber(tmp_path, [topic("chunk"), topic("policy/report"), topic("refusal")]) as hears,
         Publisher(tmp_path, topic("task")) as tasks,
@@ -72,7 +78,11 @@ def test_the_policys_refusal_names_corrupt_pictures(tmp_path: Path) -> None:
             while "were refused" not in (reason := getattr(hears["refusal"].message, "reason", "")):
                 assert time.monotonic() < end, (reason, hears["policy/report"].message)
                 now = monotonic_ns()
-                tasks.send(Task(time_ns=now, episode=1, instruction="pick up the red cube", started_ns=began))
+                tasks.send(
+                    Task(
+                        time_ns=now, episode=1, instruction="pick up the red cube", started_ns=began
+                    )
+                )
                 frame = Frame("front", now, np.full((48, 64, 3), next(numbers) % 256, np.uint8))
                 if hears["chunk"].received < 3:
                     frames.send(frame)
@@ -80,7 +90,10 @@ def test_the_policys_refusal_names_corrupt_pictures(tmp_path: Path) -> None:
                     frames.send_damaged(frame, rng)
                 hears.update(0.03)
             until_reported = time.monotonic() + PATIENCE_S
-            while not isinstance(report := hears["policy/report"].message, Report) or not report.problems:
+            while (
+                not isinstance(report := hears["policy/report"].message, Report)
+                or not report.problems
+            ):
                 assert time.monotonic() < until_reported
                 hears.update(0.1)
         finally:

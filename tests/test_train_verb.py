@@ -1,4 +1,7 @@
-"""`trimvla train`: its curve, its description of a run, its errors. Training itself has tests of its own."""
+"""`trimvla train`: its curve, its description of a run, its errors.
+
+Training itself has tests of its own.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ from trimvla.sim.tabletop.demonstrations import AUX, FIRST_SEED
 
 @pytest.mark.parametrize("steps", [1, 7, 200])
 def test_the_curve_is_a_picture(steps: int, tmp_path: Path) -> None:
-    history = [{"step": float(step), **dict.fromkeys(CURVES, 1 / step)} for step in range(1, steps + 1)]
+    history = [
+        {"step": float(step), **dict.fromkeys(CURVES, 1 / step)} for step in range(1, steps + 1)
+    ]
     with Image.open(draw_curve(history, tmp_path / "loss.png")) as picture:
         assert picture.width > picture.height
 
@@ -52,7 +57,9 @@ def test_the_widowx_recipe_starts_from_the_tabletops_words() -> None:
 
 def test_a_run_can_be_made_again_from_its_description() -> None:
     recipe = Recipe(steps=5, seed=3, compile=False)
-    described = json.loads(json.dumps(describe(Args(shards=2, corrections=3), Trainer(TINY, recipe, AUX), frames=10)))
+    described = json.loads(
+        json.dumps(describe(Args(shards=2, corrections=3), Trainer(TINY, recipe, AUX), frames=10))
+    )
     assert PolicyConfig.from_dict(described["policy"]) == TINY
     assert described["recipe"]["steps"] == 5
     assert described["recipe"]["seed"] == 3
@@ -66,7 +73,9 @@ def test_a_run_can_be_made_again_from_its_description() -> None:
     }
 
 
-def test_a_run_goes_on_with_its_own_recipe_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_goes_on_with_its_own_recipe_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Asked through the verb, and before any demonstration is made."""
     Trainer(PRESETS["tabletop"], Args(learning_rate=0.001).recipe, AUX).save(tmp_path / "state.pt")
     words = ["train", "--run", str(tmp_path), "--shards", "1"]
@@ -87,7 +96,10 @@ def test_weights_that_a_run_began_with_are_in_its_description(tmp_path: Path) ->
     begun.start_from(begun.averaged_policy(), {"name": "one.safetensors", "sha256": "01"})
     begun.save(tmp_path / "state.pt")
     later.resume(tmp_path / "state.pt")
-    assert describe(Args(), later, frames=10)["weights"] == {"name": "one.safetensors", "sha256": "01"}
+    assert describe(Args(), later, frames=10)["weights"] == {
+        "name": "one.safetensors",
+        "sha256": "01",
+    }
     other.start_from(other.averaged_policy(), {"name": "two.safetensors", "sha256": "02"})
     with pytest.raises(ConfigError, match=r"--weights one\.safetensors there and two\.safetensors"):
         other.resume(tmp_path / "state.pt")

@@ -22,7 +22,15 @@ from trimvla.policies.trimming.tokens import Seen
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder, as_layer
 from trimvla.policies.trimming.width import channel_scores, kept_channels
-from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan, load_plan, mask, save_plan, unmask
+from trimvla.runtime.bundle.plan import (
+    Plan,
+    Provenance,
+    TokenPlan,
+    load_plan,
+    mask,
+    save_plan,
+    unmask,
+)
 from trimvla.runtime.errors import ConfigError
 
 DEEP = msgspec.structs.replace(TINY, language=msgspec.structs.replace(TINY.language, layers=5))
@@ -55,7 +63,7 @@ def run(policy, plan, batch=None):
         return trim(policy, plan)(*(batch or inputs(DEEP)))
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 def test_the_empty_plan_is_the_dense_policy(policy):
@@ -119,7 +127,7 @@ def test_masks_hold_any_set(indices):
     assert set(unmask(mask(sorted(indices)))) == indices
 
 
-# --- layers and width -------------------------------------------------------------------------------------------------
+# --- layers and width -----------------------------------------------------------------------------
 
 
 def test_removed_layers_are_as_if_they_added_nothing(policy):
@@ -130,23 +138,34 @@ def test_removed_layers_are_as_if_they_added_nothing(policy):
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
     batch = inputs(DEEP)
-    torch.testing.assert_close(run(policy, Plan(layers=(0, 2, 4)), batch), run(silent, Plan(), batch))
+    torch.testing.assert_close(
+        run(policy, Plan(layers=(0, 2, 4)), batch), run(silent, Plan(), batch)
+    )
 
 
 def test_removed_channels_are_as_if_they_added_nothing(policy):
-    silent, dropped = random_policy(DEEP), list(range(5, 20))
+    silent = random_policy(DEEP)
+    dropped = list(range(5, 20))
     with torch.no_grad():
         for layer in silent.language.layers:
             as_layer(layer).mlp.down_proj.weight[:, dropped] = 0
     kept = mask([index for index in range(DEEP.language.mlp_hidden) if index not in dropped])
     batch = inputs(DEEP)
-    torch.testing.assert_close(run(policy, Plan(channels=(kept,) * 5), batch), run(silent, Plan(), batch))
+    torch.testing.assert_close(
+        run(policy, Plan(channels=(kept,) * 5), batch), run(silent, Plan(), batch)
+    )
 
 
 def test_matrices_are_really_smaller_and_the_rest_is_shared(policy):
     trimmed = trim(policy, Plan(layers=(0, 2), channels=(mask(range(30)), mask(range(20)))))
-    assert [as_layer(layer).mlp.down_proj.weight.shape[1] for layer in trimmed.language.layers] == [30, 20]
-    assert as_layer(trimmed.language.layers[1]).self_attn is as_layer(policy.language.layers[2]).self_attn
+    assert [as_layer(layer).mlp.down_proj.weight.shape[1] for layer in trimmed.language.layers] == [
+        30,
+        20,
+    ]
+    assert (
+        as_layer(trimmed.language.layers[1]).self_attn
+        is as_layer(policy.language.layers[2]).self_attn
+    )
     assert trimmed.vision is policy.vision
     assert trimmed.head is policy.head
 
@@ -159,7 +178,9 @@ def test_block_influence_is_what_its_formula_says(policy, calibration):
             states = [x, *policy.language.hidden_states(x)]
             cosines = [torch.cosine_similarity(a, b, dim=-1).mean() for a, b in pairwise(states)]
             expected += 1 - torch.stack(cosines).double()
-    torch.testing.assert_close(torch.tensor(CRITERIA["block-influence"](statistics, 0)).double(), expected / 3)
+    torch.testing.assert_close(
+        torch.tensor(CRITERIA["block-influence"](statistics, 0)).double(), expected / 3
+    )
 
 
 def test_controls_order_layers_without_looking(policy, calibration):
@@ -175,7 +196,8 @@ def test_channel_scores_follow_lorap(policy):
     with torch.no_grad():
         hidden = mlp.channels(x)
         got = channel_scores(mlp, x.square().mean(0), hidden.square().mean(0))
-        rms_x, rms_h = x.square().mean(0).sqrt(), hidden.square().mean(0).sqrt()
+        rms_x = x.square().mean(0).sqrt()
+        rms_h = hidden.square().mean(0).sqrt()
         channel = 7
         expected = (
             torch.linalg.vector_norm(mlp.gate_proj.weight[channel].abs() * rms_x)
@@ -191,7 +213,7 @@ def test_the_least_important_percent_of_channels_stays():
     assert kept_channels(torch.arange(8.0), 1.0) == tuple(range(8))
 
 
-# --- tokens -----------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
 def test_efficientvla_takes_key_then_task_then_diverse_tokens():
@@ -199,13 +221,18 @@ def test_efficientvla_takes_key_then_task_then_diverse_tokens():
     features = torch.tensor([[[1.0, 0], [1, 0], [1, 0], [1, 0.1], [1, 2], [-1, 0]]])
     plan = TokenPlan(keep=4, key=1, alpha=0.4)
     groups = tokens.efficientvla_groups(plan, Seen(features, relevance))
-    assert (groups.key.tolist(), groups.task.tolist(), groups.diverse.tolist()) == ([[0]], [[1]], [[5, 4]])
+    assert (groups.key.tolist(), groups.task.tolist(), groups.diverse.tolist()) == (
+        [[0]],
+        [[1]],
+        [[5, 4]],
+    )
     assert tokens.efficientvla(plan, Seen(features, relevance)).tolist() == [[0, 1, 4, 5]]
 
 
 def test_relevance_counts_the_wanted_rows_and_never_padding():
     probabilities = torch.rand(1, 2, 5, 4 + 6)
-    mean, last = probabilities[0, :, :, 1:5].mean(0), torch.tensor([4])
+    mean = probabilities[0, :, :, 1:5].mean(0)
+    last = torch.tensor([4])
     for rows, counted in (("text", [0, 1, 2, 3]), ("instruction", [0, 1]), ("last", [3])):
         got = tokens.relevance(probabilities, rows, last, patches=4)
         torch.testing.assert_close(got[0], mean[counted].sum(0))
@@ -243,7 +270,8 @@ def test_padding_changes_nothing(policy, selector):
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_samples_of_a_batch_do_not_mix(policy, selector):
     plan = Plan(tokens=TokenPlan(selector=selector, keep=6, key=2))
-    first, second = inputs(DEEP, last=9), inputs(DEEP, last=11)
+    first = inputs(DEEP, last=9)
+    second = inputs(DEEP, last=11)
     both = tuple(torch.cat(pair) for pair in zip(first, second, strict=True))
     alone = torch.cat([run(policy, plan, first), run(policy, plan, second)])
     torch.testing.assert_close(run(policy, plan, both), alone)
@@ -262,7 +290,7 @@ def test_kept_tokens_are_chosen_by_the_picture(policy):
     assert len(kept) > 1
 
 
-# --- cache ------------------------------------------------------------------------------------------------------------
+# --- cache ----------------------------------------------------------------------------------------
 
 
 def test_schedules():
@@ -274,12 +302,16 @@ def test_schedules():
 
 def test_a_reuse_step_adds_what_every_block_added(policy):
     """The collapsed form against the literal one, which caches every block's two outputs."""
-    net, z = policy.head, torch.randn(2, 32)
-    x, y, t = torch.randn(2, 16, 7), torch.randn(2, 16, 7), torch.tensor([3.0, 3.0])
+    net = policy.head
+    z = torch.randn(2, 32)
+    x = torch.randn(2, 16, 7)
+    y = torch.randn(2, 16, 7)
+    t = torch.tensor([3.0, 3.0])
     cached = CachedDit(net, (0,))
     with torch.no_grad():
         torch.testing.assert_close(cached(x, t, z), net(x, t, z))
-        tokens_, added = net.embed(x, t, z), []
+        tokens_ = net.embed(x, t, z)
+        added = []
         for block in net.blocks:
             assert isinstance(block, DitBlock)
             added.append(block.attn(block.norm1(tokens_)))
@@ -294,7 +326,9 @@ def test_a_reuse_step_adds_what_every_block_added(policy):
 
 def test_recomputing_every_step_is_the_dense_policy(policy):
     batch = inputs(DEEP)
-    torch.testing.assert_close(run(policy, Plan(recompute=(0, 1)), batch), run(policy, Plan(), batch))
+    torch.testing.assert_close(
+        run(policy, Plan(recompute=(0, 1)), batch), run(policy, Plan(), batch)
+    )
     assert not torch.equal(run(policy, Plan(recompute=(0,)), batch), run(policy, Plan(), batch))
 
 
@@ -302,10 +336,12 @@ def test_fewer_steps_and_no_guidance(policy):
     batch = inputs(DEEP)
     diffusion = msgspec.structs.replace(DEEP.diffusion, inference_steps=1, guidance=1.0)
     other = random_policy(msgspec.structs.replace(DEEP, diffusion=diffusion))
-    torch.testing.assert_close(run(policy, Plan(steps=1, guidance=1.0), batch), run(other, Plan(), batch))
+    torch.testing.assert_close(
+        run(policy, Plan(steps=1, guidance=1.0), batch), run(other, Plan(), batch)
+    )
 
 
-# --- planning ---------------------------------------------------------------------------------------------------------
+# --- planning -------------------------------------------------------------------------------------
 
 
 def test_a_plan_says_where_it_comes_from(policy, calibration):

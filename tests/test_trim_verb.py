@@ -37,7 +37,9 @@ def trim(folder: Path, *words: str) -> int:
 
 
 def test_a_run_folder_gives_a_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "--layers 4 --mlp-keep 0.75 --tokens 6 --key-tokens 2 --cache-interval 2 --frames 4 --json"
+    words = (
+        "--layers 4 --mlp-keep 0.75 --tokens 6 --key-tokens 2 --cache-interval 2 --frames 4 --json"
+    )
     assert trim(folder, *words.split()) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     plan = load_plan(folder / "plan.json")
@@ -68,7 +70,9 @@ def test_tokens_may_leave_later(folder: Path) -> None:
         ("--calibration nowhere.npz", "expected calibration data"),
     ],
 )
-def test_what_cannot_be_is_one_line(folder: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_is_one_line(
+    folder: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert trim(folder, *words.split()) == 1
     assert message in capsys.readouterr().err
     assert not (folder / "plan.json").exists()

@@ -1,4 +1,6 @@
-"""TensorRT's runner: on a GPU where there is one, and everywhere against fakes that follow the documented API."""
+"""TensorRT's runner: on a GPU where there is one, and everywhere against fakes that follow the
+documented API.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,21 @@ from trimvla.runtime.backends.tensorrt import runner as trt_runner
 from trimvla.runtime.backends.tensorrt.device import Device, find_device
 from trimvla.runtime.backends.tensorrt.engine_cache import EngineRecord
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.runtime.errors import BackendError, BackendUnavailableError, BundleError, ConfigError, SpecError
+from trimvla.runtime.errors import (
+    BackendError,
+    BackendUnavailableError,
+    BundleError,
+    ConfigError,
+    SpecError,
+)
 from trimvla.runtime.inference.policy import Policy
 
 ORIN = Device("Orin (nvgpu)", "L4T 36.4.3")
 KEPT = (0, 2)
 PICTURE = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
-SHORT, LONG = "stack the red cube", "pick up the red blue green cube"  # one for each bucket
+# one for each bucket
+SHORT = "stack the red cube"
+LONG = "pick up the red blue green cube"
 
 
 @dataclass
@@ -47,18 +57,33 @@ class Bench:
     cuda: FakeCuda
     trt: FakeTrt
 
-    def write_engine(self, name: str, *, device: Device = ORIN, version: str = "10.3.0", data: bytes = b"") -> Path:
+    def write_engine(
+        self, name: str, *, device: Device = ORIN, version: str = "10.3.0", data: bytes = b""
+    ) -> Path:
         manifest = bundles.load(self.bundle)
-        key = engines.stage_key(manifest, name, backend="tensorrt", version=version, device=device, workspace_bytes=1)
+        key = engines.stage_key(
+            manifest, name, backend="tensorrt", version=version, device=device, workspace_bytes=1
+        )
         spec = manifest.stages[name]
-        dynamic = {tensor.name: tensor for tensor in spec.inputs if tensor.name in engines.symbolic_inputs(spec)}
+        dynamic = {
+            tensor.name: tensor
+            for tensor in spec.inputs
+            if tensor.name in engines.symbolic_inputs(spec)
+        }
         profiles = [dict.fromkeys(dynamic, (1, bucket)) for bucket in key.buckets]
         data = data or serialised(self.bundle / spec.file, profiles)
         digest = hashlib.sha256(data).hexdigest()
         return engines.store(
             self.folder,
             data,
-            EngineRecord(key=key, sha256=digest, bytes=len(data), seconds=0, precision="float32", read_back={}),
+            EngineRecord(
+                key=key,
+                sha256=digest,
+                bytes=len(data),
+                seconds=0,
+                precision="float32",
+                read_back={},
+            ),
         )
 
     def open(self) -> Policy:
@@ -69,7 +94,12 @@ class Bench:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Bench:
     """With the engines of a trimmed bundle; memory is unified where a test says so."""
     cuda_api = FakeCuda(integrated=getattr(request, "param", False))
-    made = Bench(write_bundle(tmp_path / "bundle", kept=KEPT), tmp_path / "engines", cuda_api, FakeTrt(cuda_api))
+    made = Bench(
+        write_bundle(tmp_path / "bundle", kept=KEPT),
+        tmp_path / "engines",
+        cuda_api,
+        FakeTrt(cuda_api),
+    )
     monkeypatch.setattr(cuda, "load_runtime", lambda: made.cuda)
     monkeypatch.setattr(trt_library, "load_trt", made.trt.library)
     monkeypatch.setattr(trt_runner, "find_device", lambda: ORIN)
@@ -107,16 +137,21 @@ def test_the_chain_keeps_the_contract(bench: Bench) -> None:
     manifest = bundles.load(bench.bundle)
     chain = open_chain(bench.bundle, manifest, backend="tensorrt", engines=bench.folder)
     check_chain(
-        chain, open_chain(bench.bundle, manifest), {**INPUTS["vision"], **INPUTS["language"], **INPUTS["action"]}
+        chain,
+        open_chain(bench.bundle, manifest),
+        {**INPUTS["vision"], **INPUTS["language"], **INPUTS["action"]},
     )
     chain.close()
 
 
 @unified
 def test_a_policy_acts_as_on_onnx_runtime(bench: Bench) -> None:
-    with_engines, with_graphs = bench.open(), Policy.load(bench.bundle)
+    with_engines = bench.open()
+    with_graphs = Policy.load(bench.bundle)
     for words in (SHORT, LONG, SHORT):
-        expected, got = (policy.infer(PICTURE, words, seed=3) for policy in (with_graphs, with_engines))
+        expected, got = (
+            policy.infer(PICTURE, words, seed=3) for policy in (with_graphs, with_engines)
+        )
         np.testing.assert_array_equal(got.sample, expected.sample)
         np.testing.assert_array_equal(got.kept, KEPT)
         assert got.milliseconds.keys() == expected.milliseconds.keys()
@@ -125,13 +160,19 @@ def test_a_policy_acts_as_on_onnx_runtime(bench: Bench) -> None:
     assert not bench.cuda.live
 
 
-@pytest.mark.parametrize(("bench", "copies", "buffers"), [(False, 4 + 2, 8), (True, 0, 2)], indirect=["bench"])
-def test_only_what_goes_in_and_what_comes_out_is_copied(bench: Bench, copies: int, buffers: int) -> None:
+@pytest.mark.parametrize(
+    ("bench", "copies", "buffers"), [(False, 4 + 2, 8), (True, 0, 2)], indirect=["bench"]
+)
+def test_only_what_goes_in_and_what_comes_out_is_copied(
+    bench: Bench, copies: int, buffers: int
+) -> None:
     policy = bench.open()
-    assert bench.cuda.calls["cudaMalloc"] == buffers + 1  # unified: what lies between stages; and the scratch memory
+    # unified: what lies between stages; and the scratch memory
+    assert bench.cuda.calls["cudaMalloc"] == buffers + 1
     bench.cuda.calls.clear()
     policy.infer(PICTURE, LONG)
-    assert bench.cuda.calls["cudaMemcpyAsync"] == copies  # four inputs, the actions and the kept tokens
+    # four inputs, the actions and the kept tokens
+    assert bench.cuda.calls["cudaMemcpyAsync"] == copies
     assert bench.cuda.calls["cudaGraphLaunch"] == len(bundles.STAGES)
     assert bench.cuda.calls["cudaStreamSynchronize"] == 1
 
@@ -143,7 +184,8 @@ def test_every_bucket_is_captured_once_and_nothing_is_made_later(bench: Bench) -
     before = dict(bench.cuda.live)
     for words in (SHORT, LONG, LONG, SHORT):
         policy.infer(PICTURE, words)
-    assert [context.executions for context in bench.trt.contexts] == [2] * graphs  # to load, and to capture
+    # to load, and to capture
+    assert [context.executions for context in bench.trt.contexts] == [2] * graphs
     assert bench.cuda.live == before
 
 
@@ -161,7 +203,9 @@ def test_stages_meet_at_one_address(bench: Bench) -> None:
 
 def test_another_prompt_length_is_refused(bench: Bench) -> None:
     inputs = {**INPUTS["language"], "input_ids": np.zeros((1, 13), np.int64)}
-    with pytest.raises(SpecError, match=r"expected a prompt length of \[12, 16\] for 'input_ids', got 13"):
+    with pytest.raises(
+        SpecError, match=r"expected a prompt length of \[12, 16\] for 'input_ids', got 13"
+    ):
         bench.open().runners["language"].run(inputs)
 
 
@@ -171,13 +215,28 @@ ABSENT = "no engine of stage 'language' for this device"
 @pytest.mark.parametrize(
     ("instead", "message"),
     [
-        (None, f"{ABSENT} in .*engines: run `trimvla build .*bundle --backend tensorrt --out .*engines`"),
+        (
+            None,
+            (
+                f"{ABSENT} in .*engines: run `trimvla build .*bundle --backend tensorrt --out"
+                " .*engines`"
+            ),
+        ),
         (
             {"version": "10.7.0"},
-            rf"{ABSENT}.*\(there is one for version '10.7.0' \(here '10.3.0'\)\): run `trimvla build",
+            (
+                rf"{ABSENT}.*\(there is one for version '10.7.0' \(here '10.3.0'\)\): run `trimvla"
+                r" build"
+            ),
         ),
-        ({"device": Device("Thor", "L4T 38.2")}, rf"{ABSENT}.*gpu 'Thor' \(here 'Orin.*jetpack 'L4T 38.2' \(here"),
-        ({"data": b"half an engine"}, r"language-.*\.engine: tensorrt 10.3.0 cannot load it: magicTag does not match"),
+        (
+            {"device": Device("Thor", "L4T 38.2")},
+            rf"{ABSENT}.*gpu 'Thor' \(here 'Orin.*jetpack 'L4T 38.2' \(here",
+        ),
+        (
+            {"data": b"half an engine"},
+            r"language-.*\.engine: tensorrt 10.3.0 cannot load it: magicTag does not match",
+        ),
     ],
     ids=["none", "version", "device", "rubbish"],
 )
@@ -193,7 +252,9 @@ def test_another_engine_is_refused(bench: Bench, instead: dict | None, message: 
 
 def test_a_damaged_engine_is_refused(bench: Bench) -> None:
     next(bench.folder.glob("vision-*.engine")).write_bytes(b"")
-    with pytest.raises(BackendError, match=r"no engine of stage 'vision' .*but damaged.*trimvla build"):
+    with pytest.raises(
+        BackendError, match=r"no engine of stage 'vision' .*but damaged.*trimvla build"
+    ):
         bench.open()
 
 
@@ -204,23 +265,30 @@ def test_an_engine_of_another_graph_is_refused(bench: Bench) -> None:
 
 
 def test_an_engine_without_a_buckets_profile_is_refused(bench: Bench) -> None:
-    bench.write_engine("language", data=serialised(bench.bundle / "language.onnx", [{"input_ids": (1, 12)}]))
+    bench.write_engine(
+        "language", data=serialised(bench.bundle / "language.onnx", [{"input_ids": (1, 12)}])
+    )
     with pytest.raises(BackendError, match=r"profiles for prompt lengths \[12, 16\], got \[12\]"):
         bench.open()
 
 
 @pytest.mark.parametrize(
-    "call", ["set_optimization_profile_async", "set_input_shape", "set_tensor_address", "execute_async_v3"]
+    "call",
+    ["set_optimization_profile_async", "set_input_shape", "set_tensor_address", "execute_async_v3"],
 )
 def test_what_the_library_refuses_is_told(bench: Bench, call: str) -> None:
     bench.trt.refuse = call
-    with pytest.raises(BackendError, match=rf"tensorrt 10.3.0 refused {call}.*API usage error in {call}"):
+    with pytest.raises(
+        BackendError, match=rf"tensorrt 10.3.0 refused {call}.*API usage error in {call}"
+    ):
         bench.open()
     assert not bench.cuda.live
 
 
 def test_another_gpu_than_asked_for_is_refused(bench: Bench) -> None:
-    with pytest.raises(BackendError, match=r"expected GPU 'H100' for 'provider', this machine's is 'Orin"):
+    with pytest.raises(
+        BackendError, match=r"expected GPU 'H100' for 'provider', this machine's is 'Orin"
+    ):
         Policy.load(bench.bundle, backend="tensorrt", provider="H100", engines=bench.folder)
 
 
@@ -238,7 +306,9 @@ def test_a_failing_call_is_named(bench: Bench) -> None:
 
 
 def test_engines_are_for_backends_that_are_built(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="'engines' is for tensorrt and tensorrt-rtx: backend 'onnxruntime'"):
+    with pytest.raises(
+        BackendError, match="'engines' is for tensorrt and tensorrt-rtx: backend 'onnxruntime'"
+    ):
         Policy.load(write_bundle(tmp_path), engines=tmp_path)
 
 
@@ -250,7 +320,9 @@ def test_a_graph_outside_of_its_bundle_has_no_engine(tmp_path: Path) -> None:
 
 def test_without_cuda_python_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "MODULE", "cuda.bindings.no_such_module")
-    with pytest.raises(BackendError, match=r"cuda-python is not installed .*cuda-bindings>=12.8,<13' on JetPack 6"):
+    with pytest.raises(
+        BackendError, match=r"cuda-python is not installed .*cuda-bindings>=12.8,<13' on JetPack 6"
+    ):
         cuda.Cuda()
 
 
@@ -258,7 +330,8 @@ def test_without_cuda_python_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("fake", "name"), [(Runtime, "Runtime"), (Engine, "ICudaEngine"), (Context, "IExecutionContext")]
+    ("fake", "name"),
+    [(Runtime, "Runtime"), (Engine, "ICudaEngine"), (Context, "IExecutionContext")],
 )
 def test_the_fake_has_nothing_that_tensorrt_has_not(fake: type, name: str) -> None:
     real = getattr(pytest.importorskip("tensorrt_rtx_bindings"), name)
@@ -283,7 +356,9 @@ def test_a_real_library_takes_the_mapped_file_and_refuses_what_is_no_engine(tmp_
     library = library_or_skip()
     (tmp_path / "rubbish.engine").write_bytes(bytes(1000))
     with pytest.raises(BackendError, match=r"rubbish\.engine: tensorrt-rtx .* cannot load it: \w+"):
-        trt_engine.load(library, library.module.Runtime(library.logger), tmp_path / "rubbish.engine")
+        trt_engine.load(
+            library, library.module.Runtime(library.logger), tmp_path / "rubbish.engine"
+        )
 
 
 @pytest.mark.skipif(find_device().has_gpu, reason="there is a GPU")
@@ -295,7 +370,9 @@ def test_a_real_cuda_without_a_gpu_is_one_clear_error() -> None:
 
 @pytest.fixture
 def on_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, Path, str]:
-    """A bundle, the folder of its engines, built here, and the backend; skips where engines cannot run."""
+    """A bundle, the folder of its engines, built here, and the backend; skips where engines cannot
+    run.
+    """
     if not find_device().has_gpu:
         pytest.skip("no GPU: engines run on one only")
     for backend, module in (("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx_bindings")):
@@ -304,7 +381,8 @@ def on_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, Pa
         except ImportError:
             continue
         bundle = write_bundle(tmp_path / "bundle", kept=KEPT)
-        bundles.write(bundle, msgspec.structs.replace(bundles.load(bundle), policy={}))  # no sizes: memory is not asked
+        # no sizes: memory is not asked
+        bundles.write(bundle, msgspec.structs.replace(bundles.load(bundle), policy={}))
         words = ["build", str(bundle), "--backend", backend, "--out", str(tmp_path / "engines")]
         assert cli.main(words) == 0, capsys.readouterr().err
         return bundle, tmp_path / "engines", backend
@@ -334,14 +412,19 @@ def test_a_host_chain_runs_stages_in_order(tmp_path: Path) -> None:
 def test_engines_of_the_machine_are_found_by_everybody(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who names no folder looks where the installer builds, then in the user's cache; who names one, only there."""
-    own, empty = tmp_path / "home", tmp_path / "empty"
+    """Who names no folder looks where the installer builds, then in the user's cache; who names
+    one, only there.
+    """
+    own = tmp_path / "home"
+    empty = tmp_path / "empty"
     monkeypatch.setattr(engine_folders, "CACHE", own)
     monkeypatch.setattr(engine_folders, "SYSTEM", bench.folder)
     Policy.load(bench.bundle, backend="tensorrt").close()
     spec = bundles.load(bench.bundle).stages["vision"]
     create("tensorrt", bench.bundle / spec.file, spec).close()
-    with pytest.raises(BackendError, match=f"no engine of stage 'vision' for this device in {empty}"):
+    with pytest.raises(
+        BackendError, match=f"no engine of stage 'vision' for this device in {empty}"
+    ):
         Policy.load(bench.bundle, backend="tensorrt", engines=empty)
     own.mkdir()
     bench.folder.rename(own / engines.content_digest(bundles.load(bench.bundle)))
@@ -350,21 +433,30 @@ def test_engines_of_the_machine_are_found_by_everybody(
     Policy.load(bench.bundle, backend="tensorrt").close()
     monkeypatch.setattr(engine_folders, "CACHE", empty)
     inside = empty / engines.content_digest(bundles.load(bench.bundle))
-    with pytest.raises(BackendError, match=f"in {bench.folder}: run `trimvla build .*; there is none in {inside}"):
+    with pytest.raises(
+        BackendError, match=f"in {bench.folder}: run `trimvla build .*; there is none in {inside}"
+    ):
         Policy.load(bench.bundle, backend="tensorrt")
 
 
-def test_new_engines_go_where_they_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_engines_go_where_they_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_folders, "CACHE", tmp_path / "home")
     monkeypatch.setattr(engine_folders, "SYSTEM", tmp_path / "system")
     assert engine_folders.to_build_in(None, "tiny") == tmp_path / "home" / "tiny"
     (tmp_path / "system").mkdir()
     assert engine_folders.to_build_in(None, "tiny") == tmp_path / "system"
     assert engine_folders.to_build_in(tmp_path, "tiny") == tmp_path
-    assert engine_folders.to_look_in(None, "tiny") == (tmp_path / "system", tmp_path / "home" / "tiny")
+    assert engine_folders.to_look_in(None, "tiny") == (
+        tmp_path / "system",
+        tmp_path / "home" / "tiny",
+    )
 
 
-def test_a_user_without_a_home_is_told_to_name_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_is_told_to_name_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_folders, "CACHE", Path("~no-such-user-here/engines"))
     monkeypatch.setattr(engine_folders, "SYSTEM", tmp_path / "none")
     assert engine_folders.to_look_in(None, "tiny") == ()
@@ -374,7 +466,9 @@ def test_a_user_without_a_home_is_told_to_name_a_folder(tmp_path: Path, monkeypa
 
 @unified
 def test_a_lost_device_is_told_from_a_bad_call(bench: Bench) -> None:
-    """After a sticky error no call works; closing then has nothing to free, and does not hide the reason."""
+    """After a sticky error no call works; closing then has nothing to free, and does not hide the
+    reason.
+    """
     policy = bench.open()
     policy.infer(PICTURE, SHORT)
     bench.cuda.lost = True

@@ -17,7 +17,9 @@ FPS = 10
 
 def clip(success: bool = True, pictures: int = 5, size: int = 97) -> Clip:
     rng = np.random.default_rng(0)
-    images = [np.full((size, size, 3), value, np.uint8) for value in rng.integers(30, 220, pictures)]
+    images = [
+        np.full((size, size, 3), value, np.uint8) for value in rng.integers(30, 220, pictures)
+    ]
     return Clip(images, "put the red cube on the blue plate", success)
 
 
@@ -53,7 +55,11 @@ def test_long_instructions_fit() -> None:
     assert video.font(text, 360).getlength(text) <= 360
 
 
-@pytest.mark.parametrize(("name", "clips", "field"), [("film.avi", [clip()], "suffix"), ("film.mp4", [], "video")])
-def test_what_cannot_be_written_is_refused(tmp_path: Path, name: str, clips: list[Clip], field: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "clips", "field"), [("film.avi", [clip()], "suffix"), ("film.mp4", [], "video")]
+)
+def test_what_cannot_be_written_is_refused(
+    tmp_path: Path, name: str, clips: list[Clip], field: str
+) -> None:
     with pytest.raises(ConfigError, match=field):
         video.write(tmp_path / name, clips, FPS)

@@ -1,6 +1,7 @@
 """A whole bundle of a few kilobytes, made with onnx.helper: real graphs, real tokenizer, no torch.
 
-Its network is no policy, but every input reaches the output: pixels, each token up to the last, noise.
+Its network is no policy, but every input reaches the output: pixels, each token up to the last,
+noise.
 """
 
 from __future__ import annotations
@@ -26,8 +27,15 @@ from trimvla.runtime.bundle.manifest import (
 )
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
 
-SIZE, PATCHES, WIDTH, HORIZON, DIM = 8, 4, 6, 16, 7
-BOS, EOS, PAD, EMPTY = 1, 2, 0, 3
+SIZE = 8
+PATCHES = 4
+WIDTH = 6
+HORIZON = 16
+DIM = 7
+BOS = 1
+EOS = 2
+PAD = 0
+EMPTY = 3
 TEXT = "What to do ? pick up stack the red blue green cube"
 WORDS = (
     "<pad>",
@@ -67,10 +75,10 @@ def write_bundle(
 ) -> Path:
     """Write the bundle and return its directory.
 
-    `gain` scales the network's output; infinity breaks it. With `kept` it says that these visual tokens were kept, as
-    a trimmed bundle does; its plan also leaves out layers and sampler steps. `guided` adds the optional stage.
-    `control_hz` and `kinds` are what its manifest says of its actions.
-    With `loops` the first stage never comes to an end.
+    `gain` scales the network's output; infinity breaks it. With `kept` it says that these visual
+    tokens were kept, as a trimmed bundle does; its plan also leaves out layers and sampler steps.
+    `guided` adds the optional stage. `control_hz` and `kinds` are what its manifest says of its
+    actions. With `loops` the first stage never comes to an end.
     """
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -82,14 +90,20 @@ def write_bundle(
     for name, model in stages.items():
         onnx.save(model, directory / f"{name}.onnx")
     _tokenizer().save(str(directory / bundles.TOKENIZER))
-    low, high, mask = [-0.05] * 6 + [0.0], [0.05] * 6 + [1.0], [True] * 6 + [False]
+    low = [-0.05] * 6 + [0.0]
+    high = [0.05] * 6 + [1.0]
+    mask = [True] * 6 + [False]
     statistics = {"tiny": {"action": {"q01": low, "q99": high, "mask": mask}}}
     (directory / bundles.STATISTICS).write_text(json.dumps(statistics))
     made = trimmed(manifest(), kept) if kept else manifest()
-    action = msgspec.structs.replace(made.action, control_hz=control_hz, kinds=kinds or made.action.kinds)
+    action = msgspec.structs.replace(
+        made.action, control_hz=control_hz, kinds=kinds or made.action.kinds
+    )
     made = msgspec.structs.replace(made, action=action)
     if guided:
-        stage = StageSpec(f"{bundles.GUIDED}.onnx", (COGNITION, NOISE, KNOWN, WEIGHT), (GUIDED_ACTIONS,))
+        stage = StageSpec(
+            f"{bundles.GUIDED}.onnx", (COGNITION, NOISE, KNOWN, WEIGHT), (GUIDED_ACTIONS,)
+        )
         made = msgspec.structs.replace(made, stages={**made.stages, bundles.GUIDED: stage})
     bundles.write(directory, made)
     return directory
@@ -115,9 +129,17 @@ def manifest() -> Manifest:
 
 def trimmed(dense: Manifest, kept: tuple[int, ...]) -> Manifest:
     """The manifest with a plan."""
-    plan = Plan(layers=(0, 2), tokens=TokenPlan(selector="uniform", keep=len(kept), after=1), recompute=(0, 3), steps=6)
+    plan = Plan(
+        layers=(0, 2),
+        tokens=TokenPlan(selector="uniform", keep=len(kept), after=1),
+        recompute=(0, 3),
+        steps=6,
+    )
     stage = dense.stages["language"]
-    stages = {**dense.stages, "language": StageSpec(stage.file, stage.inputs, (*stage.outputs, kept_spec(kept)))}
+    stages = {
+        **dense.stages,
+        "language": StageSpec(stage.file, stage.inputs, (*stage.outputs, kept_spec(kept))),
+    }
     policy = {"language": {"layers": 4}, "diffusion": {"inference_steps": 10}}
     return msgspec.structs.replace(dense, plan=plan, stages=stages, policy=policy)
 
@@ -140,7 +162,9 @@ def _vision(rng: np.random.Generator, loops: bool) -> onnx.ModelProto:
     ]
     if loops:
         weights |= {"times": np.int64(2**62), "on": np.bool_(True)}
-        nodes.append(helper.make_node("Loop", ["times", "on", "product"], ["visual"], body=_endless()))
+        nodes.append(
+            helper.make_node("Loop", ["times", "on", "product"], ["visual"], body=_endless())
+        )
     return _model("vision", nodes, (IMAGE,), (VISUAL,), weights)
 
 
@@ -164,7 +188,9 @@ def _endless() -> onnx.GraphProto:
 
 
 def _language(rng: np.random.Generator, kept: tuple[int, ...]) -> onnx.ModelProto:
-    """tanh(mean of the visual tokens + sum of the embeddings up to the last token); `kept` is a constant."""
+    """tanh(mean of the visual tokens + sum of the embeddings up to the last token); `kept` is a
+    constant.
+    """
     weights = {
         "table": rng.normal(size=(len(WORDS), WIDTH)) / 4,
         "axis": np.int64(1),
@@ -217,7 +243,9 @@ def _model(
     outputs: tuple[TensorSpec, ...],
     weights: dict[str, np.ndarray | np.generic],
 ) -> onnx.ModelProto:
-    tensors = [numpy_helper.from_array(_narrow(np.asarray(value)), key) for key, value in weights.items()]
+    tensors = [
+        numpy_helper.from_array(_narrow(np.asarray(value)), key) for key, value in weights.items()
+    ]
     graph = helper.make_graph(nodes, name, _values(inputs), _values(outputs), tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     onnx.checker.check_model(model, full_check=True)
@@ -229,10 +257,15 @@ def _narrow(value: np.ndarray) -> np.ndarray:
 
 
 def _values(specs: tuple[TensorSpec, ...]) -> list[onnx.ValueInfoProto]:
-    return [helper.make_tensor_value_info(spec.name, ELEMENT[spec.dtype], list(spec.shape)) for spec in specs]
+    return [
+        helper.make_tensor_value_info(spec.name, ELEMENT[spec.dtype], list(spec.shape))
+        for spec in specs
+    ]
 
 
 def _tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return tokenizer

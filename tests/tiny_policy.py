@@ -1,4 +1,6 @@
-"""A policy of the CogACT shape that is small enough for every test, and its checkpoint in the official layout."""
+"""A policy of the CogACT shape that is small enough for every test, and its checkpoint in the
+official layout.
+"""
 
 from __future__ import annotations
 
@@ -92,8 +94,11 @@ def write_official(directory: Path, groups: dict[str, dict[str, torch.Tensor]]) 
 
 def inputs(cfg: PolicyConfig = TINY, length: int = 12, last: int = 9) -> tuple[torch.Tensor, ...]:
     """Random (image, input_ids, last, noise) for one call, padded right of `last`."""
-    side, head = cfg.image_size, cfg.head
+    side = cfg.image_size
+    head = cfg.head
     image = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8)
     ids = torch.randint(4, cfg.language.vocab, (1, length))
-    ids[:, 0], ids[:, last], ids[:, last + 1 :] = cfg.prompt.bos_id, cfg.prompt.eos_id, cfg.prompt.pad_id
+    ids[:, 0] = cfg.prompt.bos_id
+    ids[:, last] = cfg.prompt.eos_id
+    ids[:, last + 1 :] = cfg.prompt.pad_id
     return image, ids, torch.tensor([last]), torch.randn(1, head.horizon, head.action_dim)

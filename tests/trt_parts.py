@@ -1,4 +1,6 @@
-"""What the tests of TensorRT share: the library that can be had here, and a tiny bundle with a stage of one's own."""
+"""What the tests of TensorRT share: the library that can be had here, and a tiny bundle with a
+stage of one's own.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from trimvla.runtime.errors import BackendError
 
 
 def library_or_skip() -> TrtLibrary:
-    """TensorRT for RTX, which parses and builds without a GPU; skips with the library's reason where it is absent."""
+    """TensorRT for RTX, which parses and builds without a GPU; skips with the library's reason
+    where it is absent.
+    """
     try:
         return load_trt("tensorrt-rtx")
     except BackendError as error:

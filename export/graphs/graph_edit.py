@@ -1,7 +1,8 @@
-"""What every change of precision needs of a graph: weights as initializers where they are multiplied, and tidying.
+"""What every change of precision needs of a graph: weights as initializers where they are
+multiplied, and tidying.
 
-`to_onnx` stores weights in half behind a Cast, and torch's exporter leaves some behind a Transpose: both are undone
-here. Knows onnx_ir; nothing of precisions and policies.
+`to_onnx` stores weights in half behind a Cast, and torch's exporter leaves some behind a Transpose:
+both are undone here. Knows onnx_ir; nothing of precisions and policies.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
 def unfold_weights(model: ir.Model) -> None:
-    """Cast and Transpose of an initializer become an initializer; what is unused afterwards goes."""
+    """Cast and Transpose of an initializer become an initializer; what is unused afterwards
+    goes.
+    """
     made: dict[tuple[ir.Value, str], ir.Value] = {}
     for node in list(model.graph):
         source = node.inputs[0] if node.op_type in ("Cast", "Transpose") else None
@@ -25,10 +28,13 @@ def unfold_weights(model: ir.Model) -> None:
         if node.op_type == "Cast":
             array = weights_of(source).astype(ir.DataType(node.attributes["to"].as_int()).numpy())
         else:
-            array = np.ascontiguousarray(weights_of(source).transpose(node.attributes["perm"].as_ints()))
+            array = np.ascontiguousarray(
+                weights_of(source).transpose(node.attributes["perm"].as_ints())
+            )
         key = (source, f"{array.dtype}{array.shape}")
         if key not in made:
-            name, old.name = str(old.name), f"{old.name}.unfolded"
+            name = str(old.name)
+            old.name = f"{old.name}.unfolded"
             made[key] = add_weight(model.graph, name, array)
         old.replace_all_uses_with(made[key])
     sweep(model.graph)
@@ -43,7 +49,9 @@ def weights_of(value: ir.Value) -> np.ndarray:
 def add_weight(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """A new initializer."""
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+    value = ir.Value(
+        name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype)
+    )
     graph.register_initializer(value)
     return value
 
@@ -70,7 +78,9 @@ def weight_of(node: ir.Node) -> ir.Value | None:
 
 
 def after(graph: ir.Graph, starts: Callable[[ir.Node], bool]) -> set[ir.Node]:
-    """All nodes that something flows into from a node where `starts` holds, those nodes included."""
+    """All nodes that something flows into from a node where `starts` holds, those nodes
+    included.
+    """
     reached: set[ir.Node] = set()
     for node in graph:  # in topological order
         if starts(node) or any(producer in reached for producer in producers(node)):
@@ -80,7 +90,11 @@ def after(graph: ir.Graph, starts: Callable[[ir.Node], bool]) -> set[ir.Node]:
 
 def producers(node: ir.Node) -> Iterable[ir.Node]:
     """The nodes that make its inputs."""
-    return (made for value in node.inputs if value is not None and (made := value.producer()) is not None)
+    return (
+        made
+        for value in node.inputs
+        if value is not None and (made := value.producer()) is not None
+    )
 
 
 def consumers(node: ir.Node) -> Iterable[ir.Node]:

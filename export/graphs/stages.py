@@ -1,6 +1,8 @@
-"""The exported stages: one row each, with inputs, outputs, symbolic axes and how close a backend must come to torch.
+"""The exported stages: one row each, with inputs, outputs, symbolic axes and how close a backend
+must come to torch.
 
-Shapes are worked out from a policy's config; batch is always 1. Knows no file format and no backend.
+Shapes are worked out from a policy's config; batch is always 1. Knows no file format and no
+backend.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from trimvla.runtime.bundle.plan import Plan
 DENSE = Plan()
 PROMPT_AXIS = "prompt"  # takes the values of the prompt buckets only
 SAMPLED_TOLERANCE = 1e-3
-"""Of sampled actions. Noise that lies between two modes goes to either: there the sampler multiplies a rounding error
-(by 72 in one of twelve random samples of the shipped policy, else by about 0.5), and backends round differently."""
+"""Of sampled actions. Noise that lies between two modes goes to either: there the sampler
+multiplies a rounding error (by 72 in one of twelve random samples of the shipped policy, else by
+about 0.5), and backends round differently.
+"""
 
 
 class VisionStage(nn.Module):
@@ -51,7 +55,9 @@ class LanguageStage(nn.Module):
 
 
 class KeptLanguageStage(nn.Module):
-    """The same where visual tokens are dropped; also says which ones were kept, so that a runtime can show them."""
+    """The same where visual tokens are dropped; also says which ones were kept, so that a runtime
+    can show them.
+    """
 
     def __init__(self, policy: CogAct) -> None:
         super().__init__()
@@ -80,19 +86,26 @@ class GuidedActionStage(ActionStage):
     """The same, with rows that are known: frozen or guided towards (real-time chunking)."""
 
     def forward(self, cognition: Tensor, noise: Tensor, known: Tensor, weight: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As `ActionStage.forward`; float[1, H, A] and float[1, H, 1] from 0 (free) to 1 (frozen)."""
+        """As `ActionStage.forward`; float[1, H, A] and float[1, H, 1] from 0 (free) to 1
+        (frozen).
+        """
         return self.policy.act(cognition, noise, Known(known, weight))
 
 
 class FullStep(nn.Module):
-    """One sampler step that runs the head's blocks: predicted noise, and what the blocks added to the stream."""
+    """One sampler step that runs the head's blocks: predicted noise, and what the blocks added to
+    the stream.
+    """
 
     def __init__(self, policy: CogAct) -> None:
         super().__init__()
-        self.head, self.guidance = policy.head, guidance_scale(policy)
+        self.head = policy.head
+        self.guidance = guidance_scale(policy)
 
     def forward(self, cognition: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """float[1, D], float[1, H, A], float[1] -> float[1, H, A], float[b, 1 + H, w]; b = 2 under guidance."""
+        """float[1, D], float[1, H, A], float[1] -> float[1, H, A], float[b, 1 + H, w]; b = 2 under
+        guidance.
+        """
         net = CachedDit(self.head, (0,))
         epsilon = guided(net, cognition, self.guidance)(x, t)
         assert net.residual is not None
@@ -156,7 +169,9 @@ def guidance_scale(policy: CogAct) -> float:
 
 def tensor_specs(cfg: PolicyConfig, plan: Plan = DENSE) -> dict[str, TensorSpec]:
     """Every tensor that crosses a stage's border, by name."""
-    side, patches, width = cfg.image_size, cfg.patches, cfg.language.width
+    side = cfg.image_size
+    patches = cfg.patches
+    width = cfg.language.width
     chunk = (1, cfg.head.horizon, cfg.head.action_dim)
     guided_by = cfg.diffusion.guidance if plan.guidance is None else plan.guidance
     kept = patches if plan.tokens is None else plan.tokens.keep
@@ -175,7 +190,11 @@ def tensor_specs(cfg: PolicyConfig, plan: Plan = DENSE) -> dict[str, TensorSpec]
         TensorSpec("x", "float32", chunk),
         TensorSpec("t", "float32", (1,)),
         TensorSpec("epsilon", "float32", chunk),
-        TensorSpec("residual", "float32", (2 if guided_by > 1.0 else 1, cfg.head.horizon + 1, cfg.head.width)),
+        TensorSpec(
+            "residual",
+            "float32",
+            (2 if guided_by > 1.0 else 1, cfg.head.horizon + 1, cfg.head.width),
+        ),
     )
     return {spec.name: spec for spec in specs}
 
@@ -183,7 +202,9 @@ def tensor_specs(cfg: PolicyConfig, plan: Plan = DENSE) -> dict[str, TensorSpec]
 def stage_spec(cfg: PolicyConfig, stage: Stage, file: str, plan: Plan = DENSE) -> StageSpec:
     """What crosses the stage's border, for the manifest."""
     tensors = tensor_specs(cfg, plan)
-    inputs, outputs = (tuple(tensors[name] for name in names) for names in (stage.inputs, stage.outputs))
+    inputs, outputs = (
+        tuple(tensors[name] for name in names) for names in (stage.inputs, stage.outputs)
+    )
     return StageSpec(file, inputs, outputs)
 
 
@@ -202,15 +223,21 @@ def prompt_spec(cfg: PolicyConfig) -> PromptSpec:
 def example_inputs(cfg: PolicyConfig, bucket: int, generator: torch.Generator) -> dict[str, Tensor]:
     """A random picture, prompt of this bucket's length and noise, by tensor name.
 
-    The picture is coarse blocks under fine noise, so that both low and high frequencies are excited.
+    The picture is coarse blocks under fine noise, so that both low and high frequencies are
+    excited.
     """
-    side, prompt = cfg.image_size, cfg.prompt
-    coarse = torch.rand(1, 4, 4, 3, generator=generator).repeat_interleave(-(-side // 4), 1)[:, :side]
+    side = cfg.image_size
+    prompt = cfg.prompt
+    coarse = torch.rand(1, 4, 4, 3, generator=generator).repeat_interleave(-(-side // 4), 1)[
+        :, :side
+    ]
     coarse = coarse.repeat_interleave(-(-side // 4), 2)[:, :, :side]
     fine = torch.rand(1, side, side, 3, generator=generator)
     ids = torch.randint(cfg.language.vocab, (1, bucket), generator=generator)
     last = int(torch.randint(bucket // 2, bucket, (1,), generator=generator))
-    ids[:, 0], ids[:, last], ids[:, last + 1 :] = prompt.bos_id, prompt.eos_id, prompt.pad_id
+    ids[:, 0] = prompt.bos_id
+    ids[:, last] = prompt.eos_id
+    ids[:, last + 1 :] = prompt.pad_id
     return {
         "image": (255 * (0.8 * coarse + 0.2 * fine)).to(torch.uint8),
         "input_ids": ids,
@@ -222,9 +249,12 @@ def example_inputs(cfg: PolicyConfig, bucket: int, generator: torch.Generator) -
 def walk(
     policy: CogAct, tensors: dict[str, Tensor], guided: bool = False
 ) -> Iterator[tuple[Stage, dict[str, Tensor], dict[str, Tensor]]]:
-    """Run the stages in torch, in order; yield each with its inputs and its outputs. Adds outputs to `tensors`.
+    """Run the stages in torch, in order; yield each with its inputs and its outputs.
 
-    Where the optional stage is `guided`, the chunk that was sampled without it, three rows on, is what is known.
+    Adds outputs to `tensors`.
+
+    Where the optional stage is `guided`, the chunk that was sampled without it, three rows on, is
+    what is known.
     """
     for stage in stages_under(policy.plan, guided):
         if stage is GUIDED:
@@ -232,13 +262,17 @@ def walk(
         inputs = {name: tensors[name] for name in stage.inputs}
         with torch.no_grad():
             result = stage.module(policy)(**inputs)
-        outputs = dict(zip(stage.outputs, result if isinstance(result, tuple) else (result,), strict=True))
+        outputs = dict(
+            zip(stage.outputs, result if isinstance(result, tuple) else (result,), strict=True)
+        )
         tensors.update(outputs)
         yield stage, inputs, outputs
 
 
 def known_rows(actions: Tensor, shift: int = 3) -> dict[str, Tensor]:
-    """Inputs for the guided stage: float[1, H, A] `shift` rows on, two frozen, then ever less guided, the last free."""
+    """Inputs for the guided stage: float[1, H, A] `shift` rows on, two frozen, then ever less
+    guided, the last free.
+    """
     ahead = actions.shape[1] - shift
     known = torch.zeros_like(actions)
     known[:, :ahead] = actions[:, shift:]

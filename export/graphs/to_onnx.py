@@ -1,9 +1,10 @@
 """One stage -> one checked ONNX file, the same bytes every time.
 
-The graph comes from torch's exporter; then everything that tells of the machine that made it (stack traces, module
-scopes) is removed, and weights that half precision holds exactly are stored in half behind a Cast, which every backend
-folds while loading. Files beyond protobuf's limit keep their weights beside the graph; a stage with the weights of
-another one reads them from that one's file. Knows nothing of bundles.
+The graph comes from torch's exporter; then everything that tells of the machine that made it (stack
+traces, module scopes) is removed, and weights that half precision holds exactly are stored in half
+behind a Cast, which every backend folds while loading. Files beyond protobuf's limit keep their
+weights beside the graph; a stage with the weights of another one reads them from that one's file.
+Knows nothing of bundles.
 """
 
 from __future__ import annotations
@@ -49,24 +50,35 @@ def export_stage(policy: CogAct, stage: Stage, path: Path) -> list[Path]:
 def own_weights(model: ir.Model) -> list[ir.TensorProtocol]:
     """Those that are not in another file."""
     tensors = [value.const_value for value in model.graph.initializers.values()]
-    return [tensor for tensor in tensors if tensor is not None and not isinstance(tensor, ir.ExternalTensor)]
+    return [
+        tensor
+        for tensor in tensors
+        if tensor is not None and not isinstance(tensor, ir.ExternalTensor)
+    ]
 
 
 def share_weights(model: ir.Model, path: Path, owner: Path) -> None:
-    """Let every weight that lies in another stage's file be read from there: ONNX's external data, at its offset.
+    """Let every weight that lies in another stage's file be read from there: ONNX's external data,
+    at its offset.
 
-    The owner's sha256 is written into the graph, so that what is built from it is of these weights and no others.
+    The owner's sha256 is written into the graph, so that what is built from it is of these weights
+    and no others.
     """
     for file in (owner, owner.with_name(f"{owner.name}.data")):
         if not file.exists():
             continue
         model.metadata_props[f"sha256 of {file.name}"] = sha256_of(file)
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with (
+            file.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
             _point_into(model, content, file.name, path.parent)
 
 
 def _point_into(model: ir.Model, content: mmap.mmap, location: str, directory: Path) -> None:
-    """Weights follow each other in much the same order: the search goes on where the last one was found."""
+    """Weights follow each other in much the same order: the search goes on where the last one was
+    found.
+    """
     place = 0
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
@@ -89,7 +101,9 @@ def build_graph(policy: CogAct, stage: Stage) -> ir.Model:
     return trace(policy, stage, stage.module(policy)).model
 
 
-def trace(policy: CogAct, stage: Stage, module: nn.Module, optimize: bool = True) -> torch.onnx.ONNXProgram:
+def trace(
+    policy: CogAct, stage: Stage, module: nn.Module, optimize: bool = True
+) -> torch.onnx.ONNXProgram:
     """The program of a stage's module, simplified or as it was traced."""
     longest = max(policy.cfg.prompt.buckets)
     prompt = torch.export.Dim(PROMPT_AXIS, min=2, max=longest)
@@ -103,7 +117,9 @@ def trace(policy: CogAct, stage: Stage, module: nn.Module, optimize: bool = True
             opset_version=OPSET,
             input_names=list(stage.inputs),
             output_names=list(stage.outputs),
-            dynamic_shapes=tuple({i: prompt for i, axis in enumerate(s.shape) if axis == PROMPT_AXIS} for s in specs),
+            dynamic_shapes=tuple(
+                {i: prompt for i, axis in enumerate(s.shape) if axis == PROMPT_AXIS} for s in specs
+            ),
             verbose=False,
             optimize=optimize,
         )
@@ -121,7 +137,8 @@ def blank(spec: TensorSpec, prompt: int) -> torch.Tensor:
 def strip(model: ir.Model) -> None:
     """Remove what differs between machines, and fix the versions."""
     model.ir_version = IR_VERSION
-    model.producer_name, model.producer_version = "trimvla", None
+    model.producer_name = "trimvla"
+    model.producer_version = None
     model.doc_string = None
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
@@ -136,19 +153,24 @@ def strip(model: ir.Model) -> None:
 
 
 def store_in_half(model: ir.Model) -> None:
-    """Store float32 weights as float16 where that loses nothing: initializer -> Cast -> its old uses."""
+    """Store float32 weights as float16 where that loses nothing: initializer -> Cast -> its old
+    uses.
+    """
     graph = model.graph
     for name, value in list(graph.initializers.items()):
         half = _exact_half(value)
         if half is None:
             continue
         stored = ir.Value(name=f"{name}.f16", const_value=ir.tensor(half, name=f"{name}.f16"))
-        stored.shape, stored.type = value.shape, ir.TensorType(ir.DataType.FLOAT16)
+        stored.shape = value.shape
+        stored.type = ir.TensorType(ir.DataType.FLOAT16)
         cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
-        cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
+        cast.outputs[0].shape = value.shape
+        cast.outputs[0].type = value.type
         value.replace_all_uses_with(cast.outputs[0])
         del graph.initializers[name]
-        cast.name, cast.outputs[0].name = f"{name}.cast", name
+        cast.name = f"{name}.cast"
+        cast.outputs[0].name = name
         graph.register_initializer(stored)
         graph.insert_before(graph[0], cast)
 

@@ -1,7 +1,9 @@
-"""bfloat16 where ONNX Runtime has no kernels for it: every operator in float32, every result rounded to bfloat16.
+"""bfloat16 where ONNX Runtime has no kernels for it: every operator in float32, every result
+rounded to bfloat16.
 
-That is what matrix units do, which add up in float32, and it is exact for everything that only moves data. For the
-proof that a bundle carries; too slow for a robot. Knows graphs and the runner's contract.
+That is what matrix units do, which add up in float32, and it is exact for everything that only
+moves data. For the proof that a bundle carries; too slow for a robot. Knows graphs and the runner's
+contract.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from trimvla.runtime.backends.ort_runner import CPU, session_options
 from trimvla.runtime.backends.runner import check_inputs
 from trimvla.runtime.bundle.manifest import StageSpec
 
-FLOAT, BFLOAT = TensorProto.FLOAT, TensorProto.BFLOAT16
+FLOAT = TensorProto.FLOAT
+BFLOAT = TensorProto.BFLOAT16
 
 
 class EmulatedRunner:
@@ -28,7 +31,8 @@ class EmulatedRunner:
         """Of a graph below 2 GiB."""
         self.spec = spec
         options = session_options(0)
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it would drop pairs of casts
+        # it would drop pairs of casts
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         wide = widen(onnx.load(str(model)))
         self._session = ort.InferenceSession(wide.SerializeToString(), options, providers=[CPU])
 
@@ -36,12 +40,19 @@ class EmulatedRunner:
         """See `runner.Runner`."""
         check_inputs(self.spec, inputs)
         names = [tensor.name for tensor in self.spec.outputs]
-        return dict(zip(names, map(np.asarray, self._session.run(names, dict(inputs))), strict=True))
+        return dict(
+            zip(names, map(np.asarray, self._session.run(names, dict(inputs))), strict=True)
+        )
 
     def describe(self) -> dict[str, str]:
         """See `runner.Runner`."""
         emulated = "bfloat16, each operator emulated in float32"
-        return {"backend": "onnxruntime", "version": ort.__version__, "provider": CPU, "precision": emulated}
+        return {
+            "backend": "onnxruntime",
+            "version": ort.__version__,
+            "provider": CPU,
+            "precision": emulated,
+        }
 
     def close(self) -> None:
         """See `runner.Runner`."""
@@ -67,7 +78,9 @@ def widen(model: onnx.ModelProto) -> onnx.ModelProto:
         node.input[:] = [wide_name(name) if name in narrow else name for name in node.input]
         node.output[:] = [f"{name}.whole" if name in narrow else name for name in node.output]
         nodes.append(node)
-        nodes.extend(helper.make_node("Cast", [f"{name}.whole"], [name], to=BFLOAT) for name in rounded)
+        nodes.extend(
+            helper.make_node("Cast", [f"{name}.whole"], [name], to=BFLOAT) for name in rounded
+        )
     result = onnx.ModelProto()
     result.CopyFrom(model)
     del result.graph.node[:], result.graph.value_info[:]

@@ -1,8 +1,10 @@
-"""A float32 graph with its products in float16 or bfloat16, casts in the graph: nothing is left to a builder's flags.
+"""A float32 graph with its products in float16 or bfloat16, casts in the graph: nothing is left to
+a builder's flags.
 
-Products with a weight and those of attention compute in half. Sums of two activations, softmax, norms, cosines and
-everything else that is not in `FOLLOWS` stay in float32: so do the residual stream, rotary positions, guidance and the
-sampler's state. What `FOLLOWS` merely passes on is in whatever its input is in. Knows graphs; no policy.
+Products with a weight and those of attention compute in half. Sums of two activations, softmax,
+norms, cosines and everything else that is not in `FOLLOWS` stay in float32: so do the residual
+stream, rotary positions, guidance and the sampler's state. What `FOLLOWS` merely passes on is in
+whatever its input is in. Knows graphs; no policy.
 """
 
 from __future__ import annotations
@@ -23,13 +25,30 @@ from trimvla.export.graphs.graph_edit import (
 )
 
 HALVES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
-SMALLEST = 16  # a weight with a shorter side stays: actions have 7 numbers, and such a product costs nothing
-# fmt: off
-FOLLOWS = frozenset((
-    "Concat", "Expand", "Flatten", "Gather", "Gelu", "Identity", "Mul", "Neg", "Relu", "Reshape", "Sigmoid", "Slice",
-    "Split", "Squeeze", "Tanh", "Tile", "Transpose", "Unsqueeze",
-))
-# fmt: on
+# a weight with a shorter side stays: actions have 7 numbers, and such a product costs nothing
+SMALLEST = 16
+FOLLOWS = frozenset(
+    (
+        "Concat",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Gelu",
+        "Identity",
+        "Mul",
+        "Neg",
+        "Relu",
+        "Reshape",
+        "Sigmoid",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Tanh",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    )
+)
 REACH = 4  # nodes between a product of attention and its softmax: scale, mask, reshape
 
 
@@ -45,10 +64,12 @@ class Halving:
 
     def __init__(self, graph: ir.Graph, half: ir.DataType) -> None:
         """Of one graph."""
-        self.graph, self.half = graph, half
+        self.graph = graph
+        self.half = half
         self.border = set(graph.outputs)
         self.halved: set[ir.Value] = set()  # activations that are in half now
-        self.made: dict[tuple[ir.Value, bool], ir.Value] = {}  # (value, in half) -> the same in the other type
+        # (value, in half) -> the same in the other type
+        self.made: dict[tuple[ir.Value, bool], ir.Value] = {}
 
     def run(self) -> None:
         """Every node once, in topological order, then the border."""
@@ -63,9 +84,13 @@ class Halving:
         """Whether a node computes in half."""
         if node.op_type in PRODUCTS:
             weight = weight_of(node)
-            return in_attention(node) if weight is None else min(weights_of(weight).shape) >= SMALLEST
+            return (
+                in_attention(node) if weight is None else min(weights_of(weight).shape) >= SMALLEST
+            )
         activations = [
-            value for value in node.inputs if value is not None and is_float(value) and not value.is_initializer()
+            value
+            for value in node.inputs
+            if value is not None and is_float(value) and not value.is_initializer()
         ]
         follows = node.op_type in FOLLOWS or (node.op_type == "Add" and len(activations) == 1)
         return follows and bool(activations) and all(value in self.halved for value in activations)
@@ -88,25 +113,36 @@ class Halving:
         if key not in self.made:
             name = f"{value.name}.{'half' if in_half else 'float'}"
             if value.is_initializer():
-                self.made[key] = add_weight(self.graph, name, weights_of(value).astype(self.half.numpy()))
+                self.made[key] = add_weight(
+                    self.graph, name, weights_of(value).astype(self.half.numpy())
+                )
             else:
-                self.made[key] = self.cast(value, node, self.half if in_half else ir.DataType.FLOAT, name)
+                self.made[key] = self.cast(
+                    value, node, self.half if in_half else ir.DataType.FLOAT, name
+                )
         return self.made[key]
 
     def cast(self, value: ir.Value, before: ir.Node, to: ir.DataType, name: str) -> ir.Value:
         """A Cast in front of a node."""
         made = ir.node("Cast", [value], {"to": to})
-        made.name, out = f"{name}.Cast", made.outputs[0]
-        out.name, out.shape, out.type = name, value.shape, ir.TensorType(to)
+        made.name = f"{name}.Cast"
+        out = made.outputs[0]
+        out.name = name
+        out.shape = value.shape
+        out.type = ir.TensorType(to)
         self.graph.insert_before(before, made)
         return out
 
     def restore_output(self, index: int, value: ir.Value) -> None:
         """The border keeps its name and its type."""
-        name, value.name = value.name, f"{value.name}.half"
+        name = value.name
+        value.name = f"{value.name}.half"
         made = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
-        made.name, out = f"{name}.Cast", made.outputs[0]
-        out.name, out.shape, out.type = name, value.shape, ir.TensorType(ir.DataType.FLOAT)
+        made.name = f"{name}.Cast"
+        out = made.outputs[0]
+        out.name = name
+        out.shape = value.shape
+        out.type = ir.TensorType(ir.DataType.FLOAT)
         self.graph.append(made)
         self.graph.outputs[index] = out
 
@@ -117,8 +153,12 @@ def is_float(value: ir.Value | None) -> bool:
 
 
 def in_attention(node: ir.Node) -> bool:
-    """Whether a product of two activations makes the scores of a softmax, or takes its probabilities."""
-    return any(near.op_type == "Softmax" for walk in (producers, consumers) for near in reach(node, walk))
+    """Whether a product of two activations makes the scores of a softmax, or takes its
+    probabilities.
+    """
+    return any(
+        near.op_type == "Softmax" for walk in (producers, consumers) for near in reach(node, walk)
+    )
 
 
 def reach(node: ir.Node, walk: Callable[[ir.Node], Iterable[ir.Node]]) -> Iterator[ir.Node]:

@@ -1,9 +1,10 @@
 """Products in 8-bit integers: which, and as which operators.
 
-`Static`: explicit QuantizeLinear and DequantizeLinear around the product, symmetric on both sides, one scale a tensor
-of activations (from calibration, see `ranges`) and one a column of weights; biases stay as they are. TensorRT, OpenVINO
-and ONNX Runtime each fuse this into an int8 kernel. `Dynamic`: scales found while running, as MatMulInteger; ONNX
-Runtime alone takes it. Everything else of the graph stays in float32. Knows graphs; not where ranges come from.
+`Static`: explicit QuantizeLinear and DequantizeLinear around the product, symmetric on both sides,
+one scale a tensor of activations (from calibration, see `ranges`) and one a column of weights;
+biases stay as they are. TensorRT, OpenVINO and ONNX Runtime each fuse this into an int8 kernel.
+`Dynamic`: scales found while running, as MatMulInteger; ONNX Runtime alone takes it. Everything
+else of the graph stays in float32. Knows graphs; not where ranges come from.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from trimvla.export.graphs.graph_edit import (
 )
 
 LARGEST = 127
-SCALE_BITS = 8  # a scale is rounded up to so many: frames that differ in the last bit give the same bytes
+# a scale is rounded up to so many: frames that differ in the last bit give the same bytes
+SCALE_BITS = 8
 NORMS = ("LayerNormalization", "ReduceMean")  # the latter is RMSNorm's
 Ranges = Mapping[str, float]
 """Largest absolute value of every activation that is multiplied, by tensor name."""
@@ -35,11 +37,16 @@ Ranges = Mapping[str, float]
 def targets(model: ir.Model, stage: str) -> list[ir.Node]:
     """The products that become int8, in the graph's order.
 
-    The first ones, which look at pixels (no norm lies before them), and the last one, which makes the output, stay. So
-    does all of the sampler's attention: a step's error goes through all later steps, so only the MLPs are taken there.
+    The first ones, which look at pixels (no norm lies before them), and the last one, which makes
+    the output, stay. So does all of the sampler's attention: a step's error goes through all later
+    steps, so only the MLPs are taken there.
     """
     normed = after(model.graph, lambda node: node.op_type in NORMS)
-    found = [node for node in model.graph if node.op_type == "MatMul" and weight_of(node) and node in normed]
+    found = [
+        node
+        for node in model.graph
+        if node.op_type == "MatMul" and weight_of(node) and node in normed
+    ]
     return list(filter(in_mlp, found)) if stage == "action" else found[:-1]
 
 
@@ -55,7 +62,9 @@ def in_mlp(node: ir.Node) -> bool:
 def multiplied(model: ir.Model, stage: str) -> list[str]:
     """Names of the activations whose ranges `Static` needs; unfolds the weights."""
     unfold_weights(model)
-    return list(dict.fromkeys(str(node.inputs[0].name) for node in targets(model, stage) if node.inputs[0]))
+    return list(
+        dict.fromkeys(str(node.inputs[0].name) for node in targets(model, stage) if node.inputs[0])
+    )
 
 
 def quantise(model: ir.Model, stage: str, ranges: Ranges | None) -> None:
@@ -71,7 +80,8 @@ def quantise(model: ir.Model, stage: str, ranges: Ranges | None) -> None:
 def join_products(graph: ir.Graph, nodes: Iterable[ir.Node]) -> None:
     """Products of one activation with several weights become one product and a Split.
 
-    Each column keeps its scale, so nothing is lost; ONNX Runtime fuses a dequantised input of one product only.
+    Each column keeps its scale, so nothing is lost; ONNX Runtime fuses a dequantised input of one
+    product only.
     """
     groups: dict[ir.Value | None, list[ir.Node]] = {}
     for node in nodes:
@@ -80,10 +90,17 @@ def join_products(graph: ir.Graph, nodes: Iterable[ir.Node]) -> None:
         weights = [weight for node in group if (weight := weight_of(node)) is not None]
         if x is None or len(group) == 1:
             continue
-        name, arrays = f"{weights[0].name}.joined", [weights_of(weight) for weight in weights]
-        joined = graph.initializers.get(name) or add_weight(graph, name, np.concatenate(arrays, axis=1))
-        product = append(graph, group[0], "MatMul", [x, joined], f"{group[0].outputs[0].name}.joined")
-        sizes = add_weight(graph, f"{product.name}.sizes", np.array([array.shape[1] for array in arrays]))
+        name = f"{weights[0].name}.joined"
+        arrays = [weights_of(weight) for weight in weights]
+        joined = graph.initializers.get(name) or add_weight(
+            graph, name, np.concatenate(arrays, axis=1)
+        )
+        product = append(
+            graph, group[0], "MatMul", [x, joined], f"{group[0].outputs[0].name}.joined"
+        )
+        sizes = add_weight(
+            graph, f"{product.name}.sizes", np.array([array.shape[1] for array in arrays])
+        )
         split = ir.node("Split", [product, sizes], {"axis": -1}, num_outputs=len(group))
         split.name = f"{product.name}.Split"
         graph.insert_before(group[0], split)
@@ -98,7 +115,8 @@ class Static:
 
     def __init__(self, graph: ir.Graph, ranges: Ranges) -> None:
         """`ranges` must have every activation of `multiplied`."""
-        self.graph, self.ranges = graph, ranges
+        self.graph = graph
+        self.ranges = ranges
         self.quantised: dict[ir.Value, tuple[ir.Value, ...]] = {}
         self.weights: dict[ir.Value, tuple[ir.Value, ...]] = {}
 
@@ -116,7 +134,9 @@ class Static:
             self.weights[weight] = stored_weight(self.graph, weight)
         name = node.outputs[0].name
         data = append(self.graph, node, "DequantizeLinear", self.quantised[x], f"{name}.data")
-        matrix = append(self.graph, node, "DequantizeLinear", self.weights[weight], f"{name}.weight", axis=1)
+        matrix = append(
+            self.graph, node, "DequantizeLinear", self.weights[weight], f"{name}.weight", axis=1
+        )
         node.replace_input_with(0, data)
         node.replace_input_with(1, matrix)
         lift_bias(self.graph, node)
@@ -143,20 +163,29 @@ class Dynamic:
             self.quantised[x] = tuple(made.outputs)
         if weight not in self.weights:
             self.weights[weight] = stored_weight(self.graph, weight)
-        (q, scale, zero), (stored, by, none) = self.quantised[x], self.weights[weight]
+        (q, scale, zero) = self.quantised[x]
+        (stored, by, none) = self.weights[weight]
         name = node.outputs[0].name
         whole = append(self.graph, node, "MatMulInteger", [q, stored, zero, none], f"{name}.int32")
         real = append(self.graph, node, "Cast", [whole], f"{name}.float", to=ir.DataType.FLOAT)
         factor = append(self.graph, node, "Mul", [scale, by], f"{name}.scale")
-        node.outputs[0].replace_all_uses_with(append(self.graph, node, "Mul", [real, factor], f"{name}.product"))
+        node.outputs[0].replace_all_uses_with(
+            append(self.graph, node, "Mul", [real, factor], f"{name}.product")
+        )
 
 
 def append(
-    graph: ir.Graph, before: ir.Node, op: str, inputs: Sequence[ir.Value], name: str, **attributes: int
+    graph: ir.Graph,
+    before: ir.Node,
+    op: str,
+    inputs: Sequence[ir.Value],
+    name: str,
+    **attributes: int,
 ) -> ir.Value:
     """A new node before another; its output."""
     made = ir.node(op, list(inputs), attributes)
-    made.name, made.outputs[0].name = f"{name}.{op}", name
+    made.name = f"{name}.{op}"
+    made.outputs[0].name = name
     graph.insert_before(before, made)
     return made.outputs[0]
 
@@ -176,12 +205,16 @@ def columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lift_bias(graph: ir.Graph, node: ir.Node) -> None:
-    """A bias [n] behind the product becomes [1, 1, n]: with the other ONNX Runtime makes a Gemm, which stays float."""
+    """A bias [n] behind the product becomes [1, 1, n]: with the other ONNX Runtime makes a Gemm,
+    which stays float.
+    """
     for read in consumers(node):
         for index, value in enumerate(read.inputs if read.op_type == "Add" else ()):
             if value is not None and value.is_initializer() and len(weights_of(value).shape) == 1:
                 name = f"{value.name}.lifted"
-                lifted = graph.initializers.get(name) or add_weight(graph, name, weights_of(value)[None, None])
+                lifted = graph.initializers.get(name) or add_weight(
+                    graph, name, weights_of(value)[None, None]
+                )
                 read.replace_input_with(index, lifted)
 
 

@@ -1,7 +1,8 @@
-"""How large activations get on calibration frames: the float32 stages of a bundle, run one after the other.
+"""How large activations get on calibration frames: the float32 stages of a bundle, run one after
+the other.
 
-ONNX Runtime is asked for the wanted tensors beside the stage's outputs. Knows graphs by the names of their tensors; not
-which tensors are wanted, nor what for.
+ONNX Runtime is asked for the wanted tensors beside the stage's outputs. Knows graphs by the names
+of their tensors; not which tensors are wanted, nor what for.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ class Probe:
 
 
 def activation_ranges(
-    stages: Mapping[str, Path], wanted: Mapping[str, Sequence[str]], data: Calibration, cfg: PolicyConfig
+    stages: Mapping[str, Path],
+    wanted: Mapping[str, Sequence[str]],
+    data: Calibration,
+    cfg: PolicyConfig,
 ) -> dict[str, dict[str, float]]:
     """Largest absolute value of tensors over all frames.
 
@@ -78,10 +82,13 @@ def activation_ranges(
 
 def frame(data: Calibration, index: int, cfg: PolicyConfig) -> Probed:
     """What a frame gives to the stages, padded as the runtime pads."""
-    last, prompt = int(data.last[index]), cfg.prompt
+    last = int(data.last[index])
+    prompt = cfg.prompt
     bucket = next((length for length in prompt.buckets if length > last), None)
     if bucket is None:
-        raise ConfigError(f"expected calibration prompts of at most {prompt.buckets[-1]} ids, got {last + 1}")
+        raise ConfigError(
+            f"expected calibration prompts of at most {prompt.buckets[-1]} ids, got {last + 1}"
+        )
     ids = np.full((1, bucket), prompt.pad_id, np.int64)
     ids[0, : last + 1] = data.input_ids[index, : last + 1]
     chunk = (1, cfg.head.horizon, cfg.head.action_dim)

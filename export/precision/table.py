@@ -1,8 +1,9 @@
-"""A bundle's graphs in another precision: float32 stage files -> the same files in the precision that was asked for.
+"""A bundle's graphs in another precision: float32 stage files -> the same files in the precision
+that was asked for.
 
-The table says what each precision is. Stage borders, norms, softmax, sums (so the residual stream and the sampler's
-state) and the choice of tokens stay in float32 in all of them. Graphs are rewritten after their export; the proof
-against float32 torch is `verify`'s.
+The table says what each precision is. Stage borders, norms, softmax, sums (so the residual stream
+and the sampler's state) and the choice of tokens stay in float32 in all of them. Graphs are
+rewritten after their export; the proof against float32 torch is `verify`'s.
 """
 
 from __future__ import annotations
@@ -36,8 +37,12 @@ class Precision:
 PRECISIONS = {
     "float32": Precision("float32", "everything"),
     "float16": Precision("float16", "TensorRT; ONNX Runtime's CPU kernels compute it in float32"),
-    "bfloat16": Precision("bfloat16", "TensorRT, OpenVINO on processors with bfloat16; not ONNX Runtime's CPU kernels"),
-    "int8": Precision("int8", "TensorRT, OpenVINO and ONNX Runtime: explicit, static, symmetric", calibrated=True),
+    "bfloat16": Precision(
+        "bfloat16", "TensorRT, OpenVINO on processors with bfloat16; not ONNX Runtime's CPU kernels"
+    ),
+    "int8": Precision(
+        "int8", "TensorRT, OpenVINO and ONNX Runtime: explicit, static, symmetric", calibrated=True
+    ),
     "int8-dynamic": Precision("int8", "ONNX Runtime on a CPU; not TensorRT, not OpenVINO"),
 }
 
@@ -50,7 +55,9 @@ def precision_named(text: str) -> str:
     return name
 
 
-def convert(stages: Mapping[str, Path], precision: str, cfg: PolicyConfig, data: Calibration | None = None) -> None:
+def convert(
+    stages: Mapping[str, Path], precision: str, cfg: PolicyConfig, data: Calibration | None = None
+) -> None:
     """Rewrite float32 stage files in a precision.
 
     Args:

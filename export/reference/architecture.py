@@ -1,7 +1,7 @@
 """`architecture.json` of a reference directory -> the policy's config.
 
-The official checkpoint does not hold its own sizes; a reference directory states them in this file (the format is in
-docs/reference/reference-format.md). Knows the file's fields; reads no weights.
+The official checkpoint does not hold its own sizes; a reference directory states them in this file
+(the format is in docs/reference/reference-format.md). Knows the file's fields; reads no weights.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def _check_fixed(architecture: Section) -> None:
     for section, field, value in FIXED:
         found = architecture[section].get(field, value)
         if found != value:
-            raise ConfigError(f"architecture.json: expected {value!r}, got {found!r} for '{section}.{field}'")
+            raise ConfigError(
+                f"architecture.json: expected {value!r}, got {found!r} for '{section}.{field}'"
+            )
     language = architecture["llm"]
     if language["num_key_value_heads"] != language["num_attention_heads"]:
         raise ConfigError("architecture.json: expected as many key-value heads as heads in 'llm'")

@@ -1,6 +1,7 @@
 """A reference directory, opened: the stored arrays and our policy with the stored weights.
 
-The format is in docs/reference/reference-format.md. Knows how to read; computes and compares nothing.
+The format is in docs/reference/reference-format.md. Knows how to read; computes and compares
+nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ RUN = re.compile(r"ddim(\d+)_cfg([\d.]+)")
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference directory, opened: the stored arrays, our policy with the stored weights, and what runs it."""
+    """A reference directory, opened: the stored arrays, our policy with the stored weights, and
+    what runs it.
+    """
 
     directory: Path
     arrays: Mapping[str, np.ndarray]
@@ -81,7 +84,9 @@ class Reference:
         """The ViTs under the short names that the keys use: dino, siglip."""
         names = [vit.name.removesuffix("_featurizer") for vit in self.policy.cfg.vision]
         return [
-            (name, vit) for name, vit in zip(names, self.policy.vision.encoders, strict=True) if isinstance(vit, Vit)
+            (name, vit)
+            for name, vit in zip(names, self.policy.vision.encoders, strict=True)
+            if isinstance(vit, Vit)
         ]
 
     def sampler(self, run: str) -> tuple[list[DdimStep], float]:
@@ -103,7 +108,9 @@ def open_reference(directory: Path | str) -> Reference:
     try:
         arrays = np.load(directory / "reference.npz", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"expected an archive of arrays in {directory / 'reference.npz'}, got: {error}") from error
+        raise ConfigError(
+            f"expected an archive of arrays in {directory / 'reference.npz'}, got: {error}"
+        ) from error
     return Reference(directory, arrays, policy, TorchStages(policy))
 
 

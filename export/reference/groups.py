@@ -1,6 +1,8 @@
-"""What a family's reference checks are made of: groups of stored arrays, and how a directory of them is opened.
+"""What a family's reference checks are made of: groups of stored arrays, and how a directory of
+them is opened.
 
-One `ReferenceFamily` a family, named in its row (`policies.families.Family.reference`). Knows no family.
+One `ReferenceFamily` a family, named in its row (`policies.families.Family.reference`). Knows no
+family.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ class StoredArrays(Protocol):
 class Group:
     """Arrays that are compared together.
 
-    `keys` are shell patterns: every stored array that they match must be computed by `compute` and lie within
-    `tolerance` (largest absolute difference). A `required` group must match something.
+    `keys` are shell patterns: every stored array that they match must be computed by `compute` and
+    lie within `tolerance` (largest absolute difference). A `required` group must match something.
     """
 
     name: str
@@ -51,7 +53,8 @@ class Group:
     compute: Callable[[Any], Values]
     """The opened directory -> what we compute."""
     required: bool = False
-    staged: bool = False  # computed by the stages of a bundle, so that exported graphs can take torch's place
+    # computed by the stages of a bundle, so that exported graphs can take torch's place
+    staged: bool = False
 
     def covers(self, key: str) -> bool:
         """Whether the key belongs to this group."""
@@ -66,4 +69,6 @@ class ReferenceFamily:
     open: Callable[[Path], Any]
     """directory -> `StoredArrays` with the policy in torch. ConfigError or CheckpointError."""
     exported: Callable[[Any, Path, bool], Any]
-    """(opened in torch, an empty directory for graphs, every plan?) -> the same with its stages exported and run."""
+    """(opened in torch, an empty directory for graphs, every plan?) -> the same with its stages
+    exported and run.
+    """

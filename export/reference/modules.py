@@ -1,7 +1,8 @@
 """What the policy's modules give for the arrays of a reference directory.
 
-Each function yields (key, value) for the keys of one part, fed with the *stored* inputs of that part, so a difference
-points at the part that made it. Which keys are compared, and how closely, is decided in `reference`.
+Each function yields (key, value) for the keys of one part, fed with the *stored* inputs of that
+part, so a difference points at the part that made it. Which keys are compared, and how closely, is
+decided in `reference`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from trimvla.policies.nn.dit import frequency_embedding
 
 
 def vision(ref: Reference) -> Values:
-    """Features of each encoder from the stored pixels; projected tokens from the stored features."""
+    """Features of each encoder from the stored pixels; projected tokens from the stored
+    features.
+    """
     for name, vit in ref.encoders:
         yield f"vision/{name}_features", vit(ref.tensor(f"in/pixel_{name}"))
     features = [ref.tensor(f"vision/{name}_features") for name, _ in ref.encoders]
@@ -29,7 +32,10 @@ def vision(ref: Reference) -> Values:
 def layers(ref: Reference) -> Values:
     """The sequence from the stored tokens; every decoder layer from the stored sequence."""
     decoder = ref.policy.language
-    yield "llm/inputs_embeds", decoder.embed(ref.tensor("vision/projected"), ref.tensor("in/input_ids")[None])
+    yield (
+        "llm/inputs_embeds",
+        decoder.embed(ref.tensor("vision/projected"), ref.tensor("in/input_ids")[None]),
+    )
     states = decoder.hidden_states(ref.tensor("llm/inputs_embeds"))
     yield "llm/layer_outputs", torch.cat(states)
     yield "llm/final_normed", decoder.norm(states[-1])
@@ -45,8 +51,11 @@ def cognition(ref: Reference) -> Values:
 
 
 def dit(ref: Reference) -> Values:
-    """Noise predictions at the stored timesteps, with and without guidance, and what lies inside the network."""
-    net, noise = ref.policy.head, ref.tensor("action/noise")
+    """Noise predictions at the stored timesteps, with and without guidance, and what lies inside
+    the network.
+    """
+    net = ref.policy.head
+    noise = ref.tensor("action/noise")
     z = ref.tensor("dit/z_cond")[:, 0]
     yield "dit/z_uncond", net.uncondition[:, None]
     for key, match in ref.matches(r"dit/t(\d+)/(?:(cond|uncond)|cfg([\d.]+))"):
@@ -69,10 +78,12 @@ def _dit_embeddings(ref: Reference) -> Values:
 
 def _dit_internals(ref: Reference) -> Values:
     """Tokens in, and every block's outputs, for the batch [conditional, unconditional]."""
-    net, noise = ref.policy.head, ref.tensor("action/noise")
+    net = ref.policy.head
+    noise = ref.tensor("action/noise")
     z = torch.cat([ref.tensor("dit/z_cond")[:, 0], net.uncondition])
     for _, match in ref.matches(r"dit/t(\d+)/tokens_in"):
-        prefix, t = f"dit/t{match[1]}", torch.full((2,), int(match[1]))
+        prefix = f"dit/t{match[1]}"
+        t = torch.full((2,), int(match[1]))
         yield f"{prefix}/tokens_in", net.embed(noise.expand(2, -1, -1), t, z)
         for name, part in (("block", None), ("attn", "attn"), ("mlp", "mlp")):
             modules = [block.get_submodule(part) if part else block for block in net.blocks]
@@ -111,7 +122,8 @@ def schedule(ref: Reference) -> Values:
 
 def ddim(ref: Reference) -> Values:
     """Trajectories of the sampler from the stored noise and cognition feature."""
-    noise, z = ref.tensor("action/noise"), ref.tensor("dit/z_cond")[:, 0]
+    noise = ref.tensor("action/noise")
+    z = ref.tensor("dit/z_cond")[:, 0]
     for key, match in ref.matches(r"action/([^/]+)/x"):
         steps, guidance = ref.sampler(match[1])
         trajectory = list(ddim_trajectory(guided(ref.policy.head, z, guidance), noise, steps))

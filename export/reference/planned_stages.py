@@ -1,7 +1,9 @@
-"""The stages of one policy under many plans, by torch or by ONNX Runtime: what the reference checks run on.
+"""The stages of one policy under many plans, by torch or by ONNX Runtime: what the reference checks
+run on.
 
-Two classes with the same methods. `ExportedStages` exports each stage when it is first asked for, as a bundle would,
-and takes the sampler's trajectory from the pair of step graphs, driven from NumPy. Knows no reference data.
+Two classes with the same methods. `ExportedStages` exports each stage when it is first asked for,
+as a bundle would, and takes the sampler's trajectory from the pair of step graphs, driven from
+NumPy. Knows no reference data.
 """
 
 from __future__ import annotations
@@ -15,7 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimvla.export.graphs.stages import STEP_STAGES, Stage, guidance_scale, stage_spec, stages_under
+from trimvla.export.graphs.stages import (
+    STEP_STAGES,
+    Stage,
+    guidance_scale,
+    stage_spec,
+    stages_under,
+)
 from trimvla.export.graphs.to_onnx import export_stage
 from trimvla.export.reference.stepper import SamplerStep, trajectory
 from trimvla.policies.cogact.model import CogAct
@@ -38,8 +46,12 @@ class PlannedStages(Protocol):
         """uint8[1, S, S, 3] -> float[1, P, D]."""
         ...
 
-    def cognition(self, plan: Plan, visual: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """float[1, P, D], int64[1, L] without padding -> float[1, D], and int64[1, K] where tokens are dropped."""
+    def cognition(
+        self, plan: Plan, visual: Tensor, input_ids: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """float[1, P, D], int64[1, L] without padding -> float[1, D], and int64[1, K] where tokens
+        are dropped.
+        """
         ...
 
     def sample(self, plan: Plan, cognition: Tensor, noise: Tensor) -> Tensor:
@@ -64,9 +76,12 @@ class TorchStages:
         """See `PlannedStages`."""
         return self.policy.vision(image)
 
-    def cognition(self, plan: Plan, visual: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def cognition(
+        self, plan: Plan, visual: Tensor, input_ids: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """See `PlannedStages`."""
-        language, last = trim(self.policy, plan).language, last_index(input_ids)
+        language = trim(self.policy, plan).language
+        last = last_index(input_ids)
         if plan.tokens is not None and isinstance(language, TrimmedDecoder):
             return language.cognition_and_kept(visual, input_ids, last)
         return language.cognition(visual, input_ids, last), None
@@ -92,16 +107,21 @@ class ExportedStages:
 
     def __init__(self, policy: CogAct, directory: Path) -> None:
         """Of a dense policy; the directory must outlive the object."""
-        self.policy, self.directory = policy, directory
+        self.policy = policy
+        self.directory = directory
         self.runners: dict[bytes, Runner] = {}
 
     def visual(self, image: Tensor) -> Tensor:
         """See `PlannedStages`."""
         return self._run("vision", DENSE, image=image)["visual"]
 
-    def cognition(self, plan: Plan, visual: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def cognition(
+        self, plan: Plan, visual: Tensor, input_ids: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """See `PlannedStages`."""
-        got = self._run("language", plan, visual=visual, input_ids=input_ids, last=last_index(input_ids))
+        got = self._run(
+            "language", plan, visual=visual, input_ids=input_ids, last=last_index(input_ids)
+        )
         return got["cognition"], got.get("kept")
 
     def sample(self, plan: Plan, cognition: Tensor, noise: Tensor) -> Tensor:
@@ -111,14 +131,17 @@ class ExportedStages:
     def trajectory(self, plan: Plan, cognition: Tensor, noise: Tensor) -> Iterator[Tensor]:
         """See `PlannedStages`."""
         table = sampler_table(trim(self.policy, plan))
-        pair = Plan(guidance=plan.guidance)  # which steps are reused is the program's affair, not the graphs'
+        # which steps are reused is the program's affair, not the graphs'
+        pair = Plan(guidance=plan.guidance)
         full, reuse = (self._runner(stage, pair) for stage in STEP_STAGES)
         for x in trajectory(full, reuse, table, cognition.numpy(), noise.numpy()):
             yield torch.from_numpy(np.asarray(x, np.float32))
 
     def _run(self, name: str, plan: Plan, **inputs: Tensor) -> dict[str, Tensor]:
         stage = next(stage for stage in stages_under(plan) if stage.name == name)
-        outputs = self._runner(stage, plan).run({key: value.numpy() for key, value in inputs.items()})
+        outputs = self._runner(stage, plan).run(
+            {key: value.numpy() for key, value in inputs.items()}
+        )
         return {key: torch.from_numpy(value) for key, value in outputs.items()}
 
     def _runner(self, stage: Stage, plan: Plan) -> Runner:
@@ -140,4 +163,7 @@ def sampler_table(policy: CogAct) -> list[SamplerStep]:
     """The sampler of a policy under its plan, as the runtime takes it."""
     steps = ddim_steps(policy.cfg.diffusion.train_steps, sampler_steps(policy.plan, policy.cfg))
     recompute = range(len(steps)) if policy.plan.recompute is None else policy.plan.recompute
-    return [SamplerStep(step.t, step.kept, step.kept_next, i in recompute) for i, step in enumerate(steps)]
+    return [
+        SamplerStep(step.t, step.kept, step.kept_next, i in recompute)
+        for i, step in enumerate(steps)
+    ]

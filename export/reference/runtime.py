@@ -1,7 +1,7 @@
 """What the runtime around the modules gives for the arrays of a reference directory.
 
-Pictures to pixels, ids to text and back, samples to robot units, the ensemble, the SIMPLER adapter; and the whole way
-from a picture to actions. Yields (key, value) as `reference_modules` does.
+Pictures to pixels, ids to text and back, samples to robot units, the ensemble, the SIMPLER adapter;
+and the whole way from a picture to actions. Yields (key, value) as `reference_modules` does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from trimvla.runtime.chunks.ensemble import AdaptiveEnsemble
 from trimvla.runtime.inference.preprocess import Prompter, binarise, resize, unnormalise
 from trimvla.runtime.inference.simpler_adapter import Robot, SimplerAdapter
 
-RAW = {"raw_world_vector": "world_vector", "raw_rotation_delta": "rotation_delta", "raw_open_gripper": "open_gripper"}
+RAW = {
+    "raw_world_vector": "world_vector",
+    "raw_rotation_delta": "rotation_delta",
+    "raw_open_gripper": "open_gripper",
+}
 DEPLOY_AREA = 0.9  # share of the picture's area that the deploy script's second crop keeps
 
 
@@ -46,8 +50,14 @@ def prompt(ref: Reference) -> Values:
     yield "in/input_ids", prompt_again(ref, prompter, ref.array("in/input_ids"))
     if "batch/input_ids" in ref.arrays:
         stored = ref.array("batch/input_ids")
-        rows = [prompt_again(ref, prompter, row[mask]) for row, mask in zip(stored, batch_mask(ref), strict=True)]
-        yield "batch/input_ids", np.stack([_pad(row, stored.shape[1], ref.policy.cfg.prompt.pad_id) for row in rows])
+        rows = [
+            prompt_again(ref, prompter, row[mask])
+            for row, mask in zip(stored, batch_mask(ref), strict=True)
+        ]
+        yield (
+            "batch/input_ids",
+            np.stack([_pad(row, stored.shape[1], ref.policy.cfg.prompt.pad_id) for row in rows]),
+        )
 
 
 def prompt_again(ref: Reference, prompter: Prompter, ids: np.ndarray) -> np.ndarray:
@@ -81,18 +91,25 @@ def in_units(ref: Reference, actions: np.ndarray, statistics_key: str) -> np.nda
 
 def end_to_end(ref: Reference) -> Values:
     """From the picture and the ids to actions, through the whole policy."""
-    diffusion, stages, dense = ref.policy.cfg.diffusion, ref.stages, Plan()
+    diffusion = ref.policy.cfg.diffusion
+    stages = ref.stages
+    dense = Plan()
     visual = stages.visual(square_image(ref, "in/image"))
     feature, _ = stages.cognition(dense, visual, ref.tensor("in/input_ids")[None])
     sample = stages.sample(dense, feature, ref.tensor("action/noise"))
-    yield f"action/normalized/ddim{diffusion.inference_steps}_cfg{diffusion.guidance}", binarise(sample[0].numpy())
+    yield (
+        f"action/normalized/ddim{diffusion.inference_steps}_cfg{diffusion.guidance}",
+        binarise(sample[0].numpy()),
+    )
 
 
 def batch(ref: Reference) -> Values:
     """Two pictures with prompts of different length, all the way, in one batch."""
     image = torch.cat([square_image(ref, key) for key in ("in/image", "batch/image2")])
     last = torch.from_numpy(batch_mask(ref)).sum(dim=1) - 1
-    feature = ref.policy.language.cognition(ref.policy.vision(image), ref.tensor("batch/input_ids"), last)
+    feature = ref.policy.language.cognition(
+        ref.policy.vision(image), ref.tensor("batch/input_ids"), last
+    )
     yield "batch/cognition_features", feature
     actions = binarise(ref.policy.act(feature, ref.tensor("batch/noise")).numpy())
     yield "batch/normalized", actions
@@ -114,7 +131,9 @@ def ensemble(ref: Reference) -> Values:
 
 def simpler(ref: Reference) -> Values:
     """The SIMPLER adapter's actions for each robot and variant."""
-    variants = ref.matches(r"(simpler/([^/]+)/(ensemble|first)_(binary|continuous)(?:_reset(\d+))?)/gripper")
+    variants = ref.matches(
+        r"(simpler/([^/]+)/(ensemble|first)_(binary|continuous)(?:_reset(\d+))?)/gripper"
+    )
     for _, match in variants:
         prefix, robot, mode, kind, reset = match.groups()
         adapter = SimplerAdapter(cast(Robot, robot), ensemble=mode == "ensemble")
@@ -124,8 +143,12 @@ def simpler(ref: Reference) -> Values:
             yield f"{prefix}/{name}", np.stack([row[name] for row in rows])
 
 
-def adapter_steps(adapter: SimplerAdapter, chunks: np.ndarray, reset: int | None) -> Iterator[dict[str, np.ndarray]]:
-    """Actions and raw values of each step, under their stored names; a new task begins at step `reset`."""
+def adapter_steps(
+    adapter: SimplerAdapter, chunks: np.ndarray, reset: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Actions and raw values of each step, under their stored names; a new task begins at step
+    `reset`.
+    """
     for step, chunk in enumerate(chunks):
         if step == reset:
             adapter.reset()
@@ -140,14 +163,19 @@ def deploy(ref: Reference) -> Values:
 
 
 def deploy_resize(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8[h, w, 3] -> uint8[size, size, 3]: centre square, Lanczos, centre crop of 0.9 of the area, Lanczos."""
+    """uint8[h, w, 3] -> uint8[size, size, 3]: centre square, Lanczos, centre crop of 0.9 of the
+    area, Lanczos.
+    """
     height, width = image.shape[:2]
-    square = centre_crop(Image.fromarray(image), min(height, width)).resize((size, size), Image.Resampling.LANCZOS)
+    square = centre_crop(Image.fromarray(image), min(height, width)).resize(
+        (size, size), Image.Resampling.LANCZOS
+    )
     cropped = centre_crop(square, int(size * math.sqrt(DEPLOY_AREA)))
     return np.asarray(cropped.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def centre_crop(image: Image.Image, side: int) -> Image.Image:
     """The square of this side in the middle."""
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    left = (image.width - side) // 2
+    top = (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))

@@ -1,7 +1,9 @@
-"""The sampler step by step, from NumPy: a full step and a reuse step as two graphs, and DDIM between them.
+"""The sampler step by step, from NumPy: a full step and a reuse step as two graphs, and DDIM
+between them.
 
-The unrolled `action` stage is one call and the fastest; this pair leaves the decision which steps to reuse to the
-program that runs it, and shows every step on the way. Both compute the same. Knows runners and a table of steps.
+The unrolled `action` stage is one call and the fastest; this pair leaves the decision which steps
+to reuse to the program that runs it, and shows every step on the way. Both compute the same. Knows
+runners and a table of steps.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from trimvla.runtime.backends.runner import Runner
 
 @dataclass(frozen=True)
 class SamplerStep:
-    """One row of the table: timestep, share of the signal's variance before and after, and whether blocks run."""
+    """One row of the table: timestep, share of the signal's variance before and after, and whether
+    blocks run.
+    """
 
     t: int
     kept: float
@@ -31,7 +35,11 @@ class SamplerStep:
 
 
 def trajectory(
-    full: Runner, reuse: Runner, steps: Sequence[SamplerStep], cognition: np.ndarray, noise: np.ndarray
+    full: Runner,
+    reuse: Runner,
+    steps: Sequence[SamplerStep],
+    cognition: np.ndarray,
+    noise: np.ndarray,
 ) -> Iterator[np.ndarray]:
     """Sample an action chunk; the last one yielded is the sample, normalised and not clipped.
 
@@ -45,7 +53,8 @@ def trajectory(
     Yields:
         float32[1, H, A] after each step.
     """
-    x, residual = noise, None
+    x = noise
+    residual = None
     for step in steps:
         inputs = {"cognition": cognition, "x": x, "t": np.array([step.t], np.float32)}
         if step.recompute or residual is None:

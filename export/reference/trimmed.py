@@ -1,7 +1,9 @@
-"""What trimmed policies give for the arrays of a reference directory: importance, dropped layers, tokens, the cache.
+"""What trimmed policies give for the arrays of a reference directory: importance, dropped layers,
+tokens, the cache.
 
-The public code has none of these; the arrays follow the paper (EfficientVLA, arXiv 2506.10100) in plain NumPy, with
-every choice that the paper leaves open in the array's name. Yields (key, value) as `reference_modules` does.
+The public code has none of these; the arrays follow the paper (EfficientVLA, arXiv 2506.10100) in
+plain NumPy, with every choice that the paper leaves open in the array's name. Yields (key, value)
+as `reference_modules` does.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ PRIMARY = "attn1/text/hid"  # the reading that the product uses by default
 ALPHA = 0.5
 
 
-# --- layers -----------------------------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
 
 
 def calibration_inputs(ref: Reference) -> Values:
@@ -64,14 +66,15 @@ def influence_scores(ref: Reference, samples: list[Tensor]) -> list[float]:
 def dropped_layers(ref: Reference) -> Values:
     """The cognition feature without the n least important layers, by the stored scores."""
     for _, match in ref.matches(r"layerdrop/n(\d+)/kept_layers"):
-        prefix, scores = f"layerdrop/n{match[1]}", ref.array("bi/scores").tolist()
+        prefix = f"layerdrop/n{match[1]}"
+        scores = ref.array("bi/scores").tolist()
         layers = most_important(scores, len(scores) - int(match[1]))
         yield f"{prefix}/kept_layers", np.array(layers)
         feature, _ = ref.stages.cognition(Plan(layers=layers), *sequence(ref))
         yield f"{prefix}/cognition_feature", feature
 
 
-# --- tokens -----------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
 def sequence(ref: Reference) -> tuple[Tensor, Tensor]:
@@ -113,15 +116,19 @@ def decoder_under(ref: Reference, plan: TokenPlan) -> TrimmedDecoder:
 def token_scores(ref: Reference) -> Values:
     """Where tokens are dropped: the hidden states, attention, relevance, diversity."""
     visual, ids = sequence(ref)
-    patches, last = visual.shape[1], torch.tensor([ids.shape[1] - 1])
+    patches = visual.shape[1]
+    last = torch.tensor([ids.shape[1] - 1])
     states = ref.policy.language.hidden_states(ref.policy.language.embed(visual, ids))
     yield "evla/hidden_after_layer2", states[1][0]
     for key, plan in planned_keys(ref, r"evla/.*/(probs|relevance|score01|diversity)"):
-        decoder, name = decoder_under(ref, plan), key.rsplit("/", 1)[1]
+        decoder = decoder_under(ref, plan)
+        name = key.rsplit("/", 1)[1]
         if name == "probs":
             yield key, attention_of(decoder, visual, ids, start=0)[0]
             continue
-        scores = relevance(attention_of(decoder, visual, ids, start=1 + patches), plan.rows, last, patches)
+        scores = relevance(
+            attention_of(decoder, visual, ids, start=1 + patches), plan.rows, last, patches
+        )
         _, seen = decoder.observe(visual, ids, last)
         values = {
             "relevance": scores,
@@ -167,11 +174,13 @@ def token_features(ref: Reference) -> Values:
         yield key, ref.stages.sample(Plan(), feature, ref.tensor("action/noise"))[0]
 
 
-# --- cache ------------------------------------------------------------------------------------------------------------
+# --- cache ----------------------------------------------------------------------------------------
 
 
 def cache_plans(ref: Reference) -> Iterator[tuple[str, Plan]]:
-    """Prefixes below `cache/` with their schedules; the steps are the config's where the name says none."""
+    """Prefixes below `cache/` with their schedules; the steps are the config's where the name says
+    none.
+    """
     for key, match in ref.matches(r"cache/(?:ddim(\d+)_)?interval(\d+)/x"):
         steps = int(match[1] or ref.policy.cfg.diffusion.inference_steps)
         yield key.removesuffix("/x"), Plan(steps=steps, recompute=every(int(match[2]), steps))
@@ -179,7 +188,8 @@ def cache_plans(ref: Reference) -> Iterator[tuple[str, Plan]]:
 
 def cache(ref: Reference) -> Values:
     """Trajectories step by step; normalised actions from the whole sampler at once."""
-    noise, z = ref.tensor("action/noise"), ref.tensor("dit/z_cond")[:, 0]
+    noise = ref.tensor("action/noise")
+    z = ref.tensor("dit/z_cond")[:, 0]
     for prefix, plan in cache_plans(ref):
         yield f"{prefix}/x", torch.cat([noise, *ref.stages.trajectory(plan, z, noise)])
         yield f"{prefix}/recomputed_steps", np.array(plan.recompute)
@@ -193,11 +203,12 @@ def cache_units(ref: Reference) -> Values:
         yield key, in_units(ref, ref.array(f"{match[1]}/normalized"), match[2])
 
 
-# --- through exported graphs ------------------------------------------------------------------------------------------
+# --- through exported graphs ----------------------------------------------------------------------
 
 
 def left_out_when_exported(keys: list[str]) -> set[str]:
-    """Arrays that the exported graphs are not compared with: each needs a graph of its own, which takes seconds.
+    """Arrays that the exported graphs are not compared with: each needs a graph of its own, which
+    takes seconds.
 
     The primary reading is exported at every count of tokens, every other reading at its first.
     """

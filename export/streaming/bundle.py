@@ -1,8 +1,10 @@
-"""Weights + plan -> bundle, streamed: memory of one weight, not of a policy; a killed export goes on where it was.
+"""Weights + plan -> bundle, streamed: memory of one weight, not of a policy; a killed export goes
+on where it was.
 
-Works in `NAME.partial` beside the target: a journal, the proof once it is made, and the bundle as far as it has come,
-which takes the target's place at the end. What a bundle is stands in `bundle`; this is another way to the same, with a
-slice of the policy proved where torch could not hold the whole (`slice_proof`).
+Works in `NAME.partial` beside the target: a journal, the proof once it is made, and the bundle as
+far as it has come, which takes the target's place at the end. What a bundle is stands in `bundle`;
+this is another way to the same, with a slice of the policy proved where torch could not hold the
+whole (`slice_proof`).
 """
 
 from __future__ import annotations
@@ -40,15 +42,18 @@ from trimvla.runtime.bundle.manifest import ActionKind, ActionSpec, Manifest
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import BundleError, ConfigError
 
-JOURNAL, PROOF, BUNDLE = "journal.jsonl", "proof.json", "bundle"  # in the partial directory
+# in the partial directory
+JOURNAL = "journal.jsonl"
+PROOF = "proof.json"
+BUNDLE = "bundle"
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What is to be exported: all but the weights.
 
-    `precision` is a key of `half.DTYPES`, `tokenizer` the content of `tokenizer.json`; the rest as in
-    `bundle.export_policy`. ConfigError or BundleError where one of them does not fit the policy.
+    `precision` is a key of `half.DTYPES`, `tokenizer` the content of `tokenizer.json`; the rest as
+    in `bundle.export_policy`. ConfigError or BundleError where one of them does not fit the policy.
     """
 
     cfg: PolicyConfig
@@ -62,7 +67,9 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if self.precision not in DTYPES:
-            raise ConfigError(f"expected one of {list(DTYPES)} for 'precision', got {self.precision!r}")
+            raise ConfigError(
+                f"expected one of {list(DTYPES)} for 'precision', got {self.precision!r}"
+            )
         check(self.plan, self.cfg)
         check_tokenizer(self.tokenizer, self.cfg, "tokenizer")
         statistics_text(self.statistics, self.statistics_key, self.action)
@@ -86,7 +93,10 @@ class Wanted:
         )
 
     def request(self, weights: Weights) -> dict[str, Any]:
-        """What must be the same for a killed export to go on; time stamps do not matter. JSON-able."""
+        """What must be the same for a killed export to go on; time stamps do not matter.
+
+        JSON-able.
+        """
         return {
             "versions": [version(package) for package in ("trimvla", "torch", "onnxscript")],
             "policy": self.cfg.fingerprint,
@@ -114,7 +124,8 @@ def export_streamed(
         out: the bundle; its last part becomes the bundle's name.
         created_utc: time stamp; now when left out.
         overwrite: replace an existing bundle.
-        resume: go on with what a killed export of the same has left; else, or where it was another, begin anew.
+        resume: go on with what a killed export of the same has left; else, or where it was another,
+            begin anew.
         report: told how many bytes of which file are written.
 
     Returns:
@@ -123,7 +134,8 @@ def export_streamed(
     Raises:
         ConfigError: the target exists, no such statistics, or another export to it is running.
         CheckpointError: a weight cannot be read.
-        BundleError: the slice differs from torch by more than its tolerance. What is complete stays for the next try.
+        BundleError: the slice differs from torch by more than its tolerance. What is complete stays
+            for the next try.
     """
     check_target(out, overwrite)
     with partial_directory(out, wanted.request(weights), resume) as (work, journal):
@@ -134,15 +146,20 @@ def export_streamed(
         write_stages(wanted, directory, Writer(wanted.plan, weights, journal, report))
         described_now = wanted.manifest(out.name, created_utc)
         bundles.write(directory, msgspec.structs.replace(described_now, parity=parity))
-        manifest = bundles.load(directory, verify_hashes=False)  # they were taken a moment ago, from 10 GB
+        # they were taken a moment ago, from 10 GB
+        manifest = bundles.load(directory, verify_hashes=False)
         swap(directory, out)
     shutil.rmtree(work)
     return manifest
 
 
 @contextmanager
-def partial_directory(out: Path, request: Mapping[str, Any], resume: bool) -> Iterator[tuple[Path, Journal]]:
-    """The directory beside `out` with what an export of the same request has left, or an empty one; and its journal."""
+def partial_directory(
+    out: Path, request: Mapping[str, Any], resume: bool
+) -> Iterator[tuple[Path, Journal]]:
+    """The directory beside `out` with what an export of the same request has left, or an empty one;
+    and its journal.
+    """
     work = out.with_name(f"{out.name}.partial")
     work.mkdir(parents=True, exist_ok=True)
     journal = Journal(work / JOURNAL, request)
@@ -164,12 +181,17 @@ def _write_texts(wanted: Wanted, directory: Path) -> None:
 
 
 def _proof(path: Path, weights: Weights, wanted: Wanted) -> dict[str, Any]:
-    """The slice's report, made before anything large is written, and once. BundleError where it differs."""
+    """The slice's report, made before anything large is written, and once.
+
+    BundleError where it differs.
+    """
     if path.exists():
         return json.loads(path.read_text())
     result = prove_slice(weights, wanted.cfg, wanted.plan, wanted.precision)
     if not result["ok"]:
-        worst = "; ".join(f"{failure['group']}: {failure['reason']}" for failure in result["failed"][:3])
+        worst = "; ".join(
+            f"{failure['group']}: {failure['reason']}" for failure in result["failed"][:3]
+        )
         raise BundleError(f"a slice of policy '{wanted.cfg.name}' differs from torch: {worst}")
     result["weights"] = weights.identity
     path.with_suffix(".new").write_text(json.dumps(result))
@@ -178,7 +200,9 @@ def _proof(path: Path, weights: Weights, wanted: Wanted) -> dict[str, Any]:
 
 
 def write_stages(wanted: Wanted, directory: Path, writer: Writer) -> None:
-    """Every stage that is not there yet; a graph that is there is complete, and so are its weights."""
+    """Every stage that is not there yet; a graph that is there is complete, and so are its
+    weights.
+    """
     policy = stand_in(wanted.cfg, wanted.plan, DTYPES[wanted.precision])
     for stage in stages_under(wanted.plan):
         path = directory / f"{stage.name}.onnx"

@@ -1,7 +1,9 @@
-"""What a bundle needs besides weights, where the weights are random: a tokenizer and statistics that mean nothing.
+"""What a bundle needs besides weights, where the weights are random: a tokenizer and statistics
+that mean nothing.
 
-The tokenizer knows the words of the prompt's template and takes every other word for one unknown word, so prompts have
-a usual length; un-normalised actions are the network's own numbers. Both say what they are.
+The tokenizer knows the words of the prompt's template and takes every other word for one unknown
+word, so prompts have a usual length; un-normalised actions are the network's own numbers. Both say
+what they are.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ def placeholder_tokenizer(prompt: PromptConfig) -> str:
     """Content of a `tokenizer.json`."""
     reserved = {prompt.pad_id, prompt.bos_id, prompt.eos_id, prompt.empty_id}
     splitter = pre_tokenizers.Whitespace()
-    words = dict.fromkeys(word for word, _ in splitter.pre_tokenize_str(prompt.template.format(instruction="")))
+    words = dict.fromkeys(
+        word for word, _ in splitter.pre_tokenize_str(prompt.template.format(instruction=""))
+    )
     free = (index for index in range(len(words) + len(reserved) + 1) if index not in reserved)
     vocabulary = dict(zip(("<unk>", *words), free, strict=False))
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -30,4 +34,12 @@ def placeholder_tokenizer(prompt: PromptConfig) -> str:
 def placeholder_statistics(cfg: PolicyConfig) -> dict[str, Any]:
     """Statistics under `KEY` that leave the network's numbers as they are."""
     dim = cfg.head.action_dim
-    return {KEY: {"action": {"q01": [-1.0] * dim, "q99": [1.0] * dim, "mask": [True] * (dim - 1) + [False]}}}
+    return {
+        KEY: {
+            "action": {
+                "q01": [-1.0] * dim,
+                "q99": [1.0] * dim,
+                "mask": [True] * (dim - 1) + [False],
+            }
+        }
+    }

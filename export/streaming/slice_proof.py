@@ -1,8 +1,10 @@
-"""The proof for a policy that torch cannot hold: a thin slice of it at its true widths, exported by the same code.
+"""The proof for a policy that torch cannot hold: a thin slice of it at its true widths, exported by
+the same code.
 
-Two layers of every part, the plan cut down to them, the same weights through the same writer; then the graphs in ONNX
-Runtime against torch in float32, boundary by boundary, one stage in memory at a time. It shows what graphs of these
-widths compute and that weights land where they belong; the whole graphs are read by `onnx.checker` alone.
+Two layers of every part, the plan cut down to them, the same weights through the same writer; then
+the graphs in ONNX Runtime against torch in float32, boundary by boundary, one stage in memory at a
+time. It shows what graphs of these widths compute and that weights land where they belong; the
+whole graphs are read by `onnx.checker` alone.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from trimvla.runtime.backends.runner import create
 from trimvla.runtime.bundle.plan import Plan
 
 LAYERS = 2  # of the decoder, of each encoder and of the head
-PARTS = {"vision": "vision.", "language": "language.", "action": "head."}  # whose weights a stage reads
+# whose weights a stage reads
+PARTS = {"vision": "vision.", "language": "language.", "action": "head."}
 RUNS = ("float32", "float16")  # precisions that ONNX Runtime's CPU has kernels for
 
 Arrays = Mapping[str, np.ndarray]
@@ -51,21 +54,30 @@ def prove_slice(weights: Weights, cfg: PolicyConfig, plan: Plan, precision: str)
         precision: a key of `half.DTYPES`.
 
     Returns:
-        A report as `verify.parity` gives it, with the slice's own words: {"ok", "compared", "failed", "absent",
-        "groups", "against", "scope"}. Differences are over the root mean square of torch's array.
+        A report as `verify.parity` gives it, with the slice's own words: {"ok", "compared",
+        "failed", "absent", "groups", "against", "scope"}. Differences are over the root mean square
+        of torch's array.
     """
     small, cut = slice_of(cfg, plan)
     precisions = dict.fromkeys(("float32", *(name for name in RUNS if name == precision)))
     rows: dict[str, Comparison] = {}
     for name in precisions:
-        mine = {output: row_of(output, name, tolerance) for output, tolerance in tolerances(cut).items()}
+        mine = {
+            output: row_of(output, name, tolerance) for output, tolerance in tolerances(cut).items()
+        }
         compare(weights, small, cut, name, mine)
         rows |= {row.group: row for row in mine.values()}
-    return {**report(rows), "against": f"torch {torch.__version__}, float32", "scope": scope(precision, precisions)}
+    return {
+        **report(rows),
+        "against": f"torch {torch.__version__}, float32",
+        "scope": scope(precision, precisions),
+    }
 
 
 def row_of(output: str, precision: str, tolerance: float) -> Comparison:
-    """A boundary's row: within float32's tolerance, or within the limits that a lower precision has in `verify`."""
+    """A boundary's row: within float32's tolerance, or within the limits that a lower precision has
+    in `verify`.
+    """
     group = f"{output}, {precision}"
     if precision in LIMITS:
         return LowerComparison.within(group, LIMITS[precision][output])
@@ -74,19 +86,31 @@ def row_of(output: str, precision: str, tolerance: float) -> Comparison:
 
 def scope(precision: str, proved: Mapping[str, None]) -> str:
     """What was compared, in words."""
-    beyond = "" if precision in proved else f"; {precision} was not run, ONNX Runtime's CPU has no kernels for it"
+    beyond = (
+        ""
+        if precision in proved
+        else f"; {precision} was not run, ONNX Runtime's CPU has no kernels for it"
+    )
     what = f"the first {LAYERS} kept layers of decoder, encoders and head at their true widths"
-    return f"{what}, through ONNX Runtime in {' and '.join(proved)}{beyond}; the whole graphs by onnx.checker"
+    return (
+        f"{what}, through ONNX Runtime in {' and '.join(proved)}{beyond}; the whole graphs by"
+        " onnx.checker"
+    )
 
 
 def slice_of(cfg: PolicyConfig, plan: Plan) -> tuple[PolicyConfig, Plan]:
-    """Sizes and plan of the slice: weights keep their names, so layers that the plan drops are still counted."""
+    """Sizes and plan of the slice: weights keep their names, so layers that the plan drops are
+    still counted.
+    """
     replace = msgspec.structs.replace
     kept = kept_layers(plan, cfg)[:LAYERS]
     last = {vit.name: min(vit.feature_block, LAYERS - 1) for vit in cfg.vision}
     small = replace(
         cfg,
-        vision=tuple(replace(vit, depth=last[vit.name] + 1, feature_block=last[vit.name]) for vit in cfg.vision),
+        vision=tuple(
+            replace(vit, depth=last[vit.name] + 1, feature_block=last[vit.name])
+            for vit in cfg.vision
+        ),
         language=replace(cfg.language, layers=kept[-1] + 1),
         head=replace(cfg.head, depth=min(LAYERS, cfg.head.depth)),
     )
@@ -101,11 +125,15 @@ def slice_of(cfg: PolicyConfig, plan: Plan) -> tuple[PolicyConfig, Plan]:
     return small, cut
 
 
-def compare(weights: Weights, cfg: PolicyConfig, plan: Plan, precision: str, rows: Mapping[str, Comparison]) -> None:
+def compare(
+    weights: Weights, cfg: PolicyConfig, plan: Plan, precision: str, rows: Mapping[str, Comparison]
+) -> None:
     """Export the slice stage by stage and add every output's difference to its row."""
     policy = stand_in(cfg, plan, DTYPES[precision])
     generator = torch.Generator().manual_seed(0)
-    samples = {f"bucket {bucket}": example_inputs(cfg, bucket, generator) for bucket in cfg.prompt.buckets}
+    samples = {
+        f"bucket {bucket}": example_inputs(cfg, bucket, generator) for bucket in cfg.prompt.buckets
+    }
     with TemporaryDirectory(prefix="trimvla-slice-") as folder:
         for stage in stages_under(plan):
             path = Path(folder) / f"{stage.name}.onnx"
@@ -128,7 +156,11 @@ def _write(policy: CogAct, stage: Stage, weights: Weights, path: Path) -> None:
 
 
 def _run(
-    path: Path, cfg: PolicyConfig, plan: Plan, stage: Stage, samples: Mapping[str, Mapping[str, Tensor]]
+    path: Path,
+    cfg: PolicyConfig,
+    plan: Plan,
+    stage: Stage,
+    samples: Mapping[str, Mapping[str, Tensor]],
 ) -> Iterator[tuple[str, Arrays]]:
     """Every sample through the graph."""
     with closing(create("onnxruntime", path, stage_spec(cfg, stage, path.name, plan))) as runner:
@@ -136,11 +168,21 @@ def _run(
             yield key, runner.run(as_arrays({name: tensors[name] for name in stage.inputs}))
 
 
-def load_part(weights: Weights, cfg: PolicyConfig, plan: Plan, stage: str, dtype: torch.dtype) -> CogAct:
-    """The policy under the plan in float32, with what `dtype` leaves of one stage's weights; it has no others."""
+def load_part(
+    weights: Weights, cfg: PolicyConfig, plan: Plan, stage: str, dtype: torch.dtype
+) -> CogAct:
+    """The policy under the plan in float32, with what `dtype` leaves of one stage's weights; it has
+    no others.
+    """
     dense = build_meta(cfg)
-    stored = {name: weight.dtype for name, weight in in_precision(dense, dtype).state_dict().items()}
-    needed = {part_of(name, plan).name for name in trim(dense, plan).state_dict() if name.startswith(PARTS[stage])}
+    stored = {
+        name: weight.dtype for name, weight in in_precision(dense, dtype).state_dict().items()
+    }
+    needed = {
+        part_of(name, plan).name
+        for name in trim(dense, plan).state_dict()
+        if name.startswith(PARTS[stage])
+    }
     values: dict[str, Tensor] = {}
     for name in needed:
         with weights.lend(name) as weight:
@@ -150,13 +192,21 @@ def load_part(weights: Weights, cfg: PolicyConfig, plan: Plan, stage: str, dtype
 
 
 @torch.no_grad()
-def _expect(stage: Stage, policy: CogAct, tensors: Mapping[str, Tensor], got: Arrays) -> dict[str, Tensor]:
-    """What torch gives. Where it would keep other visual tokens than the graph did, the feature is of the graph's."""
+def _expect(
+    stage: Stage, policy: CogAct, tensors: Mapping[str, Tensor], got: Arrays
+) -> dict[str, Tensor]:
+    """What torch gives.
+
+    Where it would keep other visual tokens than the graph did, the feature is of the graph's.
+    """
     inputs = [tensors[name] for name in stage.inputs]
     result = stage.module(policy)(*inputs)
-    outputs = dict(zip(stage.outputs, result if isinstance(result, tuple) else (result,), strict=True))
+    outputs = dict(
+        zip(stage.outputs, result if isinstance(result, tuple) else (result,), strict=True)
+    )
     if "kept" in outputs:
-        language, (visual, ids, last) = policy.language, inputs
+        language = policy.language
+        (visual, ids, last) = inputs
         assert isinstance(language, TrimmedDecoder)
         x = language.observe(visual, ids, last)[0]
         outputs["cognition"] = language.finish(x, torch.from_numpy(got["kept"]), ids.shape[1], last)

@@ -1,8 +1,10 @@
-"""A stage's graph without its weights, and which weight belongs where in it: for policies larger than memory.
+"""A stage's graph without its weights, and which weight belongs where in it: for policies larger
+than memory.
 
-A policy's parameters are replaced by stand-ins of their shapes and types that take no memory, and the stage is traced.
-While the graph is simplified its weights are inputs, so that nothing can be computed from values that are not there;
-then each weight becomes a slot of a file beside the graph. Knows no values and writes nothing.
+A policy's parameters are replaced by stand-ins of their shapes and types that take no memory, and
+the stage is traced. While the graph is simplified its weights are inputs, so that nothing can be
+computed from values that are not there; then each weight becomes a slot of a file beside the graph.
+Knows no values and writes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.plan import Plan
 
 PAGE = 4096  # where a large weight begins: a page of memory, as the ONNX format advises for mapping
-SMALL, SMALL_ALIGNED = 1 << 20, 64  # smaller ones need not fill pages
+# smaller ones need not fill pages
+SMALL = 1 << 20
+SMALL_ALIGNED = 64
 TRANSPOSED = ".transposed"
 TORCH_TYPES = {
     ir.DataType.FLOAT: torch.float32,
@@ -69,7 +73,8 @@ class Skeleton:
 
 
 def stand_in(cfg: PolicyConfig, plan: Plan, dtype: torch.dtype) -> CogAct:
-    """The policy under the plan and in the precision: every parameter one zero, seen as its whole shape.
+    """The policy under the plan and in the precision: every parameter one zero, seen as its whole
+    shape.
 
     Raises:
         ConfigError: the plan does not fit.
@@ -107,10 +112,13 @@ def _names(policy: CogAct, module: nn.Module) -> dict[str, str]:
 
 
 def _weights_as_inputs(graph: ir.Graph, names: dict[str, str]) -> dict[ir.Value, str]:
-    """Turn the parameters that the stage uses from initializers into inputs; each with the policy's name."""
+    """Turn the parameters that the stage uses from initializers into inputs; each with the policy's
+    name.
+    """
     found: dict[ir.Value, str] = {}
     for name in [name for name in graph.initializers if name in names]:
-        value, ours = graph.initializers.pop(name), names[name]
+        value = graph.initializers.pop(name)
+        ours = names[name]
         value.const_value = None
         graph.inputs.append(value)
         found[value] = ours
@@ -127,11 +135,17 @@ class _Use:
 
 
 def _fold_transposes(graph: ir.Graph, weights: dict[ir.Value, str]) -> list[_Use]:
-    """Let the file hold transposed what the graph only reads transposed; the weights are no inputs afterwards."""
+    """Let the file hold transposed what the graph only reads transposed; the weights are no inputs
+    afterwards.
+    """
     used: list[_Use] = []
     for value, weight in weights.items():
         graph.inputs.remove(value)
-        turned = [node for node in value.consumers() if node.op_type == "Transpose" and len(value.shape or ()) == 2]
+        turned = [
+            node
+            for node in value.consumers()
+            if node.op_type == "Transpose" and len(value.shape or ()) == 2
+        ]
         if turned:
             used.append(_Use(_turn(graph, value, turned), weight, True))
         if value.uses():
@@ -142,7 +156,11 @@ def _fold_transposes(graph: ir.Graph, weights: dict[ir.Value, str]) -> list[_Use
 def _turn(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> ir.Value:
     """One value in place of all these transpositions of a matrix."""
     assert value.shape is not None
-    made = ir.Value(name=f"{value.name}{TRANSPOSED}", type=value.type, shape=ir.Shape(reversed(list(value.shape))))
+    made = ir.Value(
+        name=f"{value.name}{TRANSPOSED}",
+        type=value.type,
+        shape=ir.Shape(reversed(list(value.shape))),
+    )
     for node in nodes:
         node.outputs[0].replace_all_uses_with(made)
         graph.remove(node, safe=True)
@@ -156,7 +174,12 @@ def _assign_slots(graph: ir.Graph, used: list[_Use], data_file: str) -> tuple[Sl
     for use in used:
         slot = _slot_from(use, end)
         use.value.const_value = ir.ExternalTensor(
-            data_file, slot.offset, slot.bytes, TYPES[slot.dtype], shape=ir.Shape(slot.shape), name=slot.name
+            data_file,
+            slot.offset,
+            slot.bytes,
+            TYPES[slot.dtype],
+            shape=ir.Shape(slot.shape),
+            name=slot.name,
         )
         graph.register_initializer(use.value)
         slots.append(slot)
@@ -166,7 +189,9 @@ def _assign_slots(graph: ir.Graph, used: list[_Use], data_file: str) -> tuple[Sl
 
 def _slot_from(use: _Use, end: int) -> Slot:
     """The first aligned place from `end` on."""
-    name, shape, dtype = use.value.name, use.value.shape, use.value.dtype
+    name = use.value.name
+    shape = use.value.shape
+    dtype = use.value.dtype
     assert name is not None and shape is not None and dtype is not None
     slot = Slot(name, use.weight, use.transposed, TORCH_TYPES[dtype], shape.numpy(), end)
     aligned = PAGE if slot.bytes >= SMALL else SMALL_ALIGNED

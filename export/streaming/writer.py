@@ -1,8 +1,10 @@
-"""Weights written one at a time into the file beside a graph: a policy is never held, and a kill costs little.
+"""Weights written one at a time into the file beside a graph: a policy is never held, and a kill
+costs little.
 
-Each weight goes from where it lies through the plan and the precision into its place, block by block. A journal says
-how many weights of which file have reached the disk; the graph is written last, with the weights' hash in it, so a
-graph that is there is complete. Knows slots and sources of weights; no bundle.
+Each weight goes from where it lies through the plan and the precision into its place, block by
+block. A journal says how many weights of which file have reached the disk; the graph is written
+last, with the weights' hash in it, so a graph that is there is complete. Knows slots and sources of
+weights; no bundle.
 """
 
 from __future__ import annotations
@@ -32,11 +34,16 @@ SYNC_BYTES = 256 << 20  # written between two entries of the journal
 HASH_KEY = "trimvla.weights_sha256"
 
 Report = Callable[[str, int], object]
-"""Called with a file's name and the bytes that were written to it, or found there, since the last call."""
+"""Called with a file's name and the bytes that were written to it, or found there, since the last
+call.
+"""
 
 
 class Journal:
-    """What of a request is done, as lines of JSON; the first is the request itself. Held open, and by one process."""
+    """What of a request is done, as lines of JSON; the first is the request itself.
+
+    Held open, and by one process.
+    """
 
     def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
         """Open or begin it. ConfigError where another process has it."""
@@ -45,9 +52,12 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise ConfigError(f"expected no other export to {path.parent}, got one that is running") from None
+            raise ConfigError(
+                f"expected no other export to {path.parent}, got one that is running"
+            ) from None
         lines = _read_lines(self._file)
-        self.fits = not lines or lines[0] == json.loads(json.dumps(request))  # tuples are lists by now
+        # tuples are lists by now
+        self.fits = not lines or lines[0] == json.loads(json.dumps(request))
         self.fresh = not lines
         self._done = {line["file"]: line["weights"] for line in lines[1:]}
         if self.fresh:
@@ -83,7 +93,9 @@ def _read_lines(file: IO[str]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes stages of one policy: `weights` are the dense policy's, `report` is told of every weight."""
+    """Writes stages of one policy: `weights` are the dense policy's, `report` is told of every
+    weight.
+    """
 
     plan: Plan
     weights: Weights
@@ -128,13 +140,17 @@ class Writer:
 
 
 def blocks(slot: Slot, plan: Plan, weights: Weights) -> Iterator[memoryview]:
-    """A slot's bytes: what is kept of its weight, turned as the graph wants it, in its precision."""
+    """A slot's bytes: what is kept of its weight, turned as the graph wants it, in its
+    precision.
+    """
     part = part_of(slot.weight, plan)
     with weights.lend(part.name) as whole:
         kept = part.of(whole)
         turned = kept.T if slot.transposed else kept
         if tuple(turned.shape) != slot.shape:
-            raise BundleError(f"expected {list(slot.shape)}, got {list(turned.shape)} for '{slot.name}'")
+            raise BundleError(
+                f"expected {list(slot.shape)}, got {list(turned.shape)} for '{slot.name}'"
+            )
         for rows in turned.split(_rows(turned)):
             yield _bytes_of(rows.to(slot.dtype))
 

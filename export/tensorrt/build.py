@@ -1,8 +1,9 @@
 """ONNX stages -> engines, through the Python API that TensorRT and TensorRT for RTX share.
 
-The graph's own types are kept: strongly typed networks, never a precision flag, and what was built is read back. One
-profile per prompt bucket, each of one shape, so that the builder tunes for exactly what will run. Needs no torch: it
-runs on the robot. Knows nothing of memory plans and of how an engine is run.
+The graph's own types are kept: strongly typed networks, never a precision flag, and what was built
+is read back. One profile per prompt bucket, each of one shape, so that the builder tunes for
+exactly what will run. Needs no torch: it runs on the robot. Knows nothing of memory plans and of
+how an engine is run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from trimvla.runtime.errors import BackendError
 from trimvla.runtime.private_files import read_private
 
 WORKSPACE_MB = 512
-TUNED_BY_TIMING = ("tensorrt",)  # TensorRT for RTX times nothing while building: its timing cache does nothing
+# TensorRT for RTX times nothing while building: its timing cache does nothing
+TUNED_BY_TIMING = ("tensorrt",)
 MEANINGLESS = ("", "false")  # the parser's reason where an operator is simply not supported
 
 Report = Callable[[str, str], None]
@@ -61,7 +63,9 @@ class Engine:
     cached: bool
 
 
-def build_bundle(directory: Path, manifest: Manifest, request: Request, report: Report) -> list[Engine]:
+def build_bundle(
+    directory: Path, manifest: Manifest, request: Request, report: Report
+) -> list[Engine]:
     """Build every stage of a bundle, or take it from the cache.
 
     Args:
@@ -74,12 +78,15 @@ def build_bundle(directory: Path, manifest: Manifest, request: Request, report: 
         The engines, in the stages' order.
 
     Raises:
-        BackendError: an operator that the library does not take, a failed build, or another precision than asked.
+        BackendError: an operator that the library does not take, a failed build, or another
+            precision than asked.
     """
     return [build_stage(directory, manifest, name, request, report) for name in manifest.stages]
 
 
-def build_stage(directory: Path, manifest: Manifest, name: str, request: Request, report: Report) -> Engine:
+def build_stage(
+    directory: Path, manifest: Manifest, name: str, request: Request, report: Report
+) -> Engine:
     """One engine, from the cache or built into it. See `build_bundle`."""
     spec = manifest.stages[name]
     key = engines.stage_key(
@@ -102,7 +109,10 @@ def build_stage(directory: Path, manifest: Manifest, name: str, request: Request
     request.check()
     precision = matrix_precision(request.library.module, parsed.network)
     if precision not in (manifest.precision, "none"):
-        raise BackendError(f"{path}: expected {manifest.precision} as the manifest says, the graph is in {precision}")
+        raise BackendError(
+            f"{path}: expected {manifest.precision} as the manifest says, the graph is in"
+            f" {precision}"
+        )
     report(name, "building")
     engine = build(request, parsed, spec, key)
     seconds = time.monotonic() - start
@@ -121,7 +131,9 @@ def build_stage(directory: Path, manifest: Manifest, name: str, request: Request
 
 
 def parse(library: TrtLibrary, path: Path) -> Parsed:
-    """An ONNX file as a strongly typed network; BackendError names the node, its operator and the reason."""
+    """An ONNX file as a strongly typed network; BackendError names the node, its operator and the
+    reason.
+    """
     trt = library.module
     library.complaints.clear()
     builder = trt.Builder(library.logger)
@@ -155,14 +167,17 @@ def build(request: Request, parsed: Parsed, spec: StageSpec, key: EngineKey) -> 
     library = request.library
     config = parsed.builder.create_builder_config()
     config.set_memory_pool_limit(library.module.MemoryPoolType.WORKSPACE, request.workspace_bytes)
-    config.profiling_verbosity = library.module.ProfilingVerbosity.DETAILED  # else the inspector gives names alone
+    # else the inspector gives names alone
+    config.profiling_verbosity = library.module.ProfilingVerbosity.DETAILED
     add_profiles(parsed.builder, config, spec, key.buckets)
     cache = timing_cache_file(request)
     if cache is not None:
         load_timing_cache(config, cache)
     built = parsed.builder.build_serialized_network(parsed.network, config)
     if built is None:
-        raise BackendError(f"stage '{key.stage}': {library.title} built no engine: {library.complaint()}")
+        raise BackendError(
+            f"stage '{key.stage}': {library.title} built no engine: {library.complaint()}"
+        )
     if cache is not None:
         save_timing_cache(config, cache)
     return memoryview(built).cast("B")  # not copied: engines take gigabytes
@@ -181,15 +196,21 @@ def add_profiles(builder: Any, config: Any, spec: StageSpec, buckets: Sequence[i
 
 
 def timing_cache_file(request: Request) -> Path | None:
-    """Where measured kernel times are kept between builds; None for a library that measures none."""
+    """Where measured kernel times are kept between builds; None for a library that measures
+    none.
+    """
     if request.library.backend not in TUNED_BY_TIMING:
         return None
     tied = f"{request.library.version} {request.device.gpu} {request.device.jetpack}"
-    return request.out / f"timing-{sha256(tied.encode()).hexdigest()[: engines.DIGEST_LENGTH]}.cache"
+    return (
+        request.out / f"timing-{sha256(tied.encode()).hexdigest()[: engines.DIGEST_LENGTH]}.cache"
+    )
 
 
 def load_timing_cache(config: Any, path: Path) -> None:  # noqa: ANN401 - the library has no types
-    """Use the kept times, or begin an empty cache; the library ignores times of another version or GPU."""
+    """Use the kept times, or begin an empty cache; the library ignores times of another version or
+    GPU.
+    """
     cache = config.create_timing_cache(read_private(path) if path.exists() else b"")
     config.set_timing_cache(cache, False)
 

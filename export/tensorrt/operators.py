@@ -1,10 +1,12 @@
-"""What TensorRT 10.3 (JetPack 6, the oldest on a robot) takes of ONNX, as a table, and a check of a graph against it.
+"""What TensorRT 10.3 (JetPack 6, the oldest on a robot) takes of ONNX, as a table, and a check of a
+graph against it.
 
-For machines that have only a newer parser, or none. Source: docs/operators.md of onnx/onnx-tensorrt. Its text for 10.3
-was not at hand, so the table is bounded from both sides: operators that stand in it for 8.5 (commit 6d0ab7be) and for
-10.15, with the types of 10.15; bfloat16 and int64 came with 9.0, LayerNormalization with 8.6 (docs/Changelog.md). One
-row is from elsewhere: Gelu, new in opset 20; 10.0 takes opsets 9 to 20, and NVIDIA's list of what 10.x added has its
-activation. Knows which operators parse, not how fast they are. Needs onnx, no torch.
+For machines that have only a newer parser, or none. Source: docs/operators.md of
+onnx/onnx-tensorrt. Its text for 10.3 was not at hand, so the table is bounded from both sides:
+operators that stand in it for 8.5 (commit 6d0ab7be) and for 10.15, with the types of 10.15;
+bfloat16 and int64 came with 9.0, LayerNormalization with 8.6 (docs/Changelog.md). One row is from
+elsewhere: Gelu, new in opset 20; 10.0 takes opsets 9 to 20, and NVIDIA's list of what 10.x added
+has its activation. Knows which operators parse, not how fast they are. Needs onnx, no torch.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ INTEGERS = ("int32", "int64")
 NUMBERS = FLOATS + INTEGERS
 ANY = (*NUMBERS, "bool")
 
-# operator -> element types of its data (the first input, unless `DATA_AT` or `TYPED_BY_OUTPUT` says otherwise)
+# operator -> element types of its data (the first input, unless `DATA_AT` or `TYPED_BY_OUTPUT` says
+# otherwise)
 OPERATORS: dict[str, tuple[str, ...]] = {
     "Abs": NUMBERS,
     "Add": NUMBERS,
@@ -103,7 +106,9 @@ CONTROL_FLOW = ("If", "Loop", "Scan")
 
 @dataclass(frozen=True)
 class Graph:
-    """What the rules look at: element types and constants by tensor name, and what crosses the graph's border."""
+    """What the rules look at: element types and constants by tensor name, and what crosses the
+    graph's border.
+    """
 
     types: Mapping[str, str]
     constants: Mapping[str, TensorProto]
@@ -114,7 +119,8 @@ def check_operators(path: Path) -> None:
     """Check an ONNX file; its weights are not read.
 
     Raises:
-        BundleError: the graph has something that TensorRT 10.3 does not take; names each node and the reason.
+        BundleError: the graph has something that TensorRT 10.3 does not take; names each node and
+            the reason.
     """
     problems = list(problems_of(onnx.load(str(path), load_external_data=False)))
     if problems:
@@ -133,7 +139,10 @@ def problems_of(model: onnx.ModelProto) -> Iterator[str]:
         yield f"expected no local functions, got {[function.name for function in model.functions]}"
     graph = describe(model)
     for node in model.graph.node:
-        yield from (f"node '{node.name}' ({node.op_type}): {problem}" for problem in node_problems(node, graph))
+        yield from (
+            f"node '{node.name}' ({node.op_type}): {problem}"
+            for problem in node_problems(node, graph)
+        )
 
 
 def describe(model: onnx.ModelProto) -> Graph:
@@ -146,7 +155,9 @@ def describe(model: onnx.ModelProto) -> Graph:
     types = {value.name: type_name(value.type.tensor_type.elem_type) for value in values}
     types |= {tensor.name: type_name(tensor.data_type) for tensor in graph.initializer}
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    constants |= {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
+    constants |= {
+        node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"
+    }
     return Graph(types, constants, frozenset(value.name for value in (*graph.input, *graph.output)))
 
 
@@ -169,7 +180,11 @@ def node_problems(node: NodeProto, graph: Graph) -> Iterator[str]:
         yield from topk_problems(node, graph)
     if node.op_type == "LayerNormalization" and any(node.output[1:]):
         yield "only the first output is supported"
-    if node.op_type.startswith("Reduce") and len(node.input) > 1 and node.input[1] not in graph.constants:
+    if (
+        node.op_type.startswith("Reduce")
+        and len(node.input) > 1
+        and node.input[1] not in graph.constants
+    ):
         yield "expected constant axes, got computed ones"
 
 
@@ -178,7 +193,8 @@ def type_problems(node: NodeProto, graph: Graph) -> Iterator[str]:
     by_output = node.op_type in TYPED_BY_OUTPUT
     names = node.output[:1] if by_output else node.input[DATA_AT.get(node.op_type, 0) :][:1]
     for name in names:
-        got, allowed = graph.types.get(name, "an unknown type"), OPERATORS[node.op_type]
+        got = graph.types.get(name, "an unknown type")
+        allowed = OPERATORS[node.op_type]
         if got not in allowed:
             yield f"expected {', '.join(allowed)}, got {got} for '{name}'"
         elif got == "uint8" and name not in graph.border:

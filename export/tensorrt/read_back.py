@@ -1,8 +1,10 @@
-"""Asked precision against built precision: what a strongly typed network says, and what the built engine says.
+"""Asked precision against built precision: what a strongly typed network says, and what the built
+engine says.
 
-A builder may fall back without a word (NVIDIA/TensorRT#4590: FP8 and FP4 flags that built FP32), so what was built is
-read back through the engine inspector and compared tensor by tensor. Loading an engine needs a GPU; without one nothing
-was read back, and the answer says so. Imports no backend: the library comes in as an argument.
+A builder may fall back without a word (NVIDIA/TensorRT#4590: FP8 and FP4 flags that built FP32), so
+what was built is read back through the engine inspector and compared tensor by tensor. Loading an
+engine needs a GPU; without one nothing was read back, and the answer says so. Imports no backend:
+the library comes in as an argument.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from trimvla.runtime.backends.tensorrt.device import Device
 from trimvla.runtime.backends.tensorrt.library import TrtLibrary, dtype_name
 from trimvla.runtime.errors import BackendError
 
-# The inspector's "Format/Datatype" -> ours: "Row major linear FP16 format" in some versions, "Half" in others.
+# The inspector's "Format/Datatype" -> ours: "Row major linear FP16 format" in some versions, "Half"
+# in others.
 WRITTEN = (
     (re.compile(r"\b(BF16|BFloat16)\b", re.IGNORECASE), "bfloat16"),
     (re.compile(r"\b(FP16|Half)\b", re.IGNORECASE), "float16"),
@@ -43,14 +46,16 @@ def asked_types(network: Any) -> dict[str, str]:  # noqa: ANN401 - the library h
 def matrix_precision(trt: Any, network: Any) -> str:  # noqa: ANN401 - the library has no types
     """What most matrix products of a parsed network compute in; "none" where it has none.
 
-    A product is in int8 where both factors come from a DequantizeLinear; the builder fuses the three. One of these is
-    enough: a graph is never quantised as a whole.
+    A product is in int8 where both factors come from a DequantizeLinear; the builder fuses the
+    three. One of these is enough: a graph is never quantised as a whole.
     """
     kinds = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION)
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     integers = dequantised(trt, layers)
     found = Counter(
-        "int8" if integers.issuperset(factor_names(layer)) else dtype_name(layer.get_output(0).dtype)
+        "int8"
+        if integers.issuperset(factor_names(layer))
+        else dtype_name(layer.get_output(0).dtype)
         for layer in layers
         if layer.type in kinds
     )
@@ -61,7 +66,11 @@ def matrix_precision(trt: Any, network: Any) -> str:  # noqa: ANN401 - the libra
 
 def factor_names(layer: Any) -> list[str]:  # noqa: ANN401 - the library has no types
     """Names of a layer's inputs."""
-    return [layer.get_input(index).name for index in range(layer.num_inputs) if layer.get_input(index) is not None]
+    return [
+        layer.get_input(index).name
+        for index in range(layer.num_inputs)
+        if layer.get_input(index) is not None
+    ]
 
 
 def dequantised(trt: Any, layers: Iterable[Any]) -> set[str]:  # noqa: ANN401 - the library has no types
@@ -86,14 +95,18 @@ def read_back(
         device: this machine's.
 
     Returns:
-        {"ok": True, "layers", "compared", "types": {dtype: outputs}}, or {"ok": None, "why"} where there is no GPU to
+        {"ok": True, "layers", "compared", "types": {dtype: outputs}}, or {"ok": None, "why"} where
+        there is no GPU to
         load it on: then nothing is known about it.
 
     Raises:
         BackendError: it does not load, cannot be read, or was built in another precision.
     """
     if not device.has_gpu:
-        return {"ok": None, "why": "not read back: an engine loads on a GPU only, and this machine has none"}
+        return {
+            "ok": None,
+            "why": "not read back: an engine loads on a GPU only, and this machine has none",
+        }
     runtime = library.module.Runtime(library.logger)
     loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
@@ -104,18 +117,29 @@ def read_back(
 
 
 def compare(information: Mapping[str, Any], asked: Mapping[str, str]) -> dict[str, Any]:
-    """An inspector's report against the asked types: see `read_back`. Tensors inside fused layers have no report.
+    """An inspector's report against the asked types: see `read_back`.
+
+    Tensors inside fused layers have no report.
 
     Raises:
-        BackendError: another precision than asked, an unknown way of writing one, or nothing that can be compared.
+        BackendError: another precision than asked, an unknown way of writing one, or nothing that
+            can be compared.
     """
     built = list(built_types(information))
-    wrong = [f"'{name}': asked {asked[name]}, built {got}" for name, got in built if asked.get(name, got) != got]
+    wrong = [
+        f"'{name}': asked {asked[name]}, built {got}"
+        for name, got in built
+        if asked.get(name, got) != got
+    ]
     if wrong:
-        raise BackendError(f"the engine was built in another precision than asked: {'; '.join(wrong[:5])}")
+        raise BackendError(
+            f"the engine was built in another precision than asked: {'; '.join(wrong[:5])}"
+        )
     compared = sum(name in asked for name, _ in built)
     if not compared:
-        raise BackendError(f"the engine's report names none of {len(asked)} asked tensors: nothing was compared")
+        raise BackendError(
+            f"the engine's report names none of {len(asked)} asked tensors: nothing was compared"
+        )
     types = dict(Counter(got for _, got in built).most_common())
     return {"ok": True, "layers": len(information["Layers"]), "compared": compared, "types": types}
 
@@ -123,8 +147,11 @@ def compare(information: Mapping[str, Any], asked: Mapping[str, str]) -> dict[st
 def built_types(information: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(tensor, dtype) of every output of every layer in an inspector's report."""
     for layer in information.get("Layers", ()):
-        if not isinstance(layer, Mapping):  # names alone: the engine was built without detailed verbosity
-            raise BackendError(f"expected detailed layers in the engine's report, got the name {layer!r}")
+        # names alone: the engine was built without detailed verbosity
+        if not isinstance(layer, Mapping):
+            raise BackendError(
+                f"expected detailed layers in the engine's report, got the name {layer!r}"
+            )
         for output in layer.get("Outputs", ()):
             yield output["Name"], written_type(output["Format/Datatype"])
 

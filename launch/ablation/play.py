@@ -1,6 +1,8 @@
-"""The episodes of `trimvla ablate`: all rows play the same seeds, and every outcome is kept as it comes.
+"""The episodes of `trimvla ablate`: all rows play the same seeds, and every outcome is kept as it
+comes.
 
-Knows bundles by their folders and rows by their names; a run that was stopped reads back what was played.
+Knows bundles by their folders and rows by their names; a run that was stopped reads back what was
+played.
 """
 
 from __future__ import annotations
@@ -24,7 +26,13 @@ OUTCOMES = "outcomes.jsonl"
 
 
 def play(
-    made: Mapping[str, Path], setting: Setting, seeds: range, *, workers: int, work: Path, progress: Progress
+    made: Mapping[str, Path],
+    setting: Setting,
+    seeds: range,
+    *,
+    workers: int,
+    work: Path,
+    progress: Progress,
 ) -> dict[str, list[Outcome]]:
     """Let some rows play the same seeds.
 
@@ -43,11 +51,17 @@ def play(
     path = work / f"{hashlib.sha256(what.encode()).hexdigest()[:12]}-{OUTCOMES}"
     rounds = read_rounds(path)
     left = [seed for seed in seeds if seed not in rounds]
-    task = progress.add_task(f"episodes of {len(made)} rows", total=len(seeds), completed=len(seeds) - len(left))
+    task = progress.add_task(
+        f"episodes of {len(made)} rows", total=len(seeds), completed=len(seeds) - len(left)
+    )
     with path.open("a") as file:
-        for played in spread(partial(rollout.play, partial(open_all, dict(made)), setting), left, workers):
+        for played in spread(
+            partial(rollout.play, partial(open_all, dict(made)), setting), left, workers
+        ):
             rounds[next(iter(played.values())).seed] = played
-            file.write(json.dumps({name: asdict(outcome) for name, outcome in played.items()}) + "\n")
+            file.write(
+                json.dumps({name: asdict(outcome) for name, outcome in played.items()}) + "\n"
+            )
             file.flush()
             progress.advance(task)
     return {name: [rounds[seed][name] for seed in seeds] for name in made}

@@ -1,4 +1,5 @@
-"""What an ablation says: rows for JSON, a table for people, and the same table as Markdown between two marks.
+"""What an ablation says: rows for JSON, a table for people, and the same table as Markdown between
+two marks.
 
 Knows samples, outcomes and plans; runs nothing.
 """
@@ -24,7 +25,8 @@ from trimvla.sim.evaluation.rollout import Outcome
 from trimvla.sim.evaluation.rollout import summarise as add_up
 from trimvla.sim.evaluation.statistics import compare
 
-BEGIN, END = "<!-- ablation: made by `make bench` -->", "<!-- end of ablation -->"
+BEGIN = "<!-- ablation: made by `make bench` -->"
+END = "<!-- end of ablation -->"
 BACKENDS = ("onnxruntime", EAGER, COMPILED)
 COLUMNS = ("plan", "success", "against dense, paired", *BACKENDS, "operations", "parameters")
 
@@ -50,13 +52,19 @@ def summarise(
 
 
 def row_of(
-    name: str, path: Path, times: Sequence[Mapping[str, Any]], played: Mapping[str, Sequence[Outcome]], margin: float
+    name: str,
+    path: Path,
+    times: Sequence[Mapping[str, Any]],
+    played: Mapping[str, Sequence[Outcome]],
+    margin: float,
 ) -> dict[str, Any]:
     """One row: what it keeps, what it costs, how long it takes, how often it succeeds."""
     manifest = bundles.load(path)
     cfg = PolicyConfig.from_dict(manifest.policy)
-    cost, dense = report(cfg, shape_of(cfg, manifest.plan)), report(cfg, shape_by_counts(cfg))
-    success, reference = add_up(list(played[name])), add_up(list(played[DENSE][: len(played[name])]))
+    cost = report(cfg, shape_of(cfg, manifest.plan))
+    dense = report(cfg, shape_by_counts(cfg))
+    success = add_up(list(played[name]))
+    reference = add_up(list(played[DENSE][: len(played[name])]))
     paired = compare(success["outcomes"], reference["outcomes"], margin=margin)
     return {
         "name": name,
@@ -64,7 +72,9 @@ def row_of(
         "parameters": cost["parameters"],
         "flops": cost["flops"],
         "flops_ratio": cost["flops"] / dense["flops"],
-        "backends": {row["backend"]: timing(row) for row in times if row["bundle"] == name and whole(row)},
+        "backends": {
+            row["backend"]: timing(row) for row in times if row["bundle"] == name and whole(row)
+        },
         "success": success["success_rate"],
         "interval": success["interval"],
         "successes": success["successes"],
@@ -72,7 +82,8 @@ def row_of(
         "by_verb": success["by_verb"],
         "against_dense": None if name == DENSE else asdict(paired),
         "outcomes": "".join(map(str, success["outcomes"])),
-        "plan": msgspec.to_builtins(msgspec.structs.replace(manifest.plan, channels=None)),  # masks fill pages
+        # masks fill pages
+        "plan": msgspec.to_builtins(msgspec.structs.replace(manifest.plan, channels=None)),
     }
 
 
@@ -83,7 +94,14 @@ def whole(row: Mapping[str, Any]) -> bool:
 
 def timing(row: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a benchmark's row."""
-    names = ("p50_ms", "p99_ms", "ratio_to_dense", "ratio_low", "ratio_high", "ratio_to_eager_dense")
+    names = (
+        "p50_ms",
+        "p99_ms",
+        "ratio_to_dense",
+        "ratio_low",
+        "ratio_high",
+        "ratio_to_eager_dense",
+    )
     return {name: row[name] for name in names}
 
 
@@ -101,7 +119,9 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def paired(comparison: Mapping[str, Any] | None) -> str:
-    """The difference in points, with its interval; a star where it is not inferior at the margin."""
+    """The difference in points, with its interval; a star where it is not inferior at the
+    margin.
+    """
     if comparison is None:
         return ""
     low, high = comparison["interval"]
@@ -116,7 +136,11 @@ def duration(times: Mapping[str, Any] | None) -> str:
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """For people."""
-    table = Table(*COLUMNS, title="ms: one action chunk, median; * not inferior to dense", title_justify="left")
+    table = Table(
+        *COLUMNS,
+        title="ms: one action chunk, median; * not inferior to dense",
+        title_justify="left",
+    )
     for row in rows:
         table.add_row(*cells(row))
     return table
@@ -124,7 +148,14 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a table of the page."""
-    names = ("plan", "success", "points to dense, paired", "ONNX Runtime", "eager torch", "compiled torch")
+    names = (
+        "plan",
+        "success",
+        "points to dense, paired",
+        "ONNX Runtime",
+        "eager torch",
+        "compiled torch",
+    )
     lines = [(*names, "operations", "parameters"), ("---",) * len(COLUMNS), *map(cells, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -1,4 +1,5 @@
-"""EfficientVLA's ablation (arXiv 2506.10100, its table of components), the paper's mildest point and the controls.
+"""EfficientVLA's ablation (arXiv 2506.10100, its table of components), the paper's mildest point
+and the controls.
 
 A table of rows: what of the plan is on in each, and how much. Knows plans; measures nothing.
 """
@@ -13,7 +14,8 @@ from trimvla.policies.trimming.planner import Request
 from trimvla.runtime.bundle.plan import TokenPlan, TokenSelector
 
 Knob = Literal["layers", "width", "tokens", "cache"]
-DENSE, WHOLE = "dense", "all"
+DENSE = "dense"
+WHOLE = "all"
 EARLY = 2  # the paper's layer
 ALL: tuple[Knob, ...] = ("layers", "width", "tokens", "cache")
 
@@ -31,8 +33,10 @@ class Amounts:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `milder`: with the milder amounts; `early`: tokens leave at the paper's layer 2, where a
-    small policy's words have not found their things; `control`: what the method must beat."""
+    """One line of the table. `milder`: with the milder amounts; `early`: tokens leave at the
+    paper's layer 2, where a small policy's words have not found their things; `control`: what the
+    method must beat.
+    """
 
     name: str
     on: tuple[Knob, ...] = ()

@@ -1,8 +1,9 @@
-"""A policy of random weights on one device, its three stages chained on tensors that lie ready, in several ways.
+"""A policy of random weights on one device, its three stages chained on tensors that lie ready, in
+several ways.
 
-Latency does not depend on the values of weights, so no checkpoint is needed. A way is eager torch, compiled blocks, or
-a CUDA graph of either: one graph of all three stages, which a single launch replays, and one of each stage for the
-table. Knows no clock and no report.
+Latency does not depend on the values of weights, so no checkpoint is needed. A way is eager torch,
+compiled blocks, or a CUDA graph of either: one graph of all three stages, which a single launch
+replays, and one of each stage for the table. Knows no clock and no report.
 """
 
 from __future__ import annotations
@@ -40,14 +41,18 @@ class Way:
         return self.graph
 
 
-EAGER, COMPILED = Way("torch-eager"), Way("torch-compile", compiled=True)
-GRAPH, COMPILED_GRAPH = Way("cuda-graph", graph=True), Way("cuda-graph-compile", compiled=True, graph=True)
+EAGER = Way("torch-eager")
+COMPILED = Way("torch-compile", compiled=True)
+GRAPH = Way("cuda-graph", graph=True)
+COMPILED_GRAPH = Way("cuda-graph-compile", compiled=True, graph=True)
 WAYS = (EAGER, COMPILED, GRAPH, COMPILED_GRAPH)
 
 
 @torch.no_grad()
 def random_policy(cfg: PolicyConfig, device: str, dtype: torch.dtype, seed: int = 0) -> CogAct:
-    """A dense policy with random weights, made on the device; small ones, so that no activation overflows."""
+    """A dense policy with random weights, made on the device; small ones, so that no activation
+    overflows.
+    """
     with torch.device("meta"):
         policy = CogAct(cfg)
     policy = policy.to(dtype).to_empty(device=device).eval().requires_grad_(False)
@@ -70,19 +75,25 @@ class DevicePolicy:
     """One policy, run in one way on inputs that do not move."""
 
     def __init__(self, policy: CogAct, way: Way, inputs: Mapping[str, Tensor]) -> None:
-        """Fuse, compile and capture a policy, dense or trimmed, as the way says; its weights are shared, not copied.
+        """Fuse, compile and capture a policy, dense or trimmed, as the way says; its weights are
+        shared, not copied.
 
         Raises whatever torch raises where it cannot.
         """
         self.parameters = sum({p.data_ptr(): p.numel() for p in policy.parameters()}.values())
         policy = fuse(policy) if way.fused else policy
         policy = compile_blocks(policy) if way.compiled else policy
-        self._stages = {stage.name: (stage.module(policy), stage) for stage in stages_under(policy.plan)}
+        self._stages = {
+            stage.name: (stage.module(policy), stage) for stage in stages_under(policy.plan)
+        }
         self._tensors = dict(inputs)
         with torch.inference_mode():
             self._run_all()
-            self._read = dict(self._tensors)  # stages' graphs read these places for good; the run of all makes new ones
-            self.runs: dict[str, Run] = {name: self._stage_run(name) for name in STAGES} | {TOTAL: self._run_all}
+            # stages' graphs read these places for good; the run of all makes new ones
+            self._read = dict(self._tensors)
+            self.runs: dict[str, Run] = {name: self._stage_run(name) for name in STAGES} | {
+                TOTAL: self._run_all
+            }
             if way.graph:
                 self.runs = {name: capture(run) for name, run in self.runs.items()}
 
@@ -95,7 +106,9 @@ class DevicePolicy:
     def _run_stage(self, name: str) -> dict[str, Tensor]:
         module, stage = self._stages[name]
         result = module(*(self._tensors[tensor] for tensor in stage.inputs))
-        return dict(zip(stage.outputs, result if isinstance(result, tuple) else (result,), strict=True))
+        return dict(
+            zip(stage.outputs, result if isinstance(result, tuple) else (result,), strict=True)
+        )
 
     def _stage_run(self, name: str) -> Run:
         """One stage alone, on the inputs that the stages before it gave."""

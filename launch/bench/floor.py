@@ -1,9 +1,11 @@
-"""The floor under a stage's time: its operations at this machine's peak, or its weights at this machine's bandwidth.
+"""The floor under a stage's time: its operations at this machine's peak, or its weights at this
+machine's bandwidth.
 
-Both limits are measured, not looked up: the peak is a large float32 matrix product by ONNX Runtime, the bandwidth a
-read of more memory than caches hold, with as many threads as the stages get. So the floor says how far a stage is from
-what this machine does at its best (the roofline of Williams et al. 2009), the larger of the two. Weights that stay in a
-cache come faster, and a stage that reads them at every sampler step is charged once. Knows no policy's time.
+Both limits are measured, not looked up: the peak is a large float32 matrix product by ONNX Runtime,
+the bandwidth a read of more memory than caches hold, with as many threads as the stages get. So the
+floor says how far a stage is from what this machine does at its best (the roofline of Williams et
+al. 2009), the larger of the two. Weights that stay in a cache come faster, and a stage that reads
+them at every sampler step is charged once. Knows no policy's time.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ TRIAL_S = 0.5  # the best of what fits into this time
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine does at its best: 1e9 operations and bytes per second, with so many threads."""
+    """What this machine does at its best: 1e9 operations and bytes per second, with so many
+    threads.
+    """
 
     gflops: float
     gbytes_per_s: float
@@ -42,7 +46,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class Floor:
-    """No run of a stage is faster than `ms`; `by`: "operations" or "bytes", whichever takes longer."""
+    """No run of a stage is faster than `ms`; `by`: "operations" or "bytes", whichever takes
+    longer.
+    """
 
     ms: float
     by: str
@@ -56,7 +62,9 @@ def measure_machine(threads: int, trial_s: float = TRIAL_S) -> Machine:
 
 def better(one: Machine, other: Machine) -> Machine:
     """The best of two measurements: a machine that was disturbed is no slower for it."""
-    return Machine(max(one.gflops, other.gflops), max(one.gbytes_per_s, other.gbytes_per_s), one.threads)
+    return Machine(
+        max(one.gflops, other.gflops), max(one.gbytes_per_s, other.gbytes_per_s), one.threads
+    )
 
 
 def peak(threads: int, trial_s: float) -> float:
@@ -89,17 +97,31 @@ def shortest(call: Callable[[], object], trial_s: float) -> float:
 
 
 def floors(
-    cfg: PolicyConfig, plan: Plan, prompt: int, machine: Machine, *, weight_bytes: int = FLOAT32_BYTES
+    cfg: PolicyConfig,
+    plan: Plan,
+    prompt: int,
+    machine: Machine,
+    *,
+    weight_bytes: int = FLOAT32_BYTES,
 ) -> dict[str, Floor]:
-    """The floor of every stage under a plan, for a prompt of so many ids, and their sum as "total"."""
+    """The floor of every stage under a plan, for a prompt of so many ids, and their sum as
+    "total".
+    """
     costs = stage_costs(cfg, shape_of(cfg, plan), prompt)
     found = {name: floor(cost, machine, weight_bytes) for name, cost in costs.items()}
     limits = {each.by for each in found.values()}
-    return {**found, "total": Floor(sum(each.ms for each in found.values()), " and ".join(sorted(limits)))}
+    return {
+        **found,
+        "total": Floor(sum(each.ms for each in found.values()), " and ".join(sorted(limits))),
+    }
 
 
 def floor(cost: Cost, machine: Machine, weight_bytes: int = FLOAT32_BYTES) -> Floor:
     """The floor of one stage, with weights of so many bytes each."""
     by_operations = cost.flops / machine.gflops / 1e6
     by_bytes = weight_bytes * cost.parameters / machine.gbytes_per_s / 1e6
-    return Floor(by_operations, "operations") if by_operations >= by_bytes else Floor(by_bytes, "bytes")
+    return (
+        Floor(by_operations, "operations")
+        if by_operations >= by_bytes
+        else Floor(by_bytes, "bytes")
+    )

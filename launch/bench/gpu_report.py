@@ -1,4 +1,7 @@
-"""The GPU benchmark for people: a table, and a picture of the stages of every policy in every way. Knows rows only."""
+"""The GPU benchmark for people: a table, and a picture of the stages of every policy in every way.
+
+Knows rows only.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,27 @@ TOTAL = "total"
 COLOURS = {"vision": "tab:blue", "language": "tab:orange", "action": "tab:green"}
 
 
-COLUMNS = ("policy", "p50 ms", "p99 ms", "x dense, same way", "x eager", "x compiled", *STAGES, "floor ms")
+COLUMNS = (
+    "policy",
+    "p50 ms",
+    "p99 ms",
+    "x dense, same way",
+    "x eager",
+    "x compiled",
+    *STAGES,
+    "floor ms",
+)
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """One line a policy and way: whole chunk, ratios to dense, stages, floor. Text, for `rich` may not be there."""
-    title = f"{result['preset']} in {result['dtype']} on {result['device']}, torch {result['torch']}, {result['date']}"
+    """One line a policy and way: whole chunk, ratios to dense, stages, floor.
+
+    Text, for `rich` may not be there.
+    """
+    title = (
+        f"{result['preset']} in {result['dtype']} on {result['device']}, torch {result['torch']},"
+        f" {result['date']}"
+    )
     parts = {(row["subject"], row["part"]): row for row in result["rows"]}
     ratios = ("ratio_to_dense", "ratio_to_eager_dense", "ratio_to_compiled_dense")
     cells = [
@@ -31,7 +49,8 @@ def as_text(result: dict[str, Any]) -> str:
     ]
     widths = [max(map(len, column)) for column in zip(COLUMNS, *cells, strict=True)]
     lines = [
-        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in (COLUMNS, *cells)
+        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
+        for line in (COLUMNS, *cells)
     ]
     return "\n".join((title, *lines, *result["notes"]))
 
@@ -63,15 +82,22 @@ def draw(result: dict[str, Any], path: Path) -> Path:
         left = 0.0
         for stage in STAGES:
             took = parts[row["subject"], stage]
-            axes.barh(line, took, left=left, color=COLOURS[stage], label=stage if line == 0 else None)
+            axes.barh(
+                line, took, left=left, color=COLOURS[stage], label=stage if line == 0 else None
+            )
             left += took
         axes.plot(
-            [row["p50_ms"]] * 2, [line - 0.4, line + 0.4], color="black", label="all at once" if not line else None
+            [row["p50_ms"]] * 2,
+            [line - 0.4, line + 0.4],
+            color="black",
+            label="all at once" if not line else None,
         )
         axes.plot([row["floor_ms"]], [line], "k.", label="floor" if not line else None)
     axes.set_yticks(range(len(rows)), [row["subject"] for row in rows])
     axes.invert_yaxis()
-    axes.set(xlabel="one action chunk, median [ms]", title=f"{result['preset']} on {result['device']}")
+    axes.set(
+        xlabel="one action chunk, median [ms]", title=f"{result['preset']} on {result['device']}"
+    )
     axes.legend()
     figure.savefig(path, dpi=120)
     return path

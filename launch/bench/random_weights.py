@@ -1,8 +1,10 @@
-"""`trimvla bench --random-weights`: the stages of a policy at its full size, without a checkpoint, one at a time.
+"""`trimvla bench --random-weights`: the stages of a policy at its full size, without a checkpoint,
+one at a time.
 
-Latency does not depend on the weights' values. The bundle is exported once and kept; then each stage is loaded alone,
-takes its turns and is closed, so that the largest stage must fit into memory, not the policy. Only the graphs are timed
-(layer L0): beside graphs of this size the runtime is nothing.
+Latency does not depend on the weights' values. The bundle is exported once and kept; then each
+stage is loaded alone, takes its turns and is closed, so that the largest stage must fit into
+memory, not the policy. Only the graphs are timed (layer L0): beside graphs of this size the runtime
+is nothing.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from trimvla.runtime.bundle.manifest import STAGES, Manifest, StageSpec
 
 PLACE = Path("out/random")
 WIDENED = (
-    "ONNX Runtime's CPU has no kernels for half precision: every weight is widened in every turn, so that the file is "
-    "all the memory that is needed. On a CPU read these times as an upper limit."
+    "ONNX Runtime's CPU has no kernels for half precision: every weight is widened in every turn,"
+    " so that the file is all the memory that is needed. On a CPU read these times as an upper"
+    " limit."
 )
 
 
@@ -52,7 +55,8 @@ def run_random(asked: ExportArgs, turns: Turns) -> Result:
     if not (directory / bundles.MANIFEST).exists():
         export(asked)
     manifest = bundles.load(directory, verify_hashes=False)
-    cfg, prompt = PolicyConfig.from_dict(manifest.policy), manifest.prompt.buckets[0]
+    cfg = PolicyConfig.from_dict(manifest.policy)
+    prompt = manifest.prompt.buckets[0]
     before = measure_machine(turns.threads)
     samples: Samples = {manifest.name: dict(measure(directory, manifest, cfg, turns))}
     machine = better(before, measure_machine(turns.threads))
@@ -65,8 +69,13 @@ def run_random(asked: ExportArgs, turns: Turns) -> Result:
         "dtype": manifest.precision,
         "rounds": turns.rounds,
         "threads": turns.threads,
-        "machine": {"gflops": round(machine.gflops, 1), "gbytes_per_s": round(machine.gbytes_per_s, 2)},
-        "notes": [WIDENED] if manifest.precision != "float32" and turns.backend == "onnxruntime" else [],
+        "machine": {
+            "gflops": round(machine.gflops, 1),
+            "gbytes_per_s": round(machine.gbytes_per_s, 2),
+        },
+        "notes": [WIDENED]
+        if manifest.precision != "float32" and turns.backend == "onnxruntime"
+        else [],
         "rows": benchmark.rows([subject], samples, below),
     }
     show(asked.console(), result)
@@ -80,7 +89,10 @@ def show(console: Console, result: Result) -> None:
     for line in (
         MEANING[-1],
         *result["notes"],
-        f"Measured peak {machine['gflops']:.0f} GFLOP/s in float32, bandwidth {machine['gbytes_per_s']:.1f} GB/s.",
+        (
+            f"Measured peak {machine['gflops']:.0f} GFLOP/s in float32, bandwidth"
+            f" {machine['gbytes_per_s']:.1f} GB/s."
+        ),
         f"Kept for the next time: {result['bundle']} (delete it when done).",
     ):
         console.print(line)
@@ -89,7 +101,9 @@ def show(console: Console, result: Result) -> None:
 def measure(
     directory: Path, manifest: Manifest, cfg: PolicyConfig, turns: Turns
 ) -> Iterator[tuple[benchmark.Cell, list[float]]]:
-    """Milliseconds of every turn, stage by stage and of all; each stage gets what the ones before it gave."""
+    """Milliseconds of every turn, stage by stage and of all; each stage gets what the ones before
+    it gave.
+    """
     generator = torch.Generator().manual_seed(0)
     example = example_inputs(cfg, manifest.prompt.buckets[0], generator)
     arrays = {name: tensor.numpy() for name, tensor in example.items()}
@@ -109,7 +123,10 @@ def time_stage(
     inputs: Mapping[str, np.ndarray] = {tensor.name: arrays[tensor.name] for tensor in spec.inputs}
     with Console(stderr=True).status(f"{stage}: loading, then {turns.warmup + turns.rounds} turns"):
         runner = load(directory / spec.file, spec, manifest.precision, turns)
-        took = [timed(lambda: arrays.update(runner.run(inputs))) for _ in range(turns.warmup + turns.rounds)]
+        took = [
+            timed(lambda: arrays.update(runner.run(inputs)))
+            for _ in range(turns.warmup + turns.rounds)
+        ]
         runner.close()
     return np.array(took[turns.warmup :])
 

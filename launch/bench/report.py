@@ -1,4 +1,6 @@
-"""A benchmark for people and for other programs: the table, what it means, and the samples behind it."""
+"""A benchmark for people and for other programs: the table, what it means, and the samples behind
+it.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,15 @@ IN_A_ROW = "graphs in a row, not on inputs that lie ready"
 ELSEWHERE = "policy in its own process against in this one"
 MEANING = (
     "L0: the graphs alone. L1: picture in. L2: policy, chunk out. L3: socket in, socket out.",
-    "x dense: times as fast as the dense policy on the same backend, turn by turn: median (quartiles).",
+    (
+        "x dense: times as fast as the dense policy on the same backend, turn by turn: median"
+        " (quartiles)."
+    ),
     "x eager: the same against the dense policy in eager torch.",
-    "floor: operations at this machine's measured peak or weights at its measured bandwidth, whichever takes longer.",
+    (
+        "floor: operations at this machine's measured peak or weights at its measured bandwidth,"
+        " whichever takes longer."
+    ),
 )
 
 
@@ -30,13 +38,19 @@ def as_table(result: Result) -> Table:
     title = f"{result['rounds']} turns, {result['threads'] or 'all'} threads"
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
     for column in ("", "policy", "p50 ms", "p99 ms", "x dense", "quartiles", "x eager", "floor ms"):
-        table.add_column(column, justify="left" if column in ("", "policy") else "right", overflow="fold")
+        table.add_column(
+            column, justify="left" if column in ("", "policy") else "right", overflow="fold"
+        )
     block = ""
     for row in result["rows"]:
         here = f"{row['layer']} {row['part']}"
         if block not in ("", here):
             table.add_section()
-        table.add_row(here if here != block else "", *_cells(row), style="bold" if row["part"] == TOTAL else None)
+        table.add_row(
+            here if here != block else "",
+            *_cells(row),
+            style="bold" if row["part"] == TOTAL else None,
+        )
         block = here
     return table
 
@@ -52,8 +66,13 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def breakdown(cells: Mapping[Cell, Sequence[float]], parts: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Where L3 - L0 goes: rows of step, part and ms, from medians. Their sum is not exact: medians do not add up."""
+def breakdown(
+    cells: Mapping[Cell, Sequence[float]], parts: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Where L3 - L0 goes: rows of step, part and ms, from medians.
+
+    Their sum is not exact: medians do not add up.
+    """
 
     def over(layer: str, below: str) -> float:
         return float(np.median(np.subtract(cells[layer, TOTAL], cells[below, TOTAL])))
@@ -75,8 +94,12 @@ def breakdown(cells: Mapping[Cell, Sequence[float]], parts: Mapping[str, float])
 
 
 def own_parts(rows: Sequence[Mapping[str, Any]]) -> float:
-    """What of a breakdown is work of the runtime's own [ms]: all but the graphs, which run here as they run there."""
-    return round(sum(row["ms"] for row in rows if row["part"] not in (IN_A_ROW, ELSEWHERE, TOTAL)), 3)
+    """What of a breakdown is work of the runtime's own [ms]: all but the graphs, which run here as
+    they run there.
+    """
+    return round(
+        sum(row["ms"] for row in rows if row["part"] not in (IN_A_ROW, ELSEWHERE, TOTAL)), 3
+    )
 
 
 def as_cost(result: Result) -> Table:
@@ -86,7 +109,12 @@ def as_cost(result: Result) -> Table:
     for column in ("step", "part", "p50 ms"):
         table.add_column(column, justify="right" if column == "p50 ms" else "left")
     for row in result["breakdown"]:
-        table.add_row(row["step"], row["part"], _number(row["ms"]), style="bold" if row["part"] == TOTAL else None)
+        table.add_row(
+            row["step"],
+            row["part"],
+            _number(row["ms"]),
+            style="bold" if row["part"] == TOTAL else None,
+        )
     return table
 
 
@@ -94,27 +122,48 @@ def explain(result: Result) -> Iterator[str]:
     """What the columns are, and the figures that have no row."""
     yield from MEANING
     machine = result["machine"]
-    yield f"Measured peak {machine['gflops']:.0f} GFLOP/s, bandwidth {machine['gbytes_per_s']:.1f} GB/s."
+    yield (
+        f"Measured peak {machine['gflops']:.0f} GFLOP/s, bandwidth {machine['gbytes_per_s']:.1f}"
+        " GB/s."
+    )
     low, high = result["runtime_cost_interval_ms"]
-    cost, own = result["runtime_cost_ms"], result["own_parts_ms"]
-    yield f"The runtime itself costs {cost:.2f} ms (L3 - L0, median; 95 % interval {low:.2f} to {high:.2f})."
-    yield f"Its own parts add up to {own:.2f} ms; the rest is how the same graphs run in one process and in the other."
+    cost = result["runtime_cost_ms"]
+    own = result["own_parts_ms"]
+    yield (
+        f"The runtime itself costs {cost:.2f} ms (L3 - L0, median; 95 % interval {low:.2f} to"
+        f" {high:.2f})."
+    )
+    yield (
+        f"Its own parts add up to {own:.2f} ms; the rest is how the same graphs run in one process"
+        " and in the other."
+    )
     yield from result["notes"]
 
 
 def doubts(rows: Sequence[dict[str, Any]], asked_again: int) -> Iterator[str]:
     """Signs that the machine did other things too, so that the figures are not to be trusted."""
-    impossible = [row["name"] for row in rows if row["floor_ms"] is not None and row["p50_ms"] < row["floor_ms"]]
+    impossible = [
+        row["name"]
+        for row in rows
+        if row["floor_ms"] is not None and row["p50_ms"] < row["floor_ms"]
+    ]
     if impossible:
-        yield f"Busy machine: below their floor, whose peak was measured apart from them: {', '.join(impossible)}."
+        yield (
+            "Busy machine: below their floor, whose peak was measured apart from them:"
+            f" {', '.join(impossible)}."
+        )
     if asked_again:
         yield f"Busy machine: {asked_again} frames had to be sent again."
 
 
 def write_samples(samples: Samples, path: Path) -> None:
-    """Milliseconds of every turn, under "NAME LAYER PART": arrays of an .npz, or lists in a .json."""
+    """Milliseconds of every turn, under "NAME LAYER PART": arrays of an .npz, or lists in a
+    .json.
+    """
     table: dict[str, Any] = {
-        f"{name} {layer} {part}": took for name, cells in samples.items() for (layer, part), took in cells.items()
+        f"{name} {layer} {part}": took
+        for name, cells in samples.items()
+        for (layer, part), took in cells.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":

@@ -1,7 +1,9 @@
-"""Layer L3 of a benchmark: the process `policy` as `run` starts it, a frame published to it, its chunk received.
+"""Layer L3 of a benchmark: the process `policy` as `run` starts it, a frame published to it, its
+chunk received.
 
-This side plays camera, robot and operator on the real topics; the process does not know that it is measured. Only its
-guards against old pictures and slow starts are wide open. Knows sockets and one process; nothing of percentiles.
+This side plays camera, robot and operator on the real topics; the process does not know that it is
+measured. Only its guards against old pictures and slow starts are wide open. Knows sockets and one
+process; nothing of percentiles.
 """
 
 from __future__ import annotations
@@ -33,7 +35,11 @@ ANSWER_TIMEOUT_S = 60.0
 ASK_AGAIN_S = 2.0  # while connecting: who is not there yet hears nothing
 SETTLE_S = 0.01  # task and state arrive before the picture; they have sockets of their own
 POLL_S = 0.2
-WIDE_OPEN: dict[str, Any] = {"max_hz": 1000.0, "camera_timeout_s": 3600.0, "budget": {"frame_s": ANSWER_TIMEOUT_S}}
+WIDE_OPEN: dict[str, Any] = {
+    "max_hz": 1000.0,
+    "camera_timeout_s": 3600.0,
+    "budget": {"frame_s": ANSWER_TIMEOUT_S},
+}
 
 
 class NoAnswerError(TrimvlaError):
@@ -60,7 +66,12 @@ def socket_policy(
         provider: what executes inside the backend.
         threads: of an operator.
     """
-    section = {"bundle": str(bundle.resolve()), "camera": CAMERA, "backend": backend, "threads": threads}
+    section = {
+        "bundle": str(bundle.resolve()),
+        "camera": CAMERA,
+        "backend": backend,
+        "threads": threads,
+    }
     section |= {} if provider is None else {"provider": provider}
     with ExitStack() as stack:
         run_dir = stack.enter_context(temporary_run_dir())
@@ -84,12 +95,16 @@ class SocketPolicy:
     ) -> None:
         """`check` raises if the process has ended; it is called all the time."""
         self._task, self._state, self._frames = (sends[name] for name in SENT)
-        self._hears, self._check = hears, check
-        self._picture, self._instruction = picture, instruction
+        self._hears = hears
+        self._check = check
+        self._picture = picture
+        self._instruction = instruction
         self._started_ns = monotonic_ns()
         self._sent_ns: dict[int, int] = {}
         self.asked_again = 0
-        """Frames beyond the first of a turn: a figure above 0 says that the machine was too busy to measure on."""
+        """Frames beyond the first of a turn: a figure above 0 says that the machine was too busy to
+        measure on.
+        """
         self._back_ms: list[float] = []
 
     def connect(self) -> None:
@@ -102,8 +117,12 @@ class SocketPolicy:
         self._back_ms.clear()
 
     def turn(self, turn: int) -> Times:
-        """L3: publish a frame, wait for its chunk. Raises NoAnswerError, or ProcessEndedError with its last words."""
-        first, again = self._frames.sent, time.monotonic()
+        """L3: publish a frame, wait for its chunk.
+
+        Raises NoAnswerError, or ProcessEndedError with its last words.
+        """
+        first = self._frames.sent
+        again = time.monotonic()
         deadline = again + ANSWER_TIMEOUT_S
         while (answer := self._answer(first)) is None:
             if time.monotonic() >= again:
@@ -114,9 +133,13 @@ class SocketPolicy:
         return {("L3", TOTAL): answer}
 
     def _ask(self) -> None:
-        """Task and state first, so that the picture can be acted on; its time is that of its publishing."""
+        """Task and state first, so that the picture can be acted on; its time is that of its
+        publishing.
+        """
         now = monotonic_ns()
-        self._task.send(Task(time_ns=now, episode=0, instruction=self._instruction, started_ns=self._started_ns))
+        self._task.send(
+            Task(time_ns=now, episode=0, instruction=self._instruction, started_ns=self._started_ns)
+        )
         self._state.send(JointState(time_ns=now, position=(0.0,) * 6, gripper=1.0))
         time.sleep(SETTLE_S)
         now = monotonic_ns()
@@ -129,12 +152,15 @@ class SocketPolicy:
         if time.monotonic() > deadline:
             said = self._report()
             found = f"it is {said.state}{f' ({said.reason})' if said.reason else ''}"
-            raise NoAnswerError(f"expected an answer of the process '{PROCESS}' within {timeout_s:g} s; {found}")
+            raise NoAnswerError(
+                f"expected an answer of the process '{PROCESS}' within {timeout_s:g} s; {found}"
+            )
         self._hears.update(POLL_S)
 
     def _answer(self, first: int) -> float | None:
         """Milliseconds from a frame of this turn to its chunk, where one has just come."""
-        now, heard = monotonic_ns(), self._hears["chunk"]
+        now = monotonic_ns()
+        heard = self._hears["chunk"]
         chunk = heard.message
         if not heard.updated or not isinstance(chunk, ActionChunk) or chunk.frame_sequence < first:
             return None
@@ -142,7 +168,9 @@ class SocketPolicy:
         return (now - self._sent_ns[chunk.frame_sequence]) / NS_PER_MS
 
     def parts(self) -> dict[str, float]:
-        """Where the time of L3 went [ms], by the process's own clocks: medians of all turns, also the first."""
+        """Where the time of L3 went [ms], by the process's own clocks: medians of all turns, also
+        the first.
+        """
         self._hears.update(REPORT_PERIOD_S + POLL_S)
         p50 = {name: summary.p50 for name, summary in self._report().latencies.items()}
         way = p50["travel"] + p50["pickup"]
@@ -156,4 +184,8 @@ class SocketPolicy:
 
     def _report(self) -> Report:
         message = self._hears[report(PROCESS)].message
-        return message if isinstance(message, Report) else Report(time_ns=0, process=PROCESS, state="starting")
+        return (
+            message
+            if isinstance(message, Report)
+            else Report(time_ns=0, process=PROCESS, state="starting")
+        )

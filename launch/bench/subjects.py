@@ -41,7 +41,12 @@ class Party:
 
 
 def open_parties(  # noqa: PLR0917 - as `open_party`
-    bundle: str, against: str | None, backend: str, threads: int, stack: ExitStack, provider: str | None = None
+    bundle: str,
+    against: str | None,
+    backend: str,
+    threads: int,
+    stack: ExitStack,
+    provider: str | None = None,
 ) -> list[Party]:
     """The dense bundle, where there is one to compare with, and the bundle; `stack` closes them.
 
@@ -51,7 +56,9 @@ def open_parties(  # noqa: PLR0917 - as `open_party`
     """
     parties = [] if against is None else [open_party(against, backend, threads, stack, provider)]
     if against is not None and not parties[0].dense:
-        raise ConfigError(f"expected a dense bundle for --against, got '{against}', which has a plan")
+        raise ConfigError(
+            f"expected a dense bundle for --against, got '{against}', which has a plan"
+        )
     party = open_party(bundle, backend, threads, stack, provider)
     if against is None:
         return [party]
@@ -60,7 +67,9 @@ def open_parties(  # noqa: PLR0917 - as `open_party`
     return [dense, replace(party, dense=False)]
 
 
-def open_party(bundle: str, backend: str, threads: int, stack: ExitStack, provider: str | None = None) -> Party:
+def open_party(
+    bundle: str, backend: str, threads: int, stack: ExitStack, provider: str | None = None
+) -> Party:
     """A bundle by itself."""
     policy = Policy.load(bundle, backend=backend, provider=provider, threads=threads)
     stack.callback(policy.close)
@@ -73,10 +82,13 @@ def own_subject(party: Party, socket: SocketPolicy, backend: str, asked: Asked) 
     return Subject(party.name, party.name, backend, party.dense, calls)
 
 
-def named_subjects(names: Sequence[str], threads: int, asked: Asked, stack: ExitStack) -> list[tuple[Subject, Party]]:
+def named_subjects(
+    names: Sequence[str], threads: int, asked: Asked, stack: ExitStack
+) -> list[tuple[Subject, Party]]:
     """More bundles, each on the backend behind its "@": L0 to L2. `stack` closes them.
 
-    Their floors are not known: they may compute in another precision than the one that the peak was measured in.
+    Their floors are not known: they may compute in another precision than the one that the peak was
+    measured in.
 
     Raises:
         ConfigError: a name without a backend.
@@ -96,16 +108,22 @@ def named_subjects(names: Sequence[str], threads: int, asked: Asked, stack: Exit
 
 
 def with_dense(names: Sequence[str], against: str | None, measured: str) -> list[str]:
-    """The names, and first the dense bundle on each of their backends but the one on which it is measured anyway."""
+    """The names, and first the dense bundle on each of their backends but the one on which it is
+    measured anyway.
+    """
     backends = dict.fromkeys(name.rpartition("@")[2] for name in names if "@" in name)
-    dense = [f"{against}@{backend}" for backend in backends if backend != measured] if against else []
+    dense = (
+        [f"{against}@{backend}" for backend in backends if backend != measured] if against else []
+    )
     return list(dict.fromkeys([*dense, *names]))
 
 
 def torch_subjects(
     parties: Sequence[Party], backends: Sequence[str], threads: int, asked: Asked, stack: ExitStack
 ) -> Iterator[Subject]:
-    """The same policies in torch: L0 to L2. The first party's checkpoint serves those that have none.
+    """The same policies in torch: L0 to L2.
+
+    The first party's checkpoint serves those that have none.
 
     Raises:
         ConfigError: torch is not installed.
@@ -119,7 +137,10 @@ def torch_subjects(
             raise
         raise ConfigError(f"{module} is not installed: {install(module, 'export')}") from error
     stack.enter_context(torch_threads(threads))
-    models = [load_model(party.directory, party.policy.manifest, parties[0].directory) for party in parties]
+    models = [
+        load_model(party.directory, party.policy.manifest, parties[0].directory)
+        for party in parties
+    ]
     for backend in backends:
         for party, model in zip(parties, models, strict=True):
             twin = on_torch(party.policy, model, backend)
@@ -133,7 +154,12 @@ UNMEASURED = (ConfigError, CheckpointError, BackendError)
 
 
 def party_floors(party: Party, asked: Asked, machine: Machine) -> dict[str, Floor]:
-    """The floor of every stage and of all of them. Raises ConfigError where the manifest does not say the sizes."""
+    """The floor of every stage and of all of them.
+
+    Raises ConfigError where the manifest does not say the sizes.
+    """
     manifest = party.policy.manifest
-    prompt = stage_inputs(party.policy, asked.picture, asked.instruction)["language"]["input_ids"].shape[1]
+    prompt = stage_inputs(party.policy, asked.picture, asked.instruction)["language"][
+        "input_ids"
+    ].shape[1]
     return floors(PolicyConfig.from_dict(manifest.policy), manifest.plan, prompt, machine)

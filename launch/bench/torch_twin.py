@@ -1,8 +1,9 @@
-"""The torch baselines of a benchmark: a bundle's policy with torch behind its stages, eager or compiled, in float32.
+"""The torch baselines of a benchmark: a bundle's policy with torch behind its stages, eager or
+compiled, in float32.
 
-The policy around the stages stays the runtime's own, so both sides of a ratio pay the same for picture, prompt and
-chunk. Weights are those beside the bundle, as `verify` takes them; a baseline whose actions differ from the bundle's is
-refused. Knows no clock.
+The policy around the stages stays the runtime's own, so both sides of a ratio pay the same for
+picture, prompt and chunk. Weights are those beside the bundle, as `verify` takes them; a baseline
+whose actions differ from the bundle's is refused. Knows no clock.
 """
 
 from __future__ import annotations
@@ -36,15 +37,23 @@ class TorchRunner:
     """One stage by torch, on the CPU; keeps the runner's contract."""
 
     def __init__(self, module: nn.Module, spec: StageSpec, backend: str) -> None:
-        """`backend` is `benchmark.EAGER` or `COMPILED`, which compiles at the first call of every prompt length."""
-        self.spec, self._backend = spec, backend
+        """`backend` is `benchmark.EAGER` or `COMPILED`, which compiles at the first call of every
+        prompt length.
+        """
+        self.spec = spec
+        self._backend = backend
         module = module.eval()
-        self._run = torch.compile(module, dynamic=False, fullgraph=True) if backend == COMPILED else module
+        self._run = (
+            torch.compile(module, dynamic=False, fullgraph=True) if backend == COMPILED else module
+        )
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `runner.Runner`; BackendError where torch cannot compile the stage."""
         check_inputs(self.spec, inputs)
-        tensors = [torch.from_numpy(np.require(inputs[tensor.name], requirements="W")) for tensor in self.spec.inputs]
+        tensors = [
+            torch.from_numpy(np.require(inputs[tensor.name], requirements="W"))
+            for tensor in self.spec.inputs
+        ]
         try:
             with torch.inference_mode():
                 got = self._run(*tensors)
@@ -52,7 +61,10 @@ class TorchRunner:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise BackendError(f"{self._backend} cannot run '{self.spec.file}': {first}") from error
         values = got if isinstance(got, tuple) else (got,)
-        return {tensor.name: value.numpy() for tensor, value in zip(self.spec.outputs, values, strict=True)}
+        return {
+            tensor.name: value.numpy()
+            for tensor, value in zip(self.spec.outputs, values, strict=True)
+        }
 
     def describe(self) -> dict[str, str]:
         """See `runner.Runner`."""
@@ -69,7 +81,8 @@ def load_model(directory: Path, manifest: Manifest, otherwise: Path | None = Non
     Args:
         directory: the bundle.
         manifest: its own.
-        otherwise: a bundle of the same dense policy, for a bundle that has no checkpoint of its own beside it.
+        otherwise: a bundle of the same dense policy, for a bundle that has no checkpoint of its own
+            beside it.
 
     Raises:
         CheckpointError: there is no checkpoint.
@@ -82,7 +95,9 @@ def load_model(directory: Path, manifest: Manifest, otherwise: Path | None = Non
             raise
         dense = checkpoint_beside(otherwise)
     if PolicyConfig.from_dict(manifest.policy) != dense.cfg:
-        raise BundleError(f"bundle '{directory}': expected the config of policy '{dense.cfg.name}', got another")
+        raise BundleError(
+            f"bundle '{directory}': expected the config of policy '{dense.cfg.name}', got another"
+        )
     return trim(dense, manifest.plan)
 
 
@@ -98,13 +113,17 @@ def on_torch(policy: Policy, model: CogAct, backend: str) -> Policy:
 
 
 def check_same(policy: Policy, baseline: Policy, picture: np.ndarray, instruction: str) -> None:
-    """Raise BackendError where the two give different actions: then their times say nothing of each other."""
+    """Raise BackendError where the two give different actions: then their times say nothing of each
+    other.
+    """
     expected, got = (each.infer(picture, instruction).sample for each in (policy, baseline))
     worst = float(np.abs(got - expected).max())
     if not worst <= TOLERANCE:
-        name, ran = policy.manifest.name, baseline.describe()["action"]["backend"]
+        name = policy.manifest.name
+        ran = baseline.describe()["action"]["backend"]
         raise BackendError(
-            f"{ran}: expected the actions of bundle '{name}' within {TOLERANCE:g}, got {worst:.2g} apart"
+            f"{ran}: expected the actions of bundle '{name}' within {TOLERANCE:g}, got {worst:.2g}"
+            " apart"
         )
 
 

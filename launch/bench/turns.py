@@ -1,10 +1,12 @@
-"""Latency of several policies, layer by layer, measured in turns within one run: calls in; p50, p99 and ratios out.
+"""Latency of several policies, layer by layer, measured in turns within one run: calls in; p50, p99
+and ratios out.
 
-L0 is the stages' graphs alone, on inputs that lie ready. L1 begins with picture and instruction: resize, tokenise, draw
-noise, graphs. L2 is the policy: the action chunk out, in the robot's units. L3 is the policy's process, socket in and
-socket out; it comes from `launch`, which may start processes. All subjects take turns and every second turn runs
-backwards, so that a slow moment of the machine, and what a neighbour left in the caches, hit all of them alike. Knows
-policies and runners by their contract; no torch, no process.
+L0 is the stages' graphs alone, on inputs that lie ready. L1 begins with picture and instruction:
+resize, tokenise, draw noise, graphs. L2 is the policy: the action chunk out, in the robot's units.
+L3 is the policy's process, socket in and socket out; it comes from `launch`, which may start
+processes. All subjects take turns and every second turn runs backwards, so that a slow moment of
+the machine, and what a neighbour left in the caches, hit all of them alike. Knows policies and
+runners by their contract; no torch, no process.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from trimvla.runtime.bundle.manifest import STAGES
 from trimvla.runtime.inference.policy import Policy
 
 TOTAL = "total"
-EAGER, COMPILED = "torch-eager", "torch-compile"
+EAGER = "torch-eager"
+COMPILED = "torch-compile"
 QUARTILES = (25, 50, 75)
 
 Cell = tuple[str, str]
@@ -51,7 +54,11 @@ class Subject:
 
 
 def measure(
-    subjects: Sequence[Subject], *, rounds: int, warmup: int, watch: Callable[[int], object] = lambda turn: None
+    subjects: Sequence[Subject],
+    *,
+    rounds: int,
+    warmup: int,
+    watch: Callable[[int], object] = lambda turn: None,
 ) -> Samples:
     """Let all subjects take turns.
 
@@ -74,7 +81,9 @@ def measure(
 
 
 def one_turn(subjects: Sequence[Subject], turn: int) -> Iterator[tuple[str, Times]]:
-    """The first call of everyone, then the second of everyone, and so on; odd turns go backwards through them."""
+    """The first call of everyone, then the second of everyone, and so on; odd turns go backwards
+    through them.
+    """
     order = subjects[::-1] if turn % 2 else subjects
     for index in range(max(len(subject.calls) for subject in subjects)):
         for subject in order:
@@ -99,7 +108,11 @@ def whole_policy(policy: Policy, picture: np.ndarray, instruction: str, turn: in
     """L1 and L2, of one call: the policy times its own parts."""
     parts = dict(policy.infer(picture, instruction, seed=turn).milliseconds)
     whole = parts.pop("total")
-    return {("L1", "preprocess"): parts["preprocess"], ("L1", TOTAL): sum(parts.values()), ("L2", TOTAL): whole}
+    return {
+        ("L1", "preprocess"): parts["preprocess"],
+        ("L1", TOTAL): sum(parts.values()),
+        ("L2", TOTAL): whole,
+    }
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -109,7 +122,9 @@ def timed(call: Callable[[], object]) -> float:
     return (time.monotonic_ns() - start) / 1e6
 
 
-def stage_inputs(policy: Policy, picture: np.ndarray, instruction: str) -> dict[str, Mapping[str, np.ndarray]]:
+def stage_inputs(
+    policy: Policy, picture: np.ndarray, instruction: str
+) -> dict[str, Mapping[str, np.ndarray]]:
     """What each stage gets in this policy, by stage and tensor name."""
     twin = copy(policy)
     heard = {name: Listener(runner) for name, runner in policy.runners.items()}
@@ -151,13 +166,16 @@ def rows(
         floors: bundle -> stage or "total" -> floor, where it is known.
 
     Returns:
-        {"name": the subject's, with the part behind a slash unless it is the total, "layer", "part", "subject",
-        "bundle", "backend", "p50_ms", "p99_ms", "ratio_to_dense": the dense policy's time on the same backend over
-        this one's, turn by turn: the median, "ratio_low", "ratio_high": its quartiles, "ratio_to_eager_dense": the
-        same against the dense policy in eager torch, "over_l0_ms": what a layer takes beyond the graphs, "floor_ms",
-        "floor_by"}; None for what there is not. A ratio above 1 is faster.
+        {"name": the subject's, with the part behind a slash unless it is the total, "layer",
+        "part", "subject", "bundle", "backend", "p50_ms", "p99_ms", "ratio_to_dense": the dense
+        policy's time on the same backend over this one's, turn by turn: the median, "ratio_low",
+        "ratio_high": its quartiles, "ratio_to_eager_dense": the same against the dense policy in
+        eager torch, "over_l0_ms": what a layer takes beyond the graphs, "floor_ms", "floor_by"};
+        None for what there is not. A ratio above 1 is faster.
     """
-    cells = sorted({cell: None for cells in samples.values() for cell in cells}, key=lambda cell: cell[0])
+    cells = sorted(
+        {cell: None for cells in samples.values() for cell in cells}, key=lambda cell: cell[0]
+    )
     return [
         _row(subject, cell, subjects, samples) | _floor(floors.get(subject.bundle, {}), cell)
         for cell in cells  # sorting keeps the order of the parts
@@ -166,8 +184,11 @@ def rows(
     ]
 
 
-def _row(subject: Subject, cell: Cell, peers: Sequence[Subject], samples: Samples) -> dict[str, Any]:
-    took, (layer, part) = samples[subject.name][cell], cell
+def _row(
+    subject: Subject, cell: Cell, peers: Sequence[Subject], samples: Samples
+) -> dict[str, Any]:
+    took = samples[subject.name][cell]
+    (layer, part) = cell
     p50, p99 = np.percentile(took, (50, 99))
     low, ratio, high = _ratios(dense_samples(peers, samples, subject.backend, cell), took)
     return {
@@ -187,7 +208,9 @@ def _row(subject: Subject, cell: Cell, peers: Sequence[Subject], samples: Sample
     }
 
 
-def dense_samples(peers: Sequence[Subject], samples: Samples, backend: str, cell: Cell) -> list[float] | None:
+def dense_samples(
+    peers: Sequence[Subject], samples: Samples, backend: str, cell: Cell
+) -> list[float] | None:
     """The dense policy's times on a backend; None where it was not measured."""
     dense = next((peer for peer in peers if peer.dense and peer.backend == backend), None)
     return None if dense is None else samples[dense.name].get(cell)
@@ -197,7 +220,9 @@ def _ratios(dense: Sequence[float] | None, took: Sequence[float]) -> tuple[float
     """Quartiles of dense over took, turn by turn."""
     if dense is None:
         return (None,) * len(QUARTILES)
-    return tuple(round(float(value), 4) for value in np.percentile(np.divide(dense, took), QUARTILES))
+    return tuple(
+        round(float(value), 4) for value in np.percentile(np.divide(dense, took), QUARTILES)
+    )
 
 
 def over_l0(cells: Mapping[Cell, Sequence[float]], layer: str) -> float:
@@ -206,10 +231,14 @@ def over_l0(cells: Mapping[Cell, Sequence[float]], layer: str) -> float:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Where the median of what was drawn from lies, at 95 %: order statistics, for no assumption about its shape."""
-    ordered, half = np.sort(values), 0.98 * len(values) ** 0.5
+    """Where the median of what was drawn from lies, at 95 %: order statistics, for no assumption
+    about its shape.
+    """
+    ordered = np.sort(values)
+    half = 0.98 * len(values) ** 0.5
     middle = (len(ordered) - 1) / 2
-    low, high = max(0, math.floor(middle - half)), min(len(ordered) - 1, math.ceil(middle + half))
+    low = max(0, math.floor(middle - half))
+    high = min(len(ordered) - 1, math.ceil(middle + half))
     return float(ordered[low]), float(ordered[high])
 
 

@@ -1,4 +1,7 @@
-"""What `trimvla eval` is asked, and what that means: who plays what, where and how late. Plays nothing."""
+"""What `trimvla eval` is asked, and what that means: who plays what, where and how late.
+
+Plays nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 
 Variant = Literal["default", "lighting", "texture", "camera", "distractors", "all"]
 Chunks = Literal["latest", "ensemble", "blend", "rtc"]
-CANDIDATE, REFERENCE = "candidate", "reference"
+CANDIDATE = "candidate"
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,9 @@ class Args(Options):
     """The reference: a bundle that plays the same episodes, to be compared with."""
 
     rungs: tuple[str, ...] = ()
-    """More bundles that play the same episodes: a ladder whose top is BUNDLE; each is compared with it."""
+    """More bundles that play the same episodes: a ladder whose top is BUNDLE; each is compared with
+    it.
+    """
 
     policy: Literal["bundle", "expert"] = "bundle"
     """`expert`: the scripted expert of the environment plays instead of a bundle."""
@@ -43,33 +49,41 @@ class Args(Options):
     """How much lower than the reference's the success rate may be; 0.05 is five points."""
 
     env: str = "tabletop"
-    """The environment: tabletop, simpler:TASK (ManiSkill 3), simpler_env:TASK (the original package)."""
+    """The environment: tabletop, simpler:TASK (ManiSkill 3), simpler_env:TASK (the original
+    package).
+    """
 
     episodes: int | None = None
     """How many (default: all official ones, else 200); the interval is about +-6 points at 200."""
 
     seed: int | None = None
-    """Seed of the first episode; the others follow. Where there are official episodes, a seed means others than these;
-    without official ones it is 1000. Demonstrations begin at 1000000. The original SimplerEnv draws by it, for WidowX,
-    moves and drawers its official states again."""
+    """Seed of the first episode; the others follow. Where there are official episodes, a seed means
+    others than these; without official ones it is 1000. Demonstrations begin at 1000000. The
+    original SimplerEnv draws by it, for WidowX, moves and drawers its official states again.
+    """
 
     swap_instruction: bool = False
-    """Say a sentence about another object (tabletop); success is still judged by the original goal."""
+    """Say a sentence about another object (tabletop); success is still judged by the original
+    goal.
+    """
 
     variant: Variant = "default"
     """What the pictures look like (tabletop)."""
 
     execute: int | None = None
-    """Steps of a chunk that are executed before the next look, at least; with 1 the last chunks vote on every action.
-    Default: the environment's official protocol, else 2."""
+    """Steps of a chunk that are executed before the next look, at least; with 1 the last chunks
+    vote on every action. Default: the environment's official protocol, else 2.
+    """
 
     votes: int | None = None
     """Chunks that vote. Default: the environment's official protocol, else 2."""
 
     latency: str | None = None
-    """Charge thinking to the simulated clock: milliseconds, lognormal:MEDIAN,SIGMA, a trace (.json), measured (before,
-    here), wall (as it comes), orin or thor (roofline of CogACT-Base under the bundle's plan; orin:0.2 reaches a fifth
-    of it). Several, separated by commas, make a curve. Left out, the simulator waits."""
+    """Charge thinking to the simulated clock: milliseconds, lognormal:MEDIAN,SIGMA, a trace
+    (.json), measured (before, here), wall (as it comes), orin or thor (roofline of CogACT-Base
+    under the bundle's plan; orin:0.2 reaches a fifth of it). Several, separated by commas, make a
+    curve. Left out, the simulator waits.
+    """
 
     chunks: Chunks | None = None
     """How one chunk follows another where there is a latency (docs/concepts/chunks.md): the newest
@@ -81,38 +95,62 @@ class Args(Options):
     """Rows of a chunk that may be executed where there is a latency; as on the robot."""
 
     out: Path | None = None
-    """A folder for outcomes (one line an episode), table, picture and films. A killed run goes on from there;
-    so does one that asks for more episodes."""
+    """A folder for outcomes (one line an episode), table, picture and films. A killed run goes on
+    from there; so does one that asks for more episodes.
+    """
 
     film: str | None = None
-    """Which episodes to film, counted from 0: 0,3. They are played once more, and must end as they did."""
+    """Which episodes to film, counted from 0: 0,3.
+
+    They are played once more, and must end as they did.
+    """
 
     backend: str = "onnxruntime"
     """What executes the stages."""
 
     provider: str | None = None
-    """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the CPU)."""
+    """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the
+    CPU).
+    """
 
     threads: int = 1
     """Threads of an operator; 0 takes all cores."""
 
     workers: int | None = None
-    """Processes that play, each with policies of its own (default: one a core); the outcomes are the same."""
+    """Processes that play, each with policies of its own (default: one a core); the outcomes are
+    the same.
+    """
 
     ray: str | None = None
     """Play on a Ray cluster: its address, or auto for the one that this machine belongs to."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError with everything that is out of range."""
-        low = [name for name in ("episodes", "execute", "votes", "workers") if (getattr(self, name) or 1) < 1]
-        low += [name for name in ("episodes", "execute", "votes", "workers") if getattr(self, name) == 0]
-        wrong = [f"expected at least 1 for {', '.join(f'--{name}' for name in dict.fromkeys(low))}"] if low else []
+        low = [
+            name
+            for name in ("episodes", "execute", "votes", "workers")
+            if (getattr(self, name) or 1) < 1
+        ]
+        low += [
+            name for name in ("episodes", "execute", "votes", "workers") if getattr(self, name) == 0
+        ]
+        wrong = (
+            [f"expected at least 1 for {', '.join(f'--{name}' for name in dict.fromkeys(low))}"]
+            if low
+            else []
+        )
         if not 0 < self.margin < 1:
             wrong.append(f"expected 0 < --margin < 1 (0.05 is five points), got {self.margin}")
         if self.env != "tabletop" and (self.swap_instruction or self.variant != "default"):
-            wrong.append(f"expected no --swap-instruction and no --variant for {self.env!r}: they are the tabletop's")
+            wrong.append(
+                f"expected no --swap-instruction and no --variant for {self.env!r}: they are the"
+                " tabletop's"
+            )
         if self.chunks is not None and self.latency is None:
-            wrong.append(f"expected --latency for --chunks {self.chunks}: a simulator that waits has no late chunk")
+            wrong.append(
+                f"expected --latency for --chunks {self.chunks}: a simulator that waits has no late"
+                " chunk"
+            )
         if self.film is not None and self.out is None:
             wrong.append("expected --out for --film: the folder of the films")
         if self.film is not None and not all(word.isdigit() for word in self.film.split(",")):
@@ -132,7 +170,9 @@ class Args(Options):
 
     @property
     def names(self) -> dict[str, str]:
-        """Role -> bundle, in the order in which they play: the reference first, then the candidate, then rungs."""
+        """Role -> bundle, in the order in which they play: the reference first, then the candidate,
+        then rungs.
+        """
         first = {} if self.against is None else {REFERENCE: self.against}
         return {
             **first,
@@ -162,14 +202,18 @@ class Match:
 
         return {
             condition: {
-                role: summarise([rounds[condition, seed][role] for seed in self.seeds]) for role in self.players.names
+                role: summarise([rounds[condition, seed][role] for seed in self.seeds])
+                for role in self.players.names
             }
             for condition in self.conditions
         }
 
     def header(self) -> dict[str, Any]:
-        """Two runs with the same header have the same outcome on the same seed, however many they play."""
-        setting, latencies = self.setting, self.setting.latencies
+        """Two runs with the same header have the same outcome on the same seed, however many they
+        play.
+        """
+        setting = self.setting
+        latencies = self.setting.latencies
         return {
             "task": setting.task,
             "official": setting.official,
@@ -177,5 +221,8 @@ class Match:
             "players": {role: identity(name) for role, name in self.players.names.items()},
             "backend": self.players.backend,
             "provider": self.players.provider,
-            "latencies": {word: {role: asdict(it) for role, it in roles.items()} for word, roles in latencies.items()},
+            "latencies": {
+                word: {role: asdict(it) for role, it in roles.items()}
+                for word, roles in latencies.items()
+            },
         }

@@ -1,8 +1,10 @@
-"""`trimvla report`: the page on what trimming costs in success and buys in time, from results that were kept.
+"""`trimvla report`: the page on what trimming costs in success and buys in time, from results that
+were kept.
 
-Reads `ablation.json` and `ablation_TASK.json`, the benchmark's `trimmed_latency.json`, `trimmed_success.json` and every
-result of `trimvla eval` under `evaluation/`; writes pictures, and the tables of
-`docs/results/evaluation.md` between their marks. Runs nothing, and makes up nothing: what is not there has no row.
+Reads `ablation.json` and `ablation_TASK.json`, the benchmark's `trimmed_latency.json`,
+`trimmed_success.json` and every result of `trimvla eval` under `evaluation/`; writes pictures, and
+the tables of `docs/results/evaluation.md` between their marks. Runs nothing, and makes up nothing:
+what is not there has no row.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from trimvla.runtime.bundle import manifest as bundle_files
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.evaluation.statistics import compare
 
-SHARES = (1.0, 0.2)  # of the roofline that an engine attains: at best, and eager PyTorch on a large policy
+# of the roofline that an engine attains: at best, and eager PyTorch on a large policy
+SHARES = (1.0, 0.2)
 MARGIN = 0.05
 DEVICE_TITLES = {"orin": "Orin", "thor": "Thor"}
 Rows = list[tuple[str, ...]]
@@ -47,7 +50,9 @@ class Args(Options):
 
 def run(args: Args) -> Result:
     """Write tables and pictures; returns what was found."""
-    results = {path.stem: read(path) for path in sorted((args.results / "evaluation").glob("*.json"))}
+    results = {
+        path.stem: read(path) for path in sorted((args.results / "evaluation").glob("*.json"))
+    }
     tables = {
         "tabletop": tabletop_rows(args.results),
         "widowx": widowx_rows(args.results),
@@ -67,7 +72,12 @@ def run(args: Args) -> Result:
     args.page.write_text(insert(text, "pictures", shown or "No pictures yet."))
     for name, rows in tables.items():
         args.console().print(f"{name}: {max(0, len(rows) - 1)} rows")
-    return {"ok": True, "page": args.page, "results": sorted(results), "pictures": [name for name, _ in drawn]}
+    return {
+        "ok": True,
+        "page": args.page,
+        "results": sorted(results),
+        "pictures": [name for name, _ in drawn],
+    }
 
 
 def read(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds
@@ -83,7 +93,8 @@ def insert(text: str, name: str, table: str) -> str:
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
     if not pattern.search(text):
         raise ConfigError(
-            f"expected the marks <!-- {name} --> and <!-- end of {name} --> in the page, got neither or one"
+            f"expected the marks <!-- {name} --> and <!-- end of {name} --> in the page, got"
+            " neither or one"
         )
     return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
 
@@ -118,10 +129,15 @@ PLANS = ("plan", "success", "points to dense, paired", "McNemar's p", "one chunk
 
 
 def tabletop_rows(results: Path) -> Rows:
-    """Dense, the whole plan, its parts and the controls; and the shipped trimmed bundle on its own 600 seeds."""
+    """Dense, the whole plan, its parts and the controls; and the shipped trimmed bundle on its own
+    600 seeds.
+    """
     rows: Rows = [PLANS, *plan_rows(read(results / "ablation.json"))]
     shipped = read(results / "trimmed_success.json")
-    sides = {role: shipped[f"{role}_successes"] / shipped["episodes"] for role in ("candidate", "reference")}
+    sides = {
+        role: shipped[f"{role}_successes"] / shipped["episodes"]
+        for role in ("candidate", "reference")
+    }
     title = f"{shipped['bundle']}, beside dense with {sides['reference']:.1%} on these seeds"
     rows.append((title, f"{sides['candidate']:.1%} of {shipped['episodes']}", *points(shipped), ""))
     return rows
@@ -151,35 +167,62 @@ def latency_rows(results: Path) -> Rows:
     for run_ in read(results / "trimmed_latency.json"):
         for row in run_["rows"]:
             if row["layer"] == "L2" and row["part"] == "total":
-                times = (f"{row['p50_ms']:.0f} ms", f"{row['p99_ms']:.0f} ms", f"{row['ratio_to_dense']:.2f}x")
+                times = (
+                    f"{row['p50_ms']:.0f} ms",
+                    f"{row['p99_ms']:.0f} ms",
+                    f"{row['ratio_to_dense']:.2f}x",
+                )
                 rows.append((row["bundle"] + f" ({row['backend']})", str(run_["threads"]), *times))
     return rows
 
 
 def device_rows(results: Mapping[str, Any], here: Mapping[str, float]) -> Rows:
-    """What each bundle of a curve does at the latency of this machine, as measured, and of devices, as estimated.
+    """What each bundle of a curve does at the latency of this machine, as measured, and of devices,
+    as estimated.
 
-    Its outcomes are those of the curve at as many control periods. The difference is to the first bundle, dense, on the
-    same device: each at its own latency, on the same seeds.
+    Its outcomes are those of the curve at as many control periods. The difference is to the first
+    bundle, dense, on the same device: each at its own latency, on the same seeds.
     """
     rows: Rows = [
-        ("task", "device", "reached", "bundle", "latency", "control periods", "success", "points to dense, paired")
+        (
+            "task",
+            "device",
+            "reached",
+            "bundle",
+            "latency",
+            "control periods",
+            "success",
+            "points to dense, paired",
+        )
     ]
     for told in results.values():
         curve = [row for row in told.get("curve", ()) if row["ms"] is not None]
-        bundles, hz = tuple(dict.fromkeys(row["bundle"] for row in curve)), told.get("control_hz", 5.0)
+        bundles = tuple(dict.fromkeys(row["bundle"] for row in curve))
+        hz = told.get("control_hz", 5.0)
         measured = {bundle: here[bundle] for bundle in bundles if bundle in here}
         rows.extend(_device_rows(curve, hz, (task_of(told), "this machine", "measured"), measured))
         for device, share in product(DEVICE_TITLES, SHARES):
             guessed = dict(guesses(told, bundles, device, share))
-            rows.extend(_device_rows(curve, hz, (task_of(told), DEVICE_TITLES[device], f"{share:.0%}"), guessed))
+            rows.extend(
+                _device_rows(
+                    curve, hz, (task_of(told), DEVICE_TITLES[device], f"{share:.0%}"), guessed
+                )
+            )
     return rows
 
 
-def guesses(told: Mapping[str, Any], bundles: Sequence[str], device: str, share: float) -> Iterator[tuple[str, float]]:
-    """Bundle and milliseconds: what was estimated when the curve was played, or from a bundle that is shipped."""
-    title, shipped = find_device(device).title, bundle_files.shipped()
-    kept = {(row["bundle"], row["device"]["title"], row["attained"]): row["ms"] for row in told.get("estimates", ())}
+def guesses(
+    told: Mapping[str, Any], bundles: Sequence[str], device: str, share: float
+) -> Iterator[tuple[str, float]]:
+    """Bundle and milliseconds: what was estimated when the curve was played, or from a bundle that
+    is shipped.
+    """
+    title = find_device(device).title
+    shipped = bundle_files.shipped()
+    kept = {
+        (row["bundle"], row["device"]["title"], row["attained"]): row["ms"]
+        for row in told.get("estimates", ())
+    }
     for bundle in bundles:
         if (bundle, title, share) in kept:
             yield bundle, kept[bundle, title, share]
@@ -188,7 +231,9 @@ def guesses(told: Mapping[str, Any], bundles: Sequence[str], device: str, share:
 
 
 def task_of(told: Mapping[str, Any]) -> str:
-    """The environment; the first seed where others than its official episodes were played; a look at every step."""
+    """The environment; the first seed where others than its official episodes were played; a look
+    at every step.
+    """
     env = told.get("env", "")
     seeds = f", seeds from {told['seed']}" if ":" in env and told["seed"] else ""
     looks = ", a look at every step" if told.get("execute") == 1 else ""
@@ -196,16 +241,23 @@ def task_of(told: Mapping[str, Any]) -> str:
 
 
 def _device_rows(
-    curve: Sequence[Mapping[str, Any]], hz: float, device: tuple[str, ...], latencies: Mapping[str, float]
+    curve: Sequence[Mapping[str, Any]],
+    hz: float,
+    device: tuple[str, ...],
+    latencies: Mapping[str, float],
 ) -> Iterator[tuple[str, ...]]:
     dense: Mapping[str, Any] | None = None
     for bundle, ms in latencies.items():
         periods = periods_of(ms, hz)
-        found = next((r for r in curve if r["bundle"] == bundle and periods_of(r["ms"], hz) == periods), None)
+        found = next(
+            (r for r in curve if r["bundle"] == bundle and periods_of(r["ms"], hz) == periods), None
+        )
         if found is None:
             continue
         dense = dense or (found if found["against_top"] is None else None)
-        pair = None if dense is None or found is dense else [outcomes(row) for row in (found, dense)]
+        pair = (
+            None if dense is None or found is dense else [outcomes(row) for row in (found, dense)]
+        )
         difference = "" if pair is None else points(asdict(compare(*pair, margin=MARGIN)))[0]
         yield *device, bundle, f"{ms:.0f} ms", str(periods), rate(found), difference
 
@@ -229,22 +281,32 @@ def periods_of(ms: float, hz: float) -> int:
 
 def task_rows(results: Mapping[str, Any]) -> Rows:
     """Every task and bundle that was evaluated, in its first condition."""
-    rows: Rows = [("task", "bundle", "latency", "success", "points to the reference, paired", "McNemar's p")]
+    rows: Rows = [
+        ("task", "bundle", "latency", "success", "points to the reference, paired", "McNemar's p")
+    ]
     for told in results.values():
         against = told.get("against")
         if "curve" in told:
             for row in told["curve"]:
                 latency = "" if row["ms"] is None else f"{row['ms']:.0f} ms"
-                rows.append((task_of(told), row["bundle"], latency, rate(row), *points(row["against_top"])))
+                rows.append(
+                    (task_of(told), row["bundle"], latency, rate(row), *points(row["against_top"]))
+                )
             continue
-        rows.append((task_of(told), told["bundle"], "", rate(told), *points(told.get("comparison"))))
+        rows.append(
+            (task_of(told), told["bundle"], "", rate(told), *points(told.get("comparison")))
+        )
         if against is not None:
-            rows.append((task_of(told), f"{against['bundle']} (reference)", "", rate(against), "", ""))
+            rows.append(
+                (task_of(told), f"{against['bundle']} (reference)", "", rate(against), "", "")
+            )
     return rows
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
-    """Pictures of a result, as file and title: against latency and along the ladder, or the kinds of task."""
+    """Pictures of a result, as file and title: against latency and along the ladder, or the kinds
+    of task.
+    """
     from trimvla.launch.evaluation.figures import draw_curve, draw_rungs, draw_verbs
 
     folder.mkdir(parents=True, exist_ok=True)

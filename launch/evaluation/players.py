@@ -27,9 +27,12 @@ from trimvla.sim.episodes import make_task
 from trimvla.sim.evaluation.latency import Latency, constant, parse
 from trimvla.sim.evaluation.rollout import Player
 
-TASK_FIELDS = ("horizon", "dim", "control_hz", "kinds")  # of a manifest's `action`: alike, or it is another robot
+# of a manifest's `action`: alike, or it is another robot
+TASK_FIELDS = ("horizon", "dim", "control_hz", "kinds")
 MEASURED = "measured"
-CALLS, WARMUP = 40, 5  # of a measurement
+# of a measurement
+CALLS = 40
+WARMUP = 5
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,12 @@ class Bundles:
     def __call__(self) -> Iterator[dict[str, Player]]:
         """Load all, and close them in the end."""
         with ExitStack() as stack:
-            how = {"backend": self.backend, "provider": self.provider, "threads": self.threads, "guided": self.guided}
+            how = {
+                "backend": self.backend,
+                "provider": self.provider,
+                "threads": self.threads,
+                "guided": self.guided,
+            }
             load = partial(Policy.load, **how)
             yield {
                 role: EXPERT if name == EXPERT else stack.enter_context(closing(load(name)))
@@ -57,34 +65,50 @@ class Bundles:
 
 def check_same_task(names: Sequence[str]) -> None:
     """ConfigError where bundles do not drive the same robot as the first."""
-    actions = [(name, bundles.load(bundles.resolve(name)).action) for name in names if name != EXPERT]
+    actions = [
+        (name, bundles.load(bundles.resolve(name)).action) for name in names if name != EXPERT
+    ]
     for (name, action), field in product(actions, TASK_FIELDS):
         reference, first = actions[0]
-        expected, got = getattr(first, field), getattr(action, field)
+        expected = getattr(first, field)
+        got = getattr(action, field)
         if expected != got:
             raise ConfigError(
-                f"expected bundles for the same task: 'action.{field}' is {expected} in '{reference}', "
-                f"got {got} in '{name}'"
+                f"expected bundles for the same task: 'action.{field}' is {expected} in"
+                f" '{reference}', got {got} in '{name}'"
             )
 
 
 def identity(name: str) -> str:
-    """What a bundle computes, wherever it lies: sha256 of its manifest's table of files, shortened."""
+    """What a bundle computes, wherever it lies: sha256 of its manifest's table of files,
+    shortened.
+    """
     if name == EXPERT:
         return EXPERT
     files = bundles.load(bundles.resolve(name)).files
     return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
 
 
-def resolve_latency(word: str, names: Mapping[str, str], players: Bundles, task: str) -> dict[str, Latency]:
-    """One condition: role -> its latency. `measured`, `orin`, `thor`, `orin:0.5`, or what `sim.latency` knows."""
+def resolve_latency(
+    word: str, names: Mapping[str, str], players: Bundles, task: str
+) -> dict[str, Latency]:
+    """One condition: role -> its latency.
+
+    `measured`, `orin`, `thor`, `orin:0.5`, or what `sim.latency` knows.
+    """
     device, _, share = word.partition(":")
     if device in DEVICES:
         attained = _share(word, share)
-        return {role: constant(word, round(estimate(name, device, attained)["ms"], 3)) for role, name in names.items()}
+        return {
+            role: constant(word, round(estimate(name, device, attained)["ms"], 3))
+            for role, name in names.items()
+        }
     if word == MEASURED:
         with players() as opened:
-            return {role: Latency(word, "trace", measure(player, task)) for role, player in opened.items()}
+            return {
+                role: Latency(word, "trace", measure(player, task))
+                for role, player in opened.items()
+            }
     latency = parse(word)
     return dict.fromkeys(names, latency)
 
@@ -93,16 +117,21 @@ def _share(word: str, share: str) -> float:
     try:
         return float(share or 1)
     except ValueError:
-        raise ConfigError(f"expected a device and the share that it attains, as in 'orin:0.5', got {word!r}") from None
+        raise ConfigError(
+            f"expected a device and the share that it attains, as in 'orin:0.5', got {word!r}"
+        ) from None
 
 
 def estimate(name: str, device: str, attained: float = 1.0) -> dict[str, Any]:
-    """The roofline of a bundle: {"ms": of CogACT-Base under the bundle's plan, "bundle_ms": of the bundle itself}.
+    """The roofline of a bundle: {"ms": of CogACT-Base under the bundle's plan, "bundle_ms": of the
+    bundle itself}.
 
     An estimate, and a lower bound; see `policies.roofline`.
     """
-    manifest, found = bundles.load(bundles.resolve(name)), find_device(device)
-    cfg, larger = config_of(manifest), PRESETS[SCALE]
+    manifest = bundles.load(bundles.resolve(name))
+    found = find_device(device)
+    cfg = config_of(manifest)
+    larger = PRESETS[SCALE]
     large = estimate_ms(larger, same_plan(cfg, manifest.plan, larger), found, attained)
     own = estimate_ms(cfg, same_plan(cfg, manifest.plan, cfg), found, attained)
     return {
@@ -119,16 +148,21 @@ def config_of(manifest: Manifest) -> PolicyConfig:
     try:
         return PolicyConfig.from_dict(manifest.policy)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"expected a bundle that says its policy's sizes, for an estimate; got: {error}") from None
+        raise ConfigError(
+            f"expected a bundle that says its policy's sizes, for an estimate; got: {error}"
+        ) from None
 
 
 def measure(player: Player, task: str) -> tuple[float, ...]:
-    """Milliseconds of calls on the first picture of the task, one after the other, on this machine."""
+    """Milliseconds of calls on the first picture of the task, one after the other, on this
+    machine.
+    """
     if isinstance(player, str):
         raise ConfigError("expected a bundle for '--latency measured': the expert does not think")
     with closing(make_task(task)) as opened:
         episode = opened.episode(0, official=opened.official > 0)
-        image, sentence = episode.image, episode.instruction
+        image = episode.image
+        sentence = episode.instruction
         episode.close()
     noise = np.zeros(noise_shape(player), np.float32)
     took = []

@@ -1,4 +1,5 @@
-"""What `trimvla eval` shows and keeps: tables, the sentence that the numbers allow, curves, pictures and films.
+"""What `trimvla eval` shows and keeps: tables, the sentence that the numbers allow, curves,
+pictures and films.
 
 Knows results; plays nothing but the episodes that are filmed.
 """
@@ -36,7 +37,9 @@ def curve_rows(
     rounds: Mapping[Deal, Round],
     margin: float,
 ) -> list[Result]:
-    """One row for every bundle and latency; each bundle but the top of the ladder is compared with it, paired."""
+    """One row for every bundle and latency; each bundle but the top of the ladder is compared with
+    it, paired.
+    """
     top = next(role for role in names if role != "reference")
     rows = []
     for condition, sides in results.items():
@@ -49,7 +52,16 @@ def curve_rows(
                     "bundle": names[role],
                     "latency": condition or None,
                     "ms": None if latency is None else latency.mean_ms,
-                    **{key: side[key] for key in ("success_rate", "interval", "successes", "episodes", "mean_steps")},
+                    **{
+                        key: side[key]
+                        for key in (
+                            "success_rate",
+                            "interval",
+                            "successes",
+                            "episodes",
+                            "mean_steps",
+                        )
+                    },
                     "held": sum(it.held for it in played) / max(1, sum(it.steps for it in played)),
                     "against_top": None if role == top else asdict(paired),
                     "outcomes": "".join(map(str, side["outcomes"])),
@@ -60,19 +72,27 @@ def curve_rows(
 
 def curve_table(rows: Sequence[Result]) -> Table:
     """For people."""
-    table = Table("bundle", "latency", "ms", "success", "95 %", "held", title="success against latency")
+    table = Table(
+        "bundle", "latency", "ms", "success", "95 %", "held", title="success against latency"
+    )
     for row in rows:
         ms = "" if row["ms"] is None else f"{row['ms']:.0f}"
-        rate, (low, high) = f"{row['success_rate']:.3f}", row["interval"]
+        rate = f"{row['success_rate']:.3f}"
+        (low, high) = row["interval"]
         interval = f"{low:.3f} to {high:.3f}"
-        table.add_row(row["bundle"], row["latency"] or "none", ms, rate, interval, f"{row['held']:.0%}")
+        table.add_row(
+            row["bundle"], row["latency"] or "none", ms, rate, interval, f"{row['held']:.0%}"
+        )
     table.caption = "held: share of the steps without an action that was due"
     return table
 
 
 def as_table(args: Args, results: Mapping[str, Result]) -> Table:
     """The card: one row a verb, and all; one column a bundle."""
-    title = f"{args.names['candidate']} on {args.env} ({args.variant}{', swapped instruction' * args.swap_instruction})"
+    title = (
+        f"{args.names['candidate']} on {args.env}"
+        f" ({args.variant}{', swapped instruction' * args.swap_instruction})"
+    )
     roles = [role for role in ("candidate", "reference", *args.rungs) if role in results]
     sides = [results[role] for role in roles]
     heads = ["succeeded"] if len(roles) == 1 else [args.names[role] for role in roles]
@@ -103,17 +123,22 @@ def pairs_table(args: Args, comparison: Result) -> Table:
 
 def sentence(candidate: str, reference: str, comparison: Result) -> str:
     """What the numbers allow one to say."""
-    (low, high), margin = comparison["interval"], comparison["margin"]
+    (low, high) = comparison["interval"]
+    margin = comparison["margin"]
     points = f"{100 * margin:g} points"
     if comparison["non_inferior"]:
         verdict = f"{candidate} is not inferior to {reference} at a margin of {points}"
     elif high < -margin:
         verdict = f"{candidate} is inferior to {reference} by more than {points}"
     else:
-        verdict = f"these episodes do not settle whether {candidate} is inferior to {reference} by {points}"
+        verdict = (
+            f"these episodes do not settle whether {candidate} is inferior to {reference} by"
+            f" {points}"
+        )
     return (
-        f"{verdict}: the difference in success rate is {100 * comparison['difference']:+.1f} points, "
-        f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}; McNemar's exact p = {comparison['p_value']:.3g}"
+        f"{verdict}: the difference in success rate is {100 * comparison['difference']:+.1f}"
+        f" points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}; McNemar's exact p ="
+        f" {comparison['p_value']:.3g}"
     )
 
 
@@ -148,7 +173,9 @@ def draw(told: Result, args: Args) -> None:
 
 
 def film_names(roles: Sequence[str]) -> dict[str, str]:
-    """Role -> the first part of its films' names: the last part of a bundle's path, numbered where that is taken."""
+    """Role -> the first part of its films' names: the last part of a bundle's path, numbered where
+    that is taken.
+    """
     names: dict[str, str] = {}
     for role in roles:
         name = base = Path(role).name
@@ -161,7 +188,9 @@ def film_names(roles: Sequence[str]) -> dict[str, str]:
 
 
 def film(args: Args, match: Match, rounds: Mapping[Deal, Round], places: Sequence[int]) -> None:
-    """Play the chosen episodes once more, in the first condition, and film them; an outcome that changed is told."""
+    """Play the chosen episodes once more, in the first condition, and film them; an outcome that
+    changed is told.
+    """
     from trimvla.launch.evaluation.video import Clip, write
     from trimvla.sim.episodes import Episode, make_task
     from trimvla.sim.evaluation.rollout import run_episode
@@ -184,6 +213,8 @@ def film(args: Args, match: Match, rounds: Mapping[Deal, Round], places: Sequenc
                 late = match.setting.latencies.get(condition, {}).get(role)
                 outcome = run_episode(player, task, seed, match.setting, latency=late, watch=keep)
                 if outcome != rounds[condition, seed][role]:
-                    log.warning("seed %d of %s ended otherwise when it was filmed: %s", seed, role, outcome)
+                    log.warning(
+                        "seed %d of %s ended otherwise when it was filmed: %s", seed, role, outcome
+                    )
                 clip = Clip(pictures, outcome.instruction, outcome.success)
                 write(args.out / f"{names[role]}-{seed}.mp4", [clip], task.control_hz)

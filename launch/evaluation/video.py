@@ -1,4 +1,5 @@
-"""Films of episodes: pictures with the instruction, the clock and the outcome drawn under them, as MP4 or GIF.
+"""Films of episodes: pictures with the instruction, the clock and the outcome drawn under them, as
+MP4 or GIF.
 
 Knows pixels and files; knows no simulator. Pictures are uint8[h, w, 3] RGB.
 """
@@ -16,9 +17,11 @@ from trimvla.runtime.errors import ConfigError, TrimvlaError
 
 BAND = 56  # pixels under the picture
 LINGER_S = 1.2  # how long the last picture of an episode stays
-INK, PAPER = (235, 235, 235), (24, 26, 30)
+INK = (235, 235, 235)
+PAPER = (24, 26, 30)
 GIF_PALETTE_FROM = 16  # pictures
-GOOD, BAD = (90, 200, 120), (230, 100, 90)
+GOOD = (90, 200, 120)
+BAD = (230, 100, 90)
 
 
 class VideoError(TrimvlaError):
@@ -60,7 +63,9 @@ def write(path: Path, clips: Sequence[Clip], fps: float) -> Path:
 def check_suffix(path: Path) -> None:
     """Raise ConfigError for a file name that says of no film that can be written."""
     if path.suffix not in WRITERS:
-        raise ConfigError(f"expected one of {sorted(WRITERS)}, got {path.suffix!r} for the video's suffix")
+        raise ConfigError(
+            f"expected one of {sorted(WRITERS)}, got {path.suffix!r} for the video's suffix"
+        )
 
 
 def drawn(clip: Clip, fps: float) -> Iterator[np.ndarray]:
@@ -73,8 +78,12 @@ def drawn(clip: Clip, fps: float) -> Iterator[np.ndarray]:
         yield from [last] * max(1, round(LINGER_S * fps))
 
 
-def with_band(picture: np.ndarray, title: str, status: str, ink: tuple[int, int, int]) -> np.ndarray:
-    """uint8[h + BAND, w, 3]: the picture above two lines of text; sides are even, as MP4 wants them."""
+def with_band(
+    picture: np.ndarray, title: str, status: str, ink: tuple[int, int, int]
+) -> np.ndarray:
+    """uint8[h + BAND, w, 3]: the picture above two lines of text; sides are even, as MP4 wants
+    them.
+    """
     height, width = (side - side % 2 for side in picture.shape[:2])
     canvas = Image.new("RGB", (width, height + BAND), PAPER)
     canvas.paste(Image.fromarray(picture[:height, :width]))
@@ -114,15 +123,23 @@ def _write_mp4(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
 def _write_gif(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
     """One palette for all and no dithering: what does not move costs nothing."""
     palette = _palette(np.concatenate(pictures[:: max(1, len(pictures) // GIF_PALETTE_FROM)]))
-    images = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+    images = [
+        Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
+        for picture in pictures
+    ]
+    images[0].save(
+        path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
+    )
     with Image.open(path) as film:
         _check_count(path, 1, min(1, getattr(film, "n_frames", 0)))
 
 
 def _palette(sample: np.ndarray) -> Image.Image:
-    """256 colours: most for what covers much (shades of the table), some for what is small (a red can)."""
-    picture, colors = Image.fromarray(sample), []
+    """256 colours: most for what covers much (shades of the table), some for what is small (a red
+    can).
+    """
+    picture = Image.fromarray(sample)
+    colors = []
     for count, method in ((192, Image.Quantize.MEDIANCUT), (64, Image.Quantize.MAXCOVERAGE)):
         colors += (picture.quantize(count, method).getpalette() or [])[: 3 * count]
     palette = Image.new("P", (1, 1))

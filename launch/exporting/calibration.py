@@ -1,4 +1,6 @@
-"""Calibration frames for `trim` and `export`: named ones, those of a run's demonstrations, or fresh simulated ones."""
+"""Calibration frames for `trim` and `export`: named ones, those of a run's demonstrations, or fresh
+simulated ones.
+"""
 
 from __future__ import annotations
 
@@ -6,54 +8,79 @@ import tempfile
 from pathlib import Path
 
 from trimvla.policies.sizes.config import PolicyConfig
-from trimvla.policies.trimming.calibrate import Calibration, calibration_from_shards, load_calibration
+from trimvla.policies.trimming.calibrate import (
+    Calibration,
+    calibration_from_shards,
+    load_calibration,
+)
 from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
 from trimvla.runtime.errors import ConfigError
 
 SHARDS = "demos/*.npz"
 RECORDINGS = (".mcap", ".partial")
 SIMULATED = "tabletop"  # the policy whose pictures come from our own simulator
-FRESH_SHARD = 10_000  # seeds that no training uses: 1,000,000 and as many times its episodes further
+# seeds that no training uses: 1,000,000 and as many times its episodes further
+FRESH_SHARD = 10_000
 
 
 def find_calibration(
     named: Path | None, source: Path, cfg: PolicyConfig, tokenizer: Path, *, frames: int, seed: int
 ) -> Calibration:
-    """The data that is named, else frames of the run folder's demonstrations, else of fresh ones."""
+    """The data that is named, else frames of the run folder's demonstrations, else of fresh
+    ones.
+    """
     if named is not None and named.suffix in RECORDINGS:
         from trimvla.launch.exporting.recorded_frames import calibration_from_recording
 
-        return calibration_from_recording(named, cfg, load_tokenizer(tokenizer, error=ConfigError), frames, seed)
+        return calibration_from_recording(
+            named, cfg, load_tokenizer(tokenizer, error=ConfigError), frames, seed
+        )
     if named is not None:
         return load_calibration(named, cfg)
     shards = sorted(source.glob(SHARDS))
     if not shards and cfg.name == SIMULATED:
         with tempfile.TemporaryDirectory() as directory:
             return simulate(Path(directory), cfg, tokenizer, frames=frames, seed=seed)
-    return calibration_from_shards(shards, cfg, lambda: load_tokenizer(tokenizer, error=ConfigError), frames, seed)
+    return calibration_from_shards(
+        shards, cfg, lambda: load_tokenizer(tokenizer, error=ConfigError), frames, seed
+    )
 
 
 def simulate(
-    directory: Path, cfg: PolicyConfig, tokenizer: Path, *, frames: int, seed: int, env: str = SIMULATED
+    directory: Path,
+    cfg: PolicyConfig,
+    tokenizer: Path,
+    *,
+    frames: int,
+    seed: int,
+    env: str = SIMULATED,
 ) -> Calibration:
     """Frames of a shard of demonstrations that no policy was trained on; it stays in the directory.
 
     Raises:
-        ConfigError: the environment's expert makes no demonstrations, or something that it needs is not installed.
+        ConfigError: the environment's expert makes no demonstrations, or something that it needs is
+            not installed.
     """
     from trimvla.sim.simpler import demonstrations as simpler_demonstrations
     from trimvla.sim.tabletop import demonstrations
 
     family, _, task = env.partition(":")
     if family == "simpler":
-        task = task.partition(":")[0]  # which of the numbered states are played does not matter here
+        # which of the numbered states are played does not matter here
+        task = task.partition(":")[0]
         shard = simpler_demonstrations.shard_path(directory, task, FRESH_SHARD)
-        making = simpler_demonstrations.make_shards(directory, 1, 1, first=FRESH_SHARD, names=(task,))
+        making = simpler_demonstrations.make_shards(
+            directory, 1, 1, first=FRESH_SHARD, names=(task,)
+        )
     elif family == SIMULATED:
         shard = demonstrations.shard_path(directory, FRESH_SHARD)
         making = demonstrations.make_shards(directory, 1, 1, first=FRESH_SHARD)
     else:
-        raise ConfigError(f"expected tabletop or simpler:TASK, which have demonstrations, got {env!r}")
+        raise ConfigError(
+            f"expected tabletop or simpler:TASK, which have demonstrations, got {env!r}"
+        )
     for _ in making:
         pass
-    return calibration_from_shards([shard], cfg, lambda: load_tokenizer(tokenizer, error=ConfigError), frames, seed)
+    return calibration_from_shards(
+        [shard], cfg, lambda: load_tokenizer(tokenizer, error=ConfigError), frames, seed
+    )

@@ -17,10 +17,14 @@ class ExportOptions(Options):
     """Where the bundle goes; its last part becomes the bundle's name."""
 
     preset: str | None = None
-    """Sizes of an official checkpoint, or of random weights: cogact-small, cogact-base or cogact-large."""
+    """Sizes of an official checkpoint, or of random weights: cogact-small, cogact-base or
+    cogact-large.
+    """
 
     random_weights: bool = False
-    """Export a policy of this preset that was never trained: what latency and memory are measured with."""
+    """Export a policy of this preset that was never trained: what latency and memory are measured
+    with.
+    """
 
     seed: int = 0
     """Of the random weights."""
@@ -31,13 +35,17 @@ class ExportOptions(Options):
     weights: the first three."""
 
     calibration: Path | None = None
-    """Frames for int8, as `trimvla trim` takes them (default: demonstrations, made for the tabletop where none are)."""
+    """Frames for int8, as `trimvla trim` takes them (default: demonstrations, made for the tabletop
+    where none are).
+    """
 
     frames: int = 64
     """How many of the demonstrations' frames."""
 
     checkpoint: str | None = None
-    """Name of the .pt file in `checkpoints/` of an official checkpoint; needed where there are several."""
+    """Name of the .pt file in `checkpoints/` of an official checkpoint; needed where there are
+    several.
+    """
 
     tokenizer: Path | None = None
     """`tokenizer.json`, where it does not lie in the source."""
@@ -61,16 +69,22 @@ class ExportOptions(Options):
     """Likewise: run the head's blocks at every n-th DDIM step only."""
 
     control_hz: float = 5.0
-    """Rows of an action chunk per second (5 for the tabletop and WidowX, 3 for the Google robot)."""
+    """Rows of an action chunk per second (5 for the tabletop and WidowX, 3 for the Google
+    robot).
+    """
 
     guided: bool = False
-    """Also export the action stage with rows that are known, for real-time chunking; it shares the other's weights."""
+    """Also export the action stage with rows that are known, for real-time chunking; it shares the
+    other's weights.
+    """
 
     overwrite: bool = False
     """Replace a bundle that is there."""
 
     no_resume: bool = False
-    """Begin anew where a killed export of the same has left `OUT.partial` (official checkpoints and random weights)."""
+    """Begin anew where a killed export of the same has left `OUT.partial` (official checkpoints and
+    random weights).
+    """
 
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""

@@ -12,5 +12,7 @@ def as_table(result: Result) -> Table:
     table = Table("group", "compared", "worst difference", "tolerance", "at")
     for name, row in result["groups"].items():
         worst = f"{row['worst']:.2e}{' relative' if row.get('relative') else ''}"
-        table.add_row(name, str(row["compared"]), worst, f"{row['tolerance']:.0e}", str(row["worst_key"]))
+        table.add_row(
+            name, str(row["compared"]), worst, f"{row['tolerance']:.0e}", str(row["worst_key"])
+        )
     return table

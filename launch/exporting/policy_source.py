@@ -1,4 +1,5 @@
-"""Where a policy comes from: a run folder, a bundle with its checkpoint beside it, or an official checkpoint.
+"""Where a policy comes from: a run folder, a bundle with its checkpoint beside it, or an official
+checkpoint.
 
 Knows files and presets; decides nothing about what is made of the policy.
 """
@@ -30,7 +31,8 @@ def is_official(source: Path) -> bool:
 
 
 def load_policy(source: Path, preset: str | None, name: str | None = None) -> CogAct:
-    """The torch policy of the source; `name` is that of the .pt file, where an official checkpoint has several.
+    """The torch policy of the source; `name` is that of the .pt file, where an official checkpoint
+    has several.
 
     Raises:
         ConfigError: an official checkpoint without a known preset.

@@ -1,7 +1,8 @@
-"""Calibration frames from a recording: what the policy's camera showed while a task was held, with its instruction.
+"""Calibration frames from a recording: what the policy's camera showed while a task was held, with
+its instruction.
 
-Works for recordings of a policy and of a person who drives, as long as `task` was published. Knows recordings and
-calibration data; decides nothing about a plan.
+Works for recordings of a policy and of a person who drives, as long as `task` was published. Knows
+recordings and calibration data; decides nothing about a plan.
 """
 
 from __future__ import annotations
@@ -44,13 +45,17 @@ def calibration_from_recording(
     camera = recorded_policy(recording).camera
     drawn = draw(samples(recording, cfg.image_size, camera), frames, np.random.default_rng(seed))
     if not drawn:
-        raise ConfigError(f"{path}: expected frames of the camera '{camera}' while a task was held, got none")
+        raise ConfigError(
+            f"{path}: expected frames of the camera '{camera}' while a task was held, got none"
+        )
     images = np.stack([image for image, _ in drawn])
     return calibration_of(cfg, images, [instruction for _, instruction in drawn], tokenizer)
 
 
 def samples(recording: Recording, image_size: int, camera: str) -> Iterator[Sample]:
-    """Every frame of the camera that came while a task was active, resized as the policy does it."""
+    """Every frame of the camera that came while a task was active, resized as the policy does
+    it.
+    """
     color = f"{camera}/color"
     instruction = ""
     for entry in recording.entries(lambda name: name in ("task", color)):

@@ -1,4 +1,6 @@
-"""`trimvla export` of what is larger than memory: an official checkpoint, or random weights at a preset's size."""
+"""`trimvla export` of what is larger than memory: an official checkpoint, or random weights at a
+preset's size.
+"""
 
 from __future__ import annotations
 
@@ -34,22 +36,31 @@ PROVING = "a slice against torch"
 
 
 def run_streamed(args: ExportOptions, weights: Weights, wanted: Wanted) -> Result:
-    """Export, one weight in memory at a time; the slice's parity, and what memory and time it took."""
+    """Export, one weight in memory at a time; the slice's parity, and what memory and time it
+    took.
+    """
     if args.guided:
         raise ConfigError(
-            "expected no --guided for an official checkpoint or random weights: not exported from these yet"
+            "expected no --guided for an official checkpoint or random weights: not exported from"
+            " these yet"
         )
     started = time.monotonic()
     expected = plan_memory(wanted.cfg, shape_of(wanted.cfg, wanted.plan), wanted.precision).weights
     with shown(sum(expected.values())) as report:
         manifest = export_streamed(
-            weights, wanted, args.out, overwrite=args.overwrite, resume=not args.no_resume, report=report
+            weights,
+            wanted,
+            args.out,
+            overwrite=args.overwrite,
+            resume=not args.no_resume,
+            report=report,
         )
     peak = peak_bytes()
     args.console().print(as_table(manifest.parity))
     args.console().print(manifest.parity["scope"])
     args.console().print(
-        f"largest stage {max(expected.values()) / GIB:.2f} GiB of weights, peak memory {peak / GIB:.2f} GiB"
+        f"largest stage {max(expected.values()) / GIB:.2f} GiB of weights, peak memory"
+        f" {peak / GIB:.2f} GiB"
     )
     return {
         "ok": True,
@@ -57,7 +68,10 @@ def run_streamed(args: ExportOptions, weights: Weights, wanted: Wanted) -> Resul
         "dtype": wanted.precision,
         "parity": manifest.parity,
         "bytes": sum(file.bytes for file in manifest.files.values()),
-        "stage_bytes": {name: manifest.files[f"{stage.file}.data"].bytes for name, stage in manifest.stages.items()},
+        "stage_bytes": {
+            name: manifest.files[f"{stage.file}.data"].bytes
+            for name, stage in manifest.stages.items()
+        },
         "seconds": round(time.monotonic() - started, 1),
         "peak_bytes": peak,
         "peak_over_largest_stage": round(peak / max(expected.values()), 3),
@@ -68,13 +82,16 @@ def streamed_precision(text: str) -> str:
     """The precision that is meant, if a policy can be streamed in it."""
     name = precision_named(text)
     if name not in DTYPES:
-        raise ConfigError(f"expected --dtype as one of {list(DTYPES)} for a policy that is streamed, got {text!r}")
+        raise ConfigError(
+            f"expected --dtype as one of {list(DTYPES)} for a policy that is streamed, got {text!r}"
+        )
     return name
 
 
 def random_source(args: ExportOptions) -> tuple[Weights, Wanted]:
     """Random weights, a plan by sizes, and placeholders for what a checkpoint would bring."""
-    cfg, now = find_preset(args.preset or ""), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    cfg = find_preset(args.preset or "")
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     plan = load_plan(args.plan) if args.plan else counted_plan(args, cfg, now)
     wanted = Wanted(
         cfg,
@@ -82,7 +99,9 @@ def random_source(args: ExportOptions) -> tuple[Weights, Wanted]:
         streamed_precision(args.dtype),
         statistics=placeholder_statistics(cfg),
         statistics_key=KEY,
-        tokenizer=read_tokenizer(args.tokenizer, cfg) if args.tokenizer else placeholder_tokenizer(cfg.prompt),
+        tokenizer=read_tokenizer(args.tokenizer, cfg)
+        if args.tokenizer
+        else placeholder_tokenizer(cfg.prompt),
         control_hz=args.control_hz,
     )
     return RandomWeights(cfg, args.seed), wanted
@@ -106,7 +125,13 @@ def official_source(
     """An official checkpoint, mapped, with its own statistics and tokenizer."""
     table = read_table(statistics, error=ConfigError)
     key = choose_key(table, args.statistics_key)
-    chosen(table, key, default_actions(cfg, args.control_hz, key), where=str(statistics), error=ConfigError)
+    chosen(
+        table,
+        key,
+        default_actions(cfg, args.control_hz, key),
+        where=str(statistics),
+        error=ConfigError,
+    )
     wanted = Wanted(
         cfg,
         Plan() if args.plan is None else load_plan(args.plan),
@@ -125,7 +150,10 @@ def default_actions(cfg: PolicyConfig, control_hz: float, key: str) -> ActionSpe
 
 
 def choose_key(statistics: Iterable[str], asked: str | None) -> str:
-    """The dataset that is meant. Raises ConfigError where it is unknown or not said among several."""
+    """The dataset that is meant.
+
+    Raises ConfigError where it is unknown or not said among several.
+    """
     keys = sorted(statistics)
     if asked is None and len(keys) == 1:
         return keys[0]

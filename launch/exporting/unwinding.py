@@ -7,12 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)  # by default these end a process without running any `finally`
+# by default these end a process without running any `finally`
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def unwinding() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise SystemExit in the block, with a shell's status: nothing half-written stays.
+    """SIGTERM and SIGHUP raise SystemExit in the block, with a shell's status: nothing half-written
+    stays.
 
     Does nothing outside the main thread, which alone receives signals.
     """

@@ -29,7 +29,13 @@ from trimvla.launch.exporting.policy_source import (
     is_official,
     load_policy,
 )
-from trimvla.launch.exporting.stream import choose_key, default_actions, official_source, random_source, run_streamed
+from trimvla.launch.exporting.stream import (
+    choose_key,
+    default_actions,
+    official_source,
+    random_source,
+    run_streamed,
+)
 from trimvla.launch.exporting.unwinding import unwinding
 from trimvla.launch.options import Result
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
@@ -41,19 +47,29 @@ from trimvla.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class ExportArgs(ExportOptions):
-    """Export a policy to a bundle: ONNX stages, manifest, tokenizer, statistics, and the proof of parity."""
+    """Export a policy to a bundle: ONNX stages, manifest, tokenizer, statistics, and the proof of
+    parity.
+    """
 
     source: Positional[Path | None] = None
-    """A run folder of `trimvla train`, a bundle with its checkpoint beside it (by path, or a shipped one by name), or a
-    directory in the official checkpoint layout (then --preset is needed). None with --random-weights."""
+    """A run folder of `trimvla train`, a bundle with its checkpoint beside it (by path, or a
+    shipped one by name), or a directory in the official checkpoint layout (then --preset is
+    needed). None with --random-weights.
+    """
 
     def __post_init__(self) -> None:
         """Raise ConfigError where options do not go together."""
-        counts = (self.layers, self.mlp_keep, self.tokens, self.cache_interval) != (None, 1.0, None, 1)
+        counts = (self.layers, self.mlp_keep, self.tokens, self.cache_interval) != (
+            None,
+            1.0,
+            None,
+            1,
+        )
         if counts and (not self.random_weights or self.plan is not None):
             raise ConfigError(
-                "expected --layers, --mlp-keep, --tokens and --cache-interval only with --random-weights and without "
-                "--plan: what a trained policy can do without is for `trimvla trim` to find out"
+                "expected --layers, --mlp-keep, --tokens and --cache-interval only with"
+                " --random-weights and without --plan: what a trained policy can do without is for"
+                " `trimvla trim` to find out"
             )
         if (self.source is None) != self.random_weights:
             got = "neither" if self.source is None else "both"

@@ -1,6 +1,8 @@
-"""What is done to a running system: signals, switches, other senders, and what people do at the desk.
+"""What is done to a running system: signals, switches, other senders, and what people do at the
+desk.
 
-Every action takes the scene and returns at once or within a second. Knows processes and messages; not what must follow.
+Every action takes the scene and returns at once or within a second. Knows processes and messages;
+not what must follow.
 """
 
 from __future__ import annotations
@@ -100,7 +102,9 @@ def kill_late(process: str, after_s: float) -> Action:
 
 def _task_age_s(scene: Scene) -> float:
     """The supervisor's age, which gives the task from its start on."""
-    started = float(Path(f"/proc/{scene.supervisor}/stat").read_text().rsplit(")", 1)[1].split()[19])
+    started = float(
+        Path(f"/proc/{scene.supervisor}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    )
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
@@ -137,10 +141,10 @@ def no_metrics(scene: Scene, report: Reports) -> bool:
 
 
 PUBLISH = (
-    "import sys; from pathlib import Path; from trimvla.runtime.bus.sockets import Publisher;"
-    " from trimvla.runtime.bus.topics import topic; from trimvla.runtime.errors import TrimvlaError\n"
-    "try: Publisher(Path(sys.argv[1]), topic(sys.argv[2])).close()\n"
-    "except TrimvlaError as error: sys.exit(f'error: {error}')"
+    "import sys; from pathlib import Path; from trimvla.runtime.bus.sockets import Publisher; from"
+    " trimvla.runtime.bus.topics import topic; from trimvla.runtime.errors import"
+    " TrimvlaError\ntry: Publisher(Path(sys.argv[1]), topic(sys.argv[2])).close()\nexcept"
+    " TrimvlaError as error: sys.exit(f'error: {error}')"
 )
 
 
@@ -165,14 +169,18 @@ def _start(scene: Scene, command: list[str]) -> None:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         words = ended.stderr.strip().splitlines() or [""]
         status = f"status {ended.returncode}: {words[-1]}"
-        scene.refused.append(words[-1] if ended.returncode and words[-1].startswith("error: ") else status)
+        scene.refused.append(
+            words[-1] if ended.returncode and words[-1].startswith("error: ") else status
+        )
 
     scene.refused.clear()
     threading.Thread(target=wait, daemon=True).start()
 
 
 def flood_tokens(scene: Scene) -> None:
-    """Strangers flood a served policy with wrong tokens; a client with the right one asks meanwhile."""
+    """Strangers flood a served policy with wrong tokens; a client with the right one asks
+    meanwhile.
+    """
 
     def measure() -> None:
         folder = scene.run_dir / "served"
@@ -199,7 +207,9 @@ def garbage_is_counted(scene: Scene, report: Reports) -> bool:
 
 
 def press_briefly(scene: Scene) -> None:
-    """A second sender of the emergency stop: pressed for 60 ms, between two others' "not pressed"."""
+    """A second sender of the emergency stop: pressed for 60 ms, between two others' "not
+    pressed".
+    """
     with Desk(scene.run_dir) as second:
         _until_connected()
         scene.broken_ns = monotonic_ns()

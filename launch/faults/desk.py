@@ -1,7 +1,9 @@
-"""The desk of a system under fault injection: task, emergency stop, dead-man switch and operator, over real sockets.
+"""The desk of a system under fault injection: task, emergency stop, dead-man switch and operator,
+over real sockets.
 
-Where nobody else gives the task, the desk does. A thread repeats what must be repeated, so that whoever breaks
-something may take his time. Knows messages and how often they are due; judges nothing.
+Where nobody else gives the task, the desk does. A thread repeats what must be repeated, so that
+whoever breaks something may take his time. Knows messages and how often they are due; judges
+nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Plays one row of the fault table on a running system: break, watch, mend, wait until the robot moves again.
+"""Plays one row of the fault table on a running system: break, watch, mend, wait until the robot
+moves again.
 
-Times are from the moment at which the fault took effect. Knows what must follow; the monitor judges the commands.
+Times are from the moment at which the fault took effect. Knows what must follow; the monitor judges
+the commands.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class Play:
         self.outcome = Outcome(row.name, row.must)
         self._armed_ns = 0
         self.first = 0
-        """Where this row's violations begin among the monitor's; those before it belong to what lies between rows."""
+        """Where this row's violations begin among the monitor's; those before it belong to what
+        lies between rows.
+        """
 
     def run(self) -> Outcome:
         """Everything; the outcome."""
@@ -82,7 +86,9 @@ class Play:
         if not self._monitor.until(self._flows, START_S):
             control = self._monitor.report("control")
             what = f"control is {control.state} ({control.reason})"
-            raise NotStartedError(f"'{self._row.name}': expected actions within {START_S:g} s; {what}")
+            raise NotStartedError(
+                f"'{self._row.name}': expected actions within {START_S:g} s; {what}"
+            )
 
     def _flows(self) -> bool:
         """Whether nothing but actions was sent for a while, at about the rate that was promised."""
@@ -92,7 +98,9 @@ class Play:
         return enough and all(command.kind == "action" for command in sent)
 
     def _arm_if_idle(self) -> None:
-        """The operator's part, where the desk gives the task: arm once the policy has chunks for it."""
+        """The operator's part, where the desk gives the task: arm once the policy has chunks for
+        it.
+        """
         desk = self._scene.desk
         ready = self._monitor.report("policy").state == "running"
         idle = self._monitor.report("control").state == "idle"
@@ -102,7 +110,9 @@ class Play:
             desk.request("arm")
 
     def _break(self) -> int:
-        """Do it; when it took effect: a process that is to go wrong begins with its next image or call."""
+        """Do it; when it took effect: a process that is to go wrong begins with its next image or
+        call.
+        """
         scene = self._scene
         scene.broken_ns = monotonic_ns()
         self._row.do(scene)
@@ -154,7 +164,8 @@ class Play:
 
     def _count(self, broken_ns: int, end_ns: int) -> None:
         """What was sent while the fault lasted, and the state that it led to."""
-        outcome, must = self.outcome, self._row.must
+        outcome = self.outcome
+        must = self._row.must
         sent = [c for c in self._monitor.since(broken_ns) if c.time_ns <= end_ns]
         actions = [command for command in sent if command.kind == "action"]
         outcome.actions = len(actions)
@@ -166,7 +177,9 @@ class Play:
         outcome.state = f"{who}: {'hold, then running' if must == 'hold at times' else state}"
 
     def _recover(self, mended_ns: int) -> None:
-        """Wait until the robot moves as before, or, where nobody commands it any more, until nobody is left."""
+        """Wait until the robot moves as before, or, where nobody commands it any more, until nobody
+        is left.
+        """
         outcome = self.outcome
         if self._row.must == "robot holds":
             if not self._monitor.until(lambda: not self._scene.pids(), GONE_S):
@@ -184,6 +197,9 @@ def passed(row: Row, outcome: Outcome) -> bool:
     """Whether all that must follow did."""
     if outcome.detected_ms is None or outcome.broken:
         return False
-    in_time = row.must in ("go on", "gate", "refuse") or outcome.detected_ms <= max(BOUND_S, row.bound_s) * 1e3
+    in_time = (
+        row.must in ("go on", "gate", "refuse")
+        or outcome.detected_ms <= max(BOUND_S, row.bound_s) * 1e3
+    )
     quiet = row.must not in ("hold", "stop", "robot holds") or outcome.actions_after_bound == 0
     return in_time and quiet and (row.must == "robot holds" or outcome.recovery_ms is not None)

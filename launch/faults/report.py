@@ -1,4 +1,7 @@
-"""What a run of the fault table says: a table for people, and the same as Markdown. Knows results; plays nothing."""
+"""What a run of the fault table says: a table for people, and the same as Markdown.
+
+Knows results; plays nothing.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,9 @@ def as_markdown(result: Result) -> str:
 
 def title(result: Result) -> str:
     """The whole run in a line."""
-    counts = f"{result['commands']} commands, {result['violations_between_rows']} violations between"
+    counts = (
+        f"{result['commands']} commands, {result['violations_between_rows']} violations between"
+    )
     passed = sum(row["ok"] for row in result["rows"])
     rows = f"{passed} of {len(result['rows'])} rows ok in {result['seconds']:.0f} s"
     return f"Hold within {result['bound_ms']:.0f} ms, {rows}; {counts}"

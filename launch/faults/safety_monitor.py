@@ -1,8 +1,9 @@
 """The safety monitor: an independent observer that judges every command on the wire.
 
-It shares nothing with the gate, the queue or the control loop but the topics: its arithmetic is its own. Every
-violation of the promise is kept with the time of its command, from the first command to the last, so that nothing
-between two faults is forgotten. Knows limits, ages, kinds and messages; starts nothing.
+It shares nothing with the gate, the queue or the control loop but the topics: its arithmetic is its
+own. Every violation of the promise is kept with the time of its command, from the first command to
+the last, so that nothing between two faults is forgotten. Knows limits, ages, kinds and messages;
+starts nothing.
 """
 
 from __future__ import annotations
@@ -128,7 +129,9 @@ class Judge:
             still = before.action[i] if before is not None else value
             expected = {"delta": 0.0, "absolute": still, "gripper": still}.get(kind, value)
             if value != expected:
-                found.append(f"a hold that moves: {value!r} instead of {expected!r} in dimension {i}")
+                found.append(
+                    f"a hold that moves: {value!r} instead of {expected!r} in dimension {i}"
+                )
         return found
 
     def outside(self, arm: Report) -> list[str]:
@@ -149,7 +152,9 @@ class Judge:
         return [f"{sent} commands within a second"] if sent > most else []
 
     def _purpose(self, command: Command) -> list[str]:
-        """An action serves the task as it was at the tick before; its chunk was made for that instruction."""
+        """An action serves the task as it was at the tick before; its chunk was made for that
+        instruction.
+        """
         if command.kind != "action" or command.chunk_sequence is None or not self._tasks:
             return []
         chunk = self._chunks.get(command.chunk_sequence)
@@ -163,7 +168,9 @@ class Judge:
 
 
 def _sudden(value: float, previous: float, change: float) -> bool:
-    """Whether an action differs too much from the one before; one that only brakes may, as a hold may."""
+    """Whether an action differs too much from the one before; one that only brakes may, as a hold
+    may.
+    """
     brakes = min(0.0, previous) - SLACK <= value <= max(0.0, previous) + SLACK
     return abs(value - previous) > change + SLACK and not brakes
 

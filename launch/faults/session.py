@@ -1,4 +1,5 @@
-"""One running system that faults happen to: started as `trimvla run` starts it, with an arm beside it, and observed.
+"""One running system that faults happen to: started as `trimvla run` starts it, with an arm beside
+it, and observed.
 
 Knows what to start and to stop; neither what is broken nor what must follow.
 """
@@ -52,7 +53,9 @@ def running(system: System, bundle: str) -> Iterator[Session]:
         scene.desk = stack.enter_context(Desk(run_dir))
         file = _write(run_dir / "faults.msgpack", sections(bundle, system))
         began_ns = monotonic_ns()
-        group = _start("run", ["run", file, *_options(system, run_dir, stack), *where], run_dir, stack)
+        group = _start(
+            "run", ["run", file, *_options(system, run_dir, stack), *where], run_dir, stack
+        )
         scene.supervisor = group.pid
         if system == "desk":
             scene.desk.held = True

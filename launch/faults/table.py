@@ -1,7 +1,9 @@
-"""The table of faults, and the systems that they happen to: real processes, real signals, real sockets.
+"""The table of faults, and the systems that they happen to: real processes, real signals, real
+sockets.
 
-Each row says what is done, what must follow, and how it is undone. Amounts are stated against the budget that they
-must break, never against the speed of a machine. Knows no result; what is done is in `fault_actions`.
+Each row says what is done, what must follow, and how it is undone. Amounts are stated against the
+budget that they must break, never against the speed of a machine. Knows no result; what is done is
+in `fault_actions`.
 """
 
 from __future__ import annotations
@@ -33,14 +35,18 @@ BOUND_S = MAX_AGE_S + 2 / HZ
 STOP_S = 2 / HZ + 0.1
 """From a person's stop to the last action: two periods, and a tick that is late."""
 ALIKE_S = BOUND_S + 0.8
-"""Where only the robot's motion tells that images are old: also the time in which it gains speed and moves by 0.1 m."""
+"""Where only the robot's motion tells that images are old: also the time in which it gains speed
+and moves by 0.1 m.
+"""
 CAMERAS = ("front", "wrist")
 CAMERA_HZ = 20.0
 
-Expectation = Literal["hold", "hold at times", "go on", "gate", "stop", "robot holds", "robot waits", "refuse"]
+Expectation = Literal[
+    "hold", "hold at times", "go on", "gate", "stop", "robot holds", "robot waits", "refuse"
+]
 # hold           no action from the bound on, until the fault is undone
-# hold at times  a hold within the bound; what comes back by itself may act again, and so may what leads back to where
-#                the robot's state stands
+# hold at times  a hold within the bound; what comes back by itself may act again, and so may what
+#                leads back to where the robot's state stands
 # go on          nothing that the robot notices
 # gate           actions go on, brought back to the limits
 # stop           no action from two periods on, until a person lets the robot move again
@@ -51,8 +57,14 @@ System = Literal["steady", "desk", "port", "orphan", "hangup"]
 
 
 def sections(bundle: str, system: System = "steady", hz: float = HZ) -> dict[str, dict[str, Any]]:
-    """The system's processes, for a bundle of this rate. The arm is a process of its own, as a driver is."""
-    cameras = {f"camera-{name}": {"process": "faulty-camera", "name": name, "hz": CAMERA_HZ} for name in CAMERAS}
+    """The system's processes, for a bundle of this rate.
+
+    The arm is a process of its own, as a driver is.
+    """
+    cameras = {
+        f"camera-{name}": {"process": "faulty-camera", "name": name, "hz": CAMERA_HZ}
+        for name in CAMERAS
+    }
     policy = {
         "process": "faulty-policy",
         "bundle": bundle,
@@ -134,15 +146,37 @@ def _moving(**faults: Fault) -> Action:
     return switch(**faults, policy=Fault("sweep", HIGH[0]))
 
 
-STOP, GO, KILL = signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL
+STOP = signal.SIGSTOP
+GO = signal.SIGCONT
+KILL = signal.SIGKILL
 ROWS = (
     # images
     Row("camera killed", "hold at times", acts.send("camera-front", KILL), acts.nothing),
-    Row("camera stopped (SIGSTOP)", "hold", acts.send("camera-front", STOP), acts.send("camera-front", GO)),
+    Row(
+        "camera stopped (SIGSTOP)",
+        "hold",
+        acts.send("camera-front", STOP),
+        acts.send("camera-front", GO),
+    ),
     Row("camera frozen: same pixels, new sequence", "hold", _front("freeze")),
-    Row("camera repeats five old images in turn", "hold", _moving(front=Fault("buffers", 5)), within_s=ALIKE_S + 1.0),
-    Row("camera frozen, each image compressed anew", "hold", _moving(front=Fault("reencode")), within_s=ALIKE_S),
-    Row("camera frozen under a clock that runs", "hold", _moving(front=Fault("overlay")), within_s=ALIKE_S),
+    Row(
+        "camera repeats five old images in turn",
+        "hold",
+        _moving(front=Fault("buffers", 5)),
+        within_s=ALIKE_S + 1.0,
+    ),
+    Row(
+        "camera frozen, each image compressed anew",
+        "hold",
+        _moving(front=Fault("reencode")),
+        within_s=ALIKE_S,
+    ),
+    Row(
+        "camera frozen under a clock that runs",
+        "hold",
+        _moving(front=Fault("overlay")),
+        within_s=ALIKE_S,
+    ),
     Row("camera frozen but for one pixel", "hold", _moving(front=Fault("pixel"))),
     Row("30 % of frames dropped", "go on", _both(Fault("drop", 0.3)), shows=_slow_camera),
     Row("frames delayed by 500 ms", "hold", _both(Fault("delay", 0.5))),
@@ -165,15 +199,40 @@ ROWS = (
     Row("policy stopped (SIGSTOP)", "hold", acts.send("policy", STOP), acts.send("policy", GO)),
     Row("a call takes longer than the age budget", "hold at times", _policy("slow", 2 * MAX_AGE_S)),
     Row("the policy's device is lost", "hold", _policy("lost")),
-    Row("policy killed when its task is 11 s old", "hold at times", acts.kill_late("policy", 11.0), acts.nothing),
+    Row(
+        "policy killed when its task is 11 s old",
+        "hold at times",
+        acts.kill_late("policy", 11.0),
+        acts.nothing,
+    ),
     # the robot
     Row("joint state lost", "hold", _arm("mute")),
     # control
-    Row("control stopped for 1.5 s (SIGSTOP)", "robot waits", acts.send("control", STOP), acts.send("control", GO)),
+    Row(
+        "control stopped for 1.5 s (SIGSTOP)",
+        "robot waits",
+        acts.send("control", STOP),
+        acts.send("control", GO),
+    ),
     # other senders and files
-    Row("a second publisher of chunks", "refuse", acts.second_publisher("chunk"), shows=acts.was_refused),
-    Row("a second publisher of commands", "refuse", acts.second_publisher("command"), shows=acts.was_refused),
-    Row("a run directory that others may write to", "refuse", acts.foreign_run_dir, shows=acts.was_refused),
+    Row(
+        "a second publisher of chunks",
+        "refuse",
+        acts.second_publisher("chunk"),
+        shows=acts.was_refused,
+    ),
+    Row(
+        "a second publisher of commands",
+        "refuse",
+        acts.second_publisher("command"),
+        shows=acts.was_refused,
+    ),
+    Row(
+        "a run directory that others may write to",
+        "refuse",
+        acts.foreign_run_dir,
+        shows=acts.was_refused,
+    ),
     Row(
         "wrong tokens flood a served policy",
         "go on",
@@ -181,9 +240,17 @@ ROWS = (
         acts.nothing,
         shows=acts.right_token_is_answered,
     ),
-    Row("disk full while recording", "go on", acts.fill_disk, acts.nothing, shows=acts.not_recorded),
-    # last of their system: a person resets, and from then on a task that was lost needs a person to arm it again
-    Row("joint state repeats with new times", "hold at times", _moving(arm=Fault("repeat")), acts.mend_and_reset),
+    Row(
+        "disk full while recording", "go on", acts.fill_disk, acts.nothing, shows=acts.not_recorded
+    ),
+    # last of their system: a person resets, and from then on a task that was lost needs a person to
+    # arm it again
+    Row(
+        "joint state repeats with new times",
+        "hold at times",
+        _moving(arm=Fault("repeat")),
+        acts.mend_and_reset,
+    ),
     Row(
         "the robot does not follow its commands",
         "hold",
@@ -193,16 +260,41 @@ ROWS = (
     ),
     # people; the desk is the operator's
     Row("emergency stop pressed for 60 ms", "stop", acts.press_briefly, acts.reset_and_arm, "desk"),
-    Row("pressed once among 400 Hz of not pressed", "stop", acts.press_in_a_storm, acts.reset_and_arm, "desk"),
+    Row(
+        "pressed once among 400 Hz of not pressed",
+        "stop",
+        acts.press_in_a_storm,
+        acts.reset_and_arm,
+        "desk",
+    ),
     Row("emergency stop falls silent", "stop", acts.silence_estop, acts.reset_and_arm, "desk"),
-    Row("dead-man switch released for 60 ms", "hold at times", acts.release_briefly, acts.nothing, "desk"),
+    Row(
+        "dead-man switch released for 60 ms",
+        "hold at times",
+        acts.release_briefly,
+        acts.nothing,
+        "desk",
+    ),
     Row("dead-man switch falls silent", "hold", acts.silence_deadman, acts.hold_deadman, "desk"),
     Row("disarm, said once by a new sender", "stop", acts.disarm_once, acts.arm, "desk"),
     Row("another instruction under the same episode", "stop", acts.instruct, acts.arm, "desk"),
-    Row("the task falls silent", "stop", acts.silence_task, acts.begin_and_arm, "desk", within_s=BOUND_S),
+    Row(
+        "the task falls silent",
+        "stop",
+        acts.silence_task,
+        acts.begin_and_arm,
+        "desk",
+        within_s=BOUND_S,
+    ),
     # the system
     Row("port taken at start", "go on", acts.nothing, acts.nothing, "port", acts.no_metrics),
     Row("control killed", "robot holds", acts.send("control", KILL), acts.nothing, "port"),
     Row("supervisor killed", "robot holds", acts.signal_supervisor(KILL), acts.nothing, "orphan"),
-    Row("the terminal hangs up (SIGHUP)", "robot holds", acts.signal_supervisor(signal.SIGHUP), acts.nothing, "hangup"),
+    Row(
+        "the terminal hangs up (SIGHUP)",
+        "robot holds",
+        acts.signal_supervisor(signal.SIGHUP),
+        acts.nothing,
+        "hangup",
+    ),
 )

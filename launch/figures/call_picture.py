@@ -1,4 +1,6 @@
-"""Draws one policy call: the picture with its kept tokens; layers, sampler steps and stage times beside it."""
+"""Draws one policy call: the picture with its kept tokens; layers, sampler steps and stage times
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,23 @@ from PIL import Image, ImageDraw, ImageFont
 from trimvla.launch.figures.report import kept_over_image
 from trimvla.runtime.errors import ConfigError
 
-SIDE, PANEL, MARGIN, LABEL = 512, 440, 16, 100  # pixels
-PAPER, INK, FAINT, ACCENT = (255, 255, 255), (30, 30, 30), (205, 205, 205), (32, 120, 200)
+# pixels
+SIDE = 512
+PANEL = 440
+MARGIN = 16
+LABEL = 100
+PAPER = (255, 255, 255)
+INK = (30, 30, 30)
+FAINT = (205, 205, 205)
+ACCENT = (32, 120, 200)
 
 
 @dataclass(frozen=True, eq=False)
 class CallStory:
-    """What one call used, and what it took. `kept` int64[K]: raster indices in a `grid` x `grid` of patches."""
+    """What one call used, and what it took.
+
+    `kept` int64[K]: raster indices in a `grid` x `grid` of patches.
+    """
 
     image: NDArray[np.uint8]
     instruction: str
@@ -47,7 +59,8 @@ def describe(story: CallStory) -> list[str]:
     ]
     if story.same is not None:
         lines.append(
-            "actions         " + ("as recorded, bit for bit" if story.same else "not those that were recorded")
+            "actions         "
+            + ("as recorded, bit for bit" if story.same else "not those that were recorded")
         )
     return lines
 
@@ -57,9 +70,13 @@ def draw(story: CallStory) -> Image.Image:
     page = Image.new("RGB", (SIDE + PANEL + 3 * MARGIN, SIDE + 2 * MARGIN), PAPER)
     seen = Image.fromarray(kept_over_image(story.image, story.kept, story.grid, SIDE))
     page.paste(seen.resize((SIDE, SIDE), Image.Resampling.NEAREST), (MARGIN, MARGIN))
-    pen, left = ImageDraw.Draw(page), SIDE + 2 * MARGIN
+    pen = ImageDraw.Draw(page)
+    left = SIDE + 2 * MARGIN
     y = _lines(pen, left, MARGIN, describe(story)[:4])
-    for title, ran, count in (("layers", story.layers, story.all_layers), ("steps", story.recompute, story.steps)):
+    for title, ran, count in (
+        ("layers", story.layers, story.all_layers),
+        ("steps", story.recompute, story.steps),
+    ):
         pen.text((left, y), title, INK, _font())
         _cells(pen, left + LABEL, y, ran, count)
         y += 34
@@ -100,7 +117,9 @@ def _cells(pen: ImageDraw.ImageDraw, left: int, top: int, ran: Sequence[int], co
     width = (PANEL - LABEL) / max(1, count)
     for index in range(count):
         x = left + index * width
-        pen.rectangle((x, top, x + max(1.0, width - 2), top + 18), ACCENT if index in ran else FAINT)
+        pen.rectangle(
+            (x, top, x + max(1.0, width - 2), top + 18), ACCENT if index in ran else FAINT
+        )
 
 
 def _bars(pen: ImageDraw.ImageDraw, left: int, top: int, milliseconds: dict[str, float]) -> None:
@@ -109,5 +128,7 @@ def _bars(pen: ImageDraw.ImageDraw, left: int, top: int, milliseconds: dict[str,
     for number, (name, value) in enumerate(milliseconds.items()):
         y = top + 8 + 30 * number
         pen.text((left, y), name, INK, _font())
-        pen.rectangle((left + LABEL, y, left + LABEL + (PANEL - LABEL - 90) * value / longest, y + 18), ACCENT)
+        pen.rectangle(
+            (left + LABEL, y, left + LABEL + (PANEL - LABEL - 90) * value / longest, y + 18), ACCENT
+        )
         pen.text((left + PANEL - 80, y), f"{value:.1f} ms", INK, _font())

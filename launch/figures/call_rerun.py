@@ -1,4 +1,6 @@
-"""One policy call as a Rerun recording: picture, kept tokens, actions and times, to look at in Rerun's viewer."""
+"""One policy call as a Rerun recording: picture, kept tokens, actions and times, to look at in
+Rerun's viewer.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from trimvla.runtime.errors import ConfigError
 
 
 def write(path: Path, story: CallStory, actions: NDArray[np.float64]) -> None:
-    """Write the file; `actions` float64[H, D]. Raises ConfigError where it cannot be written, or without `rerun`."""
+    """Write the file; `actions` float64[H, D].
+
+    Raises ConfigError where it cannot be written, or without `rerun`.
+    """
     rr = _rerun()
     stream = rr.RecordingStream("trimvla")
     try:

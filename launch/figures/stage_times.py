@@ -68,7 +68,8 @@ def grouped(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     ways: dict[str, list[Row]] = {}
     for row in rows:
         if row["part"] == TOTAL:
-            way, name = row["backend"], row["bundle"]
+            way = row["backend"]
+            name = row["bundle"]
             stages = {stage: times[way, name, stage] for stage in STAGES}
             ways.setdefault(way, []).append(Row(name, stages, row["p50_ms"], row["floor_ms"]))
     found: list[Row] = []

@@ -97,7 +97,9 @@ def marker(index: int) -> str:
 
 
 def short(text: str, columns: int, lines: int = 2) -> str:
-    """Text in at most so many lines of at most so many letters; what is left out becomes an ellipsis."""
+    """Text in at most so many lines of at most so many letters; what is left out becomes an
+    ellipsis.
+    """
     wrapped = textwrap.wrap(" ".join(text.split()), columns) or [""]
     if len(wrapped) > lines:
         last = wrapped[lines - 1][: columns - 1].rstrip()
@@ -167,7 +169,9 @@ def legend_below(
 
 
 def _across(labels: Sequence[str], letters: int) -> int:
-    """Entries beside each other in so many letters: all, or as many as fit at the widest's width."""
+    """Entries beside each other in so many letters: all, or as many as fit at the widest's
+    width.
+    """
     widths = [max(map(len, label.splitlines())) + HANDLE for label in labels]
     if sum(widths) <= letters:
         return len(labels)

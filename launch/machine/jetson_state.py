@@ -1,6 +1,9 @@
-"""What a Jetson says of itself: release, power mode, clocks, temperatures. Most of it any Linux says too.
+"""What a Jetson says of itself: release, power mode, clocks, temperatures.
 
-Reads files below a root and changes nothing; what is not there is None. Says in one line what slows the board down.
+Most of it any Linux says too.
+
+Reads files below a root and changes nothing; what is not there is None. Says in one line what slows
+the board down.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ HOT_C = 90.0  # Orin's modules begin to slow down a little above
 
 @dataclass(frozen=True)
 class Clock:
-    """One clock [MHz]: where it stands, between what the governor may move it, and the most that it could reach."""
+    """One clock [MHz]: where it stands, between what the governor may move it, and the most that it
+    could reach.
+    """
 
     name: str
     now_mhz: float | None
@@ -36,7 +41,11 @@ class Clock:
     @property
     def loose(self) -> bool:
         """Whether the governor may lower it; `jetson_clocks` ends that."""
-        return self.least_mhz is not None and bool(self.allowed_mhz) and self.least_mhz < (self.allowed_mhz or 0)
+        return (
+            self.least_mhz is not None
+            and bool(self.allowed_mhz)
+            and self.least_mhz < (self.allowed_mhz or 0)
+        )
 
 
 @dataclass(frozen=True)
@@ -65,18 +74,34 @@ class State:
         if not self.is_jetson:
             return []
         lines = []
-        if self.power_mode is not None and self.fastest_mode is not None and self.power_mode != self.fastest_mode[1]:
+        if (
+            self.power_mode is not None
+            and self.fastest_mode is not None
+            and self.power_mode != self.fastest_mode[1]
+        ):
             number, name = self.fastest_mode
             capped = [
-                f"{c.name} may reach {c.allowed_mhz:.0f} of {c.most_mhz:.0f} MHz" for c in self.clocks if c.capped
+                f"{c.name} may reach {c.allowed_mhz:.0f} of {c.most_mhz:.0f} MHz"
+                for c in self.clocks
+                if c.capped
             ]
-            why = ", ".join((f"the power mode is {self.power_mode}, the fastest is {name}", *capped))
+            why = ", ".join(
+                (f"the power mode is {self.power_mode}, the fastest is {name}", *capped)
+            )
             lines.append(f"nvpmodel -m {number}   ({why})")
-        loose = [f"{c.name} {c.least_mhz:.0f} to {c.allowed_mhz:.0f} MHz" for c in self.clocks if c.loose]
+        loose = [
+            f"{c.name} {c.least_mhz:.0f} to {c.allowed_mhz:.0f} MHz" for c in self.clocks if c.loose
+        ]
         if loose:
-            lines.append(f"jetson_clocks   (clocks follow the load: {', '.join(loose)}; after the power mode)")
+            lines.append(
+                f"jetson_clocks   (clocks follow the load: {', '.join(loose)}; after the power"
+                " mode)"
+            )
         if self.hottest is not None and self.hottest[1] >= HOT_C:
-            lines.append(f"cool the board   ({self.hottest[0]} is at {self.hottest[1]:.0f} degrees: it slows down)")
+            lines.append(
+                f"cool the board   ({self.hottest[0]} is at {self.hottest[1]:.0f} degrees: it slows"
+                " down)"
+            )
         return lines
 
 
@@ -94,7 +119,9 @@ def read_state(root: Path = ROOT) -> State:
 
 
 def power_mode(root: Path) -> str | None:
-    """Name of the mode that nvpmodel set, or its number where the table of names is not readable."""
+    """Name of the mode that nvpmodel set, or its number where the table of names is not
+    readable.
+    """
     found = re.search(r"pmode:(\d+)", read(root / "var/lib/nvpmodel/status") or "")
     if found is None:
         return None
@@ -104,12 +131,16 @@ def power_mode(root: Path) -> str | None:
 
 def fastest_mode(root: Path) -> tuple[int, str] | None:
     """The mode called MAXN, or MAXN_SUPER; None on a board whose table has none."""
-    return next(((number, name) for number, name in power_modes(root).items() if "MAXN" in name), None)
+    return next(
+        ((number, name) for number, name in power_modes(root).items() if "MAXN" in name), None
+    )
 
 
 def power_modes(root: Path) -> dict[int, str]:
     """Number -> name, from nvpmodel's table."""
-    named = re.findall(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\w+)", read(root / "etc/nvpmodel.conf") or "")
+    named = re.findall(
+        r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\w+)", read(root / "etc/nvpmodel.conf") or ""
+    )
     return {int(number): name for number, name in named}
 
 
@@ -120,8 +151,12 @@ def clocks(root: Path) -> Iterator[Clock]:
         yield Clock("CPU", *(megahertz(cpu / name, 1e3) for name in CPU_FILES))
     for device in sorted((root / "sys/class/devfreq").glob("*")):
         if re.search(r"gpu|gv11b|ga10b|gb10b", device.name):
-            now, least, allowed = (megahertz(device / name, 1e6) for name in ("cur_freq", "min_freq", "max_freq"))
-            steps = [int(step) / 1e6 for step in (read(device / "available_frequencies") or "").split()]
+            now, least, allowed = (
+                megahertz(device / name, 1e6) for name in ("cur_freq", "min_freq", "max_freq")
+            )
+            steps = [
+                int(step) / 1e6 for step in (read(device / "available_frequencies") or "").split()
+            ]
             yield Clock("GPU", now, least, allowed, max(steps, default=allowed))
 
 

@@ -1,7 +1,9 @@
-"""Small experiments, each run in a process of its own because a bad driver may crash or hang it. Draws no conclusions.
+"""Small experiments, each run in a process of its own because a bad driver may crash or hang it.
 
-`python -m trimvla.launch.machine.probes NAME [ARGUMENT]` prints one JSON object; `ask` runs that and always returns
-an answer.
+Draws no conclusions.
+
+`python -m trimvla.launch.machine.probes NAME [ARGUMENT]` prints one JSON object; `ask` runs that
+and always returns an answer.
 """
 
 from __future__ import annotations
@@ -15,30 +17,42 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# An ONNX model that computes y = Relu(x) on float32[1], opset 20: enough to make a session on any provider.
+# An ONNX model that computes y = Relu(x) on float32[1], opset 20: enough to make a session on any
+# provider.
 TINY_MODEL = (
     b'\x08\t\x12\x00:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x14"
 )
-RENDER_SCENE = """<mujoco><worldbody><light pos="0 0 2"/><geom type="sphere" size=".2" rgba="1 0 0 1"/>
+RENDER_SCENE = """<mujoco><worldbody><light pos="0 0 2"/>
+<geom type="sphere" size=".2" rgba="1 0 0 1"/>
 <camera name="c" pos="0 -1 0" xyaxes="1 0 0 0 0 1"/></worldbody></mujoco>"""
 
 Answer = dict[str, Any]
 
 
-def ask(name: str, argument: str = "", env: Mapping[str, str] | None = None, timeout_s: float = 60.0) -> Answer:
+def ask(
+    name: str, argument: str = "", env: Mapping[str, str] | None = None, timeout_s: float = 60.0
+) -> Answer:
     """Run one probe in a fresh process; `{"ok": bool, ...}`, with "why" where it is not ok."""
     command = [sys.executable, "-m", "trimvla.launch.machine.probes", name, argument]
     try:
         done = subprocess.run(
-            command, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout_s, check=False
+            command,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return {"ok": False, "why": f"no answer within {timeout_s:g} s"}
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
-        return {"ok": False, "why": f"ended with status {done.returncode}: {_last_line(done.stderr)}"}
+        return {
+            "ok": False,
+            "why": f"ended with status {done.returncode}: {_last_line(done.stderr)}",
+        }
 
 
 def _last_line(text: str) -> str:
@@ -47,30 +61,49 @@ def _last_line(text: str) -> str:
 
 
 def provider(name: str) -> Answer:
-    """An ONNX Runtime session on this provider: ok only if the session really has it, not its CPU fallback."""
+    """An ONNX Runtime session on this provider: ok only if the session really has it, not its CPU
+    fallback.
+    """
     import onnxruntime as ort
 
     ort.set_default_logger_severity(4)
     session = ort.InferenceSession(TINY_MODEL, providers=[name])
     got = session.get_providers()
-    return {"ok": got[0] == name, "why": "" if got[0] == name else f"the session fell back to {got[0]}"}
+    return {
+        "ok": got[0] == name,
+        "why": "" if got[0] == name else f"the session fell back to {got[0]}",
+    }
 
 
 def openvino(_: str) -> Answer:
-    """OpenVINO's own package: a graph is compiled and run, and the precisions are told that this processor has."""
+    """OpenVINO's own package: a graph is compiled and run, and the precisions are told that this
+    processor has.
+    """
     import numpy as np
 
     library = importlib.import_module("openvino")
     core = library.Core()
-    compiled = core.compile_model(core.read_model(TINY_MODEL), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(
+        core.read_model(TINY_MODEL), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
     got = float(compiled([np.array([-1.0], np.float32)])[0][0])
-    precisions = sorted(set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")) & {"FP32", "FP16", "BF16", "INT8"})
+    precisions = sorted(
+        set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        & {"FP32", "FP16", "BF16", "INT8"}
+    )
     why = "" if got == 0.0 else f"expected 0 for relu(-1), got {got}"
-    return {"ok": not why, "version": library.__version__.split("-")[0], "precisions": precisions, "why": why}
+    return {
+        "ok": not why,
+        "version": library.__version__.split("-")[0],
+        "precisions": precisions,
+        "why": why,
+    }
 
 
 def tensorrt(_: str) -> Answer:
-    """The TensorRT builder, from `tensorrt` or else `tensorrt_rtx_bindings`: ok if a builder can be made."""
+    """The TensorRT builder, from `tensorrt` or else `tensorrt_rtx_bindings`: ok if a builder can be
+    made.
+    """
     reasons = []
     for module in ("tensorrt", "tensorrt_rtx_bindings"):
         try:
@@ -83,7 +116,10 @@ def tensorrt(_: str) -> Answer:
 
 
 def rendering(_: str) -> Answer:
-    """One MuJoCo frame with the OpenGL that MUJOCO_GL names: ok if a red sphere is in it. `ms` is the second frame."""
+    """One MuJoCo frame with the OpenGL that MUJOCO_GL names: ok if a red sphere is in it.
+
+    `ms` is the second frame.
+    """
     import mujoco
     import numpy as np
 
@@ -102,14 +138,20 @@ def rendering(_: str) -> Answer:
 
 
 def realtime(_: str) -> Answer:
-    """Everything that `runtime.realtime` can ask for, in this process that is good for nothing else."""
+    """Everything that `runtime.realtime` can ask for, in this process that is good for nothing
+    else.
+    """
     from trimvla.runtime.control.realtime import RealtimeConfig, set_up
 
     cores = (min(os.sched_getaffinity(0)),) if hasattr(os, "sched_getaffinity") else (0,)
     grants = set_up(RealtimeConfig(priority=1, cores=cores, lock_memory=True, freeze_gc=True))
     refused = {grant.name: grant.refused for grant in grants if grant.refused}
     granted = [grant.name for grant in grants if not grant.refused]
-    return {"ok": not refused, "granted": granted, "why": "; ".join(f"{name}: {why}" for name, why in refused.items())}
+    return {
+        "ok": not refused,
+        "granted": granted,
+        "why": "; ".join(f"{name}: {why}" for name, why in refused.items()),
+    }
 
 
 def simpler(_: str) -> Answer:
@@ -121,7 +163,9 @@ def simpler(_: str) -> Answer:
 
 
 def simpler_env(_: str) -> Answer:
-    """Whether the original SimplerEnv package can be played: installed, versions that fit, Vulkan and assets."""
+    """Whether the original SimplerEnv package can be played: installed, versions that fit, Vulkan
+    and assets.
+    """
     from trimvla.sim.simpler.install import original_missing, versions
 
     why = original_missing()

@@ -1,4 +1,5 @@
-"""`docs/architecture.md`: every folder and every file of the program with the first sentence of its docstring.
+"""`docs/architecture.md`: every folder and every file of the program with the first sentence of its
+docstring.
 
 Knows the tree and docstrings, which it parses; imports no module that it describes.
 """
@@ -32,7 +33,9 @@ def architecture_page(root: Path) -> str:
             name = package.relative_to(root).as_posix()
             level = "##" if name == folder else "###"
             head = first_sentence(package / "__init__.py")
-            blocks.append(f"{level} {name}/\n\n{_filled(head, '')}\n" if head else f"{level} {name}/\n")
+            blocks.append(
+                f"{level} {name}/\n\n{_filled(head, '')}\n" if head else f"{level} {name}/\n"
+            )
             files = "\n".join(file_lines(package))
             if files:
                 blocks.append(files + "\n")
@@ -59,4 +62,6 @@ def first_sentence(path: Path) -> str:
 
 
 def _filled(text: str, indent: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )

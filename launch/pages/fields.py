@@ -25,7 +25,9 @@ SHOWN_ENTRIES = 8  # of a default that is a list
 
 @dataclass(frozen=True)
 class Field:
-    """One field: its name, its type as it was annotated, its default and the text that stands below it."""
+    """One field: its name, its type as it was annotated, its default and the text that stands below
+    it.
+    """
 
     name: str
     hint: Any
@@ -37,9 +39,13 @@ class Field:
 
 def described(cls: type) -> list[Field]:
     """All fields of a dataclass or a Struct, inherited ones first, in their order."""
-    texts = {name: text for base in reversed(cls.__mro__) for name, text in texts_below(base).items()}
+    texts = {
+        name: text for base in reversed(cls.__mro__) for name, text in texts_below(base).items()
+    }
     hints = typing.get_type_hints(cls, include_extras=True)
-    listed = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else msgspec.structs.fields(cls)
+    listed = (
+        dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else msgspec.structs.fields(cls)
+    )
     return [
         Field(
             name=field.name,
@@ -57,7 +63,9 @@ def _required(default: object, factory: object) -> bool:
 
 
 def texts_below(cls: type) -> dict[str, str]:
-    """Field name -> the docstring below it in the class's own source, on one line; none for built-in classes."""
+    """Field name -> the docstring below it in the class's own source, on one line; none for
+    built-in classes.
+    """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError):
@@ -90,7 +98,9 @@ def type_words(hint: Any) -> str:  # noqa: ANN401 - any type hint
 
 
 def default_words(default: Any) -> str:  # noqa: ANN401 - any default
-    """A default as TOML or a command line would have it; empty for none, for False, and for what has no short form."""
+    """A default as TOML or a command line would have it; empty for none, for False, and for what
+    has no short form.
+    """
     if default is None or default is False or any(default is missing for missing in MISSING):
         return ""
     if isinstance(default, bool):
@@ -99,4 +109,10 @@ def default_words(default: Any) -> str:  # noqa: ANN401 - any default
         return f'"{default}"'
     if isinstance(default, tuple) and 0 < len(default) <= SHOWN_ENTRIES:
         return "[" + ", ".join(default_words(entry) for entry in default) + "]"
-    return f"{default:g}" if isinstance(default, float) else str(default) if isinstance(default, int) else ""
+    return (
+        f"{default:g}"
+        if isinstance(default, float)
+        else str(default)
+        if isinstance(default, int)
+        else ""
+    )

@@ -1,4 +1,5 @@
-"""The pages of `docs/reference` and `docs/architecture.md`, made from the tables and types that the program runs on.
+"""The pages of `docs/reference` and `docs/architecture.md`, made from the tables and types that the
+program runs on.
 
 `python -m trimvla.launch.pages.reference` writes them; a test fails where a committed page differs.
 Knows which table makes which page.
@@ -44,9 +45,11 @@ def cli_page() -> str:
     """Every verb with its options."""
     lines = [
         "# The command line",
-        "A bundle is named by its path or, if it is shipped (`tabletop`), by its name. The exit status is 0 only on "
-        "success, 1 for a failure, 2 for a wrong command line and 130 for Ctrl-C. Settings of a TOML file are "
-        "overridden by `--section.key value`.",
+        (
+            "A bundle is named by its path or, if it is shipped (`tabletop`), by its name. The exit"
+            " status is 0 only on success, 1 for a failure, 2 for a wrong command line and 130 for"
+            " Ctrl-C. Settings of a TOML file are overridden by `--section.key value`."
+        ),
         "Every verb takes:",
         *(option(field) for field in described(Options)),
     ]
@@ -75,10 +78,16 @@ def topics_page() -> str:
     """The table of topics, then the fields of each message."""
     lines = [
         "# Topics and messages",
-        "Every topic is a ZeroMQ socket in the run directory. All times are nanoseconds of the host's clock, which "
-        "counts on in a suspend. A topic has one publisher unless the table says more.",
+        (
+            "Every topic is a ZeroMQ socket in the run directory. All times are nanoseconds of the"
+            " host's clock, which counts on in a suspend. A topic has one publisher unless the"
+            " table says more."
+        ),
         "\n".join(topic_rows([*TOPICS.values(), COLOR, REPORT])),
-        "A message is msgpack; a frame is multipart: topic, JSON header, pixels. Every message has:",
+        (
+            "A message is msgpack; a frame is multipart: topic, JSON header, pixels. Every message"
+            " has:"
+        ),
         *(setting(field) for field in described(Message)),
     ]
     common = {field.name for field in described(Message)}
@@ -86,7 +95,9 @@ def topics_page() -> str:
     for kind in dict.fromkeys([*kinds, Guidance, Summary]):
         lines.append(f"## {kind.__name__}")
         lines += paragraphs(kind.__doc__ or "")
-        lines += [setting(field) for field in described(kind) if kind is Frame or field.name not in common]
+        lines += [
+            setting(field) for field in described(kind) if kind is Frame or field.name not in common
+        ]
     return page(lines)
 
 
@@ -95,8 +106,17 @@ def topic_rows(topics: Iterable[Topic]) -> Iterator[str]:
     yield "| topic | message | Hz | silent after [s] | at most | senders |"
     yield "|---|---|---|---|---|---|"
     for row in topics:
-        size = f"{row.max_bytes // MIB} MiB" if row.max_bytes >= MIB else f"{row.max_bytes // KIB} KiB"
-        cells = (f"`{row.name}`", row.type.__name__, f"{row.hz:g}", f"{row.max_age_s:g}", size, str(row.senders))
+        size = (
+            f"{row.max_bytes // MIB} MiB" if row.max_bytes >= MIB else f"{row.max_bytes // KIB} KiB"
+        )
+        cells = (
+            f"`{row.name}`",
+            row.type.__name__,
+            f"{row.hz:g}",
+            f"{row.max_age_s:g}",
+            size,
+            str(row.senders),
+        )
         yield f"| {' | '.join(cells)} |"
 
 
@@ -104,8 +124,11 @@ def manifest_page() -> str:
     """The manifest's types, and the plan's."""
     lines = [
         "# The manifest and the plan",
-        "`manifest.json` says what a bundle is; a plan (`plan.json`, and `plan` in the manifest) says what is kept of "
-        "a policy. Both are JSON; a field that is not listed here is an error.",
+        (
+            "`manifest.json` says what a bundle is; a plan (`plan.json`, and `plan` in the"
+            " manifest) says what is kept of a policy. Both are JSON; a field that is not listed"
+            " here is an error."
+        ),
     ]
     for kind in MANIFEST_TYPES:
         lines.append(f"## {kind.__name__}")
@@ -118,9 +141,12 @@ def toml_page() -> str:
     """Every process that a TOML file may name, with its settings."""
     lines = [
         "# The TOML file of a system",
-        "One section a process. The section's name is the process's name; `process = \"...\"` inside says which of "
-        "the processes below it is, where the two differ. All mistakes are reported at once. `trimvla run FILE` "
-        "starts them, `--section.key value` overrides a setting.",
+        (
+            "One section a process. The section's name is the process's name; `process = \"...\"`"
+            " inside says which of the processes below it is, where the two differ. All mistakes"
+            " are reported at once. `trimvla run FILE` starts them, `--section.key value` overrides"
+            " a setting."
+        ),
     ]
     for process in PROCESSES.values():
         config = getattr(process.load(), process.config)
@@ -141,7 +167,11 @@ def consequence(process: Process) -> str:
 def settings(config: type, prefix: str) -> Iterator[str]:
     """All settings of a section, those of its tables with their dotted names."""
     for field in described(config):
-        kind = typing.get_args(field.hint)[0] if typing.get_origin(field.hint) is typing.Annotated else field.hint
+        kind = (
+            typing.get_args(field.hint)[0]
+            if typing.get_origin(field.hint) is typing.Annotated
+            else field.hint
+        )
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             yield from settings(kind, f"{prefix}{field.name}.")
         else:
@@ -166,7 +196,9 @@ def _words(field: Field, flags: bool = False) -> str:
 def entry(name: str, kind: str, text: str) -> str:
     """`- **name** (kind): text`, wrapped."""
     line = f"- **`{name}`** ({kind}){': ' + text if text else ''}"
-    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(
+        line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def paragraphs(text: str) -> list[str]:
@@ -175,7 +207,9 @@ def paragraphs(text: str) -> list[str]:
 
 
 def page(lines: Iterable[str]) -> str:
-    """Blocks as a page: prose wrapped, an empty line between blocks, none between a list's entries."""
+    """Blocks as a page: prose wrapped, an empty line between blocks, none between a list's
+    entries.
+    """
     text = ""
     before = ""
     for line in lines:

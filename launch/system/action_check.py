@@ -1,6 +1,8 @@
-"""Whether the policies and the control loop of a system mean the same by an action, before any process starts.
+"""Whether the policies and the control loop of a system mean the same by an action, before any
+process starts.
 
-Knows sections and what their modules say of themselves (`action_meanings`); opens no bundle but its manifest.
+Knows sections and what their modules say of themselves (`action_meanings`); opens no bundle but its
+manifest.
 """
 
 from __future__ import annotations
@@ -23,9 +25,14 @@ def check_actions(configs: Mapping[str, tuple[Any, Any]]) -> None:
         ConfigError: kinds or rates differ; it shows both sides of each.
         BundleError: a bundle's manifest cannot be read.
     """
-    controls = {name: config.meaning for name, (_, config) in configs.items() if isinstance(config, ControlConfig)}
+    controls = {
+        name: config.meaning
+        for name, (_, config) in configs.items()
+        if isinstance(config, ControlConfig)
+    }
     problems = [
-        f"{section}: {problem} of '{bundle}': kinds and rates are set under '{control}', and must be the bundle's"
+        f"{section}: {problem} of '{bundle}': kinds and rates are set under '{control}', and must"
+        " be the bundle's"
         for section, (module, config) in configs.items()
         if controls and hasattr(module, "action_meanings")
         for bundle, got in module.action_meanings(config).items()

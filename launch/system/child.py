@@ -1,4 +1,5 @@
-"""One child process, its log, and the post that it fills: started, ready, lost, started again after a pause.
+"""One child process, its log, and the post that it fills: started, ready, lost, started again after
+a pause.
 
 Knows commands, reports and pauses; what follows from a loss is the supervisor's.
 """
@@ -34,7 +35,9 @@ class Program:
     name: str
     command: Sequence[str]
     order: int = 0
-    """Those of the lowest order start first, the next when those are ready; they stop the other way round."""
+    """Those of the lowest order start first, the next when those are ready; they stop the other way
+    round.
+    """
     report: str = ""
     """Under which name it reports; empty: it does not, and counts as ready."""
     matters: bool = True
@@ -50,13 +53,20 @@ class Child:
     """One running process and its log file."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
-        """Start it in a session of its own, so that Ctrl-C reaches the parent alone. The log goes on where it ended."""
+        """Start it in a session of its own, so that Ctrl-C reaches the parent alone.
+
+        The log goes on where it ended.
+        """
         self.name = name
         self.log = log
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         with os.fdopen(open_file(log, flags, LOG_MODE), "ab") as sink:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     @property
@@ -88,7 +98,9 @@ class Child:
                 return
 
     def kill(self) -> None:
-        """SIGKILL, which a stopped process feels too; one that waits for a broken device only when that answers."""
+        """SIGKILL, which a stopped process feels too; one that waits for a broken device only when
+        that answers.
+        """
         self._process.kill()
 
     def last_words(self) -> str:
@@ -112,7 +124,8 @@ class ManagedProcess:
         self.started_ns = 0
         self._ever_ready = False
         self._killed_for = ""
-        self._failures, self._due = 0, 0.0
+        self._failures = 0
+        self._due = 0.0
 
     def trim_log(self) -> None:
         """Keep its log from growing without a limit."""
@@ -120,7 +133,8 @@ class ManagedProcess:
 
     def start(self) -> None:
         """Start the process."""
-        self.started_ns, self._killed_for = monotonic_ns(), ""
+        self.started_ns = monotonic_ns()
+        self._killed_for = ""
         self.child = Child(self.program.name, self.program.command, self._log)
 
     def hear(self, said: Report | None, silence_s: float, awake_ns: int = 0) -> None:
@@ -136,10 +150,15 @@ class ManagedProcess:
         doing = f": {own.reason}" if own is not None and own.reason else ""
         if own is not None and own.state != "starting":
             if not self.ready:
-                self.ready, self._ever_ready, self.lost = True, True, ""
+                self.ready = True
+                self._ever_ready = True
+                self.lost = ""
             if silence_s > self.program.silent_s:
                 self._kill(f"has not reported for {silence_s:.1f} s{doing}")
-        elif not self.ready and now_ns - max(self.started_ns, awake_ns) > self.program.start_s * NS_PER_S:
+        elif (
+            not self.ready
+            and now_ns - max(self.started_ns, awake_ns) > self.program.start_s * NS_PER_S
+        ):
             self._kill(f"was not ready within {self.program.start_s:g} s{doing}")
 
     def _kill(self, why: str) -> None:
@@ -151,12 +170,17 @@ class ManagedProcess:
             self.child.kill()
 
     def ended(self) -> str:
-        """What is to be said if its process has ended; empty while it runs or is about to be started again."""
+        """What is to be said if its process has ended; empty while it runs or is about to be
+        started again.
+        """
         if self.child is None or self.child.status() is None:
             return ""
         if self._killed_for:
             return f"{self._killed_for}, and was killed: {self.child.last_words()}"
-        return f"process '{self.program.name}' ended with status {self.child.status()}: {self.child.last_words()}"
+        return (
+            f"process '{self.program.name}' ended with status {self.child.status()}:"
+            f" {self.child.last_words()}"
+        )
 
     @property
     def missing(self) -> str:
@@ -172,8 +196,11 @@ class ManagedProcess:
     def pause(self, why: str) -> float:
         """Leave the post empty for a while [s]."""
         pause_s = PAUSES_S[self._failures]
-        self._failures, self._due = self._failures + 1, time.monotonic() + pause_s
-        self.child, self.ready, self.lost = None, not self.program.report, why
+        self._failures = self._failures + 1
+        self._due = time.monotonic() + pause_s
+        self.child = None
+        self.ready = not self.program.report
+        self.lost = why
         return pause_s
 
     def return_when_due(self) -> None:

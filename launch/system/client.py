@@ -1,7 +1,8 @@
-"""Plays episodes on a running system over its sockets: sets the table, gives the task, watches, records. No physics.
+"""Plays episodes on a running system over its sockets: sets the table, gives the task, watches,
+records. No physics.
 
-An episode begins in two steps: first the task is inactive, until the robot says that the table is set; then it is
-active, with a start time that makes every earlier picture worthless.
+An episode begins in two steps: first the task is inactive, until the robot says that the table is
+set; then it is active, with a start time that makes every earlier picture worthless.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class EpisodeClient:
 
     def __init__(self, run_dir: Path, processes: list[str], check: Callable[[], None]) -> None:
         """`check` raises if a process has ended; it is called all the time."""
-        self._processes, self._check = processes, check
+        self._processes = processes
+        self._check = check
         self._tasks = Publisher(run_dir, topic("task"))
         names = ["episode", "sim/state", *(report(name) for name in processes)]
         self._hears = Subscriber(run_dir, [topic(name) for name in names])
@@ -65,16 +67,27 @@ class EpisodeClient:
 
     def wait_until_ready(self, process: str) -> None:
         """Return when this process reports that it has started."""
-        self._wait(lambda: self.report(process).state != "starting", READY_TIMEOUT_S, f"'{process}' to start")
+        self._wait(
+            lambda: self.report(process).state != "starting",
+            READY_TIMEOUT_S,
+            f"'{process}' to start",
+        )
 
-    def play(self, request: Request, watch: Callable[[Recording], None] = lambda recording: None) -> Recording:
+    def play(
+        self, request: Request, watch: Callable[[Recording], None] = lambda recording: None
+    ) -> Recording:
         """One episode; `watch` is called about twenty times a second.
 
         Raises EpisodeError where the system does not answer, and whatever `check` raises.
         """
         recording = Recording(request)
         prepared = self._task(request, active=False)
-        self._wait(lambda: self._episode(request) is not None, SET_TIMEOUT_S, "the table to be set", prepared)
+        self._wait(
+            lambda: self._episode(request) is not None,
+            SET_TIMEOUT_S,
+            "the table to be set",
+            prepared,
+        )
         task = self._task(request, active=True)
 
         def ended() -> bool:
@@ -90,7 +103,11 @@ class EpisodeClient:
     def report(self, process: str) -> Report:
         """The newest report of a process; an empty one, `starting`, before the first."""
         message = self._hears[report(process)].message
-        return message if isinstance(message, Report) else Report(time_ns=0, process=process, state="starting")
+        return (
+            message
+            if isinstance(message, Report)
+            else Report(time_ns=0, process=process, state="starting")
+        )
 
     def last_reports(self, timeout_s: float = 0.5) -> dict[str, Report]:
         """Take in what ending processes say last."""
@@ -107,7 +124,9 @@ class EpisodeClient:
     def __enter__(self) -> EpisodeClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         self.close()
 
     def _task(self, request: Request, active: bool) -> Task:
@@ -122,7 +141,9 @@ class EpisodeClient:
             options={"variant": request.variant},
         )
 
-    def _wait(self, done: Callable[[], bool], timeout_s: float, what: str, task: Task | None = None) -> None:
+    def _wait(
+        self, done: Callable[[], bool], timeout_s: float, what: str, task: Task | None = None
+    ) -> None:
         """Listen, and repeat the task if there is one, until `done`."""
         deadline = time.monotonic() + timeout_s
         self._sent_ns = 0
@@ -137,19 +158,30 @@ class EpisodeClient:
 
     def _states(self) -> str:
         reports = [self.report(name) for name in self._processes]
-        return ", ".join(f"{r.process} is {r.state}{f' ({r.reason})' if r.reason else ''}" for r in reports)
+        return ", ".join(
+            f"{r.process} is {r.state}{f' ({r.reason})' if r.reason else ''}" for r in reports
+        )
 
     def _episode(self, request: Request) -> Episode | None:
         message = self._hears["episode"].message
-        return message if isinstance(message, Episode) and message.episode == request.number else None
+        return (
+            message if isinstance(message, Episode) and message.episode == request.number else None
+        )
 
     def _record(self, recording: Recording) -> None:
-        state, episode = self._hears["sim/state"].message, self._episode(recording.request)
+        state = self._hears["sim/state"].message
+        episode = self._episode(recording.request)
         seen = recording.states[-1].step if recording.states else -1
-        if isinstance(state, SimState) and state.episode == recording.request.number and state.step > seen:
+        if (
+            isinstance(state, SimState)
+            and state.episode == recording.request.number
+            and state.step > seen
+        ):
             recording.states.append(state)
         if episode is not None:
-            recording.success, recording.steps, recording.reason = episode.success, episode.step, episode.reason
+            recording.success = episode.success
+            recording.steps = episode.step
+            recording.reason = episode.reason
 
 
 def _shows_end(recording: Recording) -> bool:

@@ -1,6 +1,7 @@
 """Decoded TOML -> frozen dataclasses, strictly, with every mistake reported at once.
 
-Knows dataclasses, nested or in tuples; ranges are the components' own `__post_init__`. Reads no environment variable.
+Knows dataclasses, nested or in tuples; ranges are the components' own `__post_init__`. Reads no
+environment variable.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ def decode_file(path: Path) -> dict[str, Any]:
     if path.suffix != ".msgpack":
         return read_toml(path, "TOML", limit=MAX_CONFIG_BYTES)
     try:
-        return msgspec.msgpack.decode(read_bytes(path, "msgpack", limit=MAX_CONFIG_BYTES), type=dict[str, Any])
+        return msgspec.msgpack.decode(
+            read_bytes(path, "msgpack", limit=MAX_CONFIG_BYTES), type=dict[str, Any]
+        )
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
 def build(cls: type[T], data: Mapping[str, Any], source: str = "configuration") -> T:
-    """A mapping as `cls`; missing fields take their defaults. Raises ConfigError with all mistakes, one a line."""
+    """A mapping as `cls`; missing fields take their defaults.
+
+    Raises ConfigError with all mistakes, one a line.
+    """
     problems: list[str] = []
     value = _convert(cls, data, "", problems)
     if problems:
@@ -45,7 +51,9 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:  # 
         return _dataclass(hint, value, where, problems)
     if _is_tuple_of_dataclasses(hint) and isinstance(value, list):
         item = typing.get_args(hint)[0]
-        return tuple(_convert(item, entry, f"{where}[{i}]", problems) for i, entry in enumerate(value))
+        return tuple(
+            _convert(item, entry, f"{where}[{i}]", problems) for i, entry in enumerate(value)
+        )
     try:
         return msgspec.convert(value, hint, strict=True)
     except msgspec.ValidationError as error:
@@ -66,9 +74,21 @@ def _dataclass(cls: Any, data: Any, where: str, problems: list[str]) -> Any:  # 
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     prefix = f"{where}." if where else ""
-    problems += [f"{prefix}{key}: unknown, expected one of {', '.join(fields)}" for key in data if key not in fields]
-    problems += [f"{prefix}{name}: missing" for name, f in fields.items() if _required(f) and name not in data]
-    values = {key: _convert(hints[key], data[key], prefix + key, problems) for key in data if key in fields}
+    problems += [
+        f"{prefix}{key}: unknown, expected one of {', '.join(fields)}"
+        for key in data
+        if key not in fields
+    ]
+    problems += [
+        f"{prefix}{name}: missing"
+        for name, f in fields.items()
+        if _required(f) and name not in data
+    ]
+    values = {
+        key: _convert(hints[key], data[key], prefix + key, problems)
+        for key in data
+        if key in fields
+    }
     if len(problems) > before:
         return None
     try:

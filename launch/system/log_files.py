@@ -1,6 +1,8 @@
-"""Log files that stay small: past a limit a file's newest part becomes `<name>.1`, and the file begins anew.
+"""Log files that stay small: past a limit a file's newest part becomes `<name>.1`, and the file
+begins anew.
 
-The writer is another process that appends to what it has open, so nothing is renamed below it. Knows files and sizes.
+The writer is another process that appends to what it has open, so nothing is renamed below it.
+Knows files and sizes.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def trim(path: Path, limit_bytes: int | None = None) -> None:
         return
     with os.fdopen(open_file(path, os.O_RDWR), "r+b", buffering=0) as file:
         newest = _tail(file, limit)
-        while more := file.read(limit):  # what came meanwhile: hardly anything is lost between here and the next line
+        # what came meanwhile: hardly anything is lost between here and the next line
+        while more := file.read(limit):
             newest = (newest + more)[-limit:]
         file.truncate(0)
     with contextlib.suppress(ConfigError):

@@ -1,4 +1,7 @@
-"""The TOML file that says which topics cross hosts -> a run directory's network. Knows files; opens no socket."""
+"""The TOML file that says which topics cross hosts -> a run directory's network.
+
+Knows files; opens no socket.
+"""
 
 from __future__ import annotations
 

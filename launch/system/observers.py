@@ -1,4 +1,6 @@
-"""Processes that watch a system without being part of it: its recorder and its metrics page, added on request."""
+"""Processes that watch a system without being part of it: its recorder and its metrics page, added
+on request.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,15 @@ from trimvla.launch.system.processes import Sections, cameras, configure, report
 from trimvla.runtime.bus.messages import Report
 from trimvla.runtime.errors import ConfigError
 
-RECORDER, METRICS = "recorder", "metrics"
+RECORDER = "recorder"
+METRICS = "metrics"
 
 
 def with_recorder(sections: Sections, path: Path) -> Sections:
-    """The same system and a recorder that starts first. Raises ConfigError if it has one, or the file exists."""
+    """The same system and a recorder that starts first.
+
+    Raises ConfigError if it has one, or the file exists.
+    """
     settings = {
         "path": str(path.absolute()),
         "cameras": cameras(sections),
@@ -26,7 +32,9 @@ def with_recorder(sections: Sections, path: Path) -> Sections:
 
 def with_metrics(sections: Sections, port: int) -> Sections:
     """The same system and a metrics page. Raises ConfigError if it has one."""
-    return _first(METRICS, {"port": port, "processes": list(reports_of(sections).values())}, sections)
+    return _first(
+        METRICS, {"port": port, "processes": list(reports_of(sections).values())}, sections
+    )
 
 
 def _first(name: str, settings: dict[str, Any], sections: Sections) -> Sections:
@@ -40,7 +48,10 @@ def outcome(last: Report | None, path: Path) -> Result:
     """What became of a recording, for a verb's answer."""
     if last is None:
         return {"ok": False, "file": path, "error": "the recorder never reported"}
-    counters, ok = last.counters, last.state == "complete"
+    counters = last.counters
+    ok = last.state == "complete"
     counts = {name: counters.get(name, 0) for name in ("frames", "messages", "dropped", "refused")}
     size = round(last.values.get("file_mib", 0.0), 3)
-    return {"ok": ok, "file": path, "mib": size, **counts} | ({} if ok else {"error": last.reason or last.state})
+    return {"ok": ok, "file": path, "mib": size, **counts} | (
+        {} if ok else {"error": last.reason or last.state}
+    )

@@ -1,7 +1,8 @@
 """The process table, and how a TOML file becomes running processes: one section a process.
 
-A section's name is the process's name; `process = "..."` inside says which row of the table it is, where the two
-differ. Knows names, modules and configurations; imports a module only to start or check its process.
+A section's name is the process's name; `process = "..."` inside says which row of the table it is,
+where the two differ. Knows names, modules and configurations; imports a module only to start or
+check its process.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from trimvla.launch.system.child import Program
 from trimvla.launch.system.config import build, decode_file
 from trimvla.launch.system.run_dirs import lock
 from trimvla.runtime.bus.run_dir import write_file
-from trimvla.runtime.bus.topics import CAMERA_NAME as PROCESS_NAME  # also of a log file, and of a unit of systemd
+
+# also of a log file, and of a unit of systemd
+from trimvla.runtime.bus.topics import CAMERA_NAME as PROCESS_NAME
 from trimvla.runtime.errors import ConfigError
 
 Sections = dict[str, dict[str, Any]]
 """Process name -> its settings, as they stand in the file."""
 CONFIGS = Path(__file__).parent.parent / "configs"
-START_OPTIONS = ("start_timeout_s", "ready_timeout_s")  # settings by which a process itself gives up
+# settings by which a process itself gives up
+START_OPTIONS = ("start_timeout_s", "ready_timeout_s")
 START_MARGIN_S = 30.0  # for its imports, and for its own error to come first
 SYSTEM_FILE = "system.msgpack"  # in the run directory; not JSON, which has no infinity
 
@@ -41,57 +45,129 @@ class Process:
     module: str
     config: str
     summary: str
-    report: str  # the name that it reports under, whatever its section is called; `{name}`: the one in its settings
+    # the name that it reports under, whatever its section is called; `{name}`: the one in its
+    # settings
+    report: str
     extra: str = ""  # the optional install that it needs
     order: int = 1  # watchers 0, then what sees, thinks and moves, at last control
     matters: bool = True  # the robot holds while it is gone
-    restart: bool = True  # control forgets stops and faults, a driver where it is: a person starts those again
+    # control forgets stops and faults, a driver where it is: a person starts those again
+    restart: bool = True
     silent_s: float = 20.0  # without a report for so long it hangs
-    start_s: float = 120.0  # and likewise if it is not ready so long after its start, unless its settings allow more
+    # and likewise if it is not ready so long after its start, unless its settings allow more
+    start_s: float = 120.0
 
     def load(self) -> ModuleType:
-        """The module, imported. Raises ConfigError where a package that it needs is not installed."""
+        """The module, imported.
+
+        Raises ConfigError where a package that it needs is not installed.
+        """
         try:
             return importlib.import_module(self.module)
         except ModuleNotFoundError as error:
             if (module := missing_module(error)) is None:
                 raise
-            raise ConfigError(f"process '{self.name}' needs {module}: {install(module, self.extra)}") from error
+            raise ConfigError(
+                f"process '{self.name}' needs {module}: {install(module, self.extra)}"
+            ) from error
 
 
-# fmt: off
 PROCESSES = {
     process.name: process
     for process in (
-        Process("camera", "trimvla.runtime.cameras.process", "CameraConfig", "a device, file or test picture -> frames",
-                "camera-{name}"),
-        Process("policy", "trimvla.runtime.inference.process", "PolicyConfig", "frames and task -> action chunks",
-                "policy", silent_s=60.0, start_s=150.0),
-        Process("control", "trimvla.runtime.control.process", "ControlConfig", "chunks -> commands, at a fixed rate",
-                "control", order=2, restart=False, silent_s=5.0),
-        Process("recorder", "trimvla.runtime.record.recorder", "RecorderConfig", "all of it -> an MCAP file",
-                "recorder", "record", order=0, matters=False, restart=False),
-        Process("metrics", "trimvla.runtime.record.metrics", "MetricsConfig", "reports -> a Prometheus page",
-                "metrics", "metrics", order=0, matters=False),
-        Process("sim-robot", "trimvla.sim.robots.robot", "RobotConfig", "commands -> a simulated world",
-                "robot", "sim", restart=False),
-        Process("sim-camera", "trimvla.sim.robots.camera", "SimCameraConfig", "the simulated world -> frames",
-                "camera-{name}", "sim"),
-        Process("sim-arm", "trimvla.sim.robots.arm", "ArmConfig", "commands -> an arm without a world",
-                "arm", restart=False),
-        Process("faulty-camera", "trimvla.sim.robots.faults", "FaultyCameraConfig",
-                "a test image -> frames, with faults",
-                "camera-{name}"),
-        Process("faulty-policy", "trimvla.sim.robots.faulty_policy", "FaultyPolicyConfig",
-                "a policy with faults",
-                "policy"),
+        Process(
+            "camera",
+            "trimvla.runtime.cameras.process",
+            "CameraConfig",
+            "a device, file or test picture -> frames",
+            "camera-{name}",
+        ),
+        Process(
+            "policy",
+            "trimvla.runtime.inference.process",
+            "PolicyConfig",
+            "frames and task -> action chunks",
+            "policy",
+            silent_s=60.0,
+            start_s=150.0,
+        ),
+        Process(
+            "control",
+            "trimvla.runtime.control.process",
+            "ControlConfig",
+            "chunks -> commands, at a fixed rate",
+            "control",
+            order=2,
+            restart=False,
+            silent_s=5.0,
+        ),
+        Process(
+            "recorder",
+            "trimvla.runtime.record.recorder",
+            "RecorderConfig",
+            "all of it -> an MCAP file",
+            "recorder",
+            "record",
+            order=0,
+            matters=False,
+            restart=False,
+        ),
+        Process(
+            "metrics",
+            "trimvla.runtime.record.metrics",
+            "MetricsConfig",
+            "reports -> a Prometheus page",
+            "metrics",
+            "metrics",
+            order=0,
+            matters=False,
+        ),
+        Process(
+            "sim-robot",
+            "trimvla.sim.robots.robot",
+            "RobotConfig",
+            "commands -> a simulated world",
+            "robot",
+            "sim",
+            restart=False,
+        ),
+        Process(
+            "sim-camera",
+            "trimvla.sim.robots.camera",
+            "SimCameraConfig",
+            "the simulated world -> frames",
+            "camera-{name}",
+            "sim",
+        ),
+        Process(
+            "sim-arm",
+            "trimvla.sim.robots.arm",
+            "ArmConfig",
+            "commands -> an arm without a world",
+            "arm",
+            restart=False,
+        ),
+        Process(
+            "faulty-camera",
+            "trimvla.sim.robots.faults",
+            "FaultyCameraConfig",
+            "a test image -> frames, with faults",
+            "camera-{name}",
+        ),
+        Process(
+            "faulty-policy",
+            "trimvla.sim.robots.faulty_policy",
+            "FaultyPolicyConfig",
+            "a policy with faults",
+            "policy",
+        ),
     )
 }
-# fmt: on
 
 
 def read_system(source: str | Path, overrides: Sequence[str] = ()) -> Sections:
-    """Sections of a TOML file, or of a shipped configuration by name, with `section.key=value` overrides.
+    """Sections of a TOML file, or of a shipped configuration by name, with `section.key=value`
+    overrides.
 
     Raises ConfigError that lists everything that is wrong, in all sections.
     """
@@ -111,7 +187,10 @@ def read_system(source: str | Path, overrides: Sequence[str] = ()) -> Sections:
 
 
 def override(sections: Sections, text: str) -> str:
-    """Set `section.key=value`; the value is TOML, or a plain string. Returns what is wrong, if anything."""
+    """Set `section.key=value`; the value is TOML, or a plain string.
+
+    Returns what is wrong, if anything.
+    """
     place, _, value = text.partition("=")
     name, *inner, key = place.split(".") if "." in place else ("", place)
     table: Any = sections.get(name)
@@ -127,12 +206,21 @@ def override(sections: Sections, text: str) -> str:
 
 
 def complete(name: str, sections: Sections) -> dict[str, Any]:
-    """A section with what it leaves to the others: a watcher without a list of its own watches all of them."""
+    """A section with what it leaves to the others: a watcher without a list of its own watches all
+    of them.
+    """
     section = sections[name]
-    if not isinstance(section, Mapping) or section.get("process", name) not in ("recorder", "metrics"):
+    if not isinstance(section, Mapping) or section.get("process", name) not in (
+        "recorder",
+        "metrics",
+    ):
         return section
     row = row_of(name, section)
-    others = {other: settings for other, settings in sections.items() if other != name and _known(other, settings)}
+    others = {
+        other: settings
+        for other, settings in sections.items()
+        if other != name and _known(other, settings)
+    }
     found: dict[str, Any] = {"processes": list(reports_of(others).values())}
     if row.name == "recorder":
         found |= {"cameras": cameras(others), "system": others}
@@ -141,7 +229,10 @@ def complete(name: str, sections: Sections) -> dict[str, Any]:
 
 def reports_of(sections: Sections) -> dict[str, str]:
     """Section's name -> the name that its process reports under."""
-    return {name: row_of(name, section).report.format(**_named(section)) for name, section in sections.items()}
+    return {
+        name: row_of(name, section).report.format(**_named(section))
+        for name, section in sections.items()
+    }
 
 
 def cameras(sections: Sections) -> list[str]:
@@ -161,8 +252,12 @@ def cameras(sections: Sections) -> list[str]:
 
 
 def section_of(row: str, sections: Sections) -> dict[str, Any]:
-    """The settings of the process that a row of the table is for, whatever its section is called; empty for none."""
-    return next((section for name, section in sections.items() if section.get("process", name) == row), {})
+    """The settings of the process that a row of the table is for, whatever its section is called;
+    empty for none.
+    """
+    return next(
+        (section for name, section in sections.items() if section.get("process", name) == row), {}
+    )
 
 
 def _named(section: Mapping[str, Any]) -> dict[str, str]:
@@ -175,12 +270,17 @@ def _known(name: str, section: object) -> bool:
 
 
 def _twice(sections: Sections) -> list[str]:
-    """What two sections would both be: one robot has one policy, and every camera a name of its own."""
+    """What two sections would both be: one robot has one policy, and every camera a name of its
+    own.
+    """
     found: dict[str, str] = {}
     problems = []
     for name, owner in reports_of(sections).items():
         if owner in found:
-            problems.append(f"{name}: expected one process '{owner}' in a system, '{found[owner]}' is it already")
+            problems.append(
+                f"{name}: expected one process '{owner}' in a system, '{found[owner]}' is it"
+                " already"
+            )
         found.setdefault(owner, name)
     return problems
 
@@ -189,7 +289,9 @@ def row_of(name: str, section: Mapping[str, Any]) -> Process:
     """The table's row for a section. Raises ConfigError where there is none."""
     kind = section.get("process", name)
     if kind not in PROCESSES:
-        raise ConfigError(f"{name}: expected 'process' as one of {', '.join(PROCESSES)}, got {kind!r}")
+        raise ConfigError(
+            f"{name}: expected 'process' as one of {', '.join(PROCESSES)}, got {kind!r}"
+        )
     return PROCESSES[kind]
 
 
@@ -198,7 +300,10 @@ def configure(name: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
     if not isinstance(section, Mapping):
         raise ConfigError(f"{name}: expected a section, got {section!r}")
     if not PROCESS_NAME.fullmatch(name):
-        raise ConfigError(f"expected letters, digits, '_', '.' or '-', at most 32, got {name!r} for a section's name")
+        raise ConfigError(
+            f"expected letters, digits, '_', '.' or '-', at most 32, got {name!r} for a section's"
+            " name"
+        )
     process = row_of(name, section)
     module = process.load()
     settings = {key: value for key, value in section.items() if key != "process"}
@@ -206,31 +311,54 @@ def configure(name: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
 
 
 def commands(sections: Sections, run_dir: Path, log_format: str = "text") -> dict[str, list[str]]:
-    """The command line of every process; the sections are written to the run directory, where each finds its own."""
+    """The command line of every process; the sections are written to the run directory, where each
+    finds its own.
+    """
     path = run_dir / SYSTEM_FILE
     lock(run_dir).close()  # another system's file stays: its processes may still be started again
     write_file(path, msgspec.msgpack.encode(sections))
     program = [sys.executable, "-m", "trimvla.launch.cli", "process"]
-    options = ["--system", str(path), "--run-dir", str(run_dir), "--supervised", "--log-format", log_format]
+    options = [
+        "--system",
+        str(path),
+        "--run-dir",
+        str(run_dir),
+        "--supervised",
+        "--log-format",
+        log_format,
+    ]
     return {name: [*program, name, *options] for name in sections}
 
 
 def check_system(sections: Sections) -> None:
-    """What no section can know by itself. Raises ConfigError, or BundleError for a bundle that is not there."""
+    """What no section can know by itself.
+
+    Raises ConfigError, or BundleError for a bundle that is not there.
+    """
     check_actions({name: configure(name, section) for name, section in sections.items()})
 
 
 def programs(sections: Sections, run_dir: Path, log_format: str = "text") -> list[Program]:
-    """The same for a supervisor: with the order in which they start, and what is to be done if one ends.
+    """The same for a supervisor: with the order in which they start, and what is to be done if one
+    ends.
 
-    Raises ConfigError before anything is written where the sections do not go together; see `check_system`.
+    Raises ConfigError before anything is written where the sections do not go together; see
+    `check_system`.
     """
     check_system(sections)
-    return [_program(name, argv, sections[name]) for name, argv in commands(sections, run_dir, log_format).items()]
+    return [
+        _program(name, argv, sections[name])
+        for name, argv in commands(sections, run_dir, log_format).items()
+    ]
 
 
 def _program(name: str, argv: Sequence[str], section: Mapping[str, Any]) -> Program:
     row = row_of(name, section)
     owner = reports_of({name: dict(section)})[name]
-    start_s = max([row.start_s, *(float(section[key]) + START_MARGIN_S for key in START_OPTIONS if key in section)])
+    start_s = max(
+        [
+            row.start_s,
+            *(float(section[key]) + START_MARGIN_S for key in START_OPTIONS if key in section),
+        ]
+    )
     return Program(name, argv, row.order, owner, row.matters, row.restart, row.silent_s, start_s)

@@ -1,6 +1,8 @@
-"""The policy of a recording: which bundles it names, which of them may be run, and how they are opened.
+"""The policy of a recording: which bundles it names, which of them may be run, and how they are
+opened.
 
-A recording comes from elsewhere: a path in it is shown and not obeyed, unless a person asks for that.
+A recording comes from elsewhere: a path in it is shown and not obeyed, unless a person asks for
+that.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ class RecordedRtc(msgspec.Struct):
 
 
 class RecordedPolicy(msgspec.Struct):
-    """What a recording says of the process `policy`. Whoever made the file may have written anything here."""
+    """What a recording says of the process `policy`.
+
+    Whoever made the file may have written anything here.
+    """
 
     bundle: str | None = None
     camera: str = "front"
@@ -46,32 +51,43 @@ def recorded_policy(recording: Recording) -> RecordedPolicy:
         raise RecordingError(f"{recording.path}: fact 'system': {error}") from None
 
 
-def choose_bundles(recording: Recording, bundle: str | None, recorded_paths: bool) -> dict[str, Path]:
+def choose_bundles(
+    recording: Recording, bundle: str | None, recorded_paths: bool
+) -> dict[str, Path]:
     """The bundles to run by the names under which they made their calls, the top one first.
 
-    What a recording names is run where it is a shipped bundle's name, or where its user trusts the file; else it is
-    shown. Raises ConfigError, BundleError.
+    What a recording names is run where it is a shipped bundle's name, or where its user trusts the
+    file; else it is shown. Raises ConfigError, BundleError.
     """
     if bundle is not None:
         return {bundle: bundles.resolve(bundle)}
     recorded = recorded_policy(recording)
     names = recorded.rungs or ([] if recorded.bundle is None else [recorded.bundle])
     if not names:
-        raise ConfigError(f"expected --bundle: {recording.path} does not say which bundle it was made with")
+        raise ConfigError(
+            f"expected --bundle: {recording.path} does not say which bundle it was made with"
+        )
     if recorded_paths:
         return {name: bundles.resolve(name) for name in names}
     found = {name: bundles.shipped_directory(name) for name in names}
     foreign = [name[:200] for name, directory in found.items() if directory is None]
     if foreign:
         way = "--bundle, or --recorded-paths if the recording is your own"
-        raise ConfigError(f"expected {way}: {recording.path} names {foreign}, which are no shipped bundles")
+        raise ConfigError(
+            f"expected {way}: {recording.path} names {foreign}, which are no shipped bundles"
+        )
     return {name: directory for name, directory in found.items() if directory is not None}
 
 
 def open_rungs(
-    recording: Recording, chosen: dict[str, Path], backend: str | None, provider: str | None, threads: int | None
+    recording: Recording,
+    chosen: dict[str, Path],
+    backend: str | None,
+    provider: str | None,
+    threads: int | None,
 ) -> dict[str, Policy]:
-    """The policies by name as they were when they were recorded, but for what is asked otherwise; the top one first.
+    """The policies by name as they were when they were recorded, but for what is asked otherwise;
+    the top one first.
 
     With one bundle one policy makes every call, whatever rung made it then.
     """

@@ -1,9 +1,9 @@
 """Run directories: one system each, and what becomes of one whose owner was killed.
 
-The owner of a temporary directory holds a lock on a file in it, so does a supervisor, and so do all that it started; a
-lock ends with its process, however that ends. What a killed owner leaves, the last of its processes removes; where all
-were killed at once, the next start does. A directory that a person named stays, without dead sockets. Knows files and
-locks; no process.
+The owner of a temporary directory holds a lock on a file in it, so does a supervisor, and so do all
+that it started; a lock ends with its process, however that ends. What a killed owner leaves, the
+last of its processes removes; where all were killed at once, the next start does. A directory that
+a person named stays, without dead sockets. Knows files and locks; no process.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def lock(run_dir: Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def membership(run_dir: Path) -> Iterator[None]:
-    """While one of a supervisor's processes runs. The last one cleans up behind a supervisor that is gone."""
+    """While one of a supervisor's processes runs.
+
+    The last one cleans up behind a supervisor that is gone.
+    """
     with _open(run_dir / MEMBERS) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         try:
@@ -88,7 +91,9 @@ def _clean_up(run_dir: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether it is a temporary run directory of this user: one that `temporary_run_dir` has made and locked."""
+    """Whether it is a temporary run directory of this user: one that `temporary_run_dir` has made
+    and locked.
+    """
     found = path.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and (path / OWNER).exists()
 

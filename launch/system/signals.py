@@ -1,6 +1,9 @@
-"""Signals and the end of a parent, as one event or one interrupt. Knows neither processes nor what stopping means.
+"""Signals and the end of a parent, as one event or one interrupt.
 
-A closed terminal (SIGHUP, such as of an ssh session that ends) stops like SIGTERM; `nohup` keeps it away as ever.
+Knows neither processes nor what stopping means.
+
+A closed terminal (SIGHUP, such as of an ssh session that ends) stops like SIGTERM; `nohup` keeps it
+away as ever.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ TERMINAL_STREAMS = (1, 2)  # stdout and stderr
 
 
 def stop_event(watch_parent: bool) -> threading.Event:
-    """An event that SIGINT, SIGTERM, SIGHUP and, with `watch_parent`, the end of standard input set.
+    """An event that SIGINT, SIGTERM, SIGHUP and, with `watch_parent`, the end of standard input
+    set.
 
     For the main thread. A second Ctrl-C interrupts as usual.
     """
@@ -30,12 +34,16 @@ def stop_event(watch_parent: bool) -> threading.Event:
     for number in (signal.SIGINT, signal.SIGTERM, *_hang_up()):
         signal.signal(number, on_signal)
     if watch_parent:
-        threading.Thread(target=_set_at_end_of_input, args=(stop,), name="parent-watch", daemon=True).start()
+        threading.Thread(
+            target=_set_at_end_of_input, args=(stop,), name="parent-watch", daemon=True
+        ).start()
     return stop
 
 
 def terminate_as_interrupt() -> None:
-    """Make SIGTERM and SIGHUP raise KeyboardInterrupt: a parent stops its children and removes its files either way."""
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt: a parent stops its children and removes its
+    files either way.
+    """
 
     def on_hang_up(number: int, frame: object) -> None:
         leave_terminal()
@@ -47,7 +55,9 @@ def terminate_as_interrupt() -> None:
 
 
 def leave_terminal() -> None:
-    """Write to nowhere what would go to a terminal: one that is gone fails every write, in the middle of stopping."""
+    """Write to nowhere what would go to a terminal: one that is gone fails every write, in the
+    middle of stopping.
+    """
     for stream in TERMINAL_STREAMS:
         if stat.S_ISCHR(os.fstat(stream).st_mode):
             nowhere = os.open(os.devnull, os.O_WRONLY)

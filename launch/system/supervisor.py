@@ -1,12 +1,14 @@
-"""Starts processes in order, notices when one ends or hangs, starts it again or stops all; leaves nothing behind.
+"""Starts processes in order, notices when one ends or hangs, starts it again or stops all; leaves
+nothing behind.
 
-The robot is stopped first: the moment that something which matters is lost, `health` says so and the control loop
-holds; when all stop, control goes first, and its last word is a hold. Only what has once been ready is started again,
-with growing pauses: what cannot even start is an error at once. Knows commands, reports and logs; not what a process
-does.
+The robot is stopped first: the moment that something which matters is lost, `health` says so and
+the control loop holds; when all stop, control goes first, and its last word is a hold. Only what
+has once been ready is started again, with growing pauses: what cannot even start is an error at
+once. Knows commands, reports and logs; not what a process does.
 
-Every child holds the reading end of a pipe on its standard input; when the parent goes away, however it goes, the pipe
-closes and the child stops (`signals.stop_event`). A child that does not stop is terminated, then killed.
+Every child holds the reading end of a pipe on its standard input; when the parent goes away,
+however it goes, the pipe closes and the child stops (`signals.stop_event`). A child that does not
+stop is terminated, then killed.
 """
 
 from __future__ import annotations
@@ -39,16 +41,24 @@ class ProcessEndedError(TrimvlaError):
 
 
 class Supervisor:
-    """A group of children with one life: `with Supervisor(...) as group:` starts, `check` watches, leaving stops."""
+    """A group of children with one life: `with Supervisor(...) as group:` starts, `check` watches,
+    leaving stops.
+    """
 
     def __init__(self, programs: Sequence[Program], run_dir: Path, *, restart: bool = True) -> None:
-        """One log a process goes to `run_dir`, where the sockets are. Without `restart` nothing is started again."""
-        self._programs, self._run_dir, self._restart = programs, run_dir, restart
+        """One log a process goes to `run_dir`, where the sockets are.
+
+        Without `restart` nothing is started again.
+        """
+        self._programs = programs
+        self._run_dir = run_dir
+        self._restart = restart
         self.posts: list[ManagedProcess] = []
         self.gone: list[str] = []
         """What ended for good, and how, without ending the group."""
         self._order: int | None = None
-        self._said_s, self._said = 0.0, ""
+        self._said_s = 0.0
+        self._said = ""
         self._trimmed_s = 0.0
         self._looked_ns = self._awake_ns = 0
         """When it last looked, and since when it has looked all the time."""
@@ -64,7 +74,9 @@ class Supervisor:
         names = {program.report for program in self._programs if program.report}
         with contextlib.ExitStack() as stack:
             stack.callback(self._unlock)
-            self._hears = stack.enter_context(Subscriber(self._run_dir, [topic(report(name)) for name in names]))
+            self._hears = stack.enter_context(
+                Subscriber(self._run_dir, [topic(report(name)) for name in names])
+            )
             self._health = Publisher(self._run_dir, topic("health"))
             stack.pop_all()
         try:
@@ -74,13 +86,16 @@ class Supervisor:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         self.stop()
 
     def check(self) -> None:
         """Look after all; call it many times a second. Starts what is to be started next, or again.
 
-        Raises ProcessEndedError, with a child's own last words, if one that matters has ended for good.
+        Raises ProcessEndedError, with a child's own last words, if one that matters has ended for
+        good.
         """
         self._listen()
         for post in tuple(self.posts):
@@ -94,9 +109,15 @@ class Supervisor:
 
     @property
     def unwell(self) -> str:
-        """Why the robot must hold: what is lost, else what is not ready as yet; empty if it need not."""
+        """Why the robot must hold: what is lost, else what is not ready as yet; empty if it need
+        not.
+        """
         posts = [post for post in self.posts if post.program.matters]
-        waiting = [f"process '{p.name}' is not started" for p in self._programs if p.matters and self._is_later(p)]
+        waiting = [
+            f"process '{p.name}' is not started"
+            for p in self._programs
+            if p.matters and self._is_later(p)
+        ]
         missing = [*(post.lost for post in posts), *(post.missing for post in posts), *waiting]
         return next(filter(None, missing), "")
 
@@ -109,11 +130,19 @@ class Supervisor:
         return self._order is None or program.order > self._order
 
     def stop(self) -> None:
-        """Ask to stop and wait, then insist: control first, so that the robot holds; then the others."""
+        """Ask to stop and wait, then insist: control first, so that the robot holds; then the
+        others.
+        """
         if self._lock is None:
             return
         for order in sorted({post.program.order for post in self.posts}, reverse=True):
-            self._stop([post.child for post in self.posts if post.program.order == order and post.child is not None])
+            self._stop(
+                [
+                    post.child
+                    for post in self.posts
+                    if post.program.order == order and post.child is not None
+                ]
+            )
         self._health.close()
         self._hears.close()
         sweep(self._run_dir)
@@ -144,7 +173,10 @@ class Supervisor:
                 self.posts[-1].start()
 
     def _listen(self) -> None:
-        """Take in the reports. Who did not look for a while was stopped, or the host was suspended: all begin anew."""
+        """Take in the reports.
+
+        Who did not look for a while was stopped, or the host was suspended: all begin anew.
+        """
         now_ns = monotonic_ns()
         if now_ns - self._looked_ns > to_ns(AWAY_S):
             self._awake_ns = now_ns
@@ -153,7 +185,11 @@ class Supervisor:
         for post in self.posts:
             if post.program.report:
                 heard = self._hears[report(post.program.report)]
-                post.hear(heard.message if isinstance(heard.message, Report) else None, heard.silence_s, self._awake_ns)
+                post.hear(
+                    heard.message if isinstance(heard.message, Report) else None,
+                    heard.silence_s,
+                    self._awake_ns,
+                )
 
     def _lose(self, post: ManagedProcess, text: str) -> None:
         """A child has ended: the robot first, then what is to be done about it."""
@@ -179,4 +215,5 @@ class Supervisor:
         """Publish how the group is, at once if that has changed."""
         if unwell != self._said or time.monotonic() >= self._said_s + HEALTH_PERIOD_S:
             self._health.send(Health(time_ns=monotonic_ns(), ok=not unwell, reason=unwell[:4096]))
-            self._said, self._said_s = unwell, time.monotonic()
+            self._said = unwell
+            self._said_s = time.monotonic()

@@ -1,4 +1,7 @@
-"""The task of a run, repeated: silence means that nobody wants it any more. Knows the topic `task` alone."""
+"""The task of a run, repeated: silence means that nobody wants it any more.
+
+Knows the topic `task` alone.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ TASK_PERIOD_S = 0.2
 
 
 class TaskSender:
-    """Repeats the task of a run. Without one, the topic is left to whoever gives the system its tasks."""
+    """Repeats the task of a run.
+
+    Without one, the topic is left to whoever gives the system its tasks.
+    """
 
     def __init__(self, sentence: str | None, run_dir: Path) -> None:
         """Raises ConfigError where there is a sentence and another process publishes tasks."""
@@ -38,5 +44,9 @@ class TaskSender:
 
 
 def as_task(sentence: str, began_ns: int) -> Task:
-    """The task that this run is for; it is repeated, because silence means that nobody wants it any more."""
-    return Task(time_ns=monotonic_ns(), episode=1, instruction=sentence, started_ns=began_ns, seed=0)
+    """The task that this run is for; it is repeated, because silence means that nobody wants it any
+    more.
+    """
+    return Task(
+        time_ns=monotonic_ns(), episode=1, instruction=sentence, started_ns=began_ns, seed=0
+    )

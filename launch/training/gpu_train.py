@@ -1,4 +1,5 @@
-"""Training on a borrowed GPU: shards packed small, as many steps as a time allows, weights and a recipe back.
+"""Training on a borrowed GPU: shards packed small, as many steps as a time allows, weights and a
+recipe back.
 
 `launch/bare.sh training.gpu_train pack DEMOS PACKED` makes of each shard a file of a twentieth of
 its size, without loss; `... gpu_train fit PACKED RUN --seconds 300` trains from
@@ -29,12 +30,15 @@ from trimvla.policies.training.dataset import Demonstrations
 from trimvla.policies.training.trainer import Recipe, Trainer, train
 from trimvla.runtime.errors import ConfigError, TrimvlaError
 
-NOUNS = "carrot,plate,spoon,towel,block,eggplant,basket"  # the course's own, which needs the simulator to be read
+# the course's own, which needs the simulator to be read
+NOUNS = "carrot,plate,spoon,towel,block,eggplant,basket"
 TRIAL_STEPS = 30  # that say how long a step takes; the first third does not count
 
 
 def pack(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Pictures uint8[n, S, S, 3] as the first, where each differs from the one before, and the pixels there."""
+    """Pictures uint8[n, S, S, 3] as the first, where each differs from the one before, and the
+    pixels there.
+    """
     changed = (images[1:] != images[:-1]).any(axis=-1)
     return {
         "first": images[0],
@@ -47,9 +51,12 @@ def unpack(first: np.ndarray, changed: np.ndarray, pixels: np.ndarray, count: in
     """What `pack` was given, `count` pictures."""
     bits = np.frombuffer(lzma.decompress(changed.tobytes()), np.uint8)
     side = first.shape[0]
-    where = np.unpackbits(bits, count=(count - 1) * side * side).reshape(-1, side, side).astype(bool)
+    where = (
+        np.unpackbits(bits, count=(count - 1) * side * side).reshape(-1, side, side).astype(bool)
+    )
     values = np.frombuffer(lzma.decompress(pixels.tobytes()), np.uint8).reshape(-1, 3)
-    images, start = np.empty((count, *first.shape), np.uint8), 0
+    images = np.empty((count, *first.shape), np.uint8)
+    start = 0
     images[0] = first
     for index, mask in enumerate(where, 1):
         images[index] = images[index - 1]
@@ -96,15 +103,20 @@ def load(packed: Path, run: Path, preset: str, nouns: tuple[str, ...]) -> Demons
     statistics = json.loads((run / "statistics.json").read_text())[preset]
     with tempfile.TemporaryDirectory() as demos:
         with ProcessPoolExecutor() as pool:
-            shards = list(pool.map(partial(unpack_shard, Path(demos)), sorted(packed.glob("*.npz"))))
-        return Demonstrations(shards, PRESETS[preset], tokenizer, nouns=nouns, statistics=statistics)
+            shards = list(
+                pool.map(partial(unpack_shard, Path(demos)), sorted(packed.glob("*.npz")))
+            )
+        return Demonstrations(
+            shards, PRESETS[preset], tokenizer, nouns=nouns, statistics=statistics
+        )
 
 
 def step_seconds(trainer: Trainer, data: Demonstrations) -> float:
     """Time of a step [s], over a short trial."""
     took = []
     for step in range(TRIAL_STEPS):
-        rng, start = np.random.default_rng(step), time.monotonic()
+        rng = np.random.default_rng(step)
+        start = time.monotonic()
         trainer.update(data.draw(rng, trainer.recipe.pictures, trainer.recipe.sentences), rng)
         took.append(time.monotonic() - start)
     return float(np.mean(took[TRIAL_STEPS // 3 :]))
@@ -113,29 +125,50 @@ def step_seconds(trainer: Trainer, data: Demonstrations) -> float:
 def fit(args: argparse.Namespace) -> None:
     """Train as long as there is time; weights, history and recipe into the run's folder."""
     if (args.run / "state.pt").exists():
-        raise ConfigError(f"expected a run without a state, got {args.run / 'state.pt'}: training would go on from it")
+        raise ConfigError(
+            f"expected a run without a state, got {args.run / 'state.pt'}: training would go on"
+            " from it"
+        )
     known = json.loads((args.run / "recipe.json").read_text())
-    recipe, preset, cfg = Recipe(**known["recipe"]), known["preset"], PRESETS[known["preset"]]
-    recipe = replace(recipe, tokens=tuple(map(tuple, recipe.tokens)), emphasis=tuple(recipe.emphasis), compile=False)
-    recipe = replace(recipe, pictures=args.pictures, learning_rate=args.learning_rate, warmup=args.warmup)
+    recipe = Recipe(**known["recipe"])
+    preset = known["preset"]
+    cfg = PRESETS[known["preset"]]
+    recipe = replace(
+        recipe,
+        tokens=tuple(map(tuple, recipe.tokens)),
+        emphasis=tuple(recipe.emphasis),
+        compile=False,
+    )
+    recipe = replace(
+        recipe, pictures=args.pictures, learning_rate=args.learning_rate, warmup=args.warmup
+    )
     start = time.monotonic()
     data = load(args.packed, args.run, preset, tuple(args.nouns.split(",")))
     print(f"{len(data)} pictures after {time.monotonic() - start:.1f} s", flush=True)
-    weights, outputs = checkpoint.load(args.run / "policy.safetensors", cfg), data.aux.shape[-1]
+    weights = checkpoint.load(args.run / "policy.safetensors", cfg)
+    outputs = data.aux.shape[-1]
     trial = Trainer(cfg, recipe, outputs, args.device)
     trial.start_from(weights)
     per_step = step_seconds(trial, data)
     steps = max(1, int((args.seconds - (time.monotonic() - start)) / per_step))
-    print(f"{1000 * per_step:.1f} ms a step: {steps} steps of {recipe.pictures} pictures", flush=True)
+    print(
+        f"{1000 * per_step:.1f} ms a step: {steps} steps of {recipe.pictures} pictures", flush=True
+    )
     trainer = Trainer(cfg, replace(recipe, steps=steps), outputs, args.device)
     trainer.start_from(weights)
     train(trainer, data, args.run, report=say, save_every=10**9)
     checkpoint.save(trainer.averaged_policy(), args.run / "policy.safetensors", dtype=torch.float16)
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
     described = {
-        "preset": preset, "policy": cfg.to_dict(), "recipe": asdict(trainer.recipe), "frames": len(data),
-        "device": name, "torch": torch.__version__, "steps": steps, "seconds": round(trainer.seconds, 1),
-    }  # fmt: skip
+        "preset": preset,
+        "policy": cfg.to_dict(),
+        "recipe": asdict(trainer.recipe),
+        "frames": len(data),
+        "device": name,
+        "torch": torch.__version__,
+        "steps": steps,
+        "seconds": round(trainer.seconds, 1),
+    }
     (args.run / "recipe.json").write_text(json.dumps(described, indent=1) + "\n")
 
 
@@ -155,7 +188,9 @@ def main() -> None:
     fitting = verbs.add_parser("fit")
     fitting.add_argument("packed", type=Path)
     fitting.add_argument("run", type=Path)
-    fitting.add_argument("--nouns", default=NOUNS, help="words that name things, for another preset than widowx")
+    fitting.add_argument(
+        "--nouns", default=NOUNS, help="words that name things, for another preset than widowx"
+    )
     fitting.add_argument("--device", default="cuda")
     fitting.add_argument("--seconds", type=float, default=300.0)
     fitting.add_argument("--pictures", type=int, default=256)

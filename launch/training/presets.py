@@ -40,7 +40,9 @@ def tabletop_tokenizer(cfg: PolicyConfig) -> Tokenizer:
 
 
 def widowx_tokenizer(cfg: PolicyConfig) -> Tokenizer:
-    """The shipped tabletop's with the new words, so that weights trained with that one still know the old words."""
+    """The shipped tabletop's with the new words, so that weights trained with that one still know
+    the old words.
+    """
     path = bundles.resolve("tabletop") / "tokenizer.json"
     return extend_tokenizer(Tokenizer.from_file(str(path)), simpler_demonstrations.WORDS)
 
@@ -58,8 +60,16 @@ def courses() -> dict[str, TrainingPreset]:
         ),
         "widowx": TrainingPreset(
             Recipe(
-                steps=1400, pictures=32, sentences=1, draws=3, learning_rate=6e-4, warmup=50, ema=0.99,
-                pointer_weight=0.2, tokens=((64, 0.5), (128, 0.4), (256, 0.1)), compile=False,
+                steps=1400,
+                pictures=32,
+                sentences=1,
+                draws=3,
+                learning_rate=6e-4,
+                warmup=50,
+                ema=0.99,
+                pointer_weight=0.2,
+                tokens=((64, 0.5), (128, 0.4), (256, 0.1)),
+                compile=False,
                 emphasis=(1, 1, 1, 1, 1, 3, 1),
             ),
             widowx_tokenizer,
@@ -69,4 +79,4 @@ def courses() -> dict[str, TrainingPreset]:
             tuple(simpler.TWINS),
             symmetric=True,
         ),
-    }  # fmt: skip
+    }

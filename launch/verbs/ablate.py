@@ -1,8 +1,9 @@
-"""`trimvla ablate`: every part of a plan by itself and together, and the controls: success, time and cost in one table.
+"""`trimvla ablate`: every part of a plan by itself and together, and the controls: success, time
+and cost in one table.
 
-Makes a plan and a bundle for every row (`export.ablation`), lets all of them take turns at the clock and play the same
-episodes, and writes JSON, table and picture (`ablate_report`). Bundles and outcomes are kept in the work folder, so a
-run that was stopped goes on.
+Makes a plan and a bundle for every row (`export.ablation`), lets all of them take turns at the
+clock and play the same episodes, and writes JSON, table and picture (`ablate_report`). Bundles and
+outcomes are kept in the work folder, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ CAMERA_SHAPE = (480, 640, 3)  # a usual camera; the policy shrinks it
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Success, time and cost of a dense bundle, of every part of its trimming, and of the controls, in one run."""
+    """Success, time and cost of a dense bundle, of every part of its trimming, and of the controls,
+    in one run.
+    """
 
     bundle: Positional[str] = "tabletop"
     """The dense bundle, with its checkpoint beside it."""
@@ -89,13 +92,18 @@ class Args(Options):
     """`--cache-interval` of the milder plan."""
 
     episodes: int | None = None
-    """Of the dense bundle and of the whole plan, on the same seeds (default: all official ones, else 300)."""
+    """Of the dense bundle and of the whole plan, on the same seeds (default: all official ones,
+    else 300).
+    """
 
     others: int = 100
     """Episodes of every other row: the first of these seeds."""
 
     seed: int | None = None
-    """Of the first episode. Where there are official episodes, a seed means others than these; else it is 1000."""
+    """Of the first episode.
+
+    Where there are official episodes, a seed means others than these; else it is 1000.
+    """
 
     draw: int = 1000
     """Seed of what is drawn besides: calibration frames, random layers and tokens."""
@@ -128,7 +136,9 @@ class Args(Options):
     """Bundles and outcomes, so that a stopped run goes on."""
 
     out: Path = Path("benchmarks")
-    """Where `ablation.json` and `ablation.png` go; of another environment than the tabletop, `ablation_TASK`."""
+    """Where `ablation.json` and `ablation.png` go; of another environment than the tabletop,
+    `ablation_TASK`.
+    """
 
     page: Path | None = None
     """A text whose part between the two marks becomes the table."""
@@ -136,7 +146,11 @@ class Args(Options):
     def __post_init__(self) -> None:
         """Raise ConfigError with everything that is out of range."""
         positive = ("episodes", "others", "execute", "rounds", "workers", "frames")
-        wrong = [f"--{name}" for name in positive if (value := getattr(self, name)) is not None and value < 1]
+        wrong = [
+            f"--{name}"
+            for name in positive
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
         if wrong:
             raise ConfigError(f"expected at least 1 for {', '.join(wrong)}")
         if unknown := sorted(set(self.rows) - {row.name for row in ROWS}):
@@ -163,12 +177,16 @@ class Args(Options):
         if not row.milder:
             return full
         interval = self.milder_cache_interval
-        return replace(full, layers=self.milder_layers, tokens=self.milder_tokens, cache_interval=interval)
+        return replace(
+            full, layers=self.milder_layers, tokens=self.milder_tokens, cache_interval=interval
+        )
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What every row is made from: the dense bundle and calibration data; and where the rows' bundles go."""
+    """What every row is made from: the dense bundle and calibration data; and where the rows'
+    bundles go.
+    """
 
     dense: Path
     data: Calibration
@@ -189,7 +207,9 @@ def run(args: Args) -> Result:
         samples, subjects = take_times(args, made, progress)
         played = play_all(args, made, setting, seeds, work=work, progress=progress)
     result: Result = {"ok": True} | summarise(made, subjects, samples, played, args.margin)
-    result["settings"] = {name: value for name, value in asdict(args).items() if name not in ("json", "work", "out")}
+    result["settings"] = {
+        name: value for name, value in asdict(args).items() if name not in ("json", "work", "out")
+    }
     save(result, args)
     console = args.console()
     console.print(as_table(result["rows"]))
@@ -201,7 +221,9 @@ def save(result: Result, args: Args) -> None:
     from trimvla.launch.figures.report import draw_tradeoff
 
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"ablation{args.suffix}.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
+    (args.out / f"ablation{args.suffix}.json").write_text(
+        json.dumps(result, indent=1, default=str) + "\n"
+    )
     points = [row | {"ms": row["backends"]["onnxruntime"]["p50_ms"]} for row in result["rows"]]
     draw_tradeoff(points, args.out / f"ablation{args.suffix}.png")
     if args.page is not None:
@@ -218,7 +240,9 @@ def read_text(path: Path, table: str) -> str:
 
 def weights_digest(directory: Path) -> str:
     """sha256 of the checkpoint beside a bundle."""
-    return hashlib.sha256(directory.with_name(f"{directory.name}.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256(
+        directory.with_name(f"{directory.name}.safetensors").read_bytes()
+    ).hexdigest()
 
 
 def calibrate(args: Args, directory: Path, progress: Progress) -> Calibration:
@@ -226,7 +250,12 @@ def calibrate(args: Args, directory: Path, progress: Progress) -> Calibration:
     task = progress.add_task("calibration frames", total=1)
     cfg = PolicyConfig.from_dict(bundles.load(directory).policy)
     data = simulate(
-        args.work / "demos", cfg, directory / bundles.TOKENIZER, frames=args.frames, seed=args.draw, env=args.env
+        args.work / "demos",
+        cfg,
+        directory / bundles.TOKENIZER,
+        frames=args.frames,
+        seed=args.draw,
+        env=args.env,
     )
     progress.update(task, completed=1)
     return data
@@ -247,14 +276,21 @@ def make_some(args: Args, origin: Origin, rows: Sequence[Row]) -> Iterator[tuple
     torch.set_num_threads(1)
     policy = checkpoint_beside(origin.dense)
     for row in rows:
-        yield row.name, origin.dense if row.name == DENSE else make_bundle(args, row, origin, policy)
+        yield (
+            row.name,
+            origin.dense if row.name == DENSE else make_bundle(args, row, origin, policy),
+        )
 
 
 def make_bundle(args: Args, row: Row, origin: Origin, policy: CogAct) -> Path:
     """The row's bundle, made if it is not there."""
-    dense, directory = origin.dense, origin.work / row.slug
-    steps, source = policy.cfg.diffusion.inference_steps, bundles.load(dense)
-    plan = make_plan(policy, origin.data, request(row, args.amounts(row), steps, args.draw), time_stamp())
+    dense = origin.dense
+    directory = origin.work / row.slug
+    steps = policy.cfg.diffusion.inference_steps
+    source = bundles.load(dense)
+    plan = make_plan(
+        policy, origin.data, request(row, args.amounts(row), steps, args.draw), time_stamp()
+    )
     if not (directory.exists() and same(plan, bundles.load(directory).plan)):
         statistics = read_table(dense / bundles.STATISTICS)
         export_policy(
@@ -272,16 +308,24 @@ def make_bundle(args: Args, row: Row, origin: Origin, policy: CogAct) -> Path:
 
 def same(one: Plan, other: Plan) -> bool:
     """Whether two plans keep the same, whenever they were made."""
-    return msgspec.structs.replace(one, provenance=None) == msgspec.structs.replace(other, provenance=None)
+    return msgspec.structs.replace(one, provenance=None) == msgspec.structs.replace(
+        other, provenance=None
+    )
 
 
-def take_times(args: Args, made: Mapping[str, Path], progress: Progress) -> tuple[Samples, list[Subject]]:
+def take_times(
+    args: Args, made: Mapping[str, Path], progress: Progress
+) -> tuple[Samples, list[Subject]]:
     """All rows in turns: ONNX Runtime, eager torch and, but for controls, compiled torch."""
     picture = np.random.default_rng(0).integers(0, 256, CAMERA_SHAPE, np.uint8)
     asked = Asked(picture, INSTRUCTION)
     with ExitStack() as stack:
         parties = [
-            replace(open_party(str(path), "onnxruntime", args.threads, stack), dense=name == DENSE, name=name)
+            replace(
+                open_party(str(path), "onnxruntime", args.threads, stack),
+                dense=name == DENSE,
+                name=name,
+            )
             for name, path in made.items()
         ]
         subjects = [own(party, asked) for party in parties]
@@ -308,19 +352,32 @@ def own(party: Party, asked: Asked) -> Subject:
 
 
 def find_episodes(args: Args) -> tuple[Setting, range]:
-    """What is played. Raises ConfigError where there is no such task or there are not so many episodes."""
+    """What is played.
+
+    Raises ConfigError where there is no such task or there are not so many episodes.
+    """
     with closing(make_task(args.env)) as task:
         official, seeds = choose_seeds(task.official, args.episodes, args.seed, usual=300)
     return Setting(args.env, official, Pace(execute=args.execute)), seeds
 
 
 def play_all(
-    args: Args, made: Mapping[str, Path], setting: Setting, seeds: range, *, work: Path, progress: Progress
+    args: Args,
+    made: Mapping[str, Path],
+    setting: Setting,
+    seeds: range,
+    *,
+    work: Path,
+    progress: Progress,
 ) -> dict[str, list[Outcome]]:
-    """Row -> its outcomes by rising seed; the dense bundle and the whole plan play the most seeds."""
+    """Row -> its outcomes by rising seed; the dense bundle and the whole plan play the most
+    seeds.
+    """
     played: dict[str, list[Outcome]] = {}
     for is_main, count in ((True, len(seeds)), (False, min(args.others, len(seeds)))):
         rows = {name: path for name, path in made.items() if (name in MAIN) == is_main}
         if rows:
-            played |= play(rows, setting, seeds[:count], workers=args.workers, work=work, progress=progress)
+            played |= play(
+                rows, setting, seeds[:count], workers=args.workers, work=work, progress=progress
+            )
     return {name: played[name] for name in made}

@@ -1,7 +1,9 @@
-"""`trimvla bench`: where the time of one action chunk goes, layer by layer, beside the dense policy and beside torch.
+"""`trimvla bench`: where the time of one action chunk goes, layer by layer, beside the dense policy
+and beside torch.
 
-Wires the parts: bundles and their torch twins (`bench_subjects`) take turns (`export.benchmark`), each stage gets its
-floor (`export.floor`), and the policy's real process answers over its sockets (`bench_socket`).
+Wires the parts: bundles and their torch twins (`bench_subjects`) take turns (`export.benchmark`),
+each stage gets its floor (`export.floor`), and the policy's real process answers over its sockets
+(`bench_socket`).
 """
 
 from __future__ import annotations
@@ -55,23 +57,31 @@ Baselines = Literal["auto", "none", "eager", "all"]
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Measure a bundle's latency layer by layer; with --against, beside the dense bundle and the dense torch policy."""
+    """Measure a bundle's latency layer by layer; with --against, beside the dense bundle and the
+    dense torch policy.
+    """
 
     bundle: Positional[str] = "tabletop"
     """A bundle's path or a shipped bundle's name."""
 
     against: str | None = None
-    """The dense bundle that it is compared with, turn by turn; a ratio above 1 is faster than it."""
+    """The dense bundle that it is compared with, turn by turn; a ratio above 1 is faster than
+    it.
+    """
 
     also: tuple[str, ...] = ()
-    """More bundles in the same turns, each as BUNDLE@BACKEND (such as tabletop-trimmed@openvino:bf16), L0 to L2; with
-    --against the dense bundle on each of these backends too."""
+    """More bundles in the same turns, each as BUNDLE@BACKEND (such as
+    tabletop-trimmed@openvino:bf16), L0 to L2; with --against the dense bundle on each of these
+    backends too.
+    """
 
     instruction: str = "pick up the red cube"
     """What the policy is asked."""
 
     picture: str = OWN_SIZE
-    """Size of the camera's picture: the policy's own, as the demo's camera and one with `side` give it; or 640x480."""
+    """Size of the camera's picture: the policy's own, as the demo's camera and one with `side` give
+    it; or 640x480.
+    """
 
     rounds: int = 50
     """Turns that count."""
@@ -83,18 +93,23 @@ class Args(Options):
     """What executes the stages."""
 
     provider: str | None = None
-    """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the CPU)."""
+    """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the
+    CPU).
+    """
 
     threads: int = 1
     """Threads of an operator, in every backend; 0 takes all cores."""
 
     baselines: Baselines = "auto"
-    """The same policies in eager torch, and in compiled torch too: `auto` is `all` with --against, if torch and the
-    checkpoint are there, else `none`. Compiling takes minutes, but only once on a machine."""
+    """The same policies in eager torch, and in compiled torch too: `auto` is `all` with --against,
+    if torch and the checkpoint are there, else `none`. Compiling takes minutes, but only once on a
+    machine.
+    """
 
     random_weights: bool = False
-    """Instead of a bundle: the stages of `preset` at full size with random weights, one in memory at a time. It is
-    exported to out/random/ first, and kept there; only the graphs are timed."""
+    """Instead of a bundle: the stages of `preset` at full size with random weights, one in memory
+    at a time. It is exported to out/random/ first, and kept there; only the graphs are timed.
+    """
 
     preset: str = "cogact-base"
     """With random weights: which policy, cogact-small, cogact-base, cogact-large or tabletop."""
@@ -120,29 +135,59 @@ class Args(Options):
     def __post_init__(self) -> None:
         """Raise ConfigError where there is nothing to measure, or nowhere to write it."""
         if self.rounds < 1 or self.warmup < 0:
-            raise ConfigError(f"expected --rounds >= 1 and --warmup >= 0, got {self.rounds} and {self.warmup}")
-        if self.picture != OWN_SIZE and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.picture):
-            raise ConfigError(f"expected a size such as 640x480, or {OWN_SIZE}, got {self.picture!r} for --picture")
+            raise ConfigError(
+                f"expected --rounds >= 1 and --warmup >= 0, got {self.rounds} and {self.warmup}"
+            )
+        if self.picture != OWN_SIZE and not re.fullmatch(
+            r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.picture
+        ):
+            raise ConfigError(
+                f"expected a size such as 640x480, or {OWN_SIZE}, got {self.picture!r} for"
+                " --picture"
+            )
         if self.threads < 0:
             raise ConfigError(f"expected --threads >= 0, got {self.threads}")
         if self.samples is not None and self.samples.suffix not in SAMPLES_AS:
-            raise ConfigError(f"expected {' or '.join(SAMPLES_AS)} at the end of --samples, got {self.samples}")
-        alone = (self.bundle, self.against, self.baselines, self.samples) == ("tabletop", None, "auto", None)
+            raise ConfigError(
+                f"expected {' or '.join(SAMPLES_AS)} at the end of --samples, got {self.samples}"
+            )
+        alone = (self.bundle, self.against, self.baselines, self.samples) == (
+            "tabletop",
+            None,
+            "auto",
+            None,
+        )
         if self.random_weights and not alone:
-            raise ConfigError("expected --random-weights without a bundle, --against, --baselines and --samples")
-        counts = (self.layers, self.mlp_keep, self.tokens, self.cache_interval) != (None, 1.0, None, 1)
+            raise ConfigError(
+                "expected --random-weights without a bundle, --against, --baselines and --samples"
+            )
+        counts = (self.layers, self.mlp_keep, self.tokens, self.cache_interval) != (
+            None,
+            1.0,
+            None,
+            1,
+        )
         if counts and not self.random_weights:
-            raise ConfigError("expected --layers, --mlp-keep, --tokens and --cache-interval with --random-weights only")
+            raise ConfigError(
+                "expected --layers, --mlp-keep, --tokens and --cache-interval with --random-weights"
+                " only"
+            )
 
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""
-        kept = Output("--random-weights, which keeps its bundle there", Path("out/random"), folder=True)
+        kept = Output(
+            "--random-weights, which keeps its bundle there", Path("out/random"), folder=True
+        )
         return Output("--samples", self.samples), *([kept] if self.random_weights else [])
 
     @property
     def torch_backends(self) -> tuple[str, ...]:
         """The baselines that are to be measured."""
-        asked = ("none" if self.against is None else "all") if self.baselines == "auto" else self.baselines
+        asked = (
+            ("none" if self.against is None else "all")
+            if self.baselines == "auto"
+            else self.baselines
+        )
         return BASELINES[asked]
 
 
@@ -185,9 +230,23 @@ def full_size(args: Args) -> Result:
     from trimvla.launch.bench.random_weights import PLACE, Turns, run_random
     from trimvla.launch.exporting.work import ExportArgs
 
-    counts = (f"L{args.layers}", f"M{args.mlp_keep:g}", f"T{args.tokens}", f"C{args.cache_interval}")
-    given = (args.layers is not None, args.mlp_keep != 1.0, args.tokens is not None, args.cache_interval != 1)
-    parts = (args.preset, *(count for count, is_given in zip(counts, given, strict=True) if is_given), args.dtype)
+    counts = (
+        f"L{args.layers}",
+        f"M{args.mlp_keep:g}",
+        f"T{args.tokens}",
+        f"C{args.cache_interval}",
+    )
+    given = (
+        args.layers is not None,
+        args.mlp_keep != 1.0,
+        args.tokens is not None,
+        args.cache_interval != 1,
+    )
+    parts = (
+        args.preset,
+        *(count for count, is_given in zip(counts, given, strict=True) if is_given),
+        args.dtype,
+    )
     asked = ExportArgs(
         json=args.json,
         out=PLACE / "-".join(parts),
@@ -207,7 +266,9 @@ def measure(args: Args, stack: ExitStack) -> Measured:
     notes: list[str] = []
     shape = picture_shape(args)
     asked = Asked(np.random.default_rng(0).integers(0, 256, shape, np.uint8), args.instruction)
-    parties = open_parties(args.bundle, args.against, args.backend, args.threads, stack, args.provider)
+    parties = open_parties(
+        args.bundle, args.against, args.backend, args.threads, stack, args.provider
+    )
     sockets = [
         stack.enter_context(
             socket_policy(
@@ -222,10 +283,15 @@ def measure(args: Args, stack: ExitStack) -> Measured:
         for party in parties
     ]
     twins = baselines(args, parties, asked, stack, notes)
-    others = named_subjects(with_dense(args.also, args.against, args.backend), args.threads, asked, stack)
+    others = named_subjects(
+        with_dense(args.also, args.against, args.backend), args.threads, asked, stack
+    )
     for socket in sockets:
         socket.connect()
-    own = [own_subject(party, socket, args.backend, asked) for party, socket in zip(parties, sockets, strict=True)]
+    own = [
+        own_subject(party, socket, args.backend, asked)
+        for party, socket in zip(parties, sockets, strict=True)
+    ]
     subjects = [*own, *twins, *(subject for subject, _ in others)]
     before = measure_machine(args.threads)
     samples = take_turns(subjects, args)
@@ -252,13 +318,17 @@ def picture_shape(args: Args) -> tuple[int, int, int]:
     return height, width, 3
 
 
-def baselines(args: Args, parties: Sequence[Party], asked: Asked, stack: ExitStack, notes: list[str]) -> list[Subject]:
+def baselines(
+    args: Args, parties: Sequence[Party], asked: Asked, stack: ExitStack, notes: list[str]
+) -> list[Subject]:
     """The torch twins. With `auto`, what cannot be measured becomes a note instead of an error."""
     found: list[Subject] = []
     if not args.torch_backends:
         return found
     try:
-        with Console(stderr=True).status("torch: compiling takes minutes, the first time on a machine"):
+        with Console(stderr=True).status(
+            "torch: compiling takes minutes, the first time on a machine"
+        ):
             found.extend(torch_subjects(parties, args.torch_backends, args.threads, asked, stack))
     except UNMEASURED as error:
         if args.baselines != "auto":
@@ -267,7 +337,9 @@ def baselines(args: Args, parties: Sequence[Party], asked: Asked, stack: ExitSta
     return found
 
 
-def known_floors(party: Party, asked: Asked, machine: Machine, notes: list[str]) -> dict[str, Floor]:
+def known_floors(
+    party: Party, asked: Asked, machine: Machine, notes: list[str]
+) -> dict[str, Floor]:
     """The party's floors; a note where they are not known."""
     try:
         return party_floors(party, asked, machine)
@@ -296,7 +368,11 @@ def layers(cells: Mapping[Cell, object]) -> set[str]:
 def summarise(args: Args, measured: Measured) -> Result:
     """Everything as one JSON-able object."""
     rows = benchmark.rows(measured.subjects, measured.samples, measured.floors)
-    own = next(subject for subject in reversed(measured.subjects) if "L3" in layers(measured.samples[subject.name]))
+    own = next(
+        subject
+        for subject in reversed(measured.subjects)
+        if "L3" in layers(measured.samples[subject.name])
+    )
     cells = measured.samples[own.name]
     costs = np.subtract(cells["L3", benchmark.TOTAL], cells["L0", benchmark.TOTAL]).tolist()
     parts = breakdown(cells, measured.parts)

@@ -1,4 +1,7 @@
-"""`trimvla build`: a bundle's graphs -> engines for this device. Checks memory first; `export.to_tensorrt` builds."""
+"""`trimvla build`: a bundle's graphs -> engines for this device.
+
+Checks memory first; `export.to_tensorrt` builds.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,15 @@ from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import shape_of
-from trimvla.policies.sizes.memory import BOARDS, GIB, MIB, MemoryPlan, plan_memory, require_memory, usable_on
+from trimvla.policies.sizes.memory import (
+    BOARDS,
+    GIB,
+    MIB,
+    MemoryPlan,
+    plan_memory,
+    require_memory,
+    usable_on,
+)
 from trimvla.runtime.backends.tensorrt.device import NONE, Device, find_device, free_bytes
 from trimvla.runtime.backends.tensorrt.engine_cache import content_digest
 from trimvla.runtime.backends.tensorrt.engine_folders import to_build_in
@@ -27,7 +38,10 @@ from trimvla.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Build TensorRT engines for this device from a bundle. What is built already is taken from the cache."""
+    """Build TensorRT engines for this device from a bundle.
+
+    What is built already is taken from the cache.
+    """
 
     bundle: Positional[str]
     """A bundle's path or a shipped bundle's name."""
@@ -39,11 +53,15 @@ class Args(Options):
     """Scratch memory that the builder may use [MiB]."""
 
     out: Path | None = None
-    """The folder of engines (default: /var/lib/trimvla/engines where that can be written to, else one below
-    ~/.cache/trimvla/engines/ for what the graphs hold; `--backend tensorrt` of the other verbs looks in both)."""
+    """The folder of engines (default: /var/lib/trimvla/engines where that can be written to, else
+    one below ~/.cache/trimvla/engines/ for what the graphs hold; `--backend tensorrt` of the other
+    verbs looks in both).
+    """
 
     board: str | None = None
-    """Refuse what does not fit on this board: orin-nano, orin-nx, orin or thor (default: this machine's memory)."""
+    """Refuse what does not fit on this board: orin-nano, orin-nx, orin or thor (default: this
+    machine's memory).
+    """
 
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""
@@ -54,15 +72,22 @@ def run(args: Args) -> Result:
     """Check memory, build, list the engines."""
     if args.workspace_mb < 1:
         raise ConfigError(f"expected at least 1 for --workspace-mb, got {args.workspace_mb}")
-    directory, device = bundles.resolve(args.bundle), find_device()
+    directory = bundles.resolve(args.bundle)
+    device = find_device()
     with bundles.opened(directory) as (files, manifest), files.named() as place:
         memory = check_memory(args, manifest, device)
         library = load_trt(args.backend)
         out = to_build_in(args.out, content_digest(manifest))
-        request = Request(library, device, out, args.workspace_mb * MIB, check=files.check_unchanged)
+        request = Request(
+            library, device, out, args.workspace_mb * MIB, check=files.check_unchanged
+        )
         with progress_bar() as progress:
-            built = build_bundle(place, manifest, request, reporter(progress, list(manifest.stages)))
-    args.console().print(as_table(f"{manifest.name}, by {library.title} for {named(device)}", built, memory))
+            built = build_bundle(
+                place, manifest, request, reporter(progress, list(manifest.stages))
+            )
+    args.console().print(
+        as_table(f"{manifest.name}, by {library.title} for {named(device)}", built, memory)
+    )
     return {"ok": True, "engines": [as_row(engine, out) for engine in built]}
 
 
@@ -73,7 +98,8 @@ def named(device: Device) -> str:
 
 
 def check_memory(args: Args, manifest: Manifest, device: Device) -> MemoryPlan | None:
-    """Refuse what is too large before anything is built; None for a bundle that does not tell its policy's sizes.
+    """Refuse what is too large before anything is built; None for a bundle that does not tell its
+    policy's sizes.
 
     Raises:
         ConfigError: the board, or this machine, has too little memory.
@@ -114,13 +140,17 @@ def as_row(engine: Engine, out: Path) -> dict[str, Any]:
 
 def as_table(title: str, built: list[Engine], memory: MemoryPlan | None) -> Table:
     """One row an engine; below, the planned memory and what is not known."""
-    table = Table("stage", "MB", "seconds", "precision", "read back", title=title, title_justify="left")
+    table = Table(
+        "stage", "MB", "seconds", "precision", "read back", title=title, title_justify="left"
+    )
     for engine in built:
         record = engine.record
         answer = record.read_back
         compared = f"{answer['compared']} tensors agree" if answer["ok"] else "not possible here"
         seconds = "cached" if engine.cached else f"{record.seconds:.1f}"
-        table.add_row(record.key.stage, f"{record.bytes / 1e6:.1f}", seconds, record.precision, compared)
+        table.add_row(
+            record.key.stage, f"{record.bytes / 1e6:.1f}", seconds, record.precision, compared
+        )
     needs = (
         ""
         if memory is None

@@ -1,4 +1,6 @@
-"""`trimvla camera`: publish one camera on a run directory's sockets, to look at it or to feed a system that runs."""
+"""`trimvla camera`: publish one camera on a run directory's sockets, to look at it or to feed a
+system that runs.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from trimvla.runtime.cameras.process import CameraConfig, Kind
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Publish a camera, a file or a test picture until Ctrl-C, as multipart frames on `<name>/color`."""
+    """Publish a camera, a file or a test picture until Ctrl-C, as multipart frames on
+    `<name>/color`.
+    """
 
     kind: Kind = "device"
     """Where the pictures come from."""
@@ -61,13 +65,16 @@ class Args(Options):
 
     def config(self) -> CameraConfig:
         """The camera's own configuration. Raises ConfigError for what is out of range."""
-        names = {field.name for field in fields(CameraConfig)} & {field.name for field in fields(self)}
+        names = {field.name for field in fields(CameraConfig)} & {
+            field.name for field in fields(self)
+        }
         return CameraConfig(**{name: getattr(self, name) for name in names})
 
 
 def run(args: Args) -> Result:
     """Publish until told to stop; how many frames there were."""
-    config, stop = args.config(), stop_event(watch_parent=False)
+    config = args.config()
+    stop = stop_event(watch_parent=False)
     if args.seconds is not None:
         threading.Timer(args.seconds, stop.set).start()
     with temporary_run_dir() if args.run_dir is None else nullcontext(args.run_dir) as run_dir:

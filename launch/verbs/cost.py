@@ -1,4 +1,6 @@
-"""`trimvla cost`: what a policy would cost under a plan, before there is a plan, a weight or a device."""
+"""`trimvla cost`: what a policy would cost under a plan, before there is a plan, a weight or a
+device.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from trimvla.policies.sizes.cost import Shape, report, shape_by_counts, shape_of
 from trimvla.policies.sizes.memory import BOARDS, GIB, fit_rows, plan_memory, precision_named
 from trimvla.runtime.bundle.plan import TokenPlan, TokenSelector, load_plan
 
-# EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP and interval 5.
+# EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP
+# and interval 5.
 PUBLISHED = ((28, 112), (28, 56), (22, 112), (22, 56))
 
 
@@ -50,15 +53,20 @@ class Args(Options):
     """Ids in the prompt, padding included (default: the smallest bucket)."""
 
     dtype: str = "float32"
-    """Precision of the weights: float32, float16, bfloat16, int8 or int4 (fp32, fp16 and bf16 are understood)."""
+    """Precision of the weights: float32, float16, bfloat16, int8 or int4 (fp32, fp16 and bf16 are
+    understood).
+    """
 
     boards: bool = False
-    """Also say which boards have the memory, in every precision; of a dense CogACT also for published trimmings."""
+    """Also say which boards have the memory, in every precision; of a dense CogACT also for
+    published trimmings.
+    """
 
 
 def run(args: Args) -> Result:
     """Cost under the plan, and its share of the dense policy's."""
-    cfg, precision = find_preset(args.preset), precision_named(args.dtype)
+    cfg = find_preset(args.preset)
+    precision = precision_named(args.dtype)
     dense = in_precision(cfg, shape_by_counts(cfg), args.prompt, precision)
     shape = wanted_shape(args, cfg)
     result = in_precision(cfg, shape, args.prompt, precision)
@@ -72,7 +80,8 @@ def run(args: Args) -> Result:
 
 def in_precision(cfg: PolicyConfig, shape: Shape, prompt: int | None, precision: str) -> Result:
     """`cost.report`, with bytes of weights as this precision stores them."""
-    result, weights = report(cfg, shape, prompt), plan_memory(cfg, shape, precision).weights
+    result = report(cfg, shape, prompt)
+    weights = plan_memory(cfg, shape, precision).weights
     stages = {name: row | {"weight_bytes": weights[name]} for name, row in result["stages"].items()}
     return result | {"weight_bytes": sum(weights.values()), "stages": stages}
 
@@ -97,21 +106,30 @@ def wanted_shape(args: Args, cfg: PolicyConfig) -> Shape:
 
 
 def named_shapes(cfg: PolicyConfig, shape: Shape) -> list[tuple[str, Shape]]:
-    """The shape that was asked for; if that is all of a CogACT, the published trimmings beside it."""
+    """The shape that was asked for; if that is all of a CogACT, the published trimmings beside
+    it.
+    """
     if shape != shape_by_counts(cfg):
         return [("as asked", shape)]
     points = PUBLISHED if cfg.name.startswith("cogact") else ()
-    return [("dense", shape), *((f"L{layers} T{tokens}", published(cfg, layers, tokens)) for layers, tokens in points)]
+    return [
+        ("dense", shape),
+        *((f"L{layers} T{tokens}", published(cfg, layers, tokens)) for layers, tokens in points),
+    ]
 
 
 def published(cfg: PolicyConfig, layers: int, tokens: int) -> Shape:
     """One row of `PUBLISHED`."""
-    return shape_by_counts(cfg, layers=layers, mlp_keep=0.75, tokens=TokenPlan(keep=tokens), cache_interval=5)
+    return shape_by_counts(
+        cfg, layers=layers, mlp_keep=0.75, tokens=TokenPlan(keep=tokens), cache_interval=5
+    )
 
 
 def as_table(name: str, dtype: str, result: Result, dense: Result) -> Table:
     """One row a stage, and the whole."""
-    table = Table(name, "parameters", "GFLOP", f"MB of {dtype}", "of dense", title="cost of one action chunk")
+    table = Table(
+        name, "parameters", "GFLOP", f"MB of {dtype}", "of dense", title="cost of one action chunk"
+    )
     running = sum(row["parameters"] for row in result["stages"].values())
     rows = {**result["stages"], "all": {**result, "parameters": running}}
     for stage, row in rows.items():
@@ -122,16 +140,25 @@ def as_table(name: str, dtype: str, result: Result, dense: Result) -> Table:
             f"{row['weight_bytes'] / 1e6:,.1f}",
         )
         table.add_row(stage, *numbers, f"{row['flops'] / whole:.1%}")
-    table.caption = f"{result['parameters'] / 1e9:.3f} G parameters with those that never reach an action"
+    table.caption = (
+        f"{result['parameters'] / 1e9:.3f} G parameters with those that never reach an action"
+    )
     return table
 
 
 def board_table(name: str, rows: list[Result]) -> Table:
     """One row for every plan and precision, one column a board."""
     titles = (board.title for board in BOARDS.values())
-    table = Table(name, "precision", "GiB to run", "to build", *titles, title="which boards have the memory")
+    table = Table(
+        name, "precision", "GiB to run", "to build", *titles, title="which boards have the memory"
+    )
     for row in rows:
         sizes = (f"{row[key] / GIB:.1f}" for key in ("running_bytes", "building_bytes"))
-        table.add_row(row["plan"], row["precision"], *sizes, *(row["boards"][board] for board in BOARDS))
-    table.caption = "yes: builds and runs; runs: the engines would fit, but the board cannot build them in one piece"
+        table.add_row(
+            row["plan"], row["precision"], *sizes, *(row["boards"][board] for board in BOARDS)
+        )
+    table.caption = (
+        "yes: builds and runs; runs: the engines would fit, but the board cannot build them in one"
+        " piece"
+    )
     return table

@@ -1,7 +1,8 @@
-"""`trimvla demo`: the shipped policy drives the simulated robot through real processes and sockets; a card and a film.
+"""`trimvla demo`: the shipped policy drives the simulated robot through real processes and sockets;
+a card and a film.
 
-Wires table, processes and film together. Each seed's table and instruction come from the simulator; nothing is chosen
-but that no instruction is shown twice while others are to be had.
+Wires table, processes and film together. Each seed's table and instruction come from the simulator;
+nothing is chosen but that no instruction is shown twice while others are to be had.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ NO_TIMES = Summary(0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Watch a policy drive the simulated robot, in closed loop from camera frames, through real processes."""
+    """Watch a policy drive the simulated robot, in closed loop from camera frames, through real
+    processes.
+    """
 
     bundle: Positional[str] = "tabletop"
     """A bundle's path or a shipped bundle's name."""
@@ -59,12 +62,16 @@ class Args(Options):
     """Also write everything that travels to this file, usually *.mcap."""
 
     set: tuple[str, ...] = ()
-    """Changes to launch/configs/demo.toml, such as `policy.threads=2`; `--policy.threads 2` does the same."""
+    """Changes to launch/configs/demo.toml, such as `policy.threads=2`; `--policy.threads 2` does
+    the same.
+    """
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is out of range."""
         if self.episodes < 1 or self.seed < 0:
-            raise ConfigError(f"expected --episodes >= 1 and --seed >= 0, got {self.episodes} and {self.seed}")
+            raise ConfigError(
+                f"expected --episodes >= 1 and --seed >= 0, got {self.episodes} and {self.seed}"
+            )
         video.check_suffix(self.video)
 
     def outputs(self) -> tuple[Output, ...]:
@@ -91,12 +98,17 @@ def run(args: Args) -> Result:
     console = args.console()
     console.print(as_table(result))
     if result["inference_ms"]["p50"] > SLOW_PERIODS * 1e3 / result["control_hz"]["asked"]:
-        console.print("Inference is too slow here for this control rate: mostly the robot holds. Is the machine busy?")
+        console.print(
+            "Inference is too slow here for this control rate: mostly the robot holds. Is the"
+            " machine busy?"
+        )
     return result
 
 
 def plan(args: Args) -> list[Request]:
-    """One table per episode, from consecutive seeds; a seed is passed over if its instruction was had already."""
+    """One table per episode, from consecutive seeds; a seed is passed over if its instruction was
+    had already.
+    """
     from trimvla.sim.tabletop.env import TabletopEnv
 
     env = TabletopEnv(variant=args.variant, observe=False)
@@ -112,30 +124,41 @@ def plan(args: Args) -> list[Request]:
 
 
 def play(
-    sections: dict[str, dict[str, Any]], run_dir: Path, requests: Sequence[Request], console: Console
+    sections: dict[str, dict[str, Any]],
+    run_dir: Path,
+    requests: Sequence[Request],
+    console: Console,
 ) -> tuple[list[Recording], dict[str, Report]]:
-    """All episodes on one running system, with a live line; recordings and the processes' last reports."""
+    """All episodes on one running system, with a live line; recordings and the processes' last
+    reports.
+    """
     with (
         Supervisor(programs(sections, run_dir), run_dir) as group,
         EpisodeClient(run_dir, list(reports_of(sections).values()), group.check) as director,
         console.status("starting") as line,
     ):
         director.wait_until_ready("policy")
-        recordings = [play_one(director, request, len(requests), console, line) for request in requests]
+        recordings = [
+            play_one(director, request, len(requests), console, line) for request in requests
+        ]
         group.stop()
         return recordings, director.last_reports()
 
 
-def play_one(director: EpisodeClient, request: Request, total: int, console: Console, line: Status) -> Recording:
+def play_one(
+    director: EpisodeClient, request: Request, total: int, console: Console, line: Status
+) -> Recording:
     """One episode; the live line says what is happening, a lasting line how it ended."""
 
     def watch(recording: Recording) -> None:
-        control, policy = director.report("control"), director.report("policy")
+        control = director.report("control")
+        policy = director.report("policy")
         thinking = policy.latencies.get("inference.total", NO_TIMES)
         latency = control.latencies.get("photon_to_action", NO_TIMES)
         line.update(
-            f"[{request.number}/{total}] {request.instruction} | step {recording.steps} | {control.state} | "
-            f"inference {thinking.p50:.0f} ms | camera to command {latency.p50:.0f} ms"
+            f"[{request.number}/{total}] {request.instruction} | step {recording.steps} |"
+            f" {control.state} | inference {thinking.p50:.0f} ms | camera to command"
+            f" {latency.p50:.0f} ms"
         )
 
     recording = director.play(request, watch)
@@ -158,7 +181,8 @@ def clips(recordings: Sequence[Recording]) -> Iterator[video.Clip]:
 
 def summarise(recordings: Sequence[Recording], reports: dict[str, Report]) -> Result:
     """The figures of the run, as the processes counted them."""
-    control, policy = reports["control"], reports["policy"]
+    control = reports["control"]
+    policy = reports["policy"]
     published = sum(r.counters.get("frames_published", 0) for r in reports.values())
     success = sum(recording.success for recording in recordings)
     return {
@@ -197,15 +221,23 @@ def percentiles(summary: Summary) -> dict[str, float]:
 
 def as_table(result: Result) -> Table:
     """The card."""
-    rate, thinking, latency = result["control_hz"], result["inference_ms"], result["photon_to_action_ms"]
-    frames, sent = result["frames"], result["commands"]
+    rate = result["control_hz"]
+    thinking = result["inference_ms"]
+    latency = result["photon_to_action_ms"]
+    frames = result["frames"]
+    sent = result["commands"]
     table = Table(title="trimvla demo", show_header=False, title_justify="left")
     table.add_row("tasks done", f"{result['success']} of {result['episodes']}")
     table.add_row("control rate", f"{rate['achieved']:.2f} Hz of {rate['asked']:g} Hz")
     table.add_row("inference", f"{thinking['p50']:.0f} ms (p99 {thinking['p99']:.0f} ms)")
     table.add_row("camera to command", f"{latency['p50']:.0f} ms (p99 {latency['p99']:.0f} ms)")
-    table.add_row("frames", f"{frames['published']} published, {frames['used']} used, {frames['stale']} stale")
-    table.add_row("commands", f"{sent['actions']} actions, {sent['holds']} holds, {sent['gated']} changed by the gate")
+    table.add_row(
+        "frames", f"{frames['published']} published, {frames['used']} used, {frames['stale']} stale"
+    )
+    table.add_row(
+        "commands",
+        f"{sent['actions']} actions, {sent['holds']} holds, {sent['gated']} changed by the gate",
+    )
     table.add_row("film", str(result["video"]))
     if "recording" in result:
         table.add_row("recording", describe_recording(result["recording"]))
@@ -216,4 +248,6 @@ def describe_recording(recording: Result) -> str:
     """Where it is and what it lost, or why there is none."""
     if not recording["ok"]:
         return f"failed: {recording['error']}"
-    return f"{recording['file']}, {recording['mib']:.1f} MiB, {recording['dropped']} messages dropped"
+    return (
+        f"{recording['file']}, {recording['mib']:.1f} MiB, {recording['dropped']} messages dropped"
+    )

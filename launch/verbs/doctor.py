@@ -1,7 +1,8 @@
-"""What this machine can do, found by doing it: sessions are made, a frame is rendered, a timer is timed.
+"""What this machine can do, found by doing it: sessions are made, a frame is rendered, a timer is
+timed.
 
-Knows what to install for what is missing; changes nothing. A machine without a GPU, TensorRT or rendering is healthy:
-only a base install that cannot run a bundle makes `ok` false.
+Knows what to install for what is missing; changes nothing. A machine without a GPU, TensorRT or
+rendering is healthy: only a base install that cannot run a bundle makes `ok` false.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ OPTIONAL_PACKAGES = {  # package -> the extra that brings it
     "prometheus-client": "metrics",
 }
 REMOTE_PROVIDERS = {"AzureExecutionProvider"}  # listed by every build; calls a cloud service
-RENDERERS = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}  # MUJOCO_GL -> Debian packages
-JITTER_PERIOD_NS, JITTER_TICKS = 5_000_000, 100
+# MUJOCO_GL -> Debian packages
+RENDERERS = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}
+JITTER_PERIOD_NS = 5_000_000
+JITTER_TICKS = 100
 GIB = 2**30
 
 
@@ -76,7 +79,9 @@ def examine() -> Result:
     }
     missing = [name for name in PACKAGES if result["packages"][name] is None]
     result["advice"] = advice(result)
-    result["ok"] = not missing and result["backends"].get("CPUExecutionProvider", {}).get("ok", False)
+    result["ok"] = not missing and result["backends"].get("CPUExecutionProvider", {}).get(
+        "ok", False
+    )
     return result
 
 
@@ -87,7 +92,9 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "board": board.read_text().strip("\0\n ") if board.exists() else None,
         "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "memory_gib": memory_gib("MemTotal"),
         "memory_free_gib": memory_gib("MemAvailable"),
     }
@@ -143,7 +150,9 @@ def gpu() -> dict[str, Any]:
 
 
 def timer_jitter() -> dict[str, float]:
-    """How late a sleeping process wakes up at 200 Hz [microseconds]: the floor under every control tick."""
+    """How late a sleeping process wakes up at 200 Hz [microseconds]: the floor under every control
+    tick.
+    """
     late = []
     deadline = time.monotonic_ns()
     for _ in range(JITTER_TICKS):
@@ -151,14 +160,26 @@ def timer_jitter() -> dict[str, float]:
         time.sleep(max(0, deadline - time.monotonic_ns()) / 1e9)
         late.append((time.monotonic_ns() - deadline) / 1e3)
     late.sort()
-    return {"p50_us": round(late[len(late) // 2], 1), "p99_us": round(late[-2], 1), "max_us": round(late[-1], 1)}
+    return {
+        "p50_us": round(late[len(late) // 2], 1),
+        "p99_us": round(late[-2], 1),
+        "max_us": round(late[-1], 1),
+    }
 
 
 def advice(result: Result) -> list[str]:
     """What to install, one line for each thing that is missing."""
-    lines = [f"pip install trimvla   ({name} is missing)" for name in PACKAGES if result["packages"][name] is None]
-    extras = {extra for name, extra in OPTIONAL_PACKAGES.items() if result["packages"][name] is None}
-    lines += [f"pip install 'trimvla[{extra}]'   (for the verbs that {extra})" for extra in sorted(extras)]
+    lines = [
+        f"pip install trimvla   ({name} is missing)"
+        for name in PACKAGES
+        if result["packages"][name] is None
+    ]
+    extras = {
+        extra for name, extra in OPTIONAL_PACKAGES.items() if result["packages"][name] is None
+    }
+    lines += [
+        f"pip install 'trimvla[{extra}]'   (for the verbs that {extra})" for extra in sorted(extras)
+    ]
     lines += rendering_advice(result)
     lines += gpu_advice(result) + read_state().advice()
     if is_x86() and "openvino" not in result["backends"]:
@@ -173,7 +194,10 @@ def is_x86() -> bool:
 
 def rendering_advice(result: Result) -> list[str]:
     """Either OpenGL will do; what to install where neither works."""
-    if any(answer["ok"] for answer in result["rendering"].values()) or result["packages"]["mujoco"] is None:
+    if (
+        any(answer["ok"] for answer in result["rendering"].values())
+        or result["packages"]["mujoco"] is None
+    ):
         return []
     return [f"apt-get install {' '.join(RENDERERS.values())}   (the simulator renders nothing)"]
 
@@ -184,9 +208,14 @@ def gpu_advice(result: Result) -> list[str]:
         return []
     lines = []
     if not result["backends"].get("CUDAExecutionProvider", {}).get("ok"):
-        lines.append("pip uninstall onnxruntime && pip install 'trimvla[gpu]'   (the GPU is unused)")
+        lines.append(
+            "pip uninstall onnxruntime && pip install 'trimvla[gpu]'   (the GPU is unused)"
+        )
     if not result["tensorrt"]["ok"]:
-        lines.append("pip install 'trimvla[tensorrt]', on Jetson the JetPack package   (no engines without TensorRT)")
+        lines.append(
+            "pip install 'trimvla[tensorrt]', on Jetson the JetPack package   (no engines without"
+            " TensorRT)"
+        )
     elif installed("cuda-bindings") is None:
         lines.append(f"{INSTALL}   (engines run through cuda-python)")
     return lines
@@ -196,7 +225,9 @@ def as_table(result: Result) -> Table:
     """The card for people: one row a capability."""
     table = Table(title="trimvla doctor", show_header=False, title_justify="left")
     box = result["machine"]
-    table.add_row("machine", f"{box['board'] or box['system']}, {box['cores']} cores, {box['memory_gib']} GiB")
+    table.add_row(
+        "machine", f"{box['board'] or box['system']}, {box['cores']} cores, {box['memory_gib']} GiB"
+    )
     for name, answer in result["backends"].items():
         table.add_row(name, mark(answer, ", ".join(answer.get("precisions", []))))
     table.add_row("GPU", mark(result["gpu"], ", ".join(result["gpu"].get("devices", []))))
@@ -224,7 +255,10 @@ def board_rows(board: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if clocks:
         yield (
             "clocks",
-            ", ".join(f"{each['name']} {each['now_mhz']:.0f} of {each['most_mhz'] or 0:.0f} MHz" for each in clocks),
+            ", ".join(
+                f"{each['name']} {each['now_mhz']:.0f} of {each['most_mhz'] or 0:.0f} MHz"
+                for each in clocks
+            ),
         )
     if board["hottest"] is not None:
         yield "hottest", f"{board['hottest'][0]}, {board['hottest'][1]:.0f} degrees Celsius"
@@ -232,4 +266,8 @@ def board_rows(board: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def mark(answer: dict[str, Any], detail: str = "") -> Text:
     """yes with the detail, or no with the reason."""
-    return styled("yes", "green", detail) if answer["ok"] else styled("no", "yellow", f" {answer.get('why', '')}")
+    return (
+        styled("yes", "green", detail)
+        if answer["ok"]
+        else styled("no", "yellow", f" {answer.get('why', '')}")
+    )

@@ -1,7 +1,10 @@
-"""`trimvla eval`: how often does a bundle succeed in simulation? Rate, interval and the outcome of every seed.
+"""`trimvla eval`: how often does a bundle succeed in simulation?
 
-With `--against` a second bundle, the reference, plays the same seeds in turn, and the two are compared; with `--rungs`
-several do, as a ladder. With `--latency` the time that a policy takes to think is charged to the simulated clock.
+Rate, interval and the outcome of every seed.
+
+With `--against` a second bundle, the reference, plays the same seeds in turn, and the two are
+compared; with `--rungs` several do, as a ladder. With `--latency` the time that a policy takes to
+think is charged to the simulated clock.
 """
 
 from __future__ import annotations
@@ -38,9 +41,9 @@ if TYPE_CHECKING:
 def run(args: Args) -> Result:
     """Play the episodes with a progress bar.
 
-    The result is `sim.rollout.summarise`'s, of the first condition, with the bundle named; with a reference also its
-    own such result as "against", and `sim.statistics.Comparison` as "comparison"; with several bundles or latencies
-    "curve", one row for each of both.
+    The result is `sim.rollout.summarise`'s, of the first condition, with the bundle named; with a
+    reference also its own such result as "against", and `sim.statistics.Comparison` as
+    "comparison"; with several bundles or latencies "curve", one row for each of both.
     """
     terminate_as_interrupt()
     check_same_task(list(args.names.values()))
@@ -48,9 +51,18 @@ def run(args: Args) -> Result:
     rounds = play(args, match)
     results = match.results(rounds)
     first = results[match.conditions[0]]
-    shown = {"seed": match.seeds[0], "variant": args.variant, "swap_instruction": args.swap_instruction}
+    shown = {
+        "seed": match.seeds[0],
+        "variant": args.variant,
+        "swap_instruction": args.swap_instruction,
+    }
     shown["execute"] = match.setting.pace.execute
-    told: Result = {"ok": True, "bundle": args.names[CANDIDATE], "env": args.env, "backend": args.backend}
+    told: Result = {
+        "ok": True,
+        "bundle": args.names[CANDIDATE],
+        "env": args.env,
+        "backend": args.backend,
+    }
     told |= first[CANDIDATE] | shown
     if args.against is not None:
         told["against"] = {"bundle": args.against, **first[REFERENCE]} | shown
@@ -58,8 +70,14 @@ def run(args: Args) -> Result:
             compare(*(first[r]["outcomes"] for r in (CANDIDATE, REFERENCE)), margin=args.margin)
         )
     if args.latency is not None or args.rungs:
-        told["curve"] = curve_rows(args.names, results, match.setting.latencies, rounds, args.margin)
-        told |= {"estimates": estimates(args), "control_hz": match.control_hz, "chunks": args.chunks}
+        told["curve"] = curve_rows(
+            args.names, results, match.setting.latencies, rounds, args.margin
+        )
+        told |= {
+            "estimates": estimates(args),
+            "control_hz": match.control_hz,
+            "chunks": args.chunks,
+        }
     tell(args, told, first)
     if args.out is not None:
         save(args, told, match, rounds)
@@ -74,12 +92,17 @@ def tell(args: Args, told: Result, first: Mapping[str, Result]) -> None:
         console.print(curve_table(told["curve"]))
     if args.against is None:
         low, high = told["interval"]
-        console.print(f"success rate {told['success_rate']:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+        console.print(
+            f"success rate {told['success_rate']:.3f}, 95 % interval {low:.3f} to {high:.3f}"
+        )
         return
     console.print(pairs_table(args, told["comparison"]))
     console.print(sentence(args.bundle, args.against, told["comparison"]))
     if args.swap_instruction:
-        console.print("success is judged by the original goal: with the instruction swapped, low rates are good")
+        console.print(
+            "success is judged by the original goal: with the instruction swapped, low rates are"
+            " good"
+        )
 
 
 def estimates(args: Args) -> list[Result]:
@@ -96,13 +119,20 @@ def estimates(args: Args) -> list[Result]:
 def prepare(args: Args) -> Match:
     """What the arguments mean for this environment."""
     from trimvla.sim.episodes import make_task
-    from trimvla.sim.evaluation.rollout import WAITS, Setting, check_episodes, check_expert, choose_seeds
+    from trimvla.sim.evaluation.rollout import (
+        WAITS,
+        Setting,
+        check_episodes,
+        check_expert,
+        choose_seeds,
+    )
     from trimvla.sim.evaluation.virtual_time import Pace
 
     with closing(make_task(args.task)) as task:
         official, seeds = choose_seeds(task.official, args.episodes, args.seed, usual=200)
         check_episodes(task, seeds, official=official)
-        expert, hz = args.policy == EXPERT, task.control_hz
+        expert = args.policy == EXPERT
+        hz = task.control_hz
         pace = Pace(
             execute=args.execute or (1 if expert else getattr(task, "execute", 2)),
             votes=args.votes or getattr(task, "votes", 2),
@@ -110,9 +140,13 @@ def prepare(args: Args) -> Match:
             mode="latest" if args.chunks == "rtc" else args.chunks,
             rtc=RtcConfig(enabled=args.chunks == "rtc"),
         )
-    players = Bundles(args.names, args.backend, args.threads, args.provider, guided=pace.rtc.enabled)
+    players = Bundles(
+        args.names, args.backend, args.threads, args.provider, guided=pace.rtc.enabled
+    )
     words = tuple(dict.fromkeys(split(args.latency or "")))
-    latencies = known_latencies(args, words) or {w: resolve_latency(w, args.names, players, args.task) for w in words}
+    latencies = known_latencies(args, words) or {
+        w: resolve_latency(w, args.names, players, args.task) for w in words
+    }
     setting = Setting(args.task, official, pace, latencies)
     check_expert(args.names.values(), setting)
     return Match(players, setting, words or (WAITS,), seeds, hz)
@@ -127,7 +161,9 @@ def known_latencies(args: Args, words: Sequence[str]) -> dict[str, dict[str, Lat
     if set(told) != set(words) or any(set(roles) != set(args.names) for roles in told.values()):
         return {}
     return {
-        word: {role: Latency(it["name"], it["kind"], tuple(it["values"])) for role, it in roles.items()}
+        word: {
+            role: Latency(it["name"], it["kind"], tuple(it["values"])) for role, it in roles.items()
+        }
         for word, roles in told.items()
     }
 
@@ -138,10 +174,19 @@ def play(args: Args, match: Match) -> dict[Deal, Round]:
 
     path = None if args.out is None else args.out / "outcomes.jsonl"
     log = nullcontext(None) if path is None else OutcomeLog(path, match.header(), list(args.names))
-    with log as kept, progress_bar(text_column("{task.fields[won]} succeeded"), counts=True) as progress:
-        rounds = {} if kept is None else {deal: kept.rounds[deal] for deal in match.deals if deal in kept.rounds}
+    with (
+        log as kept,
+        progress_bar(text_column("{task.fields[won]} succeeded"), counts=True) as progress,
+    ):
+        rounds = (
+            {}
+            if kept is None
+            else {deal: kept.rounds[deal] for deal in match.deals if deal in kept.rounds}
+        )
         left = [deal for deal in match.deals if deal not in rounds]
-        won = {role: sum(it[role].success for it in rounds.values()) for role in reversed(args.names)}
+        won = {
+            role: sum(it[role].success for it in rounds.values()) for role in reversed(args.names)
+        }
         task = progress.add_task("episodes", total=len(match.deals), completed=len(rounds), won="0")
         with closing(start(args, match, left)) as coming:
             for played in coming:
@@ -161,8 +206,12 @@ def start(args: Args, match: Match, left: Sequence[Deal]) -> Generator[Round, No
     if not left:
         return
     if args.ray is None:
-        yield from deal_all(match.players, match.setting, left, args.workers or len(os.sched_getaffinity(0)))
+        yield from deal_all(
+            match.players, match.setting, left, args.workers or len(os.sched_getaffinity(0))
+        )
         return
     from trimvla.sim.evaluation.ray_workers import over_cluster
 
-    yield from deal_all(match.players, match.setting, left, args.workers or 0, over_cluster(args.ray))
+    yield from deal_all(
+        match.players, match.setting, left, args.workers or 0, over_cluster(args.ray)
+    )

@@ -1,4 +1,6 @@
-"""`trimvla export`: a trained run or an official checkpoint -> a bundle; `launch.exporting` does the work."""
+"""`trimvla export`: a trained run or an official checkpoint -> a bundle; `launch.exporting` does
+the work.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""`trimvla faults`: what the robot does when something breaks, row by row of `fault_table`, seen from outside.
+"""`trimvla faults`: what the robot does when something breaks, row by row of `fault_table`, seen
+from outside.
 
-Starts the system as `trimvla run` does, and the arm beside it; breaks one thing after the other with real signals and
-real sockets, and lets the safety monitor judge every command, those between two rows and during the start included.
-A row passes if the robot holds in time, nothing was sent that must not be, and all goes on when the fault is gone.
+Starts the system as `trimvla run` does, and the arm beside it; breaks one thing after the other
+with real signals and real sockets, and lets the safety monitor judge every command, those between
+two rows and during the start included. A row passes if the robot holds in time, nothing was sent
+that must not be, and all goes on when the fault is gone.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ END_S = 0.5  # after the last row: what follows it is judged too
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Break one thing after the other in a running system, and see from outside that nothing unsafe was commanded."""
+    """Break one thing after the other in a running system, and see from outside that nothing unsafe
+    was commanded.
+    """
 
     bundle: str = "tabletop-trimmed"
     """The policy's: a path or a shipped bundle's name."""
@@ -48,7 +52,9 @@ class Args(Options):
 
     def rows(self) -> list[Row]:
         """Those that are asked for. Raises ConfigError where there is none."""
-        found = [row for row in ROWS if not self.only or any(word in row.name for word in self.only)]
+        found = [
+            row for row in ROWS if not self.only or any(word in row.name for word in self.only)
+        ]
         if not found:
             names = [row.name for row in ROWS]
             raise ConfigError(f"expected --only to be part of one of {names}, got {self.only}")
@@ -92,7 +98,9 @@ def run(args: Args) -> Result:
     return result
 
 
-def play_system(system: System, rows: list[Row], bundle: str, show: Callable[[str], None]) -> Played:
+def play_system(
+    system: System, rows: list[Row], bundle: str, show: Callable[[str], None]
+) -> Played:
     """The rows of one system; every violation belongs to a row or to what lies between."""
     outcomes: list[Outcome] = []
     between: list[str] = []
@@ -108,7 +116,10 @@ def play_system(system: System, rows: list[Row], bundle: str, show: Callable[[st
                 outcomes.append(play.run())
             except NotStartedError as error:
                 outcomes.append(Outcome(row.name, row.must, broken=[str(error)]))
-                outcomes += [Outcome(later.name, later.must, broken=[NOT_PLAYED]) for later in after(row, rows)]
+                outcomes += [
+                    Outcome(later.name, later.must, broken=[NOT_PLAYED])
+                    for later in after(row, rows)
+                ]
                 break
             between += [found.words for found in monitor.violations[judged : play.first]]
             judged = len(monitor.violations)

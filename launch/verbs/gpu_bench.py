@@ -1,9 +1,11 @@
-"""`trimvla gpu-bench`: a full-size policy of random weights on the GPU that is there, dense and under published plans.
+"""`trimvla gpu-bench`: a full-size policy of random weights on the GPU that is there, dense and
+under published plans.
 
-One command for whoever has the hardware: eager torch, compiled torch and CUDA graphs, and what `--bundles` names in
-ONNX Runtime and TensorRT, take turns, each stage and all of them. What cannot run is left out with one line. Everybody
-is measured once when it is ready and the file is written, so that a run that is cut short leaves what it has. Needs
-torch, NumPy and msgspec, no more; `launch/gpu_bench.sh` runs it without an installation.
+One command for whoever has the hardware: eager torch, compiled torch and CUDA graphs, and what
+`--bundles` names in ONNX Runtime and TensorRT, take turns, each stage and all of them. What cannot
+run is left out with one line. Everybody is measured once when it is ready and the file is written,
+so that a run that is cut short leaves what it has. Needs torch, NumPy and msgspec, no more;
+`launch/gpu_bench.sh` runs it without an installation.
 """
 
 from __future__ import annotations
@@ -48,21 +50,34 @@ from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.errors import BackendError, ConfigError, TrimvlaError
 
 DENSE = "dense"
-# EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP and interval 5.
+# EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP
+# and interval 5.
 PUBLISHED = ((22, 56), (28, 112), (28, 56), (22, 112))
-MLP_KEEP, INTERVAL = 0.75, 5
-SQUARE, COPIED = 8192, 2**30  # of the product and of the copy that measure a GPU; elements and bytes
+MLP_KEEP = 0.75
+INTERVAL = 5
+# of the product and of the copy that measure a GPU; elements and bytes
+SQUARE = 8192
+COPIED = 2**30
 TRIAL_S = 0.3
-# Share of the time that must be left for a way to be begun; eager is quick, and everybody is compared with it.
+# Share of the time that must be left for a way to be begun; eager is quick, and everybody is
+# compared with it.
 SHARES = {COMPILED.name: 1 / 4, GRAPH.name: 1 / 8, COMPILED_GRAPH.name: 1 / 4}
 FIRST_ROUNDS = 5  # of the measurement right after a subject is ready
-FEWEST_ROUNDS, RESERVE_S = 10, 20.0  # of the one that counts; and what is left for the files
-RUNTIMES = (("onnxruntime", "CUDAExecutionProvider"), ("onnxruntime", "TensorrtExecutionProvider"), ("tensorrt", None))
+# of the one that counts; and what is left for the files
+FEWEST_ROUNDS = 10
+RESERVE_S = 20.0
+RUNTIMES = (
+    ("onnxruntime", "CUDAExecutionProvider"),
+    ("onnxruntime", "TensorrtExecutionProvider"),
+    ("tensorrt", None),
+)
 
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Latency of a full-size policy on a GPU, with random weights: dense and trimmed, eager, compiled and captured."""
+    """Latency of a full-size policy on a GPU, with random weights: dense and trimmed, eager,
+    compiled and captured.
+    """
 
     preset: str = "cogact-base"
     """Which policy: cogact-small, cogact-base, cogact-large or tabletop."""
@@ -89,15 +104,22 @@ class Args(Options):
     """Visual tokens of the plans."""
 
     bundles: tuple[Path, ...] = ()
-    """Exported bundles, dense first, that ONNX Runtime's GPU providers and TensorRT run beside torch."""
+    """Exported bundles, dense first, that ONNX Runtime's GPU providers and TensorRT run beside
+    torch.
+    """
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what cannot be measured."""
         if self.rounds < 1 or self.warmup < 0 or self.seconds <= 0:
             given = f"{self.rounds}, {self.warmup} and {self.seconds:g}"
-            raise ConfigError(f"expected --rounds >= 1, --warmup >= 0 and --seconds > 0, got {given}")
+            raise ConfigError(
+                f"expected --rounds >= 1, --warmup >= 0 and --seconds > 0, got {given}"
+            )
         if len(self.layers) != len(self.tokens):
-            raise ConfigError(f"expected as many --layers as --tokens, got {len(self.layers)} and {len(self.tokens)}")
+            raise ConfigError(
+                f"expected as many --layers as --tokens, got {len(self.layers)} and"
+                f" {len(self.tokens)}"
+            )
         if self.device not in ("cuda", "cpu"):
             raise ConfigError(f"expected 'cuda' or 'cpu' for --device, got {self.device!r}")
 
@@ -140,7 +162,10 @@ class Bench:
 def run(args: Args) -> Result:
     """Prepare, measure, write."""
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise BackendError("expected a GPU that torch can use, found none; --device cpu tries the command without one")
+        raise BackendError(
+            "expected a GPU that torch can use, found none; --device cpu tries the command"
+            " without one"
+        )
     bench = Bench(find_preset(args.preset), args)
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     machine = measure_device(args.device, dtype)
@@ -152,7 +177,9 @@ def run(args: Args) -> Result:
     add_bundles(bench, write)
     rounds = affordable_rounds(bench)
     if bench.subjects and rounds:
-        bench.samples = benchmark.measure(bench.subjects, rounds=rounds, warmup=min(args.warmup, rounds))
+        bench.samples = benchmark.measure(
+            bench.subjects, rounds=rounds, warmup=min(args.warmup, rounds)
+        )
     else:
         bench.notes.append(f"no time for turns: every row is of {FIRST_ROUNDS} calls in a row")
     result = write()
@@ -162,7 +189,10 @@ def run(args: Args) -> Result:
 
 def affordable_rounds(bench: Bench) -> int:
     """Turns that everybody together can still do; 0 where they are too few to say anything."""
-    turn_s = sum(min(map(sum, zip(*cells.values(), strict=True))) for cells in bench.samples.values()) / 1e3
+    turn_s = (
+        sum(min(map(sum, zip(*cells.values(), strict=True))) for cells in bench.samples.values())
+        / 1e3
+    )
     fit = int((bench.left_s() - RESERVE_S) / max(turn_s, 1e-9)) - bench.args.warmup
     rounds = min(bench.args.rounds, fit)
     return rounds if rounds >= min(FEWEST_ROUNDS, bench.args.rounds) else 0
@@ -181,38 +211,54 @@ def write_files(result: Result, out: Path) -> Result:
 
 
 def prepare(bench: Bench, dense: CogAct, write: Callable[[], Result]) -> None:
-    """All policies in all ways, the ones that targets speak of first; what fails is noted, and the next one tried."""
+    """All policies in all ways, the ones that targets speak of first; what fails is noted, and the
+    next one tried.
+    """
     inputs = device_inputs(bench.cfg, bench.args.device)
     policies = {DENSE: dense}  # trimmed once: ways share the weights
     for name, plan, way in wanted(bench):
         if way.name in SHARES and bench.left_s() < bench.args.seconds * SHARES[way.name]:
-            bench.notes.append(f"{name} by {way.name}: left out, {bench.args.seconds:g} s are nearly over")
+            bench.notes.append(
+                f"{name} by {way.name}: left out, {bench.args.seconds:g} s are nearly over"
+            )
             continue
         start = time.monotonic()
         try:
             if name not in policies:
                 policies[name] = trim(dense, plan).requires_grad_(False)
             add_policy(bench, name, way, policies[name], inputs)
-        except Exception as error:  # compilers have many kinds of errors, and none of them may end the run
+        # compilers have many kinds of errors, and none of them may end the run
+        except Exception as error:
             bench.notes.append(f"{name} by {way.name}: {first_line(error)}")
             continue
-        print(f"{name}@{way.name}: ready after {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+        print(
+            f"{name}@{way.name}: ready after {time.monotonic() - start:.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )
         write()
 
 
 def first_line(error: Exception) -> str:
     """What an error says, on one line."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
+    return (
+        f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
+    )
 
 
-def add_policy(bench: Bench, name: str, way: Way, policy: CogAct, inputs: dict[str, torch.Tensor]) -> None:
+def add_policy(
+    bench: Bench, name: str, way: Way, policy: CogAct, inputs: dict[str, torch.Tensor]
+) -> None:
     """One policy in one way."""
-    device, before = bench.args.device, reserved_bytes(bench.args.device)
+    device = bench.args.device
+    before = reserved_bytes(bench.args.device)
     made = DevicePolicy(policy, way, inputs)
     if not torch.isfinite(made.actions()).all():
         raise BackendError("the actions are not finite")
     peak = reserved_bytes(device) - before if way.graph else activation_bytes(made, device)
-    subject = Subject(f"{name}@{way.name}", name, way.name, name == DENSE, (timed_calls(made, device),))
+    subject = Subject(
+        f"{name}@{way.name}", name, way.name, name == DENSE, (timed_calls(made, device),)
+    )
     bench.add(subject, policy.plan, {"parameters": made.parameters, "activation_bytes": peak})
 
 
@@ -239,12 +285,17 @@ def add_bundles(bench: Bench, write: Callable[[], Result]) -> None:
                 bench.notes.append(f"{path.name} by {provider or backend}: {first_line(error)}")
 
 
-def add_bundle(bench: Bench, path: Path, backend: str, provider: str | None, *, dense: bool) -> None:
-    """One bundle on one backend: its chain, from host to host, timed by the backend stage by stage."""
+def add_bundle(
+    bench: Bench, path: Path, backend: str, provider: str | None, *, dense: bool
+) -> None:
+    """One bundle on one backend: its chain, from host to host, timed by the backend stage by
+    stage.
+    """
     from trimvla.runtime.inference.policy import Policy
 
     policy = Policy.load(path, backend=backend, provider=provider)
-    side, words = policy.manifest.image.size, "pick up the red cube"
+    side = policy.manifest.image.size
+    words = "pick up the red cube"
     stages = benchmark.stage_inputs(policy, np.zeros((side, side, 3), np.uint8), words)
     inputs = {name: value for stage in stages.values() for name, value in stage.items()}
     given = {name: inputs[name] for name in ("image", "input_ids", "last", "noise")}
@@ -255,7 +306,8 @@ def add_bundle(bench: Bench, path: Path, backend: str, provider: str | None, *, 
         total = (time.monotonic_ns() - start) / 1e6
         return {**{("L0", name): ms for name, ms in took.items()}, ("L0", benchmark.TOTAL): total}
 
-    name, way = policy.manifest.name, provider or backend
+    name = policy.manifest.name
+    way = provider or backend
     bench.add(Subject(f"{name}@{way}", name, way, dense, (call,)), policy.manifest.plan, {})
 
 
@@ -267,13 +319,17 @@ def wanted(bench: Bench) -> Iterator[tuple[str, Plan, Way]]:
     main = {DENSE: Plan(), f"L{layers} T{tokens}": made[f"L{layers} T{tokens}"]}
     yield from ((name, plan, way) for way in ways for name, plan in main.items())
     rest = {name: plan for name, plan in made.items() if name not in main}
-    yield from ((name, plan, way) for way in ways if not way.compiled for name, plan in rest.items())
+    yield from (
+        (name, plan, way) for way in ways if not way.compiled for name, plan in rest.items()
+    )
 
 
 def published(cfg: PolicyConfig, layers: int, tokens: int) -> Plan:
     """A point of EfficientVLA's table."""
     kept = TokenPlan(keep=tokens)
-    return plan_by_sizes(cfg, layers=layers, mlp_keep=MLP_KEEP, tokens=kept, cache_interval=INTERVAL)
+    return plan_by_sizes(
+        cfg, layers=layers, mlp_keep=MLP_KEEP, tokens=kept, cache_interval=INTERVAL
+    )
 
 
 def timed_calls(policy: DevicePolicy, device: str) -> benchmark.Call:
@@ -281,7 +337,10 @@ def timed_calls(policy: DevicePolicy, device: str) -> benchmark.Call:
 
     def call(turn: int) -> Times:
         with torch.inference_mode():
-            return {("L0", name): benchmark.timed(waiting(run, device)) for name, run in policy.runs.items()}
+            return {
+                ("L0", name): benchmark.timed(waiting(run, device))
+                for name, run in policy.runs.items()
+            }
 
     return call
 
@@ -300,7 +359,10 @@ def waiting(run: Run, device: str) -> Run:
 
 
 def activation_bytes(policy: DevicePolicy, device: str) -> int:
-    """Most memory that one run takes beyond what lies there before it. What a graph holds, `reserved_bytes` says."""
+    """Most memory that one run takes beyond what lies there before it.
+
+    What a graph holds, `reserved_bytes` says.
+    """
     if device == "cpu":
         return 0
     torch.cuda.synchronize()
@@ -326,11 +388,15 @@ def measure_device(device: str, dtype: torch.dtype) -> Machine:
         target.copy_(source)
         _ = torch.cuda.synchronize() if device == "cuda" else None
 
-    return Machine(2 * side**3 / shortest(product, TRIAL_S) / 1e9, 2 * size / shortest(copy, TRIAL_S) / 1e9, 1)
+    return Machine(
+        2 * side**3 / shortest(product, TRIAL_S) / 1e9, 2 * size / shortest(copy, TRIAL_S) / 1e9, 1
+    )
 
 
 def to_compiled(bench: Bench, row: Result) -> float | None:
-    """Time of the compiled dense policy over the row's, turn by turn: the median; None where it was not measured."""
+    """Time of the compiled dense policy over the row's, turn by turn: the median; None where it was
+    not measured.
+    """
     cell = (row["layer"], row["part"])
     dense = benchmark.dense_samples(bench.subjects, bench.samples, COMPILED.name, cell)
     took = bench.samples[row["subject"]][cell]
@@ -342,7 +408,8 @@ def summarise(bench: Bench, machine: Machine, dtype: torch.dtype) -> Result:
     width = torch.empty(0, dtype=dtype).element_size()
     prompt = bench.cfg.prompt.buckets[0]
     below: dict[str, dict[str, Floor]] = {
-        name: floors(bench.cfg, plan, prompt, machine, weight_bytes=width) for name, plan in bench.plans.items()
+        name: floors(bench.cfg, plan, prompt, machine, weight_bytes=width)
+        for name, plan in bench.plans.items()
     }
     rows = [
         row | bench.sizes[row["subject"]] | {"ratio_to_compiled_dense": to_compiled(bench, row)}
@@ -355,23 +422,38 @@ def summarise(bench: Bench, machine: Machine, dtype: torch.dtype) -> Result:
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "rounds": min((len(took) for cells in bench.samples.values() for took in cells.values()), default=0),
+        "rounds": min(
+            (len(took) for cells in bench.samples.values() for took in cells.values()), default=0
+        ),
         "seconds": round(time.monotonic() - bench.started, 1),
         "peak_bytes": torch.cuda.max_memory_reserved() if bench.args.device == "cuda" else None,
-        "machine": {"gflops": round(machine.gflops, 1), "gbytes_per_s": round(machine.gbytes_per_s, 1)},
+        "machine": {
+            "gflops": round(machine.gflops, 1),
+            "gbytes_per_s": round(machine.gbytes_per_s, 1),
+        },
         "notes": bench.notes,
         "rows": rows,
     }
 
 
 def main() -> None:
-    """The command where only torch is installed: a folder, and the few options that matter there."""
+    """The command where only torch is installed: a folder, and the few options that matter
+    there.
+    """
     parser = argparse.ArgumentParser(description=Args.__doc__)
     parser.add_argument("out", nargs="?", type=Path, default=Args.out)
-    for name, kind in (("preset", str), ("device", str), ("seconds", float), ("rounds", int), ("warmup", int)):
+    for name, kind in (
+        ("preset", str),
+        ("device", str),
+        ("seconds", float),
+        ("rounds", int),
+        ("warmup", int),
+    ):
         parser.add_argument(f"--{name}", type=kind, default=getattr(Args, name))
     for name in ("layers", "tokens"):
-        parser.add_argument(f"--{name}", type=lambda text: tuple(map(int, text.split(","))), default=())
+        parser.add_argument(
+            f"--{name}", type=lambda text: tuple(map(int, text.split(","))), default=()
+        )
     try:
         run(Args(**vars(parser.parse_args())))
     except TrimvlaError as error:

@@ -1,6 +1,8 @@
-"""`trimvla inspect`: one policy call, opened up: kept tokens over the picture, layers run, steps reused, stage times.
+"""`trimvla inspect`: one policy call, opened up: kept tokens over the picture, layers run, steps
+reused, stage times.
 
-The call comes from a recording or from a picture. Knows what a manifest's plan leaves out; drawing is `call_picture`'s.
+The call comes from a recording or from a picture. Knows what a manifest's plan leaves out; drawing
+is `call_picture`'s.
 """
 
 from __future__ import annotations
@@ -30,16 +32,24 @@ from trimvla.runtime.record.replay import Call, Calls, compare
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Show what one policy call did: which visual tokens, layers and sampler steps it used, and where its time went."""
+    """Show what one policy call did: which visual tokens, layers and sampler steps it used, and
+    where its time went.
+    """
 
     what: Positional[str]
-    """A recording, or a bundle (a path or a shipped bundle's name) together with --image and --instruction."""
+    """A recording, or a bundle (a path or a shipped bundle's name) together with --image and
+    --instruction.
+    """
 
     bundle: str | None = None
-    """For a recording: with which bundle; by default the recorded one, if it is a shipped bundle."""
+    """For a recording: with which bundle; by default the recorded one, if it is a shipped
+    bundle.
+    """
 
     recorded_paths: bool = False
-    """For a recording: run the bundle from wherever the recording says it is; for recordings of your own."""
+    """For a recording: run the bundle from wherever the recording says it is; for recordings of
+    your own.
+    """
 
     call: int = 0
     """For a recording: which call, from 0 on; negative from the end."""
@@ -73,7 +83,9 @@ class Args(Options):
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What is inspected: a picture uint8[h, w, 3], a sentence, the noise's seed; the recorded call if there is one."""
+    """What is inspected: a picture uint8[h, w, 3], a sentence, the noise's seed; the recorded call
+    if there is one.
+    """
 
     image: NDArray[np.uint8]
     instruction: str
@@ -85,11 +97,15 @@ def run(args: Args) -> Result:
     """Make the call, tell its story, draw it."""
     policy, look = prepare(args)
     known = None if look.call is None else look.call.known
-    policy.infer(look.image, look.instruction, seed=look.seed, known=known)  # the first call is slower
+    # the first call is slower
+    policy.infer(look.image, look.instruction, seed=look.seed, known=known)
     result = policy.infer(look.image, look.instruction, seed=look.seed, known=known)
     story = tell(policy, look, result)
     call_picture.write(args.out, story)
-    answer = as_answer(policy.manifest, look, story) | {"runs": policy.describe(), "picture": args.out}
+    answer = as_answer(policy.manifest, look, story) | {
+        "runs": policy.describe(),
+        "picture": args.out,
+    }
     if args.rerun is not None:
         call_rerun.write(args.rerun, story, result.actions)
         answer["rerun"] = args.rerun

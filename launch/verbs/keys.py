@@ -19,8 +19,8 @@ from trimvla.runtime.errors import ConfigError
 class Args(Options):
     """Make a host's pair of keys, or list who is trusted here.
 
-    Copy the public NAME.key, and never the secret, into the directory of every host that should trust this one; remove
-    it there, and this host is refused.
+    Copy the public NAME.key, and never the secret, into the directory of every host that should
+    trust this one; remove it there, and this host is refused.
     """
 
     action: Positional[Literal["new", "list"]]
@@ -55,9 +55,13 @@ def new(args: Args) -> Result:
 def listed(args: Args) -> Result:
     """Everyone who may come in, and who we are."""
     if not args.dir.is_dir():
-        raise ConfigError(f"expected a directory of keys, got {args.dir}; `trimvla keys new` makes one")
+        raise ConfigError(
+            f"expected a directory of keys, got {args.dir}; `trimvla keys new` makes one"
+        )
     keys = curve.Keys.load(args.dir)
     allowed = {name: key.decode() for key, name in keys.allowed().items()}
     for name, key in sorted(allowed.items()):
-        args.console().print(f"{key}  {name}{'  (this host)' if name == keys.name else ''}", soft_wrap=True)
+        args.console().print(
+            f"{key}  {name}{'  (this host)' if name == keys.name else ''}", soft_wrap=True
+        )
     return {"ok": True, "host": keys.name, "allowed": allowed}

@@ -1,8 +1,10 @@
-"""`trimvla load`: four cameras, a slow policy, a fast control loop on this machine: is anything late, lost or growing?
+"""`trimvla load`: four cameras, a slow policy, a fast control loop on this machine: is anything
+late, lost or growing?
 
-Real processes over real sockets, as `run` starts them: cameras with test pictures, a policy that computes without sense
-for as long as a real one, the control loop and an arm that checks every command's sequence number. Knows what to start
-and what to read; measures nothing itself but memory and processor time.
+Real processes over real sockets, as `run` starts them: cameras with test pictures, a policy that
+computes without sense for as long as a real one, the control loop and an arm that checks every
+command's sequence number. Knows what to start and what to read; measures nothing itself but memory
+and processor time.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class NotRunningError(TrimvlaError):
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Put this machine under the load of a whole robot and report rate, jitter, losses, memory and latency."""
+    """Put this machine under the load of a whole robot and report rate, jitter, losses, memory and
+    latency.
+    """
 
     seconds: float = 60.0
     cameras: int = 4
@@ -60,16 +64,28 @@ class Args(Options):
     """What one inference takes, computing on one core all the time."""
 
     priority: int = 0
-    """Of the control loop under SCHED_FIFO, such as 40: for a machine that does other things too; 0: none."""
+    """Of the control loop under SCHED_FIFO, such as 40: for a machine that does other things too;
+    0: none.
+    """
 
     record: Path | None = None
     """Also write everything that travels to this file: does recording slow the loop?"""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is out of range."""
-        numbers = (self.seconds, self.cameras, self.width, self.height, self.camera_hz, self.control_hz, self.policy_ms)
+        numbers = (
+            self.seconds,
+            self.cameras,
+            self.width,
+            self.height,
+            self.camera_hz,
+            self.control_hz,
+            self.policy_ms,
+        )
         if not min(numbers) > 0:
-            raise ConfigError(f"expected numbers above 0, got {numbers} for 'seconds' to 'policy_ms'")
+            raise ConfigError(
+                f"expected numbers above 0, got {numbers} for 'seconds' to 'policy_ms'"
+            )
 
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""
@@ -111,23 +127,43 @@ def run(args: Args) -> Result:
 
 def sections(args: Args) -> Sections:
     """The system."""
-    picture = {"kind": "synthetic", "width": args.width, "height": args.height, "hz": args.camera_hz}
+    picture = {
+        "kind": "synthetic",
+        "width": args.width,
+        "height": args.height,
+        "hz": args.camera_hz,
+    }
     rows = min(MAX_ROWS, math.ceil(ROWS_S * args.control_hz))
     names = [f"eye{i}" for i in range(args.cameras)]
     cameras = {f"camera-{name}": {"process": "camera", "name": name, **picture} for name in names}
     eyes = {"camera": names[0], "more_cameras": names[1:], "valid_rows": rows}
-    stand_in = {"stand_in_ms": args.policy_ms, "stand_in_hz": args.control_hz, "stand_in_rows": rows}
+    stand_in = {
+        "stand_in_ms": args.policy_ms,
+        "stand_in_hz": args.control_hz,
+        "stand_in_rows": rows,
+    }
     policy = {"process": "faulty-policy", **stand_in, **eyes}
     realtime = {"freeze_gc": True, "priority": args.priority}
-    control = {"hz": args.control_hz, "limits": LIMITS, "queue": {"max_age_s": 1.0}, "realtime": realtime}
-    return {"arm": {"process": "sim-arm", "watchdog_s": 0.3}, **cameras, "policy": policy, "control": control}
+    control = {
+        "hz": args.control_hz,
+        "limits": LIMITS,
+        "queue": {"max_age_s": 1.0},
+        "realtime": realtime,
+    }
+    return {
+        "arm": {"process": "sim-arm", "watchdog_s": 0.3},
+        **cameras,
+        "policy": policy,
+        "control": control,
+    }
 
 
 class Load:
     """The running system, its task, and what its processes say and use."""
 
     def __init__(self, system: Sections, run_dir: Path) -> None:
-        self._system, self._run_dir = system, run_dir
+        self._system = system
+        self._run_dir = run_dir
         self.reports: dict[str, Report] = {}
         """The newest of every process; after the end, the last."""
 
@@ -139,7 +175,8 @@ class Load:
             names = [topic(report(name)) for name in reports_of(self._system).values()]
             self._hears = stack.enter_context(Subscriber(self._run_dir, names))
             self._tasks = stack.enter_context(Publisher(self._run_dir, topic("task")))
-            self._began_ns, self._said_ns = monotonic_ns(), 0
+            self._began_ns = monotonic_ns()
+            self._said_ns = 0
             self._stack = stack.pop_all()
         return self
 
@@ -157,7 +194,10 @@ class Load:
         deadline = time.monotonic() + timeout_s
         while not done():
             if time.monotonic() > deadline:
-                states = ", ".join(f"{said.process} is {said.state} {said.reason}" for said in self.reports.values())
+                states = ", ".join(
+                    f"{said.process} is {said.state} {said.reason}"
+                    for said in self.reports.values()
+                )
                 raise NotRunningError(f"expected {what} within {timeout_s:g} s; {states}")
             self._turn()
 
@@ -191,24 +231,36 @@ def read_usage(pid: int) -> Usage:
     """From /proc."""
     status = dict(row.split(":", 1) for row in Path(f"/proc/{pid}/status").read_text().splitlines())
     times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return Usage(int(status["VmRSS"].split()[0]) / 1024, (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK"))
+    return Usage(
+        int(status["VmRSS"].split()[0]) / 1024,
+        (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK"),
+    )
 
 
 def summarise(args: Args, reports: Mapping[str, Report], usage: list[dict[str, Usage]]) -> Result:
     """Everything as one JSON-able object."""
-    control, arm, policy = reports["control"], reports["arm"], reports["policy"]
+    control = reports["control"]
+    arm = reports["arm"]
+    policy = reports["policy"]
     memory = {name: [round(each[name].mib, 1) for each in usage] for name in usage[0]}
     # A recorder fills chunks and keeps an index of them: it grows by what it is for.
     growth = max(values[-1] - values[1] for name, values in memory.items() if name != RECORDER)
-    asked, achieved = control.values["hz_asked"], control.values["hz_achieved"]
+    asked = control.values["hz_asked"]
+    achieved = control.values["hz_achieved"]
     lost = {name: arm.counters.get(name, 0) for name in ("obeyed", "lost", "repeated", "stale")}
     sent = sum(control.counters.get(name, 0) for name in ("actions", "holds"))
-    cores = {name: round((usage[2][name].cpu_s - usage[0][name].cpu_s) / args.seconds, 3) for name in usage[0]}
+    cores = {
+        name: round((usage[2][name].cpu_s - usage[0][name].cpu_s) / args.seconds, 3)
+        for name in usage[0]
+    }
     return {
-        "ok": achieved >= 0.99 * asked and lost["lost"] == lost["repeated"] == 0 and growth <= GROWTH_MIB,
+        "ok": achieved >= 0.99 * asked
+        and lost["lost"] == lost["repeated"] == 0
+        and growth <= GROWTH_MIB,
         "seconds": args.seconds,
         "load": {
-            name: getattr(args, name) for name in ("cameras", "width", "height", "camera_hz", "policy_ms", "priority")
+            name: getattr(args, name)
+            for name in ("cameras", "width", "height", "camera_hz", "policy_ms", "priority")
         },
         "control_hz": {"asked": asked, "achieved": round(achieved, 3)},
         "ticks": {name: control.counters.get(name, 0) for name in ("ticks", "late", "skipped")},
@@ -241,21 +293,36 @@ def as_table(result: Result) -> Table:
     def times(name: str) -> str:
         return "p50 {p50:.2f}, p99 {p99:.2f}, max {max:.2f} ms".format(**result[name])
 
-    table = Table(title=f"trimvla load, {result['seconds']:g} s", show_header=False, title_justify="left")
-    rate, ticks, sent = result["control_hz"], result["ticks"], result["commands"]
+    table = Table(
+        title=f"trimvla load, {result['seconds']:g} s", show_header=False, title_justify="left"
+    )
+    rate = result["control_hz"]
+    ticks = result["ticks"]
+    sent = result["commands"]
     table.add_row("control rate", f"{rate['achieved']:.3f} Hz of {rate['asked']:g} Hz")
-    table.add_row("ticks", f"{ticks['ticks']}, {ticks['late']} late by a tenth of a period, {ticks['skipped']} skipped")
+    table.add_row(
+        "ticks",
+        f"{ticks['ticks']}, {ticks['late']} late by a tenth of a period, {ticks['skipped']}"
+        " skipped",
+    )
     table.add_row("lag of a tick", times("lag_ms"))
     table.add_row("from command to command", times("period_ms"))
     table.add_row("camera to command", times("photon_to_action_ms"))
-    words = f"{sent['sent']} sent, {sent['holds']} holds; the arm: {sent['obeyed']} obeyed, {sent['lost']} lost"
+    words = (
+        f"{sent['sent']} sent, {sent['holds']} holds; the arm: {sent['obeyed']} obeyed,"
+        f" {sent['lost']} lost"
+    )
     table.add_row("commands", f"{words}, {sent['repeated']} repeated, {sent['stale']} stale")
-    table.add_row("frames", "{published} published, {used} used, {stale} stale".format(**result["frames"]))
+    table.add_row(
+        "frames", "{published} published, {used} used, {stale} stale".format(**result["frames"])
+    )
     table.add_row("inference", times("inference_ms"))
     for name, values in result["memory_mib"].items():
         cores = result["cores"][name]
         table.add_row(
-            name, f"{values[0]:.1f}, {values[1]:.1f}, {values[2]:.1f} MiB: begin, middle, end; {cores:.2f} cores"
+            name,
+            f"{values[0]:.1f}, {values[1]:.1f}, {values[2]:.1f} MiB: begin, middle, end;"
+            f" {cores:.2f} cores",
         )
     if "recording" in result:
         table.add_row("recording", str(result["recording"]))

@@ -1,4 +1,6 @@
-"""`trimvla operator`: one word of a person to the control process, repeated until its report shows that it counted."""
+"""`trimvla operator`: one word of a person to the control process, repeated until its report shows
+that it counted.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,12 @@ EXPECTED: dict[Word, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Arm, disarm or reset the robot, or press the emergency stop. Ends well only once control has acted on it.
+    """Arm, disarm or reset the robot, or press the emergency stop.
 
-    `estop` presses once; the stop holds until a `reset`. It does not replace the switch that cuts the power.
+    Ends well only once control has acted on it.
+
+    `estop` presses once; the stop holds until a `reset`. It does not replace the switch that cuts
+    the power.
     """
 
     word: Positional[Word]
@@ -52,21 +57,31 @@ class Args(Options):
     def __post_init__(self) -> None:
         """Raise ConfigError for a time that is none."""
         if not 0 < self.timeout <= 3600:
-            raise ConfigError(f"expected a time above 0 and up to 3600 s, got {self.timeout} for --timeout")
+            raise ConfigError(
+                f"expected a time above 0 and up to 3600 s, got {self.timeout} for --timeout"
+            )
 
 
 def run(args: Args) -> Result:
-    """Send the word until it counted; the state that control is in then. Raises ConfigError where it never does."""
+    """Send the word until it counted; the state that control is in then.
+
+    Raises ConfigError where it never does.
+    """
     deadline_ns = monotonic_ns() + to_ns(args.timeout)
     with ExitStack() as stack:
         hears = stack.enter_context(Subscriber(args.run_dir, [topic(CONTROL)]))
         before = _report(hears, deadline_ns, lambda _: True, lambda: None)
         if before is None:
-            raise ConfigError(f"expected a report of control in {args.run_dir} within {args.timeout:g} s, got none")
+            raise ConfigError(
+                f"expected a report of control in {args.run_dir} within {args.timeout:g} s, got"
+                " none"
+            )
         send, counted = _press(args, before, stack) if args.word == "estop" else _say(args, stack)
         after = _report(hears, deadline_ns, counted, send)
     if after is None:
-        raise ConfigError(f"expected control to act on '{args.word}' within {args.timeout:g} s, it did not")
+        raise ConfigError(
+            f"expected control to act on '{args.word}' within {args.timeout:g} s, it did not"
+        )
     ok = after.state in EXPECTED[args.word]
     result: Result = {"ok": ok, "word": args.word, "state": after.state, "reason": after.reason}
     if not ok:
@@ -88,7 +103,9 @@ def _say(args: Args, stack: ExitStack) -> tuple[Callable[[], None], Callable[[Re
     return send, lambda said: said.values.get(WORD_ID) == number
 
 
-def _press(args: Args, before: Report, stack: ExitStack) -> tuple[Callable[[], None], Callable[[Report], bool]]:
+def _press(
+    args: Args, before: Report, stack: ExitStack
+) -> tuple[Callable[[], None], Callable[[Report], bool]]:
     """How to press the emergency stop, and how to see that it counted."""
     stops = stack.enter_context(Publisher(args.run_dir, topic("estop")))
     source = f"trimvla operator ({os.getpid()})"
@@ -100,7 +117,10 @@ def _press(args: Args, before: Report, stack: ExitStack) -> tuple[Callable[[], N
 
 
 def _report(
-    hears: Subscriber, deadline_ns: int, enough: Callable[[Report], bool], meanwhile: Callable[[], None]
+    hears: Subscriber,
+    deadline_ns: int,
+    enough: Callable[[Report], bool],
+    meanwhile: Callable[[], None],
 ) -> Report | None:
     """The first new report of control that is enough; None if there is none before the deadline."""
     while (left_ns := deadline_ns - monotonic_ns()) > 0:

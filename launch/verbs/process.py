@@ -1,4 +1,7 @@
-"""`trimvla process`: one process of a system, right here. What `run` and `demo` start, once for each section."""
+"""`trimvla process`: one process of a system, right here.
+
+What `run` and `demo` start, once for each section.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,9 @@ def run(args: Args) -> Result:
     if args.name not in sections:
         raise ConfigError(f"expected one of the processes {', '.join(sections)}, got {args.name!r}")
     if not os.access(args.run_dir, os.W_OK):
-        raise ConfigError(f"expected a directory that can be written to, got {args.run_dir} for --run-dir")
+        raise ConfigError(
+            f"expected a directory that can be written to, got {args.run_dir} for --run-dir"
+        )
     use_network(args.network, args.run_dir)
     module, config = configure(args.name, complete(args.name, sections))
     with membership(args.run_dir) if args.supervised else nullcontext():

@@ -1,4 +1,6 @@
-"""`trimvla record`: listen to a system that runs and write what travels to an MCAP file, until Ctrl-C."""
+"""`trimvla record`: listen to a system that runs and write what travels to an MCAP file, until
+Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ FIND_S = 10.0  # for sockets to appear
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Record a running system: pictures, state, chunks, commands and decisions. `run` and `demo` have `--record`."""
+    """Record a running system: pictures, state, chunks, commands and decisions.
+
+    `run` and `demo` have `--record`.
+    """
 
     file: Positional[Path]
     """The recording, usually *.mcap. It is called *.mcap.partial until it is complete."""
@@ -56,7 +61,9 @@ def run(args: Args) -> Result:
     check_run_dir(args.run_dir)
     config = find(args, stop)
     with Subscriber(args.run_dir, [topic(report(recorder.NAME))]) as hears:
-        args.console().print(f"recording {', '.join(config.cameras) or 'no camera'} to {args.file}; Ctrl-C stops")
+        args.console().print(
+            f"recording {', '.join(config.cameras) or 'no camera'} to {args.file}; Ctrl-C stops"
+        )
         try:
             recorder.run(config, args.run_dir, stop)
         except RecordingError as error:
@@ -68,7 +75,10 @@ def run(args: Args) -> Result:
 
 
 def find(args: Args, stop: threading.Event) -> RecorderConfig:
-    """What there is to record, by the sockets in the run directory. ConfigError if there is nothing."""
+    """What there is to record, by the sockets in the run directory.
+
+    ConfigError if there is nothing.
+    """
     waited = 0.0
     while not (owners(args.run_dir, "color") or owners(args.run_dir, "report")) and waited < FIND_S:
         if stop.wait(0.1):
@@ -82,9 +92,15 @@ def find(args: Args, stop: threading.Event) -> RecorderConfig:
 
 
 def owners(run_dir: Path, kind: str) -> tuple[str, ...]:
-    """Who has a socket of this kind, here or on another host: cameras `color`, processes `report`."""
-    here = {path.name.removesuffix(f"-{kind}") for path in run_dir.glob(f"*-{kind}") if path.is_socket()}
-    there = {name.removesuffix(f"/{kind}") for name in used(run_dir).topics if name.endswith(f"/{kind}")}
+    """Who has a socket of this kind, here or on another host: cameras `color`, processes
+    `report`.
+    """
+    here = {
+        path.name.removesuffix(f"-{kind}") for path in run_dir.glob(f"*-{kind}") if path.is_socket()
+    }
+    there = {
+        name.removesuffix(f"/{kind}") for name in used(run_dir).topics if name.endswith(f"/{kind}")
+    }
     return tuple(sorted(here | there))
 
 

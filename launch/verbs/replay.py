@@ -1,4 +1,6 @@
-"""`trimvla replay`: every recorded policy call once more, with the recorded noise; the actions must be the same."""
+"""`trimvla replay`: every recorded policy call once more, with the recorded noise; the actions must
+be the same.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,18 @@ COMPARED = ("trimvla", "onnxruntime", "numpy", "pillow")
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Repeat a recording's policy calls. Succeeds if every action is the same, bit for bit unless told otherwise."""
+    """Repeat a recording's policy calls.
+
+    Succeeds if every action is the same, bit for bit unless told otherwise.
+    """
 
     file: Positional[Path]
     """A recording, complete or cut off."""
 
     bundle: str | None = None
-    """A bundle's path or a shipped bundle's name; by default the recorded ones, if they are shipped bundles."""
+    """A bundle's path or a shipped bundle's name; by default the recorded ones, if they are shipped
+    bundles.
+    """
 
     recorded_paths: bool = False
     """Run bundles from wherever the recording says they are: for recordings of your own."""
@@ -85,7 +92,8 @@ def run(args: Args) -> Result:
 
 
 def check_recorded(recording: Recording, rungs: dict[str, Policy]) -> None:
-    """Raise ConfigError where a recorded chunk's actions mean something else than those of the policy that repeats it.
+    """Raise ConfigError where a recorded chunk's actions mean something else than those of the
+    policy that repeats it.
 
     A chunk from before they named their kinds is compared by its rate.
     """
@@ -105,7 +113,10 @@ def chunks(recording: Recording) -> Iterator[ActionChunk]:
 
 
 def changes(recording: Recording) -> dict[str, list[str]]:
-    """What is not as it was when it was recorded: then and now. Each of these may change the last bits."""
+    """What is not as it was when it was recorded: then and now.
+
+    Each of these may change the last bits.
+    """
     versions = fact(recording, "versions", dict[str, str]) or {}
     pairs = {name: [versions.get(name, "unknown"), version(name)] for name in COMPARED}
     pairs["processor"] = [fact(recording, "processor", str) or "unknown", processor()]
@@ -116,7 +127,9 @@ def as_plain(worst: Difference | None) -> dict[str, Any] | None:
     """JSON has no infinity: other shapes have no largest difference."""
     if worst is None:
         return None
-    return asdict(worst) | ({"largest": None, "why": "another shape"} if worst.largest == float("inf") else {})
+    return asdict(worst) | (
+        {"largest": None, "why": "another shape"} if worst.largest == float("inf") else {}
+    )
 
 
 def as_table(outcome: Outcome, result: Result) -> Table:

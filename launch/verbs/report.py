@@ -1,4 +1,6 @@
-"""`trimvla report`: the page on success and latency, from kept results; `launch.evaluation.page` makes it."""
+"""`trimvla report`: the page on success and latency, from kept results; `launch.evaluation.page`
+makes it.
+"""
 
 from __future__ import annotations
 

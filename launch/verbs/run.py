@@ -1,4 +1,6 @@
-"""`trimvla run`: the processes of a TOML file, started together, watched together, stopped together."""
+"""`trimvla run`: the processes of a TOML file, started together, watched together, stopped
+together.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
 from trimvla.launch.system.networking import use_network
 from trimvla.launch.system.observers import RECORDER, outcome, with_metrics, with_recorder
-from trimvla.launch.system.processes import Sections, check_system, programs, read_system, reports_of
+from trimvla.launch.system.processes import (
+    Sections,
+    check_system,
+    programs,
+    read_system,
+    reports_of,
+)
 from trimvla.launch.system.run_dirs import lock, temporary_run_dir
 from trimvla.launch.system.service import shortfalls
 from trimvla.launch.system.signals import stop_event
@@ -32,7 +40,10 @@ CHECK_S = 0.05  # how soon the end of a process is noticed
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Start a system and keep it running until Ctrl-C. A process that ends is started again, or all stop."""
+    """Start a system and keep it running until Ctrl-C.
+
+    A process that ends is started again, or all stop.
+    """
 
     system: Positional[str]
     """A TOML file with one section a process, or a shipped one: robot, demo."""
@@ -86,22 +97,39 @@ def run(args: Args) -> Result:
             Subscriber(run_dir, [topic(report(name)) for name in owners]) as hears,
             Console(stderr=True).status("starting") as line,
         ):
-            while not stop.is_set() and (args.seconds is None or time.monotonic() - start < args.seconds):
+            while not stop.is_set() and (
+                args.seconds is None or time.monotonic() - start < args.seconds
+            ):
                 group.check()
                 tasks.repeat()
                 hears.update()
                 line.update(status_line(newest(hears, owners)))
                 stop.wait(CHECK_S)
-            lacks = [] if stop.is_set() and group.is_starting else missing(group, newest(hears, owners), args)
+            lacks = (
+                []
+                if stop.is_set() and group.is_starting
+                else missing(group, newest(hears, owners), args)
+            )
             group.stop()
             hears.update(TASK_PERIOD_S)
             reports = newest(hears, owners)
-    processes = {r.process: {"state": r.state, "counters": r.counters, "values": r.values} for r in reports}
-    result: Result = {"ok": not lacks, "seconds": round(time.monotonic() - start, 1), "processes": processes}
-    if times := next((r.latencies["photon_to_action"] for r in reports if "photon_to_action" in r.latencies), None):
+    processes = {
+        r.process: {"state": r.state, "counters": r.counters, "values": r.values} for r in reports
+    }
+    result: Result = {
+        "ok": not lacks,
+        "seconds": round(time.monotonic() - start, 1),
+        "processes": processes,
+    }
+    if times := next(
+        (r.latencies["photon_to_action"] for r in reports if "photon_to_action" in r.latencies),
+        None,
+    ):
         result["photon_to_action_ms"] = {"p50": times.p50, "p99": times.p99, "max": times.max}
     if args.record is not None:
-        result["recording"] = outcome(next((r for r in reports if r.process == RECORDER), None), args.record)
+        result["recording"] = outcome(
+            next((r for r in reports if r.process == RECORDER), None), args.record
+        )
         result["ok"] = result["ok"] and result["recording"]["ok"]
         lacks += [] if result["recording"]["ok"] else [result["recording"]["error"]]
     return result | ({"error": "; ".join(dict.fromkeys(lacks))} if lacks else {})
@@ -113,7 +141,10 @@ def missing(group: Supervisor, reports: Sequence[Report], args: Args) -> list[st
 
 
 def system(args: Args) -> Sections:
-    """The file's processes, and those that watch them. Raises ConfigError where they do not go together."""
+    """The file's processes, and those that watch them.
+
+    Raises ConfigError where they do not go together.
+    """
     sections = read_system(args.system, args.set)
     check_system(sections)
     if args.metrics is not None:
@@ -129,4 +160,7 @@ def newest(hears: Subscriber, names: Iterable[str]) -> list[Report]:
 
 def status_line(reports: Iterable[Report]) -> str:
     """State of every process, with the reason where there is one."""
-    return " | ".join(f"{r.process} {r.state}{f': {r.reason}' if r.reason else ''}" for r in reports) or "starting"
+    return (
+        " | ".join(f"{r.process} {r.state}{f': {r.reason}' if r.reason else ''}" for r in reports)
+        or "starting"
+    )

@@ -48,22 +48,30 @@ class Args(Options):
     """Port for vla-eval's protocol."""
 
     host: str = "127.0.0.1"
-    """Address to listen at; others than loopback need --keys, which websockets do not have, or --insecure."""
+    """Address to listen at; others than loopback need --keys, which websockets do not have, or
+    --insecure.
+    """
 
     keys: Path | None = None
     """A directory of `trimvla keys`: ZeroMQ clients must show a key that is in it."""
 
     token_file: Path | None = None
-    """A file (0600) with the word that clients must show: GR00T's `api_token`, openpi's `api_key`, or ?token=."""
+    """A file (0600) with the word that clients must show: GR00T's `api_token`, openpi's `api_key`,
+    or ?token=.
+    """
 
     insecure: bool = False
     """Let plain connections leave this host."""
 
     camera: str = ""
-    """The picture to look at, where a client sends several; by default the only one, or one of a usual name."""
+    """The picture to look at, where a client sends several; by default the only one, or one of a
+    usual name.
+    """
 
     votes: int = 1
-    """Chunks that vote on a step's row, for vla-eval (CogACT's adaptive ensemble; SimplerEnv: 2 or 7)."""
+    """Chunks that vote on a step's row, for vla-eval (CogACT's adaptive ensemble; SimplerEnv: 2 or
+    7).
+    """
 
     whole_chunks: bool = False
     """Answer vla-eval with whole chunks instead of the row that is due."""
@@ -84,7 +92,9 @@ class Args(Options):
     """What runs the bundle."""
 
     provider: str | None = None
-    """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the CPU)."""
+    """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the
+    CPU).
+    """
 
     threads: int = 0
     """Of the backend; 0 takes all cores."""
@@ -94,7 +104,11 @@ class Args(Options):
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a port that is none."""
-        for option, port in (("--zmq", self.zmq), ("--websocket", self.websocket), ("--vla-eval", self.vla_eval)):
+        for option, port in (
+            ("--zmq", self.zmq),
+            ("--websocket", self.websocket),
+            ("--vla-eval", self.vla_eval),
+        ):
             if port is not None:
                 check_port(port, option)
 
@@ -112,26 +126,35 @@ class Args(Options):
 
 def run(args: Args) -> Result:
     """Load, warm up, listen, wait; how many questions there were."""
-    config, keys = args.service(), Keys.load(args.keys) if args.keys else None
+    config = args.service()
+    keys = Keys.load(args.keys) if args.keys else None
     token = read_token(args.token_file) if args.token_file else ""
     if args.zmq is args.websocket is args.vla_eval is None:
         raise ConfigError("expected a port for --zmq, --websocket or --vla-eval, got none")
-    warnings.filterwarnings("ignore", module="PIL")  # a damaged picture is its client's error, not a line of our log
+    # a damaged picture is its client's error, not a line of our log
+    warnings.filterwarnings("ignore", module="PIL")
     stop = stop_event(watch_parent=False)
     with ExitStack() as stack:
-        policy = Policy.load(args.bundle, backend=args.backend, provider=args.provider, threads=args.threads)
+        policy = Policy.load(
+            args.bundle, backend=args.backend, provider=args.provider, threads=args.threads
+        )
         stack.callback(policy.close)
         policy.infer(np.zeros((64, 64, 3), np.uint8), "warm up")
         service = stack.enter_context(Service(policy, config, on_lost=stop.set))
         places = listen(args, service, keys, token, stack)
-        args.console().print(f"serving '{args.bundle}' at {', '.join(places.values())}; Ctrl-C stops")
+        args.console().print(
+            f"serving '{args.bundle}' at {', '.join(places.values())}; Ctrl-C stops"
+        )
         stop.wait(args.seconds)
-    if service.lost is not None:  # whoever started this server may start it again, and then it gets a new device
+    # whoever started this server may start it again, and then it gets a new device
+    if service.lost is not None:
         raise service.lost
     return {"ok": True, "bundle": args.bundle, "places": places, "counters": dict(service.counters)}
 
 
-def listen(args: Args, service: Service, keys: Keys | None, token: str, stack: ExitStack) -> dict[str, str]:
+def listen(
+    args: Args, service: Service, keys: Keys | None, token: str, stack: ExitStack
+) -> dict[str, str]:
     """Open every server that was asked for; protocol -> address."""
     places: dict[str, str] = {}
     if args.zmq is not None:
@@ -150,10 +173,14 @@ def listen(args: Args, service: Service, keys: Keys | None, token: str, stack: E
     return places
 
 
-def websocket(place: Place, service: Service, converse: Callable[[], Conversation], stack: ExitStack) -> str:
+def websocket(
+    place: Place, service: Service, converse: Callable[[], Conversation], stack: ExitStack
+) -> str:
     """One websocket server; its address."""
     if importlib.util.find_spec("websockets") is None:
-        raise ConfigError("websockets are not installed: pip install 'trimvla[serve]', or --websocket None")
+        raise ConfigError(
+            "websockets are not installed: pip install 'trimvla[serve]', or --websocket None"
+        )
     from trimvla.runtime.servers.websocket_server import WebsocketServer
 
     server = WebsocketServer(service, place, converse)

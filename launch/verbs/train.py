@@ -1,7 +1,8 @@
-"""`trimvla train`: demonstrations, tokenizer, behaviour cloning, loss curve, weights: everything into one run folder.
+"""`trimvla train`: demonstrations, tokenizer, behaviour cloning, loss curve, weights: everything
+into one run folder.
 
-Wires the simulator's expert to the trainer; each of them knows nothing of the other. Every step is skipped where its
-result is already in the folder, so a run that was stopped goes on where it was.
+Wires the simulator's expert to the trainer; each of them knows nothing of the other. Every step is
+skipped where its result is already in the folder, so a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -33,13 +34,20 @@ SMOOTHING = 50  # steps
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Train a shipped policy from scripted demonstrations. Stop it at any time; the same command goes on."""
+    """Train a shipped policy from scripted demonstrations.
+
+    Stop it at any time; the same command goes on.
+    """
 
     preset: Literal["tabletop", "widowx"] = "tabletop"
-    """What is trained: the tabletop's policy, or the one for SimplerEnv's WidowX tasks (extra `simpler`)."""
+    """What is trained: the tabletop's policy, or the one for SimplerEnv's WidowX tasks (extra
+    `simpler`).
+    """
 
     run: Path | None = None
-    """Folder of the run: demonstrations, state, weights, loss curve; runs/<preset> when left out."""
+    """Folder of the run: demonstrations, state, weights, loss curve; runs/<preset> when left
+    out.
+    """
 
     shards: int = 44
     """Shards of demonstrations: 100 episodes each; for WidowX 25 of every task."""
@@ -48,7 +56,9 @@ class Args(Options):
     """Demonstrations of these WidowX tasks only (default: of all four)."""
 
     corrections: int = 0
-    """Further shards in which the policy trained so far drives and the expert labels; then raise --steps too."""
+    """Further shards in which the policy trained so far drives and the expert labels; then raise
+    --steps too.
+    """
 
     steps: int | None = None
     """Optimiser steps; the preset's recipe says how many when left out."""
@@ -79,7 +89,9 @@ class Args(Options):
             raise ConfigError(f"expected at least 1 for {', '.join(wrong)}")
         if unknown := sorted(set(self.tasks) - set(courses()[self.preset].tasks)):
             known = sorted(courses()[self.preset].tasks) or "none"
-            raise ConfigError(f"expected --tasks out of {known} for --preset {self.preset}, got {unknown}")
+            raise ConfigError(
+                f"expected --tasks out of {known} for --preset {self.preset}, got {unknown}"
+            )
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:
             raise ConfigError(f"expected 0 < --learning-rate < 1, got {self.learning_rate:g}")
         check_device(self.device)
@@ -117,7 +129,9 @@ def check_device(device: str) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"expected a device that torch has for --device, got {device!r}: {reason}") from None
+        raise ConfigError(
+            f"expected a device that torch has for --device, got {device!r}: {reason}"
+        ) from None
 
 
 def run(args: Args) -> Result:
@@ -136,11 +150,15 @@ def run(args: Args) -> Result:
         if args.weights is not None:
             trainer.start_from(checkpoint.load(args.weights, cfg), origin)
         fit(trainer, data, args.folder, progress)
-    weights = checkpoint.save(trainer.averaged_policy(), args.folder / "policy.safetensors", dtype=torch.float16)
+    weights = checkpoint.save(
+        trainer.averaged_policy(), args.folder / "policy.safetensors", dtype=torch.float16
+    )
     described = describe(args, trainer, len(data))
     (args.folder / "recipe.json").write_text(json.dumps(described, indent=1) + "\n")
     curve = draw_curve(trainer.history, args.folder / "loss.png")
-    args.console().print(f"trained {trainer.step} steps in {trainer.seconds / 60:.0f} min: {weights}, {curve}")
+    args.console().print(
+        f"trained {trainer.step} steps in {trainer.seconds / 60:.0f} min: {weights}, {curve}"
+    )
     return {"ok": True, "weights": weights, "curve": curve, **described}
 
 
@@ -148,26 +166,42 @@ def make_demonstrations(args: Args, progress: Progress) -> None:
     """Write the shards that are missing."""
     task = progress.add_task("demonstrations", total=None, note="")
     make = courses()[args.preset].make_shards
-    for frames, successes in make(args.folder / "demos", args.shards, args.workers, **args.restriction):
+    for frames, successes in make(
+        args.folder / "demos", args.shards, args.workers, **args.restriction
+    ):
         progress.update(task, advance=1, note=f"{frames} frames, {successes} successes")
 
 
 def make_corrections(args: Args, progress: Progress) -> None:
-    """Write the missing shards of corrections, driven by the run's exported policy, `<run>/actor`."""
+    """Write the missing shards of corrections, driven by the run's exported policy,
+    `<run>/actor`.
+    """
     if args.corrections == 0:
         return
     task = progress.add_task("corrections", total=None, note="")
-    bundle, directory = args.folder / "actor", args.folder / "demos"
+    bundle = args.folder / "actor"
+    directory = args.folder / "demos"
     if not bundle.exists():
-        raise ConfigError(f"expected the policy so far as a bundle: trimvla export {args.folder} --out {bundle}")
+        raise ConfigError(
+            f"expected the policy so far as a bundle: trimvla export {args.folder} --out {bundle}"
+        )
     make = courses()[args.preset].make_shards
-    shards = make(directory, args.corrections, args.workers, first=args.shards, bundle=str(bundle), **args.restriction)
+    shards = make(
+        directory,
+        args.corrections,
+        args.workers,
+        first=args.shards,
+        bundle=str(bundle),
+        **args.restriction,
+    )
     for done, (frames, successes) in enumerate(shards, 1):
         progress.update(task, completed=done, note=f"{frames} frames, {successes} successes")
 
 
 def load_demonstrations(run: Path, cfg: PolicyConfig) -> Demonstrations:
-    """All shards, with the run's tokenizer and action statistics, which are made once and then kept."""
+    """All shards, with the run's tokenizer and action statistics, which are made once and then
+    kept.
+    """
     course = courses()[cfg.name]
     tokenizer = course.tokenizer(cfg)
     tokenizer.save(str(run / "tokenizer.json"))
@@ -178,7 +212,9 @@ def load_demonstrations(run: Path, cfg: PolicyConfig) -> Demonstrations:
         chosen(table, cfg.name, where=str(path), error=ConfigError)
         known = table[cfg.name]
     shards = sorted((run / "demos").glob("*.npz"))
-    data = Demonstrations(shards, cfg, tokenizer, nouns=course.nouns, statistics=known, symmetric=course.symmetric)
+    data = Demonstrations(
+        shards, cfg, tokenizer, nouns=course.nouns, statistics=known, symmetric=course.symmetric
+    )
     path.write_text(json.dumps({cfg.name: data.statistics}) + "\n")
     return data
 
@@ -195,7 +231,9 @@ def fit(trainer: Trainer, data: Demonstrations, run: Path, progress: Progress) -
 
 
 def describe(args: Args, trainer: Trainer, frames: int) -> dict[str, Any]:
-    """What is needed to train this policy again: config, recipe, seeds, data and the time that it took."""
+    """What is needed to train this policy again: config, recipe, seeds, data and the time that it
+    took.
+    """
     return {
         "preset": args.preset,
         "policy": trainer.cfg.to_dict(),

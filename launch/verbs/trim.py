@@ -33,8 +33,10 @@ class Args(Options):
     """Decide what is kept of a policy; what is left out is kept. No training."""
 
     source: Positional[Path]
-    """A run folder of `trimvla train`, a bundle with its checkpoint beside it (by path, or a shipped one by name), or a
-    directory in the official checkpoint layout (then --preset is needed)."""
+    """A run folder of `trimvla train`, a bundle with its checkpoint beside it (by path, or a
+    shipped one by name), or a directory in the official checkpoint layout (then --preset is
+    needed).
+    """
 
     out: Path
     """Where the plan goes; a picture of it goes beside it (`.png`)."""
@@ -43,11 +45,14 @@ class Args(Options):
     """Sizes of an official checkpoint: cogact-small, cogact-base or cogact-large."""
 
     checkpoint: str | None = None
-    """Name of the .pt file in `checkpoints/` of an official checkpoint; needed where there are several."""
+    """Name of the .pt file in `checkpoints/` of an official checkpoint; needed where there are
+    several.
+    """
 
     calibration: Path | None = None
-    """Calibration data, or a recording (*.mcap) whose frames were seen while a task was held (default: frames of the
-    run folder's demonstrations; for a tabletop bundle, of fresh ones)."""
+    """Calibration data, or a recording (*.mcap) whose frames were seen while a task was held
+    (default: frames of the run folder's demonstrations; for a tabletop bundle, of fresh ones).
+    """
 
     frames: int = 64
     """Frames to take from the demonstrations or the recording."""
@@ -90,7 +95,9 @@ class Args(Options):
 
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""
-        return Output("--out", self.out), Output("the picture beside --out", self.out.with_suffix(".png"))
+        return Output("--out", self.out), Output(
+            "the picture beside --out", self.out.with_suffix(".png")
+        )
 
 
 def run(args: Args) -> Result:
@@ -100,17 +107,31 @@ def run(args: Args) -> Result:
     with progress_bar() as progress:
         progress.add_task("measuring the policy on calibration frames", total=None)
         data = find_calibration(
-            args.calibration, source, policy.cfg, source / TOKENIZER, frames=args.frames, seed=args.seed
+            args.calibration,
+            source,
+            policy.cfg,
+            source / TOKENIZER,
+            frames=args.frames,
+            seed=args.seed,
         )
         plan = make_plan(policy, data, request(args), time_stamp())
         args.out.parent.mkdir(parents=True, exist_ok=True)
         picture = draw(policy, plan, data, source / TOKENIZER, args.out.with_suffix(".png"))
     save_plan(plan, args.out)
     args.console().print(as_table(plan))
-    cost, dense = (report(policy.cfg, shape) for shape in (shape_of(policy.cfg, plan), shape_by_counts(policy.cfg)))
+    cost, dense = (
+        report(policy.cfg, shape)
+        for shape in (shape_of(policy.cfg, plan), shape_by_counts(policy.cfg))
+    )
     ratio = {name: cost[name] / dense[name] for name in ("parameters", "flops", "weight_bytes")}
     scores = list(plan.provenance.scores) if plan.provenance else []
-    return {"plan": args.out, "picture": picture, "kept_layers": plan.layers, "scores": scores, "ratio_to_dense": ratio}
+    return {
+        "plan": args.out,
+        "picture": picture,
+        "kept_layers": plan.layers,
+        "scores": scores,
+        "ratio_to_dense": ratio,
+    }
 
 
 def request(args: Args) -> Request:
@@ -142,7 +163,9 @@ def token_plan(args: Args) -> TokenPlan | None:
 
 
 def draw(policy: CogAct, plan: Plan, data: Calibration, tokenizer: Path, path: Path) -> Path:
-    """Scores of the layers and, where tokens are dropped, what is kept of some frames; the path of the PNG."""
+    """Scores of the layers and, where tokens are dropped, what is kept of some frames; the path of
+    the PNG.
+    """
     frames = []
     if plan.tokens is not None:
         grid = policy.cfg.vision[0].image_size // policy.cfg.vision[0].patch_size
@@ -154,7 +177,11 @@ def draw(policy: CogAct, plan: Plan, data: Calibration, tokenizer: Path, path: P
 
 def sentence(tokenizer: Path, ids: np.ndarray) -> str:
     """A prompt's text, where the tokenizer lies beside the policy."""
-    return load_tokenizer(tokenizer, error=ConfigError).decode(ids.tolist()) if tokenizer.is_file() else ""
+    return (
+        load_tokenizer(tokenizer, error=ConfigError).decode(ids.tolist())
+        if tokenizer.is_file()
+        else ""
+    )
 
 
 def as_table(plan: Plan) -> Table:

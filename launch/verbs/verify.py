@@ -1,4 +1,6 @@
-"""`trimvla verify`: does a bundle compute what torch computes, or this torch policy what the public code computed?"""
+"""`trimvla verify`: does a bundle compute what torch computes, or this torch policy what the public
+code computed?
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,14 @@ from trimvla.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Compare the same computation in two places, number by number; exit status 0 only where all of it agrees."""
+    """Compare the same computation in two places, number by number; exit status 0 only where all of
+    it agrees.
+    """
 
     bundle: Positional[str | None] = None
-    """A bundle's path or a shipped bundle's name: ONNX Runtime against torch, on the same inputs and noise."""
+    """A bundle's path or a shipped bundle's name: ONNX Runtime against torch, on the same inputs
+    and noise.
+    """
 
     reference: Path | None = None
     """A directory of arrays that the public CogACT code gave (docs/reference/reference-format.md):
@@ -29,7 +35,9 @@ class Args(Options):
     """With --reference: run the stages in torch, or export them and run the graphs."""
 
     every_plan: bool = False
-    """With --through onnx: export every reading of the tokens at every count, not each reading once (minutes more)."""
+    """With --through onnx: export every reading of the tokens at every count, not each reading once
+    (minutes more).
+    """
 
 
 def run(args: Args) -> Result:

@@ -1,7 +1,8 @@
-"""A policy whose transformer blocks are compiled by torch: one compilation a kind and shape of block, not one a layer.
+"""A policy whose transformer blocks are compiled by torch: one compilation a kind and shape of
+block, not one a layer.
 
-Whole stages take minutes to compile at 7 B parameters, for the sampler's steps are unrolled; blocks take seconds, and
-what is left between them is little. Knows no device and no clock.
+Whole stages take minutes to compile at 7 B parameters, for the sampler's steps are unrolled; blocks
+take seconds, and what is left between them is little. Knows no device and no clock.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from trimvla.policies.nn.llama import DecoderLayer
 from trimvla.policies.nn.vision import VitBlock
 
 BLOCKS = (VitBlock, DecoderLayer, DitBlock)
-SHAPES = 64  # compilations of one block's code: dense and narrow, all tokens and few, all rows and one
+# compilations of one block's code: dense and narrow, all tokens and few, all rows and one
+SHAPES = 64
 
 
 def compile_blocks(policy: CogAct, backend: str = "inductor") -> CogAct:
-    """The same policy, dense or trimmed, with blocks compiled by a backend of torch; it shares `policy`'s weights."""
+    """The same policy, dense or trimmed, with blocks compiled by a backend of torch; it shares
+    `policy`'s weights.
+    """
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     return _compile_below(policy, backend)
 

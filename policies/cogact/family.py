@@ -1,4 +1,7 @@
-"""CogACT's row of the table of families. Imports no torch: what needs it is imported when it is called."""
+"""CogACT's row of the table of families.
+
+Imports no torch: what needs it is imported when it is called.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ FAMILY = Family(
     presets=PRESETS,
     recognises=recognises,
     looks_for="checkpoints/*.pt",
-    tokenizer_hint="CogACT uses LLaMA-2's, which is gated: take `tokenizer.json` from your own copy of that model",
+    tokenizer_hint=(
+        "CogACT uses LLaMA-2's, which is gated: take `tokenizer.json` from your own copy of that"
+        " model"
+    ),
     several_checkpoints=True,
     open_checkpoint=lazily(f"{HERE}.source:open_checkpoint"),
     build=lazily(f"{HERE}.source:build"),

@@ -1,8 +1,10 @@
-"""A `.pt` file from elsewhere -> named weights: only tensors are ever unpickled, and what a file is not is explained.
+"""A `.pt` file from elsewhere -> named weights: only tensors are ever unpickled, and what a file is
+not is explained.
 
-Takes the official nesting `{"model": {group: {key: tensor}}}` and what tools make of it: the same without `model` or
-under `state_dict`, names flattened to `group.key`, and the `module.` that data-parallel training puts in front. Knows
-groups of the official layout; which weights a policy needs is `checkpoint`'s.
+Takes the official nesting `{"model": {group: {key: tensor}}}` and what tools make of it: the same
+without `model` or under `state_dict`, names flattened to `group.key`, and the `module.` that
+data-parallel training puts in front. Knows groups of the official layout; which weights a policy
+needs is `checkpoint`'s.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ def read_groups(path: Path) -> dict[str, Tensor]:
     """The weights of a file as {"group.key": tensor}, mapped, without the unused groups.
 
     Raises:
-        CheckpointError: the file is a pointer, no checkpoint, holds other objects than weights, or other groups.
+        CheckpointError: the file is a pointer, no checkpoint, holds other objects than weights, or
+            other groups.
     """
     check_pointer(path, "a torch checkpoint")
     groups = _grouped(_unwrapped(_read(path), path), path)
@@ -39,39 +42,58 @@ def read_groups(path: Path) -> dict[str, Tensor]:
             name = f"{group}.{key}"
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 got = f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-                raise CheckpointError(f"{path}: expected floating-point weights, got {got} for '{name}'")
+                raise CheckpointError(
+                    f"{path}: expected floating-point weights, got {got} for '{name}'"
+                )
             weights[name] = value
     return weights
 
 
 def check_pointer(path: Path, what: str) -> None:
-    """CheckpointError where a file is only a Git LFS pointer; what is no file is the reader's to report."""
+    """CheckpointError where a file is only a Git LFS pointer; what is no file is the reader's to
+    report.
+    """
     pointer = pointer_in(path)
     if pointer is not None:
         raise CheckpointError(f"{path}: expected {what}, got {pointer}")
 
 
 def _read(path: Path) -> object:
-    """Unpickle tensors and plain containers; anything else in the file would be code to run, and is refused."""
+    """Unpickle tensors and plain containers; anything else in the file would be code to run, and is
+    refused.
+    """
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {_foreign(error)}") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+    ) as error:
         old = "mmap" in str(error) and "zip" in str(error)
         hint = ": written by an old torch; load it and save it again with torch.save" if old else ""
-        raise CheckpointError(f"{path}: expected a torch checkpoint, got: {_first_line(error)}{hint}") from error
+        raise CheckpointError(
+            f"{path}: expected a torch checkpoint, got: {_first_line(error)}{hint}"
+        ) from error
 
 
 def _foreign(error: Exception) -> str:
-    """torch advises to switch its check off, or to trust the objects; neither is for a file from elsewhere."""
+    """torch advises to switch its check off, or to trust the objects; neither is for a file from
+    elsewhere.
+    """
     text = str(error)
     marker = "GLOBAL "
     if marker in text:
         name = text.split(marker, 1)[1].split(maxsplit=1)[0]
         return (
-            f"expected weights only, got an object of '{name}' beside them: load the file where it was made and save "
-            "its weights alone, torch.save({'model': checkpoint['model']}, ...)"
+            f"expected weights only, got an object of '{name}' beside them: load the file where it"
+            " was made and save its weights alone, torch.save({'model': checkpoint['model']},"
+            " ...)"
         )
     return f"expected a torch checkpoint, got: {_first_line(error)}"
 
@@ -105,7 +127,9 @@ def _grouped(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]
         group, _, key = name.partition(".")
         if not key:
             if group in KNOWN or isinstance(value, Tensor):
-                raise CheckpointError(f"{path}: expected a dict of weights for '{name}', got {type(value).__name__}")
+                raise CheckpointError(
+                    f"{path}: expected a dict of weights for '{name}', got {type(value).__name__}"
+                )
             continue  # an epoch, a step: no weights
         nested.setdefault(group, {})[key] = value
     return nested

@@ -1,7 +1,9 @@
-"""The decoder's projections fused for a GPU: queries, keys and values in one product, gate and up in another.
+"""The decoder's projections fused for a GPU: queries, keys and values in one product, gate and up
+in another.
 
-The fused matrices hold the weights; the separate ones become views of them, so that the plain policy and its fused twin
-exist at once in the memory of one. Values do not change, only the number of kernels. Knows no device.
+The fused matrices hold the weights; the separate ones become views of them, so that the plain
+policy and its fused twin exist at once in the memory of one. Values do not change, only the number
+of kernels. Knows no device.
 """
 
 from __future__ import annotations
@@ -17,14 +19,25 @@ from torch import Tensor, nn
 
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.attention import split_heads
-from trimvla.policies.nn.llama import DecoderAttention, DecoderLayer, Past, SwiGlu, angles_at, rotate, take_row
+from trimvla.policies.nn.llama import (
+    DecoderAttention,
+    DecoderLayer,
+    Past,
+    SwiGlu,
+    angles_at,
+    rotate,
+    take_row,
+)
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def fuse(policy: CogAct) -> CogAct:
-    """The same policy, dense or trimmed, with fused projections; it shares all its weights with `policy`."""
-    made, language = shallow(policy), shallow(policy.language)
+    """The same policy, dense or trimmed, with fused projections; it shares all its weights with
+    `policy`.
+    """
+    made = shallow(policy)
+    language = shallow(policy.language)
     language.layers = nn.ModuleList(_fuse_layer(layer) for layer in policy.language.layers)
     made.language = language
     return made
@@ -40,24 +53,33 @@ def shallow(module: Module) -> Module:
 def _fuse_layer(module: nn.Module) -> DecoderLayer:
     assert isinstance(module, DecoderLayer)
     made = shallow(module)
-    made.self_attn, made.mlp = FusedAttention(module.self_attn), FusedSwiGlu(module.mlp)
+    made.self_attn = FusedAttention(module.self_attn)
+    made.mlp = FusedSwiGlu(module.mlp)
     return made
 
 
 def join_rows(*linears: nn.Linear) -> nn.Parameter:
-    """One matrix of all rows; the given ones become views of it. Made once: joining the same again finds it."""
+    """One matrix of all rows; the given ones become views of it.
+
+    Made once: joining the same again finds it.
+    """
     weights = [linear.weight.detach() for linear in linears]
     joined = _side_by_side(weights)
     if joined is None:
         joined = torch.cat(weights)
-        for linear, rows in zip(linears, joined.split([len(weight) for weight in weights]), strict=True):
+        for linear, rows in zip(
+            linears, joined.split([len(weight) for weight in weights]), strict=True
+        ):
             linear.weight = nn.Parameter(rows, requires_grad=False)
     return nn.Parameter(joined, requires_grad=False)
 
 
 def _side_by_side(weights: Sequence[Tensor]) -> Tensor | None:
-    """The matrix whose rows these are, if they lie in one memory one after the other and fill it."""
-    first, width = weights[0], weights[0].shape[1]
+    """The matrix whose rows these are, if they lie in one memory one after the other and fill
+    it.
+    """
+    first = weights[0]
+    width = weights[0].shape[1]
     starts = list(accumulate((weight.numel() for weight in weights), initial=0))
     memory = first.untyped_storage()
     same = {weight.untyped_storage().data_ptr() for weight in weights} == {memory.data_ptr()}
@@ -67,14 +89,20 @@ def _side_by_side(weights: Sequence[Tensor]) -> Tensor | None:
 
 
 class FusedAttention(DecoderAttention):
-    """See `DecoderAttention`; queries, keys and values come from one product where all rows are wanted."""
+    """See `DecoderAttention`; queries, keys and values come from one product where all rows are
+    wanted.
+    """
 
     def __init__(self, plain: DecoderAttention) -> None:
         """Share the weights of `plain`."""
         nn.Module.__init__(self)
-        self.heads, self.kv_heads = plain.heads, plain.kv_heads
+        self.heads = plain.heads
+        self.kv_heads = plain.kv_heads
         self.qkv = join_rows(plain.q_proj, plain.k_proj, plain.v_proj)
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = plain.q_proj, plain.k_proj, plain.v_proj, plain.o_proj
+        self.q_proj = plain.q_proj
+        self.k_proj = plain.k_proj
+        self.v_proj = plain.v_proj
+        self.o_proj = plain.o_proj
 
     def forward(
         self,
@@ -90,7 +118,10 @@ class FusedAttention(DecoderAttention):
         assert past is None
         if row is not None:
             width = self.q_proj.out_features
-            k, v = (split_heads(part, self.heads) for part in F.linear(x, self.qkv[width:]).chunk(2, dim=-1))
+            k, v = (
+                split_heads(part, self.heads)
+                for part in F.linear(x, self.qkv[width:]).chunk(2, dim=-1)
+            )
             q = self.queries(take_row(x, row), angles_at(cos, row), angles_at(sin, row))
             return self.mix(q, rotate(k, cos, sin), v, mask[row][:, None, None])
         q, k, v = (split_heads(part, self.heads) for part in F.linear(x, self.qkv).chunk(3, dim=-1))
@@ -104,7 +135,9 @@ class FusedSwiGlu(SwiGlu):
         """Share the weights of `plain`."""
         nn.Module.__init__(self)
         self.gate_up = join_rows(plain.gate_proj, plain.up_proj)
-        self.gate_proj, self.up_proj, self.down_proj = plain.gate_proj, plain.up_proj, plain.down_proj
+        self.gate_proj = plain.gate_proj
+        self.up_proj = plain.up_proj
+        self.down_proj = plain.down_proj
 
     def channels(self, x: Tensor) -> Tensor:
         """See `SwiGlu.channels`."""

@@ -1,8 +1,10 @@
-"""A policy in half precision: matrices in float16 or bfloat16, and in float32 what half precision would break.
+"""A policy in half precision: matrices in float16 or bfloat16, and in float32 what half precision
+would break.
 
-Norms, softmax, the cosines that choose tokens and the sampler's state stay in float32, as do the tensors that leave a
-stage. The casts stand in the modules, so torch, a traced graph and an engine built from it compute the same types: a
-strongly typed network needs no flag. Knows no file; a policy without values, on the meta device, is welcome.
+Norms, softmax, the cosines that choose tokens and the sampler's state stay in float32, as do the
+tensors that leave a stage. The casts stand in the modules, so torch, a traced graph and an engine
+built from it compute the same types: a strongly typed network needs no flag. Knows no file; a
+policy without values, on the meta device, is welcome.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ WIDE: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def in_precision(policy: CogAct, dtype: torch.dtype) -> CogAct:
-    """The policy, dense or trimmed, with its weights in `dtype` and norms in float32; itself where that is float32."""
+    """The policy, dense or trimmed, with its weights in `dtype` and norms in float32; itself where
+    that is float32.
+    """
     if dtype == torch.float32:
         return policy
     made = _convert(policy, dtype)
@@ -78,14 +82,21 @@ def in_precision(policy: CogAct, dtype: torch.dtype) -> CogAct:
 
 
 def _convert(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A converted copy of the module and of all its parts. The wide kinds only differ in `forward`."""
+    """A converted copy of the module and of all its parts.
+
+    The wide kinds only differ in `forward`.
+    """
     made = copy(module)
     made.__class__ = WIDE.get(type(module), type(module))
     own = torch.float32 if isinstance(module, (nn.LayerNorm, RmsNorm)) else dtype
     made._parameters = {
-        name: None if weight is None else _as(weight, own) for name, weight in module._parameters.items()
+        name: None if weight is None else _as(weight, own)
+        for name, weight in module._parameters.items()
     }
-    made._modules = {name: None if part is None else _convert(part, dtype) for name, part in module._modules.items()}
+    made._modules = {
+        name: None if part is None else _convert(part, dtype)
+        for name, part in module._modules.items()
+    }
     return made
 
 

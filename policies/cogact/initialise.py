@@ -1,8 +1,8 @@
 """Initial weights for training a policy from scratch.
 
-Linear maps keep the variance (Xavier), residual branches start small by depth, positions start as sines and cosines,
-and the head starts by predicting zero (DiT). Nothing here runs when a
-checkpoint loads.
+Linear maps keep the variance (Xavier), residual branches start small by depth, positions start as
+sines and cosines, and the head starts by predicting zero (DiT). Nothing here runs when a checkpoint
+loads.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from trimvla.policies.nn.llama import Decoder
 from trimvla.policies.nn.vision import VisionTower, Vit
 
 TOKEN_STD = 0.02
-EMBEDDING_STD = 0.5  # of the visual tokens' size, so that words are not drowned by what attention adds
+# of the visual tokens' size, so that words are not drowned by what attention adds
+EMBEDDING_STD = 0.5
 
 
 @torch.no_grad()
 def initialise(policy: CogAct) -> CogAct:
-    """Give every parameter of the policy its starting value, in place; draws from torch's global generator."""
+    """Give every parameter of the policy its starting value, in place; draws from torch's global
+    generator.
+    """
     for module in policy.modules():
         if isinstance(module, nn.Linear):
             _linear(module)
@@ -44,7 +47,8 @@ def sincos_grid(patches: int, width: int) -> Tensor:
     rates = 10000.0 ** (-torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side).float()[:, None] * rates
     line = torch.cat([angles.sin(), angles.cos()], dim=-1)
-    rows, columns = line.repeat_interleave(side, dim=0), line.repeat(side, 1)
+    rows = line.repeat_interleave(side, dim=0)
+    columns = line.repeat(side, 1)
     return torch.cat([rows, columns], dim=-1)
 
 
@@ -66,7 +70,9 @@ def _tower(tower: VisionTower) -> None:
 
 
 def _decoder(decoder: Decoder) -> None:
-    """Each of the 2 n residual branches starts at 1 / sqrt(2 n): the stream's variance does not grow with depth."""
+    """Each of the 2 n residual branches starts at 1 / sqrt(2 n): the stream's variance does not
+    grow with depth.
+    """
     scale = (2 * len(decoder.layers)) ** -0.5
     for name, parameter in decoder.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -74,6 +80,8 @@ def _decoder(decoder: Decoder) -> None:
 
 
 def _head(head: Dit) -> None:
-    nn.init.trunc_normal_(head.positional_embedding, std=head.positional_embedding.shape[-1] ** -0.5)
+    nn.init.trunc_normal_(
+        head.positional_embedding, std=head.positional_embedding.shape[-1] ** -0.5
+    )
     nn.init.trunc_normal_(head.uncondition, std=TOKEN_STD)
     nn.init.zeros_(head.final_layer.linear.weight)

@@ -1,7 +1,8 @@
 """The whole policy: vision tower, decoder and action head, joined.
 
-`forward` is the deployed computation; its three parts are the three exported stages. Sizes: P visual tokens, D language
-width, H x A action chunk. Preprocessing to the square picture and to ids happens outside, as does un-normalisation.
+`forward` is the deployed computation; its three parts are the three exported stages. Sizes: P
+visual tokens, D language width, H x A action chunk. Preprocessing to the square picture and to ids
+happens outside, as does un-normalisation.
 """
 
 from __future__ import annotations
@@ -17,18 +18,25 @@ from trimvla.runtime.bundle.plan import Plan
 
 
 class CogAct(nn.Module):
-    """A vision-language-action policy of the CogACT shape; `plan` says what is kept of it (`trimmed.trim`)."""
+    """A vision-language-action policy of the CogACT shape; `plan` says what is kept of it
+    (`trimmed.trim`).
+    """
 
     def __init__(self, cfg: PolicyConfig) -> None:
-        """Build the modules with torch's default weights: load a checkpoint, or call `initialise` before training."""
+        """Build the modules with torch's default weights: load a checkpoint, or call `initialise`
+        before training.
+        """
         super().__init__()
-        self.cfg, self.plan = cfg, Plan()
+        self.cfg = cfg
+        self.plan = Plan()
         self.vision = VisionTower(cfg)
         self.language = Decoder(cfg.language)
         self.head = Dit(cfg.head, condition=cfg.language.width)
 
     def act(self, cognition: Tensor, noise: Tensor, known: Known | None = None) -> Tensor:
-        """float[b, D], float[b, H, A] -> float[b, H, A]: sample with the configured steps; `known` rows guide it."""
+        """float[b, D], float[b, H, A] -> float[b, H, A]: sample with the configured steps; `known`
+        rows guide it.
+        """
         diffusion = self.cfg.diffusion
         return ddim_sample(
             self.head,

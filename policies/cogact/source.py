@@ -1,6 +1,8 @@
-"""An official CogACT checkpoint, opened for the table of families: weights, statistics, tokenizer, and its inputs.
+"""An official CogACT checkpoint, opened for the table of families: weights, statistics, tokenizer,
+and its inputs.
 
-The files do not hold their own sizes: a preset does. Knows files; weights' names and shapes are in `layout`.
+The files do not hold their own sizes: a preset does. Knows files; weights' names and shapes are in
+`layout`.
 """
 
 from __future__ import annotations
@@ -51,8 +53,8 @@ def open_checkpoint(
     """
     if preset not in PRESETS:
         raise ConfigError(
-            f"{directory}: an official checkpoint of CogACT does not hold its sizes: expected --preset as one of "
-            f"{sorted(PRESETS)}, got {preset!r}"
+            f"{directory}: an official checkpoint of CogACT does not hold its sizes: expected"
+            f" --preset as one of {sorted(PRESETS)}, got {preset!r}"
         )
     cfg = PRESETS[preset]
     statistics = read_openvla(statistics_file(directory), statistics_key)

@@ -1,6 +1,7 @@
 """CogACT's stages: one row each, with what crosses its border. Batch is always 1.
 
-    image -> vision -> visual; visual, input_ids, last -> language -> cognition; cognition, noise -> action -> actions
+    image -> vision -> visual; visual, input_ids, last -> language -> cognition; cognition, noise ->
+    action -> actions
 
 Shapes are worked out from a policy's config and plan. Knows no file format and no backend.
 """
@@ -47,7 +48,9 @@ class LanguageStage(nn.Module):
 
 
 class KeptLanguageStage(nn.Module):
-    """The same where visual tokens are dropped; also gives the kept ones, so that a runtime can show them."""
+    """The same where visual tokens are dropped; also gives the kept ones, so that a runtime can
+    show them.
+    """
 
     def __init__(self, policy: CogAct) -> None:
         super().__init__()
@@ -80,12 +83,16 @@ class GuidedActionStage(nn.Module):
         self.policy = policy
 
     def forward(self, cognition: Tensor, noise: Tensor, known: Tensor, weight: Tensor) -> Tensor:
-        """As `ActionStage.forward`; float[1, H, A] and float[1, H, 1] from 0 (free) to 1 (frozen)."""
+        """As `ActionStage.forward`; float[1, H, A] and float[1, H, 1] from 0 (free) to 1
+        (frozen).
+        """
         return self.policy.act(cognition, noise, Known(known, weight))
 
 
 class FullStep(nn.Module):
-    """One sampler step that runs the head's blocks: predicted noise, and what the blocks added to the stream."""
+    """One sampler step that runs the head's blocks: predicted noise, and what the blocks added to
+    the stream.
+    """
 
     def __init__(self, policy: CogAct) -> None:
         super().__init__()
@@ -93,7 +100,9 @@ class FullStep(nn.Module):
         self.guidance = guidance_scale(policy)
 
     def forward(self, cognition: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """float[1, D], float[1, H, A], float[1] -> float[1, H, A], float[b, 1 + H, w]; b = 2 under guidance."""
+        """float[1, D], float[1, H, A], float[1] -> float[1, H, A], float[b, 1 + H, w]; b = 2 under
+        guidance.
+        """
         net = CachedDit(self.head, (0,))
         epsilon = guided(net, cognition, self.guidance)(x, t)
         assert net.residual is not None
@@ -179,7 +188,8 @@ def example_inputs(
 
     The image is coarse blocks under fine noise, so that both low and high frequencies are excited.
     """
-    side, prompt = cfg.image_size, cfg.prompt
+    side = cfg.image_size
+    prompt = cfg.prompt
     coarse = torch.rand(1, 4, 4, 3, generator=generator)
     coarse = coarse.repeat_interleave(-(-side // 4), 1)[:, :side]
     coarse = coarse.repeat_interleave(-(-side // 4), 2)[:, :, :side]

@@ -1,7 +1,7 @@
 """Makes the small tokenizer of a policy trained from scratch, and turns prompts into ids.
 
-A byte-fallback BPE over words in LLaMA's manner: every string has ids, the words of the corpus are one token each.
-CogACT itself uses LLaMA-2's tokenizer, which a user brings as `tokenizer.json`.
+A byte-fallback BPE over words in LLaMA's manner: every string has ids, the words of the corpus are
+one token each. CogACT itself uses LLaMA-2's tokenizer, which a user brings as `tokenizer.json`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,25 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def build_tokenizer(prompts: Iterable[str], vocab: int) -> Tokenizer:
-    """Train a tokenizer of at most `vocab` entries on prompts; the same prompts give the same tokenizer."""
+    """Train a tokenizer of at most `vocab` entries on prompts; the same prompts give the same
+    tokenizer.
+    """
     tokenizer = Tokenizer(models.BPE(byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(r"[?:.,!\n]"), "isolated"), pre_tokenizers.Metaspace()]
     )
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
-    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=[*SPECIAL_TOKENS, *BYTES], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=[*SPECIAL_TOKENS, *BYTES], show_progress=False
+    )
     tokenizer.train_from_iterator(prompts, trainer)
     return tokenizer
 
 
 def extend_tokenizer(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
-    """Give each of these words an id of its own behind those that there are; all other text keeps its ids."""
+    """Give each of these words an id of its own behind those that there are; all other text keeps
+    its ids.
+    """
     tokenizer.add_tokens([AddedToken(word, single_word=True, lstrip=True) for word in words])
     return tokenizer
 
@@ -37,4 +43,9 @@ def extend_tokenizer(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
 def prompt_ids(tokenizer: Tokenizer, prompt: PromptConfig, instruction: str) -> list[int]:
     """BOS, the filled template, the empty token, EOS; not padded."""
     text = prompt.template.format(instruction=instruction.lower()).rstrip(" ")
-    return [prompt.bos_id, *tokenizer.encode(text, add_special_tokens=False).ids, prompt.empty_id, prompt.eos_id]
+    return [
+        prompt.bos_id,
+        *tokenizer.encode(text, add_special_tokens=False).ids,
+        prompt.empty_id,
+        prompt.eos_id,
+    ]

@@ -1,7 +1,9 @@
-"""Dense weights, one at a time: from an official checkpoint that stays on the disk, or random ones made when asked for.
+"""Dense weights, one at a time: from an official checkpoint that stays on the disk, or random ones
+made when asked for.
 
-For whatever must never hold a whole policy. A weight is lent: after the block that borrows it, its memory is given
-back, mapped pages included. Knows names and shapes of the dense policy; no plan and no precision.
+For whatever must never hold a whole policy. A weight is lent: after the block that borrows it, its
+memory is given back, mapped pages included. Knows names and shapes of the dense policy; no plan and
+no precision.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ class CheckpointWeights:
     """The weights of an official checkpoint, mapped."""
 
     def __init__(self, directory: Path, cfg: PolicyConfig, name: str | None = None) -> None:
-        """Map the file and check names and shapes. Arguments and errors as of `checkpoint.load_official`."""
+        """Map the file and check names and shapes.
+
+        Arguments and errors as of `checkpoint.load_official`.
+        """
         self._path = single_checkpoint(directory, name)
         self._weights = open_official(directory, cfg, name)
 
@@ -52,7 +57,11 @@ class CheckpointWeights:
     def identity(self) -> dict[str, Any]:
         """See `Weights`."""
         state = self._path.stat()
-        return {"checkpoint": str(self._path.resolve()), "bytes": state.st_size, "mtime_ns": state.st_mtime_ns}
+        return {
+            "checkpoint": str(self._path.resolve()),
+            "bytes": state.st_size,
+            "mtime_ns": state.st_mtime_ns,
+        }
 
     @contextmanager
     def lend(self, name: str) -> Iterator[Tensor]:
@@ -65,15 +74,18 @@ class CheckpointWeights:
 
 
 class RandomWeights:
-    """Random weights that keep a signal's size: the same for the same seed and name, whatever was made before.
+    """Random weights that keep a signal's size: the same for the same seed and name, whatever was
+    made before.
 
-    Matrices are uniform with a variance of 1 / inputs, biases 0, factors of norms 1: no activation of a deep policy
-    overflows in half precision, and none dies out.
+    Matrices are uniform with a variance of 1 / inputs, biases 0, factors of norms 1: no activation
+    of a deep policy overflows in half precision, and none dies out.
     """
 
     def __init__(self, cfg: PolicyConfig, seed: int = 0) -> None:
         """Nothing is made before it is lent."""
-        self._shapes = {name: tuple(weight.shape) for name, weight in build_meta(cfg).state_dict().items()}
+        self._shapes = {
+            name: tuple(weight.shape) for name, weight in build_meta(cfg).state_dict().items()
+        }
         self._seed = seed
 
     @property
@@ -88,7 +100,9 @@ class RandomWeights:
         if len(shape) == 1:
             yield torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
         else:
-            yield torch.from_numpy(self._draw(name, math.prod(shape), math.sqrt(3.0 / shape[-1]))).reshape(shape)
+            yield torch.from_numpy(
+                self._draw(name, math.prod(shape), math.sqrt(3.0 / shape[-1]))
+            ).reshape(shape)
 
     def _draw(self, name: str, count: int, limit: float) -> np.ndarray:
         """float32[count], uniform in [-limit, limit]."""
@@ -104,7 +118,10 @@ class RandomWeights:
 
 
 def page_out(tensor: Tensor) -> None:
-    """Let go of a mapped tensor's pages. Only memory is saved by it: where the system cannot, nothing is lost."""
+    """Let go of a mapped tensor's pages.
+
+    Only memory is saved by it: where the system cannot, nothing is lost.
+    """
     start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     length = tensor.data_ptr() + tensor.nbytes - start
     libc = ctypes.CDLL(None)

@@ -1,7 +1,8 @@
 """Frozen configurations of DB-CogACT, Dexbotic's CogACT: one CLIP encoder, Qwen2, a diffusion head.
 
-Knows every size that a module needs, and the published sizes of what a checkpoint names by hub strings;
-reads no file and imports no torch. Sizes: dexbotic 932192c and the config.json of its checkpoints.
+Knows every size that a module needs, and the published sizes of what a checkpoint names by hub
+strings; reads no file and imports no torch. Sizes: dexbotic 932192c and the config.json of its
+checkpoints.
 """
 
 from __future__ import annotations
@@ -31,9 +32,7 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
 )
 BEFORE_IMAGE = f"{SYSTEM}USER: "
-AFTER_IMAGE = (
-    "\nWhat action should the robot take to {instruction}? ASSISTANT:  <|endoftext|>"
-)
+AFTER_IMAGE = "\nWhat action should the robot take to {instruction}? ASSISTANT:  <|endoftext|>"
 
 
 class QwenConfig(LanguageConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -175,7 +174,9 @@ HEADS: dict[str, HeadConfig] = {
 """What `action_model_type` may be."""
 
 QWEN_BEFORE_IDS = (0,) * 31
-"""As many as Qwen2.5's tokenizer gives; which ones they are is a checkpoint's tokenizer's affair."""
+"""As many as Qwen2.5's tokenizer gives; which ones they are is a checkpoint's tokenizer's
+affair.
+"""
 QWEN_END = 151643
 
 PRESETS: dict[str, DbCogActConfig] = {

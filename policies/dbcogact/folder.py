@@ -1,7 +1,8 @@
-"""A checkpoint's folder -> the policy's config: config.json, what it names by hub strings, the tokenizer.
+"""A checkpoint's folder -> the policy's config: config.json, what it names by hub strings, the
+tokenizer.
 
-`mm_vision_tower` and `llm_config` name repositories on a hub: their sizes are known here, or a folder
-of that name beside config.json holds their config files. Reads no weight and needs no torch.
+`mm_vision_tower` and `llm_config` name repositories on a hub: their sizes are known here, or a
+folder of that name beside config.json holds their config files. Reads no weight and needs no torch.
 """
 
 from __future__ import annotations
@@ -136,8 +137,8 @@ def _decoder_named(name: object, directory: Path, missing: list[str]) -> dict[st
     folder = _folder(name, directory)
     if folder is None:
         raise ConfigError(
-            f"{directory / CONFIG}: expected {missing}, or 'llm_config' as one of {sorted(DECODERS)} "
-            f"or a folder, got {name!r}"
+            f"{directory / CONFIG}: expected {missing}, or 'llm_config' as one of"
+            f" {sorted(DECODERS)} or a folder, got {name!r}"
         )
     data = read_json(folder / CONFIG, "a decoder's config", error=CheckpointError)
     section = data if isinstance(data, dict) else {}
@@ -145,7 +146,9 @@ def _decoder_named(name: object, directory: Path, missing: list[str]) -> dict[st
 
 
 def _folder(name: object, directory: Path) -> Path | None:
-    """The folder that a name means: beside config.json, or a path of its own; None where it is none."""
+    """The folder that a name means: beside config.json, or a path of its own; None where it is
+    none.
+    """
     if not isinstance(name, str) or not name:
         return None
     places = (directory / name, Path(name))
@@ -163,13 +166,13 @@ def _vision(data: Section, directory: Path) -> VitConfig:
         vision = _made(VitConfig, directory / CONFIG, **_with_feature(known, layer))
     else:
         raise ConfigError(
-            f"{directory / CONFIG}: expected 'mm_vision_tower' as one of {sorted(VISION_TOWERS)}, or a "
-            f"folder there with CLIP's config.json and preprocessor_config.json, got {name!r}"
+            f"{directory / CONFIG}: expected 'mm_vision_tower' as one of {sorted(VISION_TOWERS)},"
+            f" or a folder there with CLIP's config.json and preprocessor_config.json, got {name!r}"
         )
     if data.get("mm_hidden_size", vision.width) != vision.width:
         raise ConfigError(
-            f"{directory / CONFIG}: expected 'mm_hidden_size' {vision.width}, the width of {name!r}, "
-            f"got {data['mm_hidden_size']!r}"
+            f"{directory / CONFIG}: expected 'mm_hidden_size' {vision.width}, the width of"
+            f" {name!r}, got {data['mm_hidden_size']!r}"
         )
     return vision
 
@@ -178,7 +181,9 @@ def _with_feature(known: VitConfig, layer: object) -> dict[str, Any]:
     fields = msgspec.to_builtins(known)
     depth = known.depth
     if not isinstance(layer, int) or not -depth <= layer < 0:
-        raise ConfigError(f"expected from -{depth} to -1 for 'mm_vision_select_layer', got {layer!r}")
+        raise ConfigError(
+            f"expected from -{depth} to -1 for 'mm_vision_select_layer', got {layer!r}"
+        )
     return {**fields, "feature_block": depth + layer}
 
 
@@ -190,12 +195,16 @@ def _clip(folder: Path, layer: object) -> VitConfig:
     missing = [name for name in CLIP_FIELDS if name not in section]
     if missing:
         raise ConfigError(f"{path}: expected the fields {missing}, got none")
-    pixels = read_json(folder / "preprocessor_config.json", "CLIP's preprocessing", error=CheckpointError)
+    pixels = read_json(
+        folder / "preprocessor_config.json", "CLIP's preprocessing", error=CheckpointError
+    )
     if not isinstance(pixels, dict) or pixels.get("resample", 3) != 3:
         raise ConfigError(f"{folder}: expected 'resample' 3 (bicubic) in preprocessor_config.json")
     sizes = {ours: section[theirs] for theirs, ours in CLIP_FIELDS.items()}
     if not isinstance(sizes["depth"], int):
-        raise ConfigError(f"{path}: expected a number for 'num_hidden_layers', got {sizes['depth']!r}")
+        raise ConfigError(
+            f"{path}: expected a number for 'num_hidden_layers', got {sizes['depth']!r}"
+        )
     vision = _made(
         VitConfig,
         path,
@@ -229,11 +238,17 @@ def _stated_head(name: object, directory: Path) -> dict[str, Any]:
         data = read_json(path, "an architecture", error=CheckpointError)
         section = data.get("action_model") if isinstance(data, dict) else None
         if isinstance(section, dict) and section.get("type") == name:
-            names = {"depth": "depth", "hidden_size": "width", "num_heads": "heads",
-                     "mlp_ratio": "mlp_ratio", "frequency_embedding_size": "frequency"}
+            names = {
+                "depth": "depth",
+                "hidden_size": "width",
+                "num_heads": "heads",
+                "mlp_ratio": "mlp_ratio",
+                "frequency_embedding_size": "frequency",
+            }
             return {ours: section[theirs] for theirs, ours in names.items() if theirs in section}
     raise ConfigError(
-        f"{directory / CONFIG}: expected 'action_model_type' as one of {sorted(HEADS)}, got {name!r}"
+        f"{directory / CONFIG}: expected 'action_model_type' as one of {sorted(HEADS)}, got"
+        f" {name!r}"
     )
 
 
@@ -241,7 +256,9 @@ def _prompt(path: Path) -> ChatPrompt:
     tokenizer = load_tokenizer(path)
     end = tokenizer.token_to_id(END)
     if end is None:
-        raise CheckpointError(f"{path}: expected a token '{END}', got none: is it Qwen2's tokenizer?")
+        raise CheckpointError(
+            f"{path}: expected a token '{END}', got none: is it Qwen2's tokenizer?"
+        )
     return ChatPrompt(
         before=BEFORE_IMAGE,
         after=AFTER_IMAGE,

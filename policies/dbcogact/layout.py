@@ -78,7 +78,8 @@ def check_layout(files: SafetensorsFiles, cfg: DbCogActConfig) -> None:
     Raises:
         CheckpointError: names what is missing, unknown or of another shape.
     """
-    shapes, dead = official_shapes(cfg), dead_weights(cfg)
+    shapes = official_shapes(cfg)
+    dead = dead_weights(cfg)
     found = set(files)
     problems = {"missing": set(shapes) - found, "unexpected": found - set(shapes) - dead}
     for problem, names in problems.items():

@@ -47,7 +47,8 @@ class DbCogAct(nn.Module):
     def __init__(self, cfg: DbCogActConfig) -> None:
         """Build the modules with torch's default weights; nothing is folded in yet."""
         super().__init__()
-        self.cfg, self.plan = cfg, Plan()
+        self.cfg = cfg
+        self.plan = Plan()
         self.vision = ClipTower(cfg)
         self.language = Decoder(cfg.language, lead=0)
         self.head = Dit(cfg.head, condition=cfg.language.width)

@@ -1,7 +1,9 @@
-"""The pieces that every transformer here shares: attention, fused-qkv self-attention, the two-layer MLP.
+"""The pieces that every transformer here shares: attention, fused-qkv self-attention, the two-layer
+MLP.
 
-`attention` is the one place where scores are computed. Plain matrix products are the fastest form on a CPU, in training
-and in the exported graphs; on a GPU it is torch's fused kernel. Knows no positions and no masks of its own.
+`attention` is the one place where scores are computed. Plain matrix products are the fastest form
+on a CPU, in training and in the exported graphs; on a GPU it is torch's fused kernel. Knows no
+positions and no masks of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     Returns:
         float[b, heads, queries, d].
     """
-    k, v = shared_heads(k, q.shape[1]), shared_heads(v, q.shape[1])
+    k = shared_heads(k, q.shape[1])
+    v = shared_heads(v, q.shape[1])
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * (1.0 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)
@@ -37,7 +40,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 
 def shared_heads(x: Tensor, heads: int) -> Tensor:
-    """Keys or values float[b, kv_heads, n, d] -> float[b, heads, n, d]: each serves as many queries in a row."""
+    """Keys or values float[b, kv_heads, n, d] -> float[b, heads, n, d]: each serves as many queries
+    in a row.
+    """
     if x.shape[1] == heads:
         return x
     return x[:, :, None].expand(-1, -1, heads // x.shape[1], -1, -1).flatten(1, 2)

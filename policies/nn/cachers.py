@@ -1,8 +1,10 @@
-"""Schedules for the diffusion head: at which sampler steps its blocks run, and what the other steps reuse.
+"""Schedules for the diffusion head: at which sampler steps its blocks run, and what the other steps
+reuse.
 
-The blocks are plain residual ones, so all their cached outputs collapse into one tensor, their sum: a reuse step is
-embed, add the sum, final layer (EfficientVLA, arXiv 2506.10100, gives the interval; the collapse is exact up to the
-order of summation). Fewer DDIM steps are the control that a schedule must beat.
+The blocks are plain residual ones, so all their cached outputs collapse into one tensor, their sum:
+a reuse step is embed, add the sum, final layer (EfficientVLA, arXiv 2506.10100, gives the interval;
+the collapse is exact up to the order of summation). Fewer DDIM steps are the control that a
+schedule must beat.
 """
 
 from __future__ import annotations
@@ -22,17 +24,22 @@ def every(interval: int, steps: int) -> tuple[int, ...]:
         ConfigError: an interval below 1, or beyond the steps.
     """
     if not 1 <= interval <= steps:
-        raise ConfigError(f"expected a cache interval from 1 to {steps} (the DDIM steps), got {interval}")
+        raise ConfigError(
+            f"expected a cache interval from 1 to {steps} (the DDIM steps), got {interval}"
+        )
     return tuple(range(0, steps, interval))
 
 
 class CachedDit:
-    """A head that runs its blocks at some calls and reuses their sum at the others; for one sample only."""
+    """A head that runs its blocks at some calls and reuses their sum at the others; for one sample
+    only.
+    """
 
     def __init__(self, net: Dit, recompute: Iterable[int], residual: Tensor | None = None) -> None:
         """`recompute` holds the numbers of the calls, from 0 on, that run the blocks.
 
-        `residual` float[b, 1 + H, width] is what the first calls reuse, where they do not run the blocks.
+        `residual` float[b, 1 + H, width] is what the first calls reuse, where they do not run the
+        blocks.
         """
         self.net = net
         self.recompute = frozenset(recompute)

@@ -20,7 +20,8 @@ class ClipVision(nn.Module):
 
     def __init__(self, cfg: VitConfig) -> None:
         super().__init__()
-        self.mean, self.std = cfg.mean, cfg.std
+        self.mean = cfg.mean
+        self.std = cfg.std
         self.patch_embedding = PatchEmbed(cfg.patch_size, cfg.width, bias=False)
         self.class_embedding = nn.Parameter(torch.zeros(cfg.width))
         self.position_embedding = nn.Embedding(1 + cfg.patches, cfg.width)

@@ -1,8 +1,9 @@
 """Diffusion over action chunks: cosine schedule, forward noising, DDIM, classifier-free guidance.
 
-Everything about the schedule is plain Python floats worked out once, so a sampler is a loop of known length over known
-numbers and exports as one straight graph. Epsilon prediction, eta 0, no clipping (Nichol and Dhariwal 2021; Song et al.
-2021; Ho and Salimans 2022), with the conventions of microsoft/CogACT. Draws no noise: noise is an input everywhere.
+Everything about the schedule is plain Python floats worked out once, so a sampler is a loop of
+known length over known numbers and exports as one straight graph. Epsilon prediction, eta 0, no
+clipping (Nichol and Dhariwal 2021; Song et al. 2021; Ho and Salimans 2022), with the conventions of
+microsoft/CogACT. Draws no noise: noise is an input everywhere.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ def betas(train_steps: int) -> list[float]:
     def alpha_bar(fraction: float) -> float:
         return math.cos((fraction + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    ratios = (alpha_bar((i + 1) / train_steps) / alpha_bar(i / train_steps) for i in range(train_steps))
+    ratios = (
+        alpha_bar((i + 1) / train_steps) / alpha_bar(i / train_steps) for i in range(train_steps)
+    )
     return [min(1.0 - ratio, MAX_BETA) for ratio in ratios]
 
 
 def alphas_cumprod(train_steps: int) -> list[float]:
     """Share of the signal's variance left after each training step."""
-    product, kept = 1.0, []
+    product = 1.0
+    kept = []
     for beta in betas(train_steps):
         product *= 1.0 - beta
         kept.append(product)
@@ -60,7 +64,10 @@ def timesteps(train_steps: int, steps: int) -> list[int]:
         visited = range(0, train_steps, stride)
         if len(visited) == steps:
             return list(reversed(visited))
-    raise ConfigError(f"expected a number of DDIM steps that a constant stride gives, got {steps} of {train_steps}")
+    raise ConfigError(
+        f"expected a number of DDIM steps that a constant stride gives, got {steps} of"
+        f" {train_steps}"
+    )
 
 
 @dataclass(frozen=True)
@@ -72,13 +79,16 @@ class DdimStep:
     kept_next: float
 
     def apply(self, x: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
-        """float[b, H, A] and its predicted noise -> (less noisy actions, predicted clean actions)."""
+        """float[b, H, A] and its predicted noise -> (less noisy actions, predicted clean
+        actions).
+        """
         x0 = math.sqrt(1.0 / self.kept) * x - math.sqrt(1.0 / self.kept - 1.0) * epsilon
         return math.sqrt(self.kept_next) * x0 + math.sqrt(1.0 - self.kept_next) * epsilon, x0
 
     @property
     def pull(self) -> float:
-        """How much of a change to the predicted clean actions arrives in the actions after the step.
+        """How much of a change to the predicted clean actions arrives in the actions after the
+        step.
 
         The noise is changed with them, so that both still explain what the step began with.
         """
@@ -120,7 +130,8 @@ def _timestep(x: Tensor, t: int | Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Known:
-    """What an action chunk is guided towards: `actions` float[b, H, A], normalised, and how much, float[b, H, 1].
+    """What an action chunk is guided towards: `actions` float[b, H, A], normalised, and how much,
+    float[b, H, 1].
 
     Weight 1 keeps a row as it is known, 0 leaves it to the sampler. See docs/concepts/chunks.md.
     """
@@ -132,13 +143,16 @@ class Known:
 def ddim_trajectory(
     epsilon: Epsilon, noise: Tensor, steps: list[DdimStep], known: Known | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (actions after the step, predicted clean actions) for each step, from float[b, H, A] noise."""
+    """Yield (actions after the step, predicted clean actions) for each step, from float[b, H, A]
+    noise.
+    """
     x = noise
     for step in steps:
         x, x0 = step.apply(x, epsilon(x, step.t))
         if known is not None:
             change = known.weight * (known.actions - x0)
-            x, x0 = x + step.pull * change, x0 + change
+            x = x + step.pull * change
+            x0 = x0 + change
         yield x, x0
 
 
@@ -166,5 +180,7 @@ def ddim_sample(
     Returns:
         float[b, H, A], normalised and not clipped.
     """
-    trajectory = ddim_trajectory(guided(net, cognition, guidance), noise, ddim_steps(train_steps, steps), known)
+    trajectory = ddim_trajectory(
+        guided(net, cognition, guidance), noise, ddim_steps(train_steps, steps), known
+    )
     return list(trajectory)[-1][0]

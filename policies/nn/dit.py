@@ -1,7 +1,8 @@
 """The action head: a diffusion transformer that predicts the noise in an action chunk.
 
-The condition (timestep plus cognition feature) is one token in front of the noisy actions; blocks are plain pre-norm
-residual ones, without adaLN and without cross-attention (microsoft/CogACT). Knows no schedule and no guidance.
+The condition (timestep plus cognition feature) is one token in front of the noisy actions; blocks
+are plain pre-norm residual ones, without adaLN and without cross-attention (microsoft/CogACT).
+Knows no schedule and no guidance.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ MAX_PERIOD = 10000.0
 def frequency_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoids of float or int[b] timesteps -> float32[b, dim]: cosines first, then sines."""
     half = dim // 2
-    rates = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(MAX_PERIOD) / half))
+    rates = torch.exp(
+        torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(MAX_PERIOD) / half)
+    )
     angles = t.float()[:, None] * rates
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -36,7 +39,9 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """int or float[b] -> float[b, width]."""
-        return self.mlp(frequency_embedding(t, self.frequency).to(next(self.mlp.parameters()).dtype))
+        return self.mlp(
+            frequency_embedding(t, self.frequency).to(next(self.mlp.parameters()).dtype)
+        )
 
 
 class ActionEmbedder(nn.Module):
@@ -103,7 +108,9 @@ class Dit(nn.Module):
         self.t_embedder = TimestepEmbedder(cfg.frequency, cfg.width)
         self.z_embedder = ConditionEmbedder(condition, cfg.width)
         self.positional_embedding = nn.Parameter(torch.zeros(cfg.horizon + 1, cfg.width))
-        self.blocks = nn.ModuleList(DitBlock(cfg.width, cfg.heads, cfg.mlp_ratio) for _ in range(cfg.depth))
+        self.blocks = nn.ModuleList(
+            DitBlock(cfg.width, cfg.heads, cfg.mlp_ratio) for _ in range(cfg.depth)
+        )
         self.final_layer = FinalLayer(cfg.width, cfg.action_dim)
 
     @property
@@ -114,7 +121,9 @@ class Dit(nn.Module):
     def embed(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """float[b, H, A], int or float[b], float[b, D] -> tokens float[b, 1 + H, width]."""
         condition = self.t_embedder(t) + self.z_embedder(z)
-        return torch.cat([condition[:, None], self.x_embedder(x)], dim=1) + self.positional_embedding
+        return (
+            torch.cat([condition[:, None], self.x_embedder(x)], dim=1) + self.positional_embedding
+        )
 
     def run_blocks(self, tokens: Tensor) -> Tensor:
         """float[b, 1 + H, width] -> the same."""
@@ -136,7 +145,8 @@ class Dit(nn.Module):
         Args:
             x: float[b, H, A], noisy normalised actions.
             t: int or float[b], training timestep (0 .. train_steps - 1).
-            z: float[b, D], cognition feature, or `uncondition` in the rows where the condition is dropped.
+            z: float[b, D], cognition feature, or `uncondition` in the rows where the condition is
+                dropped.
 
         Returns:
             float[b, H, A].

@@ -1,8 +1,9 @@
 """Flow matching over action chunks: Euler steps along a learned velocity, from noise to actions.
 
-Everything about the schedule is plain Python floats worked out once, so a sampler is a loop of known length over known
-numbers and exports as one straight graph. Two conventions: time is 1 at the noise and falls (pi0, pi0.5, SmolVLA), or
-is 0 there and rises (GR00T). Knows no network: a velocity is a function. Draws no noise: noise is an input everywhere.
+Everything about the schedule is plain Python floats worked out once, so a sampler is a loop of
+known length over known numbers and exports as one straight graph. Two conventions: time is 1 at the
+noise and falls (pi0, pi0.5, SmolVLA), or is 0 there and rises (GR00T). Knows no network: a velocity
+is a function. Draws no noise: noise is an input everywhere.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ Velocity = Callable[[Tensor, int], Tensor]
 class FlowStep:
     """One Euler step.
 
-    `t` is the time that the network is given, exactly as float32 holds it; `dt` what is added to it, with its sign;
-    `to_actions` the rest of the way, so that actions are predicted as x + to_actions * v; `pull` how much of a change
-    to the predicted actions arrives in x after the step. The noise is changed with them, so that both still explain
-    what the step began with.
+    `t` is the time that the network is given, exactly as float32 holds it; `dt` what is added to
+    it, with its sign; `to_actions` the rest of the way, so that actions are predicted as x +
+    to_actions * v; `pull` how much of a change to the predicted actions arrives in x after the
+    step. The noise is changed with them, so that both still explain what the step began with.
     """
 
     t: float
@@ -58,7 +59,9 @@ def flow_steps(steps: int, noise_at: Literal[0, 1] = 1) -> list[FlowStep]:
 
 
 def _float32(value: float) -> float:
-    """The nearest number that float32 holds: the shortest period of a time embedding feels its last bit."""
+    """The nearest number that float32 holds: the shortest period of a time embedding feels its last
+    bit.
+    """
     return torch.tensor(value, dtype=torch.float32).item()
 
 
@@ -84,10 +87,11 @@ def time_embedding(times: Sequence[float], width: int, shortest: float, longest:
 
 @dataclass(frozen=True)
 class KnownRows:
-    """What a chunk is guided towards: `actions` float[b, H, A], normalised, and how much, float[b, H, 1].
+    """What a chunk is guided towards: `actions` float[b, H, A], normalised, and how much, float[b,
+    H, 1].
 
-    Weight 1 keeps a row as it is known (on its way it is t * noise + (1 - t) * known), 0 leaves it to the sampler. See
-    docs/concepts/chunks.md.
+    Weight 1 keeps a row as it is known (on its way it is t * noise + (1 - t) * known), 0 leaves it
+    to the sampler. See docs/concepts/chunks.md.
     """
 
     actions: Tensor
@@ -97,7 +101,9 @@ class KnownRows:
 def flow_trajectory(
     velocity: Velocity, noise: Tensor, steps: Sequence[FlowStep], known: KnownRows | None = None
 ) -> Iterator[Tensor]:
-    """Yield float[b, H, A] after each step, from float[b, H, A] noise; the last one is the sample."""
+    """Yield float[b, H, A] after each step, from float[b, H, A] noise; the last one is the
+    sample.
+    """
     x = noise
     for index, step in enumerate(steps):
         v = velocity(x, index)
@@ -119,12 +125,14 @@ def flow_sample(
 class StepCache(Generic[Cached]):
     """What a network computes anew at some steps of one sample and reuses at the others.
 
-    What is kept is the caller's: the sum that all blocks added to the stream, or each block's own addition before its
-    gate, where gates depend on the time and are applied anew.
+    What is kept is the caller's: the sum that all blocks added to the stream, or each block's own
+    addition before its gate, where gates depend on the time and are applied anew.
     """
 
     def __init__(self, recompute: Iterable[int] | None) -> None:
-        """`recompute` holds the numbers of the steps that compute; every step does where it is none."""
+        """`recompute` holds the numbers of the steps that compute; every step does where it is
+        none.
+        """
         self._recompute = None if recompute is None else frozenset(recompute)
         self._kept: Cached | None = None
 

@@ -1,7 +1,9 @@
-"""Gemma's blocks: layers that are read for their keys and values, and norms that a condition can modulate.
+"""Gemma's blocks: layers that are read for their keys and values, and norms that a condition can
+modulate.
 
-Keys and values are float[b, kv heads, n, d], keys rotated, so that another transformer can append its own to them.
-Gemma's norm multiplies by 1 + weight; `weight` here is that sum. Knows no order of tokens and no tokeniser.
+Keys and values are float[b, kv heads, n, d], keys rotated, so that another transformer can append
+its own to them. Gemma's norm multiplies by 1 + weight; `weight` here is that sum. Knows no order of
+tokens and no tokeniser.
 """
 
 from __future__ import annotations
@@ -160,7 +162,9 @@ def narrow_mlp(mlp: GatedMlp, channels: Sequence[int]) -> GatedMlp:
 
 
 class AdaRmsNorm(nn.Module):
-    """x / rms(x) * (1 + scale) + shift, and a gate for what is worked out from that: all three from a condition."""
+    """x / rms(x) * (1 + scale) + shift, and a gate for what is worked out from that: all three from
+    a condition.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""Transformer layers whose heads share keys and values in groups: the decoders and action experts of flow policies.
+"""Transformer layers whose heads share keys and values in groups: the decoders and action experts
+of flow policies.
 
-Queries of one group are rows of one product with its keys, so nothing is repeated. Masks are bool and positions come
-in as angles. Knows no tokens, no order of them and no checkpoint.
+Queries of one group are rows of one product with its keys, so nothing is repeated. Masks are bool
+and positions come in as angles. Knows no tokens, no order of them and no checkpoint.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
 
 
 def grouped_probabilities(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What the queries look at, as for `grouped_attention`: float32[b, groups, heads / groups, queries, keys]."""
-    groups, share = k.shape[1], q.shape[1] // k.shape[1]
+    """What the queries look at, as for `grouped_attention`: float32[b, groups, heads / groups,
+    queries, keys].
+    """
+    groups = k.shape[1]
+    share = q.shape[1] // k.shape[1]
     rows = (q * q.shape[-1] ** -0.5).reshape(len(q), groups, share * q.shape[2], q.shape[3])
     scores = (rows @ k.transpose(-2, -1)).unflatten(2, (share, q.shape[2]))
     if mask is not None:
@@ -42,16 +46,19 @@ def grouped_probabilities(q: Tensor, k: Tensor, mask: Tensor | None = None) -> T
 
 
 class GroupedAttention(nn.Module):
-    """Projections of attention with fewer key-value heads than heads; whoever uses it says what attends to what.
+    """Projections of attention with fewer key-value heads than heads; whoever uses it says what
+    attends to what.
 
-    `width_in` is what keys and values are made from, where that is another stream than the queries'.
+    `width_in` is what keys and values are made from, where that is another stream than the
+    queries'.
     """
 
     def __init__(
         self, width: int, heads: int, kv_heads: int, head_dim: int, width_in: int | None = None
     ) -> None:
         super().__init__()
-        self.heads, self.kv_heads = heads, kv_heads
+        self.heads = heads
+        self.kv_heads = kv_heads
         source = width if width_in is None else width_in
         self.q_proj = nn.Linear(width, heads * head_dim, bias=False)
         self.k_proj = nn.Linear(source, kv_heads * head_dim, bias=False)

@@ -1,9 +1,10 @@
-"""The decoder of LLaMA and Qwen2, prefill only: visual tokens and a prompt in, the cognition feature out.
+"""The decoder of LLaMA and Qwen2, prefill only: visual tokens and a prompt in, the cognition
+feature out.
 
-There is no LM head and nothing is generated: one causal pass answers one picture. Text in front of the picture that
-never changes may be folded into keys and values (`Past`). Rotary positions follow the "rotate half" convention and
-RMSNorm runs in float32, as in the published weights. Module names are those of the official checkpoint. Knows no
-tokeniser: ids come in ready.
+There is no LM head and nothing is generated: one causal pass answers one picture. Text in front of
+the picture that never changes may be folded into keys and values (`Past`). Rotary positions follow
+the "rotate half" convention and RMSNorm runs in float32, as in the published weights. Module names
+are those of the official checkpoint. Knows no tokeniser: ids come in ready.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from trimvla.policies.nn.attention import attention, merge_heads, split_heads
 from trimvla.policies.sizes.config import LanguageConfig
 
 Past = tuple[Tensor, Tensor]
-"""Keys, rotated, and values of the positions before the first, float[1, kv_heads, m, d] each, for one layer."""
+"""Keys, rotated, and values of the positions before the first, float[1, kv_heads, m, d] each, for
+one layer.
+"""
 
 
 class RmsNorm(nn.Module):
@@ -57,11 +60,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class DecoderAttention(nn.Module):
-    """Causal attention; queries may be fewer than keys, and heads of keys fewer than those of queries."""
+    """Causal attention; queries may be fewer than keys, and heads of keys fewer than those of
+    queries.
+    """
 
     def __init__(self, cfg: LanguageConfig) -> None:
         super().__init__()
-        self.heads, self.kv_heads = cfg.heads, cfg.kv_heads
+        self.heads = cfg.heads
+        self.kv_heads = cfg.kv_heads
         shared = cfg.kv_heads * cfg.head_dim
         self.q_proj = nn.Linear(cfg.width, cfg.width, bias=cfg.qkv_bias)
         self.k_proj = nn.Linear(cfg.width, shared, bias=cfg.qkv_bias)
@@ -81,7 +87,10 @@ class DecoderAttention(nn.Module):
         """See `DecoderLayer.forward`; x is already normalised."""
         k, v = joined(past, self.keys(x, cos, sin), self.values(x))
         if row is not None:
-            x, cos, sin, mask = take_row(x, row), angles_at(cos, row), angles_at(sin, row), mask[row][:, None, None]
+            x = take_row(x, row)
+            cos = angles_at(cos, row)
+            sin = angles_at(sin, row)
+            mask = mask[row][:, None, None]
         return self.mix(self.queries(x, cos, sin), k, v, mask)
 
     def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -145,9 +154,10 @@ class DecoderLayer(nn.Module):
             x: float[b, n, width], the residual stream.
             cos: float[n, d], or float[b, 1, n, d] where sequences differ, of every position.
             sin: likewise.
-            mask: bool[n, m + n] (or broadcastable to [b, heads, n, m + n]), True where a row may look.
-            row: int64[b]; when given, only this position of each sequence is computed (the mask then in its
-                two-dimensional form).
+            mask: bool[n, m + n] (or broadcastable to [b, heads, n, m + n]), True where a row may
+                look.
+            row: int64[b]; when given, only this position of each sequence is computed (the mask
+                then in its two-dimensional form).
             past: of the m positions before x, where there are any.
 
         Returns:
@@ -167,7 +177,9 @@ def take_row(x: Tensor, row: Tensor) -> Tensor:
 
 
 def angles_at(angles: Tensor, row: Tensor) -> Tensor:
-    """Cosines or sines float[n, d] or float[b, 1, n, d] of one position int64[b] each: float[b, 1, 1, d]."""
+    """Cosines or sines float[n, d] or float[b, 1, n, d] of one position int64[b] each: float[b, 1,
+    1, d].
+    """
     if angles.dim() == 2:
         return angles[row][:, None, None]
     return take_row(angles[:, 0], row)[:, None]
@@ -177,7 +189,9 @@ def joined(past: Past | None, k: Tensor, v: Tensor) -> Past:
     """Keys and values of the past and of now, float[b, kv_heads, m + n, d] each."""
     if past is None:
         return k, v
-    return torch.cat([past[0].expand(len(k), -1, -1, -1), k], 2), torch.cat([past[1].expand(len(v), -1, -1, -1), v], 2)
+    return torch.cat([past[0].expand(len(k), -1, -1, -1), k], 2), torch.cat(
+        [past[1].expand(len(v), -1, -1, -1), v], 2
+    )
 
 
 def causal_mask(length: int, device: torch.device, past: int = 0) -> Tensor:
@@ -190,8 +204,8 @@ def causal_mask(length: int, device: torch.device, past: int = 0) -> Tensor:
 class Decoder(nn.Module):
     """Embedding, layers, final norm.
 
-    `lead` ids of a prompt stand before the picture, the others behind it. In front of them all may stand a text that
-    never changes: `fold` computes its keys and values once.
+    `lead` ids of a prompt stand before the picture, the others behind it. In front of them all may
+    stand a text that never changes: `fold` computes its keys and values once.
     """
 
     folded_keys: Tensor | None
@@ -199,7 +213,9 @@ class Decoder(nn.Module):
 
     def __init__(self, cfg: LanguageConfig, lead: int = 1) -> None:
         super().__init__()
-        self.head_dim, self.theta, self.lead = cfg.head_dim, cfg.rope_theta, lead
+        self.head_dim = cfg.head_dim
+        self.theta = cfg.rope_theta
+        self.lead = lead
         self.register_buffer("folded_keys", None, persistent=False)
         self.register_buffer("folded_values", None, persistent=False)
         self.embed_tokens = nn.Embedding(cfg.vocab, cfg.width)
@@ -207,7 +223,9 @@ class Decoder(nn.Module):
         self.norm = RmsNorm(cfg.width, cfg.norm_eps)
 
     def embed(self, visual: Tensor, input_ids: Tensor) -> Tensor:
-        """float[b, P, D], int64[b, L] -> float[b, P + L, D]: `lead` ids, the visual tokens, the rest of the prompt."""
+        """float[b, P, D], int64[b, L] -> float[b, P + L, D]: `lead` ids, the visual tokens, the
+        rest of the prompt.
+        """
         text = self.embed_tokens(input_ids)
         before = [text[:, : self.lead]] if self.lead else []
         return torch.cat([*before, visual.to(text.dtype), text[:, self.lead :]], dim=1)
@@ -225,20 +243,26 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def fold(self, ids: Tensor) -> None:
-        """Put a text int64[1, m] in front of every prompt, as keys and values that are computed now."""
+        """Put a text int64[1, m] in front of every prompt, as keys and values that are computed
+        now.
+        """
         x = self.embed_tokens(ids)
         cos, sin, mask = self.context(x, past=0)
-        keys, values = [], []
+        keys = []
+        values = []
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
             normed = layer.input_layernorm(x)
             keys.append(layer.self_attn.keys(normed, cos, sin))
             values.append(layer.self_attn.values(normed))
             x = layer(x, cos, sin, mask)
-        self.folded_keys, self.folded_values = torch.stack(keys), torch.stack(values)
+        self.folded_keys = torch.stack(keys)
+        self.folded_values = torch.stack(values)
 
     def context(self, x: Tensor, past: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """cos, sin and causal mask for float[b, n, D] behind `past` positions (None: those that are folded in)."""
+        """cos, sin and causal mask for float[b, n, D] behind `past` positions (None: those that are
+        folded in).
+        """
         past = self.folded if past is None else past
         positions = torch.arange(past, past + x.shape[1], device=x.device)
         cos, sin = rotary(positions, self.head_dim, self.theta)

@@ -1,7 +1,8 @@
 """Vision: pictures to visual tokens in the language model's width.
 
-The ViTs (DINOv2 with registers, SigLIP, or a small one of our own) run only the blocks up to the feature block: what
-the public code computes after it is thrown away, so it is not built. Module names are timm's. Knows no checkpoint file.
+The ViTs (DINOv2 with registers, SigLIP, or a small one of our own) run only the blocks up to the
+feature block: what the public code computes after it is thrown away, so it is not built. Module
+names are timm's. Knows no checkpoint file.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class VitBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches through one linear map: a strided convolution, written as the matrix product it is."""
+    """Non-overlapping patches through one linear map: a strided convolution, written as the matrix
+    product it is.
+    """
 
     def __init__(self, patch_size: int, width: int, bias: bool = True) -> None:
         super().__init__()
@@ -58,7 +61,9 @@ class PatchEmbed(nn.Module):
         b, channels, height, width = pixels.shape
         p = self.patch_size
         grid = pixels.reshape(b, channels, height // p, p, width // p, p)
-        return self.proj(grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2).to(self.proj.weight.dtype))
+        return self.proj(
+            grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2).to(self.proj.weight.dtype)
+        )
 
 
 class Vit(nn.Module):
@@ -67,46 +72,63 @@ class Vit(nn.Module):
     def __init__(self, cfg: VitConfig) -> None:
         super().__init__()
         self.prefix = cfg.prefix
-        self.mean, self.std = cfg.mean, cfg.std
+        self.mean = cfg.mean
+        self.std = cfg.std
         self.patch_embed = PatchEmbed(cfg.patch_size, cfg.width)
         self.pos_embed = nn.Parameter(torch.zeros(1, cfg.patches, cfg.width))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, cfg.width)) if cfg.class_token else None
-        self.reg_token = nn.Parameter(torch.zeros(1, cfg.registers, cfg.width)) if cfg.registers else None
+        self.reg_token = (
+            nn.Parameter(torch.zeros(1, cfg.registers, cfg.width)) if cfg.registers else None
+        )
         self.blocks = nn.ModuleList(VitBlock(cfg) for _ in range(cfg.feature_block + 1))
 
     def normalise(self, image: Tensor) -> Tensor:
-        """uint8[b, S, S, 3] RGB -> float[b, 3, S, S], standardised with this encoder's mean and std."""
+        """uint8[b, S, S, 3] RGB -> float[b, 3, S, S], standardised with this encoder's mean and
+        std.
+        """
         return standardise(image, self.mean, self.std)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """float[b, 3, S, S] -> float[b, P, width]: patches with their positions, before any prefix token."""
+        """float[b, 3, S, S] -> float[b, P, width]: patches with their positions, before any prefix
+        token.
+        """
         return self.patch_embed(pixels) + self.pos_embed
 
     def forward(self, pixels: Tensor) -> Tensor:
         """float[b, 3, S, S] -> float[b, P, width]: the feature block's patch tokens."""
         patches = self.embed(pixels)
-        tokens = [t.expand(len(patches), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        tokens = [
+            t.expand(len(patches), -1, -1)
+            for t in (self.cls_token, self.reg_token)
+            if t is not None
+        ]
         x = torch.cat([*tokens, patches], dim=1) if tokens else patches
         for block in self.blocks:
             x = block(x)
         return x[:, self.prefix :]
 
 
-def standardise(image: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
+def standardise(
+    image: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Tensor:
     """uint8[b, S, S, 3] RGB -> float[b, 3, S, S]: (image / 255 - mean) / std."""
     scaled = (image.float() / 255.0 - _constants(mean, image)) / _constants(std, image)
     return scaled.permute(0, 3, 1, 2)
 
 
 def _constants(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """float32[n] on another tensor's device; filled there, for a copy from the host ends a CUDA graph's capture."""
+    """float32[n] on another tensor's device; filled there, for a copy from the host ends a CUDA
+    graph's capture.
+    """
     if like.is_cuda:
         return torch.cat([torch.full((1,), value, device=like.device) for value in values])
     return like.new_tensor(values, dtype=torch.float32)
 
 
 def build_projector(cfg: PolicyConfig) -> nn.Sequential:
-    """Linear, GELU, ..., Linear from the concatenated features to the language width (fused-gelu-mlp)."""
+    """Linear, GELU, ..., Linear from the concatenated features to the language width
+    (fused-gelu-mlp).
+    """
     widths = (cfg.vision_width, *cfg.projector.hidden, cfg.language.width)
     modules: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):

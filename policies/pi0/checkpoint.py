@@ -1,7 +1,9 @@
-"""Weights of pi0 and pi0.5 from LeRobot's files or openpi's PyTorch ones: read one by one, by our names.
+"""Weights of pi0 and pi0.5 from LeRobot's files or openpi's PyTorch ones: read one by one, by our
+names.
 
-Strict: a missing, unknown or wrongly shaped weight is an error, and so are names of an older LeRobot. Knows files; what
-of a file becomes what is in `layout`, and sizes come in as a config (`source`).
+Strict: a missing, unknown or wrongly shaped weight is an error, and so are names of an older
+LeRobot. Knows files; what of a file becomes what is in `layout`, and sizes come in as a config
+(`source`).
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class StoredWeights(Mapping[str, Tensor]):
 
 
 def build(cfg: Pi0Config, weights: Mapping[str, Tensor]) -> Pi0:
-    """The policy in float32, weights put in place one at a time; without a change of type they stay mapped."""
+    """The policy in float32, weights put in place one at a time; without a change of type they stay
+    mapped.
+    """
     policy = build_meta(cfg)
     state = {name: weights[name].to(torch.float32) for name in policy.state_dict()}
     policy.load_state_dict(state, strict=True, assign=True)
@@ -68,7 +72,8 @@ def open_weights(directory: Path, cfg: Pi0Config) -> StoredWeights:
     """The weights of a checkpoint, checked against a config.
 
     Raises:
-        CheckpointError: no weights, a missing, unknown or wrongly shaped one, or names of an older LeRobot.
+        CheckpointError: no weights, a missing, unknown or wrongly shaped one, or names of an older
+            LeRobot.
     """
     files = SafetensorsFiles(directory)
     names = openpi_names(files)
@@ -86,12 +91,15 @@ def open_weights(directory: Path, cfg: Pi0Config) -> StoredWeights:
 
 
 def openpi_names(files: SafetensorsFiles) -> dict[str, str]:
-    """openpi's name of every stored tensor -> its name in the file; the tied table under either of its names."""
+    """openpi's name of every stored tensor -> its name in the file; the tied table under either of
+    its names.
+    """
     old = next((name for name in files if OLD.match(name)), None)
     if old is not None:
         raise CheckpointError(
-            f"{files.place}: expected names as LeRobot 0.4 and later, or openpi, write them, got {old!r}: "
-            "LeRobot 0.3.3 and earlier wrote this file; convert it with the LeRobot that you run it with"
+            f"{files.place}: expected names as LeRobot 0.4 and later, or openpi, write them, got"
+            f" {old!r}: LeRobot 0.3.3 and earlier wrote this file; convert it with the LeRobot that"
+            " you run it with"
         )
     prefix = prefix_of(files)
     names = {name.removeprefix(prefix): name for name in files}

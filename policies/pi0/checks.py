@@ -44,7 +44,8 @@ def check(plan: Plan, cfg: Pi0Config) -> None:
     """
     if plan.policy not in (None, cfg.fingerprint):
         raise ConfigError(
-            f"expected a plan for policy '{cfg.name}' ({cfg.fingerprint}), got one for {plan.policy}"
+            f"expected a plan for policy '{cfg.name}' ({cfg.fingerprint}), got one for"
+            f" {plan.policy}"
         )
     check_parts(plan, KNOWN, cfg.name)
     pairs = kept_pairs(plan, cfg)
@@ -79,7 +80,8 @@ def _check_masks(name: str, masks: Sequence[str] | None, layers: int, hidden: in
 
 
 def _check_vision(plan: Plan, cfg: Pi0Config) -> None:
-    vision, depth = plan.vision, cfg.vision.depth
+    vision = plan.vision
+    depth = cfg.vision.depth
     if vision is None:
         return
     if vision.blocks is not None:
@@ -90,12 +92,13 @@ def _check_vision(plan: Plan, cfg: Pi0Config) -> None:
     if vision.patches is not None:
         if vision.patches.keep > cfg.patches:
             raise ConfigError(
-                f"expected at most {cfg.patches} for 'keep' of 'vision.patches', got {vision.patches.keep}"
+                f"expected at most {cfg.patches} for 'keep' of 'vision.patches', got"
+                f" {vision.patches.keep}"
             )
         if vision.patches.after > kept_blocks(plan, cfg) - 1:
             raise ConfigError(
-                f"expected 'after' of 'vision.patches' below the {kept_blocks(plan, cfg)} kept blocks, "
-                f"got {vision.patches.after}"
+                f"expected 'after' of 'vision.patches' below the {kept_blocks(plan, cfg)} kept"
+                f" blocks, got {vision.patches.after}"
             )
 
 
@@ -104,7 +107,8 @@ def _check_tokens(tokens: TokenPlan, plan: Plan, cfg: Pi0Config) -> None:
     layers = len(kept_prefix(plan, cfg))
     if tokens.after >= layers:
         raise ConfigError(
-            f"expected fewer layers before tokens are dropped than the {layers} kept, got {tokens.after}"
+            f"expected fewer layers before tokens are dropped than the {layers} kept, got"
+            f" {tokens.after}"
         )
     if tokens.scored is None:
         return
@@ -116,5 +120,6 @@ def _check_tokens(tokens: TokenPlan, plan: Plan, cfg: Pi0Config) -> None:
         raise ConfigError("expected 'previous' or 'next' for 'source' of 'tokens', got 'expert'")
     if tokens.source == "next" and tokens.after == layers - 1:
         raise ConfigError(
-            "expected 'previous' for 'source' of 'tokens': the next layer is the deepest, which has no queries"
+            "expected 'previous' for 'source' of 'tokens': the next layer is the deepest, which has"
+            " no queries"
         )

@@ -1,9 +1,10 @@
 """Frozen configurations of pi0 and pi0.5, and their presets.
 
-Both are PaliGemma (SigLIP, a Gemma decoder) with a narrow Gemma beside it, the action expert, that reads the decoder's
-keys and values layer by layer. pi0 gives the expert the robot's state and mixes the time into the actions; pi0.5 writes
-the state into the prompt and modulates every norm of the expert by the time. Sizes: arXiv 2410.24164, openpi's
-`gemma_2b` and `gemma_300m`. Allocates nothing and imports no torch.
+Both are PaliGemma (SigLIP, a Gemma decoder) with a narrow Gemma beside it, the action expert, that
+reads the decoder's keys and values layer by layer. pi0 gives the expert the robot's state and mixes
+the time into the actions; pi0.5 writes the state into the prompt and modulates every norm of the
+expert by the time. Sizes: arXiv 2410.24164, openpi's `gemma_2b` and `gemma_300m`. Allocates nothing
+and imports no torch.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class GemmaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             )
         if self.layers < 1 or self.head_dim < 2 or self.head_dim % 2:
             raise ConfigError(
-                f"expected layers of at least 1 and an even head_dim, got {self.layers} and {self.head_dim}"
+                f"expected layers of at least 1 and an even head_dim, got {self.layers} and"
+                f" {self.head_dim}"
             )
 
 
@@ -53,7 +55,9 @@ class ExpertConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class FlowConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Euler steps from t = 1 (noise) to t = 0 (actions); periods of the time embedding's sinusoids."""
+    """Euler steps from t = 1 (noise) to t = 0 (actions); periods of the time embedding's
+    sinusoids.
+    """
 
     steps: int = 10
     min_period: float = 4e-3
@@ -182,7 +186,9 @@ CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")  # openpi's sl
 
 
 def buckets_up_to(longest: int) -> tuple[int, ...]:
-    """Prompt lengths that are worth a shape of their own: a half and three quarters of the longest, and that."""
+    """Prompt lengths that are worth a shape of their own: a half and three quarters of the longest,
+    and that.
+    """
     return tuple(sorted({max(2, longest // 2), max(2, 3 * longest // 4), longest}))
 
 

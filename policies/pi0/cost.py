@@ -1,8 +1,11 @@
-"""What a pi0 or pi0.5 policy costs under a plan: parameters, operations, bytes of weights. From sizes alone, no torch.
+"""What a pi0 or pi0.5 policy costs under a plan: parameters, operations, bytes of weights.
 
-Operations are those of matrix products (2 m n k), batch 1, as the exported stages compute them: the deepest decoder
-layer for its keys and values only, the expert at every full Euler step, the state's row once, everything that depends
-on the time alone never. The expert's keys are as many as for the longest prompt, whatever the prompt.
+From sizes alone, no torch.
+
+Operations are those of matrix products (2 m n k), batch 1, as the exported stages compute them: the
+deepest decoder layer for its keys and values only, the expert at every full Euler step, the state's
+row once, everything that depends on the time alone never. The expert's keys are as many as for the
+longest prompt, whatever the prompt.
 """
 
 from __future__ import annotations
@@ -30,10 +33,12 @@ NONE = Cost(0, 0)
 def cost(
     cfg: Pi0Config, plan: Plan, cameras: int | None = None, prompt: int | None = None
 ) -> dict[str, Any]:
-    """See `Family.cost`; `acting_parameters` are those of the dense policy that an action depends on.
+    """See `Family.cost`; `acting_parameters` are those of the dense policy that an action depends
+    on.
 
     Raises:
-        ConfigError: more cameras than the config has, a prompt beyond its longest bucket, or less than one of either.
+        ConfigError: more cameras than the config has, a prompt beyond its longest bucket, or less
+            than one of either.
     """
     cfg = _with_cameras(cfg, cameras)
     longest = cfg.prompt.longest
@@ -82,7 +87,9 @@ def stage_costs(cfg: Pi0Config, plan: Plan, prompt: int) -> dict[str, Cost]:
 
 
 def weight_reads(cfg: Pi0Config, plan: Plan, prompt: int) -> dict[str, int]:
-    """Weights that one action chunk reads from memory: the table's rows only, the expert's at every full step."""
+    """Weights that one action chunk reads from memory: the table's rows only, the expert's at every
+    full step.
+    """
     costs = stage_costs(cfg, plan, prompt)
     table = cfg.language.vocab * cfg.language.width
     layers = sum((layer.parameters for layer in _expert_layers(cfg, plan, 1, 0)), 0)
@@ -100,7 +107,8 @@ def weight_reads(cfg: Pi0Config, plan: Plan, prompt: int) -> dict[str, int]:
 
 def vision_cost(cfg: Pi0Config, plan: Plan) -> Cost:
     """The encoder on every camera's image, and the map into the decoder's width."""
-    vit, cameras = cfg.vision, len(cfg.cameras)
+    vit = cfg.vision
+    cameras = len(cfg.cameras)
     patches = None if plan.vision is None else plan.vision.patches
     blocks = [
         block_cost(vit.width, vit.mlp_hidden, _tokens_at(index, plan, cfg)) + Cost(4 * vit.width, 0)
@@ -129,7 +137,8 @@ def language_cost(cfg: Pi0Config, plan: Plan, prompt: int) -> Cost:
 
 
 def _prefix_layers(cfg: Pi0Config, plan: Plan, prompt: int) -> Iterator[Cost]:
-    width, language = cfg.language.width, cfg.language
+    width = cfg.language.width
+    language = cfg.language
     masks = prefix_masks(plan, cfg)
     kept = kept_prefix(plan, cfg)
     for place, index in enumerate(kept):
@@ -156,10 +165,12 @@ def layer_cost(cfg: Pi0Config, width: int, hidden: int, *, rows: int, keys: int)
 
 def _scores(cfg: Pi0Config, plan: Plan, prompt: int) -> Cost:
     """The attention that is worked out once more to choose tokens, and diversity's cosines."""
-    tokens, language = plan.tokens, cfg.language
+    tokens = plan.tokens
+    language = cfg.language
     if tokens is None or tokens.scored is None:
         return NONE
-    n, width = prompt + visual_tokens(plan, cfg), language.width
+    n = prompt + visual_tokens(plan, cfg)
+    width = language.width
     inner = language.heads * language.head_dim
     flops = 2 * n * n * inner + 2 * n * width * (inner + language.kv_heads * language.head_dim)
     if tokens.selector == "efficientvla":
@@ -171,8 +182,12 @@ def _scores(cfg: Pi0Config, plan: Plan, prompt: int) -> Cost:
 
 
 def action_cost(cfg: Pi0Config, plan: Plan) -> Cost:
-    """All Euler steps: embedding and output map at each, layers at the full ones, the state's row at the first."""
-    rows, steps, full = cfg.horizon, euler_steps(plan, cfg), _full_steps(cfg, plan)
+    """All Euler steps: embedding and output map at each, layers at the full ones, the state's row
+    at the first.
+    """
+    rows = cfg.horizon
+    steps = euler_steps(plan, cfg)
+    full = _full_steps(cfg, plan)
     state = int(cfg.has_state_token)
     first = sum(_expert_layers(cfg, plan, rows + state, state), NONE)
     others = sum(_expert_layers(cfg, plan, rows, state), NONE)
@@ -204,7 +219,8 @@ def _expert_layers(cfg: Pi0Config, plan: Plan, rows: int, state: int) -> Iterato
 
 def _expert_ends(cfg: Pi0Config, rows: int) -> Cost:
     """Everything of one step but the layers."""
-    width, dim = cfg.expert.width, cfg.padded_action_dim
+    width = cfg.expert.width
+    dim = cfg.padded_action_dim
     ends = linear(dim, width, rows) + linear(width, dim, rows)
     if not cfg.has_state_token:
         return ends
@@ -221,8 +237,11 @@ def _state_flops(cfg: Pi0Config) -> int:
 
 
 def _constants(cfg: Pi0Config, plan: Plan) -> int:
-    """Numbers that stand for the time: per step, what it adds to the actions, or the modulation of every norm."""
-    steps, width = euler_steps(plan, cfg), cfg.expert.width
+    """Numbers that stand for the time: per step, what it adds to the actions, or the modulation of
+    every norm.
+    """
+    steps = euler_steps(plan, cfg)
+    width = cfg.expert.width
     if cfg.has_state_token:
         return steps * width
     return steps * (2 * len(kept_experts(plan, cfg)) + 1) * 3 * width
@@ -244,7 +263,9 @@ def acting_parameters(cfg: Pi0Config) -> int:
 
 
 def dead_parameters(cfg: Pi0Config) -> int:
-    """Parameters that a checkpoint stores and no action depends on: see `layout.dead_names`; the tied table once."""
+    """Parameters that a checkpoint stores and no action depends on: see `layout.dead_names`; the
+    tied table once.
+    """
     language = cfg.language
     deepest = 2 * language.width * language.heads * language.head_dim
     deepest += 3 * language.width * language.mlp_hidden + language.width

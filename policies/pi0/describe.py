@@ -1,7 +1,7 @@
 """What the runtime must know of a pi0 or pi0.5 checkpoint: images, prompt, state, flow and action.
 
-LeRobot resizes float images with torch's bilinear, openpi uint8 ones with Pillow's; both centre them on black. pi0
-takes the instruction and a newline, pi0.5 cleans it and adds the state in bins.
+LeRobot resizes float images with torch's bilinear, openpi uint8 ones with Pillow's; both centre
+them on black. pi0 takes the instruction and a newline, pi0.5 cleans it and adds the state in bins.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""The action expert: noisy actions, their time and the prefix's keys and values in, the flow's velocity out.
+"""The action expert: noisy actions, their time and the prefix's keys and values in, the flow's
+velocity out.
 
-Every layer's rows look at the keys of the same layer of the decoder and at each other. pi0 puts the state's token in
-front; it sees no action, so its keys and values are the same at every step and are kept from the first one. All that
-depends on the time alone is a table (`time_table`), which an exporter can work out beforehand.
+Every layer's rows look at the keys of the same layer of the decoder and at each other. pi0 puts the
+state's token in front; it sees no action, so its keys and values are the same at every step and are
+kept from the first one. All that depends on the time alone is a table (`time_table`), which an
+exporter can work out beforehand.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from trimvla.policies.pi0.config import Pi0Config
 class Memory:
     """What the expert looks at besides its own rows.
 
-    `layers` are the keys and values for each of its layers, `valid` bool[b, n] says which of them count, `start`
-    int64[b] is the first position behind the whole prefix.
+    `layers` are the keys and values for each of its layers, `valid` bool[b, n] says which of them
+    count, `start` int64[b] is the first position behind the whole prefix.
     """
 
     layers: tuple[KeysValues, ...]
@@ -42,7 +44,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class LayerOutput:
-    """The stream behind a layer, its own keys and values, and what attention and MLP added before their gates."""
+    """The stream behind a layer, its own keys and values, and what attention and MLP added before
+    their gates.
+    """
 
     x: Tensor
     own: KeysValues
@@ -77,7 +81,8 @@ class ExpertLayer(nn.Module):
 
     def __init__(self, cfg: Pi0Config, heads: Heads, modulated: bool) -> None:
         super().__init__()
-        width, eps = cfg.expert.width, cfg.language.norm_eps
+        width = cfg.expert.width
+        eps = cfg.language.norm_eps
         norm = AdaRmsNorm if modulated else RmsNorm
         self.input_layernorm: AdaRmsNorm | RmsNorm = norm(width, eps)
         self.self_attn = GroupedAttention(width, heads.queries, heads.keys, heads.dim)
@@ -112,7 +117,9 @@ class ExpertLayer(nn.Module):
 
 
 def normalise(norm: nn.Module, x: Tensor, modulation: Tensor | None, index: int) -> Tensor:
-    """Apply one of a layer's norms, with its float[3, width] of the modulation where there is one."""
+    """Apply one of a layer's norms, with its float[3, width] of the modulation where there is
+    one.
+    """
     return norm(x) if modulation is None else norm(x, modulation[index])
 
 
@@ -122,19 +129,24 @@ def gated(increment: Tensor, modulation: Tensor | None, index: int) -> Tensor:
 
 
 class Expert(nn.Module):
-    """Embedding of state, actions and time, the layers, the final norm and the map to a velocity."""
+    """Embedding of state, actions and time, the layers, the final norm and the map to a
+    velocity.
+    """
 
     def __init__(self, cfg: Pi0Config) -> None:
         super().__init__()
-        language, width = cfg.language, cfg.expert.width
+        language = cfg.language
+        width = cfg.expert.width
         self.flow = cfg.flow
-        self.head_dim, self.theta = language.head_dim, language.rope_theta
+        self.head_dim = language.head_dim
+        self.theta = language.rope_theta
         self.modulated = not cfg.has_state_token
         heads = Heads(language.heads, language.kv_heads, language.head_dim)
         self.action_in_proj = nn.Linear(cfg.padded_action_dim, width)
         self.action_out_proj = nn.Linear(width, cfg.padded_action_dim)
         self.state_proj = nn.Linear(cfg.padded_state_dim, width) if cfg.has_state_token else None
-        # pi0's file holds one matrix over [actions, time]; only the actions' half changes within a step
+        # pi0's file holds one matrix over [actions, time]; only the actions' half changes within a
+        # step
         self.action_mix = None if self.modulated else nn.Linear(width, width, bias=False)
         self.time_mlp_in = nn.Linear(width, width)
         self.time_mlp_out = nn.Linear(width, width)
@@ -147,7 +159,8 @@ class Expert(nn.Module):
 
     def embed_time(self, times: Sequence[float]) -> Tensor:
         """Of n times: float[n, width]."""
-        flow, weight = self.flow, self.time_mlp_in.weight
+        flow = self.flow
+        weight = self.time_mlp_in.weight
         made = time_embedding(times, len(weight), flow.min_period, flow.max_period)
         return made.to(weight)
 
@@ -158,8 +171,8 @@ class Expert(nn.Module):
     def time_table(self, times: Sequence[float]) -> Tensor:
         """All that n times give.
 
-        pi0: float[n, width], what they add inside `time_mlp_in`. pi0.5: float[n, 2 * layers + 1, 3, width], scale,
-        shift and gate of every norm, the final one last.
+        pi0: float[n, width], what they add inside `time_mlp_in`. pi0.5: float[n, 2 * layers + 1, 3,
+        width], scale, shift and gate of every norm, the final one last.
         """
         if not self.modulated:
             return self.time_mlp_in(self.embed_time(times))
@@ -193,7 +206,9 @@ class Expert(nn.Module):
     def run(
         self, x: Tensor, memory: Memory, time: Tensor, *, state_first: bool = False
     ) -> ExpertPass:
-        """Run the layers over float[b, n, width]; `state_first`: row 0 is the state's and sees itself alone."""
+        """Run the layers over float[b, n, width]; `state_first`: row 0 is the state's and sees
+        itself alone.
+        """
         n = x.shape[1]
         positions = memory.start[:, None] + torch.arange(n, device=x.device)
         angles = Angles.of(positions, self.head_dim, self.theta)
@@ -214,7 +229,9 @@ class Expert(nn.Module):
         return torch.cat([valid[:, None].expand(-1, n, -1), own.expand(len(valid), -1, -1)], dim=2)
 
     def regate(self, increments: Tensor, time: Tensor) -> Tensor:
-        """What reaches the stream of `ExpertPass.increments` under the gates of a time: float[b, H, width]."""
+        """What reaches the stream of `ExpertPass.increments` under the gates of a time: float[b, H,
+        width].
+        """
         gates = time[:-1, 2].unflatten(0, (-1, 2))
         return (increments * gates[:, :, None, None]).sum(dim=(0, 1))
 

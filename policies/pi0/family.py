@@ -1,4 +1,7 @@
-"""The rows of pi0 and pi0.5 in the table of families. Imports no torch: what needs it is imported when it is called."""
+"""The rows of pi0 and pi0.5 in the table of families.
+
+Imports no torch: what needs it is imported when it is called.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,16 @@ from trimvla.policies.pi0.cost import cost
 
 HERE = "trimvla.policies.pi0"
 TOKENIZER_HINT = (
-    "pi0 and pi0.5 use PaliGemma's, which is gated: take `tokenizer.json` of google/paligemma-3b-pt-224 from your own "
-    "Hugging Face cache, where one run of LeRobot puts it"
+    "pi0 and pi0.5 use PaliGemma's, which is gated: take `tokenizer.json` of"
+    " google/paligemma-3b-pt-224 from your own Hugging Face cache, where one run of LeRobot puts it"
 )
 
 
 def _recognises(family: Variant) -> Callable[[Path], bool]:
     def recognises(directory: Path) -> bool:
-        """Whether config.json is of this type, or openpi's and the weights have this one's names."""
+        """Whether config.json is of this type, or openpi's and the weights have this one's
+        names.
+        """
         from trimvla.policies.pi0.source import variant_of
 
         return variant_of(directory) == family

@@ -1,8 +1,8 @@
 """Names and shapes of a pi0 or pi0.5 checkpoint, and what of it becomes which of our weights.
 
-LeRobot's files and openpi's PyTorch ones hold the same names, LeRobot's with `model.` in front. Not stored as such:
-our norms of Gemma hold 1 + weight, and pi0's first matrix over [actions, time] is two of ours. What no action depends
-on is named in `dead_names`. Reads no file.
+LeRobot's files and openpi's PyTorch ones hold the same names, LeRobot's with `model.` in front. Not
+stored as such: our norms of Gemma hold 1 + weight, and pi0's first matrix over [actions, time] is
+two of ours. What no action depends on is named in `dead_names`. Reads no file.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def _source(name: str, cfg: Pi0Config) -> Source:
 def stored_shapes(cfg: Pi0Config) -> dict[str, tuple[int, ...]]:
     """Name in the file -> shape, of everything that is read."""
     shapes: dict[str, tuple[int, ...]] = {}
-    patch, width = cfg.vision.patch_size, cfg.expert.width
+    patch = cfg.vision.patch_size
+    width = cfg.expert.width
     ours = {name: tuple(meta.shape) for name, meta in build_meta(cfg).state_dict().items()}
     for name, source in sources(cfg).items():
         shape = ours[name]
@@ -114,8 +115,11 @@ def layout(cfg: Pi0Config) -> tuple[dict[str, str], frozenset[str]]:
 
 
 def official_parameters(cfg: Pi0Config) -> int:
-    """Parameters of the published model: the tied table once, with the dead weights of every file."""
-    language, expert = cfg.language, cfg.expert
+    """Parameters of the published model: the tied table once, with the dead weights of every
+    file.
+    """
+    language = cfg.language
+    expert = cfg.expert
     live = sum(math.prod(shape) for shape in stored_shapes(cfg).values())
     deepest = 2 * language.width * language.heads * language.head_dim
     deepest += 3 * language.width * language.mlp_hidden + 2 * language.width

@@ -1,8 +1,8 @@
 """The whole policy: vision, the decoder of the prefix, the action expert, joined.
 
-The three parts are the three exported stages. Sizes: C cameras of P visual tokens, L prompt ids, N = C P + L positions
-of the prefix, D the decoder's width, H x A the padded action chunk. Images are already square, prompts are ids;
-normalising the state and un-normalising actions happen outside.
+The three parts are the three exported stages. Sizes: C cameras of P visual tokens, L prompt ids, N
+= C P + L positions of the prefix, D the decoder's width, H x A the padded action chunk. Images are
+already square, prompts are ids; normalising the state and un-normalising actions happen outside.
 """
 
 from __future__ import annotations
@@ -43,13 +43,16 @@ class Pi0(nn.Module):
     def __init__(self, cfg: Pi0Config) -> None:
         """Build the modules with torch's default weights."""
         super().__init__()
-        self.cfg, self.plan = cfg, Plan()
+        self.cfg = cfg
+        self.plan = Plan()
         self.vision = Vision(cfg)
         self.language = Prefix.of(cfg)
         self.expert = Expert(cfg)
 
     ungated = True
-    """Reused layers give what they gave before their gates, which the new time sets; else the sum with the old ones."""
+    """Reused layers give what they gave before their gates, which the new time sets; else the sum
+    with the old ones.
+    """
 
     @property
     def steps(self) -> int:
@@ -57,7 +60,9 @@ class Pi0(nn.Module):
         return self.cfg.flow.steps if self.plan.steps is None else self.plan.steps
 
     def sampler(self, memory: Memory, state: Tensor | None) -> CachedExpert:
-        """The velocity field of one call; state float[b, padded state] where the expert sees one."""
+        """The velocity field of one call; state float[b, padded state] where the expert sees
+        one.
+        """
         table = self.expert.time_table([step.t for step in flow_steps(self.steps)])
         return CachedExpert(
             self.expert, memory, table, state, self.plan.recompute, ungated=self.ungated

@@ -1,8 +1,9 @@
-"""Gemma over images and text, all rows seeing each other; read layer by layer for its keys and values alone.
+"""Gemma over images and text, all rows seeing each other; read layer by layer for its keys and
+values alone.
 
-Under a plan, some layers are gone, some are read by nobody, and visual tokens leave on the way: then the layers behind
-have fewer keys. What stays keeps its order and its position in the whole sequence. The deepest layer computes nothing
-but keys and values. Knows no criterion and no file.
+Under a plan, some layers are gone, some are read by nobody, and visual tokens leave on the way:
+then the layers behind have fewer keys. What stays keeps its order and its position in the whole
+sequence. The deepest layer computes nothing but keys and values. Knows no criterion and no file.
 """
 
 from __future__ import annotations
@@ -37,14 +38,19 @@ class Rows:
 
 @dataclass(frozen=True)
 class PrefixOutput:
-    """What the expert reads, and the raster indices int64[b, K] of the visual tokens that were kept, if any went."""
+    """What the expert reads, and the raster indices int64[b, K] of the visual tokens that were
+    kept, if any went.
+    """
 
     memory: Memory
     kept: Tensor | None
 
 
 class Prefix(nn.Module):
-    """The decoder under any plan. `reads` says for every layer whether the expert reads it; the deepest is read."""
+    """The decoder under any plan.
+
+    `reads` says for every layer whether the expert reads it; the deepest is read.
+    """
 
     def __init__(
         self,
@@ -66,7 +72,8 @@ class Prefix(nn.Module):
             tail: the deepest.
             reads: one for each of `layers`.
             tokens: which visual tokens leave, and where.
-            places: positions of the visual rows that come in, where the encoder has dropped some already.
+            places: positions of the visual rows that come in, where the encoder has dropped some
+                already.
         """
         super().__init__()
         self.cfg = cfg
@@ -95,7 +102,9 @@ class Prefix(nn.Module):
         )
 
     def embed(self, visual: Tensor, input_ids: Tensor) -> Tensor:
-        """float[b, V, D], int64[b, L] -> float[b, V + L, D]; the text alone is multiplied by sqrt(D)."""
+        """float[b, V, D], int64[b, L] -> float[b, V + L, D]; the text alone is multiplied by
+        sqrt(D).
+        """
         text = self.embed_tokens(input_ids) * math.sqrt(self.embed_tokens.embedding_dim)
         return torch.cat([visual.to(text.dtype), text], dim=1)
 
@@ -147,7 +156,9 @@ class Prefix(nn.Module):
     # --- which tokens stay ---
 
     def scores_before(self, index: int, rows: Rows, length: Tensor) -> Tensor | None:
-        """Relevance float[b, V] by the attention of the layer `index`, where the plan reads that one."""
+        """Relevance float[b, V] by the attention of the layer `index`, where the plan reads that
+        one.
+        """
         plan = self.tokens
         if plan is None or plan.source != "previous" or index != plan.after - 1:
             return None
@@ -167,7 +178,9 @@ class Prefix(nn.Module):
         return select(plan, Seen(features, scores, len(self.cfg.cameras)))
 
     def relevance(self, layer: GemmaLayer, rows: Rows, length: Tensor) -> Tensor:
-        """How much the plan's text rows look at each visual row: sum over rows of the mean over heads, float[b, V]."""
+        """How much the plan's text rows look at each visual row: sum over rows of the mean over
+        heads, float[b, V].
+        """
         assert self.tokens is not None
         text = self.attention_of(layer, rows)[:, :, rows.visual :, : rows.visual].mean(dim=1)
         index = torch.arange(text.shape[1], device=text.device)

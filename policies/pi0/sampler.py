@@ -1,7 +1,9 @@
-"""The expert as a velocity field for one sample, with a schedule that skips its layers at some steps.
+"""The expert as a velocity field for one sample, with a schedule that skips its layers at some
+steps.
 
-What is skipped reuses what the last full step's layers added to the stream: their sum, or, where gates depend on the
-time, each layer's own addition under the gate of the new time. Knows no Euler step (`nn.flow`).
+What is skipped reuses what the last full step's layers added to the stream: their sum, or, where
+gates depend on the time, each layer's own addition under the gate of the new time. Knows no Euler
+step (`nn.flow`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from trimvla.policies.pi0.expert import Expert, ExpertPass, Memory
 
 
 class CachedExpert:
-    """An expert under a schedule, for one sample: `recompute` are the steps that run its layers (None: all)."""
+    """An expert under a schedule, for one sample: `recompute` are the steps that run its layers
+    (None: all).
+    """
 
     def __init__(
         self,
@@ -54,7 +58,9 @@ class CachedExpert:
         return self.expert.decode(tokens + added, time)
 
     def _added(self, tokens: Tensor, time: Tensor) -> Tensor:
-        """What the layers give: float[b, H, width], or float[layers, 2, b, H, width] before gates."""
+        """What the layers give: float[b, H, width], or float[layers, 2, b, H, width] before
+        gates.
+        """
         passed = self._run(tokens, time)
         if self.ungated:
             return passed.increments

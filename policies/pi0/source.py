@@ -1,8 +1,9 @@
-"""A directory that a user has of pi0 or pi0.5, opened: sizes, cameras, statistics and tokenizer from its files.
+"""A directory that a user has of pi0 or pi0.5, opened: sizes, cameras, statistics and tokenizer
+from its files.
 
-LeRobot's config.json and processor files, or openpi's config.json and assets. Neither holds widths: those come from the
-weights' shapes, and heads, which no shape shows, from the published sizes or from an `architecture.json` beside the
-weights. Reads no weight.
+LeRobot's config.json and processor files, or openpi's config.json and assets. Neither holds widths:
+those come from the weights' shapes, and heads, which no shape shows, from the published sizes or
+from an `architecture.json` beside the weights. Reads no weight.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ from trimvla.policies.statistics import (
 from trimvla.runtime.errors import CheckpointError, ConfigError
 from trimvla.runtime.text_files import read_json
 
-CONFIG, SIZES, TOKENIZER = "config.json", "architecture.json", "tokenizer.json"
+CONFIG = "config.json"
+SIZES = "architecture.json"
+TOKENIZER = "tokenizer.json"
 TOKENIZER_PLACES = (TOKENIZER, "tokenizer/tokenizer.json")
 TYPES: dict[str, Variant] = {"pi0": "pi0", "pi05": "pi05"}
 IMAGES = "observation.images."
@@ -85,7 +88,8 @@ def open_checkpoint(
 
     Raises:
         ConfigError: a preset that is not this policy, or statistics that need a key.
-        CheckpointError: config.json, weights or statistics that are missing or do not fit each other.
+        CheckpointError: config.json, weights or statistics that are missing or do not fit each
+            other.
     """
     variant = variant_of(directory)
     if variant is None:
@@ -110,7 +114,9 @@ def open_checkpoint(
 
 
 def find_tokenizer(directory: Path, chosen: Path | None) -> Path | None:
-    """The tokenizer that the user chose, else the one beside the weights; None where there is none."""
+    """The tokenizer that the user chose, else the one beside the weights; None where there is
+    none.
+    """
     places = [directory / place for place in TOKENIZER_PLACES] if chosen is None else [chosen]
     return next((path for path in places if path.is_file()), None)
 
@@ -176,8 +182,8 @@ def _lerobot(
     side = cfg.vision.image_size
     if resolution is not None and list(resolution) != [side, side]:
         raise CheckpointError(
-            f"{fields.path}: expected image_resolution {[side, side]}, as the position table has it, "
-            f"got {resolution}"
+            f"{fields.path}: expected image_resolution {[side, side]}, as the position table has"
+            f" it, got {resolution}"
         )
     statistics = read_lerobot(directory, key)
     return Found(cfg, statistics, lerobot_modes(directory), lerobot_epsilon(directory), False)
@@ -268,8 +274,8 @@ def _vision(shapes: Shapes, sizes: Mapping[str, Any], directory: Path):  # noqa:
     heads = sizes.get("heads", SO400M_HEADS if width == SO400M_WIDTH else None)
     if heads is None:
         raise CheckpointError(
-            f"{directory / SIZES}: expected the number of heads under 'vision' for an encoder of width {width}, which "
-            f"is not the published {SO400M_WIDTH}; no weight's shape shows it"
+            f"{directory / SIZES}: expected the number of heads under 'vision' for an encoder of"
+            f" width {width}, which is not the published {SO400M_WIDTH}; no weight's shape shows it"
         )
     return siglip(
         image_size=side * patch,

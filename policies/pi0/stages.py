@@ -3,9 +3,10 @@
     images -> vision -> visual; visual, input_ids, last -> language -> keys, values
     keys, values, last (and state for pi0), noise -> action -> actions
 
-Keys and values have one length, that of the longest prompt, with zeros behind a shorter one; `last` says how many
-count. Where tokens are dropped, layers before and behind have keys of two lengths. All that depends on the flow's time
-alone is a constant of the action stage, every Euler step is unrolled. Knows no file format and no backend.
+Keys and values have one length, that of the longest prompt, with zeros behind a shorter one; `last`
+says how many count. Where tokens are dropped, layers before and behind have keys of two lengths.
+All that depends on the flow's time alone is a constant of the action stage, every Euler step is
+unrolled. Knows no file format and no backend.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class VisionStage(nn.Module):
 
 
 class LanguageStage(nn.Module):
-    """Visual tokens and prompt to the keys and values that the expert reads, padded to the longest prompt."""
+    """Visual tokens and prompt to the keys and values that the expert reads, padded to the longest
+    prompt.
+    """
 
     def __init__(self, policy: Pi0) -> None:
         super().__init__()
@@ -54,10 +57,11 @@ class LanguageStage(nn.Module):
         self.drops = policy.plan.tokens is not None
 
     def forward(self, visual: Tensor, input_ids: Tensor, last: Tensor) -> tuple[Tensor, ...]:
-        """float[V, D], int64[1, L], int64[1] -> keys and values, each float[layers, kv heads, N, d].
+        """float[V, D], int64[1, L], int64[1] -> keys and values, each float[layers, kv heads, N,
+        d].
 
-        Where tokens are dropped: keys and values of the layers before and of those behind, as far as any is read, and
-        int64[1, K] raster indices.
+        Where tokens are dropped: keys and values of the layers before and of those behind, as far
+        as any is read, and int64[1, K] raster indices.
         """
         output = self.language.memory_and_kept(visual[None], input_ids, last + 1)
         layers = output.memory.layers
@@ -82,7 +86,8 @@ class ActionStage(nn.Module):
 
     def __init__(self, policy: Pi0) -> None:
         super().__init__()
-        cfg, plan = policy.cfg, policy.plan
+        cfg = policy.cfg
+        plan = policy.plan
         self.expert = policy.expert
         self.steps = flow_steps(policy.steps)
         self.recompute = plan.recompute
@@ -98,7 +103,9 @@ class ActionStage(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Keys and values group by group, int64[1] `last`, the state where there is one, noise float[1, H, A]."""
+        """Keys and values group by group, int64[1] `last`, the state where there is one, noise
+        float[1, H, A].
+        """
         field, noise, rest = self.field(tensors)
         assert not rest
         return flow_sample(field, noise, self.steps)
@@ -134,7 +141,9 @@ class GuidedActionStage(ActionStage):
     """The same, with rows that are known: frozen or guided towards (real-time chunking)."""
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """As `ActionStage.forward`; then float[1, H, A] and float[1, H, 1] from 0 (free) to 1 (frozen)."""
+        """As `ActionStage.forward`; then float[1, H, A] and float[1, H, 1] from 0 (free) to 1
+        (frozen).
+        """
         field, noise, (known, weight) = self.field(tensors)
         return flow_sample(field, noise, self.steps, KnownRows(known, weight))
 
@@ -193,7 +202,8 @@ def trajectory_stage(cfg: Pi0Config, plan: Plan) -> Stage:
 
 def tensor_specs(cfg: Pi0Config, plan: Plan = DENSE) -> dict[str, TensorSpec]:
     """Every tensor that crosses a stage's border, by name."""
-    side, language = cfg.vision.image_size, cfg.language
+    side = cfg.vision.image_size
+    language = cfg.language
     chunk = (1, cfg.horizon, cfg.padded_action_dim)
     visual = visual_tokens(plan, cfg)
     kept = visual if plan.tokens is None else plan.tokens.keep
@@ -230,7 +240,8 @@ def example_inputs(
 
     Images are coarse blocks under fine noise, so that both low and high frequencies are excited.
     """
-    side, count = cfg.vision.image_size, len(cfg.cameras)
+    side = cfg.vision.image_size
+    count = len(cfg.cameras)
     cell = -(-side // 4)
     coarse = torch.rand(count, 4, 4, 3, generator=generator)
     coarse = coarse.repeat_interleave(cell, 1)[:, :side].repeat_interleave(cell, 2)[:, :, :side]

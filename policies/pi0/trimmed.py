@@ -1,8 +1,10 @@
-"""A pi0 or pi0.5 policy under a plan: layers by pairs, narrower MLPs, fewer tokens, fewer or lighter sampler steps.
+"""A pi0 or pi0.5 policy under a plan: layers by pairs, narrower MLPs, fewer tokens, fewer or
+lighter sampler steps.
 
-A pair is a decoder layer and the expert layer that reads it. `layers` drops pairs; `expert_layers` drops expert layers
-alone, and decoder layers behind the deepest reader go with them. Whatever is deepest then computes keys and values
-only. Weights that a plan keeps whole are shared with the dense policy. Decides nothing: decisions come as a `Plan`.
+A pair is a decoder layer and the expert layer that reads it. `layers` drops pairs; `expert_layers`
+drops expert layers alone, and decoder layers behind the deepest reader go with them. Whatever is
+deepest then computes keys and values only. Weights that a plan keeps whole are shared with the
+dense policy. Decides nothing: decisions come as a `Plan`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Frozen configurations of a policy of the CogACT shape, and the presets.
 
-Knows every size that a module needs; allocates nothing and imports no torch. Sizes of the presets: microsoft/CogACT,
-arXiv 2411.19650; the `tabletop` preset is this project's own small policy of the same shape.
+Knows every size that a module needs; allocates nothing and imports no torch. Sizes of the presets:
+microsoft/CogACT, arXiv 2411.19650; the `tabletop` preset is this project's own small policy of the
+same shape.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 
 
 class VitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One vision transformer. `feature_block` is the index of the last block that runs: its output is the feature."""
+    """One vision transformer.
+
+    `feature_block` is the index of the last block that runs: its output is the feature.
+    """
 
     name: str
     image_size: int
@@ -41,7 +45,9 @@ class VitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         _divides("image_size", self.image_size, "patch_size", self.patch_size)
         _divides("width", self.width, "heads", self.heads)
         if not 0 <= self.feature_block < self.depth:
-            raise ConfigError(f"expected 0 <= feature_block < depth = {self.depth}, got {self.feature_block}")
+            raise ConfigError(
+                f"expected 0 <= feature_block < depth = {self.depth}, got {self.feature_block}"
+            )
 
     @property
     def patches(self) -> int:
@@ -55,7 +61,9 @@ class VitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class ProjectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Hidden widths between the concatenated vision features and the language width; GELU after each."""
+    """Hidden widths between the concatenated vision features and the language width; GELU after
+    each.
+    """
 
     hidden: tuple[int, ...]
 
@@ -91,7 +99,9 @@ class LanguageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The diffusion transformer: `horizon` noisy actions of `action_dim`, plus one condition token."""
+    """The diffusion transformer: `horizon` noisy actions of `action_dim`, plus one condition
+    token.
+    """
 
     depth: int
     width: int
@@ -106,7 +116,9 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class DiffusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Training steps of the schedule, DDIM steps of the sampler, classifier-free guidance scale (<= 1: none)."""
+    """Training steps of the schedule, DDIM steps of the sampler, classifier-free guidance scale (<=
+    1: none).
+    """
 
     train_steps: int = 100
     inference_steps: int = 10
@@ -114,7 +126,9 @@ class DiffusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 class PromptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How an instruction becomes ids: BOS, the template's ids, `empty_id`, `eos_id`, then `pad_id` up to a bucket."""
+    """How an instruction becomes ids: BOS, the template's ids, `empty_id`, `eos_id`, then `pad_id`
+    up to a bucket.
+    """
 
     template: str = "In: What action should the robot take to {instruction}?\nOut:"
     bos_id: int = 1
@@ -147,7 +161,9 @@ class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             raise ConfigError("expected at least one encoder in vision, got none")
         grids = {(vit.image_size, vit.patches) for vit in self.vision}
         if len(grids) > 1:
-            raise ConfigError(f"expected one picture size and patch count for all encoders, got {sorted(grids)}")
+            raise ConfigError(
+                f"expected one picture size and patch count for all encoders, got {sorted(grids)}"
+            )
 
     @property
     def image_size(self) -> int:
@@ -166,7 +182,9 @@ class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     @property
     def fingerprint(self) -> str:
-        """Names this config in plans and calibration data: 16 hexadecimal digits of its JSON form's sha256."""
+        """Names this config in plans and calibration data: 16 hexadecimal digits of its JSON form's
+        sha256.
+        """
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,17 +209,38 @@ def _divides(name: str, value: int, part: str, count: int) -> None:
         raise ConfigError(f"expected {name} to be a multiple of {part}, got {value} and {count}")
 
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 DINOV2_LARGE = VitConfig(
-    name="dino_featurizer", image_size=224, patch_size=14, width=1024, depth=24, heads=16, mlp_hidden=4096,
-    feature_block=22, class_token=True, registers=4, layer_scale=True, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-)  # fmt: skip
+    name="dino_featurizer",
+    image_size=224,
+    patch_size=14,
+    width=1024,
+    depth=24,
+    heads=16,
+    mlp_hidden=4096,
+    feature_block=22,
+    class_token=True,
+    registers=4,
+    layer_scale=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+)
 SIGLIP_SO400M = VitConfig(
-    name="siglip_featurizer", image_size=224, patch_size=14, width=1152, depth=27, heads=16, mlp_hidden=4304,
-    feature_block=25, attention_pool=True, mean=HALF, std=HALF,
-)  # fmt: skip
+    name="siglip_featurizer",
+    image_size=224,
+    patch_size=14,
+    width=1152,
+    depth=27,
+    heads=16,
+    mlp_hidden=4304,
+    feature_block=25,
+    attention_pool=True,
+    mean=HALF,
+    std=HALF,
+)
 LLAMA2_7B = LanguageConfig(width=4096, layers=32, heads=32, mlp_hidden=11008, vocab=32064)
 
 DIT_SIZES = {
@@ -214,8 +253,16 @@ TABLETOP = PolicyConfig(
     name="tabletop",
     vision=(
         VitConfig(
-            name="vit", image_size=128, patch_size=8, width=192, depth=4, heads=3, mlp_hidden=768,
-            feature_block=3, mean=HALF, std=HALF,
+            name="vit",
+            image_size=128,
+            patch_size=8,
+            width=192,
+            depth=4,
+            heads=3,
+            mlp_hidden=768,
+            feature_block=3,
+            mean=HALF,
+            std=HALF,
         ),
     ),
     projector=ProjectorConfig(hidden=(192,)),
@@ -223,9 +270,10 @@ TABLETOP = PolicyConfig(
     head=HeadConfig(depth=6, width=192, heads=3),
     prompt=PromptConfig(bos_id=1, eos_id=2, empty_id=3, pad_id=0, buckets=(24, 32, 64)),
     visual_position=True,
-)  # fmt: skip
+)
 
-WIDOWX = msgspec.structs.replace(TABLETOP, name="widowx")  # SimplerEnv's WidowX tasks: the tabletop's sizes
+# SimplerEnv's WidowX tasks: the tabletop's sizes
+WIDOWX = msgspec.structs.replace(TABLETOP, name="widowx")
 
 PRESETS: dict[str, PolicyConfig] = {
     **{

@@ -1,9 +1,12 @@
-"""What a policy costs under a plan: parameters, floating-point operations, bytes of weights. From sizes alone.
+"""What a policy costs under a plan: parameters, floating-point operations, bytes of weights.
 
-Operations are those of matrix products (one multiplication and one addition each: 2 m n k), batch 1, as the exported
-stages really compute them: the last language layer for the cognition position only, both guidance halves, every
-sampler step, prompts padded to a bucket. Norms, softmax and activations are left out, as torch's counter leaves them
-out. Knows no weights and no time, and needs no torch: a robot states its floor too.
+From sizes alone.
+
+Operations are those of matrix products (one multiplication and one addition each: 2 m n k), batch
+1, as the exported stages really compute them: the last language layer for the cognition position
+only, both guidance halves, every sampler step, prompts padded to a bucket. Norms, softmax and
+activations are left out, as torch's counter leaves them out. Knows no weights and no time, and
+needs no torch: a robot states its floor too.
 """
 
 from __future__ import annotations
@@ -53,9 +56,14 @@ def kept_count(hidden: int, keep: float) -> int:
 
 def shape_of(cfg: PolicyConfig, plan: Plan) -> Shape:
     """The shape of a policy under a plan."""
-    hidden, language = cfg.language.mlp_hidden, cfg.language.layers
+    hidden = cfg.language.mlp_hidden
+    language = cfg.language.layers
     layers = language if plan.layers is None else len(plan.layers)
-    mlp = (hidden,) * layers if plan.channels is None else tuple(len(unmask(text)) for text in plan.channels)
+    mlp = (
+        (hidden,) * layers
+        if plan.channels is None
+        else tuple(len(unmask(text)) for text in plan.channels)
+    )
     steps = cfg.diffusion.inference_steps if plan.steps is None else plan.steps
     full = steps if plan.recompute is None else len(plan.recompute)
     guidance = cfg.diffusion.guidance if plan.guidance is None else plan.guidance
@@ -71,7 +79,8 @@ def shape_by_counts(
     cache_interval: int = 1,
     steps: int | None = None,
 ) -> Shape:
-    """The shape that so many layers, such a share of their MLP channels and such an interval would give.
+    """The shape that so many layers, such a share of their MLP channels and such an interval would
+    give.
 
     Raises:
         ConfigError: more is to be kept than there is, or nothing.
@@ -79,14 +88,22 @@ def shape_by_counts(
     language = cfg.language
     kept = language.layers if layers is None else layers
     if not 1 <= kept <= language.layers:
-        raise ConfigError(f"expected from 1 to {language.layers} language layers to keep, got {kept}")
+        raise ConfigError(
+            f"expected from 1 to {language.layers} language layers to keep, got {kept}"
+        )
     if tokens is not None and tokens.keep > cfg.patches:
-        raise ConfigError(f"expected at most {cfg.patches} visual tokens to keep, got {tokens.keep}")
+        raise ConfigError(
+            f"expected at most {cfg.patches} visual tokens to keep, got {tokens.keep}"
+        )
     ran = cfg.diffusion.inference_steps if steps is None else steps
     if not 1 <= cache_interval <= ran:
-        raise ConfigError(f"expected a cache interval from 1 to {ran} (the DDIM steps), got {cache_interval}")
+        raise ConfigError(
+            f"expected a cache interval from 1 to {ran} (the DDIM steps), got {cache_interval}"
+        )
     width = kept_count(language.mlp_hidden, mlp_keep)
-    return Shape((width,) * kept, tokens, -(-ran // cache_interval), ran, cfg.diffusion.guidance > 1.0)
+    return Shape(
+        (width,) * kept, tokens, -(-ran // cache_interval), ran, cfg.diffusion.guidance > 1.0
+    )
 
 
 def stage_costs(cfg: PolicyConfig, shape: Shape, prompt: int) -> dict[str, Cost]:
@@ -107,8 +124,10 @@ def report(cfg: PolicyConfig, shape: Shape, prompt: int | None = None) -> dict[s
         prompt: ids in the prompt, padding included; the smallest bucket when left out.
 
     Returns:
-        {"parameters": of the whole checkpoint as published (with the LM head and other weights that never reach an
-        action: the number that papers quote), "flops", "weight_bytes": of the exported stages in float32,
+        {"parameters": of the whole checkpoint as published (with the LM head and other weights that
+        never reach an
+        action: the number that papers quote), "flops", "weight_bytes": of the exported stages in
+            float32,
         "stages": {stage: {"parameters", "flops", "weight_bytes"}}}.
     """
     stages = stage_costs(cfg, shape, cfg.prompt.buckets[0] if prompt is None else prompt)
@@ -167,11 +186,13 @@ def language_cost(cfg: PolicyConfig, shape: Shape, prompt: int) -> Cost:
 
 def _layers(cfg: PolicyConfig, shape: Shape, prompt: int) -> Iterator[Cost]:
     """One decoder layer after the other."""
-    width, tokens = cfg.language.width, shape.tokens
+    width = cfg.language.width
+    tokens = shape.tokens
     for index, hidden in enumerate(shape.mlp):
         dropped = tokens is not None and index >= tokens.after
         n = prompt + (tokens.keep if tokens is not None and dropped else cfg.patches)
-        rows = 1 if index == len(shape.mlp) - 1 else n  # the last layer computes the cognition position only
+        # the last layer computes the cognition position only
+        rows = 1 if index == len(shape.mlp) - 1 else n
         yield decoder_layer_cost(width, hidden, n, rows)
 
 
@@ -186,7 +207,9 @@ def _scores(cfg: PolicyConfig, tokens: TokenPlan | None, prompt: int) -> Cost:
     """The extra score rows, and diversity's cosines."""
     if tokens is None or tokens.scored is None:
         return Cost(0, 0)
-    width, rows, n = cfg.language.width, prompt - 1, prompt + cfg.patches
+    width = cfg.language.width
+    rows = prompt - 1
+    n = prompt + cfg.patches
     flops = 2 * rows * n * width
     if tokens.selector == "efficientvla":
         flops += 2 * cfg.patches * tokens.key * width
@@ -197,11 +220,14 @@ def _scores(cfg: PolicyConfig, tokens: TokenPlan | None, prompt: int) -> Cost:
 
 def action_cost(cfg: PolicyConfig, shape: Shape) -> Cost:
     """The whole sampler: embedding and final layer at every step, blocks at the full steps."""
-    head, batch = cfg.head, 1 + shape.guided
+    head = cfg.head
+    batch = 1 + shape.guided
     rows = batch * (head.horizon + 1)
     block = _head_block(head)
     ends = _head_ends(cfg, batch, rows)
-    blocks = Cost(head.depth * block.parameters, shape.full_steps * head.depth * block.flops * batch)
+    blocks = Cost(
+        head.depth * block.parameters, shape.full_steps * head.depth * block.flops * batch
+    )
     free = cfg.language.width + (head.horizon + 1) * head.width  # no condition, positions
     return Cost(ends.parameters + free, shape.steps * ends.flops) + blocks
 
@@ -212,14 +238,17 @@ def _head_block(head: HeadConfig) -> Cost:
 
 def _head_ends(cfg: PolicyConfig, batch: int, rows: int) -> Cost:
     """Everything of the head but its blocks, for one step."""
-    head, w = cfg.head, cfg.head.width
+    head = cfg.head
+    w = cfg.head.width
     time = linear(head.frequency, w, batch) + linear(w, w, batch)
     actions = linear(head.action_dim, w, batch * head.horizon) + linear(w, head.action_dim, rows)
     return time + linear(cfg.language.width, w, batch) + actions
 
 
 def dead_parameters(cfg: PolicyConfig) -> int:
-    """Parameters that a published checkpoint stores and that never reach an action: see `layout.dead_weights`."""
+    """Parameters that a published checkpoint stores and that never reach an action: see
+    `layout.dead_weights`.
+    """
     head = cfg.head
     history = head.action_dim * head.width + head.width
     return cfg.language.vocab * cfg.language.width + history + sum(map(_dead_in_vit, cfg.vision))

@@ -1,8 +1,11 @@
-"""How much memory a policy's engines need under a plan, and which boards have it. From sizes alone; no torch.
+"""How much memory a policy's engines need under a plan, and which boards have it.
 
-Running needs the weights of all stages, the largest activations and a CUDA context; building needs the largest stage
-some three times over. Weights are exact (`cost`). Activations are estimated, and small beside them. What building takes
-was measured with TensorRT for RTX on a CPU; full TensorRT also times kernels, which nobody has measured for this yet.
+From sizes alone; no torch.
+
+Running needs the weights of all stages, the largest activations and a CUDA context; building needs
+the largest stage some three times over. Weights are exact (`cost`). Activations are estimated, and
+small beside them. What building takes was measured with TensorRT for RTX on a CPU; full TensorRT
+also times kernels, which nobody has measured for this yet.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ GIB = 1 << 30
 MIB = 1 << 20
 
 CONTEXT_BYTES = 512 * MIB  # assumed: CUDA context and the runtime library, once a process
-BUILDER_COPIES = 3.0  # measured peak: parsed graph, network and serialised engine; 3.0 in fp32 and fp16, 64 to 256 MB
+# measured peak: parsed graph, network and serialised engine; 3.0 in fp32 and fp16, 64 to 256 MB
+BUILDER_COPIES = 3.0
 BUILDER_BASE = {  # the library itself while it builds
     "tensorrt-rtx": 192 * MIB,  # measured
-    "tensorrt": 2464 * MIB,  # "Init builder kernel library: CPU +1154, GPU +1310" [MiB]: NVIDIA/TensorRT#3657 (8.6)
+    # "Init builder kernel library: CPU +1154, GPU +1310" [MiB]: NVIDIA/TensorRT#3657 (8.6)
+    "tensorrt": 2464 * MIB,
 }
 WORKSPACE_BYTES = 512 * MIB
 
@@ -67,8 +72,8 @@ class Board:
         return int(SEEN * self.memory_gib * GIB) - SYSTEM_BYTES
 
 
-# CUDA's deviceQuery on an Orin NX 16 GB sees 15,189,422,080 bytes (gist.github.com/atinfinity, 8cede915): firmware and
-# kernel keep the rest. Assumed to be the same share on the other boards.
+# CUDA's deviceQuery on an Orin NX 16 GB sees 15,189,422,080 bytes (gist.github.com/atinfinity,
+# 8cede915): firmware and kernel keep the rest. Assumed to be the same share on the other boards.
 SEEN = 15_189_422_080 / (16 * GIB)
 SYSTEM_BYTES = GIB  # assumed: Linux without a desktop, camera and control processes
 
@@ -92,13 +97,18 @@ class MemoryPlan:
 
     @property
     def running(self) -> int:
-        """All engines loaded, the largest one's activations: stages run one after the other in one scratch memory."""
+        """All engines loaded, the largest one's activations: stages run one after the other in one
+        scratch memory.
+        """
         return sum(self.weights.values()) + max(self.activations.values()) + CONTEXT_BYTES
 
     @property
     def building(self) -> int:
         """The peak while the largest stage is built; stages are built one after the other."""
-        stage = max(int(BUILDER_COPIES * self.weights[name]) + self.activations[name] for name in self.weights)
+        stage = max(
+            int(BUILDER_COPIES * self.weights[name]) + self.activations[name]
+            for name in self.weights
+        )
         return stage + self.builder_base + self.workspace
 
     def verdict(self, usable: int) -> str:
@@ -119,7 +129,11 @@ class MemoryPlan:
 
 
 def plan_memory(
-    cfg: PolicyConfig, shape: Shape, precision: str, backend: str = "tensorrt", workspace: int = WORKSPACE_BYTES
+    cfg: PolicyConfig,
+    shape: Shape,
+    precision: str,
+    backend: str = "tensorrt",
+    workspace: int = WORKSPACE_BYTES,
 ) -> MemoryPlan:
     """What the engines of a policy need.
 
@@ -133,24 +147,34 @@ def plan_memory(
     Raises:
         ConfigError: an unknown precision or backend.
     """
-    for name, value, known in (("precision", precision, PRECISIONS), ("backend", backend, BUILDER_BASE)):
+    for name, value, known in (
+        ("precision", precision, PRECISIONS),
+        ("backend", backend, BUILDER_BASE),
+    ):
         if value not in known:
             raise ConfigError(f"expected one of {sorted(known)} for '{name}', got {value!r}")
     longest = max(cfg.prompt.buckets)
     kind = PRECISIONS[precision]
     parameters = {name: cost.parameters for name, cost in stage_costs(cfg, shape, longest).items()}
-    matrices = parameters["language"] - cfg.language.vocab * cfg.language.width  # a table is looked up, not multiplied
+    # a table is looked up, not multiplied
+    matrices = parameters["language"] - cfg.language.vocab * cfg.language.width
     weights = {name: int(kind.other * count) for name, count in parameters.items()}
-    weights["language"] = int(kind.matrix * matrices + kind.other * (parameters["language"] - matrices))
+    weights["language"] = int(
+        kind.matrix * matrices + kind.other * (parameters["language"] - matrices)
+    )
     elements = activation_elements(cfg, shape, longest)
     activations = {name: int(kind.activation * count) for name, count in elements.items()}
     return MemoryPlan(precision, weights, activations, BUILDER_BASE[backend], workspace)
 
 
 def activation_elements(cfg: PolicyConfig, shape: Shape, prompt: int) -> dict[str, int]:
-    """Numbers that live at once at each stage's widest point, if nothing is fused: an upper estimate."""
-    language, head = cfg.language, cfg.head
-    tokens, rows = cfg.patches + prompt, (1 + shape.guided) * (head.horizon + 1)
+    """Numbers that live at once at each stage's widest point, if nothing is fused: an upper
+    estimate.
+    """
+    language = cfg.language
+    head = cfg.head
+    tokens = cfg.patches + prompt
+    rows = (1 + shape.guided) * (head.horizon + 1)
     picture = cfg.patches * (cfg.vision_width + max(cfg.projector.hidden, default=0))
     return {
         "vision": picture + max(map(vit_elements, cfg.vision)),
@@ -188,8 +212,9 @@ def require_memory(plan: MemoryPlan, usable: int, where: str, *, run_here: bool 
     stage = max(plan.weights, key=lambda name: plan.weights[name])
     share = f"stage '{stage}' alone has {plan.weights[stage] / GIB:.1f} GiB of weights"
     raise ConfigError(
-        f"{where} is too small: the engines need {needs} in {plan.precision} ({share}), {usable / GIB:.1f} GiB are "
-        "usable; keep fewer layers or channels (`trimvla cost --boards` shows what fits), or take a lower precision"
+        f"{where} is too small: the engines need {needs} in {plan.precision} ({share}),"
+        f" {usable / GIB:.1f} GiB are usable; keep fewer layers or channels (`trimvla cost"
+        " --boards` shows what fits), or take a lower precision"
     )
 
 
@@ -201,9 +226,13 @@ def usable_on(board: str) -> int:
 
 
 def fit_rows(
-    cfg: PolicyConfig, shapes: Iterable[tuple[str, Shape]], precisions: Iterable[str] = tuple(PRECISIONS)
+    cfg: PolicyConfig,
+    shapes: Iterable[tuple[str, Shape]],
+    precisions: Iterable[str] = tuple(PRECISIONS),
 ) -> list[dict[str, Any]]:
-    """One row for every shape and precision: {"plan", ... as `MemoryPlan.to_dict`, "boards": {board: verdict}}."""
+    """One row for every shape and precision: {"plan", ... as `MemoryPlan.to_dict`, "boards":
+    {board: verdict}}.
+    """
     kinds = tuple(precisions)
     plans = [(name, plan_memory(cfg, shape, kind)) for name, shape in shapes for kind in kinds]
     return [

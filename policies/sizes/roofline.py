@@ -1,8 +1,10 @@
-"""How long a policy would take on a device at best: an estimate from sizes and data sheets, no measurement.
+"""How long a policy would take on a device at best: an estimate from sizes and data sheets, no
+measurement.
 
-A stage takes as long as its operations at the device's peak, or its weights at the device's bandwidth, whichever is
-longer; the head's weights are read again at every sampler step that runs its blocks, as no device here caches them. No
-engine is faster; real ones reach a part of the peak, `attained`. Knows sizes; needs no weights and no torch.
+A stage takes as long as its operations at the device's peak, or its weights at the device's
+bandwidth, whichever is longer; the head's weights are read again at every sampler step that runs
+its blocks, as no device here caches them. No engine is faster; real ones reach a part of the peak,
+`attained`. Knows sizes; needs no weights and no torch.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ SCALE = "cogact-base"  # what a policy would be on a robot
 
 @dataclass(frozen=True)
 class Device:
-    """Peak of dense 16-bit matrix products [1e12 operations/s] and memory bandwidth [1e9 bytes/s]."""
+    """Peak of dense 16-bit matrix products [1e12 operations/s] and memory bandwidth [1e9
+    bytes/s].
+    """
 
     title: str
     tflops: float
@@ -28,7 +32,8 @@ class Device:
     source: str
 
 
-# Data sheets give sparse peaks of narrow types: half of that is dense, and half again for every doubling of the bits.
+# Data sheets give sparse peaks of narrow types: half of that is dense, and half again for every
+# doubling of the bits.
 DEVICES = {
     "orin": Device(
         "AGX Orin 64 GB",
@@ -53,7 +58,11 @@ def find_device(name: str) -> Device:
 
 
 def estimate_ms(
-    cfg: PolicyConfig, shape: Shape, device: Device, attained: float = 1.0, prompt: int | None = None
+    cfg: PolicyConfig,
+    shape: Shape,
+    device: Device,
+    attained: float = 1.0,
+    prompt: int | None = None,
 ) -> dict[str, float]:
     """Milliseconds of every stage of one action chunk in 16 bits, and "total".
 
@@ -68,8 +77,14 @@ def estimate_ms(
         raise ConfigError(f"expected a share above 0 and up to 1 for 'attained', got {attained}")
     costs = stage_costs(cfg, shape, cfg.prompt.buckets[0] if prompt is None else prompt)
     table = cfg.language.vocab * cfg.language.width  # looked up, not read
-    reads = {"language": costs["language"].parameters - table, "action": costs["action"].parameters * shape.full_steps}
-    stages = {name: stage_ms(cost, reads.get(name, cost.parameters), device) / attained for name, cost in costs.items()}
+    reads = {
+        "language": costs["language"].parameters - table,
+        "action": costs["action"].parameters * shape.full_steps,
+    }
+    stages = {
+        name: stage_ms(cost, reads.get(name, cost.parameters), device) / attained
+        for name, cost in costs.items()
+    }
     return {**stages, "total": sum(stages.values())}
 
 
@@ -79,25 +94,34 @@ def stage_ms(cost: Cost, weights_read: int, device: Device) -> float:
 
 
 def same_plan(cfg: PolicyConfig, plan: Plan, larger: PolicyConfig) -> Shape:
-    """What a plan would keep of another policy: the same shares of layers, channels, tokens and sampler steps."""
+    """What a plan would keep of another policy: the same shares of layers, channels, tokens and
+    sampler steps.
+    """
     if cfg == larger:
         return shape_of(cfg, plan)
     language = cfg.language
     depth = larger.language.layers / language.layers
     layers = language.layers if plan.layers is None else len(plan.layers)
-    widths = [language.mlp_hidden] if plan.channels is None else [len(unmask(text)) for text in plan.channels]
+    widths = (
+        [language.mlp_hidden]
+        if plan.channels is None
+        else [len(unmask(text)) for text in plan.channels]
+    )
     steps = cfg.diffusion.inference_steps if plan.steps is None else plan.steps
     full = steps if plan.recompute is None else len(plan.recompute)
     counts = shape_by_counts(
         larger,
         layers=round(layers * depth),
         mlp_keep=sum(widths) / len(widths) / language.mlp_hidden,
-        tokens=None if plan.tokens is None else _tokens(plan.tokens, larger.patches / cfg.patches, depth),
+        tokens=None
+        if plan.tokens is None
+        else _tokens(plan.tokens, larger.patches / cfg.patches, depth),
         steps=steps,
     )
     return Shape(counts.mlp, counts.tokens, full, steps, counts.guided)
 
 
 def _tokens(tokens: TokenPlan, area: float, depth: float) -> TokenPlan:
-    keep, after = round(tokens.keep * area), max(1, round(tokens.after * depth))
+    keep = round(tokens.keep * area)
+    after = max(1, round(tokens.after * depth))
     return TokenPlan(keep=keep, selector=tokens.selector, after=after, key=min(tokens.key, keep))

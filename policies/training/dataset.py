@@ -1,8 +1,8 @@
 """Demonstration shards in memory: pictures, prompts and normalised action chunks, in batches.
 
-A shard is an npz with `images` uint8[n, S, S, 3], `chunks` float32[n, g, H, A], `aux` float32[n, g, X], `points`
-float32[n, g, 2, 2] and `texts` str[n, g]: g sentences a picture, the first the one that was being pursued. Knows
-arrays; knows no simulator.
+A shard is an npz with `images` uint8[n, S, S, 3], `chunks` float32[n, g, H, A], `aux` float32[n, g,
+X], `points` float32[n, g, 2, 2] and `texts` str[n, g]: g sentences a picture, the first the one
+that was being pursued. Knows arrays; knows no simulator.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ YAW = 5  # of an action's dimensions
 class Batch:
     """b pictures with k sentences each.
 
-    `image` uint8[b, S, S, 3]; `ids` int64[b, k, L] right-padded; `last` int64[b, k], where EOS stands; `nouns`
-    int64[b, k, 2], where the object and what it goes on have been named; `actions` float32[b, k, H, A], normalised;
-    `aux` float32[b, k, X + 1], the last of it the turn that the chunk makes [rad]; `points` float32[b, k, 2, 2], where
-    object and target are in the picture (x, y in 0..1).
+    `image` uint8[b, S, S, 3]; `ids` int64[b, k, L] right-padded; `last` int64[b, k], where EOS
+    stands; `nouns` int64[b, k, 2], where the object and what it goes on have been named; `actions`
+    float32[b, k, H, A], normalised; `aux` float32[b, k, X + 1], the last of it the turn that the
+    chunk makes [rad]; `points` float32[b, k, 2, 2], where object and target are in the picture (x,
+    y in 0..1).
     """
 
     image: Tensor
@@ -48,23 +49,30 @@ class Batch:
 
 
 def action_statistics(chunks: np.ndarray, *, symmetric: bool = False) -> dict[str, Any]:
-    """q01, q99 and mask over float32[..., H, A] chunks, in the official layout; the gripper (last) is not scaled.
+    """q01, q99 and mask over float32[..., H, A] chunks, in the official layout; the gripper (last)
+    is not scaled.
 
-    `symmetric`: the wider side counts for both. Where demonstrations turn one way only, a policy could not turn back.
+    `symmetric`: the wider side counts for both. Where demonstrations turn one way only, a policy
+    could not turn back.
     """
     flat = chunks.reshape(-1, chunks.shape[-1]).astype(np.float64)
     low, high = np.quantile(flat, (0.01, 0.99), axis=0)
     mask = [True] * (flat.shape[1] - 1) + [False]
     if symmetric:
         bound = np.maximum(np.abs(low), np.abs(high))
-        low, high = np.where(mask, -bound, low), np.where(mask, bound, high)
+        low = np.where(mask, -bound, low)
+        high = np.where(mask, bound, high)
     return {"action": {"q01": low.tolist(), "q99": high.tolist(), "mask": mask}}
 
 
 def normalise(chunks: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
-    """Actions to [-1, 1] where the mask says so; dimensions without spread become 0. The runtime undoes it."""
+    """Actions to [-1, 1] where the mask says so; dimensions without spread become 0.
+
+    The runtime undoes it.
+    """
     action = statistics["action"]
-    low, high = np.asarray(action["q01"]), np.asarray(action["q99"])
+    low = np.asarray(action["q01"])
+    high = np.asarray(action["q99"])
     spread = np.where(high - low > 1e-8, high - low, np.inf)
     scaled = np.clip(2.0 * (chunks - low) / spread - (spread < np.inf), -1.0, 1.0)
     return np.where(action["mask"], scaled, chunks).astype(np.float32)
@@ -85,7 +93,8 @@ class Demonstrations:
     ) -> None:
         """Load shards; `nouns` are the words that name things.
 
-        `statistics` None means: take them from these shards, `symmetric` or not (`action_statistics`).
+        `statistics` None means: take them from these shards, `symmetric` or not
+        (`action_statistics`).
         """
         loaded = [np.load(path) for path in shards]
         if not loaded:
@@ -95,9 +104,13 @@ class Demonstrations:
         self.statistics = statistics or action_statistics(chunks[:, 0], symmetric=symmetric)
         self.actions = normalise(chunks, self.statistics)
         turns = chunks[..., YAW].sum(axis=-1, keepdims=True)
-        self.aux = np.concatenate([np.concatenate([shard["aux"] for shard in loaded]), turns], axis=-1)
+        self.aux = np.concatenate(
+            [np.concatenate([shard["aux"] for shard in loaded]), turns], axis=-1
+        )
         self.points = np.concatenate([shard["points"] for shard in loaded])
-        texts, places = np.unique(np.concatenate([shard["texts"] for shard in loaded]), return_inverse=True)
+        texts, places = np.unique(
+            np.concatenate([shard["texts"] for shard in loaded]), return_inverse=True
+        )
         ids = [prompt_ids(tokenizer, cfg.prompt, str(text)) for text in texts]
         self._last = np.array([len(row) - 1 for row in ids])
         width = max(map(len, ids))
@@ -128,11 +141,15 @@ class Demonstrations:
 
 
 def noun_places(ids: list[int], names: set[int]) -> tuple[int, int]:
-    """Where the first and the last noun stand; a sentence without one counts as named at its end."""
+    """Where the first and the last noun stand; a sentence without one counts as named at its
+    end.
+    """
     places = [place for place, token in enumerate(ids) if token in names] or [len(ids) - 1]
     return places[0], places[-1]
 
 
 def make_tokenizer(cfg: PolicyConfig, instructions: Iterable[str]) -> Tokenizer:
     """The tokenizer for a policy whose corpus is these instructions."""
-    return build_tokenizer((cfg.prompt.template.format(instruction=text) for text in instructions), cfg.language.vocab)
+    return build_tokenizer(
+        (cfg.prompt.template.format(instruction=text) for text in instructions), cfg.language.vocab
+    )

@@ -1,4 +1,5 @@
-"""Which patches and visual tokens a training step does without: evenly spread ones, or whole regions.
+"""Which patches and visual tokens a training step does without: evenly spread ones, or whole
+regions.
 
 Knows rasters of patches and the vision tower; knows no batch and no loss.
 """
@@ -17,7 +18,9 @@ CLOUD = 5  # supports per side of the random field that decides which regions st
 
 
 def glimpse(tower: VisionTower, image: Tensor, seen: Tensor, patches: int) -> Tensor:
-    """float[b, P, D] as of the whole tower, which sees only patches int64[n] `seen`; the other rows are zero."""
+    """float[b, P, D] as of the whole tower, which sees only patches int64[n] `seen`; the other rows
+    are zero.
+    """
     features = []
     for encoder in tower.encoders:
         assert isinstance(encoder, Vit) and not encoder.prefix
@@ -33,14 +36,18 @@ def glimpse(tower: VisionTower, image: Tensor, seen: Tensor, patches: int) -> Te
 
 
 def spread_tokens(patches: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Raster indices int64[count], ascending: a random choice that takes equally many from every 2 x 2 block."""
+    """Raster indices int64[count], ascending: a random choice that takes equally many from every 2
+    x 2 block.
+    """
     return spread(block_order(patches, rng), count)
 
 
 def block_order(patches: int, rng: np.random.Generator) -> np.ndarray:
     """Raster indices int64[P / 4, 4]: one row per 2 x 2 block, its patches in random order."""
     side = math.isqrt(patches)
-    blocks = np.arange(patches).reshape(side // 2, 2, side // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
+    blocks = (
+        np.arange(patches).reshape(side // 2, 2, side // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
+    )
     return rng.permuted(blocks, axis=1)
 
 
@@ -49,10 +56,18 @@ def spread(order: np.ndarray, count: int) -> np.ndarray:
     return np.sort(order[:, : count // len(order)].ravel())
 
 
-def patchy_tokens(patches: int, places: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Which of the tokens at raster `places` stay, int64[count], ascending: where a smooth random field is high."""
+def patchy_tokens(
+    patches: int, places: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Which of the tokens at raster `places` stay, int64[count], ascending: where a smooth random
+    field is high.
+    """
     side = math.isqrt(patches)
     corners = torch.from_numpy(rng.standard_normal((1, 1, CLOUD, CLOUD)))
-    field = nn.functional.interpolate(corners, size=(side, side), mode="bilinear", align_corners=True).numpy().ravel()
+    field = (
+        nn.functional.interpolate(corners, size=(side, side), mode="bilinear", align_corners=True)
+        .numpy()
+        .ravel()
+    )
     score = field[places] + rng.uniform(0.1, 2.0) * rng.standard_normal(len(places))
     return np.sort(np.argsort(-score)[:count])

@@ -1,7 +1,8 @@
-"""What a training run was begun with, compared with what would go on: a run is of one recipe and one beginning.
+"""What a training run was begun with, compared with what would go on: a run is of one recipe and
+one beginning.
 
-Only `steps` may change, by which a run is made longer, and `compile`, which changes its speed and not its result. Knows
-the state's description; tensors are the trainer's.
+Only `steps` may change, by which a run is made longer, and `compile`, which changes its speed and
+not its result. Knows the state's description; tensors are the trainer's.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ def origin_of(weights: Path) -> Origin:
 
 
 def read_state(path: Path, device: torch.device | None = None) -> dict[str, Any]:
-    """A run's state, its tensors on a device, or mapped and unread; ConfigError where the file is none."""
+    """A run's state, its tensors on a device, or mapped and unread; ConfigError where the file is
+    none.
+    """
     try:
-        state = torch.load(path, weights_only=True, map_location=device or "cpu", mmap=device is None)
+        state = torch.load(
+            path, weights_only=True, map_location=device or "cpu", mmap=device is None
+        )
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{path}: expected the state of a run, got: {reason}") from None
@@ -39,7 +44,9 @@ def read_state(path: Path, device: torch.device | None = None) -> dict[str, Any]
     return state
 
 
-def check_same_run(state: Mapping[str, Any], path: Path, recipe: Mapping[str, Any], origin: Origin | None) -> None:
+def check_same_run(
+    state: Mapping[str, Any], path: Path, recipe: Mapping[str, Any], origin: Origin | None
+) -> None:
     """Refuse to go on with a run under another recipe, or from other weights.
 
     Args:
@@ -52,13 +59,17 @@ def check_same_run(state: Mapping[str, Any], path: Path, recipe: Mapping[str, An
         ConfigError: names every field that differs, with both values.
     """
     begun, now = (json.loads(json.dumps(dict(one))) for one in (state["recipe"], recipe))
-    other = [name for name in begun.keys() & now.keys() if name not in FREE and begun[name] != now[name]]
+    other = [
+        name for name in begun.keys() & now.keys() if name not in FREE and begun[name] != now[name]
+    ]
     differences = [f"{name} {begun[name]} there and {now[name]} now" for name in sorted(other)]
     if origin is not None and "origin" in state and state["origin"] != origin:
         there = state["origin"]["name"] if state["origin"] else "none"
-        differences.append(f"--weights {there} there and {origin['name']} (sha256 {origin['sha256'][:12]}) now")
+        differences.append(
+            f"--weights {there} there and {origin['name']} (sha256 {origin['sha256'][:12]}) now"
+        )
     if differences:
         raise ConfigError(
-            f"{path}: expected the recipe that the run was begun with, got another: {'; '.join(differences)}: give "
-            "another --run, or remove this file to begin anew"
+            f"{path}: expected the recipe that the run was begun with, got another:"
+            f" {'; '.join(differences)}: give another --run, or remove this file to begin anew"
         )

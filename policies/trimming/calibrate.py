@@ -1,7 +1,7 @@
 """Calibration: pictures and prompts of one policy, and what its decoder does to them.
 
-One pass over the data gathers all that the criteria need: how much each layer turns the residual stream, and the mean
-squares that go into each MLP. Knows no criterion and decides nothing.
+One pass over the data gathers all that the criteria need: how much each layer turns the residual
+stream, and the mean squares that go into each MLP. Knows no criterion and decides nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write an archive without pickle."""
-        np.savez_compressed(path, policy=self.policy, images=self.images, input_ids=self.input_ids, last=self.last)
+        np.savez_compressed(
+            path, policy=self.policy, images=self.images, input_ids=self.input_ids, last=self.last
+        )
 
 
 def load_calibration(path: Path, cfg: PolicyConfig) -> Calibration:
@@ -71,8 +73,18 @@ def load_calibration(path: Path, cfg: PolicyConfig) -> Calibration:
     try:
         _check_size(path)
         with np.load(path, allow_pickle=False) as arrays:
-            data = Calibration(str(arrays["policy"]), arrays["images"], arrays["input_ids"], arrays["last"])
-    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile, TypeError) as error:
+            data = Calibration(
+                str(arrays["policy"]), arrays["images"], arrays["input_ids"], arrays["last"]
+            )
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+        TypeError,
+    ) as error:
         raise ConfigError(f"{path}: expected calibration data, got: {error}") from error
     try:
         check_calibration(data, cfg)
@@ -82,7 +94,9 @@ def load_calibration(path: Path, cfg: PolicyConfig) -> Calibration:
 
 
 def _check_size(path: Path) -> None:
-    """ValueError where an archive unfolds to more than any calibration takes: a few kilobytes can be gigabytes."""
+    """ValueError where an archive unfolds to more than any calibration takes: a few kilobytes can
+    be gigabytes.
+    """
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > MAX_ARCHIVE_BYTES:
@@ -93,29 +107,46 @@ def check_calibration(data: Calibration, cfg: PolicyConfig) -> None:
     """ConfigError where the data is empty or belongs to another policy."""
     if data.policy != cfg.fingerprint:
         raise ConfigError(
-            f"expected calibration data of policy '{cfg.name}' ({cfg.fingerprint}), got that of {data.policy}"
+            f"expected calibration data of policy '{cfg.name}' ({cfg.fingerprint}), got that of"
+            f" {data.policy}"
         )
     n = data.last.size
     side = cfg.image_size
     shaped = data.last.ndim == 1 and data.input_ids.ndim == 2 and data.input_ids.shape[0] == n
     if not n or not shaped or data.images.shape != (n, side, side, 3):
         shapes = [list(array.shape) for array in (data.images, data.input_ids, data.last)]
-        raise ConfigError(f"expected calibration data [n, {side}, {side}, 3], [n, L], [n], got {shapes}")
+        raise ConfigError(
+            f"expected calibration data [n, {side}, {side}, 3], [n, L], [n], got {shapes}"
+        )
     kinds = [str(array.dtype) for array in (data.images, data.input_ids, data.last)]
-    if data.images.dtype != np.uint8 or data.input_ids.dtype != np.int64 or data.last.dtype != np.int64:
+    if (
+        data.images.dtype != np.uint8
+        or data.input_ids.dtype != np.int64
+        or data.last.dtype != np.int64
+    ):
         raise ConfigError(f"expected calibration data of uint8, int64 and int64, got {kinds}")
     length = data.input_ids.shape[1]
     if data.last.min() < 1 or data.last.max() >= length:
-        raise ConfigError(f"expected 1 to {length - 1} for 'last', got {data.last.min()} to {data.last.max()}")
-    lowest, highest = data.input_ids.min(), data.input_ids.max()
+        raise ConfigError(
+            f"expected 1 to {length - 1} for 'last', got {data.last.min()} to {data.last.max()}"
+        )
+    lowest = data.input_ids.min()
+    highest = data.input_ids.max()
     if lowest < 0 or highest >= cfg.language.vocab:
-        raise ConfigError(f"expected ids from 0 to {cfg.language.vocab - 1}, got {lowest} to {highest}")
+        raise ConfigError(
+            f"expected ids from 0 to {cfg.language.vocab - 1}, got {lowest} to {highest}"
+        )
 
 
 def calibration_from_shards(
-    shards: Sequence[Path], cfg: PolicyConfig, tokenizer: Callable[[], Tokenizer], frames: int, seed: int
+    shards: Sequence[Path],
+    cfg: PolicyConfig,
+    tokenizer: Callable[[], Tokenizer],
+    frames: int,
+    seed: int,
 ) -> Calibration:
-    """Frames drawn from shards of demonstrations (see `dataset`), each with the sentence that was being pursued.
+    """Frames drawn from shards of demonstrations (see `dataset`), each with the sentence that was
+    being pursued.
 
     Args:
         shards: the files.
@@ -128,7 +159,10 @@ def calibration_from_shards(
         ConfigError: there are no shards, or no frames are wanted.
     """
     if not shards or frames < 1:
-        raise ConfigError(f"expected shards of demonstrations and at least 1 frame, got {len(shards)} and {frames}")
+        raise ConfigError(
+            f"expected shards of demonstrations and at least 1 frame, got {len(shards)} and"
+            f" {frames}"
+        )
     loaded = [np.load(path) for path in shards]
     texts = np.concatenate([shard["texts"][:, 0] for shard in loaded])
     rows = np.sort(np.random.default_rng(seed).permutation(len(texts))[:frames])
@@ -139,7 +173,9 @@ def calibration_from_shards(
 def calibration_of(
     cfg: PolicyConfig, images: np.ndarray, instructions: Sequence[str], tokenizer: Tokenizer
 ) -> Calibration:
-    """Images uint8[n, S, S, 3] that are resized already and their n instructions, as one policy's samples."""
+    """Images uint8[n, S, S, 3] that are resized already and their n instructions, as one policy's
+    samples.
+    """
     ids = [prompt_ids(tokenizer, cfg.prompt, instruction) for instruction in instructions]
     last = np.array([len(row) - 1 for row in ids])
     padded = np.full((len(ids), int(last.max()) + 1), cfg.prompt.pad_id)
@@ -153,7 +189,9 @@ class Statistics:
     """What the dense decoder does on calibration data, layer by layer."""
 
     similarity: Tensor
-    """float64[layers]: cosine between a layer's input and output; mean over positions, then over samples."""
+    """float64[layers]: cosine between a layer's input and output; mean over positions, then over
+    samples.
+    """
     inputs: Tensor
     """float64[layers, width]: mean square of the MLP's input over all positions."""
     channels: Tensor
@@ -170,7 +208,9 @@ def sequences(policy: CogAct, data: Calibration) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def kept_tokens(policy: CogAct, data: Calibration, frames: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def kept_tokens(
+    policy: CogAct, data: Calibration, frames: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """What a policy whose plan drops tokens keeps of some frames, evenly spread over the data.
 
     Args:
@@ -179,13 +219,16 @@ def kept_tokens(policy: CogAct, data: Calibration, frames: int) -> Iterator[tupl
         frames: how many at most.
 
     Returns:
-        (picture uint8[S, S, 3], its kept visual tokens int64[K] in raster order, its prompt's ids int64[l]) of each.
+        (picture uint8[S, S, 3], its kept visual tokens int64[K] in raster order, its prompt's ids
+        int64[l]) of each.
     """
     decoder = policy.language
     assert isinstance(decoder, TrimmedDecoder)
     for row in np.unique(np.linspace(0, len(data.last) - 1, frames).round().astype(int)):
-        image, ids = data.images[row], data.input_ids[row, : int(data.last[row]) + 1]
-        visual, last = policy.vision(torch.from_numpy(image)[None]), torch.tensor([len(ids) - 1])
+        image = data.images[row]
+        ids = data.input_ids[row, : int(data.last[row]) + 1]
+        visual = policy.vision(torch.from_numpy(image)[None])
+        last = torch.tensor([len(ids) - 1])
         _, kept = decoder.cognition_and_kept(visual, torch.from_numpy(ids)[None], last)
         yield image, kept[0].numpy(), ids
 
@@ -201,8 +244,13 @@ def measure(decoder: Decoder, inputs: Iterable[Tensor]) -> Statistics:
     positions = samples = 0
     for x in inputs:
         found = layer_sums(decoder, x)
-        total = found if total is None else (total[0] + found[0], total[1] + found[1], total[2] + found[2])
-        positions, samples = positions + x.shape[1], samples + 1
+        total = (
+            found
+            if total is None
+            else (total[0] + found[0], total[1] + found[1], total[2] + found[2])
+        )
+        positions = positions + x.shape[1]
+        samples = samples + 1
     if total is None:
         raise ConfigError("expected at least one calibration sample, got none")
     similarity, into_mlp, into_down = total
@@ -210,9 +258,13 @@ def measure(decoder: Decoder, inputs: Iterable[Tensor]) -> Statistics:
 
 
 def layer_sums(decoder: Decoder, x: Tensor) -> Sums:
-    """Of one sequence float[1, n, D]: mean cosine of each layer; sums of squares into each MLP and into its down."""
+    """Of one sequence float[1, n, D]: mean cosine of each layer; sums of squares into each MLP and
+    into its down.
+    """
     cos, sin, mask = decoder.context(x, past=0)
-    cosines, into_mlp, into_down = [], [], []
+    cosines = []
+    into_mlp = []
+    into_down = []
     for layer in decoder.layers:
         assert isinstance(layer, DecoderLayer)
         middle = x + layer.self_attn(layer.input_layernorm(x), cos, sin, mask)

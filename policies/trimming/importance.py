@@ -1,7 +1,9 @@
-"""What a language layer is worth: criteria, each a pure function to one score a layer, and the choice they lead to.
+"""What a language layer is worth: criteria, each a pure function to one score a layer, and the
+choice they lead to.
 
-Block influence is EfficientVLA's (arXiv 2506.10100) and ShortGPT's (arXiv 2403.03853): one minus the mean cosine
-between what enters a layer and what leaves it. Random and reverse order are the controls that it must beat.
+Block influence is EfficientVLA's (arXiv 2506.10100) and ShortGPT's (arXiv 2403.03853): one minus
+the mean cosine between what enters a layer and what leaves it. Random and reverse order are the
+controls that it must beat.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Which part of which dense weight a trimmed policy's weight is, by name; for weights that are read one at a time.
+"""Which part of which dense weight a trimmed policy's weight is, by name; for weights that are read
+one at a time.
 
 What `trimmed.trim` does to modules that are in memory, told for names. Knows no values.
 """
@@ -19,7 +20,9 @@ CHANNEL_AXES = {"mlp.gate_proj.weight": 0, "mlp.up_proj.weight": 0, "mlp.down_pr
 
 @dataclass(frozen=True)
 class Part:
-    """A dense weight's name, and the channels of it that are kept along `axis` (none: all of it)."""
+    """A dense weight's name, and the channels of it that are kept along `axis` (none: all of
+    it).
+    """
 
     name: str
     axis: int = 0
@@ -37,7 +40,8 @@ def part_of(name: str, plan: Plan) -> Part:
     found = LAYER.fullmatch(name)
     if found is None:
         return Part(name)
-    index, rest = int(found[1]), found[2]
+    index = int(found[1])
+    rest = found[2]
     dense = index if plan.layers is None else plan.layers[index]
     source = f"language.layers.{dense}.{rest}"
     if plan.channels is None or rest not in CHANNEL_AXES:

@@ -1,7 +1,8 @@
 """From calibration data to a plan: one shot, no training (EfficientVLA, arXiv 2506.10100).
 
-Puts the strategies together and writes down where the decision came from; the strategies are in `importance`, `width`,
-`tokens` and `cachers`. The same data, request and time stamp give the same plan.
+Puts the strategies together and writes down where the decision came from; the strategies are in
+`importance`, `width`, `tokens` and `cachers`. The same data, request and time stamp give the same
+plan.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from datetime import datetime, timezone
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.cachers import every
 from trimvla.policies.nn.llama import Decoder
-from trimvla.policies.trimming.calibrate import Calibration, Statistics, check_calibration, measure, sequences
+from trimvla.policies.trimming.calibrate import (
+    Calibration,
+    Statistics,
+    check_calibration,
+    measure,
+    sequences,
+)
 from trimvla.policies.trimming.importance import CRITERIA, most_important
 from trimvla.policies.trimming.trimmed import check
 from trimvla.policies.trimming.trimmed_language import as_layer
@@ -54,13 +61,17 @@ def make_plan(policy: CogAct, data: Calibration, request: Request, created_utc: 
         raise ConfigError(f"expected a criterion of {sorted(CRITERIA)}, got {request.criterion!r}")
     statistics = measure(policy.language, sequences(policy, data))
     scores = CRITERIA[request.criterion](statistics, request.seed)
-    layers = most_important(scores, cfg.language.layers if request.layers is None else request.layers)
+    layers = most_important(
+        scores, cfg.language.layers if request.layers is None else request.layers
+    )
     steps = cfg.diffusion.inference_steps if request.steps is None else request.steps
     schedule = every(request.cache_interval, steps)
     plan = Plan(
         policy=cfg.fingerprint,
         layers=None if len(layers) == cfg.language.layers else layers,
-        channels=None if request.mlp_keep == 1.0 else channels(policy.language, statistics, layers, request.mlp_keep),
+        channels=None
+        if request.mlp_keep == 1.0
+        else channels(policy.language, statistics, layers, request.mlp_keep),
         tokens=request.tokens,
         recompute=None if len(schedule) == steps else schedule,
         steps=request.steps,
@@ -78,10 +89,16 @@ def make_plan(policy: CogAct, data: Calibration, request: Request, created_utc: 
     return plan
 
 
-def channels(decoder: Decoder, statistics: Statistics, layers: Sequence[int], keep: float) -> tuple[str, ...]:
+def channels(
+    decoder: Decoder, statistics: Statistics, layers: Sequence[int], keep: float
+) -> tuple[str, ...]:
     """Masks of the MLP channels to keep in each kept layer."""
     chosen = (
-        channel_scores(as_layer(decoder.layers[index]).mlp, statistics.inputs[index], statistics.channels[index])
+        channel_scores(
+            as_layer(decoder.layers[index]).mlp,
+            statistics.inputs[index],
+            statistics.channels[index],
+        )
         for index in layers
     )
     return tuple(mask(kept_channels(scores, keep)) for scores in chosen)

@@ -1,9 +1,11 @@
-"""Which visual tokens a trimmed decoder keeps: EfficientVLA's three groups, and the controls that they must beat.
+"""Which visual tokens a trimmed decoder keeps: EfficientVLA's three groups, and the controls that
+they must beat.
 
-A selector is a pure function from what is known where tokens are dropped to ascending indices of a fixed number, so it
-exports as TopK and Gather. EfficientVLA (arXiv 2506.10100) writes relevance as visual-to-text attention;
-under a causal mask with the picture in front that is zero, so it is read here as text (query) to visual (key). The
-paper does not say which features diversity compares: here, by default, the hidden states where tokens are dropped.
+A selector is a pure function from what is known where tokens are dropped to ascending indices of a
+fixed number, so it exports as TopK and Gather. EfficientVLA (arXiv 2506.10100) writes relevance as
+visual-to-text attention; under a causal mask with the picture in front that is zero, so it is read
+here as text (query) to visual (key). The paper does not say which features diversity compares:
+here, by default, the hidden states where tokens are dropped.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from trimvla.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class Seen:
-    """What a selector may look at: features float[b, P, D] of the visual tokens, relevance float[b, P] or none.
+    """What a selector may look at: features float[b, P, D] of the visual tokens, relevance float[b,
+    P] or none.
 
     The tokens of several cameras follow each other, as many of each.
     """
@@ -54,12 +57,19 @@ Select = Callable[[TokenPlan, Seen], Tensor]
 
 
 def relevance(
-    probabilities: Tensor, rows: str, last: Tensor, patches: int, *, lead: int = 1, start: int | None = None
+    probabilities: Tensor,
+    rows: str,
+    last: Tensor,
+    patches: int,
+    *,
+    lead: int = 1,
+    start: int | None = None,
 ) -> Tensor:
     """How much the chosen text rows look at each visual token.
 
     Args:
-        probabilities: float[b, heads, L - lead, m + P + L]: attention of the ids behind the picture.
+        probabilities: float[b, heads, L - lead, m + P + L]: attention of the ids behind the
+            picture.
         rows: see `TokenPlan.rows`.
         last: int64[b], index of EOS in the ids; what lies right of it is padding and never counts.
         patches: P.
@@ -79,7 +89,8 @@ def relevance(
 
 def min_max(scores: Tensor) -> Tensor:
     """float[b, P] stretched to 0 .. 1; ranks do not change, so selection does not need it."""
-    low, high = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
+    low = scores.amin(-1, keepdim=True)
+    high = scores.amax(-1, keepdim=True)
     return (scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).tiny)
 
 
@@ -91,12 +102,16 @@ def diversity(features: Tensor, key: Tensor) -> Tensor:
 
 
 def efficientvla_groups(plan: TokenPlan, seen: Seen) -> Groups:
-    """Key tokens by relevance, then task tokens by relevance, then the rest by diversity against the key tokens."""
+    """Key tokens by relevance, then task tokens by relevance, then the rest by diversity against
+    the key tokens.
+    """
     task = math.floor(plan.alpha * (plan.keep - plan.key))
     ranked = _needed(seen).topk(plan.key + task, dim=-1).indices
     key = ranked[:, : plan.key]
     unlike = diversity(seen.features, key).scatter(1, ranked, -torch.inf)
-    return Groups(key, ranked[:, plan.key :], unlike.topk(plan.keep - plan.key - task, dim=-1).indices)
+    return Groups(
+        key, ranked[:, plan.key :], unlike.topk(plan.keep - plan.key - task, dim=-1).indices
+    )
 
 
 def efficientvla(plan: TokenPlan, seen: Seen) -> Tensor:
@@ -106,8 +121,9 @@ def efficientvla(plan: TokenPlan, seen: Seen) -> Tensor:
 
 
 def most_relevant(plan: TokenPlan, seen: Seen) -> Tensor:
-    """The tokens that are looked at most, with a floor a camera; by the last position alone it is FastV
-    (arXiv 2403.06764)."""
+    """The tokens that are looked at most, with a floor a camera; by the last position alone it is
+    FastV (arXiv 2403.06764).
+    """
     scores = _needed(seen)
     if plan.floor:
         count = scores.shape[1] // seen.cameras
@@ -119,7 +135,9 @@ def most_relevant(plan: TokenPlan, seen: Seen) -> Tensor:
 
 def random(plan: TokenPlan, seen: Seen) -> Tensor:
     """A set drawn once from the plan's seed, the same for every picture."""
-    return _constant(sorted(Random(plan.seed).sample(range(seen.features.shape[1]), plan.keep)), seen)
+    return _constant(
+        sorted(Random(plan.seed).sample(range(seen.features.shape[1]), plan.keep)), seen
+    )
 
 
 def uniform(plan: TokenPlan, seen: Seen) -> Tensor:
@@ -128,8 +146,11 @@ def uniform(plan: TokenPlan, seen: Seen) -> Tensor:
 
 
 def grid(patches: int, keep: int) -> list[int]:
-    """`keep` raster indices spread evenly over a square of `patches`: near-equal rows of evenly spaced columns."""
-    side, rows = math.isqrt(patches), max(1, round(math.sqrt(keep)))
+    """`keep` raster indices spread evenly over a square of `patches`: near-equal rows of evenly
+    spaced columns.
+    """
+    side = math.isqrt(patches)
+    rows = max(1, round(math.sqrt(keep)))
     indices: list[int] = []
     for r in range(rows):
         columns = (r + 1) * keep // rows - r * keep // rows
@@ -139,7 +160,9 @@ def grid(patches: int, keep: int) -> list[int]:
 
 
 def raster(indices: Tensor) -> Tensor:
-    """int64[b, k] in ascending order; sorted as float32, which every backend's TopK takes and which holds them."""
+    """int64[b, k] in ascending order; sorted as float32, which every backend's TopK takes and which
+    holds them.
+    """
     return indices.to(torch.float32).sort(dim=-1).values.to(torch.int64)
 
 
@@ -163,7 +186,8 @@ SELECTORS: dict[str, Select] = {
 
 
 def select(plan: TokenPlan, seen: Seen) -> Tensor:
-    """The raster indices int64[b, keep] over all cameras, ascending, of the tokens that a plan keeps.
+    """The raster indices int64[b, keep] over all cameras, ascending, of the tokens that a plan
+    keeps.
 
     With quotas every camera is a choice of its own; a grid is always one a camera.
     """
@@ -183,7 +207,9 @@ def select(plan: TokenPlan, seen: Seen) -> Tensor:
 
 def even_quotas(keep: int, cameras: int) -> tuple[int, ...]:
     """`keep` tokens over all cameras, as even as can be."""
-    return tuple((index + 1) * keep // cameras - index * keep // cameras for index in range(cameras))
+    return tuple(
+        (index + 1) * keep // cameras - index * keep // cameras for index in range(cameras)
+    )
 
 
 def _share(plan: TokenPlan, quota: int) -> TokenPlan:
@@ -204,17 +230,21 @@ def check_cameras(plan: TokenPlan, cameras: int, tokens: int) -> None:
         ConfigError: as many tokens are not there, or quotas are of another number of cameras.
     """
     if plan.keep > cameras * tokens:
-        raise ConfigError(f"expected at most {cameras * tokens} visual tokens to keep, got {plan.keep}")
+        raise ConfigError(
+            f"expected at most {cameras * tokens} visual tokens to keep, got {plan.keep}"
+        )
     if plan.quotas is not None and len(plan.quotas) != cameras:
         raise ConfigError(
             f"expected 'quotas' of 'tokens' for {cameras} cameras, got {len(plan.quotas)}"
         )
     if max(plan.quotas or (0,)) > tokens:
         raise ConfigError(
-            f"expected 'quotas' of 'tokens' of at most {tokens}, the tokens of a camera, got {plan.quotas}"
+            f"expected 'quotas' of 'tokens' of at most {tokens}, the tokens of a camera, got"
+            f" {plan.quotas}"
         )
     if plan.floor > tokens or plan.floor * cameras > plan.keep:
         most = min(tokens, plan.keep // cameras)
         raise ConfigError(
-            f"expected a 'floor' of 'tokens' of at most {most} for {cameras} cameras, got {plan.floor}"
+            f"expected a 'floor' of 'tokens' of at most {most} for {cameras} cameras, got"
+            f" {plan.floor}"
         )

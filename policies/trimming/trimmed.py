@@ -1,8 +1,9 @@
-"""A policy under a plan, in torch: fewer layers, narrower MLPs, fewer tokens, reused action features.
+"""A policy under a plan, in torch: fewer layers, narrower MLPs, fewer tokens, reused action
+features.
 
-`trim` gives a policy with the same parts and the same methods, so that whatever runs or exports a dense policy runs or
-exports a trimmed one. Weights that a plan keeps whole are shared with the dense policy, not copied. Decides nothing:
-decisions come in as a `Plan`.
+`trim` gives a policy with the same parts and the same methods, so that whatever runs or exports a
+dense policy runs or exports a trimmed one. Weights that a plan keeps whole are shared with the
+dense policy, not copied. Decides nothing: decisions come in as a `Plan`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ PARTS = frozenset(
     {"layers", "channels", "recompute", "steps", "guidance", "tokens"}
     | {f"tokens.{field}" for field in TokenPlan.__struct_fields__}
 ) - {"tokens.quotas", "tokens.floor"}
-"""What of a plan this family knows: it looks through one camera, and its head has no layers of its own."""
+"""What of a plan this family knows: it looks through one camera, and its head has no layers of its
+own.
+"""
 
 
 def trim(policy: CogAct, plan: Plan) -> CogAct:
@@ -43,7 +46,10 @@ def check(plan: Plan, cfg: PolicyConfig) -> None:
         ConfigError: it does not; the message names the field.
     """
     if plan.policy not in (None, cfg.fingerprint):
-        raise ConfigError(f"expected a plan for policy '{cfg.name}' ({cfg.fingerprint}), got one for {plan.policy}")
+        raise ConfigError(
+            f"expected a plan for policy '{cfg.name}' ({cfg.fingerprint}), got one for"
+            f" {plan.policy}"
+        )
     check_parts(plan, PARTS, cfg.name)
     layers = kept_layers(plan, cfg)
     if layers[-1] >= cfg.language.layers:
@@ -55,7 +61,9 @@ def check(plan: Plan, cfg: PolicyConfig) -> None:
     steps = sampler_steps(plan, cfg)
     timesteps(cfg.diffusion.train_steps, steps)
     if plan.recompute is not None and plan.recompute[-1] >= steps:
-        raise ConfigError(f"expected 'recompute' below {steps} (the DDIM steps), got {plan.recompute[-1]}")
+        raise ConfigError(
+            f"expected 'recompute' below {steps} (the DDIM steps), got {plan.recompute[-1]}"
+        )
 
 
 def _check_channels(channels: Sequence[str], layers: int, hidden: int) -> None:
@@ -67,14 +75,22 @@ def _check_channels(channels: Sequence[str], layers: int, hidden: int) -> None:
 
 
 def _check_tokens(tokens: TokenPlan, layers: int, patches: int) -> None:
-    for name, value, absent in (("rows", tokens.rows, "state"), ("source", tokens.source, "expert")):
+    for name, value, absent in (
+        ("rows", tokens.rows, "state"),
+        ("source", tokens.source, "expert"),
+    ):
         if value == absent:
             words = f"'{name}' of 'tokens' that this policy has"
-            raise ConfigError(f"expected {words}: it has neither a state nor an action expert, got {value!r}")
+            raise ConfigError(
+                f"expected {words}: it has neither a state nor an action expert, got {value!r}"
+            )
     if tokens.keep > patches:
         raise ConfigError(f"expected at most {patches} visual tokens to keep, got {tokens.keep}")
     if tokens.after >= layers:
-        raise ConfigError(f"expected fewer layers before tokens are dropped than the {layers} kept, got {tokens.after}")
+        raise ConfigError(
+            f"expected fewer layers before tokens are dropped than the {layers} kept, got"
+            f" {tokens.after}"
+        )
 
 
 def kept_layers(plan: Plan, cfg: PolicyConfig) -> tuple[int, ...]:
@@ -93,14 +109,17 @@ class TrimmedCogAct(CogAct):
     def __init__(self, dense: CogAct, plan: Plan) -> None:
         """Share what the plan keeps of `dense`."""
         nn.Module.__init__(self)
-        self.cfg, self.plan = dense.cfg, plan
-        self.vision, self.head = dense.vision, dense.head
+        self.cfg = dense.cfg
+        self.plan = plan
+        self.vision = dense.vision
+        self.head = dense.head
         self.language = TrimmedDecoder(dense.language, plan)
         self.train(dense.training)
 
     def act(self, cognition: Tensor, noise: Tensor, known: Known | None = None) -> Tensor:
         """See `CogAct.act`; with the plan's steps, guidance and schedule."""
-        plan, diffusion = self.plan, self.cfg.diffusion
+        plan = self.plan
+        diffusion = self.cfg.diffusion
         return ddim_sample(
             self.head if plan.recompute is None else CachedDit(self.head, plan.recompute),
             cognition,

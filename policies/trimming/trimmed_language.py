@@ -1,8 +1,9 @@
 """The decoder under a plan: kept layers at kept widths, and visual tokens dropped on the way.
 
-Removing a whole layer moves no position, for the model is prefill only. Kept tokens stay in raster order at their
-original positions. Relevance comes from extra score rows beside the attention, which stays one kernel. Knows no
-criterion: which layers, channels and tokens are kept is decided elsewhere.
+Removing a whole layer moves no position, for the model is prefill only. Kept tokens stay in raster
+order at their original positions. Relevance comes from extra score rows beside the attention, which
+stays one kernel. Knows no criterion: which layers, channels and tokens are kept is decided
+elsewhere.
 """
 
 from __future__ import annotations
@@ -30,15 +31,21 @@ class TrimmedDecoder(Decoder):
     def __init__(self, dense: Decoder, plan: Plan) -> None:
         """Build it from the dense decoder and a plan that fits."""
         nn.Module.__init__(self)
-        self.head_dim, self.theta, self.lead = dense.head_dim, dense.theta, dense.lead
+        self.head_dim = dense.head_dim
+        self.theta = dense.theta
+        self.lead = dense.lead
         self.register_buffer("folded_keys", None, persistent=False)
         self.register_buffer("folded_values", None, persistent=False)
-        self.embed_tokens, self.norm = dense.embed_tokens, dense.norm
+        self.embed_tokens = dense.embed_tokens
+        self.norm = dense.norm
         self.tokens = plan.tokens
         kept = range(len(dense.layers)) if plan.layers is None else plan.layers
         layers = [dense.layers[index] for index in kept]
         if plan.channels is not None:
-            layers = [narrow(layer, unmask(text)) for layer, text in zip(layers, plan.channels, strict=True)]
+            layers = [
+                narrow(layer, unmask(text))
+                for layer, text in zip(layers, plan.channels, strict=True)
+            ]
         self.layers = nn.ModuleList(layers)
 
     def cognition(self, visual: Tensor, input_ids: Tensor, last: Tensor) -> Tensor:
@@ -47,8 +54,12 @@ class TrimmedDecoder(Decoder):
             return super().cognition(visual, input_ids, last)
         return self.cognition_and_kept(visual, input_ids, last)[0]
 
-    def cognition_and_kept(self, visual: Tensor, input_ids: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """The cognition feature float[b, D], and the raster indices int64[b, K] of the visual tokens it rests on."""
+    def cognition_and_kept(
+        self, visual: Tensor, input_ids: Tensor, last: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The cognition feature float[b, D], and the raster indices int64[b, K] of the visual
+        tokens it rests on.
+        """
         plan = self.token_plan
         x, seen = self.observe(visual, input_ids, last)
         kept = select(plan, seen)
@@ -61,41 +72,59 @@ class TrimmedDecoder(Decoder):
         return self.tokens
 
     def observe(self, visual: Tensor, input_ids: Tensor, last: Tensor) -> tuple[Tensor, Seen]:
-        """Run the layers that see every token; float[b, P + L, D] and what a selector may look at."""
-        plan, patches = self.token_plan, visual.shape[1]
+        """Run the layers that see every token; float[b, P + L, D] and what a selector may look
+        at.
+        """
+        plan = self.token_plan
+        patches = visual.shape[1]
         x = self.embed(visual, input_ids)
         context = self.context(x)
         for index, layer in enumerate(self.layers[: plan.after - 1]):
             x = layer(x, *context, past=self.past(index))
-        rows, lead, end = plan.scored, self.lead, plan.after - 1
+        rows = plan.scored
+        lead = self.lead
+        end = plan.after - 1
         if rows is None:
-            x, scores = self.layers[end](x, *context, past=self.past(end)), None
+            x = self.layers[end](x, *context, past=self.past(end))
+            scores = None
         else:
             x, probabilities = self.score(x, context, lead + patches)
-            scores = relevance(probabilities, rows, last, patches, lead=lead, start=self.folded + lead)
-        return x, Seen(x[:, lead : lead + patches] if plan.embedding == "hidden" else visual, scores)
+            scores = relevance(
+                probabilities, rows, last, patches, lead=lead, start=self.folded + lead
+            )
+        return x, Seen(
+            x[:, lead : lead + patches] if plan.embedding == "hidden" else visual, scores
+        )
 
     def score(self, x: Tensor, context: Context, start: int) -> tuple[Tensor, Tensor]:
-        """Run the last layer that sees every token; its output, and the wanted attention of the rows from `start`."""
+        """Run the last layer that sees every token; its output, and the wanted attention of the
+        rows from `start`.
+        """
         plan = self.token_plan
-        previous, following = as_layer(self.layers[plan.after - 1]), as_layer(self.layers[plan.after])
+        previous = as_layer(self.layers[plan.after - 1])
+        following = as_layer(self.layers[plan.after])
         past = self.past(plan.after - 1)
         if plan.source == "previous":
             return run_scored(previous, x, context, start, past)
         x = previous(x, *context, past=past)
-        normed, (cos, sin, mask) = following.input_layernorm(x), context
+        normed = following.input_layernorm(x)
+        (cos, sin, mask) = context
         attend = following.self_attn
         q = attend.queries(normed[:, start:], cos[start:], sin[start:])
         k, _ = joined(self.past(plan.after), attend.keys(normed, cos, sin), attend.values(normed))
         return x, row_probabilities(q, k, mask[start:])
 
     def finish(self, x: Tensor, kept: Tensor, length: int, last: Tensor) -> Tensor:
-        """Run the other layers on the kept visual tokens and the text, at their original positions."""
+        """Run the other layers on the kept visual tokens and the text, at their original
+        positions.
+        """
         cos, sin, _ = self.context(x)
         sequence = kept_positions(kept, x.shape[1], length, self.lead)
         x = x.gather(1, sequence[..., None].expand(-1, -1, x.shape[-1]))
-        cos, sin = cos[sequence][:, None], sin[sequence][:, None]
-        mask, end = causal_mask(x.shape[1], x.device, self.folded), len(self.layers) - 1
+        cos = cos[sequence][:, None]
+        sin = sin[sequence][:, None]
+        mask = causal_mask(x.shape[1], x.device, self.folded)
+        end = len(self.layers) - 1
         for index in range(self.token_plan.after, end):
             x = self.layers[index](x, cos, sin, mask, past=self.past(index))
         x = self.layers[end](x, cos, sin, mask, row=last + kept.shape[1], past=self.past(end))
@@ -103,7 +132,8 @@ class TrimmedDecoder(Decoder):
 
 
 def kept_positions(kept: Tensor, total: int, length: int, lead: int = 1) -> Tensor:
-    """Places in a sequence of `total` of the ids before the picture, the kept visual tokens and the other ids.
+    """Places in a sequence of `total` of the ids before the picture, the kept visual tokens and the
+    other ids.
 
     Args:
         kept: int64[b, K], raster indices.
@@ -123,7 +153,9 @@ def run_scored(
     layer: DecoderLayer, x: Tensor, context: Context, start: int, past: Past | None = None
 ) -> tuple[Tensor, Tensor]:
     """Run a layer and give, beside its output, its attention from the rows from `start` on."""
-    attend, normed, (cos, sin, mask) = layer.self_attn, layer.input_layernorm(x), context
+    attend = layer.self_attn
+    normed = layer.input_layernorm(x)
+    (cos, sin, mask) = context
     q = attend.queries(normed, cos, sin)
     k, v = joined(past, attend.keys(normed, cos, sin), attend.values(normed))
     mixed = attend.mix(q, k, v, mask)
@@ -131,7 +163,9 @@ def run_scored(
 
 
 def row_probabilities(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    """Attention of some rows float[b, heads, r, d] over all keys float[b, kv, n, d]: float[b, heads, r, n]."""
+    """Attention of some rows float[b, heads, r, d] over all keys float[b, kv, n, d]: float[b,
+    heads, r, n].
+    """
     scores = (q @ shared_heads(k, q.shape[1]).transpose(-2, -1)) * q.shape[-1] ** -0.5
     return softmax(scores.masked_fill(~mask, -torch.inf))
 
@@ -144,10 +178,13 @@ def as_layer(module: nn.Module) -> DecoderLayer:
 
 def narrow(module: nn.Module, channels: Sequence[int]) -> DecoderLayer:
     """The layer with only these channels of its MLP: smaller matrices, the rest shared."""
-    layer, made = as_layer(module), DecoderLayer.__new__(DecoderLayer)
+    layer = as_layer(module)
+    made = DecoderLayer.__new__(DecoderLayer)
     nn.Module.__init__(made)
-    made.self_attn, made.mlp = layer.self_attn, narrow_mlp(layer.mlp, channels)
-    made.input_layernorm, made.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
+    made.self_attn = layer.self_attn
+    made.mlp = narrow_mlp(layer.mlp, channels)
+    made.input_layernorm = layer.input_layernorm
+    made.post_attention_layernorm = layer.post_attention_layernorm
     return made
 
 

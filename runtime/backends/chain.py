@@ -1,7 +1,8 @@
 """The stages of a policy, one behind the other: the picture goes in, the sampled actions come out.
 
-Between two stages a tensor travels under its name. `HostChain` takes every result back to the host, which any backend
-can do; a backend that can leave them on its device brings a chain of its own. Knows neither pictures nor prompts.
+Between two stages a tensor travels under its name. `HostChain` takes every result back to the host,
+which any backend can do; a backend that can leave them on its device brings a chain of its own.
+Knows neither pictures nor prompts.
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ class Chain(Protocol):
         """Each stage by itself, for whoever measures or compares one."""
         ...
 
-    def run(self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES) -> tuple[Tensors, Milliseconds]:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES
+    ) -> tuple[Tensors, Milliseconds]:
         """One pass.
 
         Args:
-            inputs: what none of the stages makes, by tensor name: `image`, `input_ids`, `last`, `noise`.
+            inputs: what none of the stages makes, by tensor name: `image`, `input_ids`, `last`,
+                `noise`.
             stages: those that run, of the ones that were opened.
 
         Returns:
-            At least every tensor that no later stage takes (`actions`, and `kept` where tokens are dropped), as fresh
-            arrays; and the time of every stage, its copies included.
+            At least every tensor that no later stage takes (`actions`, and `kept` where tokens are
+            dropped), as fresh arrays; and the time of every stage, its copies included.
 
         Raises:
             SpecError: an input of another dtype or shape than its stage's spec.
@@ -58,11 +62,15 @@ class HostChain:
         """`runners` in the stages' order."""
         self.runners = dict(runners)
 
-    def run(self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES) -> tuple[Tensors, Milliseconds]:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES
+    ) -> tuple[Tensors, Milliseconds]:
         """See `Chain.run`."""
-        tensors, took = dict(inputs), {}
+        tensors = dict(inputs)
+        took = {}
         for name in stages:
-            start, runner = time.monotonic_ns(), self.runners[name]
+            start = time.monotonic_ns()
+            runner = self.runners[name]
             tensors |= runner.run({spec.name: tensors[spec.name] for spec in runner.spec.inputs})
             took[name] = (time.monotonic_ns() - start) / 1e6
         return tensors, took
@@ -83,7 +91,10 @@ def open_chain(
     engines: Path | None = None,
     stages: Sequence[str] = STAGES,
 ) -> Chain:
-    """These stages of a bundle, chained; on their device where the backend can. Options as for `runner.create`."""
+    """These stages of a bundle, chained; on their device where the backend can.
+
+    Options as for `runner.create`.
+    """
     module, options = find_backend(backend, provider, threads, engines)
     if hasattr(module, "open_chain"):
         return module.open_chain(directory, manifest, stages=stages, **options)
@@ -92,7 +103,10 @@ def open_chain(
 
 
 def open_all(
-    create: Callable[..., Opened], directory: Path, specs: Mapping[str, StageSpec], options: Mapping[str, Any]
+    create: Callable[..., Opened],
+    directory: Path,
+    specs: Mapping[str, StageSpec],
+    options: Mapping[str, Any],
 ) -> dict[str, Opened]:
     """One runner a stage; where one does not open, those before it are closed."""
     runners: dict[str, Opened] = {}
@@ -105,7 +119,11 @@ def open_all(
 
 
 def borders(runners: Mapping[str, Runner]) -> tuple[list[str], list[str]]:
-    """Names of the tensors that no stage makes, and of those that no stage takes: what goes in and what comes out."""
+    """Names of the tensors that no stage makes, and of those that no stage takes: what goes in and
+    what comes out.
+    """
     taken = dict.fromkeys(spec.name for runner in runners.values() for spec in runner.spec.inputs)
     made = dict.fromkeys(spec.name for runner in runners.values() for spec in runner.spec.outputs)
-    return [name for name in taken if name not in made], [name for name in made if name not in taken]
+    return [name for name in taken if name not in made], [
+        name for name in made if name not in taken
+    ]

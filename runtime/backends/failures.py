@@ -1,7 +1,8 @@
 """Whether a failed call costs one picture or the process: a lost device never comes back by itself.
 
-A library's error becomes `BackendUnavailableError` where it speaks of its device, else `BackendError`; `FailureStreak`
-is the backstop for whatever looks like one bad call, again and again. Knows errors and times; no backend.
+A library's error becomes `BackendUnavailableError` where it speaks of its device, else
+`BackendError`; `FailureStreak` is the backstop for whatever looks like one bad call, again and
+again. Knows errors and times; no backend.
 """
 
 from __future__ import annotations
@@ -9,12 +10,21 @@ from __future__ import annotations
 import re
 
 from trimvla.runtime.clock import NS_PER_S, to_ns
-from trimvla.runtime.errors import BackendError, BackendUnavailableError, ObservationError, PromptError, TrimvlaError
+from trimvla.runtime.errors import (
+    BackendError,
+    BackendUnavailableError,
+    ObservationError,
+    PromptError,
+    TrimvlaError,
+)
 
-# what ONNX Runtime, TensorRT and CUDA's libraries say where the device, its context or its driver is gone
+# what ONNX Runtime, TensorRT and CUDA's libraries say where the device, its context or its driver
+# is gone
 DEVICE_WORDS = re.compile(
-    r"cuda (failure|error|driver)|cuda ?error|cudnn|cublas|cufft|cusolver|curand|device[ _-]?(reset|removed|lost|hung)"
-    r"|illegal memory access|unspecified launch failure|context is destroyed|ecc error|hip (failure|error)",
+    r"cuda (failure|error|driver)|cuda ?error|cudnn|cublas|cufft|cusolver|curand|device["
+    r" _-]?(reset|removed|lost|hung)"
+    r"|illegal memory access|unspecified launch failure|context is destroyed|ecc error|hip"
+    r" (failure|error)",
     re.IGNORECASE,
 )
 NO_MEMORY = re.compile(r"out of memory|memory allocation|failed to allocate", re.IGNORECASE)
@@ -26,26 +36,33 @@ FEWEST_CALLS = 3  # once there were as many
 def call_failure(what: str, error: Exception) -> BackendError:
     """A library's exception during a call, as one of ours.
 
-    A lack of memory is of one call: there may be some for the next, and if there never is, the streak ends the process.
+    A lack of memory is of one call: there may be some for the next, and if there never is, the
+    streak ends the process.
     """
     text = f"{what}: {str(error).strip() or type(error).__name__}"
     gone = DEVICE_WORDS.search(text) or type(error).__name__ in ("DeviceReset", "EngineError")
-    return BackendUnavailableError(text) if gone and not NO_MEMORY.search(text) else BackendError(text)
+    return (
+        BackendUnavailableError(text) if gone and not NO_MEMORY.search(text) else BackendError(text)
+    )
 
 
 class FailureStreak:
     """Counts a policy's failed calls since the last one that worked."""
 
     def __init__(self, most: int = MOST_CALLS, longest_s: float = LONGEST_S) -> None:
-        self._most, self._longest_ns = most, to_ns(longest_s)
-        self._count, self._began_ns = 0, 0
+        self._most = most
+        self._longest_ns = to_ns(longest_s)
+        self._count = 0
+        self._began_ns = 0
 
     def end(self) -> None:
         """A call has worked, or another task begins."""
         self._count = 0
 
     def add(self, error: TrimvlaError, now_ns: int) -> None:
-        """Note why there is no chunk. What a picture or a sentence is refused for says nothing about the backend.
+        """Note why there is no chunk.
+
+        What a picture or a sentence is refused for says nothing about the backend.
 
         Raises BackendUnavailableError where that was the backend's end, or one failure too many.
         """
@@ -56,6 +73,10 @@ class FailureStreak:
         self._began_ns = self._began_ns if self._count else now_ns
         self._count += 1
         lasted_ns = now_ns - self._began_ns
-        if self._count >= self._most or (self._count >= FEWEST_CALLS and lasted_ns >= self._longest_ns):
+        if self._count >= self._most or (
+            self._count >= FEWEST_CALLS and lasted_ns >= self._longest_ns
+        ):
             calls = f"{self._count} calls in {lasted_ns / NS_PER_S:.1f} s"
-            raise BackendUnavailableError(f"expected an action chunk, got none from {calls}; the last one: {error}")
+            raise BackendUnavailableError(
+                f"expected an action chunk, got none from {calls}; the last one: {error}"
+            )

@@ -1,9 +1,10 @@
 """OpenVINO: the fastest backend on an x86 processor, in float32, bfloat16 or int8.
 
-Takes a whole graph or refuses it, so there is nothing to fall back to; but its own choice of precision is silent
-(bfloat16 where the processor has it), so the precision is always asked for, and read back from the compiled graph.
-Every prompt length is a compiled model of its own, of static shapes. OpenVINO's own package is used, not its plug-in
-for ONNX Runtime: that one refuses processors of other makers (microsoft/onnxruntime#31981), and cannot be read back.
+Takes a whole graph or refuses it, so there is nothing to fall back to; but its own choice of
+precision is silent (bfloat16 where the processor has it), so the precision is always asked for, and
+read back from the compiled graph. Every prompt length is a compiled model of its own, of static
+shapes. OpenVINO's own package is used, not its plug-in for ONNX Runtime: that one refuses
+processors of other makers (microsoft/onnxruntime#31981), and cannot be read back.
 """
 
 from __future__ import annotations
@@ -34,15 +35,25 @@ Shapes = tuple[tuple[int, ...], ...]
 class OpenVinoRunner:
     """One stage, compiled once for every prompt length."""
 
-    def __init__(self, library: Any, model: Path, spec: StageSpec, provider: str | None, threads: int) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        library: Any,  # noqa: ANN401
+        model: Path,
+        spec: StageSpec,
+        provider: str | None,
+        threads: int,
+    ) -> None:
         """`library` is the module `openvino`; else see `runner.create`."""
-        self.spec, self._library, self._model = spec, library, model
+        self.spec = spec
+        self._library = library
+        self._model = model
         self._core = library.Core()
         self._graph = graph = self._read()
         check_borders(model, spec, graph)
         self._provider = provider or GRAPH
         self._asked = own_precision(graph) if self._provider == GRAPH else self._provider
-        self._quantised = b"QuantizeLinear" in model.read_bytes()  # static and dynamic: an operator's name
+        # static and dynamic: an operator's name
+        self._quantised = b"QuantizeLinear" in model.read_bytes()
         self._check_asked()
         self._threads = threads
         self._requests: dict[Shapes, Any] = {}
@@ -61,7 +72,9 @@ class OpenVinoRunner:
         return {tensor.name: np.array(got[tensor.name]) for tensor in self.spec.outputs}
 
     def describe(self) -> dict[str, str]:
-        """See `runner.Runner`; `precision` counts the matrix products by what they were compiled to."""
+        """See `runner.Runner`; `precision` counts the matrix products by what they were compiled
+        to.
+        """
         return {
             "backend": "openvino",
             "version": str(self._library.__version__),
@@ -82,29 +95,43 @@ class OpenVinoRunner:
 
     def _check_asked(self) -> None:
         if self._provider not in PROVIDERS:
-            raise BackendError(f"expected one of {list(PROVIDERS)} behind 'openvino:', got {self._provider!r}")
+            raise BackendError(
+                f"expected one of {list(PROVIDERS)} behind 'openvino:', got {self._provider!r}"
+            )
         can = self._core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
         if NEEDS[self._asked] not in can:
             raise BackendError(
-                f"{self._model.name}: this processor does not compute in {NAMES[self._asked]} (OpenVINO offers "
-                f"{', '.join(sorted(can))}); ask for openvino:f32"
+                f"{self._model.name}: this processor does not compute in {NAMES[self._asked]}"
+                f" (OpenVINO offers {', '.join(sorted(can))}); ask for openvino:f32"
             )
 
     def _request(self, shapes: Shapes) -> Any:  # noqa: ANN401 - the library has no types
         """The compiled model for these input shapes, compiled where there is none yet."""
         if shapes not in self._requests:
             graph = self._graph.clone()  # of what was read at first: the file may be another by now
-            graph.reshape({tensor.name: list(shape) for tensor, shape in zip(self.spec.inputs, shapes, strict=True)})
+            graph.reshape(
+                {
+                    tensor.name: list(shape)
+                    for tensor, shape in zip(self.spec.inputs, shapes, strict=True)
+                }
+            )
             try:
                 compiled = self._core.compile_model(graph, DEVICE, self._options())
             except RuntimeError as error:
-                raise BackendError(f"{self._model.name}: OpenVINO cannot run it: {first_line(error)}") from error
-            self.precision = check_precision(products(compiled), self._asked, self._model.name, self._quantised)
+                raise BackendError(
+                    f"{self._model.name}: OpenVINO cannot run it: {first_line(error)}"
+                ) from error
+            self.precision = check_precision(
+                products(compiled), self._asked, self._model.name, self._quantised
+            )
             self._requests[shapes] = compiled.create_infer_request()
         return self._requests[shapes]
 
     def _options(self) -> dict[str, Any]:
-        """One call at a time, cores left to the control loop. A bfloat16 graph stays what it is under the hint f32."""
+        """One call at a time, cores left to the control loop.
+
+        A bfloat16 graph stays what it is under the hint f32.
+        """
         own = self._provider == GRAPH and self._asked == "bf16"
         return {
             "INFERENCE_PRECISION_HINT": "f32" if own else self._asked,
@@ -114,16 +141,20 @@ class OpenVinoRunner:
         }
 
 
-def create(model: Path, spec: StageSpec, *, provider: str | None = None, threads: int = 0) -> OpenVinoRunner:
+def create(
+    model: Path, spec: StageSpec, *, provider: str | None = None, threads: int = 0
+) -> OpenVinoRunner:
     """See `runner.create`.
 
-    `provider` is what floating-point products compute in: "graph" (the default: as they are written), "f32" or "bf16".
-    Int8 products of a quantised graph stay int8.
+    `provider` is what floating-point products compute in: "graph" (the default: as they are
+    written), "f32" or "bf16". Int8 products of a quantised graph stay int8.
     """
     try:
         import openvino
     except ImportError as error:
-        raise BackendError(f"backend 'openvino' is not installed ({error}): pip install 'trimvla[openvino]'") from error
+        raise BackendError(
+            f"backend 'openvino' is not installed ({error}): pip install 'trimvla[openvino]'"
+        ) from error
     return OpenVinoRunner(openvino, model, spec, provider, threads)
 
 
@@ -146,7 +177,8 @@ def products(compiled: Any) -> Counter[str]:  # noqa: ANN401 - the library has n
 
 
 def check_precision(found: Counter[str], asked: str, model: str, quantised: bool = False) -> str:
-    """How many products in which precision, as text; BackendError where some are in one that nobody asked for.
+    """How many products in which precision, as text; BackendError where some are in one that nobody
+    asked for.
 
     OpenVINO computes dynamically quantised products in floating point: that is no int8 either.
     """
@@ -160,11 +192,18 @@ def check_precision(found: Counter[str], asked: str, model: str, quantised: bool
 
 
 def check_borders(model: Path, spec: StageSpec, graph: Any) -> None:  # noqa: ANN401 - the library has no types
-    """The graph's own inputs and outputs must be those that the manifest promises: names, dtypes, shapes."""
-    for kind, want, got in (("inputs", spec.inputs, graph.inputs), ("outputs", spec.outputs, graph.outputs)):
+    """The graph's own inputs and outputs must be those that the manifest promises: names, dtypes,
+    shapes.
+    """
+    for kind, want, got in (
+        ("inputs", spec.inputs, graph.inputs),
+        ("outputs", spec.outputs, graph.outputs),
+    ):
         expected = {tensor.name: str(tensor.array) for tensor in want}
         shapes = {tensor.name: tensor.shape for tensor in want}
-        found = {value.any_name: border_text(value, shapes.get(value.any_name, ())) for value in got}
+        found = {
+            value.any_name: border_text(value, shapes.get(value.any_name, ())) for value in got
+        }
         if expected != found:
             raise BundleError(f"{model}: expected {kind} {expected}, got {found}")
 
@@ -173,7 +212,9 @@ def border_text(value: Any, named: tuple[int | str, ...]) -> str:  # noqa: ANN40
     """Dtype and shape of a border; axes without a length take the spec's name for them."""
     sizes = [None if axis.is_dynamic else axis.get_length() for axis in value.partial_shape]
     names = named if len(named) == len(sizes) else (None,) * len(sizes)
-    shape = tuple(size if size is not None else name for size, name in zip(sizes, names, strict=True))
+    shape = tuple(
+        size if size is not None else name for size, name in zip(sizes, names, strict=True)
+    )
     return describe(value.element_type.to_dtype().name, shape)
 
 
@@ -188,7 +229,9 @@ def static_shape(tensor: TensorSpec, length: int) -> tuple[int, ...]:
 
 
 def bucket_lengths(model: Path) -> tuple[int, ...]:
-    """Prompt lengths from the manifest beside a graph; none for a graph by itself, which compiles when it is used."""
+    """Prompt lengths from the manifest beside a graph; none for a graph by itself, which compiles
+    when it is used.
+    """
     path = model.with_name(MANIFEST)
     if not path.is_file():
         return ()
@@ -196,6 +239,8 @@ def bucket_lengths(model: Path) -> tuple[int, ...]:
 
 
 def first_line(error: Exception) -> str:
-    """The library's messages are long; the last of their lines that says something is the reason."""
+    """The library's messages are long; the last of their lines that says something is the
+    reason.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

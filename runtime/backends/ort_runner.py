@@ -1,8 +1,9 @@
 """ONNX Runtime: the default backend, on any CPU.
 
-Asks for one provider and checks what it got: `get_available_providers()` lists providers that do not load, and a
-session falls back to the CPU without a word. On CUDA, what lies between two stages stays on the device. Waiting threads
-sleep instead of spinning: on a robot's few cores a spinning pool starves the control loop.
+Asks for one provider and checks what it got: `get_available_providers()` lists providers that do
+not load, and a session falls back to the CPU without a word. On CUDA, what lies between two stages
+stays on the device. Waiting threads sleep instead of spinning: on a robot's few cores a spinning
+pool starves the control loop.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
-from trimvla.runtime.backends.chain import Chain, HostChain, Milliseconds, Tensors, borders, open_all
+from trimvla.runtime.backends.chain import (
+    Chain,
+    HostChain,
+    Milliseconds,
+    Tensors,
+    borders,
+    open_all,
+)
 from trimvla.runtime.backends.failures import call_failure
 from trimvla.runtime.backends.runner import check_inputs
 from trimvla.runtime.bundle.manifest import STAGES, Manifest, StageSpec
@@ -23,11 +31,13 @@ from trimvla.runtime.errors import BackendError, BundleError
 from trimvla.runtime.specs import describe
 
 CPU = "CPUExecutionProvider"
-CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
-# provider -> what a session is asked for: TensorRT takes the parts of a graph that it can, CUDA the rest. float32 is
-# float32: CUDA's own default rounds what it multiplies to 10 bits.
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+# provider -> what a session is asked for: TensorRT takes the parts of a graph that it can, CUDA the
+# rest. float32 is float32: CUDA's own default rounds what it multiplies to 10 bits.
 OPTIONS = {CUDA: [(CUDA, {"use_tf32": "0"})], TENSORRT: [TENSORRT, (CUDA, {"use_tf32": "0"})]}
-DEVICES = {CUDA: "cuda", TENSORRT: "cuda"}  # providers with a memory of their own, by ONNX Runtime's name of it
+# providers with a memory of their own, by ONNX Runtime's name of it
+DEVICES = {CUDA: "cuda", TENSORRT: "cuda"}
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -41,9 +51,17 @@ class OrtRunner:
     """One stage in one session."""
 
     def __init__(
-        self, model: Path, spec: StageSpec, *, provider: str = CPU, threads: int = 0, frugal: bool = False
+        self,
+        model: Path,
+        spec: StageSpec,
+        *,
+        provider: str = CPU,
+        threads: int = 0,
+        frugal: bool = False,
     ) -> None:
-        """See `runner.create`; `frugal`: weights stay in the mapped file and are widened where they are used."""
+        """See `runner.create`; `frugal`: weights stay in the mapped file and are widened where they
+        are used.
+        """
         self.spec = spec
         self._outputs = [tensor.name for tensor in spec.outputs]
         self._session = _session(model, provider, threads, frugal)
@@ -76,14 +94,20 @@ class OrtRunner:
 
     def describe(self) -> dict[str, str]:
         """See `runner.Runner`."""
-        return {"backend": "onnxruntime", "version": ort.__version__, "provider": self._session.get_providers()[0]}
+        return {
+            "backend": "onnxruntime",
+            "version": ort.__version__,
+            "provider": self._session.get_providers()[0],
+        }
 
     def close(self) -> None:
         """See `runner.Runner`."""
         del self._session
 
 
-def create(model: Path, spec: StageSpec, *, provider: str | None = None, threads: int = 0) -> OrtRunner:
+def create(
+    model: Path, spec: StageSpec, *, provider: str | None = None, threads: int = 0
+) -> OrtRunner:
     """See `runner.create`."""
     return OrtRunner(model, spec, provider=provider or CPU, threads=threads)
 
@@ -94,17 +118,26 @@ class BoundChain(HostChain):
     def __init__(self, runners: Mapping[str, OrtRunner], device: str) -> None:
         """`runners` in the stages' order."""
         super().__init__(runners)
-        self._bound, self._device = dict(runners), device
+        self._bound = dict(runners)
+        self._device = device
 
-    def run(self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES) -> tuple[Tensors, Milliseconds]:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES
+    ) -> tuple[Tensors, Milliseconds]:
         """See `chain.Chain.run`."""
-        values, took = {}, {}
+        values = {}
+        took = {}
         for name in stages:
-            start, runner = time.monotonic_ns(), self._bound[name]
+            start = time.monotonic_ns()
+            runner = self._bound[name]
             for spec in runner.spec.inputs:
                 if spec.name not in values:
-                    values[spec.name] = ort.OrtValue.ortvalue_from_numpy(spec.array.validate(inputs[spec.name]))
-            values |= runner.run_on(self._device, {spec.name: values[spec.name] for spec in runner.spec.inputs})
+                    values[spec.name] = ort.OrtValue.ortvalue_from_numpy(
+                        spec.array.validate(inputs[spec.name])
+                    )
+            values |= runner.run_on(
+                self._device, {spec.name: values[spec.name] for spec in runner.spec.inputs}
+            )
             took[name] = (time.monotonic_ns() - start) / 1e6
         made = borders({name: self._bound[name] for name in stages})[1]
         try:
@@ -128,13 +161,16 @@ def open_chain(
 
 
 def session_options(threads: int) -> ort.SessionOptions:
-    """Options that all sessions share: no spinning, one operator at a time, int8 products that do not overflow."""
+    """Options that all sessions share: no spinning, one operator at a time, int8 products that do
+    not overflow.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # x86 without VNNI adds pairs of int8 products in 16 bits, where they saturate; without effect on other processors
+    # x86 without VNNI adds pairs of int8 products in 16 bits, where they saturate; without effect
+    # on other processors
     options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
@@ -142,8 +178,9 @@ def session_options(threads: int) -> ort.SessionOptions:
 def make_frugal(options: ort.SessionOptions) -> list[str]:
     """Let a session hold no copy of its weights; returns the optimisers to disable.
 
-    On the CPU a float16 graph is widened to float32, as a whole while loading: three times the file in memory. With
-    these options each weight is widened just before its product and dropped after it: slower, and the file is enough.
+    On the CPU a float16 graph is widened to float32, as a whole while loading: three times the file
+    in memory. With these options each weight is widened just before its product and dropped after
+    it: slower, and the file is enough.
     """
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
@@ -153,26 +190,38 @@ def make_frugal(options: ort.SessionOptions) -> list[str]:
 
 def _session(model: Path, provider: str, threads: int, frugal: bool) -> ort.InferenceSession:
     if provider not in ort.get_available_providers():
-        raise BackendError(f"expected provider {provider!r}, this onnxruntime offers {ort.get_available_providers()}")
+        raise BackendError(
+            f"expected provider {provider!r}, this onnxruntime offers"
+            f" {ort.get_available_providers()}"
+        )
     options = session_options(threads)
     disabled = make_frugal(options) if frugal else []
     try:
         providers = OPTIONS.get(provider, [provider])
-        return ort.InferenceSession(str(model), options, providers=providers, disabled_optimizers=disabled)
+        return ort.InferenceSession(
+            str(model), options, providers=providers, disabled_optimizers=disabled
+        )
     except NoKernel as error:
         hint = "a bfloat16 bundle runs on openvino or tensorrt"
-        raise BackendError(f"{model.name}: {provider} has no kernel for part of it ({error}); {hint}") from error
+        raise BackendError(
+            f"{model.name}: {provider} has no kernel for part of it ({error}); {hint}"
+        ) from error
     except Exception as error:  # the library's exceptions share no public base
         raise BundleError(f"{model}: {error}") from error
 
 
 def _check_borders(model: Path, spec: StageSpec, session: ort.InferenceSession) -> None:
-    """The graph's own inputs and outputs must be those that the manifest promises: names, dtypes, shapes."""
+    """The graph's own inputs and outputs must be those that the manifest promises: names, dtypes,
+    shapes.
+    """
     for kind, want, got in (
         ("inputs", spec.inputs, session.get_inputs()),
         ("outputs", spec.outputs, session.get_outputs()),
     ):
         expected = {tensor.name: str(tensor.array) for tensor in want}
-        found = {value.name: describe(DTYPES.get(value.type, value.type), tuple(value.shape)) for value in got}
+        found = {
+            value.name: describe(DTYPES.get(value.type, value.type), tuple(value.shape))
+            for value in got
+        }
         if expected != found:
             raise BundleError(f"{model}: expected {kind} {expected}, got {found}")

@@ -1,8 +1,8 @@
 """The contract that every backend keeps: one stage, named arrays in, named arrays out.
 
-A runner is made for one stage of one bundle and owns what it needs on its device. `tests/runner_contract.py` holds the
-contract as a reusable test. Knows no backend: its module is imported when it is asked for. How stages follow each other
-is `chain.py`.
+A runner is made for one stage of one bundle and owns what it needs on its device.
+`tests/runner_contract.py` holds the contract as a reusable test. Knows no backend: its module is
+imported when it is asked for. How stages follow each other is `chain.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ BACKENDS = {
     "tensorrt": "trimvla.runtime.backends.tensorrt.runner",
     "tensorrt-rtx": "trimvla.runtime.backends.tensorrt.runner",
 }
-BUILT = ("tensorrt", "tensorrt-rtx")  # run the engines that `trimvla build` made; the others load a bundle's graphs
+# run the engines that `trimvla build` made; the others load a bundle's graphs
+BUILT = ("tensorrt", "tensorrt-rtx")
 
 
 class Runner(Protocol):
@@ -36,12 +37,15 @@ class Runner(Protocol):
         """All outputs by name, as fresh arrays.
 
         Raises:
-            SpecError: an input is missing, unknown, or of another dtype or shape than the stage's spec.
+            SpecError: an input is missing, unknown, or of another dtype or shape than the stage's
+                spec.
         """
         ...
 
     def describe(self) -> dict[str, str]:
-        """What really runs: backend, version, provider, device, as the backend itself reports it."""
+        """What really runs: backend, version, provider, device, as the backend itself reports
+        it.
+        """
         ...
 
     def close(self) -> None:
@@ -61,10 +65,12 @@ def create(
     """A runner for one stage.
 
     Args:
-        backend: a key of `BACKENDS`, or with its provider "BACKEND:PROVIDER", such as openvino:bf16.
+        backend: a key of `BACKENDS`, or with its provider "BACKEND:PROVIDER", such as
+            openvino:bf16.
         model: the stage's graph; for a backend that runs engines, in its bundle.
         spec: its inputs and outputs.
-        provider: what executes inside the backend, by the backend's own name; None is its plain default.
+        provider: what executes inside the backend, by the backend's own name; None is its plain
+            default.
         threads: threads for one operator; 0 leaves it to the backend.
         engines: the folder of built engines, for a backend in `BUILT`; None: see `engine_folders`.
 
@@ -88,7 +94,9 @@ def find_backend(
     if backend in BUILT:
         options |= {"backend": backend, "engines": engines}
     elif engines is not None:
-        raise BackendError(f"'engines' is for {' and '.join(BUILT)}: backend '{backend}' loads the bundle's graphs")
+        raise BackendError(
+            f"'engines' is for {' and '.join(BUILT)}: backend '{backend}' loads the bundle's graphs"
+        )
     return importlib.import_module(BACKENDS[backend]), options
 
 

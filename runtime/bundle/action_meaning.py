@@ -1,7 +1,10 @@
-"""What the numbers of an action mean: the kind of each dimension and the rows a second. Pure: two sides, compared.
+"""What the numbers of an action mean: the kind of each dimension and the rows a second.
 
-A chunk names its meaning, a bundle's manifest and the control loop's configuration have one each, and nothing is
-commanded while two of them differ: 0.01 m a row at 5 rows a second is another speed at 10, and a target is no delta.
+Pure: two sides, compared.
+
+A chunk names its meaning, a bundle's manifest and the control loop's configuration have one each,
+and nothing is commanded while two of them differ: 0.01 m a row at 5 rows a second is another speed
+at 10, and a target is no delta.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ RATE_TOLERANCE = 1e-6  # relative: what two spellings of one rate may differ by
 
 @dataclass(frozen=True)
 class ActionMeaning:
-    """The kinds of an action's dimensions, and its rows per second [Hz]. `str` is for error messages."""
+    """The kinds of an action's dimensions, and its rows per second [Hz].
+
+    `str` is for error messages.
+    """
 
     kinds: tuple[ActionKind, ...]
     hz: float
@@ -41,7 +47,8 @@ def describe(kinds: Sequence[ActionKind]) -> str:
 def disagreement(expected: ActionMeaning, got: ActionMeaning) -> str:
     """Why rows of the one meaning must not be commanded as the other; empty if they may.
 
-    A delta is a motion per row: its rate must be the control loop's. Targets and velocities mean the same at any rate.
+    A delta is a motion per row: its rate must be the control loop's. Targets and velocities mean
+    the same at any rate.
 
     Args:
         expected: of the control loop.

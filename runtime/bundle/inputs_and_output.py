@@ -1,7 +1,9 @@
-"""What a policy takes and gives, as a manifest of schema 2 describes it: images, state, prompt, flow and action.
+"""What a policy takes and gives, as a manifest of schema 2 describes it: images, state, prompt,
+flow and action.
 
-One struct a part. A family fills them in (`policies.families.Family.describe`), the runtime reads nothing else to make
-a policy's inputs and to scale its output. Knows no file, and checks nothing but what one field rules out by itself.
+One struct a part. A family fills them in (`policies.families.Family.describe`), the runtime reads
+nothing else to make a policy's inputs and to scale its output. Knows no file, and checks nothing
+but what one field rules out by itself.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ import msgspec
 ActionKind = Literal["delta", "absolute", "velocity", "gripper"]
 """What one action dimension means to the robot; it decides what a hold is (`fallback.py`)."""
 Resize = Literal["bicubic-antialias", "bilinear-antialias", "bilinear"]
-"""Pillow's two filters on uint8, or torch's bilinear without antialias on float32 (`preprocess.letterbox`)."""
+"""Pillow's two filters on uint8, or torch's bilinear without antialias on float32
+(`preprocess.letterbox`).
+"""
 Aspect = Literal["stretch", "pad-centre", "pad-left-top", "square-centre"]
-"""How h x w becomes a square: `stretch` alone changes the sides' ratio. `pad-*`: resized until it fits, then padded,
-half and half (the odd pixel right and bottom) or all of it left and top. `square-centre`: padded first, half and half,
-then resized."""
+"""How h x w becomes a square: `stretch` alone changes the sides' ratio. `pad-*`: resized until it
+fits, then padded, half and half (the odd pixel right and bottom) or all of it left and top.
+`square-centre`: padded first, half and half, then resized.
+"""
 Statistics = Literal["quantiles", "mean_std", "min_max", "none"]
 """q01 and q99 to -1 and 1; mean and std to 0 and 1; min and max to -1 and 1; or as it is."""
 
@@ -31,7 +36,9 @@ class CameraSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ImagesSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the images become one tensor, `dtype`[cameras, size, size, 3], in the order of `cameras`."""
+    """How the images become one tensor, `dtype`[cameras, size, size, 3], in the order of
+    `cameras`.
+    """
 
     cameras: tuple[CameraSpec, ...]
     size: int
@@ -53,7 +60,9 @@ class ImagesSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class PromptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How an instruction becomes token ids: BOS, text, suffix, padding up to the next bucket length."""
+    """How an instruction becomes token ids: BOS, text, suffix, padding up to the next bucket
+    length.
+    """
 
     template: str
     """With {instruction}, and with {state} where the state is text."""
@@ -73,13 +82,17 @@ class PromptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trim_end: bool = True
     """Spaces at the end of the whole text are left out."""
     split_at: str | None = None
-    """A part of the template at which it is taken apart and left out: both halves are tokenised by themselves."""
+    """A part of the template at which it is taken apart and left out: both halves are tokenised by
+    themselves.
+    """
     vocabulary: int | None = None
     """Rows of the embedding table: every id of the tokenizer lies below."""
 
 
 class StateSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the robot's state becomes an input: normalised, padded with zeros, then a tensor `state` or text."""
+    """How the robot's state becomes an input: normalised, padded with zeros, then a tensor `state`
+    or text.
+    """
 
     names: tuple[str, ...]
     """Of the numbers, in order; empty where the checkpoint does not name them."""
@@ -91,11 +104,15 @@ class StateSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Added to the divisor: std, or (mean_std apart) what lies between the limits."""
     into: Literal["tensor", "text"] = "tensor"
     bins: int | None = None
-    """For text: -1 to 1 in as many equal bins; a number is the index of its bin, -1 below all of them."""
+    """For text: -1 to 1 in as many equal bins; a number is the index of its bin, -1 below all of
+    them.
+    """
 
 
 class ActionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The action chunk: `horizon` rows of `dim` numbers at `control_hz`, scaled back with one key's statistics."""
+    """The action chunk: `horizon` rows of `dim` numbers at `control_hz`, scaled back with one key's
+    statistics.
+    """
 
     horizon: int
     dim: int
@@ -103,7 +120,9 @@ class ActionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kinds: tuple[ActionKind, ...]
     statistics_key: str
     padded_dim: int | None = None
-    """Numbers in a row of the noise and of the sample, where more than `dim`: the rest is cut off."""
+    """Numbers in a row of the noise and of the sample, where more than `dim`: the rest is cut
+    off.
+    """
     normalization: Statistics = "quantiles"
     clip: bool = True
     """The sample is cut to [-1, 1] first."""

@@ -1,6 +1,8 @@
-"""The bundle's manifest: what a bundle contains, as typed data, and the one gate through which a bundle is loaded.
+"""The bundle's manifest: what a bundle contains, as typed data, and the one gate through which a
+bundle is loaded.
 
-Knows files, hashes, shapes and dtypes. Does not know how a stage runs, nor what a policy's config means.
+Knows files, hashes, shapes and dtypes. Does not know how a stage runs, nor what a policy's config
+means.
 """
 
 from __future__ import annotations
@@ -73,21 +75,32 @@ MAX_MANIFEST_BYTES = 16 << 20
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The directory of a bundle: a path to one, else the name of a shipped one. BundleError lists the shipped names."""
+    """The directory of a bundle: a path to one, else the name of a shipped one.
+
+    BundleError lists the shipped names.
+    """
     for candidate in (Path(name_or_path), *(root / name_or_path for root in _shipped_roots())):
         if (candidate / MANIFEST).is_file():
             return candidate
     known = ", ".join(shipped()) or "none"
-    raise BundleError(f"expected a directory with a {MANIFEST} or a shipped bundle ({known}), got '{name_or_path}'")
+    raise BundleError(
+        f"expected a directory with a {MANIFEST} or a shipped bundle ({known}), got"
+        f" '{name_or_path}'"
+    )
 
 
 def shipped() -> list[str]:
     """Names of the bundles that come with the package."""
-    return sorted(path.parent.name for root in _shipped_roots() for path in root.glob(f"*/{MANIFEST}"))
+    return sorted(
+        path.parent.name for root in _shipped_roots() for path in root.glob(f"*/{MANIFEST}")
+    )
 
 
 def shipped_directory(name: str) -> Path | None:
-    """The directory of a shipped bundle; None where none is called so. Whatever stands in the working directory."""
+    """The directory of a shipped bundle; None where none is called so.
+
+    Whatever stands in the working directory.
+    """
     known = [root / name for root in _shipped_roots() if (root / name / MANIFEST).is_file()]
     return known[0] if known and name in shipped() else None
 
@@ -100,10 +113,11 @@ def _shipped_roots() -> list[Path]:
 
 
 def load(directory: Path, verify_hashes: bool = True) -> Manifest:
-    """Read and check a bundle: schema version, fields, every file's presence, size and sha256, shapes and dtypes.
+    """Read and check a bundle: schema version, fields, every file's presence, size and sha256,
+    shapes and dtypes.
 
-    Raises BundleError with the first thing that is wrong. `verify_hashes=False` still checks presence and sizes. To
-    load what was checked, and nothing else, use `opened`.
+    Raises BundleError with the first thing that is wrong. `verify_hashes=False` still checks
+    presence and sizes. To load what was checked, and nothing else, use `opened`.
     """
     with opened(directory, verify_hashes) as (_, manifest):
         return manifest
@@ -111,10 +125,12 @@ def load(directory: Path, verify_hashes: bool = True) -> Manifest:
 
 @contextmanager
 def opened(directory: Path, verify_hashes: bool = True) -> Iterator[tuple[OpenBundle, Manifest]]:
-    """A bundle, checked as `load` does and held open: what is loaded through it is what was checked.
+    """A bundle, checked as `load` does and held open: what is loaded through it is what was
+    checked.
 
     Raises:
-        BundleError: something is wrong, or (at the block's end) was changed after it had been checked.
+        BundleError: something is wrong, or (at the block's end) was changed after it had been
+            checked.
     """
     with closing(OpenBundle(directory)) as bundle:
         path = directory / MANIFEST
@@ -131,7 +147,9 @@ def opened(directory: Path, verify_hashes: bool = True) -> Iterator[tuple[OpenBu
 
 
 def write(directory: Path, manifest: Manifest) -> Manifest:
-    """Write manifest.json as the last file of a bundle and return it with `files` filled from the directory."""
+    """Write manifest.json as the last file of a bundle and return it with `files` filled from the
+    directory.
+    """
     complete = msgspec.structs.replace(manifest, files=_describe_files(directory))
     check(complete)
     text = msgspec.json.format(msgspec.json.encode(complete), indent=1)
@@ -140,7 +158,10 @@ def write(directory: Path, manifest: Manifest) -> Manifest:
 
 
 def parse(raw: bytes, path: Path) -> Manifest:
-    """A manifest's text, checked in itself; `path` is for the error's words. Raises BundleError and nothing else."""
+    """A manifest's text, checked in itself; `path` is for the error's words.
+
+    Raises BundleError and nothing else.
+    """
     data = parse_json(raw, path, "a manifest", error=BundleError)
     _check_version(path, data)
     manifest = convert(data, Manifest, path, error=BundleError)
@@ -156,7 +177,10 @@ def _check_version(path: Path, data: object) -> None:
 
 
 def check(manifest: Manifest) -> None:
-    """Ranges of every field, and facts that stand in two places, which must agree. BundleError with the first."""
+    """Ranges of every field, and facts that stand in two places, which must agree.
+
+    BundleError with the first.
+    """
     for problem in chain(manifest_limits.problems(manifest), _problems(manifest)):
         raise BundleError(f"bundle '{manifest.name[:80]}': {problem}")
 
@@ -168,9 +192,13 @@ def check_name(name: str, what: str) -> None:
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:
-    action, prompt = manifest.action, manifest.prompt
+    action = manifest.action
+    prompt = manifest.prompt
     if set(manifest.stages) - set(OPTIONAL_STAGES) != set(STAGES):
-        yield f"expected stages {list(STAGES)}, and perhaps {list(OPTIONAL_STAGES)}, got {list(manifest.stages)}"
+        yield (
+            f"expected stages {list(STAGES)}, and perhaps {list(OPTIONAL_STAGES)}, got"
+            f" {list(manifest.stages)}"
+        )
         return
     if len(action.kinds) != action.dim:
         yield f"expected {action.dim} entries for 'action.kinds', got {len(action.kinds)}"
@@ -180,11 +208,16 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield f"expected '{{instruction}}' in 'prompt.template', got {prompt.template!r}"
     yield from _shape_problems(manifest)
     needed = [STATISTICS, TOKENIZER, *(stage.file for stage in manifest.stages.values())]
-    yield from (f"file '{name}' is needed and not listed in 'files'" for name in needed if name not in manifest.files)
+    yield from (
+        f"file '{name}' is needed and not listed in 'files'"
+        for name in needed
+        if name not in manifest.files
+    )
 
 
 def _shape_problems(manifest: Manifest) -> Iterator[str]:
-    side, chunk = manifest.image.size, (1, manifest.action.horizon, manifest.action.dim)
+    side = manifest.image.size
+    chunk = (1, manifest.action.horizon, manifest.action.dim)
     expected = [
         ("vision", "image", (1, side, side, 3)),
         ("action", "noise", chunk),
@@ -200,17 +233,23 @@ def _shape_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _check_references(directory: Path, manifest: Manifest) -> None:
-    """Every file that a graph reads must be one that was hashed; absolute names and folders are none."""
+    """Every file that a graph reads must be one that was hashed; absolute names and folders are
+    none.
+    """
     for name, stage in manifest.stages.items():
         for other in referenced_files(directory / stage.file):
             if other not in manifest.files:
                 what = f"stage '{name}' reads its weights from {other[:200]!r}"
-                raise BundleError(f"{directory / stage.file}: {what}, expected a file that 'files' lists")
+                raise BundleError(
+                    f"{directory / stage.file}: {what}, expected a file that 'files' lists"
+                )
 
 
 def _describe_files(directory: Path) -> dict[str, FileSpec]:
     paths = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST)
-    return {p.relative_to(directory).as_posix(): FileSpec(sha256_of(p), p.stat().st_size) for p in paths}
+    return {
+        p.relative_to(directory).as_posix(): FileSpec(sha256_of(p), p.stat().st_size) for p in paths
+    }
 
 
 def sha256_of(path: Path) -> str:

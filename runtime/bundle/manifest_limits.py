@@ -1,7 +1,9 @@
-"""Ranges of everything that a manifest says, checked before anything is allocated, compiled or opened for it.
+"""Ranges of everything that a manifest says, checked before anything is allocated, compiled or
+opened for it.
 
-A manifest comes from elsewhere: its numbers decide how much memory is taken and how often a graph is compiled. The
-limits lie far beyond the largest policy that exists, and far below what a robot's computer cannot hold.
+A manifest comes from elsewhere: its numbers decide how much memory is taken and how often a graph
+is compiled. The limits lie far beyond the largest policy that exists, and far below what a robot's
+computer cannot hold.
 """
 
 from __future__ import annotations
@@ -61,7 +63,10 @@ def _action(manifest: Manifest) -> Iterator[str]:
     yield from _range("action.horizon", action.horizon, 1, MAX_HORIZON)
     yield from _range("action.dim", action.dim, 1, MAX_DIM)
     if not (math.isfinite(action.control_hz) and 0 < action.control_hz <= MAX_HZ):
-        yield f"expected a rate above 0 and at most {MAX_HZ:g} for 'action.control_hz', got {action.control_hz}"
+        yield (
+            f"expected a rate above 0 and at most {MAX_HZ:g} for 'action.control_hz', got"
+            f" {action.control_hz}"
+        )
     yield from _text("'action.statistics_key'", action.statistics_key, 256)
 
 
@@ -71,21 +76,33 @@ def _prompt(manifest: Manifest) -> Iterator[str]:
     for field in ("bos_id", "pad_id"):
         yield from _range(f"prompt.{field}", getattr(prompt, field), 0, MAX_ID)
     if len(prompt.suffix_ids) > MAX_SUFFIX:
-        yield f"expected at most {MAX_SUFFIX} entries for 'prompt.suffix_ids', got {len(prompt.suffix_ids)}"
+        yield (
+            f"expected at most {MAX_SUFFIX} entries for 'prompt.suffix_ids', got"
+            f" {len(prompt.suffix_ids)}"
+        )
     for index, token in enumerate(prompt.suffix_ids[:MAX_SUFFIX]):
         yield from _range(f"prompt.suffix_ids[{index}]", token, 0, MAX_ID)
     if len(prompt.buckets) > MAX_BUCKETS:
-        yield f"expected at most {MAX_BUCKETS} entries for 'prompt.buckets', got {len(prompt.buckets)}"
+        yield (
+            f"expected at most {MAX_BUCKETS} entries for 'prompt.buckets', got"
+            f" {len(prompt.buckets)}"
+        )
     for index, bucket in enumerate(prompt.buckets[:MAX_BUCKETS]):
         yield from _range(f"prompt.buckets[{index}]", bucket, 2, MAX_PROMPT)
 
 
 def _stage(name: str, stage: StageSpec) -> Iterator[str]:
     if FILE_NAME.fullmatch(stage.file) is None or not stage.file.endswith(GRAPH_SUFFIX):
-        yield f"expected a plain name ending in {GRAPH_SUFFIX} for 'stages.{name}.file', got {stage.file[:80]!r}"
+        yield (
+            f"expected a plain name ending in {GRAPH_SUFFIX} for 'stages.{name}.file', got"
+            f" {stage.file[:80]!r}"
+        )
     tensors = (*stage.inputs, *stage.outputs)
     if len(tensors) > MAX_TENSORS:
-        yield f"expected at most {MAX_TENSORS} inputs and outputs of stage '{name}', got {len(tensors)}"
+        yield (
+            f"expected at most {MAX_TENSORS} inputs and outputs of stage '{name}', got"
+            f" {len(tensors)}"
+        )
         return
     for tensor in tensors:
         yield from _tensor(f"stages.{name}", tensor)
@@ -119,12 +136,21 @@ def _files(manifest: Manifest) -> Iterator[str]:
         return
     for name, spec in manifest.files.items():
         if "/" in name or "\\" in name or name in (".", ".."):
-            yield f"file {name[:80]!r} lies outside the bundle, or in a folder of it: expected a plain name in 'files'"
+            yield (
+                f"file {name[:80]!r} lies outside the bundle, or in a folder of it: expected a"
+                " plain name in 'files'"
+            )
         elif FILE_NAME.fullmatch(name) is None:
-            yield f"expected a plain name of letters, digits, '.', '_' and '-' in 'files', got {name[:80]!r}"
+            yield (
+                "expected a plain name of letters, digits, '.', '_' and '-' in 'files', got"
+                f" {name[:80]!r}"
+            )
         yield from _range(f"files.{name[:80]}.bytes", spec.bytes, 0, MAX_FILE_BYTES)
         if SHA256.fullmatch(spec.sha256) is None:
-            yield f"expected 64 hexadecimal digits for 'files.{name[:80]}.sha256', got {spec.sha256[:80]!r}"
+            yield (
+                f"expected 64 hexadecimal digits for 'files.{name[:80]}.sha256', got"
+                f" {spec.sha256[:80]!r}"
+            )
 
 
 def _range(field: str, value: Any, low: int, high: int) -> Iterator[str]:  # noqa: ANN401 - a number, whoever made it

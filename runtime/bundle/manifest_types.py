@@ -1,4 +1,7 @@
-"""The types of a bundle's manifest: what stands in it, field by field. Knows no file and checks nothing."""
+"""The types of a bundle's manifest: what stands in it, field by field.
+
+Knows no file and checks nothing.
+"""
 
 from __future__ import annotations
 
@@ -48,18 +51,24 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for spec in (*self.inputs, *self.outputs):
             if spec.name == name:
                 return spec
-        raise BundleError(f"stage '{self.file}': expected a tensor '{name}', got {[s.name for s in self.inputs]}")
+        raise BundleError(
+            f"stage '{self.file}': expected a tensor '{name}', got {[s.name for s in self.inputs]}"
+        )
 
 
 class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a picture becomes the vision stage's input: resized straight to `size` x `size`, no crop."""
+    """How a picture becomes the vision stage's input: resized straight to `size` x `size`, no
+    crop.
+    """
 
     size: int
     resize: Literal["bicubic-antialias"] = "bicubic-antialias"
 
 
 class PromptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How an instruction becomes token ids: BOS, template, suffix, padding up to the next bucket length."""
+    """How an instruction becomes token ids: BOS, template, suffix, padding up to the next bucket
+    length.
+    """
 
     template: str
     bos_id: int
@@ -70,7 +79,9 @@ class PromptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ActionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The action chunk: `horizon` rows of `dim` numbers at `control_hz`, un-normalised with one key's statistics."""
+    """The action chunk: `horizon` rows of `dim` numbers at `control_hz`, un-normalised with one
+    key's statistics.
+    """
 
     horizon: int
     dim: int
@@ -87,7 +98,10 @@ class FileSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything that a runtime must know to run a bundle. `files` covers every file but the manifest itself."""
+    """Everything that a runtime must know to run a bundle.
+
+    `files` covers every file but the manifest itself.
+    """
 
     schema_version: int = SCHEMA_VERSION
     name: str

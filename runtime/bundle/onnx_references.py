@@ -1,7 +1,9 @@
-"""Which other files an ONNX graph reads, found by walking its protobuf bytes: no library, no copy, nothing executed.
+"""Which other files an ONNX graph reads, found by walking its protobuf bytes: no library, no copy,
+nothing executed.
 
-A graph may name files of weights ("external data") in any of its tensors, and a compiled engine in an EPContext node;
-a backend opens them while it loads. Knows the wire format and the few fields of ONNX that lead to such a name.
+A graph may name files of weights ("external data") in any of its tensors, and a compiled engine in
+an EPContext node; a backend opens them while it loads. Knows the wire format and the few fields of
+ONNX that lead to such a name.
 """
 
 from __future__ import annotations
@@ -13,11 +15,17 @@ from pathlib import Path
 
 from trimvla.runtime.errors import BundleError
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types; groups (3, 4) are none that ONNX has
+# wire types; groups (3, 4) are none that ONNX has
+VARINT = 0
+FIXED64 = 1
+BYTES = 2
+FIXED32 = 5
 MAX_DEPTH = 32  # of graphs in attributes of nodes
-FORBIDDEN = (b"EPContext",)  # an operator that loads a file, or runs an engine that lies in the graph
+# an operator that loads a file, or runs an engine that lies in the graph
+FORBIDDEN = (b"EPContext",)
 
-# message -> field number -> the message that it holds; only what leads to a tensor or an operator's name
+# message -> field number -> the message that it holds; only what leads to a tensor or an operator's
+# name
 CHILDREN: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -29,7 +37,9 @@ CHILDREN: dict[str, dict[int, str]] = {
     "tensor": {13: "entry"},
 }
 OPERATOR = 4  # of a node
-KEY, VALUE = 1, 2  # of an entry
+# of an entry
+KEY = 1
+VALUE = 2
 
 Span = tuple[int, int]
 
@@ -66,7 +76,9 @@ def _references(data: mmap.mmap, span: Span, kind: str, depth: int) -> Iterator[
 
 
 def _location(data: mmap.mmap, span: Span) -> Iterator[str]:
-    """The file's name in an entry of external data; every value of the entry, should there be several."""
+    """The file's name in an entry of external data; every value of the entry, should there be
+    several.
+    """
     fields = [(number, data[slice(*field)]) for number, field in _fields(data, span)]
     if any(number == KEY and value == b"location" for number, value in fields):
         for number, value in fields:
@@ -79,13 +91,16 @@ def _fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, Span]]:
     place, end = span
     while place < end:
         tag, place = _varint(data, place, end)
-        number, wire = tag >> 3, tag & 7
+        number = tag >> 3
+        wire = tag & 7
         if wire == VARINT:
             _, place = _varint(data, place, end)
         elif wire == BYTES:
             length, place = _varint(data, place, end)
             if length > end - place:
-                raise ValueError(f"a field of {length} bytes where {end - place} are left: cut off, or no graph")
+                raise ValueError(
+                    f"a field of {length} bytes where {end - place} are left: cut off, or no graph"
+                )
             yield number, (place, place + length)
             place += length
         elif wire in (FIXED64, FIXED32):

@@ -1,9 +1,10 @@
 """A bundle's directory, held open: what was hashed is what is loaded.
 
-The directory is opened once, every file in it is opened without following a link, checked and hashed; backends load
-through the open directory (`place`), which nobody can exchange for another. Afterwards `check_unchanged` says whether a
-file was written or exchanged in between: any such change leaves its mark on the file's or the directory's change time,
-which no ordinary user can set. Knows files; what a manifest says is `manifest`'s.
+The directory is opened once, every file in it is opened without following a link, checked and
+hashed; backends load through the open directory (`place`), which nobody can exchange for another.
+Afterwards `check_unchanged` says whether a file was written or exchanged in between: any such
+change leaves its mark on the file's or the directory's change time, which no ordinary user can set.
+Knows files; what a manifest says is `manifest`'s.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from trimvla.runtime.text_files import LFS_POINTER, describe_pointer
 READ_BYTES = 1 << 20
 DESCRIPTORS = Path("/proc/self/fd")
 CHANGED = "expected it to stay as it is, but it changed while it was loaded"
-CLOCK_STEP_S = 0.02  # file systems keep times in steps of up to 10 ms: two changes within one look like one
+# file systems keep times in steps of up to 10 ms: two changes within one look like one
+CLOCK_STEP_S = 0.02
 
 Mark = tuple[int, int, int, int]  # device, inode, size, change time [ns]
 
@@ -50,7 +52,10 @@ class OpenBundle:
         return through if through.is_dir() else self.path
 
     def read(self, name: str, limit: int) -> bytes:
-        """A file's content. BundleError where it is missing, no plain file, or larger than `limit` bytes."""
+        """A file's content.
+
+        BundleError where it is missing, no plain file, or larger than `limit` bytes.
+        """
         with self._open(name) as descriptor:
             if os.fstat(descriptor).st_size > limit:
                 raise BundleError(f"{self.path / name}: expected at most {limit} bytes, got more")
@@ -58,27 +63,38 @@ class OpenBundle:
                 return file.read(limit)
 
     def check_listing(self, files: Mapping[str, FileSpec]) -> None:
-        """BundleError where the directory holds anything but the manifest and the files that it lists."""
+        """BundleError where the directory holds anything but the manifest and the files that it
+        lists.
+        """
         for name in sorted(entry.name for entry in self.place.iterdir()):
             if name != MANIFEST and name not in files:
                 raise BundleError(
-                    f"bundle '{self.path}': expected only files that {MANIFEST} lists, got '{name}' too: remove it"
+                    f"bundle '{self.path}': expected only files that {MANIFEST} lists, got '{name}'"
+                    " too: remove it"
                 )
 
     def check_file(self, name: str, spec: FileSpec, verify_hash: bool) -> None:
-        """BundleError where a file is missing, a link, or has another size or (`verify_hash`) another sha256."""
+        """BundleError where a file is missing, a link, or has another size or (`verify_hash`)
+        another sha256.
+        """
         path = self.path / name
         with self._open(name) as descriptor:
             size = os.fstat(descriptor).st_size
             if size != spec.bytes:
                 head = os.pread(descriptor, 256, 0)
-                what = describe_pointer(head) if head.startswith(LFS_POINTER) else f"{size}: truncated or changed"
+                what = (
+                    describe_pointer(head)
+                    if head.startswith(LFS_POINTER)
+                    else f"{size}: truncated or changed"
+                )
                 raise BundleError(f"{path}: expected {spec.bytes} bytes, got {what}")
             if verify_hash and (got := _sha256(descriptor)) != spec.sha256:
                 raise BundleError(f"{path}: expected sha256 {spec.sha256}, got {got}")
 
     def check_unchanged(self) -> None:
-        """BundleError where anything that was looked at has been written or exchanged since it was opened."""
+        """BundleError where anything that was looked at has been written or exchanged since it was
+        opened.
+        """
         if _mark(os.fstat(self._directory)) != self._listing:
             raise BundleError(f"bundle '{self.path}': {CHANGED}")
         for name, mark in self._marks.items():
@@ -109,22 +125,28 @@ class OpenBundle:
 
     @contextmanager
     def _open(self, name: str) -> Iterator[int]:
-        """A plain file of the directory, not through a link; its mark is kept before a byte is read."""
+        """A plain file of the directory, not through a link; its mark is kept before a byte is
+        read.
+        """
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             state = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
             if stat.S_ISLNK(state.st_mode):
                 raise BundleError(
-                    f"bundle '{self.path}': expected the file '{name}' itself, got a symbolic link: copy the bundle "
-                    "with `cp -rL`"
+                    f"bundle '{self.path}': expected the file '{name}' itself, got a symbolic link:"
+                    " copy the bundle with `cp -rL`"
                 )
             if not stat.S_ISREG(state.st_mode):
-                raise BundleError(f"bundle '{self.path}': expected a plain file '{name}', got something else")
+                raise BundleError(
+                    f"bundle '{self.path}': expected a plain file '{name}', got something else"
+                )
             descriptor = os.open(name, flags, dir_fd=self._directory)
         except (OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError):
                 raise BundleError(f"bundle '{self.path}': file '{name}' is missing") from None
-            raise BundleError(f"{self.path / name}: {getattr(error, 'strerror', None) or error}") from None
+            raise BundleError(
+                f"{self.path / name}: {getattr(error, 'strerror', None) or error}"
+            ) from None
         try:
             mark = _mark(os.fstat(descriptor))
             if self._marks.setdefault(name, mark) != mark:
@@ -146,7 +168,8 @@ def _mark(state: os.stat_result) -> Mark:
 
 
 def _sha256(descriptor: int) -> str:
-    digest, place = hashlib.sha256(), 0
+    digest = hashlib.sha256()
+    place = 0
     while block := os.pread(descriptor, READ_BYTES, place):
         digest.update(block)
         place += len(block)

@@ -1,7 +1,7 @@
 """The plan: what is kept of a policy, and where the decision came from. One small JSON file.
 
-Knows its own fields and what is wrong with them by themselves; whether a plan fits a policy is checked by
-`policies.trimmed`. The empty plan is the dense policy.
+Knows its own fields and what is wrong with them by themselves; whether a plan fits a policy is
+checked by `policies.trimmed`. The empty plan is the dense policy.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ TOKEN_RANGES = (
 )
 
 
-class TokenPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+class TokenPlan(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """Which visual tokens go on after the first layers; they keep their order and their positions.
 
-    `selector` names a row of `policies.tokens.SELECTORS`. Fields after `after` matter to some selectors only.
+    `selector` names a row of `policies.tokens.SELECTORS`. Fields after `after` matter to some
+    selectors only.
     """
 
     selector: TokenSelector = "efficientvla"
@@ -50,12 +53,18 @@ class TokenPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     alpha: float = 0.5
     """Share of the other tokens that relevance chooses; diversity chooses the rest."""
     rows: Literal["text", "instruction", "last", "state"] = "text"
-    """Whose attention is relevance: all of the text, the same without its suffix, its last token, or the state's."""
+    """Whose attention is relevance: all of the text, the same without its suffix, its last token,
+    or the state's.
+    """
     source: Literal["previous", "next", "expert"] = "previous"
-    """The layer whose attention is read: the last that sees every token, the first that does not, or the first of the
-    action expert whose queries look at these tokens alone, at the first sampler step (`rows` then says nothing)."""
+    """The layer whose attention is read: the last that sees every token, the first that does not,
+    or the first of the action expert whose queries look at these tokens alone, at the first sampler
+    step (`rows` then says nothing).
+    """
     embedding: Literal["hidden", "projected"] = "hidden"
-    """What diversity compares: the hidden states where tokens are dropped, or the projector's output."""
+    """What diversity compares: the hidden states where tokens are dropped, or the projector's
+    output.
+    """
     seed: int = 0
     """Of the random selector."""
     quotas: tuple[int, ...] | None = None
@@ -67,13 +76,20 @@ class TokenPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         for name, least, most in TOKEN_RANGES:
             check_range(f"{name}' of 'tokens", getattr(self, name), least, most)
         if self.selector == "efficientvla" and not 1 <= self.key <= self.keep:
-            raise ConfigError(f"expected at least as many tokens as key tokens: {self.keep} kept, {self.key} key")
+            raise ConfigError(
+                f"expected at least as many tokens as key tokens: {self.keep} kept, {self.key} key"
+            )
         if not 0.0 <= self.alpha <= 1.0:
-            raise ConfigError(f"expected a share from 0 to 1 for 'alpha' of tokens, got {self.alpha}")
+            raise ConfigError(
+                f"expected a share from 0 to 1 for 'alpha' of tokens, got {self.alpha}"
+            )
         if self.quotas is not None:
             _check_quotas(self.quotas, self.keep, self.floor)
         if self.floor and self.selector not in RANKED:
-            words = f"a selector that ranks by relevance alone, one of {list(RANKED)}, where there is a 'floor'"
+            words = (
+                f"a selector that ranks by relevance alone, one of {list(RANKED)}, where there is a"
+                " 'floor'"
+            )
             raise ConfigError(f"expected {words} for 'tokens', got {self.selector!r}")
 
     @property
@@ -83,7 +99,9 @@ class TokenPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return by_selector.get(self.selector)
 
 
-class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+class Provenance(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """How a plan came about, so that it can be made again and doubted."""
 
     criterion: str
@@ -98,7 +116,9 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     created_utc: str
 
 
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+class Plan(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """What is kept of a policy; a field that is left out keeps everything."""
 
     policy: str | None = None
@@ -106,16 +126,22 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     layers: tuple[int, ...] | None = None
     """Kept language layers, ascending."""
     channels: tuple[str, ...] | None = None
-    """Kept MLP channels of each kept layer: hexadecimal masks, channel 0 is the lowest bit (`mask`, `unmask`)."""
+    """Kept MLP channels of each kept layer: hexadecimal masks, channel 0 is the lowest bit (`mask`,
+    `unmask`).
+    """
     expert_layers: tuple[int, ...] | None = None
-    """Kept layers of the action expert, ascending, by the index of the language layer that each reads; all of `layers`
-    where left out. Language layers behind the last of them have no reader and go too."""
+    """Kept layers of the action expert, ascending, by the index of the language layer that each
+    reads; all of `layers` where left out. Language layers behind the last of them have no reader
+    and go too.
+    """
     expert_channels: tuple[str, ...] | None = None
     """Kept MLP channels of each kept expert layer, as `channels`."""
     tokens: TokenPlan | None = None
     vision: VisionPlan | None = None
     recompute: tuple[int, ...] | None = None
-    """Sampler steps that run the head's blocks; the others reuse what the last of these added to the stream."""
+    """Sampler steps that run the head's blocks; the others reuse what the last of these added to
+    the stream.
+    """
     steps: int | None = None
     """Sampler steps: DDIM or Euler."""
     guidance: float | None = None
@@ -141,11 +167,16 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             words = "'expert_layers' among 'layers': each reads the language layer of its index"
             raise ConfigError(f"expected {words}, got {sorted(beyond)} that are not kept")
         if self.recompute is not None and self.recompute[0] != 0:
-            raise ConfigError(f"expected 0 as the first of 'recompute': it has nothing to reuse, got {self.recompute}")
+            raise ConfigError(
+                "expected 0 as the first of 'recompute': it has nothing to reuse, got"
+                f" {self.recompute}"
+            )
 
     @property
     def parts(self) -> frozenset[str]:
-        """Names of all fields that ask for something, such as "layers", "tokens" and "tokens.quotas"."""
+        """Names of all fields that ask for something, such as "layers", "tokens" and
+        "tokens.quotas".
+        """
         return frozenset(_parts(self)) - {"policy", "provenance"}
 
     @property
@@ -178,22 +209,30 @@ def check_parts(plan: Plan, known: Collection[str], policy: str) -> None:
     """
     unknown = sorted(plan.parts - set(known))
     if unknown:
-        raise ConfigError(f"expected a plan for policy '{policy}', which has nothing to trim by {unknown}")
+        raise ConfigError(
+            f"expected a plan for policy '{policy}', which has nothing to trim by {unknown}"
+        )
 
 
 def _check_masks(name: str, masks: Sequence[str] | None) -> None:
     if len(masks or ()) > MAX_INDEX:
-        raise ConfigError(f"expected at most {MAX_INDEX} masks for '{name}', got {len(masks or ())}")
+        raise ConfigError(
+            f"expected at most {MAX_INDEX} masks for '{name}', got {len(masks or ())}"
+        )
     for text in masks or ():
         unmask(text, name)
 
 
 def _check_quotas(quotas: Sequence[int], keep: int, floor: int) -> None:
     if min(quotas, default=-1) < 0 or sum(quotas) != keep:
-        words = f"numbers from 0 on, together the {keep} tokens that are kept, for 'quotas' of 'tokens'"
+        words = (
+            f"numbers from 0 on, together the {keep} tokens that are kept, for 'quotas' of 'tokens'"
+        )
         raise ConfigError(f"expected {words}, got {list(quotas)}")
     if floor:
-        raise ConfigError(f"expected either 'quotas' or 'floor' of 'tokens', got both: {list(quotas)}, {floor}")
+        raise ConfigError(
+            f"expected either 'quotas' or 'floor' of 'tokens', got both: {list(quotas)}, {floor}"
+        )
 
 
 def mask(indices: Sequence[int]) -> str:
@@ -202,10 +241,14 @@ def mask(indices: Sequence[int]) -> str:
 
 
 def unmask(text: str, name: str = "channels") -> tuple[int, ...]:
-    """Ascending indices of a hexadecimal mask; ConfigError, which names the field, where it is none or empty."""
+    """Ascending indices of a hexadecimal mask; ConfigError, which names the field, where it is none
+    or empty.
+    """
     bits = int(text, 16) if MASK.fullmatch(text) else 0
     if bits <= 0:
-        raise ConfigError(f"expected a hexadecimal mask with a bit set for '{name}', got {text[:20]!r}")
+        raise ConfigError(
+            f"expected a hexadecimal mask with a bit set for '{name}', got {text[:20]!r}"
+        )
     return tuple(index for index, bit in enumerate(reversed(f"{bits:b}")) if bit == "1")
 
 

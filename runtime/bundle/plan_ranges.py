@@ -1,4 +1,7 @@
-"""Checks that all parts of a plan share: a number in its range, rising indices. Errors name the field."""
+"""Checks that all parts of a plan share: a number in its range, rising indices.
+
+Errors name the field.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ def check_range(name: str, value: float, least: float, most: float) -> None:
 
 
 def check_rising(name: str, indices: Sequence[int]) -> None:
-    """ConfigError unless there are indices, none twice, in order, and not absurdly many or large."""
+    """ConfigError unless there are indices, none twice, in order, and not absurdly many or
+    large.
+    """
     if len(indices) > MAX_INDEX or any(index > MAX_INDEX for index in indices):
         got = f"{len(indices)} up to {max(indices)}"
         raise ConfigError(

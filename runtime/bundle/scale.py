@@ -1,7 +1,9 @@
-"""How one feature's numbers are scaled: statistics as typed data, and the two directions of the arithmetic.
+"""How one feature's numbers are scaled: statistics as typed data, and the two directions of the
+arithmetic.
 
     quantiles, min_max   [low, high] <-> [-1, 1]: low is q01 or the minimum, high q99 or the maximum
-    mean_std             low <-> 0, high beyond it <-> 1: low is the mean, high the standard deviation
+    mean_std             low <-> 0, high beyond it <-> 1: low is the mean, high the standard
+                         deviation
     none                 as it is
 
 Pure; knows no file (`action_statistics`) and no network.
@@ -30,7 +32,9 @@ LISTS: dict[Statistics, tuple[str, ...]] = {
 
 
 class Scale(msgspec.Struct, frozen=True):
-    """One feature's numbers, one entry a dimension; where `mask` is false the number is left as it is."""
+    """One feature's numbers, one entry a dimension; where `mask` is false the number is left as it
+    is.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -42,7 +46,9 @@ class Scale(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         lengths = {len(self.low), len(self.high), len(self.low if self.mask is None else self.mask)}
         if len(lengths) != 1:
-            raise ValueError(f"expected equal lengths for low, high and mask, got {sorted(lengths)}")
+            raise ValueError(
+                f"expected equal lengths for low, high and mask, got {sorted(lengths)}"
+            )
 
 
 def normalise(values: NDArray[np.float64], scale: Scale) -> NDArray[np.float32]:
@@ -64,7 +70,8 @@ def normalise(values: NDArray[np.float64], scale: Scale) -> NDArray[np.float32]:
 def normalise_input(values: NDArray[np.float32], scale: Scale) -> NDArray[np.float32]:
     """The same for what a policy looks at, in float32 as the public code does it.
 
-    `epsilon` alone keeps a dimension without spread finite: there the difference counts, and is large.
+    `epsilon` alone keeps a dimension without spread finite: there the difference counts, and is
+    large.
     """
     if scale.mode == "none":
         return np.asarray(values, np.float32)
@@ -93,7 +100,9 @@ def unnormalise(normalized: NDArray[np.float32], scale: Scale) -> NDArray[np.flo
 def binarise(
     sample: NDArray[np.float32], gripper: Sequence[int] = (6,), *, clip: bool = True
 ) -> NDArray[np.float32]:
-    """Raw sample float32[..., D] -> clipped to [-1, 1], gripper dimensions 0 (close) below 0.5, else 1 (open)."""
+    """Raw sample float32[..., D] -> clipped to [-1, 1], gripper dimensions 0 (close) below 0.5,
+    else 1 (open).
+    """
     clipped = np.clip(sample, -1.0, 1.0) if clip else sample.copy()
     columns = list(gripper)
     clipped[..., columns] = np.where(clipped[..., columns] < GRIPPER_THRESHOLD, 0.0, 1.0)
@@ -102,7 +111,9 @@ def binarise(
 
 @lru_cache(maxsize=8)
 def _arrays(scale: Scale) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """low, high and the mask, made once: between two inferences the caches are cold and every small array costs."""
+    """low, high and the mask, made once: between two inferences the caches are cold and every small
+    array costs.
+    """
     low = np.array(scale.low)
     high = np.array(scale.high)
     mask = np.ones(low.shape, bool) if scale.mask is None else np.array(scale.mask)

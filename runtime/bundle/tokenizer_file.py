@@ -1,4 +1,5 @@
-"""A policy's `tokenizer.json`: read, and checked against the vocabulary of the network that looks its ids up.
+"""A policy's `tokenizer.json`: read, and checked against the vocabulary of the network that looks
+its ids up.
 
 Knows the file and the ids; how a prompt is put together is `preprocess.Prompter`'s.
 """
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 WHAT = "a tokenizer.json"
-TRIAL = "pick up the red cube"  # any instruction: a tokenizer that gives nothing for it gives nothing for all
+# any instruction: a tokenizer that gives nothing for it gives nothing for all
+TRIAL = "pick up the red cube"
 
 
 def load_tokenizer(path: Path, *, error: type[TrimvlaError] = BundleError) -> Tokenizer:
@@ -24,8 +26,12 @@ def load_tokenizer(path: Path, *, error: type[TrimvlaError] = BundleError) -> To
     return parse_tokenizer(read_text(path, WHAT, error=error), path, error=error)
 
 
-def parse_tokenizer(text: str, path: Path | str, *, error: type[TrimvlaError] = BundleError) -> Tokenizer:
-    """The tokenizer of a file's content; it neither cuts nor pads, which is left to the prompt's buckets."""
+def parse_tokenizer(
+    text: str, path: Path | str, *, error: type[TrimvlaError] = BundleError
+) -> Tokenizer:
+    """The tokenizer of a file's content; it neither cuts nor pads, which is left to the prompt's
+    buckets.
+    """
     from tokenizers import Tokenizer
 
     if not text.strip():
@@ -60,7 +66,10 @@ def check_vocabulary(
     highest = max(words, key=lambda word: words[word], default=None)
     if highest is not None and words[highest] >= vocabulary:
         got = f"{words[highest]} for {highest[:40]!r}"
-        raise error(f"{path}: expected ids below {vocabulary}, the policy's vocabulary, got {got}: of another policy?")
+        raise error(
+            f"{path}: expected ids below {vocabulary}, the policy's vocabulary, got {got}: of"
+            " another policy?"
+        )
     beyond = [index for index in special if not 0 <= index < vocabulary]
     if beyond:
         raise error(f"expected ids below {vocabulary} around the prompt, got {beyond}")

@@ -1,7 +1,8 @@
 """What a plan keeps of vision transformers: the image's size, encoder blocks, patches.
 
-The controls that each must beat: a smaller image against fewer patches at the same cost, blocks kept evenly against
-those that a criterion chose. Knows its own fields; whether they fit a policy is the family's to check.
+The controls that each must beat: a smaller image against fewer patches at the same cost, blocks
+kept evenly against those that a criterion chose. Knows its own fields; whether they fit a policy is
+the family's to check.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ PatchSelector = Literal["uniform", "random"]
 class PatchPlan(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
 ):
-    """Which patches go on behind the first encoder blocks: the same ones in every image, and in every encoder.
+    """Which patches go on behind the first encoder blocks: the same ones in every image, and in
+    every encoder.
 
-    Counted in visual tokens, the patches of one go or stay together. Kept ones keep their order and their positions.
+    Counted in visual tokens, the patches of one go or stay together. Kept ones keep their order and
+    their positions.
     """
 
     keep: int
@@ -57,8 +60,8 @@ class VisionPlan(
         if self.blocks is not None and not 1 <= len(self.blocks) <= MAX_ENCODERS:
             got = len(self.blocks)
             raise ConfigError(
-                f"expected a list of blocks for each of up to {MAX_ENCODERS} encoders for 'blocks' of 'vision', "
-                f"got {got}"
+                f"expected a list of blocks for each of up to {MAX_ENCODERS} encoders for 'blocks'"
+                f" of 'vision', got {got}"
             )
         for index, kept in enumerate(self.blocks or ()):
             check_rising(f"blocks[{index}]' of 'vision", kept)

@@ -1,8 +1,11 @@
-"""A topic's address in a run directory, held by one publisher at a time. Knows files, locks and sockets of the system.
+"""A topic's address in a run directory, held by one publisher at a time.
 
-A lock beside the socket (`<topic>.lock`) is taken before the socket is bound and kept as long as the publisher lives.
-The system frees it however a process ends, so what a killed one left is taken over, and what a living one holds never.
-A topic that allows several senders has as many addresses, each with a lock of its own; a sender takes the first free.
+Knows files, locks and sockets of the system.
+
+A lock beside the socket (`<topic>.lock`) is taken before the socket is bound and kept as long as
+the publisher lives. The system frees it however a process ends, so what a killed one left is taken
+over, and what a living one holds never. A topic that allows several senders has as many addresses,
+each with a lock of its own; a sender takes the first free.
 """
 
 from __future__ import annotations
@@ -34,12 +37,17 @@ class TakenError(ConfigError):
 
 
 def socket_path(run_dir: Path, topic: Topic, slot: int = 0) -> Path:
-    """Where a topic is bound; `slot` counts its senders. Raises ConfigError if the path is too long for a socket."""
+    """Where a topic is bound; `slot` counts its senders.
+
+    Raises ConfigError if the path is too long for a socket.
+    """
     name = topic.name.replace("/", "-")
     path = run_dir / (f"{name}.{slot}" if slot else name)
     length = len(os.fsencode(path))
     if length > MAX_IPC_PATH:
-        raise ConfigError(f"expected at most {MAX_IPC_PATH} bytes for the socket's path, got {length}: {path}")
+        raise ConfigError(
+            f"expected at most {MAX_IPC_PATH} bytes for the socket's path, got {length}: {path}"
+        )
     return path
 
 
@@ -52,7 +60,10 @@ class Claim:
     """The right to publish a topic in a run directory, until `release`."""
 
     def __init__(self, run_dir: Path, topic: Topic) -> None:
-        """Take the first free address in a directory that was checked. Raises ConfigError that names who has it."""
+        """Take the first free address in a directory that was checked.
+
+        Raises ConfigError that names who has it.
+        """
         taken: TakenError | None = None
         for slot in range(topic.senders):
             self.path = socket_path(run_dir, topic, slot)
@@ -66,12 +77,18 @@ class Claim:
             self._unlock()
             taken = taken or TakenError("a process without a lock, perhaps an older program")
         else:
-            who = "no other publisher" if topic.senders == 1 else f"at most {topic.senders} publishers"
+            who = (
+                "no other publisher"
+                if topic.senders == 1
+                else f"at most {topic.senders} publishers"
+            )
             raise TakenError(f"expected {who} of '{topic.name}' in {run_dir}, got {taken}")
         self._inode: tuple[int, int] | None = None
 
     def listen(self) -> int:
-        """Bind a socket, in the place of what a killed owner left; its descriptor is ZeroMQ's to close."""
+        """Bind a socket, in the place of what a killed owner left; its descriptor is ZeroMQ's to
+        close.
+        """
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as server:
             self.path.unlink(missing_ok=True)
             server.bind(str(self.path))
@@ -88,12 +105,16 @@ class Claim:
         self._unlock()
 
     def _unlock(self) -> None:
-        _lock_path(self.path).unlink(missing_ok=True)  # first: who opened it meanwhile sees that it is gone
+        # first: who opened it meanwhile sees that it is gone
+        _lock_path(self.path).unlink(missing_ok=True)
         os.close(self._lock)
 
 
 def sweep(run_dir: Path) -> None:
-    """Remove what killed processes left: sockets that nobody listens on, and their locks. Living ones stay."""
+    """Remove what killed processes left: sockets that nobody listens on, and their locks.
+
+    Living ones stay.
+    """
     for path in sorted(run_dir.iterdir()):
         with contextlib.suppress(ConfigError, FileNotFoundError):
             if path.name.endswith(LOCK_SUFFIX):
@@ -138,7 +159,10 @@ def _lock_path(path: Path) -> Path:
 
 
 def _is_listened_to(path: Path) -> bool:
-    """Whether somebody listens on a socket. Raises ConfigError where there is something else than a socket."""
+    """Whether somebody listens on a socket.
+
+    Raises ConfigError where there is something else than a socket.
+    """
     if not is_own_socket(path):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

@@ -1,8 +1,9 @@
-"""Who is connected to a ZeroMQ socket over TCP and what each has sent that nobody took; who exceeds is cut off.
+"""Who is connected to a ZeroMQ socket over TCP and what each has sent that nobody took; who exceeds
+is cut off.
 
-ZeroMQ itself limits one message and the number of whole messages, not their parts, not the connections and not the sum.
-The kernel counts what every connection received (TCP_INFO); a duplicate of its descriptor ends it. Knows descriptors
-and bytes; not messages.
+ZeroMQ itself limits one message and the number of whole messages, not their parts, not the
+connections and not the sum. The kernel counts what every connection received (TCP_INFO); a
+duplicate of its descriptor ends it. Knows descriptors and bytes; not messages.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from trimvla.runtime.log_limit import LimitedLog
 limited = LimitedLog(logging.getLogger(__name__))
 UNKNOWN = "an address that left before it could be read"
 BYTES_RECEIVED = 128  # offset of tcpi_bytes_received, uint64, in Linux's struct tcp_info
-AT_ONCE = struct.pack("ii", 1, 0)  # of SO_LINGER: what is unsent or unread is dropped, the peer sees a reset
+# of SO_LINGER: what is unsent or unread is dropped, the peer sees a reset
+AT_ONCE = struct.pack("ii", 1, 0)
 SMALL = 4 * KIB  # a handshake's bytes count as nothing
 
 
@@ -135,7 +137,9 @@ class Connections:
         return peer.address
 
 
-def excess(peers: list[Connection], limits: ConnectionLimits, now_ns: int) -> list[tuple[Connection, str]]:
+def excess(
+    peers: list[Connection], limits: ConnectionLimits, now_ns: int
+) -> list[tuple[Connection, str]]:
     """Who is to be cut off, and why."""
     found: dict[Connection, str] = {}
     pending = {peer: peer.pending() for peer in peers}
@@ -146,7 +150,9 @@ def excess(peers: list[Connection], limits: ConnectionLimits, now_ns: int) -> li
             peer.waiting_since_ns = now_ns
         if size > limits.each_bytes:
             found[peer] = f"expected messages of at most {limits.each_bytes // MIB} MiB"
-        elif peer.waiting_since_ns is not None and now_ns - peer.waiting_since_ns > to_ns(limits.message_s):
+        elif peer.waiting_since_ns is not None and now_ns - peer.waiting_since_ns > to_ns(
+            limits.message_s
+        ):
             found[peer] = f"expected a whole message within {limits.message_s:g} s"
     left = [peer for peer in peers if peer not in found]
     total = sum(pending[peer] for peer in left)
@@ -154,7 +160,10 @@ def excess(peers: list[Connection], limits: ConnectionLimits, now_ns: int) -> li
         if total <= limits.all_bytes:
             break
         total -= pending[peer]
-        found[peer] = f"expected at most {limits.all_bytes // MIB} MiB from all clients together, this one sent most"
+        found[peer] = (
+            f"expected at most {limits.all_bytes // MIB} MiB from all clients together, this one"
+            " sent most"
+        )
     left = [peer for peer in left if peer not in found]
     idlest = sorted(left, key=lambda peer: (peer.proven, peer.active_ns))
     for peer in idlest[: max(0, len(left) - limits.most)]:

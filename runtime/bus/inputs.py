@@ -1,7 +1,8 @@
-"""What a subscriber knows of its topics: the newest message, how fresh it is, and what was wrong with the traffic.
+"""What a subscriber knows of its topics: the newest message, how fresh it is, and what was wrong
+with the traffic.
 
-A topic with several senders is judged sender by sender: one that falls silent is not hidden by another that goes on.
-Pure: knows messages, times and counts; no socket.
+A topic with several senders is judged sender by sender: one that falls silent is not hidden by
+another that goes on. Pure: knows messages, times and counts; no socket.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Sender:
         self.message: Message | Frame | None = None
         """The newest."""
         self.as_of_ns = 0
-        """When that was true, at the latest: it came then, or it says that it is from before and waited on its way."""
+        """When that was true, at the latest: it came then, or it says that it is from before and
+        waited on its way.
+        """
         self.arrivals: deque[int] = deque(maxlen=RATE_WINDOW)
 
     def take(self, message: Message | Frame, received_ns: int) -> int:
@@ -77,7 +80,9 @@ class Input:
         self.message: Message | Frame | None = None
         """The newest, whoever sent it."""
         self.fresh: list[Message | Frame] = []
-        """All that came since the `update` before, oldest first; with `depth` 1 the newest alone."""
+        """All that came since the `update` before, oldest first; with `depth` 1 the newest
+        alone.
+        """
         self.valid = False
         """Whether the newest delivery was a message."""
         self.problem = ""
@@ -86,7 +91,9 @@ class Input:
         self.as_of_ns = 0
         """When the newest message was true, at the latest; see `Sender`."""
         self.received = self.refused = self.missed = 0
-        """Counts: messages, deliveries that were none, and gaps in the sequence numbers (displaced ones included)."""
+        """Counts: messages, deliveries that were none, and gaps in the sequence numbers (displaced
+        ones included).
+        """
         self._senders: dict[int, Sender] = {}
         self._refusals: deque[bool] = deque(maxlen=LOOKED_BACK)
         self._refused_ns = 0
@@ -99,7 +106,9 @@ class Input:
 
     @property
     def silence_s(self) -> float:
-        """Age of the newest message [s], which may have waited on its way; infinite before the first."""
+        """Age of the newest message [s], which may have waited on its way; infinite before the
+        first.
+        """
         return (self._now - self.as_of_ns) / NS_PER_S if self.message is not None else float("inf")
 
     @property
@@ -109,7 +118,9 @@ class Input:
 
     @property
     def silent(self) -> tuple[int, ...]:
-        """Senders that have sent a message, and none within the topic's age; see `forget_silent`."""
+        """Senders that have sent a message, and none within the topic's age; see
+        `forget_silent`.
+        """
         return tuple(number for number, sender in self._senders.items() if self._is_silent(sender))
 
     @property
@@ -121,7 +132,8 @@ class Input:
     @property
     def senders(self) -> int:
         """How many have sent a message, without those that were forgotten."""
-        return sum(sender.message is not None for sender in self._senders.values())  # the others sent none yet
+        # the others sent none yet
+        return sum(sender.message is not None for sender in self._senders.values())
 
     @property
     def hz(self) -> float:
@@ -139,10 +151,15 @@ class Input:
         count = sum(self._refusals)
         if not count or self._now - self._refused_ns > TROUBLE_NS:
             return ""
-        return f"{count} of the last {len(self._refusals)} messages on '{self.topic.name}' were refused: {self.problem}"
+        return (
+            f"{count} of the last {len(self._refusals)} messages on '{self.topic.name}' were"
+            f" refused: {self.problem}"
+        )
 
     def forget_silent(self) -> None:
-        """No longer expect anything of the senders that are silent now; one that sends again is expected again."""
+        """No longer expect anything of the senders that are silent now; one that sends again is
+        expected again.
+        """
         for number in self.silent:
             del self._senders[number]
 
@@ -162,7 +179,10 @@ class Input:
             self.fresh.append(message)
 
     def _decode(self, batch: Batch) -> list[tuple[int, Message | Frame]]:
-        """Messages with their arrival, oldest first. With `depth` 1, older ones only count if the newest is none."""
+        """Messages with their arrival, oldest first.
+
+        With `depth` 1, older ones only count if the newest is none.
+        """
         found: list[tuple[int, Message | Frame]] = []
         newest_wins = self.topic.depth == 1
         for delivery in reversed(batch.deliveries) if newest_wins else batch.deliveries:

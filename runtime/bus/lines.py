@@ -1,6 +1,8 @@
-"""Lines: one socket each, from one sender of a topic to its readers, and the queue of what came until it is wanted.
+"""Lines: one socket each, from one sender of a topic to its readers, and the queue of what came
+until it is wanted.
 
-Used by a subscriber's receiving thread. Knows sockets and bytes; a message's content only where the queue overflows.
+Used by a subscriber's receiving thread. Knows sockets and bytes; a message's content only where the
+queue overflows.
 """
 
 from __future__ import annotations
@@ -27,14 +29,21 @@ SPARE = 1  # deliveries beside the newest, in case that is no message
 
 
 class Line:
-    """One sender's socket, used by the receiving thread, and what it leaves for the next `update`."""
+    """One sender's socket, used by the receiving thread, and what it leaves for the next
+    `update`.
+    """
 
     def __init__(self, run_dir: Path, topic: Topic, sender: int = 0) -> None:
-        """Connect. Raises ConfigError where somebody else's socket, or no socket at all, is in its place."""
+        """Connect.
+
+        Raises ConfigError where somebody else's socket, or no socket at all, is in its place.
+        """
         self.topic = topic
         self.sender = sender
         self.parts = 0  # received in this window
-        self._deliveries: deque[Delivery] = deque(maxlen=topic.depth + (SPARE if topic.depth == 1 else 0))
+        self._deliveries: deque[Delivery] = deque(
+            maxlen=topic.depth + (SPARE if topic.depth == 1 else 0)
+        )
         self._kept: list[Delivery] = []
         self._arrivals: deque[int] = deque(maxlen=RATE_WINDOW)
         self._lost = False
@@ -62,14 +71,18 @@ class Line:
         return to_local_clock(self.topic, parts) if self._far else parts
 
     def queue(self, received_ns: int, parts: list[bytes]) -> None:
-        """Keep what came for the next `update`; where the queue is full, at the cost of its oldest."""
+        """Keep what came for the next `update`; where the queue is full, at the cost of its
+        oldest.
+        """
         if len(self._deliveries) == self._deliveries.maxlen and self._counts(self._deliveries[0]):
             self._kept.append(self._deliveries[0])
         self._deliveries.append(Delivery(received_ns, parts, self.sender))
         self._arrivals.append(received_ns)
 
     def _counts(self, delivery: Delivery) -> bool:
-        """Whether a message must not be lost, such as a pressed emergency stop among many that are not."""
+        """Whether a message must not be lost, such as a pressed emergency stop among many that are
+        not.
+        """
         if self.topic.counts is None or len(self._kept) >= KEPT:
             return False
         with contextlib.suppress(WireError):
@@ -90,7 +103,10 @@ class Line:
         self._lost = True
 
     def mend(self) -> None:
-        """After a loss. ZeroMQ does so itself, except after a message that was too large: then it would stay deaf."""
+        """After a loss.
+
+        ZeroMQ does so itself, except after a message that was too large: then it would stay deaf.
+        """
         if not self._lost or monotonic_ns() < self._due_ns:
             return
         self._lost = False

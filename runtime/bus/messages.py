@@ -1,9 +1,11 @@
-"""What travels between processes, as frozen types. Knows fields, units and ranges; not how they become bytes.
+"""What travels between processes, as frozen types.
 
-Times are nanoseconds of one host's clock (`clock.monotonic_ns`). `time_ns` is when the content was true: a frame's
-capture, a state's reading, the sending of a command, or of each repeat of a task. A sign of life
-is as old as that, for messages may wait on their way. Arrays that the robot acts on are float64 tuples; pictures are
-numpy.
+Knows fields, units and ranges; not how they become bytes.
+
+Times are nanoseconds of one host's clock (`clock.monotonic_ns`). `time_ns` is when the content was
+true: a frame's capture, a state's reading, the sending of a command, or of each repeat of a task. A
+sign of life is as old as that, for messages may wait on their way. Arrays that the robot acts on
+are float64 tuples; pictures are numpy.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from numpy.typing import NDArray
 from trimvla.runtime.bundle.manifest import ActionKind
 
 SCHEMA_VERSION = 1
-MAX_ROWS, MAX_DIM, MAX_STATE = 256, 64, 4096
+MAX_ROWS = 256
+MAX_DIM = 64
+MAX_STATE = 4096
 
 TimeNs = Annotated[int, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -27,7 +31,10 @@ Action = Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_DIM)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every message but a frame carries. `sequence` counts up by one per topic; the publisher sets it."""
+    """What every message but a frame carries.
+
+    `sequence` counts up by one per topic; the publisher sets it.
+    """
 
     schema_version: int = SCHEMA_VERSION
     sequence: Count = 0
@@ -35,7 +42,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Task(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the robot is to do now. Repeated while it holds: when it falls silent, the robot goes idle."""
+    """What the robot is to do now.
+
+    Repeated while it holds: when it falls silent, the robot goes idle.
+    """
 
     episode: Count
     instruction: Text
@@ -57,7 +67,9 @@ class JointState(Message, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Guidance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a chunk was guided by the one before (`guide.py`): with both chunks, all that a replay needs."""
+    """How a chunk was guided by the one before (`guide.py`): with both chunks, all that a replay
+    needs.
+    """
 
     chunk: Count
     """Sequence of the chunk before."""
@@ -70,7 +82,10 @@ class Guidance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the policy wants to do next. `time_ns` is the capture of the oldest picture that it was made from."""
+    """What the policy wants to do next.
+
+    `time_ns` is the capture of the oldest picture that it was made from.
+    """
 
     episode: Count
     actions: Annotated[tuple[Action, ...], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]
@@ -97,15 +112,23 @@ class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Why it was this one."""
 
     def serves(self, task: Task) -> bool:
-        """Whether it was made for this task and its instruction, from a picture that is no older than the task."""
+        """Whether it was made for this task and its instruction, from a picture that is no older
+        than the task.
+        """
         same = self.episode == task.episode and self.instruction == task.instruction
         return same and self.time_ns >= task.started_ns
 
     def __post_init__(self) -> None:
         widths = {len(row) for row in self.actions}
         if len(widths) != 1 or self.valid_rows > len(self.actions):
-            rows = f"rows of {sorted(widths)} numbers and {self.valid_rows} valid rows of {len(self.actions)}"
-            raise ValueError(f"expected rows of one length and at most that many valid ones for 'actions', got {rows}")
+            rows = (
+                f"rows of {sorted(widths)} numbers and {self.valid_rows} valid rows of"
+                f" {len(self.actions)}"
+            )
+            raise ValueError(
+                "expected rows of one length and at most that many valid ones for 'actions', got"
+                f" {rows}"
+            )
         if self.kinds and widths != {len(self.kinds)}:
             raise ValueError(f"expected {widths.pop()} entries for 'kinds', got {len(self.kinds)}")
 
@@ -132,11 +155,16 @@ class Refusal(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kind: Literal["stale", "skewed", "frozen", "other"]
     reason: Text
     since_ns: TimeNs | None = None
-    """Pictures captured after then and until `time_ns` did not show the world; None where they are merely too old."""
+    """Pictures captured after then and until `time_ns` did not show the world; None where they are
+    merely too old.
+    """
 
 
 class EStop(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The emergency stop as software sees it, repeated all the time. It does not replace one that cuts the power."""
+    """The emergency stop as software sees it, repeated all the time.
+
+    It does not replace one that cuts the power.
+    """
 
     pressed: bool
     source: Text = ""
@@ -154,11 +182,15 @@ class Operator(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     request: Literal["arm", "disarm", "reset"]
     id: Count = 0
-    """Repetitions of one word carry the same number, so that they count once; 0 for a word that is not repeated."""
+    """Repetitions of one word carry the same number, so that they count once; 0 for a word that is
+    not repeated.
+    """
 
 
 class Health(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether all processes that the robot needs are there, as who started them sees it; it holds until it is not."""
+    """Whether all processes that the robot needs are there, as who started them sees it; it holds
+    until it is not.
+    """
 
     ok: bool
     reason: Text = ""
@@ -195,7 +227,9 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sum: float = 0.0
     """Of all since the start, like the buckets; what stands above is of a window."""
     buckets: tuple[Count, ...] = ()
-    """How many fell between one of `telemetry.BUCKETS_MS` and the next; the last counts those beyond."""
+    """How many fell between one of `telemetry.BUCKETS_MS` and the next; the last counts those
+    beyond.
+    """
 
 
 class Report(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -218,9 +252,9 @@ UNKNOWN_AGE = "unknown"  # as a frame's `timestamp_source`
 class Frame:
     """A picture and when it was taken. `image` is RGB uint8[h, w, 3], contiguous.
 
-    `utc_ns` is `time_ns` on the wall clock, for people and other hosts; its publisher sets it. `timestamp_source` says
-    who knew the time: `host`, `driver`, `read`, `server`, `simulator`, or `unknown`, and then the time is 0 and nobody
-    may act on the picture.
+    `utc_ns` is `time_ns` on the wall clock, for people and other hosts; its publisher sets it.
+    `timestamp_source` says who knew the time: `host`, `driver`, `read`, `server`, `simulator`, or
+    `unknown`, and then the time is 0 and nobody may act on the picture.
     """
 
     camera: str

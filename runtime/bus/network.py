@@ -1,10 +1,12 @@
-"""Topics that cross hosts: where they are, whose key is expected there, and their times put on this host's clock.
+"""Topics that cross hosts: where they are, whose key is expected there, and their times put on this
+host's clock.
 
-The run directory's `network.json` lists them; every other topic is a socket in the run directory. Monotonic clocks of
-two hosts have nothing in common, so what comes from another host carries its sender's wall clock beside its monotonic
-one, and is moved by the difference as it arrives. A frame carries its capture on both: the wall-clock one is derived
-from the other (`bus.Publisher`), so that an image that was old when it was sent is as old here. The hosts' wall clocks
-must agree (chrony, PTP): by as much as they differ, pictures look older or younger than they are, and one that claims
+The run directory's `network.json` lists them; every other topic is a socket in the run directory.
+Monotonic clocks of two hosts have nothing in common, so what comes from another host carries its
+sender's wall clock beside its monotonic one, and is moved by the difference as it arrives. A frame
+carries its capture on both: the wall-clock one is derived from the other (`bus.Publisher`), so that
+an image that was old when it was sent is as old here. The hosts' wall clocks must agree (chrony,
+PTP): by as much as they differ, pictures look older or younger than they are, and one that claims
 the future or is too old is refused.
 """
 
@@ -49,7 +51,9 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Plain TCP may leave this host."""
 
     def check(self) -> None:
-        """Raise ConfigError for an unknown topic, a key that is not there, or plain TCP that leaves the host."""
+        """Raise ConfigError for an unknown topic, a key that is not there, or plain TCP that leaves
+        the host.
+        """
         for name, place in self.topics.items():
             topic(name)
             check_endpoint(place.endpoint, f"topics.{name}.endpoint")
@@ -77,10 +81,14 @@ class RemoteEndpoint:
             self.keys.of(self.place.publisher)
 
     def connect(self, socket: zmq.Socket[bytes]) -> None:
-        """Prepare a socket that will connect: our key, and the one that we expect. Raises ConfigError."""
+        """Prepare a socket that will connect: our key, and the one that we expect.
+
+        Raises ConfigError.
+        """
         self.check()
         if self.keys is not None:
-            socket.curve_publickey, socket.curve_secretkey = self.keys.public, self.keys.secret
+            socket.curve_publickey = self.keys.public
+            socket.curve_secretkey = self.keys.secret
             socket.curve_serverkey = self.keys.of(self.place.publisher)
 
 
@@ -88,7 +96,8 @@ def install(network: Network, run_dir: Path) -> None:
     """Make a run directory's processes use this network. Raises ConfigError if it is wrong."""
     network.check()
     check_run_dir(run_dir)
-    write_file(run_dir / NETWORK_FILE, msgspec.json.encode(network))  # several processes may do so at once
+    # several processes may do so at once
+    write_file(run_dir / NETWORK_FILE, msgspec.json.encode(network))
 
 
 def used(run_dir: Path) -> Network:
@@ -105,7 +114,11 @@ def remote_endpoint(run_dir: Path, name: str) -> RemoteEndpoint | None:
     """Where a topic is if it crosses hosts; None for a socket in the run directory."""
     network = used(run_dir)
     place = network.topics.get(name)
-    return None if place is None else RemoteEndpoint(name, place, network.load_keys(), network.allow_plain)
+    return (
+        None
+        if place is None
+        else RemoteEndpoint(name, place, network.load_keys(), network.allow_plain)
+    )
 
 
 def stamp() -> bytes:
@@ -115,7 +128,10 @@ def stamp() -> bytes:
 
 
 def to_local_clock(source: Topic, parts: Sequence[bytes]) -> list[bytes]:
-    """Parts from another host as if they came from this one. What is no message becomes none, to be refused."""
+    """Parts from another host as if they came from this one.
+
+    What is no message becomes none, to be refused.
+    """
     ours = -wall_offset_ns()
     try:
         if source.type is Frame:
@@ -123,13 +139,16 @@ def to_local_clock(source: Topic, parts: Sequence[bytes]) -> list[bytes]:
         theirs, utc = msgspec.msgpack.decode(parts[2], type=tuple[Int64, Int64])
         return _shift_message(source, parts[:2], ours - (theirs - utc))
     except (IndexError, ValueError, OverflowError, RecursionError, msgspec.DecodeError, WireError):
-        return [*parts, b""] if len(parts) == 2 else list(parts)  # two alone would pass, with the other host's times
+        # two alone would pass, with the other host's times
+        return [*parts, b""] if len(parts) == 2 else list(parts)
 
 
 def _shift_message(source: Topic, parts: Sequence[bytes], shift: int) -> list[bytes]:
     message = decode(source, parts)
     assert isinstance(message, Message)
-    times = {name: getattr(message, name) for name in message.__struct_fields__ if name.endswith("_ns")}
+    times = {
+        name: getattr(message, name) for name in message.__struct_fields__ if name.endswith("_ns")
+    }
     moved = {name: _moved(time, shift) for name, time in times.items() if time is not None}
     return encode(source, msgspec.structs.replace(message, **moved))
 

@@ -1,9 +1,12 @@
-"""Run directories: which may be trusted, and how files in them are opened. Knows paths, owners and modes; no socket.
+"""Run directories: which may be trusted, and how files in them are opened.
 
-Whoever can change what a run directory's path leads to can put a socket of theirs in the place of ours, and then send
-actions. So the directory, everything in it and every directory and link on the way to it must belong to root or to
-this user, and others must not be able to write there; the only exception is a sticky directory such as /tmp, where
-others can neither remove nor replace what is not theirs. Files are never opened through a link.
+Knows paths, owners and modes; no socket.
+
+Whoever can change what a run directory's path leads to can put a socket of theirs in the place of
+ours, and then send actions. So the directory, everything in it and every directory and link on the
+way to it must belong to root or to this user, and others must not be able to write there; the only
+exception is a sticky directory such as /tmp, where others can neither remove nor replace what is
+not theirs. Files are never opened through a link.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ PRIVATE = 0o600
 
 
 def check_run_dir(run_dir: Path, what: str = "run directory") -> None:
-    """Raise ConfigError unless this user and root alone decide what is in a directory, and it exists."""
+    """Raise ConfigError unless this user and root alone decide what is in a directory, and it
+    exists.
+    """
     place = _resolve(run_dir, what)
     status = place.lstat()
     if not stat.S_ISDIR(status.st_mode):
@@ -31,12 +36,14 @@ def check_run_dir(run_dir: Path, what: str = "run directory") -> None:
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = f"{status.st_mode & 0o7777:04o}"
         raise ConfigError(
-            f"expected a directory that its owner alone may write to, got {mode} for {run_dir}; chmod 700 it"
+            f"expected a directory that its owner alone may write to, got {mode} for {run_dir};"
+            " chmod 700 it"
         )
     try:
         with os.scandir(place) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # removed in between, as running systems do
+                # removed in between, as running systems do
+                with contextlib.suppress(FileNotFoundError):
                     _check_owner(Path(entry.path), entry.stat(follow_symlinks=False))
     except OSError as error:
         raise ConfigError(f"{what} {run_dir}: cannot be read: {error.strerror}") from None
@@ -45,10 +52,12 @@ def check_run_dir(run_dir: Path, what: str = "run directory") -> None:
 def open_file(path: Path, flags: int, mode: int = PRIVATE) -> int:
     """Descriptor of a regular file that is this user's alone; it is closed by the caller.
 
-    A link is never followed and a pipe never waited for. Give no O_TRUNC: what is opened is checked first.
+    A link is never followed and a pipe never waited for. Give no O_TRUNC: what is opened is checked
+    first.
 
     Raises:
-        ConfigError: for a link, a second name of another file, somebody else's file, or what is no file.
+        ConfigError: for a link, a second name of another file, somebody else's file, or what is no
+            file.
         OSError: for what the system refuses otherwise, such as FileNotFoundError.
     """
     try:
@@ -57,7 +66,9 @@ def open_file(path: Path, flags: int, mode: int = PRIVATE) -> int:
         if path.is_symlink():
             raise ConfigError(f"expected a file of our own, got a link for {path}") from None
         if path.exists() and not path.is_file():
-            raise ConfigError(f"expected a file of our own, got another kind of thing for {path}") from None
+            raise ConfigError(
+                f"expected a file of our own, got another kind of thing for {path}"
+            ) from None
         raise error
     try:
         _check_file(path, os.fstat(descriptor))
@@ -96,7 +107,10 @@ def read_own(path: Path, what: str, most: int, *, alone: bool = False) -> bytes:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Put a new file in the place of an old one, whole or not at all. Raises ConfigError if it cannot be written."""
+    """Put a new file in the place of an old one, whole or not at all.
+
+    Raises ConfigError if it cannot be written.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -111,7 +125,10 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def is_own_socket(path: Path) -> bool:
-    """Whether there is a socket, no link to one. Raises ConfigError for somebody else's, and for what is no socket."""
+    """Whether there is a socket, no link to one.
+
+    Raises ConfigError for somebody else's, and for what is no socket.
+    """
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -124,7 +141,8 @@ def is_own_socket(path: Path) -> bool:
 
 def _resolve(run_dir: Path, what: str) -> Path:
     """The directory itself, without links; every step on the way is checked."""
-    place, links = Path("/"), 0
+    place = Path("/")
+    links = 0
     pending = list(reversed(run_dir.absolute().parts[1:]))
     _check_step(place, what)
     while pending:
@@ -147,7 +165,9 @@ def _resolve(run_dir: Path, what: str) -> Path:
 
 
 def _check_step(step: Path, what: str, *, final: bool = False) -> os.stat_result:
-    """One part of the path: root's or ours, and not to be written to by others unless it is sticky."""
+    """One part of the path: root's or ours, and not to be written to by others unless it is
+    sticky.
+    """
     try:
         status = step.lstat()
     except FileNotFoundError:
@@ -160,14 +180,19 @@ def _check_step(step: Path, what: str, *, final: bool = False) -> os.stat_result
     by_group = status.st_mode & stat.S_IWGRP and not _is_private_group(step, status.st_gid)
     if by_group or status.st_mode & stat.S_IWOTH:
         mode = f"{status.st_mode & 0o7777:04o}"
-        raise ConfigError(f"expected directories on the way that others cannot write to, got {mode} for {step}")
+        raise ConfigError(
+            f"expected directories on the way that others cannot write to, got {mode} for {step}"
+        )
     return status
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in (ROOT, os.geteuid()):
-        us, them = _user(os.geteuid()), _user(status.st_uid)
-        raise ConfigError(f"expected {path} to belong to root or to {us}, who runs this; it belongs to {them}")
+        us = _user(os.geteuid())
+        them = _user(status.st_uid)
+        raise ConfigError(
+            f"expected {path} to belong to root or to {us}, who runs this; it belongs to {them}"
+        )
 
 
 def _check_file(path: Path, status: os.stat_result) -> None:
@@ -181,7 +206,13 @@ def _check_file(path: Path, status: os.stat_result) -> None:
 def _kind(mode: int) -> str:
     if stat.S_ISLNK(mode):
         return "a link"
-    return "a directory" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "a pipe or device"
+    return (
+        "a directory"
+        if stat.S_ISDIR(mode)
+        else "a file"
+        if stat.S_ISREG(mode)
+        else "a pipe or device"
+    )
 
 
 def _is_private_group(path: Path, gid: int) -> bool:
@@ -190,7 +221,8 @@ def _is_private_group(path: Path, gid: int) -> bool:
     An access list hides behind the group's bits, so there must be none.
     """
     try:
-        group, user = grp.getgrgid(gid), pwd.getpwuid(os.geteuid())
+        group = grp.getgrgid(gid)
+        user = pwd.getpwuid(os.geteuid())
         listed = "system.posix_acl_access" in os.listxattr(path)
     except (KeyError, OSError):
         return False

@@ -1,13 +1,14 @@
 """Publish and subscribe over ZeroMQ: newest wins, and every input says how fresh it is.
 
-Each topic has its own `ipc` socket in the run directory, which belongs to one user; or, where `network` says so, a TCP
-address, with keys. Publishers bind and subscribers connect, in any order. A topic has one publisher: a second one is
-an error, however the run directory is reached (`claim`). `estop`, `deadman` and `operator` may have several on one
-host, each with a socket of its own; a subscriber finds them all. A publisher never waits: what a reader cannot take is
-dropped. A subscriber receives in a thread of its own, so that arrival times are true and nothing old waits in a socket
-while its owner is busy. Topics whose messages all count (`depth` above 1) keep a queue. There is no replay for late
-joiners: what must reach them is repeated by its sender. A topic that floods is taken in small parts. Knows topics and
-sockets; not what messages mean.
+Each topic has its own `ipc` socket in the run directory, which belongs to one user; or, where
+`network` says so, a TCP address, with keys. Publishers bind and subscribers connect, in any order.
+A topic has one publisher: a second one is an error, however the run directory is reached (`claim`).
+`estop`, `deadman` and `operator` may have several on one host, each with a socket of its own; a
+subscriber finds them all. A publisher never waits: what a reader cannot take is dropped. A
+subscriber receives in a thread of its own, so that arrival times are true and nothing old waits in
+a socket while its owner is busy. Topics whose messages all count (`depth` above 1) keep a queue.
+There is no replay for late joiners: what must reach them is repeated by its sender. A topic that
+floods is taken in small parts. Knows topics and sockets; not what messages mean.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ __all__ = ["Delivery", "Input", "Publisher", "Subscriber", "endpoint"]
 
 LINGER_MS = 200  # what a closing publisher may take to hand over its last messages
 POLL_MS = 50  # how long a closing subscriber may take to notice
-WINDOW_NS = 50_000_000  # in which a topic may bring so much and no more, that a flood leaves its reader the processor:
+# in which a topic may bring so much and no more, that a flood leaves its reader the processor:
+WINDOW_NS = 50_000_000
 MOST_PARTS = 300  # parts of messages: far above 1 kHz
 SETTLE_NS = 250_000_000  # within which readers that are there find a new one of several senders
-REPEAT_NS = 1_000_000  # within which a sender of several need not repeat itself: a reader takes some 3 kHz from each
+# within which a sender of several need not repeat itself: a reader takes some 3 kHz from each
+REPEAT_NS = 1_000_000
 NO_READER_NS = 500_000_000  # without any reader by then there is none
 
 
@@ -53,11 +56,11 @@ class Publisher:
     def __init__(self, run_dir: Path, topic: Topic, codec: Codec = "raw_rgb8") -> None:
         """Bind. `codec` is for frames.
 
-        Of a topic that may have several senders, it takes up to 0.5 s, until readers have found this one: the first
-        message reaches those that are there already.
+        Of a topic that may have several senders, it takes up to 0.5 s, until readers have found
+        this one: the first message reaches those that are there already.
 
-        Raises ConfigError where the topic has a publisher, which it names, and for a run directory that cannot be
-        trusted or cannot hold a socket.
+        Raises ConfigError where the topic has a publisher, which it names, and for a run directory
+        that cannot be trusted or cannot hold a socket.
         """
         self.topic = topic
         self._codec: Codec = codec
@@ -92,9 +95,12 @@ class Publisher:
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
         self._bind(far, door, claim)
 
-    def _bind(self, far: RemoteEndpoint | None, door: ZapAuthenticator | None, claim: Claim) -> None:
+    def _bind(
+        self, far: RemoteEndpoint | None, door: ZapAuthenticator | None, claim: Claim
+    ) -> None:
         if far is None or door is None:
-            self._socket.setsockopt(zmq.USE_FD, claim.listen())  # else ZeroMQ replaces and removes files unasked
+            # else ZeroMQ replaces and removes files unasked
+            self._socket.setsockopt(zmq.USE_FD, claim.listen())
             self._socket.bind(f"ipc://{claim.path}")
             self._socket.setsockopt(zmq.USE_FD, -1)
         else:
@@ -102,7 +108,9 @@ class Publisher:
             door.bind(self._socket, far.place.endpoint)
 
     def _wait_for_readers(self) -> None:
-        """Return when the readers that are there have had time to subscribe, or when there is none."""
+        """Return when the readers that are there have had time to subscribe, or when there is
+        none.
+        """
         begun = monotonic_ns()
         found = False
         while (waited := monotonic_ns() - begun) < (SETTLE_NS if found else NO_READER_NS):
@@ -119,10 +127,13 @@ class Publisher:
         return found
 
     def send(self, message: Message | Frame) -> None:
-        """Send with the next sequence number. Never waits. Raises WireError for a message that is not the topic's.
+        """Send with the next sequence number.
 
-        Of a topic that may have several senders, one that only repeats a message from less than 1 ms ago is left out:
-        a loop without a pause does not fill the queue in which a press would then find no room.
+        Never waits. Raises WireError for a message that is not the topic's.
+
+        Of a topic that may have several senders, one that only repeats a message from less than 1
+        ms ago is left out: a loop without a pause does not fill the queue in which a press would
+        then find no room.
         """
         if self.topic.senders > 1:
             self._take_subscriptions()
@@ -147,18 +158,24 @@ class Publisher:
         return False
 
     def close(self) -> None:
-        """Hand over what is on its way; no new reader finds the topic, and another publisher may take it."""
+        """Hand over what is on its way; no new reader finds the topic, and another publisher may
+        take it.
+        """
         self._closing.close()
 
     def __enter__(self) -> Publisher:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         self.close()
 
 
 def _numbered(message: Message | Frame, sequence: int) -> Message | Frame:
-    """With its sequence number; a frame also with its capture on the wall clock, which is derived here alone."""
+    """With its sequence number; a frame also with its capture on the wall clock, which is derived
+    here alone.
+    """
     if isinstance(message, Frame):
         label_ns = wall_ns(message.time_ns) if message.age_known else 0
         return replace(message, sequence=sequence, utc_ns=max(0, label_ns))
@@ -166,9 +183,14 @@ def _numbered(message: Message | Frame, sequence: int) -> Message | Frame:
 
 
 class Subscriber:
-    """The newest of several topics: `inputs.update()`, then `inputs["chunk"].message`. For one thread."""
+    """The newest of several topics: `inputs.update()`, then `inputs["chunk"].message`.
 
-    def __init__(self, run_dir: Path, topics: Sequence[Topic], now: Callable[[], int] = monotonic_ns) -> None:
+    For one thread.
+    """
+
+    def __init__(
+        self, run_dir: Path, topics: Sequence[Topic], now: Callable[[], int] = monotonic_ns
+    ) -> None:
         """Connect; whether anyone publishes shows in `Input.alive`.
 
         Raises ConfigError for a run directory that is not there or cannot be trusted.
@@ -177,7 +199,11 @@ class Subscriber:
         self._run_dir = run_dir
         self._inputs = {topic.name: Input(topic) for topic in topics}
         self._lines = [Line(run_dir, topic) for topic in topics]
-        several = [topic for topic in topics if topic.senders > 1 and remote_endpoint(run_dir, topic.name) is None]
+        several = [
+            topic
+            for topic in topics
+            if topic.senders > 1 and remote_endpoint(run_dir, topic.name) is None
+        ]
         self._unknown = {
             socket_path(run_dir, topic, number).name: (topic, number)
             for topic in several
@@ -207,7 +233,10 @@ class Subscriber:
     def drain(self, timeout_s: float = 0.0) -> dict[str, list[Delivery]]:
         """What came by topic, as bytes, for one that keeps it; no `Input` learns of it."""
         content = self._empty(timeout_s)
-        return {name: [item for batch in batches for item in batch.deliveries] for name, batches in content.items()}
+        return {
+            name: [item for batch in batches for item in batch.deliveries]
+            for name, batches in content.items()
+        }
 
     def _empty(self, timeout_s: float) -> dict[str, list[Batch]]:
         content: dict[str, list[Batch]] = {name: [] for name in self._inputs}
@@ -233,7 +262,9 @@ class Subscriber:
     def __enter__(self) -> Subscriber:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         self.close()
 
     def _receive(self) -> None:
@@ -249,7 +280,8 @@ class Subscriber:
             for line in self._lines:
                 line.mend()
                 if line.parts > MOST_PARTS and line.socket in poller:
-                    poller.unregister(line.socket)  # what more it brings waits, or its sender drops it
+                    # what more it brings waits, or its sender drops it
+                    poller.unregister(line.socket)
             if monotonic_ns() - window_ns > WINDOW_NS:
                 window_ns = monotonic_ns()
                 for line in self._lines:
@@ -260,7 +292,9 @@ class Subscriber:
         for line in self._lines:
             line.close()
 
-    def _watch(self, line: Line, poller: zmq.Poller, handlers: dict[zmq.Socket[bytes], Callable[[], None]]) -> None:
+    def _watch(
+        self, line: Line, poller: zmq.Poller, handlers: dict[zmq.Socket[bytes], Callable[[], None]]
+    ) -> None:
         handlers[line.socket] = partial(self._deliver, line)
         handlers[line.losses] = line.lose
         for socket in (line.socket, line.losses):
@@ -275,7 +309,8 @@ class Subscriber:
         with contextlib.suppress(OSError):
             there.update(os.listdir(self._run_dir))  # noqa: PTH208 - 20 times a second, so names are enough
         for name in self._unknown.keys() & there:
-            with contextlib.suppress(ConfigError, OSError, zmq.ZMQError):  # tried again; the thread must go on
+            # tried again; the thread must go on
+            with contextlib.suppress(ConfigError, OSError, zmq.ZMQError):
                 if is_own_socket(self._run_dir / name):
                     found.append(Line(self._run_dir, *self._unknown[name]))
         for line in found:

@@ -1,12 +1,13 @@
-"""What emergency stops, deadman's switches and operators say together, where there are several of each. Pure.
+"""What emergency stops, deadman's switches and operators say together, where there are several of
+each. Pure.
 
-estop     pressed if any sender is or was since the last look; silent as soon as one that was heard is, even if others
-          go on: nobody knows what the silent one would say
+estop     pressed if any sender is or was since the last look; silent as soon as one that was heard
+          is, even if others go on: nobody knows what the silent one would say
 deadman   held only if every sender that was heard holds it and none let go since the last look
 operator  every word counts once, in the order of arrival
 
-A silent sender is expected back until the operator's `reset`: then those that are silent are forgotten, and whoever
-sends again is expected again.
+A silent sender is expected back until the operator's `reset`: then those that are silent are
+forgotten, and whoever sends again is expected again.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ def enabling_switch(source: Input) -> Deadman | None:
 def missing(source: Input) -> str:
     """How many senders are silent, where others go on; empty where none is, or all are."""
     silent = len(source.silent)
-    return f"{silent} of {source.senders} on '{source.topic.name}' silent" if 0 < silent < source.senders else ""
+    return (
+        f"{silent} of {source.senders} on '{source.topic.name}' silent"
+        if 0 < silent < source.senders
+        else ""
+    )
 
 
 class Words:

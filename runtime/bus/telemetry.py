@@ -1,6 +1,9 @@
-"""Counts and durations of one process, and the report that carries them. Knows numbers; not what they measure.
+"""Counts and durations of one process, and the report that carries them.
 
-Percentiles are of a bounded window and histograms are counts, so that a long run costs no more than a short one.
+Knows numbers; not what they measure.
+
+Percentiles are of a bounded window and histograms are counts, so that a long run costs no more than
+a short one.
 """
 
 from __future__ import annotations
@@ -24,12 +27,17 @@ from trimvla.runtime.clock import NS_PER_MS, monotonic_ns, to_ns
 
 WINDOW = 10_000  # durations kept by name
 REPORT_PERIOD_S = 0.5
-BUCKETS_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # upper bounds; one more bucket lies beyond
+# upper bounds; one more bucket lies beyond
+BUCKETS_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 def summarise(milliseconds: Iterable[float] | NDArray[np.float64]) -> Summary:
     """Nearest-rank percentiles of durations [ms]; all zero where there are none."""
-    values = milliseconds if isinstance(milliseconds, np.ndarray) else np.fromiter(milliseconds, np.float64)
+    values = (
+        milliseconds
+        if isinstance(milliseconds, np.ndarray)
+        else np.fromiter(milliseconds, np.float64)
+    )
     if not values.size:
         return Summary(0, 0.0, 0.0, 0.0)
     ordered = np.sort(values)
@@ -45,7 +53,9 @@ class Distribution:
     """Durations under one name: a window for percentiles, a histogram since the start."""
 
     def __init__(self) -> None:
-        self._window, self._count = np.zeros(WINDOW), 0  # sorted within a control tick: not a list of floats
+        # sorted within a control tick: not a list of floats
+        self._window = np.zeros(WINDOW)
+        self._count = 0
         self._sum = 0.0
         self._buckets = [0] * (len(BUCKETS_MS) + 1)
 
@@ -117,7 +127,9 @@ class Reporter:
     """Publishes a process's report, which is also its sign of life, now and then."""
 
     def __init__(self, run_dir: Path, telemetry: Telemetry, inputs: Iterable[Input] = ()) -> None:
-        """`inputs` are those that the process subscribes to: what was wrong with them is reported too."""
+        """`inputs` are those that the process subscribes to: what was wrong with them is reported
+        too.
+        """
         self.telemetry = telemetry
         self.inputs = inputs
         self._publisher = Publisher(run_dir, topic(report(telemetry.process)))
@@ -135,6 +147,7 @@ class Reporter:
         self._publisher.close()
 
     def _publish(self) -> None:
-        self._next_ns, self._said = monotonic_ns() + to_ns(REPORT_PERIOD_S), self.telemetry.state
+        self._next_ns = monotonic_ns() + to_ns(REPORT_PERIOD_S)
+        self._said = self.telemetry.state
         self.telemetry.note_traffic(self.inputs)
         self._publisher.send(self.telemetry.report())

@@ -1,7 +1,7 @@
 """The topics: what travels on each, how often, and how old it may get. A table; knows no socket.
 
-`high_water` is how many messages a socket holds when the other side is slow, `depth` how many wait for a reader's
-next `update`: with 1, the newest wins.
+`high_water` is how many messages a socket holds when the other side is slow, `depth` how many wait
+for a reader's next `update`: with 1, the newest wins.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from trimvla.runtime.bus.messages import (
 from trimvla.runtime.errors import ConfigError
 
 CAMERA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
-KIB, MIB = 1024, 1024 * 1024
+KIB = 1024
+MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Topic:
     senders: int = 1
     """How many may publish it at the same time."""
     counts: Callable[[Message | Frame], bool] | None = None
-    """Which messages no flood of others may push out of a reader's queue; where none is named, the newest win."""
+    """Which messages no flood of others may push out of a reader's queue; where none is named, the
+    newest win.
+    """
 
 
 def _is_pressed(message: Message | Frame) -> bool:
@@ -86,7 +89,8 @@ REPORT = Topic("<process>/report", Report, 1, 3.0, 8, 8, 64 * KIB)
 
 
 def topic(name: str, hz: float | None = None) -> Topic:
-    """The topic called `name`: in the table, `<camera>/color` or `<process>/report`; `hz` where it is configured.
+    """The topic called `name`: in the table, `<camera>/color` or `<process>/report`; `hz` where it
+    is configured.
 
     Raises ConfigError for a name that there is not.
     """

@@ -1,4 +1,5 @@
-"""What is wrong with the traffic that a process subscribes to, in words for its reasons and in numbers for its report.
+"""What is wrong with the traffic that a process subscribes to, in words for its reasons and in
+numbers for its report.
 
 Knows inputs; no process.
 """
@@ -32,7 +33,8 @@ def counters(inputs: Iterable[Input]) -> Iterator[tuple[str, int]]:
 
 
 def values(inputs: Iterable[Input]) -> Iterator[tuple[str, float]]:
-    """By topic: the measured rate [Hz], whether it is the expected one, and whether the last delivery was a message.
+    """By topic: the measured rate [Hz], whether it is the expected one, and whether the last
+    delivery was a message.
 
     Where there may be several senders, also how many are expected to go on.
     """

@@ -1,8 +1,10 @@
-"""Messages to multipart bytes and back: schema-checked, size-capped, never pickle. Knows bytes; not sockets.
+"""Messages to multipart bytes and back: schema-checked, size-capped, never pickle.
 
-A message is `[topic, msgpack]`. A camera frame is `[topic, JSON header, payload]`, in the form that the registry's
-`camera-stream` speaks, so that its viewers show our cameras and its publishers feed our policies. Whatever is wrong
-with received bytes, `decode` raises WireError and nothing else.
+Knows bytes; not sockets.
+
+A message is `[topic, msgpack]`. A camera frame is `[topic, JSON header, payload]`, in the form that
+the registry's `camera-stream` speaks, so that its viewers show our cameras and its publishers feed
+our policies. Whatever is wrong with received bytes, `decode` raises WireError and nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 
 
 class FrameHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a frame before its payload is touched. Fields that we do not know are passed over."""
+    """What is known of a frame before its payload is touched.
+
+    Fields that we do not know are passed over.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     camera: str
@@ -57,11 +62,16 @@ _json_version_decoder = msgspec.json.Decoder(_Version)
 def encode(topic: Topic, message: Message | Frame, codec: Codec = "raw_rgb8") -> list[bytes]:
     """A message as the parts of one multipart message; `codec` is for frames.
 
-    Raises WireError for a message of another type than the topic's, or one larger than the topic allows.
+    Raises WireError for a message of another type than the topic's, or one larger than the topic
+    allows.
     """
     if not isinstance(message, topic.type):
-        raise WireError(f"topic '{topic.name}': expected {topic.type.__name__}, got {type(message).__name__}")
-    body = _encode_frame(message, codec) if isinstance(message, Frame) else [_encoder.encode(message)]
+        raise WireError(
+            f"topic '{topic.name}': expected {topic.type.__name__}, got {type(message).__name__}"
+        )
+    body = (
+        _encode_frame(message, codec) if isinstance(message, Frame) else [_encoder.encode(message)]
+    )
     _check_size(topic, body)
     return [topic.name.encode(), *body]
 
@@ -75,7 +85,11 @@ def decode(topic: Topic, parts: Sequence[bytes]) -> Message | Frame:
         raise WireError(f"expected topic '{topic.name}', got {bytes(parts[0][:64])!r}")
     _check_size(topic, parts[1:])
     try:
-        return _decode_frame(topic, parts[1], parts[2]) if topic.type is Frame else _decode_message(topic, parts[1])
+        return (
+            _decode_frame(topic, parts[1], parts[2])
+            if topic.type is Frame
+            else _decode_message(topic, parts[1])
+        )
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise WireError(f"topic '{topic.name}': {error}") from None
 
@@ -83,7 +97,9 @@ def decode(topic: Topic, parts: Sequence[bytes]) -> Message | Frame:
 def _check_size(topic: Topic, body: Sequence[bytes]) -> None:
     size = sum(map(len, body))
     if size > topic.max_bytes:
-        raise WireError(f"topic '{topic.name}': expected at most {topic.max_bytes} bytes, got {size}")
+        raise WireError(
+            f"topic '{topic.name}': expected at most {topic.max_bytes} bytes, got {size}"
+        )
 
 
 @lru_cache(maxsize=64)
@@ -99,13 +115,17 @@ def _decode_message(topic: Topic, body: bytes) -> Message:
 def _check_version(topic: Topic, version: int) -> None:
     """Before the other fields: a message of another version may have others."""
     if version != SCHEMA_VERSION:
-        raise WireError(f"topic '{topic.name}': expected schema_version {SCHEMA_VERSION}, got {version}")
+        raise WireError(
+            f"topic '{topic.name}': expected schema_version {SCHEMA_VERSION}, got {version}"
+        )
 
 
 def _encode_frame(frame: Frame, codec: Codec) -> list[bytes]:
     image = frame.image
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise WireError(f"expected uint8[h, w, 3] for 'image', got {image.dtype}{list(image.shape)}")
+        raise WireError(
+            f"expected uint8[h, w, 3] for 'image', got {image.dtype}{list(image.shape)}"
+        )
     payload = _encode_image(image, codec)
     header = FrameHeader(
         camera=frame.camera,
@@ -124,7 +144,9 @@ def _encode_frame(frame: Frame, codec: Codec) -> list[bytes]:
 
 
 def flip(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """RGB to BGR and back, as a new array: plane by plane, which NumPy does four times as fast as a reversed copy."""
+    """RGB to BGR and back, as a new array: plane by plane, which NumPy does four times as fast as a
+    reversed copy.
+    """
     flipped = np.empty(image.shape, np.uint8)
     for channel in range(3):
         flipped[..., channel] = image[..., 2 - channel]
@@ -136,7 +158,8 @@ def _encode_image(image: NDArray[np.uint8], codec: Codec) -> bytes:
         return image.tobytes()
     if codec == "raw_bgr8":
         return flip(image).tobytes()
-    from trimvla.runtime.image_codec import encode_image  # brings Pillow, which control has no use for
+    # brings Pillow, which control has no use for
+    from trimvla.runtime.image_codec import encode_image
 
     return encode_image(image, codec)
 
@@ -144,7 +167,9 @@ def _encode_image(image: NDArray[np.uint8], codec: Codec) -> bytes:
 def decode_header(topic: Topic, parts: Sequence[bytes]) -> FrameHeader:
     """What a camera's parts say of their picture, which stays packed. Raises WireError."""
     if topic.type is not Frame or len(parts) != 3 or parts[0] != topic.name.encode():
-        raise WireError(f"topic '{topic.name}': expected the 3 parts of a camera frame, got {len(parts)}")
+        raise WireError(
+            f"topic '{topic.name}': expected the 3 parts of a camera frame, got {len(parts)}"
+        )
     _check_size(topic, parts[1:])
     try:
         return _checked_header(topic, parts[1], parts[2])
@@ -153,7 +178,9 @@ def decode_header(topic: Topic, parts: Sequence[bytes]) -> FrameHeader:
 
 
 def shift_header(topic: Topic, parts: Sequence[bytes], utc_to_monotonic: int) -> list[bytes]:
-    """A frame from another host, its capture put on our clock by its wall-clock time. Raises WireError.
+    """A frame from another host, its capture put on our clock by its wall-clock time.
+
+    Raises WireError.
 
     A wall-clock time from before this host's start, or none, makes it a frame of unknown age.
     """
@@ -162,18 +189,24 @@ def shift_header(topic: Topic, parts: Sequence[bytes], utc_to_monotonic: int) ->
     if 0 < captured_ns < 2**63:
         moved = msgspec.structs.replace(header, captured_monotonic_ns=captured_ns)
     else:
-        moved = msgspec.structs.replace(header, captured_monotonic_ns=0, timestamp_source=UNKNOWN_AGE)
+        moved = msgspec.structs.replace(
+            header, captured_monotonic_ns=0, timestamp_source=UNKNOWN_AGE
+        )
     return [parts[0], msgspec.json.encode(moved), parts[2]]
 
 
 def _checked_header(topic: Topic, raw_header: bytes, payload: bytes) -> FrameHeader:
     if len(raw_header) > MAX_HEADER_BYTES:
-        raise WireError(f"topic '{topic.name}': expected a header of at most {MAX_HEADER_BYTES} bytes")
+        raise WireError(
+            f"topic '{topic.name}': expected a header of at most {MAX_HEADER_BYTES} bytes"
+        )
     _check_version(topic, _json_version_decoder.decode(raw_header).schema_version)
     header = _header_decoder.decode(raw_header)
     for name, expected, got in _frame_facts(topic, header, payload):
         if got != expected:
-            raise WireError(f"topic '{topic.name}': expected {expected!r} for '{name}', got {got!r}")
+            raise WireError(
+                f"topic '{topic.name}': expected {expected!r} for '{name}', got {got!r}"
+            )
     return header
 
 
@@ -192,8 +225,12 @@ def _decode_frame(topic: Topic, raw_header: bytes, payload: bytes) -> Frame:
     )
 
 
-def _frame_facts(topic: Topic, header: FrameHeader, payload: bytes) -> list[tuple[str, object, object]]:
-    """Name, expected and received of everything that the header says twice or the payload contradicts."""
+def _frame_facts(
+    topic: Topic, header: FrameHeader, payload: bytes
+) -> list[tuple[str, object, object]]:
+    """Name, expected and received of everything that the header says twice or the payload
+    contradicts.
+    """
     camera, _, stream = topic.name.rpartition("/")
     facts: list[tuple[str, object, object]] = [
         ("camera", camera, header.camera),

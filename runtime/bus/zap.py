@@ -1,7 +1,10 @@
-"""Who may connect to our TCP sockets, and a log line for everyone who was refused. Knows keys; not what travels.
+"""Who may connect to our TCP sockets, and a log line for everyone who was refused.
 
-With keys, a socket speaks CURVE and asks here (ZeroMQ's authentication protocol, ZAP) whether a client's key is on the
-list. A stranger without a key, or one that takes us for somebody else, fails before that; the socket's monitor tells.
+Knows keys; not what travels.
+
+With keys, a socket speaks CURVE and asks here (ZeroMQ's authentication protocol, ZAP) whether a
+client's key is on the list. A stranger without a key, or one that takes us for somebody else, fails
+before that; the socket's monitor tells.
 """
 
 from __future__ import annotations
@@ -30,12 +33,15 @@ REMEMBERED = 1024  # strangers
 
 # Of a monitor's message. pyzmq's reader of them brings asyncio along, 30 ms of every start.
 EVENT = struct.Struct("=Hi")
-ACCEPTED, GONE = zmq.EVENT_ACCEPTED, zmq.EVENT_DISCONNECTED
+ACCEPTED = zmq.EVENT_ACCEPTED
+GONE = zmq.EVENT_DISCONNECTED
 FAILED = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "no key, or one meant for another server",
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "it broke off the handshake, or speaks another protocol",
 }
-WATCHED = ACCEPTED | GONE | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+WATCHED = (
+    ACCEPTED | GONE | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 
 
 class ZapAuthenticator:
@@ -43,7 +49,8 @@ class ZapAuthenticator:
 
     def __init__(self, keys: Keys | None, *, allow_plain: bool = False) -> None:
         """Without keys, only loopback addresses are bound, unless `allow_plain`."""
-        self._keys, self._allow_plain = keys, allow_plain
+        self._keys = keys
+        self._allow_plain = allow_plain
         self.context = zmq.Context()
         self.refusals = Refusals()
         self._watches: list[_Watch] = []
@@ -54,8 +61,12 @@ class ZapAuthenticator:
         self._thread = threading.Thread(target=self._keep, name="doorkeeper", daemon=True)
         self._thread.start()
 
-    def bind(self, server: zmq.Socket[bytes], endpoint: str, limits: ConnectionLimits | None = None) -> str:
-        """Bind a socket of this context; where it really is bound. Raises ConfigError if it must not or cannot be.
+    def bind(
+        self, server: zmq.Socket[bytes], endpoint: str, limits: ConnectionLimits | None = None
+    ) -> str:
+        """Bind a socket of this context; where it really is bound.
+
+        Raises ConfigError if it must not or cannot be.
 
         With `limits`, whoever takes the socket's messages calls `taken` for each.
         """
@@ -64,9 +75,11 @@ class ZapAuthenticator:
             check_plain(endpoint, self._allow_plain)
         else:
             server.curve_server = True
-            server.curve_secretkey, server.curve_publickey = self._keys.secret, self._keys.public
+            server.curve_secretkey = self._keys.secret
+            server.curve_publickey = self._keys.public
             server.zap_domain = b"trimvla"
-            server.rcvhwm = max(server.rcvhwm, 2)  # with 1, libzmq 4.3.5 never hears ZAP's answer: nobody comes in
+            # with 1, libzmq 4.3.5 never hears ZAP's answer: nobody comes in
+            server.rcvhwm = max(server.rcvhwm, 2)
         self._watches.append(_Watch(server, self.refusals, Connections(limits)))
         try:
             check_endpoint(endpoint, "an address", any_free=True)
@@ -136,7 +149,9 @@ class ZapAuthenticator:
 
 
 class Refusals:
-    """Counts and logs who was refused; one stranger who comes again and again does not fill the log."""
+    """Counts and logs who was refused; one stranger who comes again and again does not fill the
+    log.
+    """
 
     def __init__(self) -> None:
         self.total = 0
@@ -167,7 +182,10 @@ class _Watch:
         self._reason: str | None = None
 
     def take(self) -> None:
-        """All events that wait. A failure does not say whose; the disconnection that follows at once does."""
+        """All events that wait.
+
+        A failure does not say whose; the disconnection that follows at once does.
+        """
         waiting: list[tuple[zmq.Event, int]] = []
         while self.events.poll(0):
             described, _ = self.events.recv_multipart()
@@ -175,7 +193,8 @@ class _Watch:
             waiting.append((zmq.Event(number), value))
         gone = {value for kind, value in waiting if kind == GONE}
         for kind, value in waiting:
-            if kind == ACCEPTED and value not in gone:  # else the number may be another connection's by now
+            # else the number may be another connection's by now
+            if kind == ACCEPTED and value not in gone:
                 self.peers.opened(value)
             elif kind in FAILED:
                 self._reason = FAILED[kind]

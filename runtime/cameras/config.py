@@ -1,4 +1,7 @@
-"""What one camera is: where its images come from, how large and how often, and how they travel. Opens nothing."""
+"""What one camera is: where its images come from, how large and how often, and how they travel.
+
+Opens nothing.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,14 @@ class CameraConfig:
     height: int = 480
     """Asked of devices and synthetic pictures; files keep their size."""
     codec: Codec = "raw_rgb8"
-    """How a frame travels. `raw_rgb8` costs least; viewers of the registry's `camera-stream` may want `raw_bgr8`."""
+    """How a frame travels.
+
+    `raw_rgb8` costs least; viewers of the registry's `camera-stream` may want `raw_bgr8`.
+    """
     side: int | None = None
-    """Shrink to a square of this side where the picture is taken, exactly as the policy would: fewer bytes travel."""
+    """Shrink to a square of this side where the picture is taken, exactly as the policy would:
+    fewer bytes travel.
+    """
     start_timeout_s: float = 5.0
     """Without a first picture by then, the camera counts as not started."""
     swap_red_blue: bool = False
@@ -39,12 +47,15 @@ class CameraConfig:
     fourcc: str = ""
     """The pixel format of a device, such as MJPG or YUYV; the driver's own choice by default."""
     timestamps: TimestampSource = "driver"
-    """When a device's images were taken: as the driver says, which must be on a clock of this host, or when each was
-    asked for (`read`), which is right only for a driver that keeps no old images."""
+    """When a device's images were taken: as the driver says, which must be on a clock of this host,
+    or when each was asked for (`read`), which is right only for a driver that keeps no old images.
+    """
 
     def __post_init__(self) -> None:
         if not CAMERA_NAME.fullmatch(self.name):
-            raise ConfigError(f"expected letters, digits, '_', '.' or '-', got {self.name!r} for 'name'")
+            raise ConfigError(
+                f"expected letters, digits, '_', '.' or '-', got {self.name!r} for 'name'"
+            )
         if self.kind not in get_args(Kind) or self.codec not in get_args(Codec):
             raise ConfigError(f"unknown 'kind' {self.kind!r} or 'codec' {self.codec!r}")
         if not (
@@ -52,14 +63,22 @@ class CameraConfig:
             and self.start_timeout_s > 0
             and min(self.width, self.height, 1 if self.side is None else self.side) > 0
         ):
-            raise ConfigError("expected numbers above 0 for 'hz', 'start_timeout_s', 'width', 'height' and 'side'")
+            raise ConfigError(
+                "expected numbers above 0 for 'hz', 'start_timeout_s', 'width', 'height' and 'side'"
+            )
         self._check_device()
 
     def _check_device(self) -> None:
         """Raise ConfigError for settings of devices that make no sense."""
         if self.timestamps not in get_args(TimestampSource):
             raise ConfigError(f"expected driver or read, got {self.timestamps!r} for 'timestamps'")
-        if self.fourcc and not (len(self.fourcc) == 4 and self.fourcc.isascii() and self.fourcc.isprintable()):
-            raise ConfigError(f"expected four letters such as MJPG, got {self.fourcc!r} for 'fourcc'")
+        if self.fourcc and not (
+            len(self.fourcc) == 4 and self.fourcc.isascii() and self.fourcc.isprintable()
+        ):
+            raise ConfigError(
+                f"expected four letters such as MJPG, got {self.fourcc!r} for 'fourcc'"
+            )
         if self.kind != "device" and (self.fourcc or self.timestamps != "driver"):
-            raise ConfigError(f"expected kind = 'device' with 'fourcc' or 'timestamps', got {self.kind!r}")
+            raise ConfigError(
+                f"expected kind = 'device' with 'fourcc' or 'timestamps', got {self.kind!r}"
+            )

@@ -1,8 +1,11 @@
-"""A camera that the operating system knows, through OpenCV. Knows its settings and when its images were taken.
+"""A camera that the operating system knows, through OpenCV.
 
-What was asked for is read back. A pixel format that was named must be the one that comes; a size or rate that differs
-is logged. An image has the driver's own time, on a clock of this host (`driver_clock`), or, where the configuration
-says so, the time at which it was asked for. OpenCV is an extra and is imported when it is needed.
+Knows its settings and when its images were taken.
+
+What was asked for is read back. A pixel format that was named must be the one that comes; a size or
+rate that differs is logged. An image has the driver's own time, on a clock of this host
+(`driver_clock`), or, where the configuration says so, the time at which it was asked for. OpenCV is
+an extra and is imported when it is needed.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ RETRY_S = 1.0  # for so long a device is asked again that gives no image
 HELD_BACK = 8  # images that a driver without times may have kept
 GAP_S = 0.25  # after so long without a read, or two periods, they are passed over
 READ_HINT = (
-    "; without the driver's own times no image has a known age. Set timestamps = 'read' (--timestamps read) only for a "
-    "driver that keeps no old images, such as GStreamer's appsink with drop=1 max-buffers=1"
+    "; without the driver's own times no image has a known age. Set timestamps = 'read'"
+    " (--timestamps read) only for a driver that keeps no old images, such as GStreamer's appsink"
+    " with drop=1 max-buffers=1"
 )
 
 
@@ -39,13 +43,22 @@ def opencv(camera: str) -> Any:  # noqa: ANN401 - a module
         import cv2
     except ImportError as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == "cv2"
-        words = "pip install 'trimvla[camera]'" if absent else f"it is installed and cannot be imported: {error}"
-        raise CameraError(f"camera '{camera}': devices and video files need OpenCV: {words}") from error
+        words = (
+            "pip install 'trimvla[camera]'"
+            if absent
+            else f"it is installed and cannot be imported: {error}"
+        )
+        raise CameraError(
+            f"camera '{camera}': devices and video files need OpenCV: {words}"
+        ) from error
     return cv2
 
 
 def from_opencv(image: Any, words: str) -> NDArray[np.uint8]:  # noqa: ANN401 - whatever OpenCV gives
-    """BGR uint8[h, w, 3] as RGB. Raises CameraError for what it is not, such as the 16-bit grey of a depth camera."""
+    """BGR uint8[h, w, 3] as RGB.
+
+    Raises CameraError for what it is not, such as the 16-bit grey of a depth camera.
+    """
     try:
         PICTURE.validate(image)
     except SpecError as error:
@@ -57,7 +70,11 @@ class DeviceSource:
     """A device; its driver's clock is found with its first images, which are passed over."""
 
     def __init__(self, config: CameraConfig) -> None:
-        """Open. Raises CameraError where that fails, for a pixel format that it has not, and for times of no clock."""
+        """Open.
+
+        Raises CameraError where that fails, for a pixel format that it has not, and for times of no
+        clock.
+        """
         cv2 = self._cv2 = opencv(config.name)
         self._words = f"camera '{config.name}': device '{config.where}'"
         self.timestamp_source: str = config.timestamps
@@ -67,7 +84,9 @@ class DeviceSource:
         self._asked_ns = 0
         self.skipped = 0
         """Images that could not be read."""
-        self._capture = cv2.VideoCapture(int(config.where) if config.where.isdigit() else config.where)
+        self._capture = cv2.VideoCapture(
+            int(config.where) if config.where.isdigit() else config.where
+        )
         if not self._capture.isOpened():
             raise CameraError(f"{self._words} cannot be opened")
         try:
@@ -78,7 +97,10 @@ class DeviceSource:
             raise
 
     def _set(self, config: CameraConfig) -> None:
-        """Ask for the settings and read them back. The pixel format comes first: sizes and rates depend on it."""
+        """Ask for the settings and read them back.
+
+        The pixel format comes first: sizes and rates depend on it.
+        """
         cv2 = self._cv2
         if config.fourcc:
             self._capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*config.fourcc))
@@ -89,10 +111,13 @@ class DeviceSource:
         }
         for number, value in wishes.values():
             self._capture.set(number, value)
-        self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest image, not the next one in a queue
+        # the newest image, not the next one in a queue
+        self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         found = as_fourcc(self._capture.get(cv2.CAP_PROP_FOURCC))
         if config.fourcc and found != config.fourcc:
-            raise CameraError(f"{self._words}: expected pixels as {config.fourcc!r} for 'fourcc', got {found!r}")
+            raise CameraError(
+                f"{self._words}: expected pixels as {config.fourcc!r} for 'fourcc', got {found!r}"
+            )
         log.info("%s: pixels as %r", self._words, found)
         for name, (number, value) in wishes.items():
             got = self._capture.get(number)
@@ -108,9 +133,15 @@ class DeviceSource:
             clock = find_clock(probes)
         except CameraError as error:
             raise CameraError(f"{self._words}: {error}{READ_HINT}") from None
-        found, last = DriverClock(clock), probes[-1]
+        found = DriverClock(clock)
+        last = probes[-1]
         age_ms = (last.read.ours - (found.to_ours(last) or 0)) / NS_PER_MS
-        log.info("%s: its times are on the clock '%s'; an image is %.0f ms old when read", self._words, clock, age_ms)
+        log.info(
+            "%s: its times are on the clock '%s'; an image is %.0f ms old when read",
+            self._words,
+            clock,
+            age_ms,
+        )
         return found
 
     def read(self) -> NDArray[np.uint8]:
@@ -129,15 +160,21 @@ class DeviceSource:
         return from_opencv(image, self._words)
 
     def _take(self) -> Any:  # noqa: ANN401 - what OpenCV gives
-        """The next image, with its time noted; None where the driver gives none, or none that can be decoded."""
+        """The next image, with its time noted; None where the driver gives none, or none that can
+        be decoded.
+        """
         if not self._try_grab():
             return None
-        self.captured_ns = self._asked_ns if self.clock is None else self.clock.to_ours(self._stamped())
+        self.captured_ns = (
+            self._asked_ns if self.clock is None else self.clock.to_ours(self._stamped())
+        )
         ok, image = self._capture.retrieve()
         return image if ok else None
 
     def _pass_over_kept(self) -> None:
-        """After a time without reads, pass over what the driver kept meanwhile: until it has to wait for an image."""
+        """After a time without reads, pass over what the driver kept meanwhile: until it has to
+        wait for an image.
+        """
         if monotonic_ns() - self._asked_ns <= self._gap_ns:
             return
         for _ in range(HELD_BACK):
@@ -158,7 +195,9 @@ class DeviceSource:
 
     def _stamped(self) -> Stamped:
         milliseconds = self._capture.get(self._cv2.CAP_PROP_POS_MSEC)
-        return Stamped(round(milliseconds * NS_PER_MS) if math.isfinite(milliseconds) else 0, instant())
+        return Stamped(
+            round(milliseconds * NS_PER_MS) if math.isfinite(milliseconds) else 0, instant()
+        )
 
     def close(self) -> None:
         """Release the device."""

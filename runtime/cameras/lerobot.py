@@ -1,7 +1,10 @@
-"""Cameras of LeRobot's image server: one JSON text with base64 JPEG pictures of all of them. Knows its form alone.
+"""Cameras of LeRobot's image server: one JSON text with base64 JPEG pictures of all of them.
 
-That server encodes RGB as if it were BGR and its reader undoes that, so what stands in the JPEG has red and blue
-exchanged; so do we. Its time stamps are wall-clock seconds and there is no sequence number and no encryption.
+Knows its form alone.
+
+That server encodes RGB as if it were BGR and its reader undoes that, so what stands in the JPEG has
+red and blue exchanged; so do we. Its time stamps are wall-clock seconds and there is no sequence
+number and no encryption.
 """
 
 from __future__ import annotations
@@ -36,11 +39,16 @@ _decoder = msgspec.json.Decoder(_Pictures)
 
 
 def decode(raw: bytes, camera: str) -> tuple[NDArray[np.uint8], float | None]:
-    """One camera's picture, RGB uint8[h, w, 3], and its wall-clock time [s]. Raises WireError and nothing else."""
+    """One camera's picture, RGB uint8[h, w, 3], and its wall-clock time [s].
+
+    Raises WireError and nothing else.
+    """
     if len(raw) > MAX_BYTES:
         raise WireError(f"expected at most {MAX_BYTES} bytes from a LeRobot camera, got {len(raw)}")
     if raw.count(b",") > MAX_COMMAS:  # none is in base64
-        raise WireError(f"expected at most {MAX_COMMAS} commas in a message of LeRobot's pictures, got more")
+        raise WireError(
+            f"expected at most {MAX_COMMAS} commas in a message of LeRobot's pictures, got more"
+        )
     try:
         pictures = _decoder.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -67,8 +75,13 @@ def _as_ns(taken_s: float | None) -> int:
 class LeRobotSource:
     """The newest picture of one camera of a LeRobot image server at `tcp://host:port/name`."""
 
-    def __init__(self, where: str, camera: str, timeout_s: float, *, allow_plain: bool = False) -> None:
-        """Connect; `camera` where the address names none. Raises CameraError for an address that is none."""
+    def __init__(
+        self, where: str, camera: str, timeout_s: float, *, allow_plain: bool = False
+    ) -> None:
+        """Connect; `camera` where the address names none.
+
+        Raises CameraError for an address that is none.
+        """
         parts = urlsplit(where)
         self._name = parts.path.strip("/") or camera
         self._words = f"camera '{camera}': '{where}'"
@@ -92,7 +105,8 @@ class LeRobotSource:
     def read(self) -> NDArray[np.uint8]:
         """The next picture, and when it was taken in `captured_ns`.
 
-        Raises CameraError where none comes in time, and at first where its times are not on this host's wall clock.
+        Raises CameraError where none comes in time, and at first where its times are not on this
+        host's wall clock.
         """
         if self._clock is None:
             self._clock = self._find_clock()
@@ -110,7 +124,8 @@ class LeRobotSource:
 
     def _receive(self) -> tuple[NDArray[np.uint8], Stamped]:
         """The next picture; messages that are none are passed over."""
-        deadline, problem = monotonic_ns() + self._timeout_ns, "nothing came"
+        deadline = monotonic_ns() + self._timeout_ns
+        problem = "nothing came"
         while (left_ns := deadline - monotonic_ns()) > 0:
             if not self._socket.poll(left_ns // 1_000_000):
                 continue

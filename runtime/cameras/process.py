@@ -1,8 +1,11 @@
-"""Cameras: where pictures come from, and the process that publishes them. Knows capture; not what is seen.
+"""Cameras: where pictures come from, and the process that publishes them.
 
-A source is anything with `read() -> uint8[h, w, 3]` and `close()`; one that knows when its last picture was taken says
-so in `captured_ns`, and never puts the present in the place of a time that it does not know. OpenCV, which devices and
-video files need, is an extra and is imported when it is needed.
+Knows capture; not what is seen.
+
+A source is anything with `read() -> uint8[h, w, 3]` and `close()`; one that knows when its last
+picture was taken says so in `captured_ns`, and never puts the present in the place of a time that
+it does not know. OpenCV, which devices and video files need, is an extra and is imported when it is
+needed.
 """
 
 from __future__ import annotations
@@ -47,7 +50,10 @@ class Source(Protocol):
     """Where pictures come from."""
 
     def read(self) -> NDArray[np.uint8]:
-        """The next picture, RGB uint8[h, w, 3]; may wait for it. Raises CameraError if there is none."""
+        """The next picture, RGB uint8[h, w, 3]; may wait for it.
+
+        Raises CameraError if there is none.
+        """
         ...
 
     def close(self) -> None:
@@ -60,7 +66,10 @@ class TimedSource(Protocol):
     """A source that knows when its last picture was taken, or that this cannot be known."""
 
     captured_ns: int | None
-    """None where it cannot be known. Who knew it stands in `timestamp_source`, where there is one."""
+    """None where it cannot be known.
+
+    Who knew it stands in `timestamp_source`, where there is one.
+    """
 
 
 @runtime_checkable
@@ -71,7 +80,9 @@ class LossySource(Protocol):
 
 
 class SyntheticSource:
-    """Test images: colour ramps and rectangles that change with every image, and as no sensor, none comes again."""
+    """Test images: colour ramps and rectangles that change with every image, and as no sensor, none
+    comes again.
+    """
 
     def __init__(self, config: CameraConfig) -> None:
         rows, columns = np.mgrid[: config.height, : config.width]
@@ -85,7 +96,9 @@ class SyntheticSource:
         height, width = image.shape[:2]
         for _ in range(RECTANGLES):
             top, left = self._rng.integers((height, width))
-            image[top : top + height // 4 + 1, left : left + width // 4 + 1] = self._rng.integers(0, 256, 3)
+            image[top : top + height // 4 + 1, left : left + width // 4 + 1] = self._rng.integers(
+                0, 256, 3
+            )
         return image
 
     def close(self) -> None:
@@ -93,7 +106,9 @@ class SyntheticSource:
 
 
 class ImageSource:
-    """The same picture from a file, again and again; read once, so that a file which is replaced changes nothing."""
+    """The same picture from a file, again and again; read once, so that a file which is replaced
+    changes nothing.
+    """
 
     def __init__(self, config: CameraConfig) -> None:
         try:
@@ -114,12 +129,17 @@ SOURCES: dict[Kind, Callable[[CameraConfig], Source]] = {
     "video": VideoSource,
     "image": ImageSource,
     "synthetic": SyntheticSource,
-    "lerobot": lambda c: LeRobotSource(c.where, c.name, c.start_timeout_s, allow_plain=c.allow_plain),
+    "lerobot": lambda c: LeRobotSource(
+        c.where, c.name, c.start_timeout_s, allow_plain=c.allow_plain
+    ),
 }
 
 
 def start(open_source: Callable[[], Source], name: str, timeout_s: float) -> Source:
-    """Open a source and see its first picture. Raises CameraError if that fails or takes longer than the timeout."""
+    """Open a source and see its first picture.
+
+    Raises CameraError if that fails or takes longer than the timeout.
+    """
     outcome: queue.Queue[Source | Exception] = queue.Queue()
 
     def attempt() -> None:
@@ -134,20 +154,28 @@ def start(open_source: Callable[[], Source], name: str, timeout_s: float) -> Sou
     try:
         result = outcome.get(timeout=timeout_s)
     except queue.Empty:
-        raise CameraError(f"camera '{name}': expected a first picture within {timeout_s:g} s, got none") from None
+        raise CameraError(
+            f"camera '{name}': expected a first picture within {timeout_s:g} s, got none"
+        ) from None
     if isinstance(result, Exception):
-        raise result if isinstance(result, CameraError) else CameraError(f"camera '{name}': {result}") from result
+        raise (
+            result if isinstance(result, CameraError) else CameraError(f"camera '{name}': {result}")
+        ) from result
     return result
 
 
 def as_configured(config: CameraConfig, read: np.ndarray) -> np.ndarray:
-    """What is published of a picture uint8[h, w, 3]: contiguous, its channels in order, shrunk where that is asked."""
+    """What is published of a picture uint8[h, w, 3]: contiguous, its channels in order, shrunk
+    where that is asked.
+    """
     image = np.ascontiguousarray(flip(read) if config.swap_red_blue else read)
     return image if config.side is None else resize(image, config.side)
 
 
 def take(source: Source, name: str, prepare: Prepare = np.ascontiguousarray) -> Frame:
-    """The next picture with its time: the source's own, else, where it is made, when it was asked for."""
+    """The next picture with its time: the source's own, else, where it is made, when it was asked
+    for.
+    """
     asked_ns = monotonic_ns()
     image = prepare(source.read())
     if not isinstance(source, TimedSource):
@@ -167,10 +195,15 @@ def stream(
     *,
     prepare: Prepare = np.ascontiguousarray,
 ) -> None:
-    """Take, publish, keep time, until `stop`. Raises CameraError when the source ends, or its times do."""
-    camera, telemetry = frames.topic.name.rpartition("/")[0], reporter.telemetry
+    """Take, publish, keep time, until `stop`.
+
+    Raises CameraError when the source ends, or its times do.
+    """
+    camera = frames.topic.name.rpartition("/")[0]
+    telemetry = reporter.telemetry
     telemetry.state = "streaming"
-    rate, known_ns = Rate(hz, sleep=stop.wait), monotonic_ns()
+    rate = Rate(hz, sleep=stop.wait)
+    known_ns = monotonic_ns()
     while not stop.is_set():
         frame = take(source, camera, prepare)
         note_time(frame, telemetry)
@@ -184,8 +217,11 @@ def stream(
 
 
 def note_time(frame: Frame, telemetry: Telemetry) -> None:
-    """Put the frame's age into the report, or that it has none; the beginning of a row of those also into the log."""
-    was_known, telemetry.values["age_known"] = telemetry.values.get("age_known", 1.0), float(frame.age_known)
+    """Put the frame's age into the report, or that it has none; the beginning of a row of those
+    also into the log.
+    """
+    was_known = telemetry.values.get("age_known", 1.0)
+    telemetry.values["age_known"] = float(frame.age_known)
     if frame.age_known:
         telemetry.time_ns("read", monotonic_ns() - frame.time_ns)
         return
@@ -196,7 +232,10 @@ def note_time(frame: Frame, telemetry: Telemetry) -> None:
 
 
 def _check_times(frame: Frame, known_ns: int) -> int:
-    """When a frame last had a known age. Raises CameraError if that is too long ago: a new start may find a clock."""
+    """When a frame last had a known age.
+
+    Raises CameraError if that is too long ago: a new start may find a clock.
+    """
     now_ns = monotonic_ns()
     if not frame.age_known and now_ns - known_ns > to_ns(TIMELESS_S):
         raise CameraError(f"camera '{frame.camera}': no usable time stamp within {TIMELESS_S:g} s")

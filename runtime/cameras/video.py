@@ -1,4 +1,7 @@
-"""A video file as a camera. Knows where a file ends and which of its frames are broken, which OpenCV answers alike."""
+"""A video file as a camera.
+
+Knows where a file ends and which of its frames are broken, which OpenCV answers alike.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ MAX_BROKEN = 1000  # failures in a row after which a video has ended
 
 
 class VideoSource:
-    """A video file, from the start again when it ends. Frames that cannot be decoded are passed over and counted."""
+    """A video file, from the start again when it ends.
+
+    Frames that cannot be decoded are passed over and counted.
+    """
 
     def __init__(self, config: CameraConfig) -> None:
         """Open the file. Raises CameraError where there is none."""
@@ -28,13 +34,17 @@ class VideoSource:
             raise CameraError(f"{self._words}: no such file")
         self._where = config.where
         self._capture = cv2.VideoCapture(config.where)
-        self._length = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)  # as the file says; 0 or less where it does not
+        # as the file says; 0 or less where it does not
+        self._length = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._reads = 0  # since the file's start
         self.skipped = 0
         """Frames passed over."""
 
     def read(self) -> NDArray[np.uint8]:
-        """The next image that can be decoded. Raises CameraError where none can between the file's start and end."""
+        """The next image that can be decoded.
+
+        Raises CameraError where none can between the file's start and end.
+        """
         for begin_again in (self._rewind, self._reopen, None):
             if (image := self._next()) is not None:
                 return from_opencv(image, self._words)
@@ -47,15 +57,17 @@ class VideoSource:
         self._reads = 0
 
     def _reopen(self) -> None:
-        """For a file without an index, such as one that is cut off: OpenCV finds no way back in it."""
+        """For a file without an index, such as one that is cut off: OpenCV finds no way back in
+        it.
+        """
         self._capture.open(self._where)
         self._reads = 0
 
     def _next(self) -> Any:  # noqa: ANN401 - what OpenCV gives
         """What can be decoded next; None at the file's end.
 
-        A failure is the end once there were more reads than frames, or, for a file that does not know its length, after
-        so many in a row that no frame can be broken.
+        A failure is the end once there were more reads than frames, or, for a file that does not
+        know its length, after so many in a row that no frame can be broken.
         """
         for failed in range(MAX_BROKEN):
             ok, image = self._capture.read()

@@ -1,7 +1,10 @@
-"""Which action is due now: the row of a chunk that belongs to a moment, or why there is none. Knows chunks and time.
+"""Which action is due now: the row of a chunk that belongs to a moment, or why there is none.
 
-A chunk's row r is for the moment of its observation plus r control periods. So a chunk that took long to make starts
-further down: its first rows belong to moments that have passed. Pure: the caller says what time it is.
+Knows chunks and time.
+
+A chunk's row r is for the moment of its observation plus r control periods. So a chunk that took
+long to make starts further down: its first rows belong to moments that have passed. Pure: the
+caller says what time it is.
 """
 
 from __future__ import annotations
@@ -30,37 +33,48 @@ class QueueConfig:
     """How chunks become actions."""
 
     mode: Mode = "latest"
-    """`latest`: the newest chunk decides. `ensemble`: the newest ones vote, as CogACT's adaptive ensemble. `blend`: in
-    equal steps from what is left of the old chunk to the new one. Real-time chunking is the policy's affair
-    (`policy.rtc`), with `latest` here."""
+    """`latest`: the newest chunk decides. `ensemble`: the newest ones vote, as CogACT's adaptive
+    ensemble. `blend`: in equal steps from what is left of the old chunk to the new one. Real-time
+    chunking is the policy's affair (`policy.rtc`), with `latest` here.
+    """
     votes: int = 2
     """Chunks that vote in an ensemble."""
     alpha: float = ALPHA
     blend_s: float = 0.4
     """How long the old chunk still counts in a blend; the gripper follows the new one at once."""
     max_jump: tuple[float, ...] = ()
-    """By how much a command may differ from the one before, per dimension, where a chunk follows another; what is left
-    is caught up at the same pace. By default the gate's `max_change`."""
+    """By how much a command may differ from the one before, per dimension, where a chunk follows
+    another; what is left is caught up at the same pace. By default the gate's `max_change`.
+    """
     max_age_s: float = 2.0
     """Of the picture behind an action, whatever its chunk says about its valid rows."""
     actuation_s: float = 0.0
-    """From a command's sending to the robot's motion: a picture taken in that time does not show the command yet."""
+    """From a command's sending to the robot's motion: a picture taken in that time does not show
+    the command yet.
+    """
 
     def __post_init__(self) -> None:
         if self.mode not in ("latest", "ensemble", "blend"):
             raise ConfigError(f"expected latest, ensemble or blend, got {self.mode!r} for 'mode'")
         if not self.blend_s > 0 or not all(bound > 0 for bound in self.max_jump):
             numbers = f"{self.blend_s} and {list(self.max_jump)}"
-            raise ConfigError(f"expected numbers above 0 for 'blend_s' and 'max_jump', got {numbers}")
+            raise ConfigError(
+                f"expected numbers above 0 for 'blend_s' and 'max_jump', got {numbers}"
+            )
         if self.votes < 1 or self.actuation_s < 0:
-            raise ConfigError(f"expected 'votes' >= 1 and 'actuation_s' >= 0, got {self.votes} and {self.actuation_s}")
+            raise ConfigError(
+                f"expected 'votes' >= 1 and 'actuation_s' >= 0, got {self.votes} and"
+                f" {self.actuation_s}"
+            )
         if not self.max_age_s > 0:
             raise ConfigError(f"expected a time above 0 s, got {self.max_age_s!r} for 'max_age_s'")
 
 
 @dataclass(frozen=True)
 class Due:
-    """The action float64[D] for a moment: `row` of `chunk`, the newest that has one; `voters` chunks had a say."""
+    """The action float64[D] for a moment: `row` of `chunk`, the newest that has one; `voters`
+    chunks had a say.
+    """
 
     action: NDArray[np.float64]
     chunk: ActionChunk
@@ -71,8 +85,8 @@ class Due:
 def row_at(chunk: ActionChunk, now_ns: int, actuation_ns: int = 0) -> int:
     """The row that belongs to this moment; `valid_rows` or more once the chunk has expired.
 
-    Up to one period before the observation it is row 0: a late tick may look at a picture that was taken after the
-    moment for which the tick was planned. Earlier than that it is negative.
+    Up to one period before the observation it is row 0: a late tick may look at a picture that was
+    taken after the moment for which the tick was planned. Earlier than that it is negative.
     """
     row = math.floor((now_ns - chunk.time_ns + actuation_ns) * chunk.control_hz / NS_PER_S)
     return 0 if row == -1 else row
@@ -84,7 +98,8 @@ class ChunkQueue:
     def __init__(self, config: QueueConfig | None = None, kinds: Sequence[ActionKind] = ()) -> None:
         """`kinds` of the action's dimensions: a gripper is not blended."""
         self._config = config or QueueConfig()
-        self._actuation_ns, self._max_age_ns = to_ns(self._config.actuation_s), to_ns(self._config.max_age_s)
+        self._actuation_ns = to_ns(self._config.actuation_s)
+        self._max_age_ns = to_ns(self._config.max_age_s)
         self._gripper = [index for index, kind in enumerate(kinds) if kind == "gripper"]
         kept = {"latest": 1, "ensemble": self._config.votes, "blend": MAX_FADING}[self._config.mode]
         self._chunks: deque[ActionChunk] = deque(maxlen=kept)
@@ -100,10 +115,14 @@ class ChunkQueue:
         newest = self._chunks[-1].time_ns if self._chunks else -1
         if chunk.time_ns > newest and row_at(chunk, now_ns) >= 0:
             self._chunks.append(chunk)
-            self._since = {kept.time_ns: self._since.get(kept.time_ns, now_ns) for kept in self._chunks}
+            self._since = {
+                kept.time_ns: self._since.get(kept.time_ns, now_ns) for kept in self._chunks
+            }
 
     def withdraw(self, start_ns: int, end_ns: int) -> None:
-        """Forget the chunks that were made from pictures captured after `start_ns` and until `end_ns`."""
+        """Forget the chunks that were made from pictures captured after `start_ns` and until
+        `end_ns`.
+        """
         kept = [chunk for chunk in self._chunks if not start_ns < chunk.time_ns <= end_ns]
         self._chunks = deque(kept, self._chunks.maxlen)
 
@@ -112,7 +131,8 @@ class ChunkQueue:
 
         Args:
             tick_ns: the moment that the action is for: it decides the row.
-            now_ns: the moment by which images are as old as they are, where it is another, later one.
+            now_ns: the moment by which images are as old as they are, where it is another, later
+                one.
         """
         if not self._chunks:
             return "no chunk yet"
@@ -120,7 +140,10 @@ class ChunkQueue:
         young = [chunk for chunk in self._chunks if now_ns - chunk.time_ns <= self._max_age_ns]
         if not young:
             age_ms = (now_ns - self._chunks[-1].time_ns) / NS_PER_MS
-            return f"expected a picture of at most {self._config.max_age_s * 1e3:.0f} ms, got one of {age_ms:.0f} ms"
+            return (
+                f"expected a picture of at most {self._config.max_age_s * 1e3:.0f} ms, got one of"
+                f" {age_ms:.0f} ms"
+            )
         rows = [(chunk, row_at(chunk, tick_ns, self._actuation_ns)) for chunk in young]
         voters = [(chunk, row) for chunk, row in rows if 0 <= row < chunk.valid_rows]
         if not voters:
@@ -136,15 +159,21 @@ class ChunkQueue:
             return predictions[0]
         if self._config.mode == "ensemble":
             return blend(predictions, self._config.alpha)
-        return fade(predictions, [self._progress(chunk, tick_ns) for chunk, _ in voters], self._gripper)
+        return fade(
+            predictions, [self._progress(chunk, tick_ns) for chunk, _ in voters], self._gripper
+        )
 
     def _progress(self, chunk: ActionChunk, tick_ns: int) -> float:
-        """Of a chunk's taking over, above 0 and up to 1: the first command after it came already moves its way."""
+        """Of a chunk's taking over, above 0 and up to 1: the first command after it came already
+        moves its way.
+        """
         waited = (tick_ns - self._since[chunk.time_ns]) * chunk.control_hz / NS_PER_S
         return min(1.0, (waited + 1.0) / (self._config.blend_s * chunk.control_hz + 1.0))
 
 
-def fade(predictions: NDArray[np.float64], progress: Sequence[float], gripper: Sequence[int]) -> NDArray[np.float64]:
+def fade(
+    predictions: NDArray[np.float64], progress: Sequence[float], gripper: Sequence[int]
+) -> NDArray[np.float64]:
     """One chunk after the other takes over from those before it.
 
     Args:

@@ -1,7 +1,8 @@
 """CogACT's adaptive action ensemble: the newest chunks vote on the action that is due.
 
-Each kept chunk contributes its own prediction for this moment; weights grow with the likeness to the newest one:
-w_i = exp(alpha cos(newest, i)), normalised. Source: microsoft/CogACT. Knows steps, not time.
+Each kept chunk contributes its own prediction for this moment; weights grow with the likeness to
+the newest one: w_i = exp(alpha cos(newest, i)), normalised. Source: microsoft/CogACT. Knows steps,
+not time.
 """
 
 from __future__ import annotations
@@ -44,7 +45,12 @@ class AdaptiveEnsemble:
         self._chunks.clear()
 
     def step(self, chunk: np.ndarray) -> np.ndarray:
-        """Take the chunk float[H, A] that starts at this step; the blended action float64[A] for this step."""
+        """Take the chunk float[H, A] that starts at this step; the blended action float64[A] for
+        this step.
+        """
         self._chunks.append(np.asarray(chunk, np.float64))
         ages = range(len(self._chunks) - 1, -1, -1)
-        return blend(np.stack([chunk[age] for chunk, age in zip(self._chunks, ages, strict=True)]), self._alpha)
+        return blend(
+            np.stack([chunk[age] for chunk, age in zip(self._chunks, ages, strict=True)]),
+            self._alpha,
+        )

@@ -1,4 +1,6 @@
-"""Real-time chunking: what of the next chunk is known before the policy has thought of it. Pure: chunks and times.
+"""Real-time chunking: what of the next chunk is known before the policy has thought of it.
+
+Pure: chunks and times.
 
 While the policy thinks, the robot executes the chunk that it has. The rows of the new chunk that
 belong to that time are frozen to what the old one says; the rows after them are guided towards it,
@@ -37,11 +39,15 @@ class RtcConfig:
     overlap: int = 0
     """Rows that are frozen or guided at most; 0: as far as the old chunk reaches."""
     margin_s: float = 0.05
-    """Added to the time that thinking is expected to take: transport, and control's `actuation_s`."""
+    """Added to the time that thinking is expected to take: transport, and control's
+    `actuation_s`.
+    """
 
     def __post_init__(self) -> None:
         if self.schedule not in ("exponential", "linear"):
-            raise ConfigError(f"expected exponential or linear, got {self.schedule!r} for 'schedule'")
+            raise ConfigError(
+                f"expected exponential or linear, got {self.schedule!r} for 'schedule'"
+            )
         if not 0 <= self.strength <= 1:
             raise ConfigError(f"expected a number from 0 to 1 for 'strength', got {self.strength}")
         if self.overlap < 0 or not 0 <= self.margin_s < math.inf:
@@ -50,11 +56,16 @@ class RtcConfig:
 
 
 def weights(
-    horizon: int, frozen: int, overlap: int, schedule: Schedule = "exponential", strength: float = 1.0
+    horizon: int,
+    frozen: int,
+    overlap: int,
+    schedule: Schedule = "exponential",
+    strength: float = 1.0,
 ) -> NDArray[np.float32]:
     """float32[H]: 1 for the frozen rows, falling from there, 0 from row `overlap` on.
 
-    With c = (overlap - row) / (overlap - frozen + 1) the weight is `strength` times c, or c (e^c - 1) / (e - 1).
+    With c = (overlap - row) / (overlap - frozen + 1) the weight is `strength` times c, or c (e^c -
+    1) / (e - 1).
     """
     rows = np.arange(horizon)
     share = np.clip((overlap - rows) / max(overlap - frozen + 1, 1), 0.0, 1.0)
@@ -62,7 +73,9 @@ def weights(
     return np.where(rows < frozen, 1.0, strength * falling).astype(np.float32)
 
 
-def guide(config: RtcConfig, old: ActionChunk | None, episode: int, time_ns: int, ready_ns: int) -> Guidance | None:
+def guide(
+    config: RtcConfig, old: ActionChunk | None, episode: int, time_ns: int, ready_ns: int
+) -> Guidance | None:
     """How a new chunk is guided by the old one; None where nothing is known of it.
 
     Args:
@@ -74,7 +87,8 @@ def guide(config: RtcConfig, old: ActionChunk | None, episode: int, time_ns: int
     """
     if not config.enabled or old is None or old.episode != episode or time_ns < old.time_ns:
         return None
-    rate, horizon = old.control_hz / NS_PER_S, len(old.actions)
+    rate = old.control_hz / NS_PER_S
+    horizon = len(old.actions)
     shift = round((time_ns - old.time_ns) * rate)
     left = horizon - shift
     passing = math.floor((ready_ns + to_ns(config.margin_s) - time_ns) * rate) + 1
@@ -83,11 +97,16 @@ def guide(config: RtcConfig, old: ActionChunk | None, episode: int, time_ns: int
         return None
     overlap = min(left, max(config.overlap, frozen) if config.overlap else left)
     row_weights = weights(horizon, frozen, overlap, config.schedule, config.strength)
-    return Guidance(chunk=old.sequence, shift=shift, frozen=frozen, weights=tuple(row_weights.tolist()))
+    return Guidance(
+        chunk=old.sequence, shift=shift, frozen=frozen, weights=tuple(row_weights.tolist())
+    )
 
 
-def known_rows(old: ActionChunk, guidance: Guidance) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """What the old chunk says for the new one's rows, float64[H, D] in the robot's units, and the weights float32[H].
+def known_rows(
+    old: ActionChunk, guidance: Guidance
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """What the old chunk says for the new one's rows, float64[H, D] in the robot's units, and the
+    weights float32[H].
 
     Rows that it does not reach repeat its last one; their weight is 0.
     """

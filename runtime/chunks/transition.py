@@ -1,7 +1,10 @@
-"""No jump from the last command of one chunk to the first of the next. Pure: numbers, and which chunk they are from.
+"""No jump from the last command of one chunk to the first of the next.
 
-At a change of chunks a command moves away from the one before by no more than a bound, dimension by dimension; what is
-left of the way is caught up at the same pace. Knows no limits of the robot: the gate has the last word (`safety.py`).
+Pure: numbers, and which chunk they are from.
+
+At a change of chunks a command moves away from the one before by no more than a bound, dimension by
+dimension; what is left of the way is caught up at the same pace. Knows no limits of the robot: the
+gate has the last word (`safety.py`).
 """
 
 from __future__ import annotations
@@ -28,12 +31,15 @@ class TransitionLimiter:
         self._behind = False
 
     def ease(self, action: Array, chunk: int, before: Array) -> Array:
-        """The action float64[D] of a chunk (by any number of its own) after the command `before` float64[D]."""
+        """The action float64[D] of a chunk (by any number of its own) after the command `before`
+        float64[D].
+        """
         follows = self._chunk is not None and self._chunk != chunk
         self._chunk = chunk
         if not (follows or self._behind):
             return action
-        if not np.isfinite(action).all():  # for the gate to refuse: a step towards infinity would look like any other
+        # for the gate to refuse: a step towards infinity would look like any other
+        if not np.isfinite(action).all():
             self._behind = True
             return action
         eased = np.clip(action, before - self._bound, before + self._bound)

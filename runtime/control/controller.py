@@ -1,6 +1,9 @@
-"""What to command at a moment: an action, a hold or nothing, and why. Pure: no socket, no clock, no inference.
+"""What to command at a moment: an action, a hold or nothing, and why.
 
-`machine` says which states there are; here each tick's inputs become events, and a state becomes a command:
+Pure: no socket, no clock, no inference.
+
+`machine` says which states there are; here each tick's inputs become events, and a state becomes a
+command:
 
 running       the action that is due, as the gate let it through
 hold, fault   the fallback for the action's kinds, once an action was sent in this episode
@@ -61,16 +64,28 @@ class ControlConfig:
 
     def __post_init__(self) -> None:
         if not (self.hz > 0 and self.state_s > 0):
-            raise ConfigError(f"expected numbers above 0, got {self.hz!r} for 'hz' and {self.state_s!r} for 'state_s'")
+            raise ConfigError(
+                f"expected numbers above 0, got {self.hz!r} for 'hz' and {self.state_s!r} for"
+                " 'state_s'"
+            )
         if self.queue.max_jump and len(self.queue.max_jump) != len(self.kinds):
-            raise ConfigError(f"expected {len(self.kinds)} numbers for 'max_jump', got {len(self.queue.max_jump)}")
+            raise ConfigError(
+                f"expected {len(self.kinds)} numbers for 'max_jump', got {len(self.queue.max_jump)}"
+            )
         if self.follow.bound is not None and len(self.follow.bound) != len(self.kinds):
-            raise ConfigError(f"expected {len(self.kinds)} numbers for 'follow.bound', got {len(self.follow.bound)}")
+            raise ConfigError(
+                f"expected {len(self.kinds)} numbers for 'follow.bound', got"
+                f" {len(self.follow.bound)}"
+            )
         if len(self.kinds) != len(self.limits.low):
-            raise ConfigError(f"expected limits for {len(self.kinds)} dimensions, got {len(self.limits.low)}")
+            raise ConfigError(
+                f"expected limits for {len(self.kinds)} dimensions, got {len(self.limits.low)}"
+            )
         still = hold(self.kinds, self.limits.low)
         if np.any(still < self.limits.low) or np.any(still > self.limits.high):
-            raise ConfigError("expected limits of deltas and velocities that include 0, which is their hold")
+            raise ConfigError(
+                "expected limits of deltas and velocities that include 0, which is their hold"
+            )
 
     @property
     def meaning(self) -> ActionMeaning:
@@ -99,7 +114,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome of a tick. `command` is None when nothing is to be sent; `gated` if the gate changed the action."""
+    """The outcome of a tick.
+
+    `command` is None when nothing is to be sent; `gated` if the gate changed the action.
+    """
 
     state: State
     reason: str
@@ -108,7 +126,9 @@ class Decision:
     first_of_chunk: bool = False
     """Whether this is the first action that this chunk caused."""
     eased: bool = False
-    """Whether the action was brought nearer to the command before, as a chunk had followed another."""
+    """Whether the action was brought nearer to the command before, as a chunk had followed
+    another.
+    """
 
 
 class Controller:
@@ -116,9 +136,12 @@ class Controller:
 
     def __init__(self, config: ControlConfig) -> None:
         self._config = config
-        self._queue, self._guard = ChunkQueue(config.queue, config.kinds), Interlock(config.guard)
+        self._queue = ChunkQueue(config.queue, config.kinds)
+        self._guard = Interlock(config.guard)
         self._seam = TransitionLimiter(config.queue.max_jump or config.limits.row("max_change"))
-        self._ramp = np.minimum(config.limits.row("acceleration") / config.hz, config.limits.row("max_change"))
+        self._ramp = np.minimum(
+            config.limits.row("acceleration") / config.hz, config.limits.row("max_change")
+        )
         self._reckoner = Reckoner(config.kinds, config.limits, config.hz, config.follow)
         self._rest = np.zeros(len(config.kinds))
         self._served: tuple[int, str, int] | None = None
@@ -135,7 +158,9 @@ class Controller:
         """Last command and velocity as they were before this tick's decision."""
 
     def decide(self, tick_ns: int, inputs: Inputs, now_ns: int | None = None) -> Decision:
-        """What to send for the tick that was planned for `tick_ns`; ages are those of `now_ns`, where that is later."""
+        """What to send for the tick that was planned for `tick_ns`; ages are those of `now_ns`,
+        where that is later.
+        """
         now_ns = tick_ns if now_ns is None else max(tick_ns, now_ns)
         self._before = (self._last, self._velocity)
         self._follow(tick_ns, inputs)
@@ -163,17 +188,23 @@ class Controller:
         return self._last is None or not moves(self._config.kinds, self._last)
 
     def brake(self, now_ns: int, reason: str) -> Decision:
-        """Hold, at the end of control: a velocity falls as the limits allow, one tick after the other."""
+        """Hold, at the end of control: a velocity falls as the limits allow, one tick after the
+        other.
+        """
         self._guard.lose(reason)
         return self._stay(now_ns)
 
     def hold(self, now_ns: int, reason: str) -> Decision:
-        """The last word before nothing more is said: stay, and do not ramp a velocity that nobody would ramp on."""
+        """The last word before nothing more is said: stay, and do not ramp a velocity that nobody
+        would ramp on.
+        """
         self._guard.lose(reason)
         return self._stay(now_ns, np.full_like(self._ramp, np.inf))
 
     def withdraw(self, now_ns: int, reason: str) -> Decision:
-        """Instead of an action that could not be sent in time: hold, from what was sent before it."""
+        """Instead of an action that could not be sent in time: hold, from what was sent before
+        it.
+        """
         self._last, self._velocity = self._before
         self._guard.lose(reason)
         return self._stay(now_ns)
@@ -191,17 +222,23 @@ class Controller:
 
     def _take(self, chunk: ActionChunk, now_ns: int) -> None:
         """A chunk for the task: one whose numbers mean something else is never commanded."""
-        self._foreign = disagreement(self._config.meaning, ActionMeaning(chunk.kinds, chunk.control_hz))
+        self._foreign = disagreement(
+            self._config.meaning, ActionMeaning(chunk.kinds, chunk.control_hz)
+        )
         if not self._foreign:
             self._queue.push(chunk, now_ns)
 
     def _serve(self, task: Task | None) -> None:
-        """Drop what was made for another task or instruction. In another episode, forget the last command too."""
+        """Drop what was made for another task or instruction.
+
+        In another episode, forget the last command too.
+        """
         served = None if task is None else (task.episode, task.instruction, task.started_ns)
         if served == self._served:
             return
         another = served is None or self._served is None or served[0] != self._served[0]
-        self._served, self._captured_ns = served, None
+        self._served = served
+        self._captured_ns = None
         self._queue.reset()
         if another:
             self._begin()
@@ -213,7 +250,8 @@ class Controller:
             self._forget()
 
     def _forget(self) -> None:
-        self._last, self._velocity = None, self._rest
+        self._last = None
+        self._velocity = self._rest
 
     def _due(self, tick_ns: int, now_ns: int, robot: JointState | None) -> Due | str:
         """The action for this moment, or why there is none."""
@@ -223,19 +261,28 @@ class Controller:
         if age_ns > to_ns(self._config.state_s):
             limit = f"at most {self._config.state_s * 1e3:.0f} ms of age for 'robot/state'"
             return f"expected {limit}, got {age_ns / NS_PER_MS:.0f} ms"
-        if age_ns < -NS_PER_S / self._config.hz:  # a late tick may know a state from after its planned time
-            return f"expected a past time for 'robot/state', got one {-age_ns / NS_PER_MS:.0f} ms ahead"
+        # a late tick may know a state from after its planned time
+        if age_ns < -NS_PER_S / self._config.hz:
+            return (
+                f"expected a past time for 'robot/state', got one {-age_ns / NS_PER_MS:.0f} ms"
+                " ahead"
+            )
         return self._queue.due(tick_ns, now_ns)
 
     def _act(self, now_ns: int, due: Due, robot: JointState) -> Decision:
         """The gate has the last word."""
-        kinds, hz = self._config.kinds, self._config.hz
-        before = as_command(kinds, robot.position, robot.gripper) if self._last is None else self._last
+        kinds = self._config.kinds
+        hz = self._config.hz
+        before = (
+            as_command(kinds, robot.position, robot.gripper) if self._last is None else self._last
+        )
         if before is None:
             self._guard.lose(LOST)
             return self._stay(now_ns)
         position = place(kinds, robot.position)
-        motion = Motion(kinds, hz, self._velocity, position, self._reckoner.pending, self._reckoner.bound)
+        motion = Motion(
+            kinds, hz, self._velocity, position, self._reckoner.pending, self._reckoner.bound
+        )
         wanted = self._seam.ease(due.action, due.chunk.time_ns, before)
         if lost := self._reckoner.judge(wanted, before):
             self._guard.refuse(now_ns, lost)
@@ -247,7 +294,8 @@ class Controller:
             return self._stay(now_ns)
         self._guard.act(reason)
         first = due.chunk.time_ns != self._captured_ns
-        self._captured_ns, self._last_episode = due.chunk.time_ns, due.chunk.episode
+        self._captured_ns = due.chunk.time_ns
+        self._last_episode = due.chunk.episode
         self._remember(verdict.action, before)
         command = _command(now_ns, due, verdict.action, reason)
         eased = not np.array_equal(wanted, due.action)
@@ -255,14 +303,18 @@ class Controller:
 
     def _stay(self, now_ns: int, ramp: NDArray[np.float64] | None = None) -> Decision:
         """Whatever the state, nothing that moves: the fallback, or nothing where none is needed."""
-        state, reason, kinds = self._guard.state, self._guard.reason, self._config.kinds
+        state = self._guard.state
+        reason = self._guard.reason
+        kinds = self._config.kinds
         if self._last is not None and state in ("idle", "armed") and not moves(kinds, self._last):
             self._forget()
         if self._last is None:
             return Decision(state, reason)
         self._remember(hold(kinds, self._last, self._ramp if ramp is None else ramp), self._last)
         action = tuple(self._last.tolist())
-        command = Command(time_ns=now_ns, episode=self._last_episode, kind="hold", action=action, reason=reason)
+        command = Command(
+            time_ns=now_ns, episode=self._last_episode, kind="hold", action=action, reason=reason
+        )
         return Decision(state, reason, command)
 
     def _remember(self, action: NDArray[np.float64], before: NDArray[np.float64]) -> None:

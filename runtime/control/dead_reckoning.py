@@ -1,13 +1,17 @@
-"""Where the robot may be by now: what was measured, and what was commanded since. Pure: numbers, kinds and times.
+"""Where the robot may be by now: what was measured, and what was commanded since.
 
-A joint state can repeat with new times, lag or lie in one joint, and then a workspace that is kept against it alone is
-not kept at all. So each dimension has a `pending` motion: commanded, and not seen in the measurement yet. It shrinks as
-the measurement moves, and what is left of it (a robot need not move exactly as commanded) is forgotten only when the
-measurement has shown that it lives: it moved by at least half of what was commanded, or moved by itself.
+Pure: numbers, kinds and times.
 
-Where more is pending than the robot can be behind its commands, the gate lets no more through in that direction. A
-robot at its own limit loses nothing by that, and one whose state is frozen moves no further. If no dimension at all
-shows motion meanwhile, or the position never changes by one bit, the robot does not follow, and the caller holds.
+A joint state can repeat with new times, lag or lie in one joint, and then a workspace that is kept
+against it alone is not kept at all. So each dimension has a `pending` motion: commanded, and not
+seen in the measurement yet. It shrinks as the measurement moves, and what is left of it (a robot
+need not move exactly as commanded) is forgotten only when the measurement has shown that it lives:
+it moved by at least half of what was commanded, or moved by itself.
+
+Where more is pending than the robot can be behind its commands, the gate lets no more through in
+that direction. A robot at its own limit loses nothing by that, and one whose state is frozen moves
+no further. If no dimension at all shows motion meanwhile, or the position never changes by one bit,
+the robot does not follow, and the caller holds.
 """
 
 from __future__ import annotations
@@ -35,10 +39,14 @@ class FollowConfig:
     """How far the robot may be from where its commands must have brought it."""
 
     lag_s: float = 1.0
-    """It may be so far behind, at the fastest motion that the limits allow [s]: its own lag and that of its state."""
+    """It may be so far behind, at the fastest motion that the limits allow [s]: its own lag and
+    that of its state.
+    """
     bound: tuple[float, ...] | None = None
-    """Instead, per dimension [m or rad], infinite where there is none. By default what is moved in `lag_s`, for
-    absolute targets and in dimensions with a workspace: for others `JointState.position` may be of something else."""
+    """Instead, per dimension [m or rad], infinite where there is none. By default what is moved in
+    `lag_s`, for absolute targets and in dimensions with a workspace: for others
+    `JointState.position` may be of something else.
+    """
 
     def __post_init__(self) -> None:
         if not self.lag_s > 0:
@@ -53,21 +61,26 @@ class _Trail:
     def __init__(self, length: int, count: int) -> None:
         self.times = np.full(length, -1)
         """int64[N]; -1 where there is nothing yet."""
-        self.commanded, self.measured = np.zeros((length, count)), np.full((length, count), np.nan)
+        self.commanded = np.zeros((length, count))
+        self.measured = np.full((length, count), np.nan)
         self._next = 0
         self.newest_ns = -1
 
     def add(self, time_ns: int, commanded: Array, measured: Array) -> None:
         """One moment in place of the oldest."""
-        self.times[self._next], self.newest_ns = time_ns, time_ns
-        self.commanded[self._next], self.measured[self._next] = commanded, measured
+        self.times[self._next] = time_ns
+        self.newest_ns = time_ns
+        self.commanded[self._next] = commanded
+        self.measured[self._next] = measured
         self._next = (self._next + 1) % len(self.times)
 
 
 class Reckoner:
     """Follows commands and measurements, tick by tick."""
 
-    def __init__(self, kinds: Sequence[ActionKind], limits: Limits, hz: float, config: FollowConfig) -> None:
+    def __init__(
+        self, kinds: Sequence[ActionKind], limits: Limits, hz: float, config: FollowConfig
+    ) -> None:
         """For D dimensions at `hz` commands a second."""
         self._kinds = tuple(kinds)
         self._velocity = np.array([kind == "velocity" for kind in kinds])
@@ -78,7 +91,9 @@ class Reckoner:
         """float64[D], by how much a dimension may be pending."""
         self._shown = SHOWN * self.bound
         self._bounded = bool(np.isfinite(self.bound).any())
-        """Whether any dimension is followed at all; without one, only a position that never changes is looked for."""
+        """Whether any dimension is followed at all; without one, only a position that never changes
+        is looked for.
+        """
         self._coasts = bool(self._velocity.any())
         self._aims = bool(self._target.any())
         self._lag_ns = to_ns(config.lag_s)
@@ -98,10 +113,12 @@ class Reckoner:
         self.pending: Array = np.zeros(count)
         """float64[D]: commanded, and not seen in the measurement yet."""
         self._raw: tuple[float, ...] | None = None
-        self._path, self._net = np.zeros(count), np.zeros(count)
+        self._path = np.zeros(count)
+        self._net = np.zeros(count)
         """Commanded since the position last changed: how far in all, and where to."""
         self._trail = _Trail(SAMPLES * MEMORY, count)
-        self._base_commanded, self._base_measured = self._commanded.copy(), self._measured.copy()
+        self._base_commanded = self._commanded.copy()
+        self._base_measured = self._measured.copy()
         """Per dimension, where both were when the measurement was last found to live."""
         self._base_ns = np.full(count, -1)
         self._small_ns = np.full(count, -1)
@@ -133,9 +150,11 @@ class Reckoner:
             self.pending = np.where(self._target, self._apart(), self.pending)
 
     def judge(self, wanted: Array, before: Array) -> str:
-        """Why an action must not be sent, as the robot does not follow; empty where the gate's bound will do.
+        """Why an action must not be sent, as the robot does not follow; empty where the gate's
+        bound will do.
 
-        What leads back to where the measurement stands is let through: a robot that was blocked comes free by it.
+        What leads back to where the measurement stands is let through: a robot that was blocked
+        comes free by it.
 
         Args:
             wanted: float64[D]; one that is not finite is for the gate to refuse.
@@ -163,13 +182,16 @@ class Reckoner:
     def _see(self, robot: JointState) -> None:
         """The newest measurement; what is not a number is as it was."""
         self._raw = robot.position
-        self._path, self._net = np.zeros(len(self._kinds)), np.zeros(len(self._kinds))
+        self._path = np.zeros(len(self._kinds))
+        self._net = np.zeros(len(self._kinds))
         found = place(self._kinds, robot.position)
         moved = _known(found - self._measured)
         present = np.isfinite(found)
         first = present & ~self._located
         if first.any():
-            self._base_measured = np.where(first & np.isnan(self._base_measured), found, self._base_measured)
+            self._base_measured = np.where(
+                first & np.isnan(self._base_measured), found, self._base_measured
+            )
             self._located = self._located | present
         self._measured = np.where(present, found, self._measured)
         self.pending = np.where(self._target, self._apart(), self.pending - moved)
@@ -180,14 +202,19 @@ class Reckoner:
 
     def _unseen(self) -> Array:
         """What was commanded since the measurement was last found to live, and did not show."""
-        told, seen = self._commanded - self._base_commanded, self._measured - self._base_measured
+        told = self._commanded - self._base_commanded
+        seen = self._measured - self._base_measured
         return np.where(self._target, self.pending, _known(told - seen))
 
     def _believe(self, now_ns: int) -> None:
-        """Where a measurement was found to live, what is pending is on its way, or came since and did not show."""
-        trail, begin_ns = self._trail, now_ns - MEMORY * self._lag_ns
+        """Where a measurement was found to live, what is pending is on its way, or came since and
+        did not show.
+        """
+        trail = self._trail
+        begin_ns = now_ns - MEMORY * self._lag_ns
         known = trail.times[:, None] >= np.maximum(self._base_ns, begin_ns)
-        told, seen = self._commanded - trail.commanded, self._measured - trail.measured
+        told = self._commanded - trail.commanded
+        seen = self._measured - trail.measured
         lives = (lives_by(told, seen, self._shown) & known).any(axis=0)
         if lives.any():
             self._base_ns[lives] = now_ns
@@ -195,10 +222,13 @@ class Reckoner:
             self._base_measured = np.where(lives, self._measured, self._base_measured)
         trusted = (self._base_ns >= 0) & ~self._target
         if trusted.any():
-            recent, unseen = told[trail.times >= begin_ns], self._unseen()
+            recent = told[trail.times >= begin_ns]
+            unseen = self._unseen()
             low = np.fmin(recent.min(axis=0, initial=0.0), unseen)
             high = np.fmax(recent.max(axis=0, initial=0.0), unseen)
-            self.pending = np.where(trusted, np.minimum(np.maximum(self.pending, low), high), self.pending)
+            self.pending = np.where(
+                trusted, np.minimum(np.maximum(self.pending, low), high), self.pending
+            )
 
     def _never_changes(self, push: Array) -> str:
         """The position is the same to the last bit, whatever it is of."""
@@ -208,16 +238,25 @@ class Reckoner:
         away = np.where(abs(self._net) >= self._reach / 2, self._net * push, 0.0)
         if (away < 0).any() and not (away > 0).any():
             return ""
-        return _reason(f"{self._path[moved[0]]:.3g} in dimension {moved[0]}, and 'robot/state' repeats its position")
+        return _reason(
+            f"{self._path[moved[0]]:.3g} in dimension {moved[0]}, and 'robot/state' repeats its"
+            " position"
+        )
 
     def _shows_nothing(self, push: Array) -> str:
-        """More is wanted where too much is unseen, or has been for too long; no dimension has shown motion since."""
+        """More is wanted where too much is unseen, or has been for too long; no dimension has shown
+        motion since.
+        """
         if not self._bounded:
             return ""
-        # a robot that moves less than it is told leaves something pending, and one that lags something unseen
-        unseen, pending = self._unseen(), self.pending
+        # a robot that moves less than it is told leaves something pending, and one that lags
+        # something unseen
+        unseen = self._unseen()
+        pending = self.pending
         hidden = np.where(unseen * pending > 0, np.fmin(abs(unseen), abs(pending)), 0.0)
-        stuck = (hidden >= self._shown) & (pending * push > 0) & (self._small_ns >= self._base_ns.max())
+        stuck = (
+            (hidden >= self._shown) & (pending * push > 0) & (self._small_ns >= self._base_ns.max())
+        )
         if not stuck.any():
             return ""
         far = abs(pending) >= self.bound * (1 - 1e-9)
@@ -225,11 +264,17 @@ class Reckoner:
         if not len(silent):
             return ""
         dimension = silent[0]
-        return _reason(f"{self.pending[dimension]:.3g} in dimension {dimension} that 'robot/state' does not show")
+        return _reason(
+            f"{self.pending[dimension]:.3g} in dimension {dimension} that 'robot/state' does not"
+            " show"
+        )
 
     def _arrived(self) -> NDArray[np.bool_]:
-        """Per dimension, whether a robot at its slowest has had the time to do all that was commanded."""
-        times, begin_ns = self._trail.times, (self._now_ns or 0) - self._lag_ns
+        """Per dimension, whether a robot at its slowest has had the time to do all that was
+        commanded.
+        """
+        times = self._trail.times
+        begin_ns = (self._now_ns or 0) - self._lag_ns
         recent = self._commanded - self._trail.commanded[times >= begin_ns]
         still = abs(recent).max(axis=0, initial=0.0) < self._shown / 4
         return still & bool(((times >= 0) & (times <= begin_ns)).any())
@@ -237,12 +282,16 @@ class Reckoner:
     def _bounds(self, limits: Limits, config: FollowConfig) -> Array:
         if config.bound is not None:
             return np.array(config.bound, np.float64)
-        bordered = np.isfinite(limits.row("workspace_low")) | np.isfinite(limits.row("workspace_high"))
+        bordered = np.isfinite(limits.row("workspace_low")) | np.isfinite(
+            limits.row("workspace_high")
+        )
         return np.where(self._target | bordered, self._reach, np.inf)
 
 
 def _known(values: Array) -> Array:
-    """The values, and 0 for what is not a finite number: `np.nan_to_num` takes ten times as long, in every tick."""
+    """The values, and 0 for what is not a finite number: `np.nan_to_num` takes ten times as long,
+    in every tick.
+    """
     return np.where(np.isfinite(values), values, 0.0)
 
 
@@ -251,11 +300,14 @@ def _reason(what: str) -> str:
 
 
 def lives_by(told: Array, seen: Array, shown: Array) -> NDArray[np.bool_]:
-    """Whether measured motions `seen` belong to a sensor that lives, where `told` was commanded: float64[..., D].
+    """Whether measured motions `seen` belong to a sensor that lives, where `told` was commanded:
+    float64[..., D].
 
-    It followed at least half of a motion of `shown` or more, or moved by itself, further than it was told to.
+    It followed at least half of a motion of `shown` or more, or moved by itself, further than it
+    was told to.
     """
-    far, near = abs(seen), abs(told)
+    far = abs(seen)
+    near = abs(told)
     with np.errstate(invalid="ignore"):
         follows = (near >= shown) & (seen * told >= 0.5 * told * told)
         leads = (far >= shown) & (far >= 2 * near)
@@ -265,6 +317,14 @@ def lives_by(told: Array, seen: Array, shown: Array) -> NDArray[np.bool_]:
 def fastest(kinds: Sequence[ActionKind], limits: Limits, hz: float) -> Array:
     """The fastest motion float64[D] that the limits allow [unit/s]; infinite for a gripper."""
     largest = np.maximum(np.abs(limits.low), np.abs(limits.high))
-    by_kind = {"delta": largest * hz, "velocity": largest, "absolute": limits.row("max_change") * hz}
-    allowed = np.array([by_kind[kind][i] if kind in by_kind else np.inf for i, kind in enumerate(kinds)])
-    return np.minimum(allowed, np.where([kind == "gripper" for kind in kinds], np.inf, limits.row("velocity")))
+    by_kind = {
+        "delta": largest * hz,
+        "velocity": largest,
+        "absolute": limits.row("max_change") * hz,
+    }
+    allowed = np.array(
+        [by_kind[kind][i] if kind in by_kind else np.inf for i, kind in enumerate(kinds)]
+    )
+    return np.minimum(
+        allowed, np.where([kind == "gripper" for kind in kinds], np.inf, limits.row("velocity"))
+    )

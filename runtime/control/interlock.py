@@ -1,6 +1,8 @@
-"""Whether the robot may move, and why not: tasks, the operator, the emergency stop and the deadman's switch -> states.
+"""Whether the robot may move, and why not: tasks, the operator, the emergency stop and the
+deadman's switch -> states.
 
-Pure: the caller says what time it is and what came. What is sent in a state is the controller's business.
+Pure: the caller says what time it is and what came. What is sent in a state is the controller's
+business.
 """
 
 from __future__ import annotations
@@ -27,10 +29,14 @@ class InterlockConfig:
     """Who must agree before the robot moves."""
 
     arm: Literal["auto", "operator"] = "auto"
-    """`auto`: a new task arms. `operator`: only a person does, for one task at a time: another instruction under the
-    same episode is another task."""
+    """`auto`: a new task arms. `operator`: only a person does, for one task at a time: another
+    instruction under the same episode is another task.
+    """
     estop: bool = False
-    """Whether the emergency stop must be heard all the time. One that is pressed counts in any case."""
+    """Whether the emergency stop must be heard all the time.
+
+    One that is pressed counts in any case.
+    """
     deadman: bool = False
     """Whether somebody must hold the deadman's switch."""
     deadman_s: float = 0.3
@@ -43,7 +49,9 @@ class InterlockConfig:
             raise ConfigError(f"expected auto or operator, got {self.arm!r} for 'arm'")
         if not (self.deadman_s > 0 and self.refused_s > 0):
             numbers = f"{self.deadman_s} and {self.refused_s}"
-            raise ConfigError(f"expected times above 0 s for 'deadman_s' and 'refused_s', got {numbers}")
+            raise ConfigError(
+                f"expected times above 0 s for 'deadman_s' and 'refused_s', got {numbers}"
+            )
 
 
 class Interlock:
@@ -69,18 +77,22 @@ class Interlock:
 
     def feed(self, event: Event, reason: str) -> None:
         """One step of the machine. A fault keeps its first reason."""
-        before, self.state = self.state, advance(self.state, event)
+        before = self.state
+        self.state = advance(self.state, event)
         if not before == self.state == "fault":
             self.reason = reason
 
-    def hear(self, now_ns: int, task: Task | None, requests: Sequence[Operator], estop: EStop | None) -> None:
+    def hear(
+        self, now_ns: int, task: Task | None, requests: Sequence[Operator], estop: EStop | None
+    ) -> None:
         """Feed what came from outside since the last tick, the most serious last.
 
         Args:
             now_ns: this moment.
             task: the live one; None where there is none.
             requests: the operator's, in their order.
-            estop: its newest message, or one that says that it was pressed since the last tick; None if it is silent.
+            estop: its newest message, or one that says that it was pressed since the last tick;
+                None if it is silent.
         """
         for event, reason in self._events(now_ns, task, requests, estop):
             self.feed(event, reason)
@@ -111,7 +123,9 @@ class Interlock:
             self.feed("failure", f"for {self._config.refused_s:g} s {reason}")
 
     def reject(self, now_ns: int, reason: str) -> None:
-        """The task's actions mean something else to the policy: the robot is not armed for them, or holds."""
+        """The task's actions mean something else to the policy: the robot is not armed for them, or
+        holds.
+        """
         if self.state in ("idle", "armed"):
             self.feed("end", reason)
         else:
@@ -129,12 +143,18 @@ class Interlock:
             if message.request != "arm" or meant:
                 yield message.request, WORDS[message.request]
         if estop is not None and estop.pressed:
-            yield "estop", f"the emergency stop is pressed{f' by {estop.source}' if estop.source else ''}"
+            yield (
+                "estop",
+                f"the emergency stop is pressed{f' by {estop.source}' if estop.source else ''}",
+            )
         elif estop is None and self._config.estop and self._estop_heard:
             yield "estop", "the emergency stop is silent"
 
     def _task_events(self, now_ns: int, task: Task | None) -> Iterator[tuple[Event, str]]:
-        """The end of one task, and the begin of another. None begins before a required emergency stop was heard."""
+        """The end of one task, and the begin of another.
+
+        None begins before a required emergency stop was heard.
+        """
         if task is None or not task.active:
             self._task = None
             yield "end", "no live task" if task is None else "the task is not active"
@@ -142,7 +162,8 @@ class Interlock:
             yield "end", "the emergency stop has not been heard yet"
         elif (task.episode, task.instruction) != self._task:
             same_episode = self._task is not None and task.episode == self._task[0]
-            self._task, self._known_ns = (task.episode, task.instruction), now_ns
+            self._task = (task.episode, task.instruction)
+            self._known_ns = now_ns
             self._refused_ns = None
             if self._config.arm == "operator" or not same_episode:
                 yield "end", "not armed for this task"

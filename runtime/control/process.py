@@ -1,4 +1,6 @@
-"""The process `control`: at every tick of a drift-free clock update, decide, publish. Inference happens elsewhere.
+"""The process `control`: at every tick of a drift-free clock update, decide, publish.
+
+Inference happens elsewhere.
 
 Knows sockets and time; what to do is `controller.Controller`'s.
 """
@@ -14,7 +16,15 @@ from typing import TypeVar
 
 import msgspec
 
-from trimvla.runtime.bus.messages import ActionChunk, Command, Health, JointState, Operator, Refusal, Task
+from trimvla.runtime.bus.messages import (
+    ActionChunk,
+    Command,
+    Health,
+    JointState,
+    Operator,
+    Refusal,
+    Task,
+)
 from trimvla.runtime.bus.sockets import Input, Publisher, Subscriber
 from trimvla.runtime.bus.switches import Words, enabling_switch, missing, stop_button
 from trimvla.runtime.bus.telemetry import Reporter, Telemetry
@@ -40,16 +50,23 @@ HEARS = ("task", "robot/state", "chunk", "refusal", "estop", "deadman", "health"
 class ControlLoop:
     """One tick after the other, over real sockets."""
 
-    def __init__(self, config: ControlConfig, inputs: Subscriber, commands: Publisher, telemetry: Telemetry) -> None:
+    def __init__(
+        self, config: ControlConfig, inputs: Subscriber, commands: Publisher, telemetry: Telemetry
+    ) -> None:
         self._controller = Controller(config)
         self._period_s = 1 / config.hz
-        self._inputs, self._commands, self._telemetry = inputs, commands, telemetry
+        self._inputs = inputs
+        self._commands = commands
+        self._telemetry = telemetry
         self._words = Words()
 
     def tick(self, tick_ns: int) -> Decision:
-        """Update, decide, publish. `tick_ns` is the time for which the tick was planned; ages are those of now.
+        """Update, decide, publish.
 
-        An action that cannot be sent within a period of that moment, because the process was stopped, is not sent.
+        `tick_ns` is the time for which the tick was planned; ages are those of now.
+
+        An action that cannot be sent within a period of that moment, because the process was
+        stopped, is not sent.
         """
         begin_ns = max(tick_ns, monotonic_ns())
         self._inputs.update()
@@ -64,14 +81,22 @@ class ControlLoop:
     def _check_late(self, decision: Decision, begin_ns: int) -> Decision:
         """The decision, or a hold instead of an action that was decided too long ago."""
         late_ns = monotonic_ns() - begin_ns
-        if decision.command is None or decision.command.kind == "hold" or late_ns <= to_ns(self._period_s):
+        if (
+            decision.command is None
+            or decision.command.kind == "hold"
+            or late_ns <= to_ns(self._period_s)
+        ):
             return decision
         self._telemetry.count("withdrawn")
         limit = f"expected an action to be sent within {self._period_s * 1e3:.0f} ms"
-        return self._controller.withdraw(begin_ns + late_ns, f"{limit}, got {late_ns / NS_PER_MS:.0f} ms")
+        return self._controller.withdraw(
+            begin_ns + late_ns, f"{limit}, got {late_ns / NS_PER_MS:.0f} ms"
+        )
 
     def _explain(self, decision: Decision) -> Decision:
-        """The decision; where the robot does not move, its reason says what is wrong with the traffic too."""
+        """The decision; where the robot does not move, its reason says what is wrong with the
+        traffic too.
+        """
         if decision.state == "running":
             return decision
         silent = [text for name in SWITCHES if (text := missing(self._inputs[name]))]
@@ -89,7 +114,10 @@ class ControlLoop:
         self._telemetry.count(PRESSES, known.estop is not None and known.estop.pressed)
 
     def stop(self) -> None:
-        """Leave the robot in hold. A velocity is braked as the limits allow first, for `BRAKE_S` at most."""
+        """Leave the robot in hold.
+
+        A velocity is braked as the limits allow first, for `BRAKE_S` at most.
+        """
         end_ns = monotonic_ns() + to_ns(BRAKE_S)
         while not self._controller.at_rest and monotonic_ns() < end_ns:
             self._publish(self._controller.brake(monotonic_ns(), STOPS))
@@ -105,7 +133,8 @@ class ControlLoop:
             self._telemetry.count(f"entered_{decision.state}")
             level = logging.WARNING if decision.state == "fault" else logging.INFO
             log.log(level, "%s -> %s %s", self._telemetry.state, decision.state, decision.reason)
-        self._telemetry.state, self._telemetry.reason = decision.state, decision.reason
+        self._telemetry.state = decision.state
+        self._telemetry.reason = decision.reason
 
     def _count(self, decision: Decision, command: Command, sent_ns: int) -> None:
         self._telemetry.count("holds" if command.kind == "hold" else "actions")
@@ -119,8 +148,12 @@ class ControlLoop:
 
 
 def read_inputs(inputs: Subscriber, words: Words, now_ns: int) -> Inputs:
-    """What the controller may know: nothing from senders that have fallen silent, no request from long ago."""
-    requests = words.take(word for word in _fresh(inputs["operator"], Operator) if _is_recent(word, now_ns))
+    """What the controller may know: nothing from senders that have fallen silent, no request from
+    long ago.
+    """
+    requests = words.take(
+        word for word in _fresh(inputs["operator"], Operator) if _is_recent(word, now_ns)
+    )
     if any(word.request == "reset" for word in requests):
         for name in SWITCHES:
             inputs[name].forget_silent()
@@ -137,11 +170,15 @@ def read_inputs(inputs: Subscriber, words: Words, now_ns: int) -> Inputs:
 
 
 def _is_recent(word: Operator, now_ns: int) -> bool:
-    """Whether a word still counts: what lets the robot move must not have waited while this process was stopped."""
+    """Whether a word still counts: what lets the robot move must not have waited while this process
+    was stopped.
+    """
     age_s = (now_ns - word.time_ns) / NS_PER_S
     recent = word.request == "disarm" or age_s <= REQUEST_S
     if not recent:
-        limited_log.warning("operator", "passed over the operator's '%s': it is %.1f s old", word.request, age_s)
+        limited_log.warning(
+            "operator", "passed over the operator's '%s': it is %.1f s old", word.request, age_s
+        )
     return recent
 
 
@@ -174,11 +211,15 @@ def run(config: ControlConfig, run_dir: Path, stop: threading.Event) -> None:
 
 
 def prepare(config: RealtimeConfig, telemetry: Telemetry) -> None:
-    """Set the process up for real time, after its threads have started; what was granted goes to log and report."""
+    """Set the process up for real time, after its threads have started; what was granted goes to
+    log and report.
+    """
     for grant in set_up(config):
         telemetry.values[f"realtime.{grant.name}"] = float(not grant.refused)
         level = logging.WARNING if grant.refused else logging.INFO
-        log.log(level, "%s: asked for %s, got %s %s", grant.name, grant.asked, grant.got, grant.refused)
+        log.log(
+            level, "%s: asked for %s, got %s %s", grant.name, grant.asked, grant.got, grant.refused
+        )
 
 
 def keep_time(loop: ControlLoop, hz: float, stop: threading.Event, reporter: Reporter) -> None:
@@ -197,6 +238,8 @@ def keep_time(loop: ControlLoop, hz: float, stop: threading.Event, reporter: Rep
 def note_rate(rate: Rate, telemetry: Telemetry) -> None:
     """Put what the clock counted into the report."""
     report = rate.report()
-    telemetry.values.update(hz_asked=report.asked_hz, hz_achieved=report.achieved_hz, worst_lag_ms=report.worst_lag_ms)
+    telemetry.values.update(
+        hz_asked=report.asked_hz, hz_achieved=report.achieved_hz, worst_lag_ms=report.worst_lag_ms
+    )
     for name in ("ticks", "late", "skipped"):
         telemetry.counters[name] = getattr(report, name)

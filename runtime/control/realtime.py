@@ -1,7 +1,9 @@
-"""Asks the operating system for what a control loop likes: priority, cores, memory that stays, no collector's pauses.
+"""Asks the operating system for what a control loop likes: priority, cores, memory that stays, no
+collector's pauses.
 
-One call, `set_up`, that says for each wish whether it was granted, as read back from the system, and why not. Knows
-Linux; elsewhere the wishes are refused, with that reason. Changes only its own process.
+One call, `set_up`, that says for each wish whether it was granted, as read back from the system,
+and why not. Knows Linux; elsewhere the wishes are refused, with that reason. Changes only its own
+process.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from pathlib import Path
 from trimvla.runtime.errors import ConfigError
 
 MAX_PRIORITY = 99
-LOCK_CURRENT, LOCK_FUTURE = 1, 2  # MCL_CURRENT and MCL_FUTURE
+# MCL_CURRENT and MCL_FUTURE
+LOCK_CURRENT = 1
+LOCK_FUTURE = 2
 TASKS = Path("/proc/self/task")
 STATUS = Path("/proc/self/status")
 
@@ -27,13 +31,18 @@ class RealtimeConfig:
     """What to ask for; by default nothing."""
 
     priority: int = 0
-    """Under SCHED_FIFO, 1 to 99; 0 keeps the ordinary scheduler. Leave 50 and more to the kernel's own threads."""
+    """Under SCHED_FIFO, 1 to 99; 0 keeps the ordinary scheduler.
+
+    Leave 50 and more to the kernel's own threads.
+    """
     cores: tuple[int, ...] = ()
     """On which to run; empty: on any."""
     lock_memory: bool = False
     """Keep all pages in memory (mlockall)."""
     freeze_gc: bool = False
-    """Exempt everything that was made so far from garbage collection, so that a collection is short."""
+    """Exempt everything that was made so far from garbage collection, so that a collection is
+    short.
+    """
     required: bool = False
     """Whether a wish that is not granted is an error."""
 
@@ -46,7 +55,10 @@ class RealtimeConfig:
 
 @dataclass(frozen=True)
 class RealtimeSetting:
-    """One wish: what was asked for, and what came of it. `refused` is why not; empty if it was granted."""
+    """One wish: what was asked for, and what came of it.
+
+    `refused` is why not; empty if it was granted.
+    """
 
     name: str
     asked: str
@@ -55,7 +67,8 @@ class RealtimeSetting:
 
 
 def set_up(config: RealtimeConfig) -> tuple[RealtimeSetting, ...]:
-    """Ask for everything in `config`, for all threads of this process; one RealtimeSetting for each wish.
+    """Ask for everything in `config`, for all threads of this process; one RealtimeSetting for each
+    wish.
 
     Raises ConfigError, after everything was tried, if a wish is refused and `required` is set.
     """
@@ -94,7 +107,9 @@ def _lock_memory() -> RealtimeSetting:
         reason = os.strerror(ctypes.get_errno())
         return RealtimeSetting("mlockall", asked, "nothing", f"{reason}; raise the limit 'memlock'")
     return RealtimeSetting(
-        "mlockall", asked, f"{locked_kib() / 1024:.0f} MiB{'' if flags & LOCK_FUTURE else ', of now only'}"
+        "mlockall",
+        asked,
+        f"{locked_kib() / 1024:.0f} MiB{'' if flags & LOCK_FUTURE else ', of now only'}",
     )
 
 
@@ -123,7 +138,9 @@ def _set_cores(cores: tuple[int, ...]) -> RealtimeSetting:
 def _set_priority(priority: int) -> RealtimeSetting:
     asked = f"priority {priority}"
     if sys.platform != "linux":
-        return RealtimeSetting("SCHED_FIFO", asked, "the ordinary scheduler", f"{sys.platform} has none")
+        return RealtimeSetting(
+            "SCHED_FIFO", asked, "the ordinary scheduler", f"{sys.platform} has none"
+        )
     refused = ""
     try:
         for thread in _threads():

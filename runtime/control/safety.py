@@ -1,11 +1,13 @@
-"""The last gate before the wire: finite, in range, in the workspace, no faster and no more abrupt than allowed.
+"""The last gate before the wire: finite, in range, in the workspace, no faster and no more abrupt
+than allowed.
 
-Pure functions; they know numbers and what a dimension means, not robots or time. An action that is not even numbers of
-the right count is refused: the caller holds. One that goes beyond a limit is brought back to it, and the verdict says
-so, limit by limit and dimension by dimension.
+Pure functions; they know numbers and what a dimension means, not robots or time. An action that is
+not even numbers of the right count is refused: the caller holds. One that goes beyond a limit is
+brought back to it, and the verdict says so, limit by limit and dimension by dimension.
 
-Every limit is an interval of the action. They are nested in the order of `window`: each is cut to what those before it
-leave, so that where two cannot both be kept the earlier one is. All functions take batches: [..., D].
+Every limit is an interval of the action. They are nested in the order of `window`: each is cut to
+what those before it leave, so that where two cannot both be kept the earlier one is. All functions
+take batches: [..., D].
 """
 
 from __future__ import annotations
@@ -55,8 +57,10 @@ class Limits:
     """Of that motion [unit/s^2]. A hold of a delta or an absolute target may stop faster."""
     workspace_low: Row | None = None
     workspace_high: Row | None = None
-    """Of the position. The i-th dimension that is no gripper moves the i-th entry of `JointState.position`. Outside,
-    only motions back are let through; before the border the speed falls so that `acceleration` suffices to stop."""
+    """Of the position. The i-th dimension that is no gripper moves the i-th entry of
+    `JointState.position`. Outside, only motions back are let through; before the border the speed
+    falls so that `acceleration` suffices to stop.
+    """
 
     def __post_init__(self) -> None:
         lengths = {name: len(row) for name, row in vars(self).items() if row is not None}
@@ -75,7 +79,11 @@ class Limits:
     def row(self, name: str) -> Array:
         """One limit, float64[D]; infinite where there is none."""
         value = getattr(self, name)
-        return np.full(len(self.low), UNLIMITED[name]) if value is None else np.array(value, np.float64)
+        return (
+            np.full(len(self.low), UNLIMITED[name])
+            if value is None
+            else np.array(value, np.float64)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +98,19 @@ class Motion:
     position: Array
     """float64[..., D], where it is measured; what is not known is not a number. See `place`."""
     pending: Array | float = 0.0
-    """float64[..., D]: what was commanded and is not measured yet; the robot may be anywhere in between."""
+    """float64[..., D]: what was commanded and is not measured yet; the robot may be anywhere in
+    between.
+    """
     behind: Array | float = np.inf
     """float64[..., D]: how much may be pending in either direction."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate lets through. `action` float64[D] within the limits, or None; `reasons` is empty if unchanged."""
+    """What the gate lets through.
+
+    `action` float64[D] within the limits, or None; `reasons` is empty if unchanged.
+    """
 
     action: Array | None
     reasons: tuple[str, ...] = ()
@@ -105,7 +118,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Bound:
-    """One limit as an interval float64[..., D] of the action, and what is said of an action outside."""
+    """One limit as an interval float64[..., D] of the action, and what is said of an action
+    outside.
+    """
 
     what: str
     low: Array
@@ -113,24 +128,30 @@ class Bound:
 
 
 def check(
-    action: ArrayLike, limits: Limits, previous: ArrayLike | None = None, motion: Motion | None = None
+    action: ArrayLike,
+    limits: Limits,
+    previous: ArrayLike | None = None,
+    motion: Motion | None = None,
 ) -> Verdict:
     """Judge one action.
 
     Args:
         action: float[D], what the policy wants.
         limits: for D dimensions.
-        previous: float[D], the command before, or where the robot is; none to skip the check of changes.
-            One that is not finite or not of D numbers is refused like an action.
+        previous: float[D], the command before, or where the robot is; none to skip the check of
+            changes. One that is not finite or not of D numbers is refused like an action.
         motion: for the limits of workspace, velocity and acceleration; they need `previous` too.
 
     Returns:
-        A verdict whose action, if there is one, is finite and keeps all limits, or the earlier ones of `window` where
-        they contradict each other.
+        A verdict whose action, if there is one, is finite and keeps all limits, or the earlier ones
+        of `window` where they contradict each other.
     """
     wanted = np.asarray(action, np.float64)
     before = wanted if previous is None else np.asarray(previous, np.float64)
-    problems = (*_problems("action", wanted, limits), *_problems("previous command", before, limits))
+    problems = (
+        *_problems("action", wanted, limits),
+        *_problems("previous command", before, limits),
+    )
     if problems or (problems := _unplaced(limits, motion)):
         return Verdict(None, problems)
     bounds = window(limits, None if previous is None else before, motion)
@@ -160,7 +181,8 @@ def window(limits: Limits, previous: Array | None, motion: Motion | None) -> lis
 
 def nest(bounds: Sequence[Bound]) -> tuple[Array, Array]:
     """The interval of the first bound, cut by each of the others to what is left; never empty."""
-    low, high = bounds[0].low, bounds[0].high
+    low = bounds[0].low
+    high = bounds[0].high
     for bound in bounds[1:]:
         inner_low = np.minimum(np.maximum(bound.low, low), high)
         high = np.minimum(np.maximum(bound.high, low), high)
@@ -175,7 +197,9 @@ def speed(kinds: tuple[ActionKind, ...], hz: float, action: Array, previous: Arr
 
 
 def place(kinds: Sequence[ActionKind], position: Sequence[float]) -> Array:
-    """`JointState.position` as float64[D]: each entry at its dimension, not a number where there is none."""
+    """`JointState.position` as float64[D]: each entry at its dimension, not a number where there is
+    none.
+    """
     entries = iter(position)
     placed = np.array([np.nan if kind == "gripper" else next(entries, np.nan) for kind in kinds])
     return np.where(np.isfinite(placed), placed, np.nan)
@@ -185,7 +209,9 @@ def _motion_bounds(rows: dict[str, Array], previous: Array, motion: Motion) -> l
     """Limits of the motion [unit/s], turned into intervals of the action."""
     relative, per_second = _meaning(motion.kinds, motion.hz)
     base = np.where(relative, previous, 0.0)
-    lowest, highest = _whereabouts(np.where(relative, previous, motion.position), relative, motion.pending)
+    lowest, highest = _whereabouts(
+        np.where(relative, previous, motion.position), relative, motion.pending
+    )
     room = _room(lowest - rows["workspace_low"]), _room(rows["workspace_high"] - highest)
     back, ahead = (_stoppable(distance, rows["acceleration"], motion.hz) for distance in room)
     step = rows["acceleration"] / motion.hz
@@ -194,11 +220,16 @@ def _motion_bounds(rows: dict[str, Array], previous: Array, motion: Motion) -> l
         ("too fast", -rows["velocity"], rows["velocity"]),
         ("too abrupt", motion.velocity - step, motion.velocity + step),
     ]
-    return [Bound(what, base + low / per_second, base + high / per_second) for what, low, high in intervals]
+    return [
+        Bound(what, base + low / per_second, base + high / per_second)
+        for what, low, high in intervals
+    ]
 
 
 def _following(previous: Array, motion: Motion) -> Bound:
-    """How far the robot may be from where its commands must have brought it; to stand still is always allowed."""
+    """How far the robot may be from where its commands must have brought it; to stand still is
+    always allowed.
+    """
     relative, per_second = _meaning(motion.kinds, motion.hz)
     base = np.where(relative, previous, 0.0)
     # what a target is ahead of the measurement already stands in `pending`, as a delta's does
@@ -207,19 +238,27 @@ def _following(previous: Array, motion: Motion) -> Bound:
     return Bound("not followed", base + low, base + high)
 
 
-def _whereabouts(here: Array, relative: NDArray[np.bool_], pending: Array | float) -> tuple[Array, Array]:
-    """The lowest and the highest place where the robot may be. A target is where it will be, whatever is pending."""
+def _whereabouts(
+    here: Array, relative: NDArray[np.bool_], pending: Array | float
+) -> tuple[Array, Array]:
+    """The lowest and the highest place where the robot may be.
+
+    A target is where it will be, whatever is pending.
+    """
     reckoned = here + np.where(relative, 0.0, pending)
     return np.fmin(here, reckoned), np.fmax(here, reckoned)
 
 
 def _room(distance: Array) -> Array:
-    """How far it is to a border; beyond it nothing, and any way where there is no border or no position."""
+    """How far it is to a border; beyond it nothing, and any way where there is no border or no
+    position.
+    """
     return np.where(np.isnan(distance), np.inf, np.maximum(distance, 0.0))
 
 
 def _stoppable(distance: Array, acceleration: Array, hz: float) -> Array:
-    """The speed v from which it is possible to stop within a distance d, moving on for one period T at first.
+    """The speed v from which it is possible to stop within a distance d, moving on for one period T
+    at first.
 
     d = v T + v^2 / (2 A), solved for v without cancellation; with A without limit v = d / T.
     """
@@ -231,12 +270,16 @@ def _stoppable(distance: Array, acceleration: Array, hz: float) -> Array:
 
 @lru_cache(maxsize=16)
 def _rows(limits: Limits) -> dict[str, Array]:
-    return {"low": np.array(limits.low), "high": np.array(limits.high)} | {name: limits.row(name) for name in UNLIMITED}
+    return {"low": np.array(limits.low), "high": np.array(limits.high)} | {
+        name: limits.row(name) for name in UNLIMITED
+    }
 
 
 @lru_cache(maxsize=16)
 def _meaning(kinds: tuple[ActionKind, ...], hz: float) -> tuple[NDArray[np.bool_], Array]:
-    """Per dimension: whether it is relative to the command before, and commands' units to units per second."""
+    """Per dimension: whether it is relative to the command before, and commands' units to units per
+    second.
+    """
     relative = np.array([MEANING[kind][0] for kind in kinds])
     return relative, np.array([hz if MEANING[kind][1] else 1.0 for kind in kinds])
 
@@ -251,7 +294,10 @@ def _problems(name: str, value: Array, limits: Limits) -> tuple[str, ...]:
 
 
 def _unplaced(limits: Limits, motion: Motion | None) -> tuple[str, ...]:
-    """A workspace cannot be kept by a robot that does not say where it is. Absolute targets say so themselves."""
+    """A workspace cannot be kept by a robot that does not say where it is.
+
+    Absolute targets say so themselves.
+    """
     if motion is None or (limits.workspace_low is None and limits.workspace_high is None):
         return ()
     rows = _rows(limits)
@@ -261,7 +307,9 @@ def _unplaced(limits: Limits, motion: Motion | None) -> tuple[str, ...]:
 
 
 def _reasons(wanted: Array, changed: NDArray[np.bool_], bounds: Sequence[Bound]) -> tuple[str, ...]:
-    outside = [(bound.what, changed & ((wanted < bound.low) | (wanted > bound.high))) for bound in bounds]
+    outside = [
+        (bound.what, changed & ((wanted < bound.low) | (wanted > bound.high))) for bound in bounds
+    ]
     return tuple(f"{what} in dimension {_where(mask)}" for what, mask in outside if mask.any())
 
 

@@ -1,12 +1,17 @@
-"""The states of a robot under control, and the table that says what leads from one to another. Pure: a table.
+"""The states of a robot under control, and the table that says what leads from one to another.
+
+Pure: a table.
 
 idle     not armed, or there is no live task
 armed    may move, and waits for the first action of the task
 running  the action that is due is sent, as the gate let it through
-hold     there is no action to trust, nobody holds the deadman's switch or a process is gone: the fallback is sent
-fault    the emergency stop, or something that must not go on: the fallback, until a person resets it
+hold     there is no action to trust, nobody holds the deadman's switch or a process is gone: the
+         fallback is sent
+fault    the emergency stop, or something that must not go on: the fallback, until a person resets
+         it
 
-Only `act` leads to running, and only from a state that is armed or has been; only `reset` leads out of fault, to idle.
+Only `act` leads to running, and only from a state that is armed or has been; only `reset` leads out
+of fault, to idle.
 """
 
 from __future__ import annotations
@@ -28,15 +33,22 @@ EVENTS: tuple[Event, ...] = get_args(Event)
 # act      there is an action that is due, fresh and let through by the gate
 # lose     there is none
 _ROWS: dict[State, tuple[State, ...]] = {
-    #           estop    failure  reset      arm        disarm   end      release  act        lose
-    "idle":    ("fault", "fault", "idle",    "armed",   "idle",  "idle",  "idle",  "idle",    "idle"),
-    "armed":   ("fault", "fault", "armed",   "armed",   "idle",  "idle",  "armed", "running", "armed"),
-    "running": ("fault", "fault", "running", "running", "idle",  "idle",  "hold",  "running", "hold"),
-    "hold":    ("fault", "fault", "hold",    "hold",    "idle",  "idle",  "hold",  "running", "hold"),
-    "fault":   ("fault", "fault", "idle",    "fault",   "fault", "fault", "fault", "fault",   "fault"),
+    #        estop    failure  reset      arm        disarm   end      release  act        lose
+    "idle":
+            ("fault", "fault", "idle",    "armed",   "idle",  "idle",  "idle",  "idle",    "idle"),
+    "armed":
+            ("fault", "fault", "armed",   "armed",   "idle",  "idle",  "armed", "running", "armed"),
+    "running":
+            ("fault", "fault", "running", "running", "idle",  "idle",  "hold",  "running", "hold"),
+    "hold":
+            ("fault", "fault", "hold",    "hold",    "idle",  "idle",  "hold",  "running", "hold"),
+    "fault":
+            ("fault", "fault", "idle",    "fault",   "fault", "fault", "fault", "fault",   "fault"),
 }  # fmt: skip
 TRANSITIONS: dict[tuple[State, Event], State] = {
-    (state, event): target for state, row in _ROWS.items() for event, target in zip(EVENTS, row, strict=True)
+    (state, event): target
+    for state, row in _ROWS.items()
+    for event, target in zip(EVENTS, row, strict=True)
 }
 
 

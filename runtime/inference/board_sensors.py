@@ -1,7 +1,8 @@
-"""What a board feels: the hottest zone's temperature and the power it draws, where the kernel shows them.
+"""What a board feels: the hottest zone's temperature and the power it draws, where the kernel shows
+them.
 
-Reads Linux' thermal zones and the power monitors of Jetson modules (INA3221, as `hwmon`) below a root; changes nothing.
-What is not there is None.
+Reads Linux' thermal zones and the power monitors of Jetson modules (INA3221, as `hwmon`) below a
+root; changes nothing. What is not there is None.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 
 ROOT = Path("/")
 MONITORS = ("ina3221", "ina3221x")
-TOTALS = ("VDD_IN", "VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")  # what names a rail that feeds the module
+# what names a rail that feeds the module
+TOTALS = ("VDD_IN", "VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,15 @@ def read_board(root: Path = ROOT) -> Board:
     """From the files below `root`."""
     hottest = max((degrees for _, degrees in temperatures(root)), default=None)
     rails = dict(powers(root))
-    power = rails.get("VDD_IN", sum(rails.values()) if rails else None)  # Orin NX and Nano measure the whole
+    # Orin NX and Nano measure the whole
+    power = rails.get("VDD_IN", sum(rails.values()) if rails else None)
     return Board(hottest, power)
 
 
 def temperatures(root: Path = ROOT) -> Iterator[tuple[str, float]]:
-    """Every thermal zone's name and temperature [degrees Celsius]; zones that are off are passed over."""
+    """Every thermal zone's name and temperature [degrees Celsius]; zones that are off are passed
+    over.
+    """
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
         thousandths = number(zone / "temp")
         if thousandths is not None and thousandths > 0:
@@ -45,8 +50,10 @@ def powers(root: Path = ROOT) -> Iterator[tuple[str, float]]:
         if read(monitor / "name") not in MONITORS:
             continue
         for label in sorted(monitor.glob("in*_label")):
-            channel, rail = label.name.removeprefix("in").removesuffix("_label"), read(label)
-            volts, amperes = number(monitor / f"in{channel}_input"), number(monitor / f"curr{channel}_input")
+            channel = label.name.removeprefix("in").removesuffix("_label")
+            rail = read(label)
+            volts = number(monitor / f"in{channel}_input")
+            amperes = number(monitor / f"curr{channel}_input")
             if rail in TOTALS and volts is not None and amperes is not None:
                 yield rail, volts * amperes / 1e6
 

@@ -1,20 +1,25 @@
-"""Notices a camera whose images are new and show nothing new. Pure: knows pixels, times, positions; judges nothing.
+"""Notices a camera whose images are new and show nothing new.
 
-A sensor has noise, so a living camera never gives the same pixels twice; a driver that hangs gives one old buffer, or
-several in turn, with new sequence numbers and new capture times. Simulated images have no noise, and what is frozen may
-be encoded anew or carry a clock, so its pixels are new. Then only the robot tells: it moved, and the camera still
-shows what it showed before. Hence two measurements, each with the time that it lasts and the robot's motion meanwhile:
+Pure: knows pixels, times, positions; judges nothing.
+
+A sensor has noise, so a living camera never gives the same pixels twice; a driver that hangs gives
+one old buffer, or several in turn, with new sequence numbers and new capture times. Simulated
+images have no noise, and what is frozen may be encoded anew or carry a clock, so its pixels are
+new. Then only the robot tells: it moved, and the camera still shows what it showed before. Hence
+two measurements, each with the time that it lasts and the robot's motion meanwhile:
 
     same    the pixels of an earlier image, but for a few points
-    alike   what an earlier image shows, in other pixels: the same but for encoding, noise and brightness; or, from a
-            camera that has shown a sensor's noise, the points of earlier images but for one small place, such as that
-            of a clock or a lamp
+    alike   what an earlier image shows, in other pixels: the same but for encoding, noise and
+            brightness; or, from a camera that has shown a sensor's noise, the points of earlier
+            images but for one small place, such as that of a clock or a lamp
 
-The motion is that since the earlier image was first seen: a robot that comes back may find the same image. An image is
-compared with the newest 32: no driver has more buffers. `observe.AgeBudget` says what is too much.
+The motion is that since the earlier image was first seen: a robot that comes back may find the same
+image. An image is compared with the newest 32: no driver has more buffers. `observe.AgeBudget` says
+what is too much.
 
-Cannot be noticed: `alike` while the robot stands still; a clock on a frozen image without noise, or with noise added
-to all of it: a simulated or a living camera that sees little of its robot gives the same.
+Cannot be noticed: `alike` while the robot stands still; a clock on a frozen image without noise, or
+with noise added to all of it: a simulated or a living camera that sees little of its robot gives
+the same.
 """
 
 from __future__ import annotations
@@ -27,12 +32,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimvla.runtime.bus.messages import Frame, JointState
-from trimvla.runtime.inference.likeness import CELLS, Sample, alike, count_different, sample, textured
+from trimvla.runtime.inference.likeness import (
+    CELLS,
+    Sample,
+    alike,
+    count_different,
+    sample,
+    textured,
+)
 
 KEPT_STATES = 256  # as many positions of the robot as a slow motion takes
 KEPT_IMAGES = 32  # as many buffers as a driver of Linux may have
 FEW_POINTS = 4  # of 16,384 that may differ between images with the same pixels
-SMALL_PLACE = 0.2  # of the cells with structure: a clock over a tenth of the image touches so many at most
+# of the cells with structure: a clock over a tenth of the image touches so many at most
+SMALL_PLACE = 0.2
 NEARLY_ALL = 0.9  # of the cells with structure: a sensor's noise makes so many new in every image
 LIVING = 10  # images in a row of which that is true show that the camera has a sensor
 
@@ -63,7 +76,9 @@ class Stills:
 
 @dataclass(eq=False)
 class _Seen:
-    """An image, when it was taken and where the robot was then: the first state from its capture on."""
+    """An image, when it was taken and where the robot was then: the first state from its capture
+    on.
+    """
 
     image: Sample
     time_ns: int
@@ -76,7 +91,8 @@ class FrozenFrameDetector:
     def __init__(self) -> None:
         self._key = (-1, -1)
         self._last = Stills(Still(0), Still(0))
-        self._place, self._scene = Still(0), Still(0)
+        self._place = Still(0)
+        self._scene = Still(0)
         self._changed = np.zeros(CELLS, np.bool_)  # where images were new since self._place began
         self._living = 0  # images in a row that were new nearly everywhere
         self._states: deque[JointState] = deque(maxlen=KEPT_STATES)
@@ -84,7 +100,10 @@ class FrozenFrameDetector:
         self._scenes: deque[_Seen] = deque(maxlen=KEPT_IMAGES)  # the first of those that are alike
 
     def look(self, frame: Frame, robot: JointState | None = None) -> Stills:
-        """Take the newest image and the newest state of the robot. The same frame looked at twice is no repeat."""
+        """Take the newest image and the newest state of the robot.
+
+        The same frame looked at twice is no repeat.
+        """
         self._note(robot)
         if (frame.sequence, frame.time_ns) == self._key:
             return self._last
@@ -95,7 +114,9 @@ class FrozenFrameDetector:
         known = [old for old in known if count_different(old.image, seen.image) <= 3 * FEW_POINTS]
         self._place = self._change(seen, np.asarray(~equal.any(axis=0)))
         self._scene = self._recognise(seen)
-        same = self._last.same.grow(self._least_moved(known, seen)) if known else Still(seen.time_ns)
+        same = (
+            self._last.same.grow(self._least_moved(known, seen)) if known else Still(seen.time_ns)
+        )
         if not known:
             self._seen.append(seen)
         self._last = Stills(same, max(self._place, self._scene, key=lambda still: still.moved))
@@ -117,7 +138,8 @@ class FrozenFrameDetector:
         return next((state for state in reversed(self._states) if state.time_ns <= time_ns), None)
 
     def _least_moved(self, known: list[_Seen], seen: _Seen) -> float:
-        """From the first capture of any of these to this one; only states in between count, for an image may be late.
+        """From the first capture of any of these to this one; only states in between count, for an
+        image may be late.
 
         The least, for one of them may have been seen from where the robot is.
         """
@@ -125,9 +147,15 @@ class FrozenFrameDetector:
         return min(_distance(old.state, newest) for old in known)
 
     def _change(self, seen: _Seen, new: NDArray[np.bool_]) -> Still:
-        """Whether only one small place is new, although the camera's noise made all of every image new before."""
+        """Whether only one small place is new, although the camera's noise made all of every image
+        new before.
+        """
         changed = self._changed | new
-        cells = CELLS if new.all() or not changed.any() else int((textured(seen.image.points) | changed).sum())
+        cells = (
+            CELLS
+            if new.all() or not changed.any()
+            else int((textured(seen.image.points) | changed).sum())
+        )
         has_noise = self._living >= LIVING
         if not has_noise:
             self._living = self._living + 1 if new.sum() > NEARLY_ALL * cells else 0
@@ -137,12 +165,17 @@ class FrozenFrameDetector:
         self._changed = changed
         if not has_noise:
             return self._place.grow(0.0)
-        start, newest = self._state_from(self._place.since_ns), self._state_until(seen.time_ns)
+        start = self._state_from(self._place.since_ns)
+        newest = self._state_until(seen.time_ns)
         return self._place.grow(_distance(start, newest))
 
     def _recognise(self, seen: _Seen) -> Still:
         """Whether it is alike an earlier image; if not, it is kept as the first of its kind."""
-        found = alike(np.array([old.image.grey for old in self._scenes]), seen.image.grey) if self._scenes else []
+        found = (
+            alike(np.array([old.image.grey for old in self._scenes]), seen.image.grey)
+            if self._scenes
+            else []
+        )
         known = [self._scenes[i] for i in np.flatnonzero(found)]
         if known:
             return self._scene.grow(self._least_moved(known, seen))
@@ -161,7 +194,12 @@ def _distance(first: JointState | None, last: JointState | None) -> float:
 
     A whole turn is none: an angle jumps by it where its range ends.
     """
-    if first is None or last is None or last.time_ns < first.time_ns or len(first.position) != len(last.position):
+    if (
+        first is None
+        or last is None
+        or last.time_ns < first.time_ns
+        or len(first.position) != len(last.position)
+    ):
         return 0.0
     gaps = np.abs(np.subtract(last.position, first.position))
     return float(np.abs(gaps - 2 * np.pi * np.round(gaps / (2 * np.pi))).max(initial=0.0))

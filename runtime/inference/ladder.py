@@ -1,12 +1,18 @@
-"""Which bundle thinks next: the quality ladder. Pure: times and conditions in, a rung and the reason out.
+"""Which bundle thinks next: the quality ladder.
 
-Rung 0, the top, is the dense bundle; each one below is trimmed further. Three things push down, the rest is hysteresis:
+Pure: times and conditions in, a rung and the reason out.
 
-deadline  calls on this rung take too long. Climbing back needs headroom on what the higher rung is expected to take
+Rung 0, the top, is the dense bundle; each one below is trimmed further. Three things push down, the
+rest is hysteresis:
+
+deadline  calls on this rung take too long. Climbing back needs headroom on what the higher rung is
+          expected to take
 heat      every so many degrees (or too much power) the ladder ends one rung lower
-motion    coarse motion does with a lower rung; near a gripper's event and in slow motion the best one is wanted
+motion    coarse motion does with a lower rung; near a gripper's event and in slow motion the best
+          one is wanted
 
-Between two switches lies the dwell time. Knows seconds, degrees and numbers of rungs; no bundle, no clock, no sensor.
+Between two switches lies the dwell time. Knows seconds, degrees and numbers of rungs; no bundle, no
+clock, no sensor.
 """
 
 from __future__ import annotations
@@ -21,7 +27,9 @@ from typing import Literal
 from trimvla.runtime.errors import ConfigError
 
 Cause = Literal["deadline", "heat", "power", "motion", "room"]
-RECENT, ENOUGH = 5, 3  # calls that a rung is judged by, and how many must be there
+# calls that a rung is judged by, and how many must be there
+RECENT = 5
+ENOUGH = 3
 
 
 @dataclass(frozen=True)
@@ -51,10 +59,23 @@ class LadderConfig:
     """The rung for coarse motion; 0: motion does not matter."""
 
     def __post_init__(self) -> None:
-        positive = ("deadline_s", "patience_s", "dwell_s", "retry_s", "step_c", "relief_c", "max_w", "relief_w")
-        wrong = [f"{name} = {getattr(self, name)}" for name in positive if not getattr(self, name) > 0]
+        positive = (
+            "deadline_s",
+            "patience_s",
+            "dwell_s",
+            "retry_s",
+            "step_c",
+            "relief_c",
+            "max_w",
+            "relief_w",
+        )
+        wrong = [
+            f"{name} = {getattr(self, name)}" for name in positive if not getattr(self, name) > 0
+        ]
         if wrong or not math.isfinite(self.hot_c):
-            raise ConfigError(f"expected numbers above 0, got {', '.join(wrong) or f'hot_c = {self.hot_c}'}")
+            raise ConfigError(
+                f"expected numbers above 0, got {', '.join(wrong) or f'hot_c = {self.hot_c}'}"
+            )
         if not 0 < self.headroom <= 1 or self.coarse < 0:
             numbers = f"{self.headroom} and {self.coarse}"
             raise ConfigError(f"expected 0 < 'headroom' <= 1 and 'coarse' >= 0, got {numbers}")
@@ -81,7 +102,9 @@ class Switch:
 
 
 def level(before: int, value: float | None, limits: Sequence[float], relief: float) -> int:
-    """How many rising limits a value is above: a limit counts from where it is reached until `relief` below it."""
+    """How many rising limits a value is above: a limit counts from where it is reached until
+    `relief` below it.
+    """
     if value is None:
         return before
     reached = sum(value >= limit for limit in limits)
@@ -93,10 +116,16 @@ class Ladder:
     """Stands on a rung; is told how long calls took, and asked before each one whether to move."""
 
     def __init__(self, config: LadderConfig, costs_s: Sequence[float]) -> None:
-        """`costs_s`: what a call took on each rung, measured when nothing else ran. It begins at the top."""
+        """`costs_s`: what a call took on each rung, measured when nothing else ran.
+
+        It begins at the top.
+        """
         if config.coarse >= len(costs_s):
-            raise ConfigError(f"expected 'coarse' below {len(costs_s)}, the number of rungs, got {config.coarse}")
-        self._config, self._costs = config, tuple(costs_s)
+            raise ConfigError(
+                f"expected 'coarse' below {len(costs_s)}, the number of rungs, got {config.coarse}"
+            )
+        self._config = config
+        self._costs = tuple(costs_s)
         self._heat_limits = [config.hot_c + k * config.step_c for k in range(len(costs_s) - 1)]
         self._heat = self._strain = 0
         self._barred_s = [-math.inf] * len(costs_s)
@@ -129,7 +158,9 @@ class Ladder:
         return self._move(now_s, wanted, floor, conditions)
 
     def expected_s(self, rung: int) -> float:
-        """What a call would take now: what it took at first, by as much longer as calls on this rung have become."""
+        """What a call would take now: what it took at first, by as much longer as calls on this
+        rung have become.
+        """
         return self._costs[rung] * self._slowdown
 
     def _floor(self, conditions: Conditions) -> int:
@@ -148,7 +179,10 @@ class Ladder:
         if rung == self.rung:
             return not self._late(now_s)
         share = self._config.headroom if rung < self.rung else 1.0
-        return now_s >= self._barred_s[rung] and self.expected_s(rung) <= share * self._config.deadline_s
+        return (
+            now_s >= self._barred_s[rung]
+            and self.expected_s(rung) <= share * self._config.deadline_s
+        )
 
     def _move(self, now_s: float, wanted: int, floor: int, conditions: Conditions) -> Switch:
         cause, self.reason = self._why(now_s, wanted, floor, conditions)
@@ -156,20 +190,39 @@ class Ladder:
             for rung in range(self.rung + 1):
                 self._barred_s[rung] = now_s + self._config.retry_s
         switch = Switch(self.rung, wanted, cause, self.reason)
-        self.rung, self._switched_s, self._late_s = wanted, now_s, None
+        self.rung = wanted
+        self._switched_s = now_s
+        self._late_s = None
         self._recent.clear()
         return switch
 
-    def _why(self, now_s: float, wanted: int, floor: int, conditions: Conditions) -> tuple[Cause, str]:
+    def _why(
+        self, now_s: float, wanted: int, floor: int, conditions: Conditions
+    ) -> tuple[Cause, str]:
         """What moved it, in the words of the log."""
-        config, allowed = self._config, f"of {self._config.deadline_s * 1e3:.0f} ms"
+        config = self._config
+        allowed = f"of {self._config.deadline_s * 1e3:.0f} ms"
         if wanted < self.rung:
             took = f"a call is expected to take {self.expected_s(wanted) * 1e3:.0f} {allowed}"
-            return ("motion", f"fine motion; {took}") if conditions.fine and config.coarse else ("room", took)
+            return (
+                ("motion", f"fine motion; {took}")
+                if conditions.fine and config.coarse
+                else ("room", took)
+            )
         if self._late(now_s):
-            return "deadline", f"a call took {median(self._recent) * 1e3:.0f} {allowed} for {config.patience_s:g} s"
+            return (
+                "deadline",
+                (
+                    f"a call took {median(self._recent) * 1e3:.0f} {allowed} for"
+                    f" {config.patience_s:g} s"
+                ),
+            )
         if self._heat > self.rung and self._heat >= floor:
-            told = "" if conditions.temperature_c is None else f" at {conditions.temperature_c:.0f} degrees"
+            told = (
+                ""
+                if conditions.temperature_c is None
+                else f" at {conditions.temperature_c:.0f} degrees"
+            )
             return "heat", f"the board is hot{told}"
         if self._strain > self.rung and self._strain >= floor:
             return "power", f"expected at most {config.max_w:g} W, got {conditions.power_w} W"

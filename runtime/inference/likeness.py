@@ -1,8 +1,10 @@
-"""Which images show the same, by content. Pure: knows pixels; not times, cameras or what follows from it.
+"""Which images show the same, by content.
 
-An image is looked at in 128 x 128 points, in 16 x 16 cells. Two questions are answered: in which cells are all points
-equal to those of another image, and is an image the same but for its encoding, its noise and its brightness. Both
-together cost less than reading the image once.
+Pure: knows pixels; not times, cameras or what follows from it.
+
+An image is looked at in 128 x 128 points, in 16 x 16 cells. Two questions are answered: in which
+cells are all points equal to those of another image, and is an image the same but for its encoding,
+its noise and its brightness. Both together cost less than reading the image once.
 """
 
 from __future__ import annotations
@@ -13,18 +15,24 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-SIDE, GRID = 128, 16
+SIDE = 128
+GRID = 16
 CELLS = GRID * GRID
 STEP = SIDE // GRID  # points of a cell, each way
 WORDS = STEP * 3 // 8  # of 8 bytes, in a cell's row of points
-LEAST, MOST = 1.0, 8.0
-"""Within these the tolerance of a cell's brightness lies: one JPEG of quality 50 from another differs by up to 6."""
+LEAST = 1.0
+MOST = 8.0
+"""Within these the tolerance of a cell's brightness lies: one JPEG of quality 50 from another
+differs by up to 6.
+"""
 SPREAD = 12.0
-"""The tolerance in medians: codecs and noise touch all cells, so their worst cell is within 12 times the middle one. A
-robot that moves changes few cells, by far more."""
+"""The tolerance in medians: codecs and noise touch all cells, so their worst cell is within 12
+times the middle one. A robot that moves changes few cells, by far more.
+"""
 CLIPPED = 250  # a point as bright as this no longer scales with the others
 GAIN = (0.5, 2.0)  # what automatic exposure may do
-CONTRAST = 4.0  # standard deviation between cells below which there is nothing to compare [grey levels]
+# standard deviation between cells below which there is nothing to compare [grey levels]
+CONTRAST = 4.0
 
 # Odd and different, so that points which change their places change the sum.
 _WEIGHTS = (np.random.default_rng(0).integers(0, 2**63, (STEP, 1, WORDS), dtype=np.uint64) << 1) | 1
@@ -67,7 +75,10 @@ def _words(points: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def textured(points: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """bool[256]: whether a cell has structure. Plain and overexposed cells are equal whatever happens."""
+    """bool[256]: whether a cell has structure.
+
+    Plain and overexposed cells are equal whatever happens.
+    """
     words = _words(points)
     return (words != words[:, :1]).any(axis=(1, 3)).ravel()
 
@@ -94,7 +105,9 @@ def alike(known: NDArray[np.float32], grey: NDArray[np.float32]) -> NDArray[np.b
     variance = np.einsum("nc,nc->n", old, old)
     gain = np.einsum("nc,nc->n", old, new) / np.maximum(variance, 1e-6)
     error = np.abs(new - gain[:, None] * old)
-    fair = (gain > GAIN[0]) & (gain < GAIN[1]) & (variance > CONTRAST**2 * count) & (count > CELLS / 4)
+    fair = (
+        (gain > GAIN[0]) & (gain < GAIN[1]) & (variance > CONTRAST**2 * count) & (count > CELLS / 4)
+    )
     found = fair & (error.max(axis=1) < MOST)
     for index in np.flatnonzero(found):
         middle = float(np.median(error[index][usable[index]]))
@@ -102,6 +115,8 @@ def alike(known: NDArray[np.float32], grey: NDArray[np.float32]) -> NDArray[np.b
     return found
 
 
-def _centred(values: NDArray[np.float32], usable: NDArray[np.bool_], count: NDArray[np.float32]) -> NDArray[np.float32]:
+def _centred(
+    values: NDArray[np.float32], usable: NDArray[np.bool_], count: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """Minus the mean of what is usable; the rest, which must be 0, stays 0."""
     return values - usable * (values.sum(axis=1) / count)[:, None]

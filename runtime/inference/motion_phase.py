@@ -1,7 +1,9 @@
-"""Coarse or fine: whether the motion that a chunk plans needs the best policy. Pure: chunks and times.
+"""Coarse or fine: whether the motion that a chunk plans needs the best policy.
 
-Fine is what lies near an event of the gripper, that has been or is planned, and what is slow: that is where a robot
-aims. Knows what dimensions mean; the first three are its translation.
+Pure: chunks and times.
+
+Fine is what lies near an event of the gripper, that has been or is planned, and what is slow: that
+is where a robot aims. Knows what dimensions mean; the first three are its translation.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Phase:
     """Remembers the last chunk."""
 
     def __init__(self, config: PhaseConfig, kinds: Sequence[ActionKind]) -> None:
-        self._config, self._kinds = config, tuple(kinds)
+        self._config = config
+        self._kinds = tuple(kinds)
         self.reset()
 
     def reset(self) -> None:
@@ -55,11 +58,18 @@ class Phase:
         rows = np.array(chunk.actions[: chunk.valid_rows])
         period = NS_PER_S / chunk.control_hz
         past = [event for event in self._events_ns if event < chunk.time_ns]
-        self._events_ns = past[-1:] + [chunk.time_ns + round(row * period) for row in self._events(rows)]
-        self._slow = mean_step(rows[: self._config.rows + 1], self._kinds, chunk.control_hz) <= self._config.slow
+        self._events_ns = past[-1:] + [
+            chunk.time_ns + round(row * period) for row in self._events(rows)
+        ]
+        self._slow = (
+            mean_step(rows[: self._config.rows + 1], self._kinds, chunk.control_hz)
+            <= self._config.slow
+        )
 
     def _events(self, rows: NDArray[np.float64]) -> list[int]:
-        """Rows in which the gripper becomes another than it was; remembers how the first one has it."""
+        """Rows in which the gripper becomes another than it was; remembers how the first one has
+        it.
+        """
         columns = [index for index, kind in enumerate(self._kinds) if kind == "gripper"]
         opened = rows[:, columns] >= 0.5
         before = opened[:1] if self._gripper is None else self._gripper[None]

@@ -1,4 +1,5 @@
-"""Joins the newest pictures, the robot's state and the task into one observation, or says why it must not be acted on.
+"""Joins the newest pictures, the robot's state and the task into one observation, or says why it
+must not be acted on.
 
 Pure: knows messages, ages and what `frozen` measured; not where they come from.
 """
@@ -15,7 +16,8 @@ from trimvla.runtime.errors import ConfigError, FrozenError, ObservationError, S
 from trimvla.runtime.inference.frozen_frames import Still, Stills
 
 Part = TypeVar("Part", Frame, JointState)
-MIN_REPEATS = 2  # equal pictures before a motion makes them suspicious: one may have been taken just before it
+# equal pictures before a motion makes them suspicious: one may have been taken just before it
+MIN_REPEATS = 2
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,18 @@ class AgeBudget:
     state_s: float | None = None
     """Of the robot's state; None where the policy does not read it."""
     frozen_s: float | None = None
-    """How long a camera may send the same pixels, of one image or of several in turn. For cameras with a sensor, whose
-    noise is never the same; not for simulated images, nor for a video that starts again within 32 images."""
+    """How long a camera may send the same pixels, of one image or of several in turn. For cameras
+    with a sensor, whose noise is never the same; not for simulated images, nor for a video that
+    starts again within 32 images.
+    """
     frozen_moved: float | None = 0.02
-    """How far the robot may move [rad or m] while a camera sends the same pixels; None where it does not see it."""
+    """How far the robot may move [rad or m] while a camera sends the same pixels; None where it
+    does not see it.
+    """
     frozen_alike: float | None = 0.1
-    """How far the robot may move [rad or m] while a camera shows the same in other pixels: encoded anew, brighter, with
-    noise or a clock on it. None where a camera sees too little of the robot."""
+    """How far the robot may move [rad or m] while a camera shows the same in other pixels: encoded
+    anew, brighter, with noise or a clock on it. None where a camera sees too little of the robot.
+    """
 
     def __post_init__(self) -> None:
         ages = {name: value for name, value in vars(self).items() if name != "cameras"}
@@ -84,7 +91,8 @@ def join(
 
     Raises:
         ObservationError: no active task, or a part that has never come.
-        StaleError: a part that is too old or of unknown age, is from before the task, or claims to be from the future.
+        StaleError: a part that is too old or of unknown age, is from before the task, or claims to
+            be from the future.
         SkewError: pictures of different moments.
         FrozenError: pictures that are new and show nothing new.
     """
@@ -93,8 +101,12 @@ def join(
     seen = {camera: _need(f"{camera}/color", frame) for camera, frame in frames.items()}
     for camera, frame in seen.items():
         if not frame.age_known:
-            raise StaleError(f"expected a time of capture for '{camera}/color', got an image of unknown age")
-        _check_age(f"{camera}/color", frame.time_ns, now_ns, budget.of_camera(camera), task.started_ns)
+            raise StaleError(
+                f"expected a time of capture for '{camera}/color', got an image of unknown age"
+            )
+        _check_age(
+            f"{camera}/color", frame.time_ns, now_ns, budget.of_camera(camera), task.started_ns
+        )
     oldest = min(seen.values(), key=lambda frame: frame.time_ns)
     _check_set(seen, oldest, now_ns, budget)
     if budget.state_s is not None:
@@ -114,12 +126,16 @@ def _need(name: str, part: Part | None) -> Part:
 def _check_age(name: str, time_ns: int, now_ns: int, budget_s: float, started_ns: int) -> None:
     age_ms = (now_ns - time_ns) / NS_PER_MS
     if age_ms > budget_s * 1e3:
-        raise StaleError(f"expected at most {budget_s * 1e3:.0f} ms of age for '{name}', got {age_ms:.0f} ms")
+        raise StaleError(
+            f"expected at most {budget_s * 1e3:.0f} ms of age for '{name}', got {age_ms:.0f} ms"
+        )
     if age_ms < 0:
         raise StaleError(f"expected a past time for '{name}', got one {-age_ms:.0f} ms ahead")
     if time_ns < started_ns:
         early_ms = (started_ns - time_ns) / NS_PER_MS
-        raise StaleError(f"expected '{name}' from after the task's start, got one {early_ms:.0f} ms before")
+        raise StaleError(
+            f"expected '{name}' from after the task's start, got one {early_ms:.0f} ms before"
+        )
 
 
 def _check_set(seen: Mapping[str, Frame], oldest: Frame, now_ns: int, budget: AgeBudget) -> None:
@@ -132,7 +148,9 @@ def _check_set(seen: Mapping[str, Frame], oldest: Frame, now_ns: int, budget: Ag
     skew_ms = (newest.time_ns - oldest.time_ns) / NS_PER_MS
     if budget.skew_s is not None and skew_ms > budget.skew_s * 1e3:
         pair = f"between '{oldest.camera}/color' and '{newest.camera}/color'"
-        raise SkewError(f"expected at most {budget.skew_s * 1e3:.0f} ms {pair}, got {skew_ms:.0f} ms")
+        raise SkewError(
+            f"expected at most {budget.skew_s * 1e3:.0f} ms {pair}, got {skew_ms:.0f} ms"
+        )
 
 
 def _check_same(camera: str, still: Still, frame: Frame, budget: AgeBudget) -> None:
@@ -141,13 +159,24 @@ def _check_same(camera: str, still: Still, frame: Frame, budget: AgeBudget) -> N
     what = f"expected new pixels on '{camera}/color', got the same for {lasted_ms:.0f} ms"
     if budget.frozen_s is not None and still.repeats > 0 and lasted_ms > budget.frozen_s * 1e3:
         raise FrozenError(f"{what} ({still.repeats + 1} pictures)", still.since_ns)
-    if budget.frozen_moved is not None and still.repeats >= MIN_REPEATS and still.moved > budget.frozen_moved:
+    if (
+        budget.frozen_moved is not None
+        and still.repeats >= MIN_REPEATS
+        and still.moved > budget.frozen_moved
+    ):
         raise FrozenError(f"{what} while the robot moved by {still.moved:.3g}", still.since_ns)
 
 
 def _check_alike(camera: str, still: Still, frame: Frame, budget: AgeBudget) -> None:
     """The same content in other pixels while the robot moved."""
-    if budget.frozen_alike is not None and still.repeats >= MIN_REPEATS and still.moved > budget.frozen_alike:
+    if (
+        budget.frozen_alike is not None
+        and still.repeats >= MIN_REPEATS
+        and still.moved > budget.frozen_alike
+    ):
         lasted_ms = (frame.time_ns - still.since_ns) / NS_PER_MS
-        what = f"expected images of the motion on '{camera}/color', got the same content for {lasted_ms:.0f} ms"
+        what = (
+            f"expected images of the motion on '{camera}/color', got the same content for"
+            f" {lasted_ms:.0f} ms"
+        )
         raise FrozenError(f"{what} while the robot moved by {still.moved:.3g}", still.since_ns)

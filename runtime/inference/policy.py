@@ -1,7 +1,8 @@
 """A bundle that acts: picture and instruction in, action chunk out.
 
-Loads the manifest with full validation, opens one runner per stage and keeps preprocessing beside them. The same
-picture, instruction and noise give the same actions, bit for bit on one backend. Knows no clock, socket or robot.
+Loads the manifest with full validation, opens one runner per stage and keeps preprocessing beside
+them. The same picture, instruction and noise give the same actions, bit for bit on one backend.
+Knows no clock, socket or robot.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from trimvla.runtime.backends.chain import Chain, open_chain
 from trimvla.runtime.backends.runner import Runner
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.action_statistics import ActionStatistics, load_statistics
-from trimvla.runtime.bundle.manifest import GUIDED, GUIDED_STAGES, STAGES, STATISTICS, TOKENIZER, Manifest
+from trimvla.runtime.bundle.manifest import (
+    GUIDED,
+    GUIDED_STAGES,
+    STAGES,
+    STATISTICS,
+    TOKENIZER,
+    Manifest,
+)
 from trimvla.runtime.bundle.tokenizer_file import check_vocabulary, load_tokenizer
 from trimvla.runtime.errors import BackendError, BundleError
 from trimvla.runtime.inference.preprocess import (
@@ -35,9 +43,10 @@ from trimvla.runtime.specs import ArraySpec
 class PolicyResult:
     """What one call gave.
 
-    `sample` float32[H, A]: the head's raw output. `normalized` float32[H, A]: clipped, gripper 0 or 1. `actions`
-    float64[H, A]: in the robot's units, first row due first. `milliseconds`: time by part. `kept` int64[K]: raster
-    indices of the visual tokens that the language stage kept, where it drops some.
+    `sample` float32[H, A]: the head's raw output. `normalized` float32[H, A]: clipped, gripper 0 or
+    1. `actions` float64[H, A]: in the robot's units, first row due first. `milliseconds`: time by
+    part. `kept` int64[K]: raster indices of the visual tokens that the language stage kept, where
+    it drops some.
     """
 
     sample: np.ndarray
@@ -49,7 +58,9 @@ class PolicyResult:
 
 @dataclass(frozen=True)
 class Known:
-    """What guides a chunk: `actions` float64[H, A] in the robot's units, `weights` float32[H] from 0 to 1."""
+    """What guides a chunk: `actions` float64[H, A] in the robot's units, `weights` float32[H] from
+    0 to 1.
+    """
 
     actions: np.ndarray
     weights: np.ndarray
@@ -58,11 +69,14 @@ class Known:
 class Policy:
     """The stages of a bundle, ready to run."""
 
-    def __init__(self, manifest: Manifest, chain: Chain, prompter: Prompter, statistics: ActionStatistics) -> None:
+    def __init__(
+        self, manifest: Manifest, chain: Chain, prompter: Prompter, statistics: ActionStatistics
+    ) -> None:
         """Use `Policy.load`."""
         self.manifest = manifest
         self.chain = chain
-        self._prompter, self._statistics = prompter, statistics
+        self._prompter = prompter
+        self._statistics = statistics
         action = manifest.action
         self._gripper = tuple(i for i, kind in enumerate(action.kinds) if kind == "gripper")
         self._chunk = (action.horizon, action.dim)
@@ -79,7 +93,8 @@ class Policy:
         guided: bool = False,
         engines: Path | None = None,
     ) -> Policy:
-        """Open a bundle by path or by a shipped bundle's name; `runner.create` says what the options are.
+        """Open a bundle by path or by a shipped bundle's name; `runner.create` says what the
+        options are.
 
         `guided`: also open the optional stage with which a chunk can be guided towards known rows.
 
@@ -90,9 +105,14 @@ class Policy:
         directory = bundles.resolve(bundle)
         with bundles.opened(directory) as (files, manifest), files.named() as place:
             if guided and GUIDED not in manifest.stages:
-                raise BundleError(f"bundle '{manifest.name}': expected the stage '{GUIDED}': export it with --guided")
+                raise BundleError(
+                    f"bundle '{manifest.name}': expected the stage '{GUIDED}': export it with"
+                    " --guided"
+                )
             prompter = _prompter(place / TOKENIZER, manifest)
-            statistics = load_statistics(place / STATISTICS, manifest.action.statistics_key, manifest.action)
+            statistics = load_statistics(
+                place / STATISTICS, manifest.action.statistics_key, manifest.action
+            )
             chain = open_chain(
                 place,
                 manifest,
@@ -159,9 +179,13 @@ class Policy:
         return PolicyResult(sample, normalized, actions, watch.milliseconds(), kept)
 
     def _towards(self, known: Known) -> dict[str, np.ndarray]:
-        """The guided stage's own inputs; a dimension without spread is guided to 0, where training left it."""
+        """The guided stage's own inputs; a dimension without spread is guided to 0, where training
+        left it.
+        """
         if GUIDED not in self.runners:
-            raise BackendError(f"expected a policy that was loaded with the stage '{GUIDED}', to guide it")
+            raise BackendError(
+                f"expected a policy that was loaded with the stage '{GUIDED}', to guide it"
+            )
         rows = normalise(known.actions, self._statistics)
         return {"known": rows[None], "weight": known.weights[None, :, None]}
 
@@ -179,8 +203,11 @@ class Policy:
 
 
 def _prompter(path: Path, manifest: Manifest) -> Prompter:
-    """The bundle's tokenizer, which must not give ids that the language stage has no embedding for."""
-    tokenizer, prompt = load_tokenizer(path), manifest.prompt
+    """The bundle's tokenizer, which must not give ids that the language stage has no embedding
+    for.
+    """
+    tokenizer = load_tokenizer(path)
+    prompt = manifest.prompt
     language = manifest.policy.get("language")
     vocabulary = language.get("vocab") if isinstance(language, dict) else None
     if isinstance(vocabulary, int):

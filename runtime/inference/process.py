@@ -1,7 +1,10 @@
-"""The process `policy`: newest picture and task in, action chunk out, as often as it can. Never part of a control tick.
+"""The process `policy`: newest picture and task in, action chunk out, as often as it can.
 
-Knows sockets, ages and a policy that infers; not what the network is. The noise's seed is made of the configured seed,
-the episode and the frame, and travels with the chunk: the same picture gives the same actions again.
+Never part of a control tick.
+
+Knows sockets, ages and a policy that infers; not what the network is. The noise's seed is made of
+the configured seed, the episode and the frame, and travels with the chunk: the same picture gives
+the same actions again.
 """
 
 from __future__ import annotations
@@ -26,19 +29,36 @@ from trimvla.runtime.bus.topics import color, topic
 from trimvla.runtime.bus.traffic import explain
 from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
-from trimvla.runtime.errors import CameraError, ConfigError, FrozenError, SkewError, StaleError, TrimvlaError
+from trimvla.runtime.errors import (
+    CameraError,
+    ConfigError,
+    FrozenError,
+    SkewError,
+    StaleError,
+    TrimvlaError,
+)
 from trimvla.runtime.inference.frozen_frames import FrozenFrameDetector, Stills
 from trimvla.runtime.inference.ladder import LadderConfig
 from trimvla.runtime.inference.motion_phase import PhaseConfig
 from trimvla.runtime.inference.observation import AgeBudget, Observation, join
 from trimvla.runtime.inference.policy import Policy
-from trimvla.runtime.inference.scheduler import InferenceScheduler, PolicyLike, SchedulerConfig, check_rungs, warm_up
+from trimvla.runtime.inference.scheduler import (
+    InferenceScheduler,
+    PolicyLike,
+    SchedulerConfig,
+    check_rungs,
+    warm_up,
+)
 from trimvla.runtime.inference.start import StartInTime, Step
 
 log = logging.getLogger(__name__)
 WAIT_S = 0.1  # for messages, so that `stop` is seen
 Kind = Literal["stale", "skewed", "frozen", "other"]
-KINDS: dict[type[TrimvlaError], Kind] = {FrozenError: "frozen", SkewError: "skewed", StaleError: "stale"}
+KINDS: dict[type[TrimvlaError], Kind] = {
+    FrozenError: "frozen",
+    SkewError: "skewed",
+    StaleError: "stale",
+}
 JITTER = 0.8  # of the period that `max_hz` asks for: cameras are not exact
 
 
@@ -55,15 +75,18 @@ class PolicyConfig:
     threads: int = 1
     """Of the backend; 0 takes all cores, also those of the control loop."""
     engines: str | None = None
-    """The folder of built engines, for a backend that runs them; by default see `engine_folders`."""
+    """The folder of built engines, for a backend that runs them; by default see
+    `engine_folders`.
+    """
     camera: str = "front"
     more_cameras: tuple[str, ...] = ()
     """Cameras that the policy does not look through and that must be as fresh as its own."""
     valid_rows: int = 8
     """Rows of a chunk that may be executed; what is further ahead is a guess."""
     max_hz: float = 10.0
-    """About this many calls per second at most: pictures that follow the last one sooner are passed over, so that a
-    chunk is always made of a picture that has just come."""
+    """About this many calls per second at most: pictures that follow the last one sooner are passed
+    over, so that a chunk is always made of a picture that has just come.
+    """
     seed: int = 0
     budget: AgeBudget = field(default_factory=AgeBudget)
     rtc: RtcConfig = field(default_factory=RtcConfig)
@@ -75,15 +98,20 @@ class PolicyConfig:
     ready_timeout_s: float = 120.0
     """What loading and warming up may take; a bundle that takes longer counts as one that hangs."""
     camera_timeout_s: float = 10.0
-    """Without a first picture this long into a task, and since the process was ready, the camera counts as not
-    started."""
+    """Without a first picture this long into a task, and since the process was ready, the camera
+    counts as not started.
+    """
 
     def __post_init__(self) -> None:
         if self.valid_rows < 1 or self.seed < 0:
-            raise ConfigError(f"expected 'valid_rows' >= 1 and 'seed' >= 0, got {self.valid_rows} and {self.seed}")
+            raise ConfigError(
+                f"expected 'valid_rows' >= 1 and 'seed' >= 0, got {self.valid_rows} and {self.seed}"
+            )
         for name in ("max_hz", "camera_timeout_s", "ready_timeout_s"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"expected a number above 0, got {getattr(self, name)} for '{name}'")
+                raise ConfigError(
+                    f"expected a number above 0, got {getattr(self, name)} for '{name}'"
+                )
         if len(set(self.rungs)) != len(self.rungs):
             raise ConfigError(f"expected bundles that differ for 'rungs', got {list(self.rungs)}")
 
@@ -111,19 +139,26 @@ class PolicyLoop:
     ) -> None:
         """`meaning` and `statistics_key`: of the policy's actions, which every chunk names.
 
-        `refusals` says what was not acted on, and why.
-        `side`: of the picture that the policy was trained with; a smaller one is acted on, after a warning.
+        `refusals` says what was not acted on, and why. `side`: of the picture that the policy was
+        trained with; a smaller one is acted on, after a warning.
         """
         self._thinker = (
             policy
             if isinstance(policy, InferenceScheduler)
             else InferenceScheduler({config.bundle: policy}, config.thought)
         )
-        self._meaning, self._statistics_key, self._config = meaning, statistics_key, config
-        self._inputs, self._chunks, self._telemetry = inputs, chunks, telemetry
-        self._refusals, self._side = refusals, side
+        self._meaning = meaning
+        self._statistics_key = statistics_key
+        self._config = config
+        self._inputs = inputs
+        self._chunks = chunks
+        self._telemetry = telemetry
+        self._refusals = refusals
+        self._side = side
         self._color = color(config.camera)
-        self._watches = {camera: FrozenFrameDetector() for camera in (config.camera, *config.more_cameras)}
+        self._watches = {
+            camera: FrozenFrameDetector() for camera in (config.camera, *config.more_cameras)
+        }
         self._gap_ns = to_ns(JITTER / config.max_hz)
         self.seen_ns = -self._gap_ns
         """Capture of the last picture that was looked at."""
@@ -132,22 +167,27 @@ class PolicyLoop:
         self._began_ns = monotonic_ns()
 
     def step(self) -> bool:
-        """Wait for news; if there is a new picture, act on it. Returns whether a chunk was published.
+        """Wait for news; if there is a new picture, act on it.
+
+        Returns whether a chunk was published.
 
         A picture is refused, with its reason in the report, if `join` or the policy refuses it.
 
-        Raises CameraError if a task is under way and the camera has never given a picture, BackendUnavailableError if
-        the policy can no longer act.
+        Raises CameraError if a task is under way and the camera has never given a picture,
+        BackendUnavailableError if the policy can no longer act.
         """
         self._inputs.update(WAIT_S)
-        frame, task = self._frame(self._config.camera), _alive_task(self._inputs["task"])
+        frame = self._frame(self._config.camera)
+        task = _alive_task(self._inputs["task"])
         self._telemetry.counters["frames_missed"] = self._inputs[self._color].missed
         self._telemetry.values["camera_hz"] = round(self._inputs[self._color].hz, 2)
         if frame is None:
             self._check_camera(task)
             return False
         stills = self._look()
-        if frame is self._looked_at or (frame.age_known and 0 <= frame.time_ns - self.seen_ns < self._gap_ns):
+        if frame is self._looked_at or (
+            frame.age_known and 0 <= frame.time_ns - self.seen_ns < self._gap_ns
+        ):
             self._note_silence(frame, task)
             return False
         self._looked_at = frame
@@ -163,7 +203,10 @@ class PolicyLoop:
         """For how long every camera's images have shown nothing new."""
         frames = {camera: self._frame(camera) for camera in self._watches}
         timed = {camera: frame for camera, frame in frames.items() if frame and frame.age_known}
-        return {camera: self._watches[camera].look(frame, self._robot()) for camera, frame in timed.items()}
+        return {
+            camera: self._watches[camera].look(frame, self._robot())
+            for camera, frame in timed.items()
+        }
 
     def _robot(self) -> JointState | None:
         message = self._inputs["robot/state"].message
@@ -190,12 +233,17 @@ class PolicyLoop:
             return False
         self._failures.end()
         self._telemetry.count("frames_used")
-        self._telemetry.state, self._telemetry.reason = "running", ""
+        self._telemetry.state = "running"
+        self._telemetry.reason = ""
         return True
 
     def _note_silence(self, frame: Frame, task: Task | None) -> None:
-        """A camera that fell silent gives nothing to judge: say once that its last picture is too old by now."""
-        overdue = monotonic_ns() - frame.time_ns > to_ns(self._config.budget.of_camera(frame.camera))
+        """A camera that fell silent gives nothing to judge: say once that its last picture is too
+        old by now.
+        """
+        overdue = monotonic_ns() - frame.time_ns > to_ns(
+            self._config.budget.of_camera(frame.camera)
+        )
         if overdue and self._telemetry.state == "running":
             try:
                 self._observe(task)
@@ -206,7 +254,8 @@ class PolicyLoop:
         task = observation.task
         seed = (self._config.seed, task.episode, frame.sequence)
         thought = self._thinker.think(task, frame, seed, self._telemetry)
-        result, produced_ns = thought.result, monotonic_ns()
+        result = thought.result
+        produced_ns = monotonic_ns()
         self._telemetry.time_all("inference", result.milliseconds)
         self._telemetry.time_ns("photon_to_chunk", produced_ns - frame.time_ns)
         return ActionChunk(
@@ -227,21 +276,31 @@ class PolicyLoop:
     def _refuse(self, error: TrimvlaError, task: Task | None) -> None:
         """No chunk, and the reason: the control loop holds once its last chunk has expired."""
         if task is None or not task.active:
-            self._telemetry.state, self._telemetry.reason = "idle", explain(str(error), self._inputs)
+            self._telemetry.state = "idle"
+            self._telemetry.reason = explain(str(error), self._inputs)
             self._failures.end()
             return
         self._thinker.forget()
         kind = _kind(error)
         self._telemetry.count("frames_stale" if isinstance(error, StaleError) else "refused")
         self._telemetry.count(f"refused_{kind}")
-        known = self._telemetry.state == "refusing" and self._telemetry.reason.startswith(str(error))
+        known = self._telemetry.state == "refusing" and self._telemetry.reason.startswith(
+            str(error)
+        )
         news = self._telemetry.state != "refusing" or (kind == "other" and not known)
         if news and kind != "stale":
             log.warning("refused: %s", error)
         reason = explain(str(error), self._inputs)
-        self._telemetry.state, self._telemetry.reason = "refusing", reason
+        self._telemetry.state = "refusing"
+        self._telemetry.reason = reason
         since_ns = error.since_ns if isinstance(error, FrozenError) else None
-        refusal = Refusal(time_ns=monotonic_ns(), episode=task.episode, kind=kind, reason=reason, since_ns=since_ns)
+        refusal = Refusal(
+            time_ns=monotonic_ns(),
+            episode=task.episode,
+            kind=kind,
+            reason=reason,
+            since_ns=since_ns,
+        )
         if self._refusals is not None:
             self._refusals.send(refusal)
         self._failures.add(error, refusal.time_ns)
@@ -251,21 +310,29 @@ class PolicyLoop:
         height, width = frame.image.shape[:2]
         if min(height, width) < self._side:
             log.warning(
-                "camera '%s': pictures of %d x %d are smaller than the policy's, %d x %d: what they lack is missing",
+                "camera '%s': pictures of %d x %d are smaller than the policy's, %d x %d: what they"
+                " lack is missing",
                 *(frame.camera, width, height, self._side, self._side),
             )
             self._side = 0
 
     def _check_camera(self, task: Task | None) -> None:
-        """A process that was started again may be younger than its task, and its camera than both."""
+        """A process that was started again may be younger than its task, and its camera than
+        both.
+        """
         if task is None or not task.active:
             return
         waited_s = (monotonic_ns() - max(task.started_ns, self._began_ns)) / NS_PER_S
         if waited_s > self._config.camera_timeout_s:
-            start = "the task's start" if task.started_ns > self._began_ns else "the process's start, in a task"
+            start = (
+                "the task's start"
+                if task.started_ns > self._began_ns
+                else "the process's start, in a task"
+            )
             within = f"within {self._config.camera_timeout_s:g} s of {start}"
             raise CameraError(
-                f"camera '{self._config.camera}': expected a first picture on '{self._color}' {within}, got none"
+                f"camera '{self._config.camera}': expected a first picture on '{self._color}'"
+                f" {within}, got none"
             )
 
 
@@ -281,11 +348,14 @@ def _alive_task(source: Input) -> Task | None:
 def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     """The process `policy`: load, warm up, then act on pictures until `stop`.
 
-    Raises BundleError or BackendError if the bundle cannot run or hangs, CameraError if the camera never starts.
+    Raises BundleError or BackendError if the bundle cannot run or hangs, CameraError if the camera
+    never starts.
     """
     telemetry = Telemetry("policy")
     reporter = Reporter(run_dir, telemetry)
-    starting = StartInTime(partial(load_and_warm_up, config), config.ready_timeout_s, "policy.ready_timeout_s")
+    starting = StartInTime(
+        partial(load_and_warm_up, config), config.ready_timeout_s, "policy.ready_timeout_s"
+    )
 
     def beat() -> None:
         telemetry.reason = starting.doing
@@ -303,11 +373,13 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     first = next(iter(policies.values())).manifest
     action = first.action
     thinker = InferenceScheduler(policies, config.thought, costs_s=costs_s, kinds=action.kinds)
-    telemetry.state, telemetry.reason = "idle", ""
+    telemetry.state = "idle"
+    telemetry.reason = ""
     cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
     inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
     reporter.inputs = inputs
-    chunks, refusals = Publisher(run_dir, topic("chunk")), Publisher(run_dir, topic("refusal"))
+    chunks = Publisher(run_dir, topic("chunk"))
+    refusals = Publisher(run_dir, topic("refusal"))
     loop = PolicyLoop(
         thinker,
         inputs,
@@ -329,7 +401,8 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
 
 
 def action_meanings(config: PolicyConfig) -> dict[str, ActionMeaning]:
-    """What the actions of every bundle mean, read from its manifest alone, before anything is loaded or started.
+    """What the actions of every bundle mean, read from its manifest alone, before anything is
+    loaded or started.
 
     Raises BundleError.
     """
@@ -339,7 +412,10 @@ def action_meanings(config: PolicyConfig) -> dict[str, ActionMeaning]:
 
 
 def load_and_warm_up(config: PolicyConfig, step: Step) -> tuple[dict[str, Policy], list[float]]:
-    """All bundles by name, and what a call of each takes [s]. Raises what `load_rungs` and the calls raise."""
+    """All bundles by name, and what a call of each takes [s].
+
+    Raises what `load_rungs` and the calls raise.
+    """
     step(f"loading {', '.join(config.rungs or (config.bundle,))}")
     policies = load_rungs(config)
     costs_s: list[float] = []
@@ -350,7 +426,10 @@ def load_and_warm_up(config: PolicyConfig, step: Step) -> tuple[dict[str, Policy
 
 
 def load_rungs(config: PolicyConfig) -> dict[str, Policy]:
-    """The bundles of the ladder, or the one that there is, by name. Raises BundleError, BackendError or ConfigError."""
+    """The bundles of the ladder, or the one that there is, by name.
+
+    Raises BundleError, BackendError or ConfigError.
+    """
     policies = {
         name: Policy.load(
             name,

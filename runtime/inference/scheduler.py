@@ -1,8 +1,10 @@
-"""One thought after the other: on which rung, and guided by what. Between the process `policy` and its policies.
+"""One thought after the other: on which rung, and guided by what.
 
-Chooses the bundle that thinks next (`ladder.py`, from latency, temperature, power and motion) and what is known of its
-chunk already (`guide.py`); both stand in the chunk. All bundles are loaded and warm: a switch loads nothing. Knows
-anything that infers; no socket.
+Between the process `policy` and its policies.
+
+Chooses the bundle that thinks next (`ladder.py`, from latency, temperature, power and motion) and
+what is known of its chunk already (`guide.py`); both stand in the chunk. All bundles are loaded and
+warm: a switch loads nothing. Knows anything that infers; no socket.
 """
 
 from __future__ import annotations
@@ -28,9 +30,12 @@ from trimvla.runtime.inference.policy import Known, Policy
 
 log = logging.getLogger(__name__)
 SENSE_NS = NS_PER_S  # between two looks at the board's sensors
-WINDOW, QUANTILE = 50, 0.9  # calls on a rung, and which of them says how long the next one takes
+# calls on a rung, and which of them says how long the next one takes
+WINDOW = 50
+QUANTILE = 0.9
 WARM_CALLS = 3  # on each rung; the first is slower
-TASK_FIELDS = ("horizon", "dim", "control_hz", "kinds")  # of a manifest's `action`: alike on all rungs
+# of a manifest's `action`: alike on all rungs
+TASK_FIELDS = ("horizon", "dim", "control_hz", "kinds")
 
 
 class Chunk(Protocol):
@@ -50,8 +55,17 @@ class Chunk(Protocol):
 class PolicyLike(Protocol):
     """What thinks; `runtime.policy.Policy` is one."""
 
-    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None = None) -> Chunk:
-        """uint8[h, w, 3] and a sentence -> the next actions, guided towards `known` where there is one."""
+    def infer(
+        self,
+        image: np.ndarray,
+        instruction: str,
+        *,
+        seed: tuple[int, ...],
+        known: Known | None = None,
+    ) -> Chunk:
+        """uint8[h, w, 3] and a sentence -> the next actions, guided towards `known` where there is
+        one.
+        """
         ...
 
 
@@ -86,15 +100,23 @@ class InferenceScheduler:
         sense: Callable[[], Board] = read_board,
         now_ns: Callable[[], int] = monotonic_ns,
     ) -> None:
-        """`rungs`: the top one first; with one alone there is no ladder. `costs_s`: what a warm call took on each."""
+        """`rungs`: the top one first; with one alone there is no ladder.
+
+        `costs_s`: what a warm call took on each.
+        """
         if len(rungs) > 1 and len(costs_s) != len(rungs):
-            raise ConfigError(f"expected what a call takes on each of {len(rungs)} rungs, got {list(costs_s)}")
-        self._names, self._policies = tuple(rungs), tuple(rungs.values())
+            raise ConfigError(
+                f"expected what a call takes on each of {len(rungs)} rungs, got {list(costs_s)}"
+            )
+        self._names = tuple(rungs)
+        self._policies = tuple(rungs.values())
         self._config = config or SchedulerConfig()
         self._ladder = Ladder(self._config.ladder, costs_s) if len(rungs) > 1 else None
         self._phase = Phase(self._config.phase, kinds)
-        self._sense, self._now_ns = sense, now_ns
-        self._board, self._sensed_ns = Board(), -SENSE_NS
+        self._sense = sense
+        self._now_ns = now_ns
+        self._board = Board()
+        self._sensed_ns = -SENSE_NS
         self._took = [deque(list(costs_s[i : i + 1]), WINDOW) for i in range(len(rungs))]
         self._last: ActionChunk | None = None
 
@@ -103,12 +125,18 @@ class InferenceScheduler:
         """The number of the bundle that thinks next, from the top."""
         return 0 if self._ladder is None else self._ladder.rung
 
-    def think(self, task: Task, frame: Frame, seed: tuple[int, ...], telemetry: Telemetry) -> ScheduledInference:
+    def think(
+        self, task: Task, frame: Frame, seed: tuple[int, ...], telemetry: Telemetry
+    ) -> ScheduledInference:
         """One call. Raises what the policy raises."""
         start_ns = self._now_ns()
         self._choose(start_ns, telemetry)
         guidance = self._guidance(task, frame, start_ns)
-        known = None if guidance is None or self._last is None else Known(*known_rows(self._last, guidance))
+        known = (
+            None
+            if guidance is None or self._last is None
+            else Known(*known_rows(self._last, guidance))
+        )
         policy = self._policies[self.rung]
         result = policy.infer(frame.image, task.instruction, seed=seed, known=known)
         self._note(self._now_ns(), start_ns, telemetry)
@@ -120,14 +148,19 @@ class InferenceScheduler:
     def said(self, chunk: ActionChunk) -> None:
         """The chunk was published, with the sequence number that it has."""
         last = self._last
-        if last is not None and (last.episode, last.instruction) != (chunk.episode, chunk.instruction):
+        if last is not None and (last.episode, last.instruction) != (
+            chunk.episode,
+            chunk.instruction,
+        ):
             self._phase.reset()
         self._last = chunk
         if self._ladder is not None:
             self._phase.hear(chunk)
 
     def forget(self) -> None:
-        """A picture was refused: the last chunk may have been made of no better one, and guides none."""
+        """A picture was refused: the last chunk may have been made of no better one, and guides
+        none.
+        """
         self._last = None
 
     def expected_s(self) -> float:
@@ -165,7 +198,8 @@ class InferenceScheduler:
 
     def _feel(self, now_ns: int) -> Board:
         if now_ns - self._sensed_ns >= SENSE_NS:
-            self._board, self._sensed_ns = self._sense(), now_ns
+            self._board = self._sense()
+            self._sensed_ns = now_ns
         return self._board
 
 
@@ -174,15 +208,20 @@ def check_rungs(policies: Mapping[str, Policy]) -> None:
     (top, first), *others = ((name, policy.manifest.action) for name, policy in policies.items())
     for name, action in others:
         for field_name in TASK_FIELDS:
-            expected, got = getattr(first, field_name), getattr(action, field_name)
+            expected = getattr(first, field_name)
+            got = getattr(action, field_name)
             if expected != got:
-                raise ConfigError(f"rungs: 'action.{field_name}' is {expected} in '{top}', got {got} in '{name}'")
+                raise ConfigError(
+                    f"rungs: 'action.{field_name}' is {expected} in '{top}', got {got} in '{name}'"
+                )
 
 
 def warm_up(policy: Policy, guided: bool) -> float:
     """Make the first calls, which are slower, through every stage; what the last one took [s]."""
-    horizon, dim = policy.manifest.action.horizon, policy.manifest.action.dim
-    picture, start_ns = np.zeros((64, 64, 3), np.uint8), 0
+    horizon = policy.manifest.action.horizon
+    dim = policy.manifest.action.dim
+    picture = np.zeros((64, 64, 3), np.uint8)
+    start_ns = 0
     if guided:
         nothing = Known(np.zeros((horizon, dim)), np.zeros(horizon, np.float32))
         policy.infer(picture, "warm up", known=nothing)

@@ -1,8 +1,10 @@
-"""CogACT chunks to SIMPLER actions, for the Google robot and WidowX, as the public evaluation adapter does it.
+"""CogACT chunks to SIMPLER actions, for the Google robot and WidowX, as the public evaluation
+adapter does it.
 
-Rotations go from Euler angles to axis-angle. The Google robot's gripper is relative and sticky: a change is repeated
-for ten steps; WidowX's is absolute. One adapter per episode stream; `reset` between episodes. Source: microsoft/CogACT,
-whose quirks are kept (the previous gripper value moves only when a change is accepted).
+Rotations go from Euler angles to axis-angle. The Google robot's gripper is relative and sticky: a
+change is repeated for ten steps; WidowX's is absolute. One adapter per episode stream; `reset`
+between episodes. Source: microsoft/CogACT, whose quirks are kept (the previous gripper value moves
+only when a change is accepted).
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ def euler_to_axis_angle(euler: np.ndarray) -> np.ndarray:
     """Roll, pitch, yaw [rad] about fixed x, y, z -> float64[3] axis times angle [rad]."""
     (sr, cr), (sp, cp), (sy, cy) = ((math.sin(a / 2), math.cos(a / 2)) for a in map(float, euler))
     w = cr * cp * cy + sr * sp * sy
-    xyz = np.array([sr * cp * cy - cr * sp * sy, cr * sp * cy + sr * cp * sy, cr * cp * sy - sr * sp * cy])
+    xyz = np.array(
+        [sr * cp * cy - cr * sp * sy, cr * sp * cy + sr * cp * sy, cr * cp * sy - sr * sp * cy]
+    )
     length = float(np.linalg.norm(xyz))
     return xyz / length * 2.0 * math.atan2(length, w) if length > 0.0 else np.zeros(3)
 
@@ -47,13 +51,15 @@ class StickyGripper:
         else:
             relative = self.previous - opening
         if self.held is None and abs(float(relative[0])) > CHANGE:
-            self.held, self.previous = relative, opening
+            self.held = relative
+            self.previous = opening
         return relative if self.held is None else self._repeat(self.held)
 
     def _repeat(self, command: np.ndarray) -> np.ndarray:
         self.repeats += 1
         if self.repeats == STICKY_REPEATS:
-            self.held, self.repeats = None, 0
+            self.held = None
+            self.repeats = 0
         return command
 
 
@@ -84,8 +90,9 @@ class SimplerAdapter:
             chunk: float[H, 7], un-normalised: delta xyz [m], delta Euler [rad], gripper (1 = open).
 
         Returns:
-            raw {"world_vector" [3], "rotation_delta" [3], "open_gripper" [1]} and
-            action {"world_vector" [3], "rot_axangle" [3], "gripper" [1], "terminate_episode" [1]}, float64.
+            raw {"world_vector" [3], "rotation_delta" [3], "open_gripper" [1]} and action
+            {"world_vector" [3], "rot_axangle" [3], "gripper" [1], "terminate_episode" [1]},
+            float64.
         """
         row = self._ensemble.step(chunk) if self.ensemble else np.asarray(chunk, np.float64)[0]
         raw = {"world_vector": row[:3], "rotation_delta": row[3:6], "open_gripper": row[6:7]}

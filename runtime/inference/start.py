@@ -1,6 +1,8 @@
-"""Loads and warms up the policy's bundles within a time limit: a graph may loop for ever, a disk or a device may hang.
+"""Loads and warms up the policy's bundles within a time limit: a graph may loop for ever, a disk or
+a device may hang.
 
-The work is done in a thread, so that whoever waits for it can give up, report and be stopped. Knows bundles and time.
+The work is done in a thread, so that whoever waits for it can give up, report and be stopped. Knows
+bundles and time.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class StartInTime(Generic[Result]):
         self.doing = "starting"
         """What the work is at."""
         self._outcome: queue.Queue[Result | _Raised] = queue.Queue()
-        self._work, self._timeout_s, self._option = work, timeout_s, option
+        self._work = work
+        self._timeout_s = timeout_s
+        self._option = option
         self._deadline_ns = monotonic_ns() + to_ns(timeout_s)
         ForeignThread(self._run, "policy-start").start()
 

@@ -1,1 +1,4 @@
-"""An observation -> what the network takes: images, prompt and state. Knows no network and no socket."""
+"""An observation -> what the network takes: images, prompt and state.
+
+Knows no network and no socket.
+"""

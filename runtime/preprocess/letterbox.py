@@ -1,11 +1,15 @@
-"""Images of any size -> the square tensor that a policy looks at, as each family's public code makes it.
+"""Images of any size -> the square tensor that a policy looks at, as each family's public code
+makes it.
 
     stretch         Pillow's filter on uint8, sides by themselves                       CogACT
     square-centre   padded to a square, then Pillow's filter                             Dexbotic
-    pad-left-top    torch's bilinear without antialias on float32, then padded           SmolVLA in LeRobot
-    pad-centre      the same, padded on both sides; or Pillow's filter on uint8          pi0 in LeRobot; in openpi
+    pad-left-top    torch's bilinear without antialias on float32, then padded           SmolVLA in
+                    LeRobot
+    pad-centre      the same, padded on both sides; or Pillow's filter on uint8          pi0 in
+                    LeRobot; in openpi
 
-Pillow always antialiases when it shrinks, so torch's bilinear is two gathers and two blends here. Knows no camera.
+Pillow always antialiases when it shrinks, so torch's bilinear is two gathers and two blends here.
+Knows no camera.
 """
 
 from __future__ import annotations
@@ -27,7 +31,9 @@ Rgb = tuple[float, float, float]
 
 
 def check_image(image: object, name: str = "image") -> NDArray[np.uint8]:
-    """The image, if it is RGB uint8[h, w, 3] with at least one pixel; ObservationError names it otherwise."""
+    """The image, if it is RGB uint8[h, w, 3] with at least one pixel; ObservationError names it
+    otherwise.
+    """
     try:
         checked = ArraySpec(name, IMAGE.dtype, IMAGE.shape).validate(image)
     except SpecError as error:
@@ -38,10 +44,12 @@ def check_image(image: object, name: str = "image") -> NDArray[np.uint8]:
 
 
 def images_tensor(images: Mapping[str, NDArray[np.uint8]], spec: ImagesSpec) -> NDArray[Any]:
-    """Images by camera -> `dtype`[cameras, size, size, 3]; an absent camera that is not required is all padding.
+    """Images by camera -> `dtype`[cameras, size, size, 3]; an absent camera that is not required is
+    all padding.
 
     Raises:
-        ObservationError: an image that is no RGB uint8[h, w, 3], a camera that is missing, or one too many.
+        ObservationError: an image that is no RGB uint8[h, w, 3], a camera that is missing, or one
+            too many.
     """
     check_cameras(images, spec)
     made = [
@@ -54,8 +62,12 @@ def images_tensor(images: Mapping[str, NDArray[np.uint8]], spec: ImagesSpec) -> 
 
 
 def check_cameras(images: Mapping[str, object], spec: ImagesSpec) -> None:
-    """ObservationError where the images are not those of the cameras that the policy looks through."""
-    missing = [camera.name for camera in spec.cameras if camera.required and camera.name not in images]
+    """ObservationError where the images are not those of the cameras that the policy looks
+    through.
+    """
+    missing = [
+        camera.name for camera in spec.cameras if camera.required and camera.name not in images
+    ]
     unknown = [name for name in images if name not in spec.names]
     if missing or unknown:
         words = f"missing {missing}" if missing else f"{unknown} too many"
@@ -65,7 +77,9 @@ def check_cameras(images: Mapping[str, object], spec: ImagesSpec) -> None:
 
 
 def fit(image: NDArray[np.uint8], spec: ImagesSpec) -> NDArray[Any]:
-    """RGB uint8[h, w, 3] -> `dtype`[size, size, 3]; the image itself where nothing is to be done."""
+    """RGB uint8[h, w, 3] -> `dtype`[size, size, 3]; the image itself where nothing is to be
+    done.
+    """
     if spec.resize == "bilinear":
         return _fit_float(image, spec)
     if spec.aspect == "square-centre":
@@ -76,13 +90,17 @@ def fit(image: NDArray[np.uint8], spec: ImagesSpec) -> NDArray[Any]:
 
 
 def resize_bilinear(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """float32[h, w, c] -> float32[height, width, c]: torch's `interpolate(mode="bilinear", antialias=False)`."""
+    """float32[h, w, c] -> float32[height, width, c]: torch's `interpolate(mode="bilinear",
+    antialias=False)`.
+    """
     above, below, down = _taps(image.shape[0], height)
     left, right, along = _taps(image.shape[1], width)
     along = along[None, :, None]
     down = down[:, None, None]
     rows = image[:, left] * (np.float32(1) - along) + image[:, right] * along
-    return (rows[above] * (np.float32(1) - down) + rows[below] * down).astype(np.float32, copy=False)
+    return (rows[above] * (np.float32(1) - down) + rows[below] * down).astype(
+        np.float32, copy=False
+    )
 
 
 def _fit_float(image: NDArray[np.uint8], spec: ImagesSpec) -> NDArray[np.float32]:
@@ -96,10 +114,14 @@ def _fit_float(image: NDArray[np.uint8], spec: ImagesSpec) -> NDArray[np.float32
 
 
 @lru_cache(maxsize=64)
-def _taps(size: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """For every target pixel: the two source pixels around its centre, and the weight of the second.
+def _taps(
+    size: int, target: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """For every target pixel: the two source pixels around its centre, and the weight of the
+    second.
 
-    Rounded once, as torch's fused multiply-add does it: at 640 pixels a second rounding moves a pixel by 3e-5.
+    Rounded once, as torch's fused multiply-add does it: at 640 pixels a second rounding moves a
+    pixel by 3e-5.
     """
     scale = np.float64(np.float32(size) / np.float32(target))
     centre = np.maximum((np.arange(target) + 0.5) * scale - 0.5, 0.0).astype(np.float32)
@@ -131,9 +153,11 @@ def _pad(image: NDArray[Any], side: int, spec: ImagesSpec, value: Rgb) -> NDArra
     height, width = image.shape[:2]
     if (height, width) == (side, side):
         return image
-    top, left = side - height, side - width
+    top = side - height
+    left = side - width
     if spec.aspect != "pad-left-top":
-        top, left = top // 2, left // 2
+        top = top // 2
+        left = left // 2
     square = np.empty((side, side, 3), image.dtype)
     square[:] = value
     square[top : top + height, left : left + width] = image
@@ -154,5 +178,7 @@ def _scaled(unit: NDArray[np.float32], spec: ImagesSpec) -> NDArray[np.float32]:
 def _as_pixels(spec: ImagesSpec) -> Rgb:
     """The padding in units of uint8 pixels."""
     low, high = spec.scale
-    red, green, blue = (min(WHITE, max(0.0, round((v - low) / (high - low) * WHITE))) for v in spec.pad_value)
+    red, green, blue = (
+        min(WHITE, max(0.0, round((v - low) / (high - low) * WHITE))) for v in spec.pad_value
+    )
     return red, green, blue

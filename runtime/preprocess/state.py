@@ -28,20 +28,28 @@ def check_state(state: object, spec: StateSpec | None) -> NDArray[np.float32] | 
     try:
         numbers = np.asarray(state, np.float32)
     except (TypeError, ValueError):
-        raise ObservationError(f"expected {_expected(spec)} for 'state', got {type(state).__name__}") from None
+        raise ObservationError(
+            f"expected {_expected(spec)} for 'state', got {type(state).__name__}"
+        ) from None
     if numbers.shape != (spec.dim,):
-        raise ObservationError(f"expected {_expected(spec)} for 'state', got shape {list(numbers.shape)}")
+        raise ObservationError(
+            f"expected {_expected(spec)} for 'state', got shape {list(numbers.shape)}"
+        )
     if not np.isfinite(numbers).all():
         raise ObservationError(f"expected finite numbers for 'state', got {numbers.tolist()}")
     return numbers
 
 
 def check_state_names(names: Sequence[str], spec: StateSpec | None) -> None:
-    """ObservationError where a robot that names its state's numbers has others than the policy, or another order."""
+    """ObservationError where a robot that names its state's numbers has others than the policy, or
+    another order.
+    """
     if spec is None or not names or not spec.names:
         return
     if tuple(names) != spec.names:
-        raise ObservationError(f"expected a state of {list(spec.names)}, in this order, got {list(names)}")
+        raise ObservationError(
+            f"expected a state of {list(spec.names)}, in this order, got {list(names)}"
+        )
 
 
 def state_vector(state: NDArray[np.float32], spec: StateSpec, scale: Scale) -> NDArray[np.float32]:
@@ -52,7 +60,9 @@ def state_vector(state: NDArray[np.float32], spec: StateSpec, scale: Scale) -> N
 
 
 def state_text(vector: NDArray[np.float32], bins: int) -> str:
-    """A normalised state as its bins' numbers, with spaces between: -1 below the first, `bins` - 1 in the last."""
+    """A normalised state as its bins' numbers, with spaces between: -1 below the first, `bins` - 1
+    in the last.
+    """
     edges = np.linspace(-1.0, 1.0, bins + 1)[:-1]
     return " ".join(str(number) for number in np.digitize(vector, edges) - 1)
 

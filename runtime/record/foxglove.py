@@ -1,7 +1,8 @@
-"""Messages as JSON that Foxglove shows: its own schemas for pictures and log lines, and ours where it has none.
+"""Messages as JSON that Foxglove shows: its own schemas for pictures and log lines, and ours where
+it has none.
 
-Pictures stay as they were sent: no encoder runs, and unpacking gives the pixels that the policy saw. Knows forms; no
-file and no socket. Schemas: https://docs.foxglove.dev/docs/sdk/schemas.
+Pictures stay as they were sent: no encoder runs, and unpacking gives the pixels that the policy
+saw. Knows forms; no file and no socket. Schemas: https://docs.foxglove.dev/docs/sdk/schemas.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from trimvla.runtime.bus.messages import Command, Frame, Message, Report
 from trimvla.runtime.bus.wire import FrameHeader
 from trimvla.runtime.clock import NS_PER_S
 
-INFO, WARNING = 2, 3  # levels of foxglove.Log
+# levels of foxglove.Log
+INFO = 2
+WARNING = 3
 SCALARS = ("boolean", "string", "number", "integer")
 
 
@@ -73,19 +76,26 @@ def as_picture(header: FrameHeader, payload: bytes, utc_ns: int) -> Picture:
     if header.codec in ("jpeg", "png"):
         return CompressedImage(time, header.camera, header.codec, payload, header)
     step = 3 * header.width
-    return RawImage(time, header.camera, header.width, header.height, header.pixel_format, step, payload, header)
+    return RawImage(
+        time, header.camera, header.width, header.height, header.pixel_format, step, payload, header
+    )
 
 
 def schema_name(kind: type[msgspec.Struct]) -> str:
     """Foxglove knows its own by name."""
-    return f"foxglove.{kind.__name__}" if kind in (RawImage, CompressedImage, Log) else f"trimvla.{kind.__name__}"
+    return (
+        f"foxglove.{kind.__name__}"
+        if kind in (RawImage, CompressedImage, Log)
+        else f"trimvla.{kind.__name__}"
+    )
 
 
 def schema(kind: type[msgspec.Struct]) -> dict[str, Any]:
     """A JSON schema that the viewer can read, true of every message of this type.
 
-    Foxglove's parser (mcap-support/parseJsonSchema.ts) knows objects, scalars and flat arrays, and refuses the whole
-    topic over anything else. Fields that it does not know are left undescribed; they are shown all the same.
+    Foxglove's parser (mcap-support/parseJsonSchema.ts) knows objects, scalars and flat arrays, and
+    refuses the whole topic over anything else. Fields that it does not know are left undescribed;
+    they are shown all the same.
     """
     whole = msgspec.json.schema(kind)
     described = _resolve(whole, whole)
@@ -97,8 +107,14 @@ def _resolve(part: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
 
 
 def _object(part: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
-    fields = {name: _field(_resolve(field, whole), whole) for name, field in part.get("properties", {}).items()}
-    return {"type": "object", "properties": {name: field for name, field in fields.items() if field}}
+    fields = {
+        name: _field(_resolve(field, whole), whole)
+        for name, field in part.get("properties", {}).items()
+    }
+    return {
+        "type": "object",
+        "properties": {name: field for name, field in fields.items() if field},
+    }
 
 
 def _field(part: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +135,9 @@ def _field(part: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
 
 
 class Narrator:
-    """Tells decisions as log lines: every change of a process's state, and every new reason behind a command."""
+    """Tells decisions as log lines: every change of a process's state, and every new reason behind
+    a command.
+    """
 
     def __init__(self) -> None:
         self._said: dict[str, tuple[str, str]] = {}
@@ -136,4 +154,9 @@ class Narrator:
         if self._said.get(name) == (state, reason):
             return None
         self._said[name] = (state, reason)
-        return Log(as_time(utc_ns), WARNING if reason else INFO, f"{state}: {reason}" if reason else state, name)
+        return Log(
+            as_time(utc_ns),
+            WARNING if reason else INFO,
+            f"{state}: {reason}" if reason else state,
+            name,
+        )

@@ -1,7 +1,9 @@
-"""The records of an MCAP file, one after the other, with limits on what they unfold to: files come from elsewhere.
+"""The records of an MCAP file, one after the other, with limits on what they unfold to: files come
+from elsewhere.
 
-A chunk is unpacked only up to the size that it announces, and that is limited for each chunk and for the file. Knows
-MCAP and its two compressions; not what is recorded. Raises RecordingError, mcap's own errors and those of compressions.
+A chunk is unpacked only up to the size that it announces, and that is limited for each chunk and
+for the file. Knows MCAP and its two compressions; not what is recorded. Raises RecordingError,
+mcap's own errors and those of compressions.
 """
 
 from __future__ import annotations
@@ -29,16 +31,22 @@ IN_CHUNKS = {Opcode.CHANNEL, Opcode.MESSAGE, Opcode.SCHEMA}
 def read_records(stream: BinaryIO, file_bytes: int) -> Iterator[McapRecord]:
     """Every record in order; EndOfFile where the file is cut off."""
     left = MAX_UNPACKED + MAX_RATIO * file_bytes
-    reader = StreamReader(stream, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD)
+    reader = StreamReader(
+        stream, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD
+    )
     for record in reader.records:
         if not isinstance(record, Chunk):
             yield record
             continue
         if record.uncompressed_size > MAX_CHUNK:
-            raise RecordingError(f"expected chunks of at most {MAX_CHUNK} bytes, got {record.uncompressed_size}")
+            raise RecordingError(
+                f"expected chunks of at most {MAX_CHUNK} bytes, got {record.uncompressed_size}"
+            )
         left -= record.uncompressed_size
         if left < 0:
-            raise RecordingError(f"expected a file that unfolds to at most {MAX_RATIO} times its size, got more")
+            raise RecordingError(
+                f"expected a file that unfolds to at most {MAX_RATIO} times its size, got more"
+            )
         yield from _inside(unpack(record))
 
 
@@ -88,7 +96,9 @@ def _inside(data: bytes) -> Iterator[McapRecord]:
 def _read(opcode: int, stream: ReadDataStream, length: int) -> McapRecord:
     if opcode == Opcode.MESSAGE:
         if length < MESSAGE_HEADER:
-            raise RecordingError(f"expected at least {MESSAGE_HEADER} bytes of a message, got {length}")
+            raise RecordingError(
+                f"expected at least {MESSAGE_HEADER} bytes of a message, got {length}"
+            )
         return Message.read(stream, length)
     return Channel.read(stream) if opcode == Opcode.CHANNEL else Schema.read(stream)
 

@@ -1,7 +1,9 @@
-"""The process `metrics`: the reports of all processes as a Prometheus page, `http://127.0.0.1:9464/metrics`.
+"""The process `metrics`: the reports of all processes as a Prometheus page,
+`http://127.0.0.1:9464/metrics`.
 
-Knows reports; measures nothing itself. What operators ask for has a name of its own in a table; every other counter
-and value is there under its own label. The page is for this host alone unless `host` says otherwise.
+Knows reports; measures nothing itself. What operators ask for has a name of its own in a table;
+every other counter and value is there under its own label. The page is for this host alone unless
+`host` says otherwise.
 """
 
 from __future__ import annotations
@@ -14,7 +16,12 @@ from itertools import accumulate
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from trimvla.runtime.bus.messages import Report, Summary
 from trimvla.runtime.bus.sockets import Subscriber
@@ -40,27 +47,45 @@ COUNTERS = {
     "gated": ("trimvla_gate_interventions", "Actions that the gate changed"),
     "holds": ("trimvla_holds", "Commands to hold"),
     "rung_switches": ("trimvla_rung_switches", "Changes of the bundle on the quality ladder"),
-    "eased": ("trimvla_eased_commands", "Commands that were brought nearer to the one before, at a change of chunks"),
+    "eased": (
+        "trimvla_eased_commands",
+        "Commands that were brought nearer to the one before, at a change of chunks",
+    ),
     "dropped": ("trimvla_recording_drops", "Messages that the recording lost"),
 }
 #   duration of a process's report -> metric, what it is
 DURATIONS = {
-    "observation_age": ("trimvla_observation_age_seconds", "Age of a picture when the policy took it up"),
-    "photon_to_action": ("trimvla_photon_to_action_seconds", "From a picture's capture to its first command"),
+    "observation_age": (
+        "trimvla_observation_age_seconds",
+        "Age of a picture when the policy took it up",
+    ),
+    "photon_to_action": (
+        "trimvla_photon_to_action_seconds",
+        "From a picture's capture to its first command",
+    ),
 }
 #   value of a process's report -> metric, what it is
 VALUES = {
-    "rung": ("trimvla_rung", "Number of the bundle on the quality ladder that thinks; 0 is the top"),
+    "rung": (
+        "trimvla_rung",
+        "Number of the bundle on the quality ladder that thinks; 0 is the top",
+    ),
 }
 #   prefix of a counter by topic -> metric, what it counts
 TOPIC_COUNTERS = {
     "refused": ("trimvla_refused_messages", "What came on a topic and was no message"),
-    "missed": ("trimvla_missed_messages", "Messages of a topic that were lost or displaced by newer ones"),
+    "missed": (
+        "trimvla_missed_messages",
+        "Messages of a topic that were lost or displaced by newer ones",
+    ),
 }
 #   prefix of a value by topic -> metric, what it is
 TOPIC_VALUES = {
     "hz": ("trimvla_input_hz", "Messages per second on a topic, from its slowest sender"),
-    "rate_ok": ("trimvla_input_rate_ok", "1 where messages come about as often as the topic promises"),
+    "rate_ok": (
+        "trimvla_input_rate_ok",
+        "1 where messages come about as often as the topic promises",
+    ),
     "senders": ("trimvla_input_senders", "Senders of a topic that are expected to go on"),
     "valid": ("trimvla_input_valid", "1 where the newest delivery on a topic was a message"),
 }
@@ -91,7 +116,8 @@ class Page:
 
     def collect(self) -> Iterator[Metric]:
         """All metrics as of now."""
-        reports, now = self.reports, monotonic_ns()
+        reports = self.reports
+        now = monotonic_ns()
         yield from _counters(reports)
         yield from _durations(reports)
         yield from _gauges(reports, now)
@@ -103,7 +129,9 @@ def _counters(reports: Iterable[Report]) -> Iterator[Metric]:
         for name, count in said.counters.items():
             (metric, text), extra = _metric_of(name, COUNTERS, TOPIC_COUNTERS, EVENTS, "event")
             labels = {"process": said.process, **extra}
-            family = families.setdefault(metric, CounterMetricFamily(metric, text, labels=list(labels)))
+            family = families.setdefault(
+                metric, CounterMetricFamily(metric, text, labels=list(labels))
+            )
             family.add_metric(list(labels.values()), count)
     yield from families.values()
 
@@ -111,7 +139,9 @@ def _counters(reports: Iterable[Report]) -> Iterator[Metric]:
 def _metric_of(
     name: str, table: Table, by_topic: Table, other: tuple[str, str], label: str
 ) -> tuple[tuple[str, str], dict[str, str]]:
-    """The metric and its text for a counter or value of a report, and its labels beside the process's."""
+    """The metric and its text for a counter or value of a report, and its labels beside the
+    process's.
+    """
     kind, _, of_topic = name.partition(".")
     if name in table:
         return table[name], {}
@@ -127,7 +157,9 @@ def _durations(reports: Iterable[Report]) -> Iterator[Metric]:
             metric, text = DURATIONS.get(name, STAGE)
             labels = ["process"] if name in DURATIONS else ["process", "stage"]
             family = families.setdefault(metric, HistogramMetricFamily(metric, text, labels=labels))
-            family.add_metric([said.process, name][: len(labels)], _cumulated(summary), summary.sum / 1e3)
+            family.add_metric(
+                [said.process, name][: len(labels)], _cumulated(summary), summary.sum / 1e3
+            )
     yield from families.values()
 
 
@@ -138,8 +170,12 @@ def _cumulated(summary: Summary) -> list[tuple[str, float]]:
 
 
 def _gauges(reports: Iterable[Report], now_ns: int) -> Iterator[Metric]:
-    state = GaugeMetricFamily("trimvla_state", "1 for the state that a process is in", labels=["process", "state"])
-    silent = GaugeMetricFamily("trimvla_report_age_seconds", "Since a process's last report", labels=["process"])
+    state = GaugeMetricFamily(
+        "trimvla_state", "1 for the state that a process is in", labels=["process", "state"]
+    )
+    silent = GaugeMetricFamily(
+        "trimvla_report_age_seconds", "Since a process's last report", labels=["process"]
+    )
     families: dict[str, GaugeMetricFamily] = {}
     for said in reports:
         state.add_metric([said.process, said.state], 1)
@@ -147,21 +183,27 @@ def _gauges(reports: Iterable[Report], now_ns: int) -> Iterator[Metric]:
         for name, number in said.values.items():
             (metric, text), extra = _metric_of(name, VALUES, TOPIC_VALUES, OTHERS, "name")
             labels = {"process": said.process, **extra}
-            family = families.setdefault(metric, GaugeMetricFamily(metric, text, labels=list(labels)))
+            family = families.setdefault(
+                metric, GaugeMetricFamily(metric, text, labels=list(labels))
+            )
             family.add_metric(list(labels.values()), number)
     yield from (state, silent, *families.values())
 
 
 def run(config: MetricsConfig, run_dir: Path, stop: threading.Event) -> None:
     """The process `metrics`, until `stop`. Raises ConfigError where the port is taken."""
-    page, registry = Page(), CollectorRegistry()
+    page = Page()
+    registry = CollectorRegistry()
     registry.register(page)
     try:
         server = PageServer(config.host, config.port, make_wsgi_app(registry))
     except OSError as error:
-        raise ConfigError(f"metrics: cannot listen on {config.host}:{config.port}: {error.strerror}") from None
+        raise ConfigError(
+            f"metrics: cannot listen on {config.host}:{config.port}: {error.strerror}"
+        ) from None
     telemetry = Telemetry(NAME)
-    telemetry.state, telemetry.values["port"] = "serving", server.server_port
+    telemetry.state = "serving"
+    telemetry.values["port"] = server.server_port
     log.info("http://%s:%d/metrics", config.host, server.server_port)
     names = [report(name) for name in config.processes]
     hears = Subscriber(run_dir, [topic(name) for name in names])

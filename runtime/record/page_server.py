@@ -1,7 +1,10 @@
-"""A page over HTTP for whoever comes: few connections at a time, none of them for long. Knows no content.
+"""A page over HTTP for whoever comes: few connections at a time, none of them for long.
 
-Python's own server keeps a thread for every silent connection, for ever. Here a connection has a time, and the one that
-has been there longest makes room for a new one, so that strangers cannot keep the reader of the page out either.
+Knows no content.
+
+Python's own server keeps a thread for every silent connection, for ever. Here a connection has a
+time, and the one that has been there longest makes room for a new one, so that strangers cannot
+keep the reader of the page out either.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ class PageServer(ThreadingMixIn, WSGIServer):
 
     def __init__(self, host: str, port: int, application: Callable[..., Any]) -> None:
         """Listen; port 0 takes any free one. Raises OSError where that cannot be."""
-        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        self.address_family = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0][0]
         self._open: dict[socket.socket, int] = {}  # connection -> since when [ns], the oldest first
         self._lock = threading.Lock()
         super().__init__((host, port), _Handler)
@@ -47,7 +52,8 @@ class PageServer(ThreadingMixIn, WSGIServer):
     def server_bind(self) -> None:
         """Bind without asking the network for this host's name, which `HTTPServer` does."""
         TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.server_name = str(self.server_address[0])
+        self.server_port = int(self.server_address[1])
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in the base class
@@ -62,7 +68,11 @@ class PageServer(ThreadingMixIn, WSGIServer):
     def service_actions(self) -> None:
         """Called twice a second: end what has taken too long."""
         with self._lock:
-            old = [each for each, since in self._open.items() if monotonic_ns() - since > LONGEST_S * NS_PER_S]
+            old = [
+                each
+                for each, since in self._open.items()
+                if monotonic_ns() - since > LONGEST_S * NS_PER_S
+            ]
         for connection in old:
             _end(connection)
 

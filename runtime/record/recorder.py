@@ -1,8 +1,9 @@
 """The process `recorder`: everything that travels, into one MCAP file. It never slows the others.
 
-It listens like any other reader: a publisher drops what a reader cannot take. Its own queues are bounded; what is lost
-on the way shows as gaps in the sequence numbers and is counted. A file that cannot be written, on a full disk or
-anywhere else, ends the recording with one error: the process stays, says so in its report, and nothing else stops.
+It listens like any other reader: a publisher drops what a reader cannot take. Its own queues are
+bounded; what is lost on the way shows as gaps in the sequence numbers and is counted. A file that
+cannot be written, on a full disk or anywhere else, ends the recording with one error: the process
+stays, says so in its report, and nothing else stops.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class RecorderConfig:
     topics: tuple[str, ...] = tuple(TOPICS)
     """What else is recorded."""
     system: dict[str, Any] = field(default_factory=dict)
-    """How the system that is recorded was configured: section -> settings. A replay reads `policy`."""
+    """How the system that is recorded was configured: section -> settings.
+
+    A replay reads `policy`.
+    """
     queue_frames: int = 32
     """Pictures by camera that wait for the disk."""
     queue_messages: int = 1024
@@ -60,15 +64,26 @@ class RecorderConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is out of range, and where a file would be overwritten."""
-        if min(self.queue_frames, self.queue_messages) < 1 or not self.flush_s > 0 or not 0 <= self.nice <= 19:
+        if (
+            min(self.queue_frames, self.queue_messages) < 1
+            or not self.flush_s > 0
+            or not 0 <= self.nice <= 19
+        ):
             numbers = f"{self.queue_frames}, {self.queue_messages}, {self.flush_s} and {self.nice}"
-            raise ConfigError(f"expected queues >= 1, 'flush_s' > 0 and 'nice' from 0 to 19, got {numbers}")
+            raise ConfigError(
+                f"expected queues >= 1, 'flush_s' > 0 and 'nice' from 0 to 19, got {numbers}"
+            )
         for path in (Path(self.path), partial(Path(self.path))):
             if path.exists():
-                raise ConfigError(f"expected no file at {path}, got one: move it or record elsewhere")
+                raise ConfigError(
+                    f"expected no file at {path}, got one: move it or record elsewhere"
+                )
 
     def inputs(self) -> list[Topic]:
-        """All topics, with queues for a reader that wants every message. Raises ConfigError for an unknown one."""
+        """All topics, with queues for a reader that wants every message.
+
+        Raises ConfigError for an unknown one.
+        """
         frames = [_queued(topic(color(name)), self.queue_frames) for name in self.cameras]
         others = (*self.topics, *map(report, self.processes))
         return frames + [_queued(topic(name), self.queue_messages) for name in others]
@@ -83,11 +98,15 @@ def facts(system: dict[str, Any]) -> dict[str, str]:
     packages = ("trimvla", "onnxruntime", "numpy", "pillow")
     versions = {name: version(name) for name in packages}
     texts = {"system": system, "versions": versions, "processor": processor()}
-    return {name: msgspec.json.encode(value, enc_hook=str).decode() for name, value in texts.items()}
+    return {
+        name: msgspec.json.encode(value, enc_hook=str).decode() for name, value in texts.items()
+    }
 
 
 def processor() -> str:
-    """The processor's name, where Linux tells it: kernels are chosen by it, and with them the last bits."""
+    """The processor's name, where Linux tells it: kernels are chosen by it, and with them the last
+    bits.
+    """
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("model name", "Model")):
@@ -100,7 +119,8 @@ class Recorder:
 
     def __init__(self, config: RecorderConfig, run_dir: Path, telemetry: Telemetry) -> None:
         """Open the file and listen. Raises RecordingError if the file cannot be written."""
-        self._config, self._telemetry = config, telemetry
+        self._config = config
+        self._telemetry = telemetry
         self._rows = {row.name: row for row in config.inputs()}
         self._last: dict[tuple[str, int], int] = {}
         self._limited = LimitedLog(log)
@@ -122,7 +142,9 @@ class Recorder:
             stream = path.open("xb")
             return stream, RecordingWriter(stream, facts(self._config.system))
         except OSError as error:
-            raise RecordingError(f"recording '{path}': cannot be written: {error.strerror}") from None
+            raise RecordingError(
+                f"recording '{path}': cannot be written: {error.strerror}"
+            ) from None
 
     def step(self, timeout_s: float) -> bool:
         """Wait for messages and write them; whether there were any."""
@@ -165,9 +187,12 @@ class Recorder:
     def _give_up(self, error: OSError) -> None:
         """One error; the sockets are closed, so that nothing more is spent."""
         name = partial(Path(self._config.path))
-        self.error = f"recording '{name}': cannot be written: {error.strerror}; what was flushed can be read"
+        self.error = (
+            f"recording '{name}': cannot be written: {error.strerror}; what was flushed can be read"
+        )
         log.error("%s", self.error)
-        self._telemetry.state, self._telemetry.reason = "failed", self.error
+        self._telemetry.state = "failed"
+        self._telemetry.reason = self.error
         self._close_inputs()
         with suppress(OSError):
             self._stream.close()
@@ -178,7 +203,10 @@ class Recorder:
             self._inputs = None
 
     def finish(self) -> None:
-        """Take in the others' last words; write the index; give the file its name. Raises RecordingError."""
+        """Take in the others' last words; write the index; give the file its name.
+
+        Raises RecordingError.
+        """
         deadline = time.monotonic() + LAST_WORDS_S
         while self._inputs is not None and time.monotonic() < deadline and self.step(SILENCE_S):
             pass
@@ -201,12 +229,17 @@ class Recorder:
             self._give_up(error)
             return
         self._telemetry.values["file_mib"] = path.stat().st_size / MIB
-        self._telemetry.state, self._telemetry.reason = "complete", ""
+        self._telemetry.state = "complete"
+        self._telemetry.reason = ""
 
 
-def _in_order(content: dict[str, list[Delivery]], rows: dict[str, Topic]) -> Sequence[tuple[Topic, Delivery]]:
+def _in_order(
+    content: dict[str, list[Delivery]], rows: dict[str, Topic]
+) -> Sequence[tuple[Topic, Delivery]]:
     """As they were received."""
-    every = [(rows[name], delivery) for name, deliveries in content.items() for delivery in deliveries]
+    every = [
+        (rows[name], delivery) for name, deliveries in content.items() for delivery in deliveries
+    ]
     return sorted(every, key=lambda item: item[1].received_ns)
 
 

@@ -1,10 +1,13 @@
-"""A recording: one MCAP file of what travelled between the processes. Writes it and reads it; knows no socket.
+"""A recording: one MCAP file of what travelled between the processes.
 
-Every message is JSON with a schema (`foxglove.py`), so that the file opens in Foxglove. Times in the file are of the
-wall clock, for people; times inside the messages stay those of the robot's monotonic clock. While it is written the
-file is called `<name>.partial`; its real name says that it is complete. What was flushed before a crash can be read
-from the partial file. Facts about the run stand in the file as metadata. A file may come from anybody: whatever is
-wrong with it is a RecordingError, in bounded time and memory.
+Writes it and reads it; knows no socket.
+
+Every message is JSON with a schema (`foxglove.py`), so that the file opens in Foxglove. Times in
+the file are of the wall clock, for people; times inside the messages stay those of the robot's
+monotonic clock. While it is written the file is called `<name>.partial`; its real name says that it
+is complete. What was flushed before a crash can be read from the partial file. Facts about the run
+stand in the file as metadata. A file may come from anybody: whatever is wrong with it is a
+RecordingError, in bounded time and memory.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ def partial(path: Path) -> Path:
 class RecordingWriter:
     """Appends messages as they come off the wire."""
 
-    def __init__(self, stream: BinaryIO, facts: Mapping[str, str], offset_ns: int | None = None) -> None:
+    def __init__(
+        self, stream: BinaryIO, facts: Mapping[str, str], offset_ns: int | None = None
+    ) -> None:
         """Begin a file.
 
         Args:
@@ -90,7 +95,9 @@ class RecordingWriter:
         self._append(topic.name, picture, header.sequence, received_ns, captured_ns)
         return header.sequence
 
-    def _append(self, name: str, body: msgspec.Struct, sequence: int, received_ns: int, time_ns: int) -> None:
+    def _append(
+        self, name: str, body: msgspec.Struct, sequence: int, received_ns: int, time_ns: int
+    ) -> None:
         self._writer.add_message(
             self._channel(name, type(body)),
             log_time=max(0, self._offset_ns + received_ns),
@@ -104,12 +111,17 @@ class RecordingWriter:
         if key not in self._channels:
             if kind not in self._schemas:
                 text = msgspec.json.encode(foxglove.schema(kind))
-                self._schemas[kind] = self._writer.register_schema(foxglove.schema_name(kind), "jsonschema", text)
+                self._schemas[kind] = self._writer.register_schema(
+                    foxglove.schema_name(kind), "jsonschema", text
+                )
             self._channels[key] = self._writer.register_channel(name, "json", self._schemas[kind])
         return self._channels[key]
 
     def flush(self) -> None:
-        """Hand everything so far to the operating system: it survives the end of this process. Raises OSError."""
+        """Hand everything so far to the operating system: it survives the end of this process.
+
+        Raises OSError.
+        """
         self._writer.flush()
 
     def finish(self) -> None:
@@ -140,9 +152,11 @@ class Recording:
         return self.entries()
 
     def entries(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Entry]:
-        """Messages of the wanted topics in the order in which they were received; pictures are unpacked.
+        """Messages of the wanted topics in the order in which they were received; pictures are
+        unpacked.
 
-        Topics that we do not know are passed over. Raises RecordingError for a damaged file or message.
+        Topics that we do not know are passed over. Raises RecordingError for a damaged file or
+        message.
         """
         for channel, record in self._records(wanted):
             try:
@@ -162,7 +176,9 @@ class Recording:
             elif isinstance(record, Record):
                 channel = channels.get(record.channel_id)
                 if channel is None:
-                    raise RecordingError(f"{self.path}: expected a channel {record.channel_id}, got none")
+                    raise RecordingError(
+                        f"{self.path}: expected a channel {record.channel_id}, got none"
+                    )
                 if wanted(channel.topic):
                     yield channel, record
 
@@ -178,7 +194,8 @@ class Recording:
             self.cut_off = True
         except OSError as error:
             raise RecordingError(f"{self.path}: {error.strerror}") from None
-        except Exception as error:  # of the format, its checksums and three decompressors, without a common base
+        # of the format, its checksums and three decompressors, without a common base
+        except Exception as error:
             raise RecordingError(f"{self.path}: expected a recording, got: {error}") from None
 
     def _read_facts(self) -> dict[str, str]:
@@ -187,11 +204,16 @@ class Recording:
                 return record.metadata
             if isinstance(record, Record):
                 break
-        raise RecordingError(f"{self.path}: expected a recording of trimvla, got a file without its facts")
+        raise RecordingError(
+            f"{self.path}: expected a recording of trimvla, got a file without its facts"
+        )
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A file to read from; what is no file, such as a pipe, would keep us waiting. Raises OSError, RecordingError."""
+    """A file to read from; what is no file, such as a pipe, would keep us waiting.
+
+    Raises OSError, RecordingError.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")
@@ -215,10 +237,14 @@ def _decode(kind: Topic, data: bytes) -> Message | Frame:
 
 
 def _with_nan(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """JSON has no NaN and no infinity: they were written as null, which no list of ours holds otherwise."""
+    """JSON has no NaN and no infinity: they were written as null, which no list of ours holds
+    otherwise.
+    """
     if isinstance(value, list):
         return [math.nan if item is None else _with_nan(item) for item in value]
-    return {key: _with_nan(item) for key, item in value.items()} if isinstance(value, dict) else value
+    return (
+        {key: _with_nan(item) for key, item in value.items()} if isinstance(value, dict) else value
+    )
 
 
 class _Kind(msgspec.Struct):
@@ -227,18 +253,27 @@ class _Kind(msgspec.Struct):
 
 def _decode_picture(kind: Topic, data: bytes) -> Message | Frame:
     """Through the wire's own decoder, as the policy got it."""
-    form: type[Picture] = RawImage if msgspec.json.decode(data, type=_Kind).encoding else CompressedImage
+    form: type[Picture] = (
+        RawImage if msgspec.json.decode(data, type=_Kind).encoding else CompressedImage
+    )
     picture = msgspec.json.decode(data, type=form)
-    return wire.decode(kind, [kind.name.encode(), msgspec.json.encode(picture.header), picture.data])
+    return wire.decode(
+        kind, [kind.name.encode(), msgspec.json.encode(picture.header), picture.data]
+    )
 
 
 def fact(recording: Recording, name: str, kind: type[T]) -> T | None:
-    """One fact of this type, decoded from JSON; None where it was not recorded. Raises RecordingError."""
+    """One fact of this type, decoded from JSON; None where it was not recorded.
+
+    Raises RecordingError.
+    """
     text = recording.facts.get(name)
     if text is None:
         return None
     if len(text) > MAX_FACT:
-        raise RecordingError(f"{recording.path}: expected at most {MAX_FACT} letters for the fact '{name}'")
+        raise RecordingError(
+            f"{recording.path}: expected at most {MAX_FACT} letters for the fact '{name}'"
+        )
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, RecursionError, ValueError, OverflowError) as error:

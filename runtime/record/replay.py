@@ -1,7 +1,8 @@
-"""Recorded policy calls, done again: the same picture, instruction and noise must give the same actions.
+"""Recorded policy calls, done again: the same picture, instruction and noise must give the same
+actions.
 
-Knows recordings and anything that infers. On the backend that was recorded the actions are the same bit for bit;
-elsewhere the differences are measured.
+Knows recordings and anything that infers. On the backend that was recorded the actions are the same
+bit for bit; elsewhere the differences are measured.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one repeated call is from the recorded one. `largest` is infinite where the shapes differ."""
+    """How far one repeated call is from the recorded one.
+
+    `largest` is infinite where the shapes differ.
+    """
 
     chunk: int
     episode: int
@@ -64,7 +68,8 @@ class Difference:
 
 def compare(call: Call, actions: NDArray[np.float64]) -> Difference | None:
     """The largest difference in the robot's units; None where every bit is the same."""
-    expected, chunk = call.actions, call.chunk
+    expected = call.actions
+    chunk = call.chunk
     place = (chunk.sequence, chunk.episode, chunk.frame_sequence)
     if expected.shape != actions.shape:
         return Difference(*place, math.inf, 0, 0)
@@ -77,10 +82,16 @@ def compare(call: Call, actions: NDArray[np.float64]) -> Difference | None:
 
 
 class Calls:
-    """The policy calls of a recording. Iterating reads the file once more; memory holds one picture at a time."""
+    """The policy calls of a recording.
+
+    Iterating reads the file once more; memory holds one picture at a time.
+    """
 
     def __init__(self, recording: Recording) -> None:
-        """Read all chunks; which of them can be repeated shows after iterating. Raises RecordingError."""
+        """Read all chunks; which of them can be repeated shows after iterating.
+
+        Raises RecordingError.
+        """
         self._recording = recording
         self._chunks: dict[Key, list[ActionChunk]] = {}
         self._said: dict[int, ActionChunk] = {}
@@ -95,7 +106,10 @@ class Calls:
             assert isinstance(entry.message, ActionChunk)
             held += len(msgspec.msgpack.encode(entry.message))
             if held > MAX_CHUNK_BYTES:
-                raise RecordingError(f"{recording.path}: expected at most {MAX_CHUNK_BYTES} bytes of chunks, got more")
+                raise RecordingError(
+                    f"{recording.path}: expected at most {MAX_CHUNK_BYTES} bytes of chunks, got"
+                    " more"
+                )
             self._take(entry.message)
 
     def _take(self, chunk: ActionChunk) -> None:
@@ -114,9 +128,12 @@ class Calls:
         before = self._said.get(sequence)
         if before is None or before.episode != chunk.episode:
             early = self.count == 1 or sequence < min(self._said)
-            return f"the chunk that guided it is {'from before' if early else 'not in'} the recording"
+            return (
+                f"the chunk that guided it is {'from before' if early else 'not in'} the recording"
+            )
         guidance = chunk.guidance
-        width, rows = len(chunk.actions[0]), len(chunk.actions)
+        width = len(chunk.actions[0])
+        rows = len(chunk.actions)
         sizes = (len(before.actions[0]), 0 if guidance is None else len(guidance.weights))
         if guidance is None or sizes != (width, rows) or guidance.shift > rows:
             return "its guidance does not fit the chunk that guided it"
@@ -124,7 +141,8 @@ class Calls:
         return ""
 
     def __iter__(self) -> Iterator[Call]:
-        waiting, first_ns = dict(self._chunks), None
+        waiting = dict(self._chunks)
+        first_ns = None
         for entry in self._recording.entries(lambda name: name.endswith("/color")):
             frame = entry.message
             assert isinstance(frame, Frame)
@@ -134,7 +152,11 @@ class Calls:
         self.left_out = Counter(self._mute)
         for (_, time_ns), chunks in waiting.items():
             early = first_ns is not None and time_ns < first_ns
-            why = "its picture is from before the recording" if early else "its picture is not in the recording"
+            why = (
+                "its picture is from before the recording"
+                if early
+                else "its picture is not in the recording"
+            )
             self.left_out[why] += len(chunks)
 
 
@@ -148,12 +170,22 @@ class Outcome(msgspec.Struct):
     left_out: dict[str, int] = {}
 
     def same(self, tolerance: float = 0.0) -> bool:
-        """Whether every call that could be recorded whole was repeated with the same actions, and there was one."""
-        lost = sum(count for why, count in self.left_out.items() if "before the recording" not in why)
-        return self.repeated > 0 and not lost and (self.worst is None or self.worst.largest <= tolerance)
+        """Whether every call that could be recorded whole was repeated with the same actions, and
+        there was one.
+        """
+        lost = sum(
+            count for why, count in self.left_out.items() if "before the recording" not in why
+        )
+        return (
+            self.repeated > 0
+            and not lost
+            and (self.worst is None or self.worst.largest <= tolerance)
+        )
 
 
-def replay(recording: Recording, policy: PolicyLike, rungs: Mapping[str, PolicyLike] | None = None) -> Outcome:
+def replay(
+    recording: Recording, policy: PolicyLike, rungs: Mapping[str, PolicyLike] | None = None
+) -> Outcome:
     """Repeat every recorded call, with the rung that made it, else with `policy`.
 
     Raises RecordingError for a damaged file, and what the policy raises.
@@ -162,11 +194,15 @@ def replay(recording: Recording, policy: PolicyLike, rungs: Mapping[str, PolicyL
     outcome = Outcome(calls=calls.count)
     for call in calls:
         infers = (rungs or {}).get(call.chunk.rung, policy)
-        result = infers.infer(call.frame.image, call.chunk.instruction, seed=call.chunk.seed, known=call.known)
+        result = infers.infer(
+            call.frame.image, call.chunk.instruction, seed=call.chunk.seed, known=call.known
+        )
         difference = compare(call, np.asarray(result.actions, np.float64))
         outcome.repeated += 1
         outcome.exact += difference is None
-        if difference is not None and (outcome.worst is None or difference.largest > outcome.worst.largest):
+        if difference is not None and (
+            outcome.worst is None or difference.largest > outcome.worst.largest
+        ):
             outcome.worst = difference
     outcome.left_out = dict(calls.left_out)
     return outcome

@@ -1,6 +1,8 @@
-"""Threads that unpack what clients send, so that whoever sends much keeps no other client's answer waiting.
+"""Threads that unpack what clients send, so that whoever sends much keeps no other client's answer
+waiting.
 
-A few threads work in the order of arrival; what waits is bounded in bytes. Knows callables and sizes; no protocol.
+A few threads work in the order of arrival; what waits is bounded in bytes. Knows callables and
+sizes; no protocol.
 """
 
 from __future__ import annotations
@@ -29,11 +31,16 @@ class Decoders:
         self._held = 0
 
     def submit(self, size: int, use: Callable[[], T]) -> Future[T]:
-        """Call `use`, which holds a message of `size` bytes. Raises BusyError where too many bytes wait."""
+        """Call `use`, which holds a message of `size` bytes.
+
+        Raises BusyError where too many bytes wait.
+        """
         most = self._most if size > SMALL_BYTES else 2 * self._most
         with self._lock:
             if self._held and self._held + size > most:
-                raise BusyError(f"expected at most {most} bytes of waiting messages; try again later")
+                raise BusyError(
+                    f"expected at most {most} bytes of waiting messages; try again later"
+                )
             self._held += size
         try:
             job = self._pool.submit(use)

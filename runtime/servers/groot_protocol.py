@@ -1,8 +1,10 @@
-"""GR00T's policy protocol: what its client sends and what it expects. Pure: knows frames; not sockets.
+"""GR00T's policy protocol: what its client sends and what it expects.
 
-A request is one msgpack map `{"endpoint", "data", "api_token"}`; errors come back as `{"error": text}`. The token is
-looked at before anything else is unpacked, then the endpoint, then what that endpoint needs. There is no endpoint that
-ends the server.
+Pure: knows frames; not sockets.
+
+A request is one msgpack map `{"endpoint", "data", "api_token"}`; errors come back as `{"error":
+text}`. The token is looked at before anything else is unpacked, then the endpoint, then what that
+endpoint needs. There is no endpoint that ends the server.
 """
 
 from __future__ import annotations
@@ -36,12 +38,17 @@ class Request:
 
 
 def parse(raw: bytes, camera: str = "", token: str = "") -> Request:
-    """A request. Raises WireError for what is none or shows another token, ObservationError for what it asks."""
+    """A request.
+
+    Raises WireError for what is none or shows another token, ObservationError for what it asks.
+    """
     message = open_map(raw)
     check_token(message, token)
     endpoint = message.plain("endpoint", str, "get_action")
     if endpoint not in get_args(Endpoint):
-        raise WireError(f"expected one of {', '.join(get_args(Endpoint))} for 'endpoint', got {endpoint[:40]!r}")
+        raise WireError(
+            f"expected one of {', '.join(get_args(Endpoint))} for 'endpoint', got {endpoint[:40]!r}"
+        )
     if endpoint == "get_action":
         observation = _inner(message.get("data"), "data").get("observation")
         return Request(endpoint, normalise(observation, camera, _extra(message, observation)))
@@ -84,7 +91,9 @@ def reply(content: Mapping[str, Any] | list[Any]) -> bytes:
 
 def action_reply(answer: Answer, metadata: Mapping[str, Any]) -> bytes:
     """`({"actions": float32[1, H, D]}, info)`."""
-    return reply([{ACTIONS: np.ascontiguousarray(answer.actions[None])}, {**metadata, **answer.info}])
+    return reply(
+        [{ACTIONS: np.ascontiguousarray(answer.actions[None])}, {**metadata, **answer.info}]
+    )
 
 
 def error_reply(error: Exception) -> bytes:
@@ -100,6 +109,9 @@ def modality_config(metadata: Mapping[str, Any], camera: str) -> dict[str, Any]:
         "action": (list(range(metadata["horizon"])), [ACTIONS]),
     }
     return {
-        name: {"__ModalityConfig_class__": True, "as_json": {"delta_indices": deltas, "modality_keys": keys}}
+        name: {
+            "__ModalityConfig_class__": True,
+            "as_json": {"delta_indices": deltas, "modality_keys": keys},
+        }
         for name, (deltas, keys) in parts.items()
     }

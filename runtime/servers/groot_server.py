@@ -1,8 +1,8 @@
 """The ZeroMQ server that GR00T's client talks to. Knows sockets; `groot` knows what is said.
 
-Clients use REQ sockets; inside is a ROUTER, so that one slow client keeps nobody waiting: requests are taken at once,
-one of each client, and unpacked by the service's decoders, questions wait in the service's queue, and answers that a
-client does not take are dropped.
+Clients use REQ sockets; inside is a ROUTER, so that one slow client keeps nobody waiting: requests
+are taken at once, one of each client, and unpacked by the service's decoders, questions wait in the
+service's queue, and answers that a client does not take are dropped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ from trimvla.runtime.bus.zap import ZapAuthenticator
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import BusyError, ConfigError, TrimvlaError
 from trimvla.runtime.log_limit import LimitedLog
-from trimvla.runtime.servers.groot_protocol import action_reply, error_reply, modality_config, parse, reply
+from trimvla.runtime.servers.groot_protocol import (
+    action_reply,
+    error_reply,
+    modality_config,
+    parse,
+    reply,
+)
 from trimvla.runtime.servers.packing import MAX_BYTES
 from trimvla.runtime.servers.service import Answer, Service
 
@@ -37,10 +43,17 @@ class GrootServer:
     """A service at a ZeroMQ address. Its socket is used by its own thread alone."""
 
     def __init__(
-        self, service: Service, endpoint: str, keys: Keys | None = None, *, allow_plain: bool = False, token: str = ""
+        self,
+        service: Service,
+        endpoint: str,
+        keys: Keys | None = None,
+        *,
+        allow_plain: bool = False,
+        token: str = "",
     ) -> None:
         """Bind. Raises ConfigError where that must not or cannot be."""
-        self._service, self._token = service, token
+        self._service = service
+        self._token = token
         self._door = ZapAuthenticator(keys, allow_plain=allow_plain)
         self._socket = self._door.context.socket(zmq.ROUTER)
         self._socket.set_hwm(HIGH_WATER)
@@ -106,7 +119,9 @@ class GrootServer:
         if len(rest) != 2 or len(rest[0]):  # no REQ socket: nobody would receive an answer
             self._service.counters["malformed"] += 1
         elif client in self._active:
-            error = self._service.refuse(BusyError("expected one question at a time, got another before the answer"))
+            error = self._service.refuse(
+                BusyError("expected one question at a time, got another before the answer")
+            )
             self._send(client, error_reply(error))
         else:
             self._hand_out(client, rest[1])
@@ -126,7 +141,13 @@ class GrootServer:
         service = self._service
         asked = parse(request.bytes, service.config.camera, self._token)
         if asked.endpoint == "ping":
-            return reply({"status": "ok", "message": service.metadata["server"], "monotonic_ns": monotonic_ns()})
+            return reply(
+                {
+                    "status": "ok",
+                    "message": service.metadata["server"],
+                    "monotonic_ns": monotonic_ns(),
+                }
+            )
         if asked.endpoint == "get_modality_config":
             return reply(modality_config(service.metadata, service.config.camera))
         session = service.sessions.of(client)

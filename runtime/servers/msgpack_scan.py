@@ -1,4 +1,7 @@
-"""How many objects a msgpack message holds, counted before any of them is made. Knows the format's headers alone."""
+"""How many objects a msgpack message holds, counted before any of them is made.
+
+Knows the format's headers alone.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,19 @@ from trimvla.runtime.errors import WireError
 MAX_OBJECTS = 20_000
 
 # Widths are in bytes.
-_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # of a length
-_COUNTS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # width of a count, objects for each
+# of a length
+_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+# width of a count, objects for each
+_COUNTS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 _FIXED = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
 _FIXED |= {0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17}
 
 
 def count_objects(raw: bytes, limit: int = MAX_OBJECTS) -> int:
-    """How many objects msgpack holds. Raises WireError beyond the limit: a small message may unfold into gigabytes."""
+    """How many objects msgpack holds.
+
+    Raises WireError beyond the limit: a small message may unfold into gigabytes.
+    """
     place = 0
     waiting = 1
     seen = 0

@@ -1,9 +1,12 @@
-"""Untrusted msgpack with arrays and images in it, to plain Python and back. Knows three clients' forms of an array.
+"""Untrusted msgpack with arrays and images in it, to plain Python and back.
 
-GR00T sends `.npy` bytes, openpi raw bytes under byte keys, vla-eval raw bytes or JPEG and PNG under text keys. All are
-understood everywhere. Nothing is ever unpickled, and nothing grows: objects are counted before they are made, the
-bytes of an array are compared with its shape, and what a message unfolds to has a budget. `open_map` unpacks only the
-values that are read. Whatever is wrong, both raise WireError and nothing else.
+Knows three clients' forms of an array.
+
+GR00T sends `.npy` bytes, openpi raw bytes under byte keys, vla-eval raw bytes or JPEG and PNG under
+text keys. All are understood everywhere. Nothing is ever unpickled, and nothing grows: objects are
+counted before they are made, the bytes of an array are compared with its shape, and what a message
+unfolds to has a budget. `open_map` unpacks only the values that are read. Whatever is wrong, both
+raise WireError and nothing else.
 """
 
 from __future__ import annotations
@@ -24,7 +27,16 @@ from trimvla.runtime.errors import WireError
 from trimvla.runtime.image_codec import Kind, decode_image, measure
 from trimvla.runtime.servers.msgpack_scan import MAX_OBJECTS, count_objects, is_list, is_map
 
-__all__ = ["MAX_BYTES", "MAX_OBJECTS", "Form", "LazyMap", "count_objects", "open_map", "pack", "unpack"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_OBJECTS",
+    "Form",
+    "LazyMap",
+    "count_objects",
+    "open_map",
+    "pack",
+    "unpack",
+]
 
 Form = Literal["groot", "openpi", "vla-eval"]
 T = TypeVar("T")
@@ -35,7 +47,8 @@ DTYPE = re.compile(r"[<>|=]?[biuf][1248]")  # bool, integers, floats; no objects
 IMAGES = ("jpeg", "png")
 NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER = re.compile(  # what `numpy.save` writes; NumPy itself would hand it to Python's parser
-    r"\{'descr': '([^']{1,40})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,18}(?:, |,|(?=\))))*)\),? ?\} *\n?"
+    r"\{'descr': '([^']{1,40})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,18}(?:,"
+    r" |,|(?=\))))*)\),? ?\} *\n?"
 )
 MAX_NPY_HEADER = 1024  # bytes
 
@@ -50,14 +63,20 @@ class Budget:
         """Raise WireError where it is used up."""
         self.left -= size
         if self.left < 0:
-            raise WireError(f"expected arrays and pictures of at most {MAX_BYTES} bytes in a message, got more")
+            raise WireError(
+                f"expected arrays and pictures of at most {MAX_BYTES} bytes in a message, got more"
+            )
 
 
 class LazyMap(Mapping[Any, Any]):
-    """A msgpack map whose values are unpacked when they are read. Reading raises WireError for what is no value."""
+    """A msgpack map whose values are unpacked when they are read.
+
+    Reading raises WireError for what is no value.
+    """
 
     def __init__(self, fields: dict[Any, msgspec.Raw], budget: Budget) -> None:
-        self._fields, self._budget = fields, budget
+        self._fields = fields
+        self._budget = budget
         self._values: dict[Any, Any] = {}
 
     def __getitem__(self, key: Any) -> Any:  # noqa: ANN401 - whatever a client sends
@@ -76,7 +95,10 @@ class LazyMap(Mapping[Any, Any]):
         return len(self._fields)
 
     def plain(self, key: str, kind: type[T], default: T) -> T:
-        """A value of this very type, without arrays; `default` where the key is missing. Raises WireError."""
+        """A value of this very type, without arrays; `default` where the key is missing.
+
+        Raises WireError.
+        """
         if key not in self._fields:
             return default
         raw = self._fields[key]
@@ -156,7 +178,9 @@ def _eager(value: Any) -> Any:  # noqa: ANN401
     """With everything read."""
     if isinstance(value, list):
         return [_eager(item) for item in value]
-    return {key: _eager(item) for key, item in value.items()} if isinstance(value, LazyMap) else value
+    return (
+        {key: _eager(item) for key, item in value.items()} if isinstance(value, LazyMap) else value
+    )
 
 
 _Fields = Mapping[Any, msgspec.Raw]
@@ -217,11 +241,17 @@ _MARKS: dict[str | bytes, Callable[[_Fields, Budget], Any]] = {
 
 
 def _array(
-    data: bytes | memoryview, dtype: str, shape: list[Any], budget: Budget, order: Literal["C", "F"] = "C"
+    data: bytes | memoryview,
+    dtype: str,
+    shape: list[Any],
+    budget: Budget,
+    order: Literal["C", "F"] = "C",
 ) -> NDArray[Any]:
     if not DTYPE.fullmatch(dtype):
         raise WireError(f"expected numbers for 'dtype', got {dtype[:40]!r}")
-    if len(shape) > MAX_AXES or not all(type(axis) is int and 0 <= axis <= MAX_BYTES for axis in shape):
+    if len(shape) > MAX_AXES or not all(
+        type(axis) is int and 0 <= axis <= MAX_BYTES for axis in shape
+    ):
         raise WireError(f"expected at most {MAX_AXES} lengths for 'shape', got {str(shape)[:80]}")
     try:
         kind = np.dtype(dtype)
@@ -241,7 +271,10 @@ def _field(value: _Fields, name: str, kind: Any) -> Any:  # noqa: ANN401
     raw = value.get(name, value.get(name.encode()))
     found = None if raw is None else msgspec.msgpack.decode(raw)
     if not isinstance(found, kind):
-        raise WireError(f"expected {getattr(kind, '__name__', 'a number')} for '{name}', got {type(found).__name__}")
+        raise WireError(
+            f"expected {getattr(kind, '__name__', 'a number')} for '{name}', got"
+            f" {type(found).__name__}"
+        )
     return found
 
 
@@ -263,20 +296,32 @@ def _to_groot(value: Any) -> Any:  # noqa: ANN401
 
 def _to_openpi(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, np.ndarray):
-        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+        return {
+            b"__ndarray__": True,
+            b"data": value.tobytes(),
+            b"dtype": value.dtype.str,
+            b"shape": value.shape,
+        }
     return _plain(value)
 
 
 def _to_vla_eval(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, np.ndarray):
-        return {"__ndarray__": True, "data": value.tobytes(), "dtype": value.dtype.str, "shape": list(value.shape)}
+        return {
+            "__ndarray__": True,
+            "data": value.tobytes(),
+            "dtype": value.dtype.str,
+            "shape": list(value.shape),
+        }
     return _plain(value)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"expected numbers, text, arrays or containers of them, got {type(value).__name__}")
+    raise TypeError(
+        f"expected numbers, text, arrays or containers of them, got {type(value).__name__}"
+    )
 
 
 _ENCODERS: dict[Form, msgspec.msgpack.Encoder] = {

@@ -1,8 +1,10 @@
-"""What a client asks a policy: the observation keys of LeRobot, openpi, GR00T and vla-eval, normalised once.
+"""What a client asks a policy: the observation keys of LeRobot, openpi, GR00T and vla-eval,
+normalised once.
 
-Everything here takes what somebody sent and gives one typed `Query`, or an ObservationError that names the field, what
-was expected and what came. Only the values that are used are read: a map may unpack them when that happens, and raise
-WireError. Knows keys and shapes; not sockets, and not what the policy is.
+Everything here takes what somebody sent and gives one typed `Query`, or an ObservationError that
+names the field, what was expected and what came. Only the values that are used are read: a map may
+unpack them when that happens, and raise WireError. Knows keys and shapes; not sockets, and not what
+the policy is.
 """
 
 from __future__ import annotations
@@ -20,8 +22,19 @@ from trimvla.runtime.errors import ObservationError
 from trimvla.runtime.image_codec import MAX_PIXELS
 from trimvla.runtime.specs import describe
 
-MAX_TEXT, MAX_STATE, MAX_NS = 4096, 4096, 2**63 - 1
-MAIN = ("image", "primary", "front", "top", "agentview", "base_0_rgb", "exterior_image_1_left", "ego_view")
+MAX_TEXT = 4096
+MAX_STATE = 4096
+MAX_NS = 2**63 - 1
+MAIN = (
+    "image",
+    "primary",
+    "front",
+    "top",
+    "agentview",
+    "base_0_rgb",
+    "exterior_image_1_left",
+    "ego_view",
+)
 """Names of the picture that a policy with one camera looks at, where a client sends several."""
 
 
@@ -43,7 +56,9 @@ class Query:
     """Of the noise; the session's own where there is none."""
 
 
-def normalise(observation: object, camera: str = "", extra: Mapping[Any, Any] | None = None) -> Query:
+def normalise(
+    observation: object, camera: str = "", extra: Mapping[Any, Any] | None = None
+) -> Query:
     """An observation in any of the four conventions.
 
     Args:
@@ -52,14 +67,21 @@ def normalise(observation: object, camera: str = "", extra: Mapping[Any, Any] | 
         extra: where `seq`, `t_capture_ns` and the like stand, if not in the observation.
     """
     if not isinstance(observation, Mapping):
-        raise ObservationError(f"expected a map for 'observation', got {type(observation).__name__}")
+        raise ObservationError(
+            f"expected a map for 'observation', got {type(observation).__name__}"
+        )
     form = next((form for form in FORMS if form.fits(observation)), None)
     if form is None:
         keys = ", ".join(sorted(map(_short, observation))[:12]) or "none"
-        raise ObservationError(f"expected the observation keys of LeRobot, openpi, GR00T or vla-eval, got {keys}")
+        raise ObservationError(
+            f"expected the observation keys of LeRobot, openpi, GR00T or vla-eval, got {keys}"
+        )
     source, names = form.pictures(observation)
     name = _choose(names, camera)
-    optional = {key: _number(extra or observation, key) for key in ("seq", "t_capture_ns", "deadline_ns", "seed")}
+    optional = {
+        key: _number(extra or observation, key)
+        for key in ("seq", "t_capture_ns", "deadline_ns", "seed")
+    }
     version = _number(extra or observation, "schema_version")
     if version not in (None, SCHEMA_VERSION):
         raise ObservationError(f"expected {SCHEMA_VERSION} for 'schema_version', got {version}")
@@ -88,10 +110,16 @@ class Form:
 
 
 def _under(prefix: str, *more: str) -> Callable[[Mapping[Any, Any]], Pictures]:
-    """Entries whose key starts with `prefix` and contains 'image'; their names are without it and the further ones."""
+    """Entries whose key starts with `prefix` and contains 'image'; their names are without it and
+    the further ones.
+    """
 
     def pictures(observation: Mapping[Any, Any]) -> Pictures:
-        keys = [key for key in observation if isinstance(key, str) and key.startswith(prefix) and "image" in key]
+        keys = [
+            key
+            for key in observation
+            if isinstance(key, str) and key.startswith(prefix) and "image" in key
+        ]
         names: dict[str, str] = {}
         for key in keys:
             name = key.removeprefix(prefix)
@@ -117,7 +145,9 @@ def _inside(key: str) -> Callable[[Mapping[Any, Any]], Pictures]:
 
 def _first(*keys: str) -> Callable[[Mapping[Any, Any]], tuple[str, object]]:
     def find(observation: Mapping[Any, Any]) -> tuple[str, object]:
-        return next(((key, observation[key]) for key in keys if key in observation), (keys[0], None))
+        return next(
+            ((key, observation[key]) for key in keys if key in observation), (keys[0], None)
+        )
 
     return find
 
@@ -126,7 +156,9 @@ def _language(observation: Mapping[Any, Any]) -> tuple[str, object]:
     """GR00T's sentence: `{"language": {key: [[sentence]]}}`."""
     inner = observation.get("language")
     if not isinstance(inner, Mapping) or not inner:
-        raise ObservationError(f"expected a map with a sentence for 'language', got {briefly(inner)}")
+        raise ObservationError(
+            f"expected a map with a sentence for 'language', got {briefly(inner)}"
+        )
     key, value = next(iter(inner.items()))
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -151,7 +183,12 @@ def _states(observation: Mapping[Any, Any]) -> NDArray[np.float32] | None:
     newest: list[NDArray[np.float32]] = []
     for key, value in inner.items():
         name = f"state.{_short(key)}"
-        if not isinstance(value, np.ndarray) or value.ndim != 3 or value.shape[0] != 1 or not value.shape[1]:
+        if (
+            not isinstance(value, np.ndarray)
+            or value.ndim != 3
+            or value.shape[0] != 1
+            or not value.shape[1]
+        ):
             raise ObservationError(f"expected float32[1, t, d] for '{name}', got {briefly(value)}")
         newest.append(_numbers(name, value[0, -1]))
         if sum(map(len, newest)) > MAX_STATE:
@@ -194,20 +231,30 @@ def _choose(pictures: Mapping[str, str], camera: str) -> str:
         raise ObservationError(f"expected a picture of the camera '{camera}', got {names}")
     main = [name for name in MAIN if name in pictures]
     if len(pictures) != 1 and not main:
-        raise ObservationError(f"expected one picture, or one called {', '.join(MAIN)}, got {names}")
+        raise ObservationError(
+            f"expected one picture, or one called {', '.join(MAIN)}, got {names}"
+        )
     return main[0] if main else next(iter(pictures))
 
 
 def _picture(name: str, value: object, form: Form) -> NDArray[np.uint8]:
-    where, expected = f"'{_short(name)}'", "uint8[1, t, h, w, 3]" if form.batched else "uint8[h, w, 3]"
+    where = f"'{_short(name)}'"
+    expected = "uint8[1, t, h, w, 3]" if form.batched else "uint8[h, w, 3]"
     axes = 5 if form.batched else 3
-    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != axes or value.shape[-1] != 3:
+    if (
+        not isinstance(value, np.ndarray)
+        or value.dtype != np.uint8
+        or value.ndim != axes
+        or value.shape[-1] != 3
+    ):
         raise ObservationError(f"expected {expected} for {where}, got {briefly(value)}")
     if not value.size or (form.batched and value.shape[0] != 1):
         raise ObservationError(f"expected {expected} for {where}, got {briefly(value)}")
     image = value[0, -1] if form.batched else value
     if math.prod(image.shape[:2]) > MAX_PIXELS:
-        raise ObservationError(f"expected at most {MAX_PIXELS} pixels for {where}, got {briefly(image)}")
+        raise ObservationError(
+            f"expected at most {MAX_PIXELS} pixels for {where}, got {briefly(image)}"
+        )
     return np.ascontiguousarray(image)
 
 
@@ -215,7 +262,9 @@ def _sentence(key: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ObservationError(f"expected a sentence for '{key}', got {briefly(value)}")
     if len(value) > MAX_TEXT:
-        raise ObservationError(f"expected at most {MAX_TEXT} characters for '{key}', got {len(value)}")
+        raise ObservationError(
+            f"expected at most {MAX_TEXT} characters for '{key}', got {len(value)}"
+        )
     return value
 
 
@@ -228,14 +277,18 @@ def _numbers(key: str, value: object) -> NDArray[np.float32]:
     with np.errstate(over="ignore", invalid="ignore"):
         numbers = value[: MAX_STATE + 1].astype(np.float32)
     if len(value) > MAX_STATE or not np.isfinite(numbers).all():
-        raise ObservationError(f"expected at most {MAX_STATE} finite numbers for '{key}', got {briefly(value)}")
+        raise ObservationError(
+            f"expected at most {MAX_STATE} finite numbers for '{key}', got {briefly(value)}"
+        )
     return numbers
 
 
 def _number(source: Mapping[Any, Any], key: str) -> int | None:
     value = source.get(key)
     if value is not None and not (type(value) is int and 0 <= value <= MAX_NS):
-        raise ObservationError(f"expected an integer from 0 to 2^63 - 1 for '{key}', got {briefly(value)}")
+        raise ObservationError(
+            f"expected an integer from 0 to 2^63 - 1 for '{key}', got {briefly(value)}"
+        )
     return value
 
 

@@ -1,7 +1,10 @@
-"""A policy that several clients ask: one thread infers, in fair order, from a bounded queue. Knows no protocol.
+"""A policy that several clients ask: one thread infers, in fair order, from a bounded queue.
 
-Every session has at most one question under way, so first come, first served is fair, and who floods is told so without
-costing the others anything. A question that is too old, or past its deadline, when its turn comes is refused.
+Knows no protocol.
+
+Every session has at most one question under way, so first come, first served is fair, and who
+floods is told so without costing the others anything. A question that is too old, or past its
+deadline, when its turn comes is refused.
 """
 
 from __future__ import annotations
@@ -47,18 +50,24 @@ class ServiceConfig:
     camera: str = ""
     """The picture that the policy looks at, where a client sends several."""
     votes: int = 1
-    """Chunks that vote on the row of a step, for clients that want one row a step (CogACT's adaptive ensemble)."""
+    """Chunks that vote on the row of a step, for clients that want one row a step (CogACT's
+    adaptive ensemble).
+    """
     max_age_s: float = 0.5
     """Of a question that says when its picture was taken."""
     max_sessions: int = 64
     max_waiting: int = 16
     """Questions in the queue."""
     idle_s: float = 300.0
-    """A session that asks nothing for so long is forgotten; of `max_sessions` the longest idle, where another comes."""
+    """A session that asks nothing for so long is forgotten; of `max_sessions` the longest idle,
+    where another comes.
+    """
 
     def __post_init__(self) -> None:
         if self.seed < 0 or min(self.votes, self.max_sessions, self.max_waiting) < 1:
-            raise ConfigError("expected 'seed' >= 0 and 'votes', 'max_sessions' and 'max_waiting' >= 1")
+            raise ConfigError(
+                "expected 'seed' >= 0 and 'votes', 'max_sessions' and 'max_waiting' >= 1"
+            )
         if not (self.max_age_s > 0 and self.idle_s > 0):
             raise ConfigError("expected numbers above 0 for 'max_age_s' and 'idle_s'")
 
@@ -94,15 +103,21 @@ class Service:
     """One policy, many sessions. Closing it ends its thread and refuses what waits."""
 
     def __init__(
-        self, policy: Policy, config: ServiceConfig = ServiceConfig(), on_lost: Callable[[], object] = lambda: None
+        self,
+        policy: Policy,
+        config: ServiceConfig = ServiceConfig(),
+        on_lost: Callable[[], object] = lambda: None,
     ) -> None:
-        """`on_lost` is called once, in another thread, when the backend is gone for good and `lost` says why.
+        """`on_lost` is called once, in another thread, when the backend is gone for good and `lost`
+        says why.
 
         Raises ConfigError for more votes than a chunk has rows.
         """
         action = policy.manifest.action
         if config.votes > action.horizon:
-            raise ConfigError(f"expected at most {action.horizon} votes, the rows of a chunk, got {config.votes}")
+            raise ConfigError(
+                f"expected at most {action.horizon} votes, the rows of a chunk, got {config.votes}"
+            )
         self.config = config
         self.sessions = Sessions(config.max_sessions, config.idle_s, config.votes)
         self.counters: Counter[str] = Counter()
@@ -118,12 +133,17 @@ class Service:
         self._thread.start()
 
     def ask(self, session: Session, query: Query) -> Future[Answer]:
-        """Queue a question. Raises BusyError for a session's second one at a time, and where the queue is full."""
+        """Queue a question.
+
+        Raises BusyError for a session's second one at a time, and where the queue is full.
+        """
         with self._news:
             if session.busy:
                 raise BusyError("expected one question at a time, got another before the answer")
             if self._closing or len(self._jobs) >= self.config.max_waiting:
-                raise BusyError(f"expected at most {self.config.max_waiting} waiting questions; try again later")
+                raise BusyError(
+                    f"expected at most {self.config.max_waiting} waiting questions; try again later"
+                )
             session.busy = True
             job = _Job(session, query, monotonic_ns(), Future())
             self._jobs.append(job)
@@ -155,7 +175,9 @@ class Service:
             return error
         self.counters["failed"] += 1
         limited.exception(type(error), "a request failed: %s", error)
-        return BackendError("expected a request that can be read, got an internal error; see the server's log")
+        return BackendError(
+            "expected a request that can be read, got an internal error; see the server's log"
+        )
 
     def _work(self) -> None:
         while True:
@@ -180,7 +202,9 @@ class Service:
                 self._on_lost()
         except Exception as error:  # a client is told no internals
             limited.exception(type(error), "a question failed: %s", error)
-            outcome = BackendError("expected an answer of the policy, got an internal error; see the server's log")
+            outcome = BackendError(
+                "expected an answer of the policy, got an internal error; see the server's log"
+            )
             self.counters["failed"] += 1
         job.session.busy = False
         if job.future.set_running_or_notify_cancel():
@@ -190,7 +214,8 @@ class Service:
                 job.future.set_result(outcome)
 
     def _answer(self, job: _Job) -> Answer:
-        query, session = job.query, job.session
+        query = job.query
+        session = job.session
         began_ns = monotonic_ns()
         self._check_time(query, began_ns)
         seed = session.noise(self.config.seed, query.seed)
@@ -208,17 +233,25 @@ class Service:
             "queue_ms": (began_ns - job.received_ns) / NS_PER_MS,
             "infer_ms": (done_ns - began_ns) / NS_PER_MS,
         }
-        return Answer(result.actions.astype(np.float32), session.vote(result.actions, query.instruction), info)
+        return Answer(
+            result.actions.astype(np.float32), session.vote(result.actions, query.instruction), info
+        )
 
     def _check_time(self, query: Query, now_ns: int) -> None:
         """Raise StaleError for what is too late, or from the future."""
         if query.deadline_ns is not None and now_ns > query.deadline_ns:
-            raise StaleError(f"expected a 'deadline_ns' to come, got one {_ms(now_ns - query.deadline_ns)} ms ago")
+            raise StaleError(
+                f"expected a 'deadline_ns' to come, got one {_ms(now_ns - query.deadline_ns)}"
+                " ms ago"
+            )
         if query.t_capture_ns is None:
             return
         age_ns = now_ns - query.t_capture_ns
         if age_ns < 0:
-            raise StaleError(f"expected a past 't_capture_ns', got one {_ms(-age_ns)} ms ahead of the server's clock")
+            raise StaleError(
+                f"expected a past 't_capture_ns', got one {_ms(-age_ns)} ms ahead of the server's"
+                " clock"
+            )
         if age_ns > to_ns(self.config.max_age_s):
             limit = f"at most {self.config.max_age_s * 1e3:.0f} ms of age by 't_capture_ns'"
             raise StaleError(f"expected {limit}, got {_ms(age_ns)} ms")

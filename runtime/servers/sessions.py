@@ -1,7 +1,9 @@
-"""What a policy server remembers of each client, and of nobody else. Knows episodes, noise and votes; not sockets.
+"""What a policy server remembers of each client, and of nobody else.
 
-A session's actions depend on its own questions alone: its noise is drawn from the server's seed, its episode and its
-step, so that it gets the same actions whoever else is being served.
+Knows episodes, noise and votes; not sockets.
+
+A session's actions depend on its own questions alone: its noise is drawn from the server's seed,
+its episode and its step, so that it gets the same actions whoever else is being served.
 """
 
 from __future__ import annotations
@@ -36,15 +38,25 @@ class Session:
     def reset(self, seed: int | None = None) -> None:
         """Begin another episode. Raises BusyError while a question is being answered."""
         if self.busy:
-            raise BusyError("expected a reset between two questions, got one while a question is being answered")
-        self.episode, self.step, self.seed = self.episode + 1, 0, seed
+            raise BusyError(
+                "expected a reset between two questions, got one while a question is being answered"
+            )
+        self.episode = self.episode + 1
+        self.step = 0
+        self.seed = seed
         self.ensemble.reset()
 
     def noise(self, server_seed: int, seed: int | None) -> tuple[int, ...]:
-        """The seed of this step's noise: the question's own, else the episode's, else the server's."""
+        """The seed of this step's noise: the question's own, else the episode's, else the
+        server's.
+        """
         if seed is not None:
             return (seed,)
-        return (self.seed, self.step) if self.seed is not None else (server_seed, self.episode, self.step)
+        return (
+            (self.seed, self.step)
+            if self.seed is not None
+            else (server_seed, self.episode, self.step)
+        )
 
     def vote(self, actions: np.ndarray, instruction: str) -> np.ndarray:
         """Take this step's chunk float[H, D]; the row float32[D] that this step executes.
@@ -59,14 +71,21 @@ class Session:
 
 
 class Sessions:
-    """All clients, at most so many: for a new one the longest idle is forgotten, never one in use. For several threads.
+    """All clients, at most so many: for a new one the longest idle is forgotten, never one in use.
 
-    A client's end is not always seen, so that an evaluation that connects anew for every episode would otherwise be
-    locked out by its own past.
+    For several threads.
+
+    A client's end is not always seen, so that an evaluation that connects anew for every episode
+    would otherwise be locked out by its own past.
     """
 
-    def __init__(self, most: int, idle_s: float, votes: int, now: Callable[[], int] = monotonic_ns) -> None:
-        self._most, self._idle_ns, self._votes, self._now = most, to_ns(idle_s), votes, now
+    def __init__(
+        self, most: int, idle_s: float, votes: int, now: Callable[[], int] = monotonic_ns
+    ) -> None:
+        self._most = most
+        self._idle_ns = to_ns(idle_s)
+        self._votes = votes
+        self._now = now
         self._table: dict[Hashable, Session] = {}
         self._lock = threading.Lock()
         self.expired = 0
@@ -76,7 +95,10 @@ class Sessions:
         return len(self._table)
 
     def of(self, client: Hashable) -> Session:
-        """This client's session, a new one at its first question. Raises BusyError where all of too many are in use."""
+        """This client's session, a new one at its first question.
+
+        Raises BusyError where all of too many are in use.
+        """
         with self._lock:
             now = self._now()
             self._expire(now)
@@ -97,12 +119,18 @@ class Sessions:
             return
         idle = [session for session in self._table.values() if not session.busy]
         if not idle:
-            raise BusyError(f"expected at most {self._most} clients with a question at a time; try again later")
+            raise BusyError(
+                f"expected at most {self._most} clients with a question at a time; try again later"
+            )
         del self._table[min(idle, key=lambda session: session.used_ns).client]
         self.expired += 1
 
     def _expire(self, now: int) -> None:
-        old = [key for key, it in self._table.items() if now - it.used_ns > self._idle_ns and not it.busy]
+        old = [
+            key
+            for key, it in self._table.items()
+            if now - it.used_ns > self._idle_ns and not it.busy
+        ]
         for key in old:
             del self._table[key]
         self.expired += len(old)

@@ -1,4 +1,5 @@
-"""Words that clients show to be let in: read from files that are their owner's alone, compared in constant time.
+"""Words that clients show to be let in: read from files that are their owner's alone, compared in
+constant time.
 
 They are never options: a command line is there for everyone on the machine to read.
 """
@@ -17,13 +18,20 @@ MAX_FILE = 1024  # bytes
 
 
 def read_token(path: Path) -> str:
-    """The one word in a file that nobody else may read. Raises ConfigError, which never holds the word."""
+    """The one word in a file that nobody else may read.
+
+    Raises ConfigError, which never holds the word.
+    """
     word = read_own(path, "a token", MAX_FILE, alone=True).strip()
     if not TOKEN.fullmatch(word):
-        raise ConfigError(f"{path}: expected one word of 8 to 256 printable letters of ASCII, got something else")
+        raise ConfigError(
+            f"{path}: expected one word of 8 to 256 printable letters of ASCII, got something else"
+        )
     return word.decode("ascii")
 
 
 def is_same(shown: str, expected: str) -> bool:
-    """Whether a shown token is the expected one; how long this takes tells nothing of where they differ."""
+    """Whether a shown token is the expected one; how long this takes tells nothing of where they
+    differ.
+    """
     return hmac.compare_digest(shown.encode(errors="replace"), expected.encode(errors="replace"))

@@ -1,7 +1,8 @@
-"""Websocket connections whose unread bytes and frames are counted, with a limit for each and for all together.
+"""Websocket connections whose unread bytes and frames are counted, with a limit for each and for
+all together.
 
-The library limits one message; not what many connections hold at once, nor frames that carry nothing. Knows bytes and
-frames; not what is said. For the thread of one event loop.
+The library limits one message; not what many connections hold at once, nor frames that carry
+nothing. Knows bytes and frames; not what is said. For the thread of one event loop.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from trimvla.runtime.log_limit import LimitedLog
 
 limited = LimitedLog(logging.getLogger(__name__))
 MAX_HELD = 96 * MIB  # bytes that all connections of a server sent and that were not taken
-MAX_FRAMES = 1024  # of one connection since its last message: pings and fragments cost memory, and a message has few
+# of one connection since its last message: pings and fragments cost memory, and a message has few
+MAX_FRAMES = 1024
 FRAME_BYTES = 512  # a frame counts as at least so many
 STEP = 16 * KIB  # so much is parsed before the limits are looked at again
 
@@ -29,14 +31,16 @@ class Inbox:
     def __init__(self, most_open: int, most_held: int = MAX_HELD) -> None:
         self.connections: set[BoundedConnection] = set()
         self.cut_off = 0
-        self._most_open, self._most_held = most_open, most_held
+        self._most_open = most_open
+        self._most_held = most_held
 
     def enforce(self) -> None:
         """Cut off who holds most until all together hold little enough."""
         while sum(each.held for each in self.connections) > self._most_held:
             self.cut(
                 max(self.connections, key=lambda each: each.held),
-                f"expected at most {self._most_held // MIB} MiB from all clients together, this one sent most",
+                f"expected at most {self._most_held // MIB} MiB from all clients together, this one"
+                " sent most",
             )
 
     def admit(self, connection: BoundedConnection) -> None:
@@ -83,7 +87,9 @@ class BoundedConnection(ServerConnection):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`; in steps, for a step of tiny frames is work for many milliseconds."""
+        """See `asyncio.Protocol`; in steps, for a step of tiny frames is work for many
+        milliseconds.
+        """
         for start in range(0, len(data), STEP):
             if self.transport.is_closing():
                 return

@@ -1,7 +1,8 @@
-"""What openpi's and vla-eval's clients say over a websocket and what they expect, without the websocket: pure.
+"""What openpi's and vla-eval's clients say over a websocket and what they expect, without the
+websocket: pure.
 
-A conversation hears one message at a time and gives what to send back at once, or a question for the policy. Knows
-frames and their order; not connections, and not how an answer comes about.
+A conversation hears one message at a time and gives what to send back at once, or a question for
+the policy. Knows frames and their order; not connections, and not how an answer comes about.
 """
 
 from __future__ import annotations
@@ -21,14 +22,20 @@ KINDS = ("hello", "observation", "episode_start", "episode_end", "error")
 
 
 class Conversation(Protocol):
-    """One client's protocol. It hears a message, and is asked for an answer or a refusal, before it hears the next."""
+    """One client's protocol.
+
+    It hears a message, and is asked for an answer or a refusal, before it hears the next.
+    """
 
     def greeting(self) -> bytes | None:
         """What is sent before anything is heard."""
         ...
 
     def hear(self, raw: bytes | str, session: Session) -> Query | bytes | None:
-        """A question, or what to send at once, if anything. Raises WireError, ObservationError or BusyError."""
+        """A question, or what to send at once, if anything.
+
+        Raises WireError, ObservationError or BusyError.
+        """
         ...
 
     def answer(self, answer: Answer) -> bytes:
@@ -44,7 +51,8 @@ class Openpi:
     """Observations in, action chunks out; the server speaks first."""
 
     def __init__(self, metadata: Mapping[str, Any], camera: str = "") -> None:
-        self._metadata, self._camera = metadata, camera
+        self._metadata = metadata
+        self._camera = camera
         self._previous_ms = 0.0
 
     def greeting(self) -> bytes:
@@ -67,17 +75,25 @@ class Openpi:
 
 
 class VlaEval:
-    """vla-eval's envelopes `{type, payload, seq, timestamp}`: one row a step, or the whole chunk."""
+    """vla-eval's envelopes `{type, payload, seq, timestamp}`: one row a step, or the whole
+    chunk.
+    """
 
-    def __init__(self, metadata: Mapping[str, Any], camera: str = "", *, whole_chunks: bool = False) -> None:
-        self._metadata, self._camera, self._whole_chunks = metadata, camera, whole_chunks
+    def __init__(
+        self, metadata: Mapping[str, Any], camera: str = "", *, whole_chunks: bool = False
+    ) -> None:
+        self._metadata = metadata
+        self._camera = camera
+        self._whole_chunks = whole_chunks
         self._seq = 0
 
     def greeting(self) -> None:
         """The client speaks first."""
 
     def hear(self, raw: bytes | str, session: Session) -> Query | bytes | None:
-        """HELLO is answered, an episode's start resets the session, an observation is a question."""
+        """HELLO is answered, an episode's start resets the session, an observation is a
+        question.
+        """
         kind, payload, self._seq = envelope(raw)
         if kind == "observation":
             return normalise(payload, self._camera)
@@ -89,7 +105,10 @@ class VlaEval:
 
     def answer(self, answer: Answer) -> bytes:
         """`actions` float32[D], or float32[H, D]."""
-        return self._wrap("action", {"actions": answer.actions if self._whole_chunks else answer.row, **answer.info})
+        return self._wrap(
+            "action",
+            {"actions": answer.actions if self._whole_chunks else answer.row, **answer.info},
+        )
 
     def refusal(self, error: Exception) -> bytes:
         """An ERROR envelope."""
@@ -97,12 +116,17 @@ class VlaEval:
 
     def _wrap(self, kind: str, payload: Mapping[str, Any]) -> bytes:
         """An envelope with the number of the message that it answers."""
-        return pack({"type": kind, "payload": payload, "seq": self._seq, "timestamp": instant().wall / 1e9}, "vla-eval")
+        return pack(
+            {"type": kind, "payload": payload, "seq": self._seq, "timestamp": instant().wall / 1e9},
+            "vla-eval",
+        )
 
     def _hello(self, payload: Mapping[Any, Any]) -> dict[str, Any]:
         version = payload.get("protocol_version")
         if type(version) is not int or version != PROTOCOL_VERSION:
-            raise ObservationError(f"expected {PROTOCOL_VERSION} for 'protocol_version', got {briefly(version)}")
+            raise ObservationError(
+                f"expected {PROTOCOL_VERSION} for 'protocol_version', got {briefly(version)}"
+            )
         images = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
         language = {"name": "language", "dims": 0, "format": "language"}
         actions = {"name": "raw", "dims": self._metadata["action_dim"], "format": "raw"}
@@ -143,5 +167,7 @@ def _episode_seed(payload: Mapping[Any, Any]) -> int | None:
     task = payload.get("task")
     seed = task.get("seed") if isinstance(task, Mapping) else None
     if seed is not None and not (type(seed) is int and 0 <= seed < 2**63):
-        raise ObservationError(f"expected an integer from 0 to 2^63 - 1 for 'task.seed', got {briefly(seed)}")
+        raise ObservationError(
+            f"expected an integer from 0 to 2^63 - 1 for 'task.seed', got {briefly(seed)}"
+        )
     return seed

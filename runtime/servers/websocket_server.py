@@ -1,8 +1,10 @@
-"""A policy service over websockets: one conversation a connection, with limits on everything that a client decides.
+"""A policy service over websockets: one conversation a connection, with limits on everything that a
+client decides.
 
-Runs asyncio in a thread of its own; messages are unpacked by the service's decoders. A browser's pages are refused
-(they send an `Origin`), so is who shows another token than the server's, who sends more than the cap, and who neither
-speaks nor reads for too long. Where the house is full, the longest idle leaves for who comes. `GET /healthz` answers
+Runs asyncio in a thread of its own; messages are unpacked by the service's decoders. A browser's
+pages are refused (they send an `Origin`), so is who shows another token than the server's, who
+sends more than the cap, and who neither speaks nor reads for too long. Where the house is full, the
+longest idle leaves for who comes. `GET /healthz` answers
 200. Knows connections; not what is said.
 """
 
@@ -53,11 +55,17 @@ class _Seat:
 class WebsocketServer:
     """A service at a port, in conversations of one kind."""
 
-    def __init__(self, service: Service, place: Place, converse: Callable[[], Conversation]) -> None:
+    def __init__(
+        self, service: Service, place: Place, converse: Callable[[], Conversation]
+    ) -> None:
         """Listen. Raises ConfigError where that must not or cannot be."""
         if not (place.allow_plain or is_loopback(place.host)):
-            raise ConfigError(f"expected a loopback address or --insecure for a websocket, got '{place.host}'")
-        self._service, self._place, self._converse = service, place, converse
+            raise ConfigError(
+                f"expected a loopback address or --insecure for a websocket, got '{place.host}'"
+            )
+        self._service = service
+        self._place = place
+        self._converse = converse
         self._started: Future[int] = Future()
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
@@ -69,7 +77,9 @@ class WebsocketServer:
             self.port = self._started.result()
         except OSError as error:
             self._thread.join()
-            raise ConfigError(f"cannot listen at {place.host}:{place.port}: {error.strerror or error}") from None
+            raise ConfigError(
+                f"cannot listen at {place.host}:{place.port}: {error.strerror or error}"
+            ) from None
 
     def close(self) -> None:
         """Close every connection."""
@@ -99,9 +109,11 @@ class WebsocketServer:
             max_size=MAX_BYTES,
             max_queue=2,
             open_timeout=HANDSHAKE_S,
-            ping_interval=None,  # a simulator's client is deaf while it works; silence is limited by `idle_s`
+            # a simulator's client is deaf while it works; silence is limited by `idle_s`
+            ping_interval=None,
             close_timeout=2.0,
-            logger=logging.Logger("websockets", logging.CRITICAL),  # strangers must not fill the log
+            # strangers must not fill the log
+            logger=logging.Logger("websockets", logging.CRITICAL),
         ) as server:
             self._started.set_result(_port(server))
             await self._ending.wait()
@@ -113,22 +125,32 @@ class WebsocketServer:
             authorization = request.headers.get("Authorization", "")
             shown = _token(authorization, url.query)
         except (ValueError, LookupError):  # no address, or several tokens
-            return connection.respond(HTTPStatus.BAD_REQUEST, "expected an address and one token at most\n")
+            return connection.respond(
+                HTTPStatus.BAD_REQUEST, "expected an address and one token at most\n"
+            )
         if url.path in HEALTH:
             return connection.respond(HTTPStatus.OK, "OK\n")
         if self._place.token and not is_same(shown, self._place.token):
             address = address_of(connection)
-            limited.warning(address.rpartition(":")[0], "refused %s: another token than the server's, or none", address)
+            limited.warning(
+                address.rpartition(":")[0],
+                "refused %s: another token than the server's, or none",
+                address,
+            )
             return connection.respond(HTTPStatus.UNAUTHORIZED, "expected the server's token\n")
         if self._full() and self._longest_idle() is None:
-            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "too many clients; try again later\n")
+            return connection.respond(
+                HTTPStatus.SERVICE_UNAVAILABLE, "too many clients; try again later\n"
+            )
         return None
 
     def _full(self) -> bool:
         return len(self._seats) >= self._service.config.max_sessions
 
     def _longest_idle(self) -> ServerConnection | None:
-        idle = [(seat.used_ns, connection) for connection, seat in self._seats.items() if not seat.busy]
+        idle = [
+            (seat.used_ns, connection) for connection, seat in self._seats.items() if not seat.busy
+        ]
         return min(idle, key=lambda pair: pair[0])[1] if idle else None
 
     async def _talk(self, connection: ServerConnection) -> None:
@@ -154,7 +176,9 @@ class WebsocketServer:
             self._seats.pop(connection, None)
             self._service.sessions.forget(connection.id)
 
-    async def _converse_with(self, connection: ServerConnection, seat: _Seat, conversation: Conversation) -> None:
+    async def _converse_with(
+        self, connection: ServerConnection, seat: _Seat, conversation: Conversation
+    ) -> None:
         if (greeting := conversation.greeting()) is not None:
             await self._send(connection, greeting)
         while True:

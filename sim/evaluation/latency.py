@@ -1,7 +1,8 @@
-"""How long a policy thinks, in simulated time: a constant, a distribution, or the trace of another device.
+"""How long a policy thinks, in simulated time: a constant, a distribution, or the trace of another
+device.
 
-Draws are the same for the same seed on every machine. Only `wall` is not: it takes as long as this machine takes.
-Knows numbers; knows no policy, no device and no episode.
+Draws are the same for the same seed on every machine. Only `wall` is not: it takes as long as this
+machine takes. Knows numbers; knows no policy, no device and no episode.
 """
 
 from __future__ import annotations
@@ -25,14 +26,19 @@ WAYS = "milliseconds, lognormal:MEDIAN,SIGMA, wall, or a .json file with a list 
 
 @dataclass(frozen=True)
 class Latency:
-    """From the picture to the chunk [ms]. `values`: the constant; median and sigma of the logarithm; or the trace."""
+    """From the picture to the chunk [ms].
+
+    `values`: the constant; median and sigma of the logarithm; or the trace.
+    """
 
     name: str
     kind: Kind
     values: tuple[float, ...] = ()
 
     def draws(self, seed: int) -> Iterator[float]:
-        """Endless milliseconds of one episode; a trace goes on from a place that the seed decides, in its order."""
+        """Endless milliseconds of one episode; a trace goes on from a place that the seed decides,
+        in its order.
+        """
         rng = np.random.default_rng((seed, len(self.values)))
         if self.kind == "lognormal":
             median, sigma = self.values
@@ -82,13 +88,17 @@ def constant(name: str, ms: float) -> Latency:
 
 
 def read_trace(path: Path) -> tuple[float, ...]:
-    """A list of milliseconds, or an object with one such list (`trimvla bench --samples`: the row of L2)."""
+    """A list of milliseconds, or an object with one such list (`trimvla bench --samples`: the row
+    of L2).
+    """
     try:
         told = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: expected a list of milliseconds, got: {error}") from None
     if isinstance(told, Mapping):
-        rows = [values for name, values in told.items() if len(told) == 1 or name.endswith("L2 total")]
+        rows = [
+            values for name, values in told.items() if len(told) == 1 or name.endswith("L2 total")
+        ]
         told = rows[0] if rows else []
     if not isinstance(told, Sequence) or isinstance(told, str) or not told:
         raise ConfigError(f"{path}: expected a list of milliseconds, got none")

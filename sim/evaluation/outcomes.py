@@ -1,7 +1,8 @@
-"""A run's outcomes on disk: a line that says what is played, then one line for every finished episode.
+"""A run's outcomes on disk: a line that says what is played, then one line for every finished
+episode.
 
-A run that was killed reads back what it had, whole rounds only, and plays the rest; a line cut off does not count.
-Knows lines and outcomes; plays nothing.
+A run that was killed reads back what it had, whole rounds only, and plays the rest; a line cut off
+does not count. Knows lines and outcomes; plays nothing.
 """
 
 from __future__ import annotations
@@ -89,14 +90,17 @@ def check_header(path: Path, text: str, header: Header) -> None:
     """Raises ConfigError where the file is of another run."""
     found = next(read_lines(text), {}).get("run")
     if not isinstance(found, dict):
-        raise ConfigError(f'{path}: expected a line that begins with {{"run": ...}} first, got another file')
+        raise ConfigError(
+            f'{path}: expected a line that begins with {{"run": ...}} first, got another file'
+        )
     wanted = json.loads(json.dumps(header))
     differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     if differing:
         name = differing[0]
         raise ConfigError(
-            f"{path}: expected the outcomes of this run, got those of one with {name!r} "
-            f"{json.dumps(found.get(name))[:200]} instead of {json.dumps(wanted.get(name))[:200]}; name another --out"
+            f"{path}: expected the outcomes of this run, got those of one with {name!r}"
+            f" {json.dumps(found.get(name))[:200]} instead of {json.dumps(wanted.get(name))[:200]};"
+            " name another --out"
         )
 
 

@@ -1,7 +1,9 @@
-"""The same work on the machines of a Ray cluster: items in, results as they come. Needs `ray`; knows no episode.
+"""The same work on the machines of a Ray cluster: items in, results as they come.
 
-Every machine needs trimvla, the same bundles under the same paths, and the environment. Items are dealt out like cards,
-one hand for every process, so the results are those of `workers.spread`.
+Needs `ray`; knows no episode.
+
+Every machine needs trimvla, the same bundles under the same paths, and the environment. Items are
+dealt out like cards, one hand for every process, so the results are those of `workers.spread`.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from typing import Any
 from trimvla.runtime.errors import ConfigError, TrimvlaError
 from trimvla.sim.evaluation.workers import WorkerError
 
-HANDED_ON = ("MUJOCO_GL", "OMP_WAIT_POLICY", "MS_ASSET_DIR", "VK_ICD_FILENAMES")  # of this process's environment
+# of this process's environment
+HANDED_ON = ("MUJOCO_GL", "OMP_WAIT_POLICY", "MS_ASSET_DIR", "VK_ICD_FILENAMES")
 
 
 def over_cluster(address: str) -> Callable[..., Generator[Any, None, None]]:
-    """`workers.spread` on the cluster at this address (`auto`: the one that this machine belongs to).
+    """`workers.spread` on the cluster at this address (`auto`: the one that this machine belongs
+    to).
 
     Raises:
         ConfigError: `ray` is not installed.
@@ -30,7 +34,9 @@ def over_cluster(address: str) -> Callable[..., Generator[Any, None, None]]:
             raise
         raise ConfigError("expected `ray` for --ray: pip install 'trimvla[ray]'") from None
 
-    def spread(work: Callable[..., Any], items: Sequence[Any], workers: int) -> Generator[Any, None, None]:
+    def spread(
+        work: Callable[..., Any], items: Sequence[Any], workers: int
+    ) -> Generator[Any, None, None]:
         """As `workers.spread`; 0 workers are as many as the cluster has cores."""
         _connect(ray, address)
         try:
@@ -45,7 +51,12 @@ def over_cluster(address: str) -> Callable[..., Generator[Any, None, None]]:
 def _connect(ray: Any, address: str) -> None:  # noqa: ANN401 - ray has no types worth the name
     try:
         environ = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
-        ray.init(address=address, runtime_env={"env_vars": environ}, log_to_driver=False, logging_level="warning")
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": environ},
+            log_to_driver=False,
+            logging_level="warning",
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"expected a Ray cluster at {address!r}, got none: {error}") from None
 
@@ -63,7 +74,9 @@ def _collect(ray: Any, work: Callable[..., Any], hands: Sequence[Sequence[Any]])
             waiting.remove(stream)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
-            raise cause if isinstance(cause, TrimvlaError) else WorkerError(str(error).strip()) from None
+            raise (
+                cause if isinstance(cause, TrimvlaError) else WorkerError(str(error).strip())
+            ) from None
 
 
 def _serve(work: Callable[..., Any], hand: Sequence[Any]) -> Iterator[Any]:

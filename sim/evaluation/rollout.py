@@ -1,8 +1,9 @@
 """Episodes of one or several policies on a task: outcomes, success rates, intervals.
 
-Every episode is fixed by its seed: the initial state, the policy's noise and, where its latency is charged to the
-simulated clock, what is drawn of it. Several policies play each seed in turn, so that their outcomes are pairs wherever
-a run is stopped. Knows tasks and anything that infers; knows no environment, no backend and no socket.
+Every episode is fixed by its seed: the initial state, the policy's noise and, where its latency is
+charged to the simulated clock, what is drawn of it. Several policies play each seed in turn, so
+that their outcomes are pairs wherever a run is stopped. Knows tasks and anything that infers; knows
+no environment, no backend and no socket.
 """
 
 from __future__ import annotations
@@ -47,13 +48,17 @@ class Outcome:
     held: int = 0
     """Steps without an action that was due."""
     inference_ms: float = field(default=0.0, compare=False)
-    """What a look took on the machine that played, median: the one field that differs from run to run."""
+    """What a look took on the machine that played, median: the one field that differs from run to
+    run.
+    """
 
 
 Round = dict[str, Outcome]
 """One seed, played by every actor: name -> outcome."""
 Load = Callable[[], AbstractContextManager[Mapping[str, Player]]]
-"""Opens the actors, by name and in the order in which they play, and closes them; in every process that plays."""
+"""Opens the actors, by name and in the order in which they play, and closes them; in every process
+that plays.
+"""
 Deal = tuple[str, int]
 """What is to be played: the condition and the seed."""
 
@@ -68,7 +73,9 @@ class Setting:
     """Whether seeds are places of the task's official grid."""
     pace: Pace = field(default_factory=Pace)
     latencies: Mapping[str, Mapping[str, Latency]] = field(default_factory=dict)
-    """Condition -> the latency of each actor; of an actor that is not named, the simulator waits."""
+    """Condition -> the latency of each actor; of an actor that is not named, the simulator
+    waits.
+    """
 
 
 def run_episode(
@@ -83,9 +90,11 @@ def run_episode(
     """Play one episode to its end; `watch` sees it before every step and after the last."""
     episode = task.episode(seed, official=setting.official)
     try:
-        sentence, verb = episode.instruction, kind_of(episode)
+        sentence = episode.instruction
+        verb = kind_of(episode)
         pilot = Pilot(look_of(player, episode, seed), task.control_hz, setting.pace, latency, seed)
-        step, done = 0, False
+        step = 0
+        done = False
         while not done and step < task.limit:
             watch(episode)
             done = episode.step(pilot.act(step, episode.instruction))
@@ -98,7 +107,9 @@ def run_episode(
             episode.success,
             step,
             latency=latency.name if latency else WAITS,
-            latency_ms=0.0 if latency is None or latency.kind == "wall" else mean(pilot.latencies_ms),
+            latency_ms=0.0
+            if latency is None or latency.kind == "wall"
+            else mean(pilot.latencies_ms),
             held=pilot.held,
             inference_ms=round(float(np.median(pilot.wall_ms)), 3),
         )
@@ -121,7 +132,9 @@ def look_of(player: Player, episode: Episode, seed: int) -> Look:
 
 
 def kind_of(episode: Episode) -> str:
-    """By what outcomes are grouped: what the environment calls it, or the first word of the sentence."""
+    """By what outcomes are grouped: what the environment calls it, or the first word of the
+    sentence.
+    """
     return getattr(episode, "kind", None) or episode.instruction.split()[0]
 
 
@@ -130,12 +143,15 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def choose_seeds(grid: int, episodes: int | None, seed: int | None, *, usual: int) -> tuple[bool, range]:
+def choose_seeds(
+    grid: int, episodes: int | None, seed: int | None, *, usual: int
+) -> tuple[bool, range]:
     """Whether the official episodes are played, and the seeds.
 
     Args:
         grid: episodes of the task's official grid; 0 where there is none.
-        episodes: how many; None: all official ones, or `usual` where there are none or a seed asks for others.
+        episodes: how many; None: all official ones, or `usual` where there are none or a seed asks
+            for others.
         seed: the first; None: the official episodes or, where there are none, 1000.
         usual: see `episodes`.
 
@@ -145,30 +161,45 @@ def choose_seeds(grid: int, episodes: int | None, seed: int | None, *, usual: in
     official = grid > 0 and seed is None
     count = episodes or (grid if official else usual)
     if official and count > grid:
-        raise ConfigError(f"expected at most {grid} official episodes, got --episodes {count}; --seed for more")
+        raise ConfigError(
+            f"expected at most {grid} official episodes, got --episodes {count}; --seed for more"
+        )
     first = 0 if official else 1000 if seed is None else seed
     return official, range(first, first + count)
 
 
 def play(load: Load, setting: Setting, deals: Sequence[Deal | int]) -> Generator[Round, None, None]:
-    """Play the deals in turn, each with every actor before the next; a seed alone is the condition `WAITS`."""
+    """Play the deals in turn, each with every actor before the next; a seed alone is the condition
+    `WAITS`.
+    """
     with closing(make_task(setting.task)) as task:
-        check_episodes(task, [deal if isinstance(deal, int) else deal[1] for deal in deals], official=setting.official)
+        check_episodes(
+            task,
+            [deal if isinstance(deal, int) else deal[1] for deal in deals],
+            official=setting.official,
+        )
         yield from _play(load, setting, deals, task)
 
 
-def _play(load: Load, setting: Setting, deals: Sequence[Deal | int], task: Task) -> Generator[Round, None, None]:
+def _play(
+    load: Load, setting: Setting, deals: Sequence[Deal | int], task: Task
+) -> Generator[Round, None, None]:
     with load() as actors:
         for deal in deals:
             condition, seed = (WAITS, deal) if isinstance(deal, int) else deal
             late = setting.latencies.get(condition, {})
             yield {
-                name: run_episode(actor, task, seed, setting, latency=late.get(name)) for name, actor in actors.items()
+                name: run_episode(actor, task, seed, setting, latency=late.get(name))
+                for name, actor in actors.items()
             }
 
 
-Spread = Callable[[Callable[..., Iterable[Round]], Sequence[Deal], int], Generator[Round, None, None]]
-"""Work, deals and a number of processes -> rounds as they come; `workers.spread` or one over machines."""
+Spread = Callable[
+    [Callable[..., Iterable[Round]], Sequence[Deal], int], Generator[Round, None, None]
+]
+"""Work, deals and a number of processes -> rounds as they come; `workers.spread` or one over
+machines.
+"""
 
 
 def deal_all(
@@ -188,20 +219,30 @@ def deal_all(
 def check_seeds(setting: Setting, seeds: Sequence[int]) -> None:
     """Demonstrations have seeds of their own. Raises ValueError."""
     if not setting.official and seeds and max(seeds) >= FIRST_SEED:
-        raise ValueError(f"expected seeds below {FIRST_SEED} (demonstrations use the rest), got {max(seeds)}")
+        raise ValueError(
+            f"expected seeds below {FIRST_SEED} (demonstrations use the rest), got {max(seeds)}"
+        )
 
 
 def check_episodes(task: Task, seeds: Sequence[int], *, official: bool) -> None:
-    """Let a task that loads files look for those of these episodes. Raises ConfigError before one is played."""
+    """Let a task that loads files look for those of these episodes.
+
+    Raises ConfigError before one is played.
+    """
     check = getattr(task, "check", None)
     if check is not None:
         check(seeds, official=official)
 
 
 def check_expert(players: Iterable[str], setting: Setting) -> None:
-    """The expert says one action at a time, and what to do now: it must look at every step and cannot be late."""
+    """The expert says one action at a time, and what to do now: it must look at every step and
+    cannot be late.
+    """
     if EXPERT in players and (setting.pace.execute != 1 or any(setting.latencies.values())):
-        raise ConfigError("expected --execute 1 and no --latency with the scripted expert: it gives one action a look")
+        raise ConfigError(
+            "expected --execute 1 and no --latency with the scripted expert: it gives one action a"
+            " look"
+        )
 
 
 def evaluate_all(
@@ -213,7 +254,9 @@ def evaluate_all(
     workers: int = 1,
     progress: Callable[[Round], None] = lambda played: None,
 ) -> dict[str, dict[str, Any]]:
-    """Every actor's success rate over the same seeds, `seed` ... `seed + episodes - 1`; the simulator waits.
+    """Every actor's success rate over the same seeds, `seed` ...
+
+    `seed + episodes - 1`; the simulator waits.
 
     Args:
         load: opens the actors; with several workers it must be picklable, as each process calls it.
@@ -238,15 +281,18 @@ def evaluate_all(
 
 def evaluate(player: Player, setting: Setting, *, episodes: int, seed: int) -> dict[str, Any]:
     """One actor's success rate, in this process; see `evaluate_all`."""
-    return evaluate_all(lambda: nullcontext({"actor": player}), setting, episodes=episodes, seed=seed)["actor"]
+    return evaluate_all(
+        lambda: nullcontext({"actor": player}), setting, episodes=episodes, seed=seed
+    )["actor"]
 
 
 def summarise(results: Sequence[Outcome]) -> dict[str, Any]:
     """What outcomes add up to, in any order of the seeds.
 
     Returns:
-        {"success_rate", "interval": [low, high] (Wilson, 95 %), "episodes", "successes", "by_verb": {verb: [successes,
-        episodes]}, "mean_steps" of the successes, "outcomes": [0 or 1, by rising seed]}.
+        {"success_rate", "interval": [low, high] (Wilson, 95 %), "episodes", "successes", "by_verb":
+        {verb: [successes, episodes]}, "mean_steps" of the successes, "outcomes": [0 or 1, by rising
+        seed]}.
     """
     results = sorted(results, key=lambda outcome: outcome.seed)
     successes = sum(outcome.success for outcome in results)

@@ -1,8 +1,8 @@
 """What successes say: one rate, two policies on the same episodes, simulation against reality.
 
-Two policies that play the same seeds are compared by the episodes in which they differ (the discordant pairs):
-McNemar's exact test, Tango's score interval and a bootstrap interval of the difference, non-inferiority at a margin.
-Knows counts and outcomes; knows no episode and no policy.
+Two policies that play the same seeds are compared by the episodes in which they differ (the
+discordant pairs): McNemar's exact test, Tango's score interval and a bootstrap interval of the
+difference, non-inferiority at a margin. Knows counts and outcomes; knows no episode and no policy.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class Pairs:
 class Comparison:
     """What paired episodes say about candidate - reference, in success rate.
 
-    `interval` (Tango's, two-sided at `confidence`) decides: `non_inferior` means that its lower end, `lower_bound`, is
-    above -`margin`; one-sided, that is a test at (1 - `confidence`) / 2. `p_value` is McNemar's, exact.
+    `interval` (Tango's, two-sided at `confidence`) decides: `non_inferior` means that its lower
+    end, `lower_bound`, is above -`margin`; one-sided, that is a test at (1 - `confidence`) / 2.
+    `p_value` is McNemar's, exact.
     """
 
     difference: float
@@ -77,10 +78,13 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {successes} of {n}")
     z = _quantile(confidence)
-    rate, scale = successes / n, 1 + z * z / n
+    rate = successes / n
+    scale = 1 + z * z / n
     middle = (rate + z * z / (2 * n)) / scale
     half = z / scale * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2)
-    low, high = middle - half, middle + half  # exactly 0 and 1 at the ends, but for rounding
+    # exactly 0 and 1 at the ends, but for rounding
+    low = middle - half
+    high = middle + half
     return (low if successes else 0.0), (high if successes < n else 1.0)
 
 
@@ -90,18 +94,28 @@ def count_pairs(candidate: Sequence[int | bool], reference: Sequence[int | bool]
     Raises ValueError where there are no pairs.
     """
     if not len(candidate) == len(reference) > 0:
-        raise ValueError(f"expected as many outcomes of both, at least 1, got {len(candidate)} and {len(reference)}")
+        raise ValueError(
+            f"expected as many outcomes of both, at least 1, got {len(candidate)} and"
+            f" {len(reference)}"
+        )
     seen = [(bool(a), bool(b)) for a, b in zip(candidate, reference, strict=True)]
-    return Pairs(*(seen.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))))
+    return Pairs(
+        *(seen.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False)))
+    )
 
 
 def compare(
-    candidate: Sequence[int | bool], reference: Sequence[int | bool], *, margin: float, confidence: float = 0.95
+    candidate: Sequence[int | bool],
+    reference: Sequence[int | bool],
+    *,
+    margin: float,
+    confidence: float = 0.95,
 ) -> Comparison:
     """Compare two policies that played the same episodes, in the same order.
 
-    Tango's interval decides, not the bootstrap's: where no episode tells the two apart, the bootstrap sees no
-    difference in any resample and its interval is the point 0, however few the episodes are.
+    Tango's interval decides, not the bootstrap's: where no episode tells the two apart, the
+    bootstrap sees no difference in any resample and its interval is the point 0, however few the
+    episodes are.
 
     Raises:
         ValueError: no pairs, or a margin outside (0, 1).
@@ -127,16 +141,21 @@ def compare(
 
 
 def mcnemar_p(candidate_only: int, reference_only: int) -> float:
-    """McNemar's exact two-sided p-value: were both equally good, each discordant pair would be a fair coin."""
-    tosses, fewer = candidate_only + reference_only, min(candidate_only, reference_only)
+    """McNemar's exact two-sided p-value: were both equally good, each discordant pair would be a
+    fair coin.
+    """
+    tosses = candidate_only + reference_only
+    fewer = min(candidate_only, reference_only)
     ways = sum(math.comb(tosses, heads) for heads in range(fewer + 1))
     return min(1.0, 2 * ways / 2**tosses)
 
 
 def tango_interval(pairs: Pairs, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval for a paired difference of rates, within [-1, 1]; never a point, even without discordant pairs.
+    """Score interval for a paired difference of rates, within [-1, 1]; never a point, even without
+    discordant pairs.
 
-    Tango, Statistics in Medicine 17 (1998) 891-908: all differences that a score test does not reject.
+    Tango, Statistics in Medicine 17 (1998) 891-908: all differences that a score test does not
+    reject.
     """
     z = _quantile(confidence)
     flipped = Pairs(pairs.both, pairs.reference_only, pairs.candidate_only, pairs.neither)
@@ -146,7 +165,8 @@ def tango_interval(pairs: Pairs, confidence: float = 0.95) -> tuple[float, float
 def bootstrap_interval(
     pairs: Pairs, confidence: float = 0.95, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the difference over resampled pairs; a point where no pair is discordant.
+    """Percentile interval of the difference over resampled pairs; a point where no pair is
+    discordant.
 
     Drawing n pairs with replacement is one multinomial draw of the counts.
     """
@@ -165,8 +185,11 @@ def _quantile(confidence: float) -> float:
 
 
 def _lower_limit(pairs: Pairs, z: float) -> float:
-    """The difference below the estimate at which the score reaches z: it falls as the difference grows."""
-    low, high = -1.0, pairs.difference
+    """The difference below the estimate at which the score reaches z: it falls as the difference
+    grows.
+    """
+    low = -1.0
+    high = pairs.difference
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if _score(pairs, middle) > z else (low, middle)
@@ -176,16 +199,19 @@ def _lower_limit(pairs: Pairs, z: float) -> float:
 def _score(pairs: Pairs, difference: float) -> float:
     """Standardised distance of the estimate from `difference`, which must not exceed it.
 
-    Its variance takes the rate q of `reference_only` that is most likely under `difference`: the larger root of
-    2n q^2 + linear q + constant.
+    Its variance takes the rate q of `reference_only` that is most likely under `difference`: the
+    larger root of 2n q^2 + linear q + constant.
     """
-    n, won, lost = pairs.n, pairs.candidate_only, pairs.reference_only
+    n = pairs.n
+    won = pairs.candidate_only
+    lost = pairs.reference_only
     linear = (2 * n - won + lost) * difference - won - lost
     constant = -lost * difference * (1 - difference)
     root = math.sqrt(max(0.0, linear**2 - 8 * n * constant))
     variance = n * ((root - linear) / (2 * n) + difference * (1 - difference))
     distance = won - lost - n * difference
-    return distance / math.sqrt(variance) if variance > 0 else math.inf  # from below, `distance` is not negative
+    # from below, `distance` is not negative
+    return distance / math.sqrt(variance) if variance > 0 else math.inf
 
 
 def pearson(simulated: Sequence[float], real: Sequence[float]) -> float:
@@ -195,7 +221,8 @@ def pearson(simulated: Sequence[float], real: Sequence[float]) -> float:
         ValueError: fewer than two policies, or all of them alike.
     """
     x, y = _rates(simulated, real)
-    x, y = x - x.mean(), y - y.mean()
+    x = x - x.mean()
+    y = y - y.mean()
     scale = math.sqrt(float(x @ x) * float(y @ y))
     if scale == 0:
         raise ValueError("expected success rates that differ, got all alike")
@@ -203,10 +230,11 @@ def pearson(simulated: Sequence[float], real: Sequence[float]) -> float:
 
 
 def mean_maximum_rank_violation(simulated: Sequence[float], real: Sequence[float]) -> float:
-    """SIMPLER's MMRV: for every policy the largest real difference to one that the simulator ranks wrongly; their mean.
+    """SIMPLER's MMRV: for every policy the largest real difference to one that the simulator ranks
+    wrongly; their mean.
 
-    0 is best. Not symmetric: what counts is the real difference. A tie on one side alone is a violation. Li et al. 2024
-    (arXiv 2405.05941).
+    0 is best. Not symmetric: what counts is the real difference. A tie on one side alone is a
+    violation. Li et al. 2024 (arXiv 2405.05941).
     """
     x, y = _rates(simulated, real)
     wrong = (x[:, None] > x[None]) != (y[:, None] > y[None])
@@ -214,7 +242,10 @@ def mean_maximum_rank_violation(simulated: Sequence[float], real: Sequence[float
 
 
 def _rates(simulated: Sequence[float], real: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(simulated, np.float64), np.asarray(real, np.float64)
+    x = np.asarray(simulated, np.float64)
+    y = np.asarray(real, np.float64)
     if not (x.ndim == y.ndim == 1 and len(x) == len(y) > 1):
-        raise ValueError(f"expected as many rates of both, at least 2, got {list(x.shape)} and {list(y.shape)}")
+        raise ValueError(
+            f"expected as many rates of both, at least 2, got {list(x.shape)} and {list(y.shape)}"
+        )
     return x, y

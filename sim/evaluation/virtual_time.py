@@ -1,9 +1,11 @@
-"""A policy behind its latency, in simulated time: what it decides on the picture of one tick is due only later.
+"""A policy behind its latency, in simulated time: what it decides on the picture of one tick is due
+only later.
 
-The policy looks at the picture of tick k when it is free, and its chunk is there at t_k + latency. Until then the robot
-executes what is due of the last chunk, by the queue, the seam and the guide that also run on the robot, or holds.
-Pictures exist at ticks only, so a latency acts in whole control periods, rounded up. Without a latency the simulator
-waits while the policy thinks. Knows ticks and chunks; knows no policy's inside and no environment.
+The policy looks at the picture of tick k when it is free, and its chunk is there at t_k + latency.
+Until then the robot executes what is due of the last chunk, by the queue, the seam and the guide
+that also run on the robot, or holds. Pictures exist at ticks only, so a latency acts in whole
+control periods, rounded up. Without a latency the simulator waits while the policy thinks. Knows
+ticks and chunks; knows no policy's inside and no environment.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ Look = Callable[[int, Known | None], NDArray[np.floating]]
 
 @dataclass(frozen=True)
 class Pace:
-    """How often a policy looks, how much of what it says is executed, and how one chunk follows another."""
+    """How often a policy looks, how much of what it says is executed, and how one chunk follows
+    another.
+    """
 
     execute: int = 1
     """Ticks from one look to the next, at least; with 1 the last chunks vote on every action."""
@@ -47,7 +51,9 @@ class Pace:
     max_age_s: float = 2.0
     """Of the picture behind an action where there is a latency; as on the robot."""
     mode: Mode | None = None
-    """Of the queue; by default the last chunks vote where every tick looks, else the newest decides."""
+    """Of the queue; by default the last chunks vote where every tick looks, else the newest
+    decides.
+    """
     max_jump: tuple[float, ...] = ()
     """The seam's bound; by default there is none."""
     rtc: RtcConfig = field(default_factory=RtcConfig)
@@ -67,17 +73,25 @@ class Pace:
 class Pilot:
     """Drives one episode: asked at every tick, gives the action for that tick."""
 
-    def __init__(self, look: Look, hz: float, pace: Pace, latency: Latency | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, look: Look, hz: float, pace: Pace, latency: Latency | None = None, seed: int = 0
+    ) -> None:
         """`seed` decides what is drawn of the latency."""
-        self._look, self._pace, self._hz = look, pace, hz
-        self._period_ns = math.ceil(NS_PER_S / hz)  # rounded down, a row would begin one nanosecond after its tick
+        self._look = look
+        self._pace = pace
+        self._hz = hz
+        # rounded down, a row would begin one nanosecond after its tick
+        self._period_ns = math.ceil(NS_PER_S / hz)
         self._late = latency is not None
-        self._draws = latency.draws(seed) if latency is not None and latency.kind != "wall" else None
+        self._draws = (
+            latency.draws(seed) if latency is not None and latency.kind != "wall" else None
+        )
         self._queue = ChunkQueue(pace.queue(self._late), KINDS)
         self._seam = TransitionLimiter(pace.max_jump or np.full(len(KINDS), np.inf))
         self._coming: ActionChunk | None = None
         self._newest: ActionChunk | None = None
-        self._free_ns, self._looked = 0, -pace.execute
+        self._free_ns = 0
+        self._looked = -pace.execute
         self._sentence: str | None = None
         self._last: NDArray[np.float64] = START
         self.source: ActionChunk | None = None
@@ -100,9 +114,11 @@ class Pilot:
         due = self._queue.due(now_ns)
         if isinstance(due, str):
             self.held += 1
-            self._last, self.source = hold(KINDS, self._last), None
+            self._last = hold(KINDS, self._last)
+            self.source = None
         else:
-            self._last, self.source = self._seam.ease(due.action, due.chunk.time_ns, self._last), due.chunk
+            self._last = self._seam.ease(due.action, due.chunk.time_ns, self._last)
+            self.source = due.chunk
         return self._last
 
     def _hear(self, sentence: str) -> None:
@@ -116,17 +132,21 @@ class Pilot:
     def _take(self, now_ns: int) -> None:
         if self._coming is not None and self._coming.produced_ns <= now_ns:
             self._queue.push(self._coming, now_ns)
-            self._newest, self._coming = self._coming, None
+            self._newest = self._coming
+            self._coming = None
 
     def _think(self, tick: int, now_ns: int) -> None:
         expected_ms = float(np.quantile(self.latencies_ms, QUANTILE)) if self.latencies_ms else 0.0
-        guidance = guide(self._pace.rtc, self._newest, 0, now_ns, now_ns + round(expected_ms * NS_PER_MS))
+        guidance = guide(
+            self._pace.rtc, self._newest, 0, now_ns, now_ns + round(expected_ms * NS_PER_MS)
+        )
         known = Known(*known_rows(self._newest, guidance)) if guidance and self._newest else None
         started_ns = time.perf_counter_ns()
         rows = self._look(tick, known)
         self.wall_ms.append((time.perf_counter_ns() - started_ns) / NS_PER_MS)
         charged_ms = self._charge()
-        self._looked, self._free_ns = tick, now_ns + round(charged_ms * NS_PER_MS)
+        self._looked = tick
+        self._free_ns = now_ns + round(charged_ms * NS_PER_MS)
         self._coming = ActionChunk(
             time_ns=now_ns,
             sequence=tick,

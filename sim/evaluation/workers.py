@@ -1,7 +1,9 @@
-"""The same work in several processes: items in, results as they come. Knows processes; knows no episode and no policy.
+"""The same work in several processes: items in, results as they come.
 
-Items are dealt out like cards, so what a process gets does not depend on how fast the others are. Every process is
-fresh (`spawn`): OpenGL and ONNX Runtime do not survive a fork.
+Knows processes; knows no episode and no policy.
+
+Items are dealt out like cards, so what a process gets does not depend on how fast the others are.
+Every process is fresh (`spawn`): OpenGL and ONNX Runtime do not survive a fork.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class WorkerError(TrimvlaError):
     """A process of a group failed or ended early."""
 
 
-def spread(work: Work[Item, Result], items: Sequence[Item], workers: int) -> Generator[Result, None, None]:
+def spread(
+    work: Work[Item, Result], items: Sequence[Item], workers: int
+) -> Generator[Result, None, None]:
     """Do the work in `workers` processes; yields results in the order in which they are ready.
 
     Args:
@@ -87,7 +91,9 @@ def _receive(receiver: Connection, process: BaseProcess) -> tuple[Message, Any]:
         return receiver.recv()
     except (EOFError, OSError):  # at a message's border, or within one
         process.join()
-        raise WorkerError(f"a worker ended before its work was done, with status {process.exitcode}") from None
+        raise WorkerError(
+            f"a worker ended before its work was done, with status {process.exitcode}"
+        ) from None
 
 
 def _serve(work: Work[Item, Result], hand: Sequence[Item], sender: Connection) -> None:
@@ -110,8 +116,11 @@ def _messages(work: Work[Item, Result], hand: Sequence[Item]) -> Iterator[tuple[
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes started here never see Ctrl-C: it reaches the whole group, and stopping them is the parent's part."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may, and it alone hears it
+    """Processes started here never see Ctrl-C: it reaches the whole group, and stopping them is the
+    parent's part.
+    """
+    # only the main thread may, and it alone hears it
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

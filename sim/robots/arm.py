@@ -1,9 +1,11 @@
-"""A simulated arm without a world, and what every driver owes its robot: a command is obeyed once, in time, or never.
+"""A simulated arm without a world, and what every driver owes its robot: a command is obeyed once,
+in time, or never.
 
-It integrates deltas, says where it is at a steady rate, and holds by itself when its commander falls silent: nobody
-else can do that for it when the control loop, its machine or the network is gone. It counts what it was told by the
-commands' sequence numbers: lost ones, repeated ones, and those that came too late to be obeyed. Knows no picture and no
-policy. `sim.robot` is the same behind a world with things on a table.
+It integrates deltas, says where it is at a steady rate, and holds by itself when its commander
+falls silent: nobody else can do that for it when the control loop, its machine or the network is
+gone. It counts what it was told by the commands' sequence numbers: lost ones, repeated ones, and
+those that came too late to be obeyed. Knows no picture and no policy. `sim.robot` is the same
+behind a world with things on a table.
 """
 
 from __future__ import annotations
@@ -34,18 +36,26 @@ class ArmConfig:
     state_hz: float = 50.0
     """How often it says where it is [Hz]."""
     watchdog_s: float = 0.3
-    """Silent for longer, its commander counts as gone, and the arm holds. Two or three control periods."""
+    """Silent for longer, its commander counts as gone, and the arm holds.
+
+    Two or three control periods.
+    """
     stale_s: float = 0.2
     """A command that was sent longer ago is not obeyed."""
 
     def __post_init__(self) -> None:
         if not min(self.state_hz, self.watchdog_s, self.stale_s) > 0:
             numbers = f"{self.state_hz}, {self.watchdog_s} and {self.stale_s}"
-            raise ConfigError(f"expected 'state_hz', 'watchdog_s' and 'stale_s' above 0, got {numbers}")
+            raise ConfigError(
+                f"expected 'state_hz', 'watchdog_s' and 'stale_s' above 0, got {numbers}"
+            )
 
 
 class Arm:
-    """Where it is, what it was told, and whether it moves. Pure: what happens when is the caller's."""
+    """Where it is, what it was told, and whether it moves.
+
+    Pure: what happens when is the caller's.
+    """
 
     def __init__(self, config: ArmConfig | None = None) -> None:
         self._config = config or ArmConfig()
@@ -57,11 +67,17 @@ class Arm:
         self._heard_ns = 0
 
     def obey(self, command: Command, now_ns: int) -> str:
-        """Take one command; what it was: obeyed, repeated or stale. One that is repeated is no sign of life."""
+        """Take one command; what it was: obeyed, repeated or stale.
+
+        One that is repeated is no sign of life.
+        """
         if self.last is not None and command.time_ns <= self.last.time_ns:
             return "repeated"
         self.last = command
-        if now_ns - command.time_ns > to_ns(self._config.stale_s) or len(command.action) != JOINTS + 1:
+        if (
+            now_ns - command.time_ns > to_ns(self._config.stale_s)
+            or len(command.action) != JOINTS + 1
+        ):
             return "stale"
         self._heard_ns = now_ns
         self.state = "moving" if command.kind == "action" else "holding"
@@ -99,7 +115,9 @@ class FaultyState:
         self._held = (self._held or position) if kind == "repeat" else None
         if kind == "mute":
             return None
-        return JointState(time_ns=now_ns, position=self._held or position, gripper=self._arm.gripper)
+        return JointState(
+            time_ns=now_ns, position=self._held or position, gripper=self._arm.gripper
+        )
 
 
 def run(config: ArmConfig, run_dir: Path, stop: threading.Event) -> None:
@@ -125,7 +143,9 @@ def run(config: ArmConfig, run_dir: Path, stop: threading.Event) -> None:
                 if (published := state.message(now)) is not None:
                     states.send(published)
             telemetry.state = arm.state
-            telemetry.values.update({f"position.{i}": x for i, x in enumerate(arm.position.tolist())})
+            telemetry.values.update(
+                {f"position.{i}": x for i, x in enumerate(arm.position.tolist())}
+            )
             reporter.beat()
     finally:
         telemetry.state = "holding"

@@ -1,7 +1,9 @@
-"""The simulated camera: draws the world that the simulated robot publishes, and publishes frames as any camera does.
+"""The simulated camera: draws the world that the simulated robot publishes, and publishes frames as
+any camera does.
 
-A frame's capture time is the time of the state that it shows. Without a new state there is no new frame: a frozen
-world looks like a frozen camera, and the runtime holds. Knows rendering; knows no task.
+A frame's capture time is the time of the state that it shows. Without a new state there is no new
+frame: a frozen world looks like a frozen camera, and the runtime holds. Knows rendering; knows no
+task.
 """
 
 from __future__ import annotations
@@ -35,13 +37,17 @@ class SimCameraConfig:
 
     def __post_init__(self) -> None:
         if not CAMERA_NAME.fullmatch(self.name):
-            raise ConfigError(f"expected letters, digits, '_', '.' or '-', got {self.name!r} for 'name'")
+            raise ConfigError(
+                f"expected letters, digits, '_', '.' or '-', got {self.name!r} for 'name'"
+            )
         if self.hz <= 0 or self.side < 16:
             raise ConfigError(f"expected hz > 0 and side >= 16, got {self.hz} and {self.side}")
 
 
 class SceneRenderer:
-    """Pictures of states; opens the renderer with the first scene and keeps it while scenes change."""
+    """Pictures of states; opens the renderer with the first scene and keeps it while scenes
+    change.
+    """
 
     def __init__(self, side: int) -> None:
         self._side = side
@@ -64,8 +70,11 @@ class SceneRenderer:
 
 
 def run(config: SimCameraConfig, run_dir: Path, stop: threading.Event) -> None:
-    """The process `camera-<name>`: take the newest state, draw it, publish, keep time, until `stop`."""
-    renderer, reporter = SceneRenderer(config.side), Reporter(run_dir, Telemetry(f"camera-{config.name}"))
+    """The process `camera-<name>`: take the newest state, draw it, publish, keep time, until
+    `stop`.
+    """
+    renderer = SceneRenderer(config.side)
+    reporter = Reporter(run_dir, Telemetry(f"camera-{config.name}"))
     frames = Publisher(run_dir, topic(color(config.name), config.hz))
     states = Subscriber(run_dir, [topic("sim/state")])
     reporter.inputs = states

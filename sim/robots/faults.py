@@ -1,7 +1,9 @@
-"""Faults on purpose: a switch that turns them on in running processes, and a camera that has all of a camera's faults.
+"""Faults on purpose: a switch that turns them on in running processes, and a camera that has all of
+a camera's faults.
 
-For fault tables and tests alone; no system that drives a robot starts these. The switch is a file in the run directory,
-`faults.json`: {"front": {"kind": "delay", "amount": 0.5}}, by the name of the camera, `policy` or `arm`.
+For fault tables and tests alone; no system that drives a robot starts these. The switch is a file
+in the run directory, `faults.json`: {"front": {"kind": "delay", "amount": 0.5}}, by the name of the
+camera, `policy` or `arm`.
 """
 
 from __future__ import annotations
@@ -30,13 +32,14 @@ from trimvla.runtime.cameras.process import CameraConfig, SyntheticSource, take
 from trimvla.runtime.clock import Rate, instant, monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError
 
-FILE, SEEN = "faults.json", "fault-seen-{name}"
+FILE = "faults.json"
+SEEN = "fault-seen-{name}"
 #   of a camera: drop    this share of the pictures is lost on the way
 #                delay   pictures come this much late [s], with their true capture times
 #                freeze  the same pixels, with new sequence numbers and times
 #                buffers the last so many images in turn, as a driver that hangs gives them (5)
-#                reencode, overlay, pixel   the same image, as JPEG of changing quality, with a clock over this share of
-#                        it (0.1), or with one pixel that changes
+#                reencode, overlay, pixel   the same image, as JPEG of changing quality, with a
+#                        clock over this share of it (0.1), or with one pixel that changes
 #                clock   capture times are off by this much [s]
 #                driver  the driver's own clock, by which images are timed, is off by this much [s]
 #                corrupt what travels is no picture
@@ -44,7 +47,8 @@ FILE, SEEN = "faults.json", "fault-seen-{name}"
 #                sweep   the first dimension goes to and fro by this much a row
 #                slow    a call takes at least this long [s]
 #                fail    every call fails
-#                lost    as after a lost CUDA context: no call can work until the process is another one
+#                lost    as after a lost CUDA context: no call can work until the process is
+#                        another one
 #                rate    its chunks claim to be this many times as fast
 #                kinds   its chunks claim to be absolute targets
 #                garble  what it publishes is no chunk
@@ -53,7 +57,9 @@ FILE, SEEN = "faults.json", "fault-seen-{name}"
 #                stuck   it does not follow its commands
 Frozen = Literal["freeze", "buffers", "reencode", "overlay", "pixel"]
 OfCamera = Literal["drop", "delay", "clock", "driver", "corrupt"]
-OfPolicy = Literal["nan", "inf", "range", "sweep", "slow", "fail", "lost", "rate", "kinds", "garble"]
+OfPolicy = Literal[
+    "nan", "inf", "range", "sweep", "slow", "fail", "lost", "rate", "kinds", "garble"
+]
 OfArm = Literal["mute", "repeat", "stuck"]
 Kind = Literal[Frozen, OfCamera, OfPolicy, OfArm]
 MOST_BUFFERS = 32
@@ -78,7 +84,9 @@ def write_faults(run_dir: Path, faults: dict[str, Fault]) -> None:
 
 
 def seen_ns(run_dir: Path) -> int | None:
-    """Since when all faults that are on are seen by their processes; None while one is not. 0 without any."""
+    """Since when all faults that are on are seen by their processes; None while one is not. 0
+    without any.
+    """
     faults = json.loads((run_dir / FILE).read_text())
     times: list[int] = []
     for name in faults:
@@ -90,20 +98,29 @@ def seen_ns(run_dir: Path) -> int | None:
 
 
 class Switch:
-    """The fault of one process, as it is now. When it sees one, it says so in a file beside the switch."""
+    """The fault of one process, as it is now.
+
+    When it sees one, it says so in a file beside the switch.
+    """
 
     def __init__(self, run_dir: Path, name: str) -> None:
-        self._path, self._name = run_dir / FILE, name
-        self._read_ns, self._fault = -1, None
+        self._path = run_dir / FILE
+        self._name = name
+        self._read_ns = -1
+        self._fault = None
 
     def fault(self) -> Fault | None:
-        """None where it is to do its work well. Raises ConfigError for a fault that there is not."""
+        """None where it is to do its work well.
+
+        Raises ConfigError for a fault that there is not.
+        """
         try:
             changed_ns = self._path.stat().st_mtime_ns
         except FileNotFoundError:
             return None
         if changed_ns != self._read_ns:
-            self._read_ns, self._fault = changed_ns, self._read()
+            self._fault = self._read()
+            self._read_ns = changed_ns
             self._note()
         return self._fault
 
@@ -119,7 +136,9 @@ class Switch:
     def _read(self) -> Fault | None:
         found = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Fault]).get(self._name)
         if found is not None and found.kind not in get_args(Kind):
-            raise ConfigError(f"expected one of {get_args(Kind)}, got {found.kind!r} for 'kind' in {self._path}")
+            raise ConfigError(
+                f"expected one of {get_args(Kind)}, got {found.kind!r} for 'kind' in {self._path}"
+            )
         return found
 
 
@@ -157,10 +176,14 @@ class FrozenImages:
     """What a camera that is frozen in one of the ways gives instead of each new image."""
 
     def __init__(self, kind: Frozen, newest: Sequence[np.ndarray], amount: float = 0.0) -> None:
-        """`newest`: the last images uint8[h, w, 3], the newest last; `amount` as the kind means it, 0 its default."""
+        """`newest`: the last images uint8[h, w, 3], the newest last; `amount` as the kind means it,
+        0 its default.
+        """
         self.kind: Frozen = kind
         self._amount = amount
-        self._buffers = list(newest)[-max(1, round(amount or 5)) :] if kind == "buffers" else [newest[-1]]
+        self._buffers = (
+            list(newest)[-max(1, round(amount or 5)) :] if kind == "buffers" else [newest[-1]]
+        )
         self._rng = np.random.default_rng(0)
         self._count = 0
 
@@ -207,7 +230,8 @@ class FaultyCamera:
     """What becomes of each picture under the fault that is on."""
 
     def __init__(self, frames: FaultyPublisher, switch: Switch) -> None:
-        self._frames, self._switch = frames, switch
+        self._frames = frames
+        self._switch = switch
         self._rng = np.random.default_rng(0)
         self._held: deque[Frame] = deque()
         self._newest: deque[np.ndarray] = deque(maxlen=MOST_BUFFERS)
@@ -255,18 +279,24 @@ class FaultyCamera:
     def _alter(self, frame: Frame, off_s: float) -> Frame:
         image = frame.image if self._frozen is None else self._frozen.next()
         off_ns = to_ns(off_s)
-        return replace(frame, image=image, time_ns=max(0, frame.time_ns + off_ns) if off_ns else frame.time_ns)
+        return replace(
+            frame, image=image, time_ns=max(0, frame.time_ns + off_ns) if off_ns else frame.time_ns
+        )
 
 
 def add_noise(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """The image uint8[h, w, 3] with a sensor's noise: a living camera never gives the same pixels twice."""
+    """The image uint8[h, w, 3] with a sensor's noise: a living camera never gives the same pixels
+    twice.
+    """
     noise = rng.integers(-NOISE, NOISE + 1, image.shape, np.int16)
     return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
 def run(config: FaultyCameraConfig, run_dir: Path, stop: threading.Event) -> None:
     """The process `camera-<name>`."""
-    source = SyntheticSource(CameraConfig(config.name, "synthetic", width=config.side, height=config.side))
+    source = SyntheticSource(
+        CameraConfig(config.name, "synthetic", width=config.side, height=config.side)
+    )
     frames = FaultyPublisher(run_dir, topic(color(config.name), config.hz))
     reporter = Reporter(run_dir, Telemetry(f"camera-{config.name}"))
     camera = FaultyCamera(frames, Switch(run_dir, config.name))

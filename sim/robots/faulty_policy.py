@@ -1,6 +1,8 @@
-"""The process `policy` with a policy that can be spoilt while it runs, or with a stand-in that only takes its time.
+"""The process `policy` with a policy that can be spoilt while it runs, or with a stand-in that only
+takes its time.
 
-Loop, sockets and ages are the runtime's own `PolicyLoop`; only what thinks is another. For faults, load and tests.
+Loop, sockets and ages are the runtime's own `PolicyLoop`; only what thinks is another. For faults,
+load and tests.
 """
 
 from __future__ import annotations
@@ -57,18 +59,26 @@ class FaultyPolicyConfig(PolicyConfig):
         super().__post_init__()
         if not (self.stand_in_hz > 0 and 1 <= self.stand_in_rows <= MAX_ROWS):
             got = f"{self.stand_in_hz} and {self.stand_in_rows}"
-            raise ConfigError(f"expected 'stand_in_hz' > 0 and 'stand_in_rows' from 1 to {MAX_ROWS}, got {got}")
+            raise ConfigError(
+                f"expected 'stand_in_hz' > 0 and 'stand_in_rows' from 1 to {MAX_ROWS}, got {got}"
+            )
 
 
 class DummyPolicy:
     """Takes its time on a core, and gives small motions."""
 
     def __init__(self, milliseconds: float, rows: int = 16) -> None:
-        self._milliseconds, self._rows = milliseconds, rows
+        self._milliseconds = milliseconds
+        self._rows = rows
         self._numbers = np.linspace(0.0, 1.0, WORK)
 
     def infer(
-        self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None = None
+        self,
+        image: np.ndarray,
+        instruction: str,
+        *,
+        seed: tuple[int, ...],
+        known: Known | None = None,
     ) -> PolicyResult:
         """As `Policy.infer`; what it computes is of no use, and nothing guides it."""
         start = time.monotonic()
@@ -90,7 +100,12 @@ class FaultInjectedPolicy:
         self._sweep = Sweep()
 
     def infer(
-        self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...], known: Known | None = None
+        self,
+        image: np.ndarray,
+        instruction: str,
+        *,
+        seed: tuple[int, ...],
+        known: Known | None = None,
     ) -> PolicyResult:
         """As `Policy.infer`."""
         fault = self._switch.fault()
@@ -137,7 +152,9 @@ def spoil(result: PolicyResult, fault: Fault) -> PolicyResult:
 
 
 class FaultyChunks(Publisher):
-    """Publishes chunks as the fault that is on makes them: of another rate, other kinds, or none at all."""
+    """Publishes chunks as the fault that is on makes them: of another rate, other kinds, or none at
+    all.
+    """
 
     def __init__(self, run_dir: Path, switch: Switch) -> None:
         super().__init__(run_dir, topic("chunk"))
@@ -167,7 +184,9 @@ def alter(chunk: ActionChunk, fault: Fault) -> ActionChunk:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What thinks, by name, the best first; what a call takes on each [s], and what the actions mean."""
+    """What thinks, by name, the best first; what a call takes on each [s], and what the actions
+    mean.
+    """
 
     policies: Mapping[str, PolicyLike]
     costs_s: Sequence[float]
@@ -176,10 +195,15 @@ class Loaded:
 
 
 def load(config: FaultyPolicyConfig) -> Loaded:
-    """The stand-in, or the bundle or bundles as the process `policy` opens them, warm. Raises what that raises."""
+    """The stand-in, or the bundle or bundles as the process `policy` opens them, warm.
+
+    Raises what that raises.
+    """
     if config.stand_in_ms is not None:
         stand_in = DummyPolicy(config.stand_in_ms, config.stand_in_rows)
-        return Loaded({config.bundle: stand_in}, (config.stand_in_ms / 1e3,), _stand_in_meaning(config))
+        return Loaded(
+            {config.bundle: stand_in}, (config.stand_in_ms / 1e3,), _stand_in_meaning(config)
+        )
     policies = policy_process.load_rungs(config)
     action = next(iter(policies.values())).manifest.action
     costs_s = [warm_up(policy, config.rtc.enabled) for policy in policies.values()]
@@ -200,9 +224,12 @@ def _stand_in_meaning(config: FaultyPolicyConfig) -> ActionMeaning:
 def run(config: FaultyPolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     """The process `policy`, until `stop`."""
     reporter = Reporter(run_dir, Telemetry("policy"))
-    loaded, switch = load(config), Switch(run_dir, "policy")
+    loaded = load(config)
+    switch = Switch(run_dir, "policy")
     spoilt = {name: FaultInjectedPolicy(policy, switch) for name, policy in loaded.policies.items()}
-    thinker = InferenceScheduler(spoilt, config.thought, costs_s=loaded.costs_s, kinds=loaded.meaning.kinds)
+    thinker = InferenceScheduler(
+        spoilt, config.thought, costs_s=loaded.costs_s, kinds=loaded.meaning.kinds
+    )
     cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
     inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
     reporter.inputs = inputs

@@ -1,8 +1,9 @@
 """The simulated robot: the tabletop behind the sockets that a real robot has.
 
-It steps once per command and holds by its own watchdog when none comes; it publishes its joints, the whole state for
-cameras, and how the episode stands. A task with a new episode number sets the table anew. Knows physics through
-`TabletopEnv` and time through the clock; knows no picture and no policy.
+It steps once per command and holds by its own watchdog when none comes; it publishes its joints,
+the whole state for cameras, and how the episode stands. A task with a new episode number sets the
+table anew. Knows physics through `TabletopEnv` and time through the clock; knows no picture and no
+policy.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.tabletop.env import TabletopEnv
 
-NULL_DELTA = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)  # stay; the gripper value is replaced by the last one
+# stay; the gripper value is replaced by the last one
+NULL_DELTA = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
 GRIPPER = 6
 NO_EPISODE = -1
 SAYS = ("robot/state", "sim/state", "episode")  # topics, in the order of `TabletopRobot.messages`
@@ -43,11 +45,16 @@ class RobotConfig:
     def __post_init__(self) -> None:
         if not min(self.state_hz, self.watchdog_s, self.stale_s) > 0:
             numbers = f"{self.state_hz}, {self.watchdog_s} and {self.stale_s}"
-            raise ConfigError(f"expected 'state_hz', 'watchdog_s' and 'stale_s' above 0, got {numbers}")
+            raise ConfigError(
+                f"expected 'state_hz', 'watchdog_s' and 'stale_s' above 0, got {numbers}"
+            )
 
 
 class TabletopRobot:
-    """Episodes on the tabletop, driven by tasks and commands. Pure: what happens when is the caller's."""
+    """Episodes on the tabletop, driven by tasks and commands.
+
+    Pure: what happens when is the caller's.
+    """
 
     def __init__(self, config: RobotConfig | None = None) -> None:
         self._config = config or RobotConfig()
@@ -71,12 +78,18 @@ class TabletopRobot:
             return False
         variant = str(task.options.get("variant", self._config.variant))
         self.env.reset(seed=task.seed, options={"variant": variant})
-        self.episode, self._step, self._last_ns = task.episode, 0, now
-        self._gripper, self._success, self._done = 1.0, False, False
+        self.episode = task.episode
+        self._step = 0
+        self._last_ns = now
+        self._gripper = 1.0
+        self._success = False
+        self._done = False
         return True
 
     def obey(self, command: Command, now: int) -> bool:
-        """Step with a command of this episode; False if it is of another, too old, or the episode is over."""
+        """Step with a command of this episode; False if it is of another, too old, or the episode
+        is over.
+        """
         old = now - command.time_ns > to_ns(self._config.stale_s)
         if not self.ready or command.episode != self.episode or self._done or old:
             return False
@@ -102,7 +115,8 @@ class TabletopRobot:
 
     def messages(self, now: int) -> tuple[JointState, SimState, Episode]:
         """What the robot says at this moment; see `SAYS` for the topics."""
-        scene, state = self.env.scene(), self.env.state()
+        scene = self.env.scene()
+        state = self.env.state()
         return (
             JointState(time_ns=now, position=(*state.tool, state.yaw), gripper=state.opening),
             SimState(
@@ -135,7 +149,8 @@ class TabletopRobot:
 
 def run(config: RobotConfig, run_dir: Path, stop: threading.Event) -> None:
     """The process `robot`: hear, step, speak, until `stop`. A command is executed when it comes."""
-    robot, reporter = TabletopRobot(config), Reporter(run_dir, Telemetry("robot"))
+    robot = TabletopRobot(config)
+    reporter = Reporter(run_dir, Telemetry("robot"))
     says = [Publisher(run_dir, topic(name)) for name in SAYS]
     hears = Subscriber(run_dir, [topic("task"), topic("command")])
     reporter.inputs = hears

@@ -1,9 +1,11 @@
-"""Demonstrations of the WidowX tasks: disturbed expert episodes with clean labels, and corrections, shard by shard.
+"""Demonstrations of the WidowX tasks: disturbed expert episodes with clean labels, and corrections,
+shard by shard.
 
-As on the tabletop, noise disturbs only what is executed and a policy may drive while the expert labels; but a scene has
-one sentence here. Initial states are drawn; the official ones are kept for evaluation. Pictures are rendered at 320 x
-240, which after the policy's resize differ from the official size's by 0.4 grey levels in the mean, and are kept at the
-policy's size. Knows the simulator and anything that infers; knows no training.
+As on the tabletop, noise disturbs only what is executed and a policy may drive while the expert
+labels; but a scene has one sentence here. Initial states are drawn; the official ones are kept for
+evaluation. Pictures are rendered at 320 x 240, which after the policy's resize differ from the
+official size's by 0.4 grey levels in the mean, and are kept at the policy's size. Knows the
+simulator and anything that infers; knows no training.
 """
 
 from __future__ import annotations
@@ -26,8 +28,11 @@ from trimvla.sim.tabletop.demonstrations import Noise, Shard
 SIZE = 128  # side of the stored picture: the policy's
 RENDER_WIDTH = 320
 SHARD_EPISODES = 25
-STEPS, IDLE = 48, 4  # the most steps of an episode, and how many are kept once it has succeeded
-DRIVEN_STEPS = 72  # the most where a policy drives, within the task's limit: what it does late, it must learn there
+# the most steps of an episode, and how many are kept once it has succeeded
+STEPS = 48
+IDLE = 4
+# the most where a policy drives, within the task's limit: what it does late, it must learn there
+DRIVEN_STEPS = 72
 EXECUTE = 2  # steps between two looks of a driving policy
 ORIGIN = (-0.16, 0.05, 0.90)  # of the auxiliary positions, about the middle of the workspace [m]
 INSTRUCTIONS = (
@@ -38,17 +43,27 @@ INSTRUCTIONS = (
 )
 NOUNS = ("carrot", "plate", "spoon", "towel", "block", "eggplant", "basket")
 STAY_OPEN = np.array([0, 0, 0, 0, 0, 0, 1.0])
-WORDS = ("carrot", "spoon", "towel", "block", "eggplant", "into", "basket")  # that the tabletop's tokenizer lacks
+# that the tabletop's tokenizer lacks
+WORDS = ("carrot", "spoon", "towel", "block", "eggplant", "into", "basket")
 
 
 def sample_noise(rng: np.random.Generator) -> Noise:
     """A fifth of the episodes is clean; half of them first go astray for a while."""
     level = 0.0 if rng.random() < 0.2 else float(rng.uniform(0.2, 1.0))
-    return Noise(0.014 * level, 0.10 * level, 0.03 * level, int(rng.integers(2, 9)) if rng.random() < 0.5 else 0)
+    return Noise(
+        0.014 * level,
+        0.10 * level,
+        0.03 * level,
+        int(rng.integers(2, 9)) if rng.random() < 0.5 else 0,
+    )
 
 
-def disturb(action: np.ndarray, drift: np.ndarray, noise: Noise, rng: np.random.Generator) -> np.ndarray:
-    """The executed action float[7]: the expert's with drift and jitter, sometimes with the wrong gripper command."""
+def disturb(
+    action: np.ndarray, drift: np.ndarray, noise: Noise, rng: np.random.Generator
+) -> np.ndarray:
+    """The executed action float[7]: the expert's with drift and jitter, sometimes with the wrong
+    gripper command.
+    """
     executed = action.astype(np.float64).copy()
     executed[:3] += drift + rng.normal(0.0, noise.shift, 3)
     executed[5] += rng.normal(0.0, noise.turn)
@@ -59,7 +74,8 @@ def disturb(action: np.ndarray, drift: np.ndarray, noise: Noise, rng: np.random.
 
 def label(shard: Shard, episode: SimplerEpisode, points: np.ndarray) -> np.ndarray:
     """Add what is seen now with the expert's next actions; returns these."""
-    state, chunk = episode.state(), episode.expert_chunk()
+    state = episode.state()
+    chunk = episode.expert_chunk()
     places = np.array([*state.thing[:2], *state.target[:2], *state.tool])
     middle = np.array([*ORIGIN[:2], *ORIGIN[:2], *ORIGIN])
     shard.images.append(resize(episode.image, SIZE))
@@ -72,7 +88,9 @@ def label(shard: Shard, episode: SimplerEpisode, points: np.ndarray) -> np.ndarr
 
 
 def directions(period: float, *yaws: float) -> list[float]:
-    """Cosine and sine of each yaw [rad], as often round as a grasp looks the same: what the turn is made of."""
+    """Cosine and sine of each yaw [rad], as often round as a grasp looks the same: what the turn is
+    made of.
+    """
     angles = [2 * math.pi / period * yaw for yaw in yaws]
     return [part for angle in angles for part in (math.cos(angle), math.sin(angle))]
 
@@ -93,9 +111,13 @@ def project(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def demonstrate(task: SimplerTask, seed: int, shard: Shard) -> bool:
     """Run one disturbed episode into the shard; True when it ended in success."""
-    rng, episode = np.random.default_rng((seed, 1)), task.episode(seed, official=False)
-    noise, matrix, idle = sample_noise(rng), camera_matrix(task), 0
-    drift, astray = np.zeros(3), rng.uniform((-0.02, -0.02, -0.024), (0.02, 0.02, 0.016))
+    rng = np.random.default_rng((seed, 1))
+    episode = task.episode(seed, official=False)
+    noise = sample_noise(rng)
+    matrix = camera_matrix(task)
+    idle = 0
+    drift = np.zeros(3)
+    astray = rng.uniform((-0.02, -0.02, -0.024), (0.02, 0.02, 0.016))
     for k in range(STEPS):
         action = label(shard, episode, matrix)[0]
         idle += episode.success
@@ -110,8 +132,12 @@ def demonstrate(task: SimplerTask, seed: int, shard: Shard) -> bool:
 
 
 def correct(task: SimplerTask, seed: int, shard: Shard, actor: Actor) -> bool:
-    """Let a policy drive and label every picture with what the expert would do; True when it ended in success."""
-    episode, chunk, idle = task.episode(seed, official=False), np.zeros((0, 7)), 0
+    """Let a policy drive and label every picture with what the expert would do; True when it ended
+    in success.
+    """
+    episode = task.episode(seed, official=False)
+    chunk = np.zeros((0, 7))
+    idle = 0
     matrix = camera_matrix(task)
     for k in range(min(task.limit, DRIVEN_STEPS)):
         label(shard, episode, matrix)
@@ -119,18 +145,26 @@ def correct(task: SimplerTask, seed: int, shard: Shard, actor: Actor) -> bool:
         if idle > IDLE:
             break
         if k % EXECUTE == 0:
-            noise = np.random.default_rng((seed, k)).standard_normal(noise_shape(actor), dtype=np.float32)
+            noise = np.random.default_rng((seed, k)).standard_normal(
+                noise_shape(actor), dtype=np.float32
+            )
             chunk = actor.infer(shard.images[-1], episode.instruction, noise=noise).actions
         episode.step(chunk[k % EXECUTE])
     return episode.success
 
 
-def make_shard(path: Path, name: str, first_seed: int, bundle: str | None = None) -> tuple[int, int]:
-    """Write one shard of one task, driven by the expert or by the policy of a bundle; (frames, successes)."""
+def make_shard(
+    path: Path, name: str, first_seed: int, bundle: str | None = None
+) -> tuple[int, int]:
+    """Write one shard of one task, driven by the expert or by the policy of a bundle; (frames,
+    successes).
+    """
     import torch
 
     torch.set_num_threads(1)
-    task, shard, successes = SimplerTask(name, width=RENDER_WIDTH), Shard(), 0
+    task = SimplerTask(name, width=RENDER_WIDTH)
+    shard = Shard()
+    successes = 0
     actor = None if bundle is None else Policy.load(bundle, threads=1)
     for seed in range(first_seed, first_seed + SHARD_EPISODES):
         won = demonstrate(task, seed, shard) if actor is None else correct(task, seed, shard, actor)
@@ -141,9 +175,16 @@ def make_shard(path: Path, name: str, first_seed: int, bundle: str | None = None
 
 
 def make_shards(
-    directory: Path, count: int, workers: int, *, first: int = 0, bundle: str | None = None, names: tuple[str, ...] = ()
+    directory: Path,
+    count: int,
+    workers: int,
+    *,
+    first: int = 0,
+    bundle: str | None = None,
+    names: tuple[str, ...] = (),
 ) -> Iterator[tuple[int, int]]:
-    """Write the missing ones of `count` shards of each task from number `first` on; yields (frames, successes).
+    """Write the missing ones of `count` shards of each task from number `first` on; yields (frames,
+    successes).
 
     Args:
         directory: where shards go, as `<task>-<number>.npz`.
@@ -158,7 +199,13 @@ def make_shards(
     missing = [(name, i) for name, i in wanted if not shard_path(directory, name, i).exists()]
     with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
         jobs = [
-            pool.submit(make_shard, shard_path(directory, name, i), name, FIRST_SEED + i * SHARD_EPISODES, bundle)
+            pool.submit(
+                make_shard,
+                shard_path(directory, name, i),
+                name,
+                FIRST_SEED + i * SHARD_EPISODES,
+                bundle,
+            )
             for name, i in missing
         ]
         for job in as_completed(jobs):

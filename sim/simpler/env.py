@@ -1,9 +1,11 @@
-"""SimplerEnv's four WidowX tasks in ManiSkill 3, by the official protocol: fresh state, last-step success, 5 Hz.
+"""SimplerEnv's four WidowX tasks in ManiSkill 3, by the official protocol: fresh state, last-step
+success, 5 Hz.
 
-Official episodes begin as SimplerEnv's do: its places, its turns, dropped as it drops them. ManiSkill's own states, the
-same but for the eggplant, are further ones, as are those drawn around them. Actions are in the robot's base frame,
-which is the world's turned by half a turn about z. Knows ManiSkill (imported when a task is made); knows no policy.
-Assets come from ManiSkill's own download or from `MS_ASSET_DIR`; they are CC BY-NC 4.0 and no part of this project.
+Official episodes begin as SimplerEnv's do: its places, its turns, dropped as it drops them.
+ManiSkill's own states, the same but for the eggplant, are further ones, as are those drawn around
+them. Actions are in the robot's base frame, which is the world's turned by half a turn about z.
+Knows ManiSkill (imported when a task is made); knows no policy. Assets come from ManiSkill's own
+download or from `MS_ASSET_DIR`; they are CC BY-NC 4.0 and no part of this project.
 """
 
 from __future__ import annotations
@@ -31,8 +33,12 @@ from trimvla.sim.simpler.install import DOWNLOAD, missing
 if TYPE_CHECKING:
     from torch import Tensor
 
-CAMERA, WIDTH, HEIGHT = "3rd_view_camera", 640, 480
-FOCAL, CENTRE = 623.588, (319.501, 239.545)  # of the official camera [pixels]
+CAMERA = "3rd_view_camera"
+WIDTH = 640
+HEIGHT = 480
+# of the official camera [pixels]
+FOCAL = 623.588
+CENTRE = (319.501, 239.545)
 CONTROL_HZ = 5.0
 OWN = "maniskill"  # after a task's name: ManiSkill's own numbered states in place of SimplerEnv's
 FINGERS = (0.015, 0.037)  # a finger's travel, closed and open [m]
@@ -43,7 +49,9 @@ BASE = "mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env"
 
 @dataclass(frozen=True)
 class Twin:
-    """One task: ManiSkill's name, the limit, how the expert does it, and where further initial states are drawn."""
+    """One task: ManiSkill's name, the limit, how the expert does it, and where further initial
+    states are drawn.
+    """
 
     env: str
     limit: int
@@ -58,23 +66,44 @@ class Twin:
 
 TWINS = {
     "widowx_carrot_on_plate": Twin(
-        "PutCarrotOnPlateInScene-v1", 60, Job(0.016, math.pi, 0.030, 0.09, 0.020, 0.886), (0.01, 0.01), 0.15, 0.11
+        "PutCarrotOnPlateInScene-v1",
+        60,
+        Job(0.016, math.pi, 0.030, 0.09, 0.020, 0.886),
+        (0.01, 0.01),
+        0.15,
+        0.11,
     ),
     "widowx_spoon_on_towel": Twin(
-        "PutSpoonOnTableClothInScene-v1", 60, Job(0.012, math.pi, 0.022, 0.08, 0.020, 0.888), (0.01, 0.01), 0.15, 0.11
+        "PutSpoonOnTableClothInScene-v1",
+        60,
+        Job(0.012, math.pi, 0.022, 0.08, 0.020, 0.888),
+        (0.01, 0.01),
+        0.15,
+        0.11,
     ),
     "widowx_stack_cube": Twin(
-        "StackGreenCubeOnYellowCubeBakedTexInScene-v1", 60,
-        Job(0.015, math.pi / 2, 0.034, 0.075, 0.006, 0.885), (0.01, 0.01), 0.10, 0.07,
+        "StackGreenCubeOnYellowCubeBakedTexInScene-v1",
+        60,
+        Job(0.015, math.pi / 2, 0.034, 0.075, 0.006, 0.885),
+        (0.01, 0.01),
+        0.10,
+        0.07,
     ),
     "widowx_put_eggplant_in_basket": Twin(
-        "PutEggplantInBasketScene-v1", 120, Job(0.02, math.pi, 0.055, 0.11, 0.020, 0.925), (0.005, 0.01), 0.35, 0.0
+        "PutEggplantInBasketScene-v1",
+        120,
+        Job(0.02, math.pi, 0.055, 0.11, 0.020, 0.925),
+        (0.005, 0.01),
+        0.35,
+        0.0,
     ),
-}  # fmt: skip
+}
 
 
 class SimplerTask:
-    """Episodes of one task in one ManiSkill environment, rebuilt for each of them; see `episodes.Task`."""
+    """Episodes of one task in one ManiSkill environment, rebuilt for each of them; see
+    `episodes.Task`.
+    """
 
     control_hz = CONTROL_HZ
 
@@ -83,17 +112,24 @@ class SimplerTask:
 
         Args:
             name: of the task.
-            width: of the rendered picture; its height follows. 640 is official, 320 looks alike at 128 x 128.
+            width: of the rendered picture; its height follows. 640 is official, 320 looks alike at
+                128 x 128.
             own: whether the numbered episodes are all of ManiSkill's own instead of SimplerEnv's.
         """
-        self.name, self.twin, self.width = f"simpler:{name}" + f":{OWN}" * own, TWINS[name], width
+        self.name = f"simpler:{name}" + f":{OWN}" * own
+        self.twin = TWINS[name]
+        self.width = width
         self.limit = self.twin.limit
         self._env = _make(self.twin.env, width)
         self._settle = self._env._settle
         self._contacts = {key: getattr(self._env.sim_config.scene_config, key) for key in CONTACTS}
         self._grid = self._env.xyz_configs.clone(), self._env.quat_configs.clone()
         self._releases = None if own else releases(name)
-        self.official = len(self._grid[0]) * len(self._grid[1]) if self._releases is None else len(self._releases)
+        self.official = (
+            len(self._grid[0]) * len(self._grid[1])
+            if self._releases is None
+            else len(self._releases)
+        )
 
     def episode(self, index: int, *, official: bool) -> SimplerEpisode:
         """Start official episode `index`, or one from a state drawn with `index` as seed."""
@@ -101,9 +137,14 @@ class SimplerTask:
             return self._draw(np.random.default_rng(index))
         if not 0 <= index < self.official:
             raise ConfigError(
-                f"expected an official episode from 0 to {self.official - 1}, got {index} for {self.name!r}"
+                f"expected an official episode from 0 to {self.official - 1}, got {index} for"
+                f" {self.name!r}"
             )
-        return self._lay(*self._grid, index) if self._releases is None else self._drop(self._releases[index])
+        return (
+            self._lay(*self._grid, index)
+            if self._releases is None
+            else self._drop(self._releases[index])
+        )
 
     def _draw(self, rng: np.random.Generator) -> SimplerEpisode:
         """Draw until the object stays where it is put: at the sink's wall it may be thrown out."""
@@ -112,28 +153,40 @@ class SimplerTask:
         grid = [part.numpy() for part in self._grid]
         while True:
             xyz, quat = draw(self.twin, grid[0], grid[1], rng)
-            episode = self._lay(torch.from_numpy(xyz[None]).float(), torch.from_numpy(quat[None]).float(), 0)
+            episode = self._lay(
+                torch.from_numpy(xyz[None]).float(), torch.from_numpy(quat[None]).float(), 0
+            )
             if math.dist(episode.state().thing, xyz[0]) < SETTLED:
                 return episode
 
     def _drop(self, release: Release) -> SimplerEpisode:
-        """Rebuild the scene with SimplerEnv's contacts and let object and target fall, as it does."""
+        """Rebuild the scene with SimplerEnv's contacts and let object and target fall, as it
+        does.
+        """
         import torch
 
         place = torch.tensor([release.positions]), torch.tensor([release.quaternions])
         return self._start(*place, 0, Drop(self._env), CONTACTS)
 
     def _lay(self, xyz: Tensor, quat: Tensor, index: int) -> SimplerEpisode:
-        """Rebuild the scene with object and target laid down in configuration `index` of these, as ManiSkill does."""
+        """Rebuild the scene with object and target laid down in configuration `index` of these, as
+        ManiSkill does.
+        """
         return self._start(xyz, quat, index, self._settle, self._contacts)
 
     def _start(
-        self, xyz: Tensor, quat: Tensor, index: int, settle: Callable[[float], None], contacts: Mapping[str, Any]
+        self,
+        xyz: Tensor,
+        quat: Tensor,
+        index: int,
+        settle: Callable[[float], None],
+        contacts: Mapping[str, Any],
     ) -> SimplerEpisode:
         self._env._settle = settle
         for key, value in contacts.items():
             setattr(self._env.sim_config.scene_config, key, value)
-        self._env.xyz_configs, self._env.quat_configs = xyz, quat
+        self._env.xyz_configs = xyz
+        self._env.quat_configs = quat
         self._env.reset(seed=0, options={"reconfigure": True, "episode_id": index})
         return SimplerEpisode(self)
 
@@ -151,7 +204,8 @@ class SimplerEpisode:
     """One episode; pictures are rendered only when they are looked at. See `episodes.Episode`."""
 
     def __init__(self, task: SimplerTask) -> None:
-        self._env, self._twin = task.env, task.twin
+        self._env = task.env
+        self._twin = task.twin
         self._arm = self._env.agent.controller.controllers["arm"]
         self._source = self._env.objs[self._env.source_obj_name]
         self._target = self._env.objs[self._env.target_obj_name]
@@ -174,7 +228,9 @@ class SimplerEpisode:
     def image(self) -> np.ndarray:
         """See `episodes.Episode`."""
         if self._image is None:
-            self._image = np.ascontiguousarray(self._env._get_obs_sensor_data()[CAMERA]["rgb"][0].numpy())
+            self._image = np.ascontiguousarray(
+                self._env._get_obs_sensor_data()[CAMERA]["rgb"][0].numpy()
+            )
         return self._image
 
     def step(self, action: np.ndarray) -> bool:
@@ -183,7 +239,8 @@ class SimplerEpisode:
         rotation = euler_to_axis_angle(action[3:6])
         gripper = 1.0 if action[6] > GRIPPER_OPEN else -1.0
         _, _, _, _, info = self._env.step(np.array([*action[:3], *rotation, gripper], np.float32))
-        self._steps, self._image = self._steps + 1, None
+        self._steps = self._steps + 1
+        self._image = None
         self.success = bool(info["success"][0])
         return self._steps >= self._twin.limit
 
@@ -199,7 +256,8 @@ class SimplerEpisode:
 
     def state(self) -> State:
         """Privileged state in the world's frame."""
-        tool, command = self._arm.ee_pose, self._base * self._arm._target_pose
+        tool = self._arm.ee_pose
+        command = self._base * self._arm._target_pose
         thing, target = (_array(actor.pose.raw_pose) for actor in (self._source, self._target))
         fingers = float(self._env.agent.robot.get_qpos()[0, -2:].mean())
         return State(
@@ -218,11 +276,15 @@ class SimplerEpisode:
         """Nothing: the environment is the task's."""
 
 
-def draw(twin: Twin, xyz: np.ndarray, quat: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A further initial state: positions float[2, 3] and quaternions float[2, 4] of object and target.
+def draw(
+    twin: Twin, xyz: np.ndarray, quat: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A further initial state: positions float[2, 3] and quaternions float[2, 4] of object and
+    target.
 
-    Positions are uniform in the box of the official ones with a margin (the eggplant's basket stays), orientations are
-    an official one turned about the vertical. Never within `NEAR` of an official pair of positions.
+    Positions are uniform in the box of the official ones with a margin (the eggplant's basket
+    stays), orientations are an official one turned about the vertical. Never within `NEAR` of an
+    official pair of positions.
 
     Args:
         twin: the task.
@@ -230,14 +292,19 @@ def draw(twin: Twin, xyz: np.ndarray, quat: np.ndarray, rng: np.random.Generator
         quat: float[m, 2, 4], the official orientations.
         rng: decides.
     """
-    low, high = xyz.min(axis=0), xyz.max(axis=0)
+    low = xyz.min(axis=0)
+    high = xyz.max(axis=0)
     margin = np.array([*twin.margin, 0.0])
     fixed = np.isclose(low, high).all(axis=1, keepdims=True)
-    low, high = np.where(fixed, low, low - margin), np.where(fixed, high, high + margin)
+    low = np.where(fixed, low, low - margin)
+    high = np.where(fixed, high, high + margin)
     while True:
         place = rng.uniform(low, high)
         nearest = np.abs(place - xyz).max(axis=(1, 2)).min()
-        if nearest > NEAR * (0.2 if fixed.any() else 1.0) and math.dist(place[0, :2], place[1, :2]) > twin.apart:
+        if (
+            nearest > NEAR * (0.2 if fixed.any() else 1.0)
+            and math.dist(place[0, :2], place[1, :2]) > twin.apart
+        ):
             break
     turned = quat[rng.integers(len(quat))].astype(np.float64).copy()
     turned[0] = _times_yaw(rng.uniform(-twin.turn, twin.turn), turned[0])
@@ -246,7 +313,8 @@ def draw(twin: Twin, xyz: np.ndarray, quat: np.ndarray, rng: np.random.Generator
 
 def _times_yaw(angle: float, q: np.ndarray) -> np.ndarray:
     """Turn a quaternion (w, x, y, z) about the world's z."""
-    c, s = math.cos(angle / 2), math.sin(angle / 2)
+    c = math.cos(angle / 2)
+    s = math.sin(angle / 2)
     w, x, y, z = q
     return np.array([c * w - s * z, c * x - s * y, c * y + s * x, c * z + s * w])
 
@@ -254,7 +322,8 @@ def _times_yaw(angle: float, q: np.ndarray) -> np.ndarray:
 def _finger_yaw(q: np.ndarray) -> float:
     """Yaw of the axis along which the fingers open (the tool's -y), 0 where it is the world's y."""
     w, x, y, z = q
-    across, along = 2 * (x * y - w * z), 1 - 2 * (x * x + z * z)
+    across = 2 * (x * y - w * z)
+    along = 1 - 2 * (x * x + z * z)
     return math.atan2(across, -along)
 
 
@@ -283,7 +352,8 @@ def _make(env: str, width: int) -> Any:  # noqa: ANN401
     import_module("mani_skill.envs")  # registers the tasks
     robot = import_module(BASE).WidowX250SBridgeDatasetFlatTable
     if not Path(str(robot.urdf_path)).with_suffix(".srdf").exists():
-        # The hulls of fingers and gripper bar overlap, and without the list of pairs to ignore the fingers are stuck.
+        # The hulls of fingers and gripper bar overlap, and without the list of pairs to ignore the
+        # fingers are stuck.
         robot.disable_self_collisions = True
     share = width / WIDTH
     intrinsic = np.array([[FOCAL, 0, CENTRE[0]], [0, FOCAL, CENTRE[1]], [0, 0, 1 / share]]) * share
@@ -291,16 +361,22 @@ def _make(env: str, width: int) -> Any:  # noqa: ANN401
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = gym.make(
-            env, obs_mode="rgb+segmentation", num_envs=1, sim_backend="cpu", render_backend="cpu",
+            env,
+            obs_mode="rgb+segmentation",
+            num_envs=1,
+            sim_backend="cpu",
+            render_backend="cpu",
             sensor_configs={CAMERA: camera},
-        ).unwrapped  # fmt: skip
+        ).unwrapped
     made._obs_mode = "none"  # pyright: ignore[reportAttributeAccessIssue]
     made._rgb_overlay_images = dict(made._rgb_overlay_images)  # pyright: ignore # else all environments share one
     return made
 
 
 def make(words: str) -> SimplerTask:
-    """The task `simpler:<name>` with the official picture; `<name>:maniskill` numbers ManiSkill's own states."""
+    """The task `simpler:<name>` with the official picture; `<name>:maniskill` numbers ManiSkill's
+    own states.
+    """
     name, _, rest = words.partition(":")
     if name not in TWINS:
         raise ConfigError(f"expected a task out of {sorted(TWINS)}, got {name!r} for 'simpler'")

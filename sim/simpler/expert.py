@@ -1,8 +1,10 @@
-"""The scripted expert for SimplerEnv's WidowX tasks: from privileged state to the next action, without memory.
+"""The scripted expert for SimplerEnv's WidowX tasks: from privileged state to the next action,
+without memory.
 
-What it does depends only on what a picture shows: the arm follows its commands late (about half of the way a step),
-and a command is not seen; so the expert steers by where the tool is, not by where it was sent. `chunk` plays it forward
-in a kinematic model of the robot. Knows poses and heights; knows nothing of physics, pictures or language.
+What it does depends only on what a picture shows: the arm follows its commands late (about half of
+the way a step), and a command is not seen; so the expert steers by where the tool is, not by where
+it was sent. `chunk` plays it forward in a kinematic model of the robot. Knows poses and heights;
+knows nothing of physics, pictures or language.
 """
 
 from __future__ import annotations
@@ -12,14 +14,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-SPEED, TURN = 0.04, 0.35  # the most a step commands [m], [rad]
+# the most a step commands [m], [rad]
+SPEED = 0.04
+TURN = 0.35
 GAIN = 0.35  # share of the error that a step commands: with the arm's lag, little overshoot
 FOLLOW = 0.5  # share of the way to the commanded pose that the arm goes in a step
-HOVER, SLOPE = 0.05, 2.0  # height above the grasp while not aligned [m], metres of height per metre of error beyond
-ALIGNED, LEVEL, SQUARE = 0.006, 0.010, 0.20  # errors that count as there: horizontal, vertical [m], yaw [rad]
+# height above the grasp while not aligned [m], metres of height per metre of error beyond
+HOVER = 0.05
+SLOPE = 2.0
+# errors that count as there: horizontal, vertical [m], yaw [rad]
+ALIGNED = 0.006
+LEVEL = 0.010
+SQUARE = 0.20
 IN_HAND = 0.030  # object this near to closed fingers is held [m]
 REST = 0.10  # how far the tool rises above a finished job [m]
-OPEN, CLOSED = 1.0, 0.0
+OPEN = 1.0
+CLOSED = 0.0
 OPENED = 0.8  # from this opening on the gripper is open
 
 
@@ -43,7 +53,9 @@ class Job:
 
 @dataclass(frozen=True)
 class State:
-    """Privileged state in the world's frame: positions [m], yaw of the fingers [rad], `opening` 0..1."""
+    """Privileged state in the world's frame: positions [m], yaw of the fingers [rad], `opening`
+    0..1.
+    """
 
     tool: tuple[float, float, float]
     command: tuple[float, float, float]
@@ -80,24 +92,41 @@ def _rise(state: State, height: float) -> Action:
 
 
 def _approach(job: Job, state: State) -> Action:
-    dx, dy = state.thing[0] - state.tool[0], state.thing[1] - state.tool[1]
-    error, turn = math.hypot(dx, dy), turn_across(job, state)
+    dx = state.thing[0] - state.tool[0]
+    dy = state.thing[1] - state.tool[1]
+    error = math.hypot(dx, dy)
+    turn = turn_across(job, state)
     grasp = max(job.low, state.thing[2])
-    height = grasp + min(HOVER, SLOPE * (max(0.0, error - ALIGNED) + 0.1 * max(0.0, abs(turn) - SQUARE)))
+    height = grasp + min(
+        HOVER, SLOPE * (max(0.0, error - ALIGNED) + 0.1 * max(0.0, abs(turn) - SQUARE))
+    )
     rise = height - state.tool[2]
-    ready = error < 1.5 * ALIGNED and abs(turn) < 1.5 * SQUARE and abs(state.tool[2] - grasp) < LEVEL
-    return (*_across(dx, dy, 1.0), _steer(rise), _clip(GAIN * turn, TURN), CLOSED if ready else OPEN)
+    ready = (
+        error < 1.5 * ALIGNED and abs(turn) < 1.5 * SQUARE and abs(state.tool[2] - grasp) < LEVEL
+    )
+    return (
+        *_across(dx, dy, 1.0),
+        _steer(rise),
+        _clip(GAIN * turn, TURN),
+        CLOSED if ready else OPEN,
+    )
 
 
 def turn_across(job: Job, state: State) -> float:
-    """The turn to the nearest yaw across the object [rad]: of yaws that look alike, a picture does not tell which."""
+    """The turn to the nearest yaw across the object [rad]: of yaws that look alike, a picture does
+    not tell which.
+    """
     return math.remainder(state.thing_yaw - state.yaw, job.yaw_period)
 
 
 def _carry(job: Job, state: State) -> Action:
-    dx, dy = state.target[0] - state.thing[0], state.target[1] - state.thing[1]
-    error, x, y = math.hypot(dx, dy), state.thing, state.target
-    carry, place = y[2] + job.carry, y[2] + job.place
+    dx = state.target[0] - state.thing[0]
+    dy = state.target[1] - state.thing[1]
+    error = math.hypot(dx, dy)
+    x = state.thing
+    y = state.target
+    carry = y[2] + job.carry
+    place = y[2] + job.place
     height = place + min(carry - place, SLOPE * max(0.0, error - job.radius))
     rise = height - x[2]
     speed = min(1.0, max(0.0, 1.0 - (rise - 0.015) / 0.03))  # up first, then across
@@ -120,15 +149,20 @@ def _clip(value: float, limit: float) -> float:
 
 
 def step(job: Job, state: State, action: Action) -> State:
-    """Kinematic model: the tool follows its command late, fingers take what is between them, what is let go falls."""
+    """Kinematic model: the tool follows its command late, fingers take what is between them, what
+    is let go falls.
+    """
     holding = held(state)
     command = _add(state.command, action[:3])
     moved = tuple(FOLLOW * (c - t) for c, t in zip(command, state.tool, strict=True))
     turned = FOLLOW * (state.yaw_command + action[3] - state.yaw)
     after = replace(
-        state, tool=_add(state.tool, moved), command=command, yaw=state.yaw + turned,
+        state,
+        tool=_add(state.tool, moved),
+        command=command,
+        yaw=state.yaw + turned,
         yaw_command=state.yaw_command + action[3],
-    )  # fmt: skip
+    )
     if action[4] > 0.5:
         return replace(_dropped(job, after) if holding else after, opening=OPEN)
     if holding:
@@ -147,7 +181,9 @@ def _add(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, float, floa
 
 
 def chunk(job: Job, state: State, horizon: int = 16) -> np.ndarray:
-    """The next `horizon` actions, float32[horizon, 7]: delta xyz [m], delta Euler [rad], gripper (1 = open)."""
+    """The next `horizon` actions, float32[horizon, 7]: delta xyz [m], delta Euler [rad], gripper (1
+    = open).
+    """
     actions = np.zeros((horizon, 7), np.float32)
     for row in actions:
         dx, dy, dz, dyaw, gripper = act(job, state)

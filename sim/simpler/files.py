@@ -1,10 +1,11 @@
-"""The files that SimplerEnv's episodes load, and whether they are there: without them an episode runs on, and fails.
+"""The files that SimplerEnv's episodes load, and whether they are there: without them an episode
+runs on, and fails.
 
-Both simulators report a scene or mesh that they cannot read in a line of their log and go on: objects fall through the
-table, and a policy that is never asked anything sensible succeeds in nothing. So everything is looked at before the
-first episode. Textures are not: a file may name some that it does not need. Knows names of files (facts of
-simpler-env/ManiSkill2_real2sim and of ManiSkill 3, which have the same models) and how whole ones begin; imports no
-simulator.
+Both simulators report a scene or mesh that they cannot read in a line of their log and go on:
+objects fall through the table, and a policy that is never asked anything sensible succeeds in
+nothing. So everything is looked at before the first episode. Textures are not: a file may name some
+that it does not need. Knows names of files (facts of simpler-env/ManiSkill2_real2sim and of
+ManiSkill 3, which have the same models) and how whole ones begin; imports no simulator.
 """
 
 from __future__ import annotations
@@ -17,8 +18,14 @@ from trimvla.runtime.errors import ConfigError
 from trimvla.sim.simpler.grids import Cell
 
 MODELS = {  # environment, without its version -> the models in it
-    "PutSpoonOnTableClothInScene": ("bridge_spoon_generated_modified", "table_cloth_generated_shorter"),
-    "PutCarrotOnPlateInScene": ("bridge_carrot_generated_modified", "bridge_plate_objaverse_larger"),
+    "PutSpoonOnTableClothInScene": (
+        "bridge_spoon_generated_modified",
+        "table_cloth_generated_shorter",
+    ),
+    "PutCarrotOnPlateInScene": (
+        "bridge_carrot_generated_modified",
+        "bridge_plate_objaverse_larger",
+    ),
     "StackGreenCubeOnYellowCubeBakedTexInScene": ("baked_green_cube_3cm", "baked_yellow_cube_3cm"),
     "PutEggplantInBasketScene": ("eggplant", "dummy_sink_target_plane", "sink"),
     "GraspSingleOpenedCokeCanInScene": ("opened_coke_can",),
@@ -27,14 +34,26 @@ MODELS = {  # environment, without its version -> the models in it
 AMONG = {  # the coke can's neighbours, by `distractor_config`
     "less": ("opened_pepsi_can", "apple", "sponge", "orange"),
     "more": (
-        "opened_7up_can", "opened_sprite_can", "sponge", "orange", "opened_fanta_can",
+        "opened_7up_can",
+        "opened_sprite_can",
+        "sponge",
+        "orange",
+        "opened_fanta_can",
         "bridge_spoon_generated_modified",
     ),
-}  # fmt: skip
+}
 PICKED = (  # any of them, by a seed
-    "opened_pepsi_can", "opened_coke_can", "opened_sprite_can", "opened_fanta_can", "opened_redbull_can",
-    "blue_plastic_bottle", "apple", "orange", "sponge", "bridge_spoon_generated_modified",
-)  # fmt: skip
+    "opened_pepsi_can",
+    "opened_coke_can",
+    "opened_sprite_can",
+    "opened_fanta_can",
+    "opened_redbull_can",
+    "blue_plastic_bottle",
+    "apple",
+    "orange",
+    "sponge",
+    "bridge_spoon_generated_modified",
+)
 TRIPLETS = (  # of the moves: twelve episodes each
     ("blue_plastic_bottle", "opened_pepsi_can", "orange"),
     ("opened_7up_can", "apple", "sponge"),
@@ -42,8 +61,10 @@ TRIPLETS = (  # of the moves: twelve episodes each
     ("sponge", "blue_plastic_bottle", "opened_7up_can"),
     ("orange", "opened_pepsi_can", "opened_redbull_can"),
 )
-PAIRS = ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1))  # which is moved and near which, by the episode
-UNBAKED = ("blue_plastic_bottle", "orange")  # look the same where the others have the real ones' colours baked in
+# which is moved and near which, by the episode
+PAIRS = ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1))
+# look the same where the others have the real ones' colours baked in
+UNBAKED = ("blue_plastic_bottle", "orange")
 VISUALS = ("textured.obj", "textured.dae", "textured.glb")  # the first that there is, is loaded
 ROBOTS = {
     "google_robot": "googlerobot_description/google_robot_meta_sim_fix_wheel_fix_fingertip",
@@ -97,7 +118,8 @@ def files_of(cell: Cell, data: Path, package: Path) -> Iterator[Path]:
 
 def twin_files_of(env: str, assets: Path) -> Iterator[Path]:
     """What every episode of a task of ManiSkill 3 loads, under its `ASSET_DIR`."""
-    name, sink = env.rpartition("-")[0], env.startswith("PutEggplant")
+    name = env.rpartition("-")[0]
+    sink = env.startswith("PutEggplant")
     dataset = assets / "tasks/bridge_v2_real2sim_dataset"
     yield dataset / "custom" / f"info_bridge_custom{'_baked_tex' * ('BakedTex' in name)}_v0.json"
     yield dataset / "stages" / ("bridge_table_1_v2.glb" if sink else "bridge_table_1_v1.glb")
@@ -108,13 +130,19 @@ def twin_files_of(env: str, assets: Path) -> Iterator[Path]:
 
 
 def model_files(folder: Path) -> Iterator[Path]:
-    """A model's mesh for contacts, and the one that is seen; where there is none, the last name that is tried."""
+    """A model's mesh for contacts, and the one that is seen; where there is none, the last name
+    that is tried.
+    """
     yield folder / "collision.obj"
-    yield next((folder / name for name in VISUALS if (folder / name).exists()), folder / VISUALS[-1])
+    yield next(
+        (folder / name for name in VISUALS if (folder / name).exists()), folder / VISUALS[-1]
+    )
 
 
 def with_meshes(files: Iterable[Path]) -> Iterator[Path]:
-    """Every file once, and after a robot's or cabinet's description the meshes that it names beside itself."""
+    """Every file once, and after a robot's or cabinet's description the meshes that it names beside
+    itself.
+    """
     for path in dict.fromkeys(files):
         yield path
         if path.suffix == ".urdf" and fault(path) is None:
@@ -123,7 +151,9 @@ def with_meshes(files: Iterable[Path]) -> Iterator[Path]:
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with a file; None where it can be loaded as far as its beginning and length tell."""
+    """What is wrong with a file; None where it can be loaded as far as its beginning and length
+    tell.
+    """
     try:
         with path.open("rb") as file:
             return _broken(path.suffix, file.read(64), file.seek(0, 2))
@@ -146,8 +176,14 @@ def _broken(suffix: str, head: bytes, size: int) -> str | None:
 
 
 def check_files(files: Iterable[Path], task: str, advice: str) -> None:
-    """Raise ConfigError with the first files that cannot be loaded, and how many there are in all."""
-    wrong = [f"{path} {why}" for path in dict.fromkeys(with_meshes(files)) if (why := fault(path)) is not None]
+    """Raise ConfigError with the first files that cannot be loaded, and how many there are in
+    all.
+    """
+    wrong = [
+        f"{path} {why}"
+        for path in dict.fromkeys(with_meshes(files))
+        if (why := fault(path)) is not None
+    ]
     if wrong:
         more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise ConfigError(

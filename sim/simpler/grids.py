@@ -1,11 +1,13 @@
-"""SIMPLER's official episodes as tables: what the public evaluation scripts of the original `simpler_env` play.
+"""SIMPLER's official episodes as tables: what the public evaluation scripts of the original
+`simpler_env` play.
 
-Visual matching lays a photograph behind the robot and varies its colours; variant aggregation varies scene, light,
-distractors, table and cabinet. Every cell is one episode: which environment is built, and how it is reset. Facts from
-simpler-env/SimplerEnv, `scripts/*.sh`; the cameras that those scripts also vary count in no official score
-(`tools/calc_metrics.py`). WidowX's initial states, which the package makes from an episode's number, are `releases`:
-ManiSkill 3 numbers the same ones, but for the eggplant, whose 64 are its own. Knows names and numbers; imports nothing
-of SimplerEnv.
+Visual matching lays a photograph behind the robot and varies its colours; variant aggregation
+varies scene, light, distractors, table and cabinet. Every cell is one episode: which environment is
+built, and how it is reset. Facts from simpler-env/SimplerEnv, `scripts/*.sh`; the cameras that
+those scripts also vary count in no official score (`tools/calc_metrics.py`). WidowX's initial
+states, which the package makes from an episode's number, are `releases`: ManiSkill 3 numbers the
+same ones, but for the eggplant, whose 64 are its own. Knows names and numbers; imports nothing of
+SimplerEnv.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ SETS: tuple[Set, ...] = ("matching", "variants")
 
 @dataclass(frozen=True)
 class Original:
-    """A task of the original package: its robot, the rate of its control and the most steps of an episode."""
+    """A task of the original package: its robot, the rate of its control and the most steps of an
+    episode.
+    """
 
     robot: Robot
     hz: float
     limit: int
 
 
-GOOGLE_HZ, WIDOWX_HZ = 3.0, 5.0
+GOOGLE_HZ = 3.0
+WIDOWX_HZ = 5.0
 ORIGINALS = {
     "google_robot_pick_coke_can": Original("google_robot", GOOGLE_HZ, 80),
     "google_robot_pick_object": Original("google_robot", GOOGLE_HZ, 80),
@@ -48,7 +53,10 @@ ORIGINALS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One official episode. `robot_at`: x, y [m] and yaw [rad]; the object by its place [m] or an episode's number."""
+    """One official episode.
+
+    `robot_at`: x, y [m] and yaw [rad]; the object by its place [m] or an episode's number.
+    """
 
     env_id: str
     scene: str
@@ -68,13 +76,20 @@ class Cell:
         """What `reset` takes. The quaternion (w, x, y, z) is the yaw after half a turn."""
         x, y, yaw = self.robot_at
         quaternion = (-math.sin(yaw / 2), 0.0, 0.0, math.cos(yaw / 2))
-        thing = {"episode_id": self.episode} if self.object_at is None else {"init_xy": self.object_at}
-        return {"robot_init_options": {"init_xy": (x, y), "init_rot_quat": quaternion}, "obj_init_options": thing}
+        thing = (
+            {"episode_id": self.episode} if self.object_at is None else {"init_xy": self.object_at}
+        )
+        return {
+            "robot_init_options": {"init_xy": (x, y), "init_rot_quat": quaternion},
+            "obj_init_options": thing,
+        }
 
 
 @dataclass(frozen=True)
 class Release:
-    """Where an official WidowX episode lets go of its object and of the target, both `RELEASE_Z` above the ground."""
+    """Where an official WidowX episode lets go of its object and of the target, both `RELEASE_Z`
+    above the ground.
+    """
 
     thing: tuple[float, float]
     """The object's x, y [m]."""
@@ -89,7 +104,9 @@ class Release:
         return (*self.thing, RELEASE_Z), (*self.target, RELEASE_Z)
 
     @property
-    def quaternions(self) -> tuple[tuple[float, float, float, float], tuple[float, float, float, float]]:
+    def quaternions(
+        self,
+    ) -> tuple[tuple[float, float, float, float], tuple[float, float, float, float]]:
         """w, x, y, z of object and target."""
         return (math.cos(self.yaw / 2), 0.0, 0.0, math.sin(self.yaw / 2)), (1.0, 0.0, 0.0, 0.0)
 
@@ -106,11 +123,18 @@ def grid(xs: Iterable[float], ys: Iterable[float]) -> tuple[tuple[float, float],
 
 GOOGLE = "google_robot_static"
 TABLE = "google_pick_coke_can_1_v4"
-COLOURS = (None, "recolor_tabletop_visual_matching_1", "recolor_tabletop_visual_matching_2",
-           "recolor_cabinet_visual_matching_1")  # fmt: skip
+COLOURS = (
+    None,
+    "recolor_tabletop_visual_matching_1",
+    "recolor_tabletop_visual_matching_2",
+    "recolor_cabinet_visual_matching_1",
+)
 BACKGROUNDS = (f"{TABLE}_alt_background", f"{TABLE}_alt_background_2")
 TABLES = ("Baked_sc1_staging_objaverse_cabinet1_h870", "Baked_sc1_staging_objaverse_cabinet2_h870")
-LIGHTS: tuple[dict[str, Any], ...] = ({"slightly_darker_lighting": True}, {"slightly_brighter_lighting": True})
+LIGHTS: tuple[dict[str, Any], ...] = (
+    {"slightly_darker_lighting": True},
+    {"slightly_brighter_lighting": True},
+)
 Variant = tuple[str, str, dict[str, Any]]  # environment, scene, options
 
 COKE = "GraspSingleOpenedCokeCanInScene-v0"
@@ -125,7 +149,8 @@ COKE_VARIANTS: tuple[Variant, ...] = (
     *((COKE, scene, {}) for scene in BACKGROUNDS),
     *((COKE, TABLE, light) for light in LIGHTS),
 )
-NEAR, NEAR_FROM = "MoveNearGoogleInScene-v0", (0.35, 0.21, -0.09)
+NEAR = "MoveNearGoogleInScene-v0"
+NEAR_FROM = (0.35, 0.21, -0.09)
 NEAR_VARIANTS: tuple[Variant, ...] = (
     (NEAR, TABLE, {}),
     (NEAR, TABLE, {"no_distractor": True}),
@@ -134,11 +159,21 @@ NEAR_VARIANTS: tuple[Variant, ...] = (
     *((NEAR, scene, {}) for scene in TABLES),
 )
 PLACES = {  # where the robot stands before the drawers, as in the photographs
-    "a0": (0.644, -0.179, -0.03), "a1": (0.765, -0.182, -0.02), "a2": (0.889, -0.203, -0.06),
-    "b0": (0.652, 0.009, 0.0), "b1": (0.752, 0.009, 0.0), "b2": (0.851, 0.035, 0.0),
-    "c0": (0.665, 0.224, 0.0), "c1": (0.765, 0.222, -0.025), "c2": (0.865, 0.222, -0.025),
-}  # fmt: skip
-RECOLOURED = {"station_name": "mk_station_recolor", "light_mode": "simple", "disable_bad_material": True}
+    "a0": (0.644, -0.179, -0.03),
+    "a1": (0.765, -0.182, -0.02),
+    "a2": (0.889, -0.203, -0.06),
+    "b0": (0.652, 0.009, 0.0),
+    "b1": (0.752, 0.009, 0.0),
+    "b2": (0.851, 0.035, 0.0),
+    "c0": (0.665, 0.224, 0.0),
+    "c1": (0.765, 0.222, -0.025),
+    "c2": (0.865, 0.222, -0.025),
+}
+RECOLOURED = {
+    "station_name": "mk_station_recolor",
+    "light_mode": "simple",
+    "disable_bad_material": True,
+}
 RAYS = {"shader_dir": "rt"}  # the drawers need their shadows
 APARTMENT = "frl_apartment_stage_simple"
 ROOMS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -153,9 +188,13 @@ ROOMS: tuple[tuple[str, dict[str, Any]], ...] = (
 DRAWERS = ("Top", "Middle", "Bottom")
 APPLE = "PlaceIntoClosedTopDrawerCustomInScene-v0"
 APPLE_AT = grid(spaced(-0.08, -0.02, 3), spaced(-0.02, 0.08, 3))
-COUNTER, SINK = ("bridge_table_1_v1", "widowx", (0.147, 0.028, 0.0), "bridge_real_eval_1.png"), (
-    "bridge_table_1_v2", "widowx_sink_camera_setup", (0.127, 0.06, 0.0), "bridge_sink.png",
-)  # fmt: skip
+COUNTER = ("bridge_table_1_v1", "widowx", (0.147, 0.028, 0.0), "bridge_real_eval_1.png")
+SINK = (
+    "bridge_table_1_v2",
+    "widowx_sink_camera_setup",
+    (0.127, 0.06, 0.0),
+    "bridge_sink.png",
+)
 WIDOWX = {
     "widowx_spoon_on_towel": ("PutSpoonOnTableClothInScene-v0", COUNTER),
     "widowx_carrot_on_plate": ("PutCarrotOnPlateInScene-v0", COUNTER),
@@ -164,7 +203,10 @@ WIDOWX = {
 }
 
 RELEASE_Z = 0.87 + 0.5  # objects fall from half a metre above the table [m]
-AROUND, SINK_AROUND, SINK_TARGET = (-0.16, 0.0), (-0.105, 0.206), (-0.125, 0.025)  # middles of the places; basket
+# middles of the places; basket
+AROUND = (-0.16, 0.0)
+SINK_AROUND = (-0.105, 0.206)
+SINK_TARGET = (-0.125, 0.025)
 YAWS = {  # of the object; within a pair of places they come one after the other
     "widowx_spoon_on_towel": (0.0, math.pi / 2),
     "widowx_carrot_on_plate": (math.pi, -math.pi / 2),
@@ -205,19 +247,37 @@ def official(task: str, which: Set) -> list[Cell]:
 def _coke_matching() -> Iterator[Cell]:
     for colour, (kind, lying), at in product(COLOURS, LYING.items(), COKE_AT):
         options = {lying: True, "urdf_version": colour}
-        yield Cell(COKE, TABLE, GOOGLE, (0.35, 0.20, 0.0), at, overlay="google_coke_can_real_eval_1.png",
-                   options=options, kind=kind)  # fmt: skip
+        yield Cell(
+            COKE,
+            TABLE,
+            GOOGLE,
+            (0.35, 0.20, 0.0),
+            at,
+            overlay="google_coke_can_real_eval_1.png",
+            options=options,
+            kind=kind,
+        )
 
 
 def _coke_variants() -> Iterator[Cell]:
     for (env_id, scene, extra), (kind, lying), at in product(COKE_VARIANTS, LYING.items(), COKE_AT):
-        yield Cell(env_id, scene, GOOGLE, (0.35, 0.20, 0.0), at, options={lying: True, **extra}, kind=kind)
+        yield Cell(
+            env_id, scene, GOOGLE, (0.35, 0.20, 0.0), at, options={lying: True, **extra}, kind=kind
+        )
 
 
 def _near_matching() -> Iterator[Cell]:
     for colour, number in product(COLOURS, range(60)):
-        yield Cell("MoveNearGoogleBakedTexInScene-v0", TABLE, GOOGLE, NEAR_FROM, episode=number, kind="move",
-                   overlay="google_move_near_real_eval_1.png", options={"urdf_version": colour})  # fmt: skip
+        yield Cell(
+            "MoveNearGoogleBakedTexInScene-v0",
+            TABLE,
+            GOOGLE,
+            NEAR_FROM,
+            episode=number,
+            kind="move",
+            overlay="google_move_near_real_eval_1.png",
+            options={"urdf_version": colour},
+        )
 
 
 def _near_variants() -> Iterator[Cell]:
@@ -228,9 +288,16 @@ def _near_variants() -> Iterator[Cell]:
 def _drawer_matching(verb: str) -> Callable[[], Iterator[Cell]]:
     def cells() -> Iterator[Cell]:
         for colour, drawer, (place, at) in product(COLOURS, DRAWERS, PLACES.items()):
-            yield Cell(f"{verb}{drawer}DrawerCustomInScene-v0", "dummy_drawer", GOOGLE, at, (0.0, 0.0),
-                       overlay=f"open_drawer_{place}.png", options={**RAYS, **RECOLOURED, "urdf_version": colour},
-                       kind=f"{verb} {drawer}".lower())  # fmt: skip
+            yield Cell(
+                f"{verb}{drawer}DrawerCustomInScene-v0",
+                "dummy_drawer",
+                GOOGLE,
+                at,
+                (0.0, 0.0),
+                overlay=f"open_drawer_{place}.png",
+                options={**RAYS, **RECOLOURED, "urdf_version": colour},
+                kind=f"{verb} {drawer}".lower(),
+            )
 
     return cells
 
@@ -240,17 +307,31 @@ def _drawer_variants(verb: str) -> Callable[[], Iterator[Cell]]:
 
     def cells() -> Iterator[Cell]:
         for (room, extra), drawer, (x, y) in product(ROOMS, DRAWERS, standing):
-            yield Cell(f"{verb}{drawer}DrawerCustomInScene-v0", room, GOOGLE, (x, y, 0.0), (0.0, 0.0),
-                       options={**RAYS, **extra}, kind=f"{verb} {drawer}".lower())  # fmt: skip
+            yield Cell(
+                f"{verb}{drawer}DrawerCustomInScene-v0",
+                room,
+                GOOGLE,
+                (x, y, 0.0),
+                (0.0, 0.0),
+                options={**RAYS, **extra},
+                kind=f"{verb} {drawer}".lower(),
+            )
 
     return cells
 
 
 def _apple_matching() -> Iterator[Cell]:
     for colour, place, at in product(reversed(COLOURS), ("a0", "b0", "c0"), APPLE_AT):
-        yield Cell(APPLE, "dummy_drawer", GOOGLE, PLACES[place], at, overlay=f"open_drawer_{place}.png",
-                   options={**RAYS, **RECOLOURED, "urdf_version": colour, "model_ids": "baked_apple_v2"},
-                   kind="place")  # fmt: skip
+        yield Cell(
+            APPLE,
+            "dummy_drawer",
+            GOOGLE,
+            PLACES[place],
+            at,
+            overlay=f"open_drawer_{place}.png",
+            options={**RAYS, **RECOLOURED, "urdf_version": colour, "model_ids": "baked_apple_v2"},
+            kind="place",
+        )
 
 
 def _apple_variants() -> Iterator[Cell]:

@@ -1,8 +1,10 @@
-"""Whether SimplerEnv's tasks can be played here, of either package, and what is in the way. Plays nothing.
+"""Whether SimplerEnv's tasks can be played here, of either package, and what is in the way.
 
-The original package needs an environment of its own: with NumPy 2 it ends the process by signal 11, and a setuptools
-without `pkg_resources` stops its simulator, so versions are read before anything of it is imported. See
-docs/guides/simpler-original.md.
+Plays nothing.
+
+The original package needs an environment of its own: with NumPy 2 it ends the process by signal 11,
+and a setuptools without `pkg_resources` stops its simulator, so versions are read before anything
+of it is imported. See docs/guides/simpler-original.md.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ORIGINAL = ("simpler_env", "mani_skill2_real2sim")
-DOWNLOAD = "python -m mani_skill.utils.download_asset bridge_v2_real2sim, then widowx250s; or set MS_ASSET_DIR"
+DOWNLOAD = (
+    "python -m mani_skill.utils.download_asset bridge_v2_real2sim, then widowx250s; or set"
+    " MS_ASSET_DIR"
+)
 NO_VULKAN = "launch/install_vulkan.sh installs a software driver"
 PAGE = "docs/guides/simpler-original.md"
 READ = ("numpy", "setuptools", "gymnasium", "sapien")  # distributions whose versions decide
@@ -23,18 +28,26 @@ PYTHONS = ((3, 10), (3, 11))
 
 
 def missing(*, render: bool = True) -> str | None:
-    """What stands in the way of ManiSkill's tasks, with what to do about it; None where nothing does."""
+    """What stands in the way of ManiSkill's tasks, with what to do about it; None where nothing
+    does.
+    """
     if find_spec("mani_skill") is None or find_spec("sapien") is None:
         return "ManiSkill is not installed: pip install 'trimvla[simpler]'"
     if render and (problem := _vulkan_problem()):
         return f"no Vulkan: {problem}; {NO_VULKAN}"
     assets = Path(import_module("mani_skill").ASSET_DIR)
-    lacking = [part for part in ("tasks/bridge_v2_real2sim_dataset", "robots/widowx") if not (assets / part).is_dir()]
+    lacking = [
+        part
+        for part in ("tasks/bridge_v2_real2sim_dataset", "robots/widowx")
+        if not (assets / part).is_dir()
+    ]
     return f"no {', '.join(lacking)} in {assets}: {DOWNLOAD}" if lacking else None
 
 
 def original_missing() -> str | None:
-    """What stands in the way of the original package, with what to do about it; None where nothing does."""
+    """What stands in the way of the original package, with what to do about it; None where nothing
+    does.
+    """
     if absent := [name for name in ORIGINAL if not installed(name)]:
         return f"{' and '.join(absent)} not installed: {PAGE}"
     if problem := unfit(versions(), sys.version_info[:2]):
@@ -43,11 +56,17 @@ def original_missing() -> str | None:
         return f"no Vulkan: {problem}; {NO_VULKAN}"
     assets = Path(import_module("mani_skill2_real2sim").ASSET_DIR)
     lacking = [part for part in ("custom", "real_inpainting") if not (assets / part).is_dir()]
-    return f"no {', '.join(lacking)} in {assets}: set MS2_ASSET_DIR to ManiSkill2_real2sim/data" if lacking else None
+    return (
+        f"no {', '.join(lacking)} in {assets}: set MS2_ASSET_DIR to ManiSkill2_real2sim/data"
+        if lacking
+        else None
+    )
 
 
 def installed(name: str) -> bool:
-    """Whether a package would be imported from a file; a stand-in that is already loaded is none."""
+    """Whether a package would be imported from a file; a stand-in that is already loaded is
+    none.
+    """
     try:
         return find_spec(name) is not None
     except ValueError:
@@ -73,7 +92,12 @@ def unfit(found: Mapping[str, str | None], python: tuple[int, int]) -> str | Non
         found: version of each of `READ`; None where it is not installed.
         python: major and minor.
     """
-    bounds = {"numpy": ("<2", 2), "setuptools": ("<80", 80), "gymnasium": ("<1", 1), "sapien": ("<3", 3)}
+    bounds = {
+        "numpy": ("<2", 2),
+        "setuptools": ("<80", 80),
+        "gymnasium": ("<1", 1),
+        "sapien": ("<3", 3),
+    }
     wrong = [
         f"{name}{bound}, got {found[name] or 'none'}"
         for name, (bound, first) in bounds.items()
@@ -83,7 +107,10 @@ def unfit(found: Mapping[str, str | None], python: tuple[int, int]) -> str | Non
         wrong.insert(0, f"Python 3.10 or 3.11, got {python[0]}.{python[1]}")
     if not wrong:
         return None
-    return f"expected for the original SimplerEnv package {'; '.join(wrong)} (an environment of its own: {PAGE})"
+    return (
+        f"expected for the original SimplerEnv package {'; '.join(wrong)} (an environment of its"
+        f" own: {PAGE})"
+    )
 
 
 def _major(text: str | None) -> int | None:

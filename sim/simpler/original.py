@@ -1,10 +1,12 @@
-"""The original SimplerEnv package (ManiSkill2_real2sim) as tasks of an evaluation; imported only when a task is made.
+"""The original SimplerEnv package (ManiSkill2_real2sim) as tasks of an evaluation; imported only
+when a task is made.
 
-The protocol is that of its own evaluator: an environment is built anew for every episode (drive targets survive a
-reset) and reset once, for building its scene once more moves the spoon by 0.03 mm; the score is the `done` of the last
-step, an episode goes on until its limit, the sentence is read again at every step, and the robot's adapter starts anew
-with every new sentence, as CogACT's does. Not on a registry: users clone it (docs/guides/simpler-original.md). What it
-prints goes to stderr. Knows its documented API and the grids; knows no policy.
+The protocol is that of its own evaluator: an environment is built anew for every episode (drive
+targets survive a reset) and reset once, for building its scene once more moves the spoon by 0.03
+mm; the score is the `done` of the last step, an episode goes on until its limit, the sentence is
+read again at every step, and the robot's adapter starts anew with every new sentence, as CogACT's
+does. Not on a registry: users clone it (docs/guides/simpler-original.md). What it prints goes to
+stderr. Knows its documented API and the grids; knows no policy.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Package:
 
     @classmethod
     def load(cls) -> Package:
-        """Import it; ConfigError where it is not installed, or beside versions with which it cannot work."""
+        """Import it; ConfigError where it is not installed, or beside versions with which it cannot
+        work.
+        """
         if all(map(installed, ORIGINAL)) and (problem := unfit(versions(), sys.version_info[:2])):
             raise ConfigError(problem)
         try:
@@ -61,23 +65,34 @@ class Package:
                 import_module("simpler_env").make,
                 builder.build_maniskill2_env,
                 builder.get_robot_control_mode,
-                import_module("simpler_env.utils.env.observation_utils").get_image_from_maniskill2_obs_dict,
+                import_module(
+                    "simpler_env.utils.env.observation_utils"
+                ).get_image_from_maniskill2_obs_dict,
                 Path(root.ASSET_DIR),
                 Path(root.PACKAGE_ASSET_DIR),
             )
         except ImportError as error:
             raise ConfigError(
-                f"expected the original SimplerEnv package for 'simpler_env:': {error}; clone simpler-env/SimplerEnv "
-                f"with its submodule and install both as {PAGE} says (without it, WidowX tasks run as "
-                "'simpler:widowx_...')"
+                f"expected the original SimplerEnv package for 'simpler_env:': {error}; clone"
+                f" simpler-env/SimplerEnv with its submodule and install both as {PAGE} says"
+                " (without it, WidowX tasks run as 'simpler:widowx_...')"
             ) from None
 
 
 class OriginalEpisode:
     """One episode in an environment of its own; see `episodes.Episode`."""
 
-    def __init__(self, package: Package, env: Any, observation: Any, original: Original, kind: str) -> None:  # noqa: ANN401 - an env of gymnasium
-        self._package, self._env, self._original = package, env, original
+    def __init__(
+        self,
+        package: Package,
+        env: Any,  # noqa: ANN401 - an env of gymnasium
+        observation: Any,  # noqa: ANN401
+        original: Original,
+        kind: str,
+    ) -> None:
+        self._package = package
+        self._env = env
+        self._original = original
         self._adapter = SimplerAdapter(original.robot, ensemble=False)
         self._steps = 0
         self.success = False
@@ -88,8 +103,11 @@ class OriginalEpisode:
         self.image = self._picture(observation)
 
     def step(self, action: np.ndarray) -> bool:
-        """See `episodes.Episode`; an eighth number above 0 ends the sub-task, and with the last one the episode."""
-        action, inner = np.asarray(action, np.float64), self._env.unwrapped
+        """See `episodes.Episode`; an eighth number above 0 ends the sub-task, and with the last one
+        the episode.
+        """
+        action = np.asarray(action, np.float64)
+        inner = self._env.unwrapped
         ends = len(action) > TERMINATE and bool(action[TERMINATE] > 0)
         final = bool(inner.is_final_subtask())
         if ends and not final:
@@ -99,14 +117,17 @@ class OriginalEpisode:
         with spoken():
             observation, _, done, truncated, info = self._env.step(command)
         self._steps += 1
-        self.success, self.stats = bool(done), dict(info.get("episode_stats", {}))
+        self.success = bool(done)
+        self.stats = dict(info.get("episode_stats", {}))
         self.image = self._picture(observation)
         self._hear(inner.get_language_instruction())
         return bool(truncated) or (ends and final) or self._steps >= self._original.limit
 
     def expert(self) -> np.ndarray:
         """See `episodes.Episode`."""
-        raise ConfigError("expected a policy for 'simpler_env:': the original package has no scripted expert")
+        raise ConfigError(
+            "expected a policy for 'simpler_env:': the original package has no scripted expert"
+        )
 
     def close(self) -> None:
         """Close the environment."""
@@ -120,44 +141,65 @@ class OriginalEpisode:
     def _picture(self, observation: Any) -> np.ndarray:  # noqa: ANN401
         image = np.ascontiguousarray(self._package.image(self._env.unwrapped, observation))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ConfigError(f"expected uint8[h, w, 3] from SimplerEnv's camera, got {image.dtype}{list(image.shape)}")
+            raise ConfigError(
+                "expected uint8[h, w, 3] from SimplerEnv's camera, got"
+                f" {image.dtype}{list(image.shape)}"
+            )
         return image
 
 
 class OriginalTask:
-    """A task of the original package, with one of its official sets of episodes; see `episodes.Task`."""
+    """A task of the original package, with one of its official sets of episodes; see
+    `episodes.Task`.
+    """
 
     execute = 1  # CogACT's evaluation looks at every step
 
     def __init__(self, name: str, which: Set) -> None:
         self.name = f"simpler_env:{name}:{which}"
-        self._task, self._original = name, ORIGINALS[name]
+        self._task = name
+        self._original = ORIGINALS[name]
         with spoken():
             self._package = Package.load()
         self._cells = official(name, which)
-        self.control_hz, self.limit, self.official = self._original.hz, self._original.limit, len(self._cells)
+        self.control_hz = self._original.hz
+        self.limit = self._original.limit
+        self.official = len(self._cells)
         self.votes = HORIZONS[self._original.robot]
 
     def episode(self, index: int, *, official: bool) -> OriginalEpisode:
-        """See `episodes.Task`; other episodes than the official ones are the prepackaged task's, by seed.
+        """See `episodes.Task`; other episodes than the official ones are the prepackaged task's, by
+        seed.
 
-        What the package draws by a seed are new places for cans, objects and apples. For WidowX, moves and drawers it
-        is one of the official states again, with replacement.
+        What the package draws by a seed are new places for cans, objects and apples. For WidowX,
+        moves and drawers it is one of the official states again, with replacement.
         """
         self.check((index,), official=official)
         cell = self._cell(index) if official else None
         with spoken(), driver_named():
             env = self._package.make(self._task) if cell is None else self._build(cell)
-            observation, _ = env.reset(seed=index) if cell is None else env.reset(options=arrays(cell.init_options))
-            return OriginalEpisode(self._package, env, observation, self._original, "" if cell is None else cell.kind)
+            observation, _ = (
+                env.reset(seed=index)
+                if cell is None
+                else env.reset(options=arrays(cell.init_options))
+            )
+            return OriginalEpisode(
+                self._package, env, observation, self._original, "" if cell is None else cell.kind
+            )
 
     def check(self, indices: Iterable[int], *, official: bool) -> None:
-        """Raise ConfigError where a scene or mesh of these episodes is missing; see `sim.simpler.files`.
+        """Raise ConfigError where a scene or mesh of these episodes is missing; see
+        `sim.simpler.files`.
 
-        By a seed the package may draw any of its places, so what visual matching loads must be there.
+        By a seed the package may draw any of its places, so what visual matching loads must be
+        there.
         """
         cells = map(self._cell, indices) if official else _prepackaged(self._task)
-        files = (file for cell in cells for file in files_of(cell, self._package.data, self._package.robots))
+        files = (
+            file
+            for cell in cells
+            for file in files_of(cell, self._package.data, self._package.robots)
+        )
         check_files(files, self.name, ASSETS)
 
     def close(self) -> None:
@@ -165,12 +207,18 @@ class OriginalTask:
 
     def _cell(self, index: int) -> Cell:
         if not 0 <= index < self.official:
-            raise ConfigError(f"expected an official episode below {self.official} of '{self.name}', got {index}")
+            raise ConfigError(
+                f"expected an official episode below {self.official} of '{self.name}', got {index}"
+            )
         return self._cells[index]
 
     def _build(self, cell: Cell) -> Any:  # noqa: ANN401 - an env of gymnasium
         """As SimplerEnv's evaluator builds it."""
-        overlay = None if cell.overlay is None else str(self._package.data / "real_inpainting" / cell.overlay)
+        overlay = (
+            None
+            if cell.overlay is None
+            else str(self._package.data / "real_inpainting" / cell.overlay)
+        )
         return self._package.build(
             cell.env_id,
             **cell.options,
@@ -201,7 +249,9 @@ def driver_named() -> Iterator[None]:
     except RuntimeError as error:
         if not any(word in str(error).lower() for word in VULKAN_WORDS):
             raise
-        raise ConfigError(f"expected a Vulkan driver for SimplerEnv's pictures, got: {error}; {NO_VULKAN}") from None
+        raise ConfigError(
+            f"expected a Vulkan driver for SimplerEnv's pictures, got: {error}; {NO_VULKAN}"
+        ) from None
     except FileNotFoundError as error:
         raise ConfigError(f"expected all of SimplerEnv's assets, got: {error}; {ASSETS}") from None
 
@@ -217,7 +267,10 @@ def _prepackaged(task: str) -> list[Cell]:
 def arrays(options: dict[str, Any]) -> dict[str, Any]:
     """Tuples as arrays, as the environments expect places and quaternions."""
     if all(not isinstance(value, dict) for value in options.values()):
-        return {key: np.array(value) if isinstance(value, tuple) else value for key, value in options.items()}
+        return {
+            key: np.array(value) if isinstance(value, tuple) else value
+            for key, value in options.items()
+        }
     return {key: arrays(value) for key, value in options.items()}
 
 

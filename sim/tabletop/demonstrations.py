@@ -1,11 +1,11 @@
 """Scripted demonstrations: pictures, privileged labels and action chunks, shard by shard.
 
-Noise disturbs only what is executed; the label is always what the clean expert would do from there (DART, arXiv
-1703.09327). As the expert has no memory, each picture is labelled for several goals of its table, so one picture
-teaches what different sentences mean. For the same reason a policy may drive while the expert labels (DAgger, arXiv
-1011.0686): these corrections show the states that the policy gets itself into. Shards may hold what the wrist camera
-sees and the joints' positions too. Knows the simulator, the expert and anything that infers; knows no tokenizer and no
-training.
+Noise disturbs only what is executed; the label is always what the clean expert would do from there
+(DART, arXiv 1703.09327). As the expert has no memory, each picture is labelled for several goals of
+its table, so one picture teaches what different sentences mean. For the same reason a policy may
+drive while the expert labels (DAgger, arXiv 1011.0686): these corrections show the states that the
+policy gets itself into. Shards may hold what the wrist camera sees and the joints' positions too.
+Knows the simulator, the expert and anything that infers; knows no tokenizer and no training.
 """
 
 from __future__ import annotations
@@ -31,12 +31,16 @@ from trimvla.sim.tabletop.scene import Goal, Scene, sample_scene
 GOALS = 6  # sentences labelled per picture; the first is the one being pursued
 AUX = 8  # object x y, target x y, tool x y z [m], opening
 SHARD_EPISODES = 100
-CORRECTED_STEPS, CORRECTED_EXECUTE = 40, 2  # the most steps of an episode; steps between two looks
+# the most steps of an episode; steps between two looks
+CORRECTED_STEPS = 40
+CORRECTED_EXECUTE = 2
 
 
 @dataclass(frozen=True)
 class Noise:
-    """An episode's disturbance: translation [m] and turn [rad] a step, chance of a wrong gripper command, detour."""
+    """An episode's disturbance: translation [m] and turn [rad] a step, chance of a wrong gripper
+    command, detour.
+    """
 
     shift: float
     turn: float
@@ -52,7 +56,9 @@ def sample_noise(rng: np.random.Generator) -> Noise:
 
 
 def label_goals(scene: Scene, state: State, goal: Goal, rng: np.random.Generator) -> list[Goal]:
-    """`GOALS` goals for one picture, the pursued one first; with an object in hand only goals about that object."""
+    """`GOALS` goals for one picture, the pursued one first; with an object in hand only goals about
+    that object.
+    """
     others = [g for g in scene.goals() if g != goal and state.held in (-1, g.object)]
     rng.shuffle(others)
     return [goal, *(others * GOALS or [goal] * GOALS)][:GOALS]
@@ -84,7 +90,12 @@ class Shard:
         self.texts: list[list[str]] = []
 
     def add(
-        self, seen: dict[str, np.ndarray], scene: Scene, state: State, goal: Goal, rng: np.random.Generator
+        self,
+        seen: dict[str, np.ndarray],
+        scene: Scene,
+        state: State,
+        goal: Goal,
+        rng: np.random.Generator,
     ) -> None:
         """Label what the environment gives to see for several goals."""
         goals = label_goals(scene, state, goal, rng)
@@ -112,14 +123,27 @@ class Shard:
         partial.rename(path)
 
 
-def disturb(action: expert.Action, drift: np.ndarray, noise: Noise, rng: np.random.Generator) -> np.ndarray:
-    """The executed action float32[7]: the expert's plus drift, sometimes with the wrong gripper command."""
+def disturb(
+    action: expert.Action, drift: np.ndarray, noise: Noise, rng: np.random.Generator
+) -> np.ndarray:
+    """The executed action float32[7]: the expert's plus drift, sometimes with the wrong gripper
+    command.
+    """
     dx, dy, dz, dyaw, gripper = action
     if rng.random() < noise.slip:
         gripper = 1.0 - gripper
     shift = drift + rng.normal(0.0, noise.shift, 3)
     return np.array(
-        [dx + shift[0], dy + shift[1], dz + shift[2], 0, 0, dyaw + rng.normal(0, noise.turn), gripper], np.float32
+        [
+            dx + shift[0],
+            dy + shift[1],
+            dz + shift[2],
+            0,
+            0,
+            dyaw + rng.normal(0, noise.turn),
+            gripper,
+        ],
+        np.float32,
     )
 
 
@@ -146,7 +170,9 @@ def episode(env: TabletopEnv, seed: int, shard: Shard) -> bool:
 
 
 def corrected_episode(env: TabletopEnv, seed: int, shard: Shard, actor: Actor) -> bool:
-    """Let a policy drive, label every picture with what the expert would do; True when it ended in success."""
+    """Let a policy drive, label every picture with what the expert would do; True when it ended in
+    success.
+    """
     rng = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed, options={"scene": sample_scene(rng)})
     chunk = np.zeros((0, 7))
@@ -166,10 +192,16 @@ def make_shard(
     path: Path, first_seed: int, episodes: int, bundle: str | None = None, *, wrist: bool = False
 ) -> tuple[int, int]:
     """Write one shard, driven by the expert or by the policy of a bundle; (frames, successes)."""
-    env, shard, successes = TabletopEnv(wrist=wrist), Shard(), 0
+    env = TabletopEnv(wrist=wrist)
+    shard = Shard()
+    successes = 0
     actor = None if bundle is None else Policy.load(bundle, threads=1)
     for seed in range(first_seed, first_seed + episodes):
-        successes += episode(env, seed, shard) if actor is None else corrected_episode(env, seed, shard, actor)
+        successes += (
+            episode(env, seed, shard)
+            if actor is None
+            else corrected_episode(env, seed, shard, actor)
+        )
     env.close()
     shard.save(path)
     return len(shard.images), successes
@@ -184,7 +216,8 @@ def make_shards(
     bundle: str | None = None,
     wrist: bool = False,
 ) -> Iterator[tuple[int, int]]:
-    """Write the missing ones of `count` shards from number `first` on; yields (frames, successes) as each is done.
+    """Write the missing ones of `count` shards from number `first` on; yields (frames, successes)
+    as each is done.
 
     With `bundle` its policy drives (corrections), else the expert. `wrist`: see `TabletopEnv`.
     """

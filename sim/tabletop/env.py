@@ -1,9 +1,10 @@
-"""The embedded simulator: a language-conditioned tabletop as a gymnasium environment, deterministic per seed.
+"""The embedded simulator: a language-conditioned tabletop as a gymnasium environment, deterministic
+per seed.
 
-Actions are SIMPLER's: float32[7] = delta xyz [m], delta axis-angle [rad], gripper (1 = open, 0 = close), at 5 Hz. The
-observation is one third-person picture, and where it is asked for that of the wrist camera and the joints' positions;
-success is judged from privileged state and reported in `info["success"]`.
-Knows physics and judging; knows no policy, socket or expert decision.
+Actions are SIMPLER's: float32[7] = delta xyz [m], delta axis-angle [rad], gripper (1 = open, 0 =
+close), at 5 Hz. The observation is one third-person picture, and where it is asked for that of the
+wrist camera and the joints' positions; success is judged from privileged state and reported in
+`info["success"]`. Knows physics and judging; knows no policy, socket or expert decision.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ ACTION_LOW = np.array([-0.05, -0.05, -0.05, -0.4, -0.4, -0.4, 0.0], np.float32)
 ACTION_HIGH = np.array([0.05, 0.05, 0.05, 0.4, 0.4, 0.4, 1.0], np.float32)
 Reset = tuple[dict[str, np.ndarray], dict[str, Any]]
 Step = tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]
-TILT, TURN = 0.5, 1.5  # the most the wrist leans and turns [rad]
+# the most the wrist leans and turns [rad]
+TILT = 0.5
+TURN = 1.5
 
 
 class TabletopEnv(gym.Env):
     """A gantry robot above objects and targets; one sentence says what to do.
 
-    `reset(options=...)` takes `variant` (see `scene.VARIANTS`), `verb` (pick, put, stack) or a ready `scene`.
-    An episode ends with success, or is cut after `MAX_STEPS` steps.
+    `reset(options=...)` takes `variant` (see `scene.VARIANTS`), `verb` (pick, put, stack) or a
+    ready `scene`. An episode ends with success, or is cut after `MAX_STEPS` steps.
     """
 
     metadata = {  # noqa: RUF012 (gymnasium declares it so)
@@ -60,8 +63,8 @@ class TabletopEnv(gym.Env):
     ) -> None:
         """`observe=False` skips the pictures (all zeros) for runs that need only physics.
 
-        `wrist` adds "wrist" uint8[128, 128, 3] and "state" float32[8] to the observation: positions of `ROBOT_JOINTS`
-        [m, rad].
+        `wrist` adds "wrist" uint8[128, 128, 3] and "state" float32[8] to the observation: positions
+        of `ROBOT_JOINTS` [m, rad].
         """
         self.render_mode = render_mode
         self.variant = variant
@@ -161,13 +164,15 @@ class TabletopEnv(gym.Env):
         touching: dict[int, set[str]] = {}
         for contact in self._data.contact[: self._data.ncon]:
             names = {self._model.geom(int(g)).name for g in contact.geom}
-            fingers, others = names & {"left", "right"}, names - {"left", "right"}
+            fingers = names & {"left", "right"}
+            others = names - {"left", "right"}
             if fingers and others and (name := others.pop()).startswith("object"):
                 touching.setdefault(int(name[6]), set()).update(fingers)
         return next((i for i, fingers in touching.items() if len(fingers) == 2), -1)
 
     def _move(self, action: np.ndarray) -> None:
-        start, wrist = self._target.copy(), self._data.ctrl[3:6].copy()
+        start = self._target.copy()
+        wrist = self._data.ctrl[3:6].copy()
         self._target = np.array(limit_tool(*(start + action[:3])))
         self._rotation, goal_wrist = _turn(self._rotation, action[3:6])
         self._data.ctrl[6:8] = FINGER_TRAVEL if action[6] >= 0.5 else 0.0
@@ -189,12 +194,18 @@ class TabletopEnv(gym.Env):
     def _observation(self) -> dict[str, np.ndarray]:
         if not self._wrist:
             return {"image": self._picture("front")}
-        return {"image": self._picture("front"), "wrist": self._picture("wrist"), "state": self.joints()}
+        return {
+            "image": self._picture("front"),
+            "wrist": self._picture("wrist"),
+            "state": self.joints(),
+        }
 
     def _picture(self, camera: str) -> np.ndarray:
         if not self._observe:
             return np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-        return self._get_renderer().render(self._data.qpos, camera, height=IMAGE_SIZE, width=IMAGE_SIZE)
+        return self._get_renderer().render(
+            self._data.qpos, camera, height=IMAGE_SIZE, width=IMAGE_SIZE
+        )
 
     def _info(self) -> dict[str, Any]:
         return {"instruction": self.instruction, "success": self.succeeded(), "steps": self._steps}
@@ -205,10 +216,13 @@ def _xyz(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def _turn(rotation: np.ndarray, axis_angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rotate by a world-frame axis-angle; back come the matrix and the wrist's (yaw, pitch, roll), both limited."""
+    """Rotate by a world-frame axis-angle; back come the matrix and the wrist's (yaw, pitch, roll),
+    both limited.
+    """
     rotation = cv2.Rodrigues(np.asarray(axis_angle, np.float64))[0] @ rotation
     pitch = -math.asin(max(-1.0, min(1.0, rotation[2, 0])))
-    yaw, roll = math.atan2(rotation[1, 0], rotation[0, 0]), math.atan2(rotation[2, 1], rotation[2, 2])
+    yaw = math.atan2(rotation[1, 0], rotation[0, 0])
+    roll = math.atan2(rotation[2, 1], rotation[2, 2])
     angles = np.clip([yaw, pitch, roll], (-TURN, -TILT, -TILT), (TURN, TILT, TILT))
     yaw, pitch, roll = angles
     turned = _axis(2, yaw) @ _axis(1, pitch) @ _axis(0, roll)

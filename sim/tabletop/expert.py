@@ -1,8 +1,8 @@
 """The scripted expert: from privileged state and a goal to the next action, without memory.
 
-Because it has no memory, the right action for any state and any goal is known, also for goals nobody pursued: `chunk`
-plays the expert forward in a kinematic model of the robot and gives the next H actions as a label. Knows poses; knows
-nothing of physics, pictures or language.
+Because it has no memory, the right action for any state and any goal is known, also for goals
+nobody pursued: `chunk` plays the expert forward in a kinematic model of the robot and gives the
+next H actions as a label. Knows poses; knows nothing of physics, pictures or language.
 """
 
 from __future__ import annotations
@@ -12,19 +12,41 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trimvla.sim.tabletop.scene import HALF_HEIGHT, OBJECT_HALF_WIDTH, ON_RADIUS, THICKNESS, Goal, Scene
+from trimvla.sim.tabletop.scene import (
+    HALF_HEIGHT,
+    OBJECT_HALF_WIDTH,
+    ON_RADIUS,
+    THICKNESS,
+    Goal,
+    Scene,
+)
 
-SPEED, TURN = 0.045, 0.15  # the most a step moves [m] and turns [rad]
-GRASP_Z, HOVER, CARRY_Z, LIFT_Z, REST_Z = 0.018, 0.075, 0.13, 0.17, 0.16  # tool heights [m]
+# the most a step moves [m] and turns [rad]
+SPEED = 0.045
+TURN = 0.15
+# tool heights [m]
+GRASP_Z = 0.018
+HOVER = 0.075
+CARRY_Z = 0.13
+LIFT_Z = 0.17
+REST_Z = 0.16
 ALIGNED = 0.008  # horizontal error that counts as there [m]
 SLOPE = 2.0  # metres of height kept per metre of error beyond
-FLOOR_Z, CEILING_Z, REACH_X, REACH_Y = 0.016, 0.30, 0.22, 0.20  # where the tool may be [m]
-OPEN, CLOSED = 1.0, 0.0
+# where the tool may be [m]
+FLOOR_Z = 0.016
+CEILING_Z = 0.30
+REACH_X = 0.22
+REACH_Y = 0.20
+OPEN = 1.0
+CLOSED = 0.0
 
 
 @dataclass(frozen=True)
 class State:
-    """Privileged state. Positions [m], yaw [rad], `opening` 0..1, `held` the index of the object in hand or -1."""
+    """Privileged state.
+
+    Positions [m], yaw [rad], `opening` 0..1, `held` the index of the object in hand or -1.
+    """
 
     tool: tuple[float, float, float]
     yaw: float
@@ -50,7 +72,9 @@ def is_on(scene: Scene, state: State, goal: Goal) -> bool:
     """Whether the object lies on its target and the gripper has let go."""
     x, y, top = support(scene, state, goal)
     ox, oy, oz = state.objects[goal.object]
-    kind = scene.objects[goal.target].kind if goal.verb == "stack" else scene.targets[goal.target].kind
+    kind = (
+        scene.objects[goal.target].kind if goal.verb == "stack" else scene.targets[goal.target].kind
+    )
     level = abs(oz - top - HALF_HEIGHT[scene.objects[goal.object].kind]) < 0.010
     return state.held != goal.object and level and math.hypot(ox - x, oy - y) < ON_RADIUS[kind]
 
@@ -100,7 +124,8 @@ def _carry(scene: Scene, state: State, goal: Goal) -> Action:
     x, y, top = support(scene, state, goal)
     held = state.objects[goal.object]
     below = state.tool[2] - (held[2] - HALF_HEIGHT[scene.objects[goal.object].kind])
-    place, carry = top + below + 0.004, CARRY_Z + top
+    place = top + below + 0.004
+    carry = CARRY_Z + top
     error = math.hypot(x - held[0], y - held[1])
     height = _funnel(place, carry - place, error)
     rise = height - state.tool[2]
@@ -115,8 +140,11 @@ def _funnel(low: float, hover: float, error: float) -> float:
     return low + min(hover, max(0.0, SLOPE * (error - ALIGNED)))
 
 
-def _towards(start: tuple[float, ...], x: float, y: float, speed: float) -> tuple[float, float, float]:
-    dx, dy = x - start[0], y - start[1]
+def _towards(
+    start: tuple[float, ...], x: float, y: float, speed: float
+) -> tuple[float, float, float]:
+    dx = x - start[0]
+    dy = y - start[1]
     error = math.hypot(dx, dy)
     scale = min(1.0, speed / error) if error > 1e-9 else 0.0
     return dx * scale, dy * scale, error
@@ -132,7 +160,9 @@ def limit_tool(x: float, y: float, z: float) -> tuple[float, float, float]:
 
 
 def step(scene: Scene, state: State, action: Action) -> State:
-    """Kinematic model: the tool goes where it is told, a closing gripper takes what is between its pads."""
+    """Kinematic model: the tool goes where it is told, a closing gripper takes what is between its
+    pads.
+    """
     dx, dy, dz, dyaw, gripper = action
     tool = limit_tool(state.tool[0] + dx, state.tool[1] + dy, state.tool[2] + dz)
     moved = replace(state, tool=tool, yaw=state.yaw + dyaw)
@@ -170,7 +200,9 @@ def _drop(scene: Scene, state: State) -> State:
         for i, o in enumerate(state.objects)
         if i != state.held and math.hypot(o[0] - x, o[1] - y) < ON_RADIUS["cube"]
     ]
-    tops += [THICKNESS[t.kind] for t in scene.targets if math.hypot(t.x - x, t.y - y) < ON_RADIUS[t.kind]]
+    tops += [
+        THICKNESS[t.kind] for t in scene.targets if math.hypot(t.x - x, t.y - y) < ON_RADIUS[t.kind]
+    ]
     return _place(state, state.held, (x, y, max([half, *(top + half for top in tops)])))
 
 
@@ -180,7 +212,9 @@ def _place(state: State, index: int, position: tuple[float, float, float]) -> St
 
 
 def chunk(scene: Scene, state: State, goal: Goal, horizon: int = 16) -> np.ndarray:
-    """The next `horizon` actions, float32[horizon, 7]: delta xyz [m], delta axis-angle [rad], gripper (1 = open)."""
+    """The next `horizon` actions, float32[horizon, 7]: delta xyz [m], delta axis-angle [rad],
+    gripper (1 = open).
+    """
     actions = np.zeros((horizon, 7), np.float32)
     for row in actions:
         dx, dy, dz, dyaw, gripper = act(scene, state, goal)

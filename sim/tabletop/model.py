@@ -1,7 +1,9 @@
-"""The tabletop's MuJoCo model: a gantry robot with a gripper, a table, slots for things, two cameras.
+"""The tabletop's MuJoCo model: a gantry robot with a gripper, a table, slots for things, two
+cameras.
 
-Primitives only, no downloads. One compiled model serves every scene: `apply_scene` fills the slots, colours, light and
-camera; unused slots are parked out of sight. Knows geometry and rendering; knows no task, action or success.
+Primitives only, no downloads. One compiled model serves every scene: `apply_scene` fills the slots,
+colours, light and camera; unused slots are parked out of sight. Knows geometry and rendering; knows
+no task, action or success.
 """
 
 from __future__ import annotations
@@ -13,13 +15,18 @@ import numpy as np
 from trimvla.sim.physics import check_can_render, mujoco
 from trimvla.sim.tabletop.scene import COLORS, HALF_HEIGHT, THICKNESS, Item, Look, Scene
 
-OBJECT_SLOTS, TARGET_SLOTS = 4, 2
+OBJECT_SLOTS = 4
+TARGET_SLOTS = 2
 FINGER_TRAVEL = 0.05  # each finger [m]; open: 0.10 between the pads
 TOOL_TO_TIP = 0.010  # the tool point lies this far above the finger tips [m]
 ROBOT_JOINTS = ("x", "y", "z", "yaw", "pitch", "roll", "left", "right")
-CAMERA_POS, CAMERA_AIM, CAMERA_FOVY = (0.0, -0.52, 0.52), (0.0, 0.0, 0.045), 37.0
+CAMERA_POS = (0.0, -0.52, 0.52)
+CAMERA_AIM = (0.0, 0.0, 0.045)
+CAMERA_FOVY = 37.0
 CAMERAS = ("front", "wrist")
-"""Names of the cameras: in front of the table, and on the gripper, looking at what is between its fingers."""
+"""Names of the cameras: in front of the table, and on the gripper, looking at what is between its
+fingers.
+"""
 TABLE_MATERIALS = ("table0", "table1", "table2", "table3")
 
 _OBJECT = """
@@ -46,10 +53,10 @@ MJCF = """
     <headlight ambient="0.38 0.38 0.38" diffuse="0.12 0.12 0.12" specular="0 0 0"/>
   </visual>
   <asset>
-    <texture name="wood" type="2d" builtin="gradient" rgb1="0.55 0.40 0.25" rgb2="0.40 0.28 0.16" width="64"
-             height="64"/>
-    <texture name="checker" type="2d" builtin="checker" rgb1="0.72 0.72 0.70" rgb2="0.60 0.60 0.58" width="64"
-             height="64"/>
+    <texture name="wood" type="2d" builtin="gradient" rgb1="0.55 0.40 0.25"
+             rgb2="0.40 0.28 0.16" width="64" height="64"/>
+    <texture name="checker" type="2d" builtin="checker" rgb1="0.72 0.72 0.70"
+             rgb2="0.60 0.60 0.58" width="64" height="64"/>
     <material name="table0" rgba="0.74 0.72 0.68 1"/>
     <material name="table1" texture="wood" texrepeat="3 3"/>
     <material name="table2" texture="checker" texrepeat="6 6"/>
@@ -68,22 +75,25 @@ MJCF = """
       <geom material="steel" contype="0" conaffinity="0" mass="0.2"/>
     </default>
     <default class="finger">
-      <geom material="pad" condim="4" friction="2.0 0.05 0.001" contype="1" conaffinity="1" mass="0.05"
-            solref="0.01 1"/>
+      <geom material="pad" condim="4" friction="2.0 0.05 0.001" contype="1" conaffinity="1"
+            mass="0.05" solref="0.01 1"/>
     </default>
   </default>
   <worldbody>
-    <light name="lamp" pos="0 0 1.6" dir="0 0 -1" directional="false" castshadow="true" diffuse="0.62 0.62 0.62"
-           specular="0.1 0.1 0.1" cutoff="60" attenuation="1 0 0"/>
+    <light name="lamp" pos="0 0 1.6" dir="0 0 -1" directional="false" castshadow="true"
+           diffuse="0.62 0.62 0.62" specular="0.1 0.1 0.1" cutoff="60" attenuation="1 0 0"/>
     <camera name="front" pos="0 -0.5 0.5" fovy="34"/>
     <geom name="floor" type="plane" size="3 3 0.1" pos="0 0 -0.4" rgba="0.45 0.47 0.50 1"/>
-    <geom name="table" type="box" size="0.34 0.32 0.02" pos="0 0.02 -0.02" material="table0" friction="1 0.02 0.001"/>
+    <geom name="table" type="box" size="0.34 0.32 0.02" pos="0 0.02 -0.02" material="table0"
+          friction="1 0.02 0.001"/>
     <body name="carriage" gravcomp="1">
       <joint name="x" type="slide" axis="1 0 0" range="-0.25 0.25" damping="60" armature="1"/>
       <inertial pos="0 0 1" mass="0.5" diaginertia="1e-3 1e-3 1e-3"/>
-      <body gravcomp="1"><joint name="y" type="slide" axis="0 1 0" range="-0.25 0.25" damping="60" armature="1"/>
+      <body gravcomp="1">
+      <joint name="y" type="slide" axis="0 1 0" range="-0.25 0.25" damping="60" armature="1"/>
       <inertial pos="0 0 1" mass="0.5" diaginertia="1e-3 1e-3 1e-3"/>
-      <body gravcomp="1"><joint name="z" type="slide" axis="0 0 1" range="0 0.4" damping="60" armature="1"/>
+      <body gravcomp="1">
+      <joint name="z" type="slide" axis="0 0 1" range="0 0.4" damping="60" armature="1"/>
       <geom class="robot" type="cylinder" size="0.014" fromto="0 0 0.11 0 0 0.7"/>
       <body gravcomp="1" pos="0 0 0.09">
         <joint name="yaw" type="hinge" axis="0 0 1" range="-1.6 1.6" damping="1" armature="0.02"/>
@@ -93,11 +103,13 @@ MJCF = """
         <camera name="wrist" pos="0 -0.08 0.02" xyaxes="1 0 0 0 0.809 0.588" fovy="70"/>
         <body name="left" gravcomp="1" pos="0 0 -0.09">
           <joint name="left" type="slide" axis="-1 0 0" range="0 0.05" damping="8" armature="0.2"/>
-          <geom class="finger" name="left" type="box" size="0.005 0.016 0.039" pos="-0.005 0 0.029"/>
+          <geom class="finger" name="left" type="box" size="0.005 0.016 0.039"
+                pos="-0.005 0 0.029"/>
         </body>
         <body name="right" gravcomp="1" pos="0 0 -0.09">
           <joint name="right" type="slide" axis="1 0 0" range="0 0.05" damping="8" armature="0.2"/>
-          <geom class="finger" name="right" type="box" size="0.005 0.016 0.039" pos="0.005 0 0.029"/>
+          <geom class="finger" name="right" type="box" size="0.005 0.016 0.039"
+                pos="0.005 0 0.029"/>
         </body>
         <site name="tool" pos="0 0 -0.09" size="0.003" rgba="0 0 0 0"/>
       </body></body></body>
@@ -154,13 +166,17 @@ def _apply_look(model: mujoco.MjModel, scene: Scene) -> None:
 
 
 def project(points: np.ndarray, look: Look) -> np.ndarray:
-    """World points float[n, 3] [m] -> where they are in the picture, float32[n, 2] (x right, y down, in 0..1)."""
+    """World points float[n, 3] [m] -> where they are in the picture, float32[n, 2] (x right, y
+    down, in 0..1).
+    """
     position = np.add(CAMERA_POS, look.camera)
     rotation = np.empty(9)
     mujoco.mju_quat2Mat(rotation, _look_at(position, np.asarray(CAMERA_AIM)))
     seen = (points - position) @ rotation.reshape(3, 3)
     scale = 0.5 / math.tan(math.radians(CAMERA_FOVY) / 2)
-    return np.stack([0.5 - scale * seen[:, 0] / seen[:, 2], 0.5 + scale * seen[:, 1] / seen[:, 2]], axis=1).astype("f4")
+    return np.stack(
+        [0.5 - scale * seen[:, 0] / seen[:, 2], 0.5 + scale * seen[:, 1] / seen[:, 2]], axis=1
+    ).astype("f4")
 
 
 def _look_at(position: np.ndarray, aim: np.ndarray) -> np.ndarray:
@@ -175,7 +191,9 @@ def _look_at(position: np.ndarray, aim: np.ndarray) -> np.ndarray:
 def _show(model: mujoco.MjModel, geom: str, item: Item | None) -> None:
     """Make a slot's geom visible and solid in the item's colour, or neither."""
     on = item is not None and geom.endswith(item.kind)
-    model.geom(geom).rgba[:] = (*COLORS[item.color], 1.0) if item is not None and on else (0, 0, 0, 0)
+    model.geom(geom).rgba[:] = (
+        (*COLORS[item.color], 1.0) if item is not None and on else (0, 0, 0, 0)
+    )
     model.geom(geom).contype[:] = model.geom(geom).conaffinity[:] = int(on)
 
 
@@ -199,7 +217,8 @@ def _fill_target(model: mujoco.MjModel, slot: int, item: Item | None) -> None:
 class TabletopRenderer:
     """Renders any state of one scene from its JSON-able description; close it when done.
 
-    Needs a headless OpenGL (EGL or OSMesa; `MUJOCO_GL` chooses). Not thread-safe: the context belongs to its thread.
+    Needs a headless OpenGL (EGL or OSMesa; `MUJOCO_GL` chooses). Not thread-safe: the context
+    belongs to its thread.
     """
 
     def __init__(self, scene: Scene | dict) -> None:
@@ -210,10 +229,17 @@ class TabletopRenderer:
 
     def set_scene(self, scene: Scene | dict) -> None:
         """Change to another table without a new context."""
-        apply_scene(self.model, self.data, scene if isinstance(scene, Scene) else Scene.from_dict(scene))
+        apply_scene(
+            self.model, self.data, scene if isinstance(scene, Scene) else Scene.from_dict(scene)
+        )
 
-    def render(self, qpos: np.ndarray, camera: str = "front", height: int = 128, width: int = 128) -> np.ndarray:
-        """uint8[height, width, 3] RGB of the state `qpos` float64[nq]. ConfigError where OpenGL cannot draw."""
+    def render(
+        self, qpos: np.ndarray, camera: str = "front", height: int = 128, width: int = 128
+    ) -> np.ndarray:
+        """uint8[height, width, 3] RGB of the state `qpos` float64[nq].
+
+        ConfigError where OpenGL cannot draw.
+        """
         check_can_render()
         self.data.qpos[:] = qpos
         mujoco.mj_kinematics(self.model, self.data)

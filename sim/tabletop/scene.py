@@ -1,7 +1,9 @@
-"""What lies on the table and what is asked: kinds, colours, goals, instructions, placement, visual variants.
+"""What lies on the table and what is asked: kinds, colours, goals, instructions, placement, visual
+variants.
 
-Knows the vocabulary of the task and how a scene is drawn at random from a seed. Knows nothing of physics, rendering or
-robots. Metres and radians; x to the right in the picture, y away from the camera, z up, table top at z = 0.
+Knows the vocabulary of the task and how a scene is drawn at random from a seed. Knows nothing of
+physics, rendering or robots. Metres and radians; x to the right in the picture, y away from the
+camera, z up, table top at z = 0.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ COLORS: dict[str, tuple[float, float, float]] = {
 OBJECT_KINDS = ("cube", "can")
 TARGET_KINDS = ("plate", "mat")
 
-# Half height of an object, thickness of a target; how far from the middle an object still counts as on it [m].
+# Half height of an object, thickness of a target; how far from the middle an object still counts as
+# on it [m].
 HALF_HEIGHT = {"cube": 0.023, "can": 0.028}
 THICKNESS = {"plate": 0.006, "mat": 0.004}
 ON_RADIUS = {"plate": 0.055, "mat": 0.055, "cube": 0.028}
@@ -37,8 +40,10 @@ TEMPLATES = {
 }
 
 # Where things may lie, and the ellipse around an object that the open gripper needs free [m].
-AREA_X, AREA_Y = (-0.165, 0.165), (-0.125, 0.135)
-CLEAR_X, CLEAR_Y = 0.105, 0.088
+AREA_X = (-0.165, 0.165)
+AREA_Y = (-0.125, 0.135)
+CLEAR_X = 0.105
+CLEAR_Y = 0.088
 TARGET_CLEAR = 0.120
 
 VARIANTS = ("default", "lighting", "texture", "camera", "distractors", "all")
@@ -46,7 +51,9 @@ VARIANTS = ("default", "lighting", "texture", "camera", "distractors", "all")
 
 @dataclass(frozen=True)
 class Item:
-    """One thing on the table: `kind` of OBJECT_KINDS or TARGET_KINDS, `color` of COLORS, position [m] and yaw [rad]."""
+    """One thing on the table: `kind` of OBJECT_KINDS or TARGET_KINDS, `color` of COLORS, position
+    [m] and yaw [rad].
+    """
 
     kind: str
     color: str
@@ -65,7 +72,9 @@ Items = tuple[tuple[Item, ...], tuple[Item, ...]]  # objects, targets
 
 @dataclass(frozen=True)
 class Goal:
-    """What is asked: `verb` of VERBS, the object's index, and that of what it goes on (for `stack`: another object)."""
+    """What is asked: `verb` of VERBS, the object's index, and that of what it goes on (for `stack`:
+    another object).
+    """
 
     verb: str
     object: int
@@ -74,7 +83,9 @@ class Goal:
 
 @dataclass(frozen=True)
 class Look:
-    """What a visual variant changes: light, table texture and camera offset (defaults: as trained)."""
+    """What a visual variant changes: light, table texture and camera offset (defaults: as
+    trained).
+    """
 
     light: tuple[float, float, float] = (0.0, 0.0, 1.0)  # x, y of the lamp [m], brightness factor
     texture: int = 0
@@ -83,7 +94,9 @@ class Look:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is needed to build the same table again: items, goal, look and where the tool starts [m]."""
+    """Everything that is needed to build the same table again: items, goal, look and where the tool
+    starts [m].
+    """
 
     objects: tuple[Item, ...]
     targets: tuple[Item, ...]
@@ -101,7 +114,9 @@ class Scene:
     def goals(self) -> list[Goal]:
         """Every goal that can be asked of this table."""
         picks = [Goal("pick", i) for i in range(len(self.objects))]
-        puts = [Goal("put", i, j) for i in range(len(self.objects)) for j in range(len(self.targets))]
+        puts = [
+            Goal("put", i, j) for i in range(len(self.objects)) for j in range(len(self.targets))
+        ]
         stacks = [
             Goal("stack", i, j)
             for i, j in itertools.permutations(range(len(self.objects)), 2)
@@ -133,12 +148,18 @@ def all_instructions() -> list[str]:
     cubes = [f"{color} cube" for color in COLORS]
     picks = [TEMPLATES["pick"].format(object=o) for o in objects]
     puts = [TEMPLATES["put"].format(object=o, target=t) for o in objects for t in targets]
-    stacks = [TEMPLATES["stack"].format(object=o, target=c) for o in objects for c in cubes if o != c]
+    stacks = [
+        TEMPLATES["stack"].format(object=o, target=c) for o in objects for c in cubes if o != c
+    ]
     return picks + puts + stacks
 
 
-def sample_scene(rng: np.random.Generator, variant: str = "default", verb: str | None = None) -> Scene:
-    """A random table: three objects (four with `distractors`), two targets, and one goal among all that it offers."""
+def sample_scene(
+    rng: np.random.Generator, variant: str = "default", verb: str | None = None
+) -> Scene:
+    """A random table: three objects (four with `distractors`), two targets, and one goal among all
+    that it offers.
+    """
     if variant not in VARIANTS:
         raise ValueError(f"expected one of {VARIANTS}, got {variant!r} for 'variant'")
     verb = verb or str(rng.choice(list(VERBS), p=list(VERBS.values())))
@@ -153,10 +174,13 @@ def sample_scene(rng: np.random.Generator, variant: str = "default", verb: str |
 
 
 def sample_look(rng: np.random.Generator, variant: str) -> Look:
-    """The picture's conditions: a little light jitter by default, more where the variant says so."""
+    """The picture's conditions: a little light jitter by default, more where the variant says
+    so.
+    """
     strong = variant in ("lighting", "all")
     reach, dim = (0.5, (0.55, 1.35)) if strong else (0.05, (0.92, 1.08))
-    (x, y), brightness = rng.uniform(-reach, reach, 2), rng.uniform(*dim)
+    (x, y) = rng.uniform(-reach, reach, 2)
+    brightness = rng.uniform(*dim)
     texture = int(rng.integers(1, 4)) if variant in ("texture", "all") else 0
     shift = 0.03 if variant in ("camera", "all") else 0.0
     dx, dy, dz = rng.uniform(-shift, shift, 3)
@@ -164,8 +188,12 @@ def sample_look(rng: np.random.Generator, variant: str) -> Look:
 
 
 def other_goal(scene: Scene, rng: np.random.Generator) -> Goal:
-    """A goal with the scene's verb about another object (and the same target where that is possible)."""
-    goals = [g for g in scene.goals() if g.verb == scene.goal.verb and g.object != scene.goal.object]
+    """A goal with the scene's verb about another object (and the same target where that is
+    possible).
+    """
+    goals = [
+        g for g in scene.goals() if g.verb == scene.goal.verb and g.object != scene.goal.object
+    ]
     same = [g for g in goals if g.target == scene.goal.target]
     choice = same or goals or [Goal("pick", (scene.goal.object + 1) % len(scene.objects))]
     return choice[int(rng.integers(len(choice)))]
@@ -181,9 +209,13 @@ def _items(rng: np.random.Generator, n_objects: int, n_targets: int, need_cube: 
     marks = [(str(rng.choice(TARGET_KINDS)), str(color)) for color in colors]
     places = _places(rng, n_objects, n_targets)
     objects = tuple(
-        Item(kind, color, *place, _yaw(rng, kind)) for (kind, color), place in zip(chosen, places, strict=False)
+        Item(kind, color, *place, _yaw(rng, kind))
+        for (kind, color), place in zip(chosen, places, strict=False)
     )
-    targets = tuple(Item(kind, color, *place) for (kind, color), place in zip(marks, places[n_objects:], strict=True))
+    targets = tuple(
+        Item(kind, color, *place)
+        for (kind, color), place in zip(marks, places[n_objects:], strict=True)
+    )
     return objects, targets
 
 
@@ -209,7 +241,8 @@ def _places(rng: np.random.Generator, n_objects: int, n_targets: int) -> list[tu
 
 
 def _apart(a: tuple[float, float], b: tuple[float, float], target: bool) -> bool:
-    dx, dy = a[0] - b[0], a[1] - b[1]
+    dx = a[0] - b[0]
+    dy = a[1] - b[1]
     if target:
         return math.hypot(dx, dy) > TARGET_CLEAR
     return math.hypot(dx / CLEAR_X, dy / CLEAR_Y) > 1.0

@@ -1,4 +1,6 @@
-"""The tabletop as a task of an evaluation: an episode is fixed by its seed and ends with success or at the limit."""
+"""The tabletop as a task of an evaluation: an episode is fixed by its seed and ends with success or
+at the limit.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class TabletopEpisode:
     def step(self, action: np.ndarray) -> bool:
         """See `episodes.Episode`."""
         observation, _, done, cut, info = self._env.step(action)
-        self.image, self.success = observation["image"], bool(info["success"])
+        self.image = observation["image"]
+        self.success = bool(info["success"])
         return done or cut
 
     def expert(self) -> np.ndarray:
@@ -46,11 +49,16 @@ class TabletopTask:
     limit = MAX_STEPS
     official = 0
 
-    def __init__(self, variant: str = "default", *, swapped: bool = False, observe: bool = True) -> None:
-        """`swapped`: a sentence about another object is said; success is still judged by the original goal."""
+    def __init__(
+        self, variant: str = "default", *, swapped: bool = False, observe: bool = True
+    ) -> None:
+        """`swapped`: a sentence about another object is said; success is still judged by the
+        original goal.
+        """
         words = [variant] * (variant != "default") + [SWAPPED] * swapped
         self.name = ":".join(["tabletop", "+".join(words)]) if words else "tabletop"
-        self._env, self._swapped = TabletopEnv(variant=variant, observe=observe), swapped
+        self._env = TabletopEnv(variant=variant, observe=observe)
+        self._swapped = swapped
 
     def episode(self, index: int, *, official: bool) -> TabletopEpisode:
         """The table of seed `index`."""
@@ -64,8 +72,12 @@ class TabletopTask:
 
 
 def make(words: str) -> TabletopTask:
-    """The task `tabletop`, `tabletop:<variant>`, `tabletop:swapped` or `tabletop:<variant>+swapped`."""
+    """The task `tabletop`, `tabletop:<variant>`, `tabletop:swapped` or
+    `tabletop:<variant>+swapped`.
+    """
     variant, *rest = [word for word in words.split("+") if word != SWAPPED] or [""]
     if rest or variant not in {"", *VARIANTS}:
-        raise ConfigError(f"expected a variant out of {sorted(VARIANTS)}, got {words!r} for 'tabletop'")
+        raise ConfigError(
+            f"expected a variant out of {sorted(VARIANTS)}, got {words!r} for 'tabletop'"
+        )
     return TabletopTask(variant or "default", swapped=SWAPPED in words.split("+"))

@@ -1,8 +1,10 @@
-"""The few CUDA calls that a runner needs, through cuda-python: one device, one stream, and all memory that lies on it.
+"""The few CUDA calls that a runner needs, through cuda-python: one device, one stream, and all
+memory that lies on it.
 
-Written against `cuda.bindings.runtime`, whose calls used here are the same from 12.8 (JetPack 6) to 13.5; it is
-imported when a device is opened, and never before. Where CPU and GPU share one memory (Jetson), host memory is mapped
-instead of copied. Every call is checked; what fails names the call and CUDA's own reason. Knows no engine.
+Written against `cuda.bindings.runtime`, whose calls used here are the same from 12.8 (JetPack 6) to
+13.5; it is imported when a device is opened, and never before. Where CPU and GPU share one memory
+(Jetson), host memory is mapped instead of copied. Every call is checked; what fails names the call
+and CUDA's own reason. Knows no engine.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ import numpy as np
 from trimvla.runtime.errors import BackendError, BackendUnavailableError
 
 MODULE = "cuda.bindings.runtime"
-# codes after which the context still works: invalid value, out of memory, not ready, and all of stream capture. What
-# CUDA calls sticky, and whatever else there may be, ends the process: only another one gets a context that works.
+# codes after which the context still works: invalid value, out of memory, not ready, and all of
+# stream capture. What CUDA calls sticky, and whatever else there may be, ends the process: only
+# another one gets a
+# context that works.
 OF_ONE_CALL = frozenset({1, 2, 600, *range(900, 910)})
 INSTALL = (
-    "pip install 'cuda-bindings>=12.8,<13' on JetPack 6 (CUDA 12), pip install 'cuda-bindings>=13' on JetPack 7 and "
-    "wherever else the driver has CUDA 13"
+    "pip install 'cuda-bindings>=12.8,<13' on JetPack 6 (CUDA 12), pip install 'cuda-bindings>=13'"
+    " on JetPack 7 and wherever else the driver has CUDA 13"
 )
 
 
@@ -37,7 +41,10 @@ class HostMemory:
 
 
 class Graph:
-    """Captured work; `Cuda.launch` runs it. It reads and writes the addresses that it was captured with."""
+    """Captured work; `Cuda.launch` runs it.
+
+    It reads and writes the addresses that it was captured with.
+    """
 
     def __init__(self, executable: Any) -> None:  # noqa: ANN401 - the library has no types
         self.executable = executable
@@ -55,19 +62,29 @@ class Cuda:
     """The first GPU, with one stream. All that is made through it lives until `close`."""
 
     def __init__(self) -> None:
-        """Raises BackendError: cuda-python is missing, or there is no GPU, or no driver for this CUDA."""
+        """Raises BackendError: cuda-python is missing, or there is no GPU, or no driver for this
+        CUDA.
+        """
         self._api = load_runtime()
         self._undo: list[tuple[str, tuple[Any, ...]]] = []
         self._lost = False
         try:
             count = self.call("cudaGetDeviceCount")
-        except (BackendError, RuntimeError) as error:  # some versions raise where there is no driver at all
-            raise BackendError(f"no GPU here that CUDA can use, and engines run on one only ({error})") from error
+        # some versions raise where there is no driver at all
+        except (BackendError, RuntimeError) as error:
+            raise BackendError(
+                f"no GPU here that CUDA can use, and engines run on one only ({error})"
+            ) from error
         if not count:
             raise BackendError("no GPU here, and engines run on one only (cudaGetDeviceCount: 0)")
-        self.call("cudaSetDeviceFlags", self._api.cudaDeviceScheduleBlockingSync)  # waiting sleeps: cores are few
-        self.integrated = bool(self.call("cudaDeviceGetAttribute", self._api.cudaDeviceAttr.cudaDevAttrIntegrated, 0))
-        self._stream = self._made("cudaStreamCreateWithFlags", "cudaStreamDestroy", self._api.cudaStreamNonBlocking)
+        # waiting sleeps: cores are few
+        self.call("cudaSetDeviceFlags", self._api.cudaDeviceScheduleBlockingSync)
+        self.integrated = bool(
+            self.call("cudaDeviceGetAttribute", self._api.cudaDeviceAttr.cudaDevAttrIntegrated, 0)
+        )
+        self._stream = self._made(
+            "cudaStreamCreateWithFlags", "cudaStreamDestroy", self._api.cudaStreamNonBlocking
+        )
 
     @property
     def stream(self) -> int:
@@ -77,7 +94,8 @@ class Cuda:
     def call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401 - the library has no types
         """One call of the runtime API: what it returns beside its status.
 
-        Raises BackendError where that is not success, BackendUnavailableError where no later call can have any.
+        Raises BackendError where that is not success, BackendUnavailableError where no later call
+        can have any.
         """
         status, *values = getattr(self._api, name)(*arguments)
         if int(status):
@@ -95,7 +113,9 @@ class Cuda:
 
     def host_memory(self, size: int) -> HostMemory:
         """So many pinned bytes, set to zero, which the device can read and write where they are."""
-        address = int(self._made("cudaHostAlloc", "cudaFreeHost", size, self._api.cudaHostAllocMapped))
+        address = int(
+            self._made("cudaHostAlloc", "cudaFreeHost", size, self._api.cudaHostAllocMapped)
+        )
         view = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
         view[:] = 0
         return HostMemory(view, address, int(self.call("cudaHostGetDevicePointer", address, 0)))
@@ -150,7 +170,10 @@ class Cuda:
             self.synchronize()
 
     def close(self) -> None:
-        """Wait, then free everything, newest first. A lost device's memory went with its context."""
+        """Wait, then free everything, newest first.
+
+        A lost device's memory went with its context.
+        """
         if self._lost:
             self._undo.clear()
         if self._undo:

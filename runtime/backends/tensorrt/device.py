@@ -1,4 +1,5 @@
-"""Which GPU and which JetPack this machine has, and how much memory is free: what an engine is tied to.
+"""Which GPU and which JetPack this machine has, and how much memory is free: what an engine is tied
+to.
 
 Asks the driver's own program and the files of Linux for Tegra; loads no CUDA. Knows no backend.
 """
@@ -20,7 +21,9 @@ QUERY_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True)
 class Device:
-    """Names of the GPU and of the Jetson release ("L4T 36.4.3"), each "none" where there is none."""
+    """Names of the GPU and of the Jetson release ("L4T 36.4.3"), each "none" where there is
+    none.
+    """
 
     gpu: str = NONE
     jetpack: str = NONE
@@ -35,20 +38,24 @@ def find_device() -> Device:
     """This machine's."""
     jetpack = NONE if not TEGRA_RELEASE.exists() else tegra_release(TEGRA_RELEASE.read_text())
     gpu = _query_gpu("name")
-    if gpu is None and BOARD_MODEL.exists():  # no nvidia-smi, and in a container no release file either
+    # no nvidia-smi, and in a container no release file either
+    if gpu is None and BOARD_MODEL.exists():
         model = BOARD_MODEL.read_text().strip("\0\n ")
         gpu = model if jetpack != NONE or "NVIDIA" in model else None
     return Device(gpu or NONE, jetpack)
 
 
 def tegra_release(text: str) -> str:
-    """`# R36 (release), REVISION: 4.3, ...` -> `L4T 36.4.3`; the text's start where it is written in another way."""
+    """`# R36 (release), REVISION: 4.3, ...` -> `L4T 36.4.3`; the text's start where it is written
+    in another way.
+    """
     found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", text)
     return f"L4T {found[1]}.{found[2]}" if found else text.strip()[:40]
 
 
 def free_bytes() -> int | None:
-    """Memory that a new process can have: the system's, and on a card with memory of its own no more than that.
+    """Memory that a new process can have: the system's, and on a card with memory of its own no
+    more than that.
 
     None where the system does not tell.
     """
@@ -73,7 +80,9 @@ def _query_gpu(field: str) -> str | None:
         return None
     command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     lines = done.stdout.strip().splitlines()

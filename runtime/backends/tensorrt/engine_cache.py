@@ -1,8 +1,9 @@
-"""The engine cache: built engines under a key of everything that they are tied to, with a record of what was built.
+"""The engine cache: built engines under a key of everything that they are tied to, with a record of
+what was built.
 
-An engine is there or it is not: both files are written beside and renamed, the record last, and an engine that does not
-match its record is as good as absent. Who builds and who runs ask for the same key. Knows no backend and reads nothing
-of an engine.
+An engine is there or it is not: both files are written beside and renamed, the record last, and an
+engine that does not match its record is as good as absent. Who builds and who runs ask for the same
+key. Knows no backend and reads nothing of an engine.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     @property
     def digest(self) -> str:
         """The fields as a short name."""
-        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:DIGEST_LENGTH]
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[
+            :DIGEST_LENGTH
+        ]
 
     @property
     def file(self) -> str:
@@ -74,8 +77,12 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 def content_digest(manifest: Manifest) -> str:
-    """What all graphs of a bundle hold, as a short name: folders of engines are told apart by it, never by names."""
-    graphs = sorted((name, file.sha256) for name, file in manifest.files.items() if name not in TEXTS)
+    """What all graphs of a bundle hold, as a short name: folders of engines are told apart by it,
+    never by names.
+    """
+    graphs = sorted(
+        (name, file.sha256) for name, file in manifest.files.items() if name not in TEXTS
+    )
     return hashlib.sha256(msgspec.json.encode(graphs)).hexdigest()[:DIGEST_LENGTH]
 
 
@@ -91,7 +98,8 @@ def stage_key(
 ) -> EngineKey:
     """What the engine of a bundle's stage is tied to, for this library on this device.
 
-    `directory` is the bundle's, where it is at hand: the graph is then asked which other files its weights lie in.
+    `directory` is the bundle's, where it is at hand: the graph is then asked which other files its
+    weights lie in.
     """
     spec = manifest.stages[stage]
     names = {spec.file, f"{spec.file}.data"}
@@ -100,7 +108,9 @@ def stage_key(
     graph = [file.sha256 for path, file in sorted(manifest.files.items()) if path in names]
     return EngineKey(
         stage=stage,
-        onnx_sha256=graph[0] if len(graph) == 1 else hashlib.sha256("".join(graph).encode()).hexdigest(),
+        onnx_sha256=graph[0]
+        if len(graph) == 1
+        else hashlib.sha256("".join(graph).encode()).hexdigest(),
         backend=backend,
         version=version,
         gpu=device.gpu,
@@ -112,11 +122,18 @@ def stage_key(
 
 def symbolic_inputs(spec: StageSpec) -> list[str]:
     """Inputs with an axis that takes the lengths of the prompt buckets."""
-    return [tensor.name for tensor in spec.inputs if any(isinstance(axis, str) for axis in tensor.shape)]
+    return [
+        tensor.name for tensor in spec.inputs if any(isinstance(axis, str) for axis in tensor.shape)
+    ]
 
 
-def require_in(folders: Sequence[Path], wanted: EngineKey, bundle: Path) -> tuple[Path, EngineRecord]:
-    """The first folder with a whole engine for `wanted`, and its record. Raises BackendError, as `require`."""
+def require_in(
+    folders: Sequence[Path], wanted: EngineKey, bundle: Path
+) -> tuple[Path, EngineRecord]:
+    """The first folder with a whole engine for `wanted`, and its record.
+
+    Raises BackendError, as `require`.
+    """
     complaints: list[str] = []
     for folder in folders:
         try:
@@ -124,25 +141,33 @@ def require_in(folders: Sequence[Path], wanted: EngineKey, bundle: Path) -> tupl
         except BackendError as error:
             complaints.append(str(error))
     if not complaints:
-        raise BackendError(f"no folder to look for an engine of stage '{wanted.stage}' in: name one with 'engines'")
+        raise BackendError(
+            f"no folder to look for an engine of stage '{wanted.stage}' in: name one with 'engines'"
+        )
     others = "".join(f"; there is none in {folder} either" for folder in folders[1:])
     raise BackendError(complaints[0] + others)
 
 
 def require(directory: Path, wanted: EngineKey, bundle: Path) -> EngineRecord:
-    """The record of a whole engine that was built for `wanted`, with whatever workspace, the largest first.
+    """The record of a whole engine that was built for `wanted`, with whatever workspace, the
+    largest first.
 
     Raises:
-        BackendError: there is none; says what is there instead, and how to build it. Or others may write into the
-            folder: an engine is code that runs on the device.
+        BackendError: there is none; says what is there instead, and how to build it. Or others may
+            write into the folder: an engine is code that runs on the device.
     """
     if directory.exists():
         check_directory(directory)
-    records = sorted(_records(directory, wanted.stage), key=lambda record: -record.key.workspace_bytes)
+    records = sorted(
+        _records(directory, wanted.stage), key=lambda record: -record.key.workspace_bytes
+    )
     for record in records:
         if not differences(record.key, wanted) and find(directory, record.key) is not None:
             return record
-    there = [", ".join(differences(record.key, wanted)) or "this device, but damaged" for record in records[:3]]
+    there = [
+        ", ".join(differences(record.key, wanted)) or "this device, but damaged"
+        for record in records[:3]
+    ]
     what = f" (there is one for {'; one for '.join(there)})" if there else ""
     raise BackendError(
         f"no engine of stage '{wanted.stage}' for this device in {directory}{what}: "
@@ -151,7 +176,9 @@ def require(directory: Path, wanted: EngineKey, bundle: Path) -> EngineRecord:
 
 
 def differences(key: EngineKey, wanted: EngineKey) -> list[str]:
-    """What of `key` keeps its engine from serving `wanted`, in words; the builder's workspace is none of it."""
+    """What of `key` keeps its engine from serving `wanted`, in words; the builder's workspace is
+    none of it.
+    """
     names = [name for name in EngineKey.__struct_fields__ if name != "workspace_bytes"]
     return [
         f"{name} {getattr(key, name)!r} (here {getattr(wanted, name)!r})"
@@ -174,18 +201,27 @@ def store(directory: Path, engine: bytes | memoryview, record: EngineRecord) -> 
     prepare(directory)
     path = directory / record.key.file
     write_atomically(path, engine)
-    write_atomically(directory / record.key.record_file, msgspec.json.format(msgspec.json.encode(record), indent=1))
+    write_atomically(
+        directory / record.key.record_file,
+        msgspec.json.format(msgspec.json.encode(record), indent=1),
+    )
     return path
 
 
 def prepare(directory: Path) -> None:
-    """Make the cache's folder, for its user alone. BackendError where others may write into one that is there."""
+    """Make the cache's folder, for its user alone.
+
+    BackendError where others may write into one that is there.
+    """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_directory(directory)
 
 
 def find(directory: Path, key: EngineKey) -> EngineRecord | None:
-    """The record of a whole engine under this key, or None. A damaged one is reported and counts as absent."""
+    """The record of a whole engine under this key, or None.
+
+    A damaged one is reported and counts as absent.
+    """
     path = directory / key.record_file
     if not path.is_file():
         return None
@@ -199,7 +235,9 @@ def find(directory: Path, key: EngineKey) -> EngineRecord | None:
         return None
     problem = _problem(directory / key.file, record)
     if record.key != key or problem:
-        log.warning("%s: %s, it counts as absent", directory / key.file, problem or "made for another key")
+        log.warning(
+            "%s: %s, it counts as absent", directory / key.file, problem or "made for another key"
+        )
         return None
     return record
 
@@ -214,7 +252,9 @@ def _problem(path: Path, record: EngineRecord) -> str | None:
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write beside, flush to the disk, rename: a reader sees the old content or the new, never a part."""
+    """Write beside, flush to the disk, rename: a reader sees the old content or the new, never a
+    part.
+    """
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

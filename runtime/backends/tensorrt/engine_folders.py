@@ -1,8 +1,8 @@
 """Where engines lie: the one place that decides, for those that build them and all that run them.
 
-A folder that somebody names, on a command line or in a system's file, is the only one that is looked in. Otherwise the
-machine's, where `launch/jetson/install.sh` builds for every user and service, and then the user's own. Knows folders;
-no engine.
+A folder that somebody names, on a command line or in a system's file, is the only one that is
+looked in. Otherwise the machine's, where `launch/jetson/install.sh` builds for every user and
+service, and then the user's own. Knows folders; no engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ CACHE = Path("~/.cache/trimvla/engines")
 
 
 def named(folder: str) -> Path:
-    """A folder that somebody names, with `~` replaced. Raises ConfigError where that user has no home."""
+    """A folder that somebody names, with `~` replaced.
+
+    Raises ConfigError where that user has no home.
+    """
     try:
         return Path(folder).expanduser()
     except RuntimeError as error:
@@ -40,7 +43,10 @@ def to_build_in(named: Path | None, content: str) -> Path:
         return SYSTEM
     own = _own(content)
     if own is None:
-        raise ConfigError("expected a folder for the engines, this user has no home directory: name one with --out")
+        raise ConfigError(
+            "expected a folder for the engines, this user has no home directory: name one with"
+            " --out"
+        )
     return own
 
 

@@ -1,7 +1,9 @@
-"""TensorRT and TensorRT for RTX through the Python API that they share: one module, chosen at run time, one Logger.
+"""TensorRT and TensorRT for RTX through the Python API that they share: one module, chosen at run
+time, one Logger.
 
-Both from TensorRT 10.3 (JetPack 6) to 11.4, where precision flags are gone and every network is strongly typed. What is
-not in all of these versions is asked for, never assumed. Knows neither stages nor engines.
+Both from TensorRT 10.3 (JetPack 6) to 11.4, where precision flags are gone and every network is
+strongly typed. What is not in all of these versions is asked for, never assumed. Knows neither
+stages nor engines.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 INSTALL = {
     "tensorrt": (
-        "on Jetson it is part of JetPack (apt-get install python3-libnvinfer, and make the virtual environment with "
-        "--system-site-packages), elsewhere pip install 'trimvla[tensorrt]'"
+        "on Jetson it is part of JetPack (apt-get install python3-libnvinfer, and make the virtual"
+        " environment with --system-site-packages), elsewhere pip install 'trimvla[tensorrt]'"
     ),
     "tensorrt-rtx": "pip install 'trimvla[tensorrt-rtx]'",
 }
@@ -50,7 +52,9 @@ log = logging.getLogger("trimvla.tensorrt")
 
 @dataclass(frozen=True)
 class TrtLibrary:
-    """The module, its version and this process's only Logger; `complaints` are its newest errors, oldest first."""
+    """The module, its version and this process's only Logger; `complaints` are its newest errors,
+    oldest first.
+    """
 
     backend: str
     module: Any
@@ -64,7 +68,9 @@ class TrtLibrary:
         return f"{self.backend} {self.version}"
 
     def complaint(self) -> str:
-        """The newest errors on one line; they are taken, so that the next failure does not repeat them."""
+        """The newest errors on one line; they are taken, so that the next failure does not repeat
+        them.
+        """
         text = "; ".join(dict.fromkeys(self.complaints)) or "the library gave no reason"
         self.complaints.clear()
         return text
@@ -81,7 +87,9 @@ def load_trt(backend: str) -> TrtLibrary:
         raise BackendError(f"expected one of {sorted(MODULES)}, got {backend!r} for 'backend'")
     module = _import_first(backend)
     complaints: deque[str] = deque(maxlen=KEPT_MESSAGES)
-    return TrtLibrary(backend, module, str(module.__version__), _make_logger(module, complaints), complaints)
+    return TrtLibrary(
+        backend, module, str(module.__version__), _make_logger(module, complaints), complaints
+    )
 
 
 def creation_flags(trt: Any) -> int:  # noqa: ANN401 - a module without types
@@ -108,7 +116,11 @@ def _import_first(backend: str) -> Any:  # noqa: ANN401 - a module without types
 
 def _make_logger(trt: Any, complaints: deque[str]) -> Any:  # noqa: ANN401 - its base class exists only now
     """Errors are kept for the exception that follows; the rest goes to Python's logging."""
-    levels = {trt.ILogger.WARNING: logging.WARNING, trt.ILogger.INFO: logging.DEBUG, trt.ILogger.VERBOSE: logging.DEBUG}
+    levels = {
+        trt.ILogger.WARNING: logging.WARNING,
+        trt.ILogger.INFO: logging.DEBUG,
+        trt.ILogger.VERBOSE: logging.DEBUG,
+    }
 
     class Forward(trt.ILogger):
         def __init__(self) -> None:

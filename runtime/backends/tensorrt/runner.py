@@ -1,8 +1,10 @@
-"""TensorRT, and TensorRT for RTX: a bundle's stages as engines that `trimvla build` made for this very device.
+"""TensorRT, and TensorRT for RTX: a bundle's stages as engines that `trimvla build` made for this
+very device.
 
-Finds the engines under their keys and refuses any other; the stages run one behind the other on the device, each as one
-captured CUDA graph, and only the chain's own inputs and outputs cross to the host. Not yet run on a GPU: what the tests
-know of it they know from a fake that follows the documented API. Knows no graph, and builds nothing.
+Finds the engines under their keys and refuses any other; the stages run one behind the other on the
+device, each as one captured CUDA graph, and only the chain's own inputs and outputs cross to the
+host. Not yet run on a GPU: what the tests know of it they know from a fake that follows the
+documented API. Knows no graph, and builds nothing.
 """
 
 from __future__ import annotations
@@ -30,42 +32,66 @@ from trimvla.runtime.errors import BackendError, SpecError
 
 
 class TrtStages:
-    """Engines of one bundle on the device, with one stream, one buffer a tensor and one scratch memory."""
+    """Engines of one bundle on the device, with one stream, one buffer a tensor and one scratch
+    memory.
+    """
 
     def __init__(
-        self, directory: Path, manifest: Manifest, names: tuple[str, ...], backend: str, folders: Sequence[Path]
+        self,
+        directory: Path,
+        manifest: Manifest,
+        names: tuple[str, ...],
+        backend: str,
+        folders: Sequence[Path],
     ) -> None:
-        """Find, load, bind and capture the engines of these stages. Raises BackendError; says what is missing."""
-        library, device = trt_library.load_trt(backend), find_device()
+        """Find, load, bind and capture the engines of these stages.
+
+        Raises BackendError; says what is missing.
+        """
+        library = trt_library.load_trt(backend)
+        device = find_device()
         with ExitStack() as undo:  # what was opened before something fails is closed again
             self.cuda = Cuda()
             undo.callback(self.cuda.close)
-            self.gpu, self.title = device.gpu, library.title
+            self.gpu = device.gpu
+            self.title = library.title
             self.library = library
             self.records: dict[str, EngineRecord] = {}
             self.stages: dict[str, StageEngine] = {}
             for name in names:
                 wanted = engines.stage_key(
-                    manifest, name, backend=backend, version=library.version, device=device, directory=directory
+                    manifest,
+                    name,
+                    backend=backend,
+                    version=library.version,
+                    device=device,
+                    directory=directory,
                 )
                 folder, record = engines.require_in(folders, wanted, directory)
-                path, spec = folder / record.key.file, manifest.stages[name]
+                path = folder / record.key.file
+                spec = manifest.stages[name]
                 stage = StageEngine(library, path, spec, wanted.buckets, record.sha256)
                 undo.callback(stage.close)
-                self.records[name], self.stages[name] = record, stage
+                self.records[name] = record
+                self.stages[name] = stage
             self._prepare({name: manifest.stages[name] for name in names}, manifest.prompt.buckets)
             undo.callback(self.cuda.settle)  # the first thing that closing does
             self._undo = undo.pop_all()
 
     def _prepare(self, specs: Mapping[str, StageSpec], buckets: tuple[int, ...]) -> None:
-        self.tensors = {name: DeviceTensor(plan, self.cuda) for name, plan in plan_tensors(specs, buckets).items()}
+        self.tensors = {
+            name: DeviceTensor(plan, self.cuda)
+            for name, plan in plan_tensors(specs, buckets).items()
+        }
         size = max(1, *(stage.scratch_bytes for stage in self.stages.values()))
         scratch = self.cuda.device_memory(size)
         for stage in self.stages.values():
             stage.prepare(self.cuda, self.tensors, scratch, size)
 
     def bucket(self, name: str, inputs: Mapping[str, np.ndarray]) -> int:
-        """The prompt length of these inputs; SpecError where the stage's engine has no profile for it."""
+        """The prompt length of these inputs; SpecError where the stage's engine has no profile for
+        it.
+        """
         stage = self.stages[name]
         if stage.buckets == [STATIC]:
             return STATIC
@@ -76,7 +102,9 @@ class TrtStages:
             if isinstance(axis, str)
         )
         if length not in stage.buckets:
-            raise SpecError(f"expected a prompt length of {stage.buckets} for 'input_ids', got {length}")
+            raise SpecError(
+                f"expected a prompt length of {stage.buckets} for 'input_ids', got {length}"
+            )
         return length
 
     def close(self) -> None:
@@ -90,12 +118,14 @@ class TrtRunner:
     def __init__(self, stages: TrtStages, name: str) -> None:
         """A stage of opened ones; closing the runner closes them all."""
         self.spec = stages.stages[name].spec
-        self._stages, self._name = stages, name
+        self._stages = stages
+        self._name = name
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `runner.Runner`."""
         check_inputs(self.spec, inputs)
-        stages, bucket = self._stages, self._stages.bucket(self._name, inputs)
+        stages = self._stages
+        bucket = self._stages.bucket(self._name, inputs)
         for name, value in inputs.items():
             stages.tensors[name].upload(value)
         stages.stages[self._name].launch(stages.cuda, bucket)
@@ -107,7 +137,8 @@ class TrtRunner:
 
     def describe(self) -> dict[str, str]:
         """See `runner.Runner`."""
-        stages, record = self._stages, self._stages.records[self._name]
+        stages = self._stages
+        record = self._stages.records[self._name]
         return {
             "backend": stages.library.backend,
             "version": stages.library.version,
@@ -123,7 +154,9 @@ class TrtRunner:
 
 
 class TrtChain:
-    """All stages in one pass over the stream: what lies between two of them never leaves the device."""
+    """All stages in one pass over the stream: what lies between two of them never leaves the
+    device.
+    """
 
     def __init__(self, stages: TrtStages) -> None:
         """`stages` in their order."""
@@ -131,9 +164,12 @@ class TrtChain:
         self.runners = {name: TrtRunner(stages, name) for name in stages.stages}
         self._marks = [stages.cuda.event() for _ in range(len(stages.stages) + 1)]
 
-    def run(self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES) -> tuple[Tensors, Milliseconds]:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES
+    ) -> tuple[Tensors, Milliseconds]:
         """See `chain.Chain.run`."""
-        opened, cuda = self._stages, self._stages.cuda
+        opened = self._stages
+        cuda = self._stages.cuda
         taken, made = borders({name: self.runners[name] for name in stages})
         self._check(inputs, taken)
         buckets = {name: opened.bucket(name, inputs) for name in stages}
@@ -178,9 +214,15 @@ def create(
     manifest = bundles.load(model.parent, verify_hashes=False)
     found = [name for name, stage in manifest.stages.items() if stage.file == model.name]
     if not found or manifest.stages[found[0]] != spec:
-        raise BackendError(f"{model}: expected a stage of the bundle that it lies in, with the spec of its manifest")
+        raise BackendError(
+            f"{model}: expected a stage of the bundle that it lies in, with the spec of its"
+            " manifest"
+        )
     return TrtRunner(
-        _open(model.parent, manifest, (found[0],), backend=backend, provider=provider, folder=engines), found[0]
+        _open(
+            model.parent, manifest, (found[0],), backend=backend, provider=provider, folder=engines
+        ),
+        found[0],
     )
 
 
@@ -195,7 +237,11 @@ def open_chain(
     stages: Sequence[str] = STAGES,
 ) -> TrtChain:
     """See `chain.open_chain`."""
-    return TrtChain(_open(directory, manifest, tuple(stages), backend=backend, provider=provider, folder=engines))
+    return TrtChain(
+        _open(
+            directory, manifest, tuple(stages), backend=backend, provider=provider, folder=engines
+        )
+    )
 
 
 def _open(
