@@ -70,6 +70,15 @@ def test_a_verb_that_imports_a_verb_is_found(copy: Path) -> None:
     assert "a verb imports a verb" in found
 
 
+def test_a_parallel_assignment_is_found_and_a_swap_is_none(copy: Path) -> None:
+    plant(copy / "runtime/clock.py", "ONE, TWO = 1, 2\nONE, TWO = TWO, ONE\nLOW, HIGH = min, max")
+    found = house.breaches(copy)
+    assert [line.partition(" ")[2] for line in found] == [
+        "one statement a line, but for a swap: ONE, TWO = (1, 2)",
+        "one statement a line, but for a swap: LOW, HIGH = (min, max)",
+    ]
+
+
 def test_a_room_that_is_not_on_the_map_is_found(copy: Path) -> None:
     attic = copy / "runtime/attic"
     attic.mkdir()
