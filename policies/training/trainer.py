@@ -1,22 +1,16 @@
 """Behaviour cloning of a policy of the CogACT shape, resumable.
 
-Loss: noise prediction of the action chunk, and read-outs of object, target and tool positions, of
-the turn that the chunk makes and of whatever else the shards tell, from the words' final states (an
-auxiliary head that is not deployed). Several sentences share a picture; visual tokens and layers
-are dropped at random. What is random is drawn on the CPU, so that a run means the same on every
-device. A run's state lives in one file that is replaced atomically. Knows shards and modules; knows
-no simulator.
+Loss: noise prediction of the action chunk, and read-outs of object, target and tool positions, of the turn that the
+chunk makes and of whatever else the shards tell, from the words' final states (an auxiliary head that is not deployed).
+Several sentences share a picture; visual tokens and layers are dropped at random. What is random is drawn on the CPU,
+so that a run means the same on every device. A run's state lives in one file that is replaced atomically. Knows shards
+and modules; knows no simulator.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,10 +20,13 @@ from trimvla.policies.cogact.initialise import initialise
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.diffusion import q_sample
 from trimvla.policies.sizes.config import PolicyConfig
-from trimvla.policies.training.dataset import Batch, Demonstrations
+from trimvla.policies.training.dataset import Batch
 from trimvla.policies.training.dropping import block_order, glimpse, patchy_tokens, spread
+from trimvla.policies.training.optimised import AuxHead, Optimised, train
 from trimvla.policies.training.packed import packed_states, shared_prefix, take_last
-from trimvla.policies.training.state import Origin, check_same_run, read_state
+from trimvla.policies.training.state import Origin
+
+__all__ = ["Recipe", "Trainer", "train"]
 
 
 @dataclass(frozen=True)
@@ -44,17 +41,14 @@ class Recipe:
     weight_decay: float = 0.02
     warmup: int = 200
     ema: float = 0.998
-    # what each action dimension counts in the loss; all alike where there is none
-    emphasis: tuple[float, ...] = ()
+    emphasis: tuple[float, ...] = ()  # what each action dimension counts in the loss; all alike where there is none
     aux_weight: float = 2.0
     pointer_weight: float = 0.3
     pointer_layer: int = 4  # whose first head is taught to point from a noun to its thing
     drop_condition: float = 0.1
     drop_layer: float = 0.15
-    # kept tokens, share of the batches
-    tokens: tuple[tuple[int, float], ...] = ((64, 0.4), (128, 0.45), (256, 0.15))
-    # share of the batches in which the encoders see only half of the patches (or those kept)
-    glimpse: float = 0.0
+    tokens: tuple[tuple[int, float], ...] = ((64, 0.4), (128, 0.45), (256, 0.15))  # kept tokens, share of the batches
+    glimpse: float = 0.0  # share of the batches in which the encoders see only half of the patches (or those kept)
     thin: float = 0.4  # share of the batches that lose more tokens on the way
     thin_layer: int = 5  # at whose input: the words have found their things
     seed: int = 0
@@ -62,43 +56,16 @@ class Recipe:
     compile: bool = True
 
 
-class AuxHead(nn.Module):
-    """Cognition feature -> positions."""
-
-    def __init__(self, width: int, outputs: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, outputs)
-        )
-
-    def forward(self, z: Tensor) -> Tensor:
-        """float[..., D] -> float[..., X]."""
-        return self.net(z)
-
-
-class Trainer:
+class Trainer(Optimised):
     """Policy, its average, auxiliary head and optimiser, advanced step by step on a device."""
 
-    def __init__(
-        self, cfg: PolicyConfig, recipe: Recipe, aux_outputs: int, device: str = "cpu"
-    ) -> None:
+    def __init__(self, cfg: PolicyConfig, recipe: Recipe, aux_outputs: int, device: str = "cpu") -> None:
         torch.manual_seed(recipe.seed)
         self.cfg = cfg
-        self.recipe = recipe
-        self.step = 0
-        self.device = torch.device(device)
         self.policy = initialise(CogAct(cfg))
         self.aux = AuxHead(cfg.language.width, aux_outputs)
-        self.model = nn.ModuleDict({"policy": self.policy, "aux": self.aux}).to(self.device)
-        self.average = {
-            name: value.detach().clone() for name, value in self.model.state_dict().items()
-        }
-        self.optimizer = torch.optim.AdamW(
-            _groups(self.model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
-        )
-        self.history: list[dict[str, float]] = []
-        self.origin: Origin | None = None
-        self.seconds = 0.0
+        super().__init__(nn.ModuleDict({"policy": self.policy, "aux": self.aux}), recipe, device)
+        self.recipe: Recipe = recipe
         if recipe.compile:
             self._compile()
 
@@ -110,43 +77,20 @@ class Trainer:
         for block in blocks:
             block.compile(dynamic=False)
 
-    def update(self, batch: Batch, rng: np.random.Generator) -> dict[str, float]:
-        """One optimiser step; returns the losses."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * self._schedule()
-        losses = self._losses(batch, rng)
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """See `Optimised.total`."""
         loss = losses["diffusion"] + self.recipe.aux_weight * losses["aux"]
-        loss = loss + self.recipe.pointer_weight * losses["pointer"]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        self._average()
-        return {name: float(value.detach()) for name, value in losses.items()} | {
-            "norm": float(norm)
-        }
+        return loss + self.recipe.pointer_weight * losses["pointer"]
 
-    def _schedule(self) -> float:
-        warm = min(1.0, (self.step + 1) / self.recipe.warmup)
-        return warm * (
-            0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.recipe.steps)))
-        )
-
-    def _losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+        """See `Optimised.losses`."""
         common = own_words_from(batch)
         seen, keep, skip = self._dropped(self.cfg.patches, rng)
         thin = self._thinned(self.cfg.patches, keep, rng)
-        batch = batch.to(self.device)
-        seen = self._there(seen)
-        keep = self._there(keep)
+        batch, seen, keep = batch.to(self.device), self._there(seen), self._there(keep)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
             tower = self.policy.vision
-            visual = (
-                tower(batch.image)
-                if seen is None
-                else glimpse(tower, batch.image, seen, self.cfg.patches)
-            )
+            visual = tower(batch.image) if seen is None else glimpse(tower, batch.image, seen, self.cfg.patches)
             states, scores = packed_states(
                 self.policy.language,
                 visual,
@@ -175,12 +119,8 @@ class Trainer:
     def _there(self, tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(self.device)
 
-    def _dropped(
-        self, patches: int, rng: np.random.Generator
-    ) -> tuple[Tensor | None, Tensor | None, frozenset[int]]:
-        """Patches that the encoders see, visual tokens that stay (None: all of them), layers that
-        are left out.
-        """
+    def _dropped(self, patches: int, rng: np.random.Generator) -> tuple[Tensor | None, Tensor | None, frozenset[int]]:
+        """Patches that the encoders see, visual tokens that stay (None: all of them), layers that are left out."""
         counts, shares = zip(*self.recipe.tokens, strict=True)
         count = int(rng.choice(counts, p=shares))
         order = block_order(patches, rng)
@@ -188,21 +128,12 @@ class Trainer:
         seen = None
         if keep is not None and rng.random() < self.recipe.glimpse:
             seen = torch.from_numpy(spread(order, max(count, patches // 2)))
-        layers = self.cfg.language.layers
-        chance = self.recipe.drop_layer * self._ramp()
-        skip = (
-            i
-            for i in range(2, layers - 1)
-            if rng.random() < chance and i != self.recipe.pointer_layer
-        )
+        layers, chance = self.cfg.language.layers, self.recipe.drop_layer * self._ramp()
+        skip = (i for i in range(2, layers - 1) if rng.random() < chance and i != self.recipe.pointer_layer)
         return seen, keep, frozenset(skip)
 
-    def _thinned(
-        self, patches: int, keep: Tensor | None, rng: np.random.Generator
-    ) -> tuple[int, Tensor] | None:
-        """Tokens that stay from a layer on: unlike the first choice, whole regions go, as with a
-        selector.
-        """
+    def _thinned(self, patches: int, keep: Tensor | None, rng: np.random.Generator) -> tuple[int, Tensor] | None:
+        """Tokens that stay from a layer on: unlike the first choice, whole regions go, as with a selector."""
         if rng.random() >= self.recipe.thin:
             return None
         places = np.arange(patches) if keep is None else keep.numpy()
@@ -215,8 +146,7 @@ class Trainer:
 
     def _denoise(self, z: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and true noise for `draws` noisy versions of every chunk."""
-        z = z.repeat(self.recipe.draws, 1)
-        actions = actions.repeat(self.recipe.draws, 1, 1)
+        z, actions = z.repeat(self.recipe.draws, 1), actions.repeat(self.recipe.draws, 1, 1)
         dropped = (torch.rand(len(z), 1) < self.recipe.drop_condition).to(self.device)
         z = torch.where(dropped, self.policy.head.uncondition.to(z.dtype), z)
         t = torch.randint(self.cfg.diffusion.train_steps, (len(z),)).to(self.device)
@@ -225,90 +155,39 @@ class Trainer:
         return self.policy.head(noisy, t, z), noise
 
     def _denoising_loss(self, epsilon: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of float[n, H, A], its dimensions weighted by the recipe's
-        emphasis.
-        """
+        """Mean squared error of float[n, H, A], its dimensions weighted by the recipe's emphasis."""
         error = (epsilon.float() - noise).square().mean(dim=(0, 1))
         weights = error.new_tensor(self.recipe.emphasis or (1.0,) * len(error))
         return (weights * error).sum() / weights.sum()
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        names, values = zip(*self.model.state_dict().items(), strict=True)
-        averages = [self.average[name] for name in names]
-        torch._foreach_lerp_(averages, list(values), 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-
     def averaged_policy(self) -> CogAct:
         """A copy of the policy with the averaged weights."""
         policy = CogAct(self.cfg)
-        prefix = "policy."
-        policy.load_state_dict(
-            {n[len(prefix) :]: v.clone() for n, v in self.average.items() if n.startswith(prefix)}
-        )
+        policy.load_state_dict(self.averaged("policy"))
         return policy.eval()
 
     def start_from(self, policy: CogAct, origin: Origin | None = None) -> None:
-        """Take a trained policy's weights, whose file is `origin`; auxiliary head and optimiser
-        start anew.
-        """
+        """Take a trained policy's weights, whose file is `origin`; auxiliary head and optimiser start anew."""
         self.origin = origin
         self.policy.load_state_dict(policy.state_dict())
-        self.average = {
-            name: value.detach().clone() for name, value in self.model.state_dict().items()
-        }
-
-    def save(self, path: Path) -> None:
-        """Replace the run's state in one move."""
-        state = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "seconds": self.seconds,
-            "optimizer": self.optimizer.state_dict(),
-            "history": self.history,
-            "recipe": asdict(self.recipe),
-            "origin": self.origin,
-        }
-        partial = path.with_suffix(".part")
-        torch.save(state, partial)
-        partial.replace(path)
-
-    def resume(self, path: Path) -> None:
-        """Continue from a saved state.
-
-        ConfigError where it is of another recipe, or began with other weights.
-        """
-        state = read_state(path, self.device)
-        check_same_run(state, path, asdict(self.recipe), self.origin)
-        self.origin = state.get("origin", self.origin)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average = state["average"]
-        self.step = state["step"]
-        self.history = state["history"]
-        self.seconds = state["seconds"]
+        self.average = self.snapshot()
 
 
 POSITIONS = 7  # of the auxiliary numbers come first: object x y, target x y, tool x y z [m]
 AUX_SCALE = 0.2  # metres that make 1.0 in the auxiliary loss
 TURN_WEIGHT = 3.0  # of a radian in the auxiliary loss
 POINTER_SIGMA = 0.8  # patches
-# of so many tokens (of 256 patches) so many stay; between them, straight
-THINNED = {0: 0, 64: 24, 128: 40, 256: 56}
+THINNED = {0: 0, 64: 24, 128: 40, 256: 56}  # of so many tokens (of 256 patches) so many stay; between them, straight
 
 
 def thinned_count(tokens: int, patches: int) -> int:
-    """How many of so many tokens stay where a batch is thinned, for any number of both; at least
-    one.
-    """
+    """How many of so many tokens stay where a batch is thinned, for any number of both; at least one."""
     stay = np.interp(tokens * 256 / patches, list(THINNED), list(THINNED.values())) * patches / 256
     return max(1, round(float(stay)))
 
 
 def aux_mask(batch: Batch, common: int, length: int) -> Tensor:
-    """bool[b, k, length, X]: what each token can know: the object from its noun on, the target from
-    its own, the rest.
+    """bool[b, k, length, X]: what each token can know: the object from its noun on, the target from its own, the rest.
 
     Asking every token, not only EOS, teaches words to find their thing in the picture directly.
     """
@@ -320,17 +199,12 @@ def aux_mask(batch: Batch, common: int, length: int) -> Tensor:
 
 
 def own_words_from(batch: Batch) -> int:
-    """Ids that count as shared: at most those before the word in front of the first noun, which
-    must be told apart.
-    """
+    """Ids that count as shared: at most those before the word in front of the first noun, which must be told apart."""
     return max(1, min(shared_prefix(batch.ids), int(batch.nouns.min()) - 1))
 
 
-def pointer_loss(
-    scores: Tensor, batch: Batch, common: int, keep: Tensor | None, patches: int
-) -> Tensor:
-    """Cross entropy between where the nouns, and the adjectives before them, look and where their
-    things are.
+def pointer_loss(scores: Tensor, batch: Batch, common: int, keep: Tensor | None, patches: int) -> Tensor:
+    """Cross entropy between where the nouns, and the adjectives before them, look and where their things are.
 
     Args:
         scores: float[b, k, n, P'] of the words for the kept visual tokens.
@@ -345,63 +219,17 @@ def pointer_loss(
     distance = (batch.points[..., None, :] * side - centre).square().sum(-1)
     truth = torch.softmax(-distance / (2 * POINTER_SIGMA**2), dim=-1)
     rows = torch.cat([batch.nouns, batch.nouns - 1], dim=-1)[..., None] - common
-    looks = (
-        scores.float().gather(2, rows.expand(*rows.shape[:-1], scores.shape[-1])).log_softmax(-1)
-    )
+    looks = scores.float().gather(2, rows.expand(*rows.shape[:-1], scores.shape[-1])).log_softmax(-1)
     return -(torch.cat([truth, truth], dim=2) * looks).sum(-1).mean()
 
 
 def aux_loss(readings: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean smooth L1 of float[b, k, n, X] readings against [b, k, X] where the mask allows."""
-    error = nn.functional.smooth_l1_loss(
-        readings, target[:, :, None].expand_as(readings), beta=0.05, reduction="none"
-    )
+    error = nn.functional.smooth_l1_loss(readings, target[:, :, None].expand_as(readings), beta=0.05, reduction="none")
     return (error * mask).sum() / mask.sum()
 
 
 def scale_aux(aux: Tensor) -> Tensor:
-    """Positions [m] to about [-1, 1]; opening and angles stay as they are, the turn [rad] counts
-    more.
-    """
-    positions = aux[..., :POSITIONS] / AUX_SCALE
-    others = aux[..., POSITIONS:-1]
+    """Positions [m] to about [-1, 1]; opening and angles stay as they are, the turn [rad] counts more."""
+    positions, others = aux[..., :POSITIONS] / AUX_SCALE, aux[..., POSITIONS:-1]
     return torch.cat([positions, others, aux[..., -1:] * TURN_WEIGHT], dim=-1)
-
-
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices only."""
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p.ndim != 2]
-    return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-
-
-def train(
-    trainer: Trainer,
-    data: Demonstrations,
-    run: Path,
-    *,
-    report: Callable[[int, dict[str, float]], None],
-    save_every: int = 200,
-) -> None:
-    """Advance to the recipe's last step, saving as it goes; continues where `run/state.pt`
-    stopped.
-    """
-    state = run / "state.pt"
-    run.mkdir(parents=True, exist_ok=True)
-    if state.exists():
-        trainer.resume(state)
-    recipe = trainer.recipe
-    while trainer.step < recipe.steps:
-        rng = np.random.default_rng((recipe.seed, trainer.step))
-        torch.manual_seed(recipe.seed * 1_000_003 + trainer.step)
-        start = time.monotonic()
-        losses = trainer.update(data.draw(rng, recipe.pictures, recipe.sentences), rng)
-        trainer.seconds += time.monotonic() - start
-        trainer.history.append({"step": trainer.step, "seconds": trainer.seconds, **losses})
-        report(trainer.step, losses)
-        if trainer.step % save_every == 0 or trainer.step == recipe.steps:
-            trainer.save(state)
-            (run / "history.json").write_text(json.dumps(trainer.history))
