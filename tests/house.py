@@ -94,7 +94,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "policies.dbcogact": (*BASE, "runtime.bundle", *PARTS, "policies.cogact"),
     "policies.pi05": (*BASE, "runtime.bundle", *PARTS, "policies.pi0"),  # the same prefix
     "policies.trimming": (*BASE, "runtime.bundle", *SIZES, "policies.nn", "policies.cogact"),
-    "policies.training": (*BASE, "runtime.bundle", *SIZES, "policies.nn", "policies.cogact"),
+    "policies.training": (
+        *BASE,
+        "runtime.bundle",
+        *SIZES,
+        "policies.nn",
+        "policies.cogact",
+        "policies.pi0",
+    ),
     # the table; families are named in it, not imported
     "policies": (*BASE, "runtime.bundle", *SIZES),
     **dict.fromkeys(EXPORT, (*RUNTIME, *POLICIES, *EXPORT)),

@@ -13,8 +13,9 @@ from PIL import Image
 
 from tests.tiny_policy import TINY
 from trimvla.launch import cli
+from trimvla.launch.training.method import COGACT
 from trimvla.launch.training.presets import courses
-from trimvla.launch.verbs.train import CURVES, Args, describe, draw_curve
+from trimvla.launch.verbs.train import Args, describe, draw_curve
 from trimvla.policies.cogact.tokenizer import prompt_ids
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.training.trainer import Recipe, Trainer
@@ -26,9 +27,10 @@ from trimvla.sim.tabletop.demonstrations import AUX, FIRST_SEED
 @pytest.mark.parametrize("steps", [1, 7, 200])
 def test_the_curve_is_a_picture(steps: int, tmp_path: Path) -> None:
     history = [
-        {"step": float(step), **dict.fromkeys(CURVES, 1 / step)} for step in range(1, steps + 1)
+        {"step": float(step), **dict.fromkeys(COGACT.curves, 1 / step)}
+        for step in range(1, steps + 1)
     ]
-    with Image.open(draw_curve(history, tmp_path / "loss.png")) as picture:
+    with Image.open(draw_curve(history, tmp_path / "loss.png", COGACT.curves)) as picture:
         assert picture.width > picture.height
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 from tokenizers import Tokenizer
 
-from trimvla.policies.cogact.tokenizer import extend_tokenizer
+from trimvla.launch.training.method import COGACT, FLOW, Method
+from trimvla.policies.cogact.tokenizer import build_tokenizer, extend_tokenizer
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.training.dataset import make_tokenizer
+from trimvla.policies.training.flow_trainer import FlowRecipe
 from trimvla.policies.training.trainer import Recipe
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.sim.simpler import demonstrations as simpler_demonstrations
@@ -22,8 +25,9 @@ from trimvla.sim.tabletop import demonstrations, scene
 class TrainingPreset:
     """How one preset is trained."""
 
-    recipe: Recipe
-    tokenizer: Callable[[PolicyConfig], Tokenizer]
+    recipe: Any
+    """A frozen dataclass with all that shapes the result besides config and data."""
+    tokenizer: Callable[[Any], Tokenizer]
     nouns: tuple[str, ...]
     make_shards: Callable[..., Iterator[tuple[int, int]]]
     episodes_per_shard: int
@@ -32,11 +36,21 @@ class TrainingPreset:
     """That a run can be restricted to; none where there is only one."""
     symmetric: bool = False
     """Whether actions are scaled alike in both directions."""
+    method: Method = COGACT
+
+    def config(self, name: str) -> Any:  # noqa: ANN401
+        """The policy's config."""
+        return self.method.configs[name]
 
 
 def tabletop_tokenizer(cfg: PolicyConfig) -> Tokenizer:
     """Made from the sentences of the tabletop."""
     return make_tokenizer(cfg, scene.all_instructions())
+
+
+def flow_tokenizer(cfg: Any) -> Tokenizer:  # noqa: ANN401
+    """Made from the sentences of the tabletop, as pi0 prompts: each ends in a newline."""
+    return build_tokenizer((f"{text}\n" for text in scene.all_instructions()), cfg.language.vocab)
 
 
 def widowx_tokenizer(cfg: PolicyConfig) -> Tokenizer:
@@ -57,6 +71,17 @@ def courses() -> dict[str, TrainingPreset]:
             (*scene.OBJECT_KINDS, *scene.TARGET_KINDS),
             demonstrations.make_shards,
             demonstrations.SHARD_EPISODES,
+        ),
+        **dict.fromkeys(
+            ("tabletop-flow", "tabletop-flow-front"),
+            TrainingPreset(
+                FlowRecipe(),
+                flow_tokenizer,
+                (*scene.OBJECT_KINDS, *scene.TARGET_KINDS),
+                partial(demonstrations.make_shards, wrist=True),
+                demonstrations.SHARD_EPISODES,
+                method=FLOW,
+            ),
         ),
         "widowx": TrainingPreset(
             Recipe(

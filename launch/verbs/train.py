@@ -18,17 +18,13 @@ import torch
 from trimvla.launch.console import Progress, progress_bar, text_column
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
-from trimvla.launch.training.presets import courses
-from trimvla.policies.cogact import checkpoint
-from trimvla.policies.sizes.config import PRESETS, PolicyConfig
-from trimvla.policies.training.dataset import Demonstrations
+from trimvla.launch.training.presets import TrainingPreset, courses
+from trimvla.policies.training.optimised import Data, Optimised, Trained, train
 from trimvla.policies.training.state import check_same_run, origin_of, read_state
-from trimvla.policies.training.trainer import Recipe, Trainer, train
-from trimvla.runtime.bundle.action_statistics import chosen, read_table
+from trimvla.policies.training.trainer import Recipe
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.tabletop import demonstrations
 
-CURVES = ("diffusion", "aux", "object_cm")  # what the picture shows, one panel each
 SMOOTHING = 50  # steps
 
 
@@ -39,10 +35,10 @@ class Args(Options):
     Stop it at any time; the same command goes on.
     """
 
-    preset: Literal["tabletop", "widowx"] = "tabletop"
-    """What is trained: the tabletop's policy, or the one for SimplerEnv's WidowX tasks (extra
-    `simpler`).
-    """
+    preset: Literal["tabletop", "tabletop-flow", "tabletop-flow-front", "widowx"] = "tabletop"
+    """What is trained: the tabletop's policy of CogACT's shape; one of pi0's shape, with front and
+    wrist cameras and the joints; the same with the front camera alone; or the policy for
+    SimplerEnv's WidowX tasks (extra `simpler`)."""
 
     run: Path | None = None
     """Folder of the run: demonstrations, state, weights, loss curve; runs/<preset> when left
@@ -111,9 +107,14 @@ class Args(Options):
         return {"names": self.tasks} if self.tasks else {}
 
     @property
-    def recipe(self) -> Recipe:
+    def course(self) -> TrainingPreset:
+        """How the preset is trained."""
+        return courses()[self.preset]
+
+    @property
+    def recipe(self) -> Any:  # noqa: ANN401
         """The preset's, with what was given."""
-        recipe = courses()[self.preset].recipe
+        recipe = self.course.recipe
         return replace(
             recipe,
             steps=self.steps or recipe.steps,
@@ -137,7 +138,8 @@ def check_device(device: str) -> None:
 def run(args: Args) -> Result:
     """Make what is missing and train; the files of the run."""
     args.folder.mkdir(parents=True, exist_ok=True)
-    cfg = PRESETS[args.preset]
+    course = args.course
+    cfg = course.config(args.preset)
     origin = None if args.weights is None else origin_of(args.weights)
     state = args.folder / "state.pt"
     if state.exists():  # asked now, not after hours of demonstrations
@@ -145,17 +147,15 @@ def run(args: Args) -> Result:
     with progress_bar(text_column("{task.fields[note]}"), counts=True, transient=False) as progress:
         make_demonstrations(args, progress)
         make_corrections(args, progress)
-        data = load_demonstrations(args.folder, cfg)
-        trainer = Trainer(cfg, args.recipe, data.aux.shape[-1], args.device)
+        data = course.method.load(course, args.folder, cfg)
+        trainer = course.method.trainer(cfg, args.recipe, data.aux.shape[-1], args.device)
         if args.weights is not None:
-            trainer.start_from(checkpoint.load(args.weights, cfg), origin)
-        fit(trainer, data, args.folder, progress)
-    weights = checkpoint.save(
-        trainer.averaged_policy(), args.folder / "policy.safetensors", dtype=torch.float16
-    )
+            trainer.start_from(course.method.start(cfg, args.weights), origin)
+        fit(trainer, data, args.folder, progress, course.method.curves[0])
+    weights = course.method.save(trainer, data, args.folder)
     described = describe(args, trainer, len(data))
     (args.folder / "recipe.json").write_text(json.dumps(described, indent=1) + "\n")
-    curve = draw_curve(trainer.history, args.folder / "loss.png")
+    curve = draw_curve(trainer.history, args.folder / "loss.png", course.method.curves)
     args.console().print(
         f"trained {trainer.step} steps in {trainer.seconds / 60:.0f} min: {weights}, {curve}"
     )
@@ -165,7 +165,7 @@ def run(args: Args) -> Result:
 def make_demonstrations(args: Args, progress: Progress) -> None:
     """Write the shards that are missing."""
     task = progress.add_task("demonstrations", total=None, note="")
-    make = courses()[args.preset].make_shards
+    make = args.course.make_shards
     for frames, successes in make(
         args.folder / "demos", args.shards, args.workers, **args.restriction
     ):
@@ -185,7 +185,7 @@ def make_corrections(args: Args, progress: Progress) -> None:
         raise ConfigError(
             f"expected the policy so far as a bundle: trimvla export {args.folder} --out {bundle}"
         )
-    make = courses()[args.preset].make_shards
+    make = args.course.make_shards
     shards = make(
         directory,
         args.corrections,
@@ -198,39 +198,18 @@ def make_corrections(args: Args, progress: Progress) -> None:
         progress.update(task, completed=done, note=f"{frames} frames, {successes} successes")
 
 
-def load_demonstrations(run: Path, cfg: PolicyConfig) -> Demonstrations:
-    """All shards, with the run's tokenizer and action statistics, which are made once and then
-    kept.
-    """
-    course = courses()[cfg.name]
-    tokenizer = course.tokenizer(cfg)
-    tokenizer.save(str(run / "tokenizer.json"))
-    path = run / "statistics.json"
-    known = None
-    if path.exists():
-        table = read_table(path, error=ConfigError)
-        chosen(table, cfg.name, where=str(path), error=ConfigError)
-        known = table[cfg.name]
-    shards = sorted((run / "demos").glob("*.npz"))
-    data = Demonstrations(
-        shards, cfg, tokenizer, nouns=course.nouns, statistics=known, symmetric=course.symmetric
-    )
-    path.write_text(json.dumps({cfg.name: data.statistics}) + "\n")
-    return data
-
-
-def fit(trainer: Trainer, data: Demonstrations, run: Path, progress: Progress) -> None:
-    """Train to the recipe's last step, with progress."""
+def fit(trainer: Optimised, data: Data, run: Path, progress: Progress, loss: str) -> None:
+    """Train to the recipe's last step, with progress; `loss` is the one that is shown."""
     task = progress.add_task("training", total=trainer.recipe.steps, note="")
 
     def report(step: int, losses: dict[str, float]) -> None:
-        note = f"loss {losses['diffusion']:.3f}, object {losses['object_cm']:.1f} cm"
+        note = f"loss {losses[loss]:.3f}, object {losses['object_cm']:.1f} cm"
         progress.update(task, completed=step, note=note)
 
     train(trainer, data, run, report=report)
 
 
-def describe(args: Args, trainer: Trainer, frames: int) -> dict[str, Any]:
+def describe(args: Args, trainer: Trained, frames: int) -> dict[str, Any]:
     """What is needed to train this policy again: config, recipe, seeds, data and the time that it
     took.
     """
@@ -243,7 +222,7 @@ def describe(args: Args, trainer: Trainer, frames: int) -> dict[str, Any]:
             "shards": args.shards,
             "tasks": list(args.tasks),
             "corrections": args.corrections,
-            "episodes_per_shard": courses()[args.preset].episodes_per_shard,
+            "episodes_per_shard": args.course.episodes_per_shard,
             "first_seed": demonstrations.FIRST_SEED,
             "frames": frames,
         },
@@ -252,14 +231,14 @@ def describe(args: Args, trainer: Trainer, frames: int) -> dict[str, Any]:
     }
 
 
-def draw_curve(history: list[dict[str, float]], path: Path) -> Path:
-    """The losses over the steps, smoothed, as a picture."""
+def draw_curve(history: list[dict[str, float]], path: Path, curves: tuple[str, ...]) -> Path:
+    """Some losses over the steps, smoothed, as a picture: one panel each."""
     import numpy as np
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3), layout="constrained")
     window = min(SMOOTHING, len(history))
-    for axes, name in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+    for axes, name in zip(figure.subplots(1, len(curves)), curves, strict=True):
         values = np.convolve([row[name] for row in history], np.ones(window) / window, mode="valid")
         axes.plot([row["step"] for row in history][window - 1 :], values)
         axes.set(title=name, xlabel="step", yscale="log")

@@ -21,8 +21,8 @@ from trimvla.policies.pi0.config import Pi0Config
 from trimvla.policies.training.dataset import YAW, noun_places
 from trimvla.runtime.errors import ConfigError
 
-EPSILON = 1e-6
-"""Added to standard deviations; dimensions that never move become 0."""
+EPSILON = 1e-8
+"""Added to standard deviations, as LeRobot does; dimensions that never move become 0."""
 CAMERAS = {"front": "images", "wrist": "wrist"}
 """The camera's name -> its array in a shard."""
 Statistics = dict[str, dict[str, list[float]]]
@@ -34,8 +34,8 @@ class FlowBatch:
     """b pictures with k instructions each.
 
     `images` uint8[b, C, S, S, 3]; `ids` int64[b, k, L], padded on the right; `lengths` int64[b, k];
-    `nouns` int64[b, k, 2]; `state` float[b, d], normalised; `actions` float[b, k, H, A], normalised;
-    `aux` float[b, k, X + 1] and `points` float[b, k, 2, 2] as in `dataset.Batch`.
+    `nouns` int64[b, k, 2]; `state` float[b, d], normalised; `actions` float[b, k, H, A],
+    normalised; `aux` float[b, k, X + 1] and `points` float[b, k, 2, 2] as in `dataset.Batch`.
     """
 
     images: Tensor
@@ -64,7 +64,9 @@ class FlowDemonstrations:
         nouns: Iterable[str],
         statistics: Statistics | None = None,
     ) -> None:
-        """Open shards; `nouns` are the words that name things. Statistics: None takes them from here.
+        """Open shards; `nouns` are the words that name things.
+
+        Where `statistics` are none, they are taken from these shards.
 
         Raises:
             ConfigError: there is none, or one lacks a camera or the state.
@@ -135,7 +137,11 @@ def mapped(path: Path, name: str) -> np.ndarray:
             raise ConfigError(f"{path}: expected arrays that are not compressed")
         with archive.open(entry) as file:
             version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             shape, fortran, dtype = read(file)
             header = file.tell()
     with path.open("rb") as file:

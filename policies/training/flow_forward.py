@@ -1,4 +1,4 @@
-"""Training-time forward of a pi0 policy: several instructions a picture, tokens and layers left out.
+"""Training-time forward of a pi0 policy, with layers and visual tokens left out.
 
 With everything kept this equals the deployed forward (tested). Visual tokens leave at the input of
 a decoder layer; a layer that is left out is left out of the decoder and of the expert. Every
@@ -23,7 +23,7 @@ Layers = dict[int, KeysValues]
 
 @dataclass(frozen=True)
 class Dropped:
-    """What a pass leaves out: layers, and all visual tokens but int64[K] `kept` from layer `after` on."""
+    """Layers that a pass leaves out; and all visual tokens but `kept` int64[K], from `after` on."""
 
     layers: frozenset[int] = frozenset()
     after: int = 0
@@ -45,7 +45,8 @@ class Remembered:
     states: Tensor
     """float[b, L, D]: the text's rows at the deepest layer's input."""
     scores: Tensor
-    """float[b, L, P]: the pointing layer's first head, text rows for the first camera's tokens that are there."""
+    """float[b, L, P]: the pointing layer's first head, text rows for those of the first camera's
+    tokens that are there."""
     places: Tensor
     """int64[P]: raster indices of those tokens."""
 
@@ -154,8 +155,10 @@ def velocity(
     return expert.decode(rows[:, 1:], table)
 
 
-def pointer_loss(memory: Remembered, nouns: Tensor, points: Tensor, patches: int, sigma: float) -> Tensor:
-    """Cross entropy between where nouns, and the adjectives before them, look and where their things are.
+def pointer_loss(
+    memory: Remembered, nouns: Tensor, points: Tensor, patches: int, sigma: float
+) -> Tensor:
+    """Cross entropy between where nouns (and adjectives before them) look and where things are.
 
     Args:
         memory: its `scores` and `places`.

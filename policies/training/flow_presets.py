@@ -40,7 +40,5 @@ TABLETOP_FLOW = Pi0Config(
     state_dim=STATE_DIM,
     padded_state_dim=STATE_DIM,
 )
-FRONT_ALONE = msgspec.structs.replace(
-    TABLETOP_FLOW, name="tabletop-flow-front", cameras=("front",)
-)
+FRONT_ALONE = msgspec.structs.replace(TABLETOP_FLOW, name="tabletop-flow-front", cameras=("front",))
 FLOW_PRESETS: dict[str, Pi0Config] = {cfg.name: cfg for cfg in (TABLETOP_FLOW, FRONT_ALONE)}

@@ -21,8 +21,15 @@ from trimvla.policies.pi0.config import Pi0Config
 from trimvla.policies.pi0.model import Pi0
 from trimvla.policies.training.dropping import block_order, spread
 from trimvla.policies.training.flow_dataset import FlowBatch
-from trimvla.policies.training.flow_forward import Dropped, Remembered, pointer_loss, remember, velocity
+from trimvla.policies.training.flow_forward import (
+    Dropped,
+    Remembered,
+    pointer_loss,
+    remember,
+    velocity,
+)
 from trimvla.policies.training.optimised import AuxHead, Optimised
+from trimvla.policies.training.state import Origin
 from trimvla.policies.training.trainer import AUX_SCALE, TURN_WEIGHT, scale_aux
 
 EMBEDDING_STD = 0.05
@@ -80,7 +87,9 @@ class FlowTrainer(Optimised):
         dropped = self._dropped(rng)
         batch = batch.to(self.device)
         count, sentences = batch.ids.shape[:2]
-        visual = self.policy.vision(batch.images.flatten(0, 1)).unflatten(0, (count, -1)).flatten(1, 2)
+        visual = (
+            self.policy.vision(batch.images.flatten(0, 1)).unflatten(0, (count, -1)).flatten(1, 2)
+        )
         memory = remember(
             self.policy.language,
             visual.repeat_interleave(sentences, 0),
@@ -139,6 +148,12 @@ class FlowTrainer(Optimised):
         ]
         return Dropped(skipped, after, torch.from_numpy(np.concatenate(kept)).to(self.device))
 
+    def start_from(self, policy: Pi0, origin: Origin | None = None) -> None:
+        """Take a trained policy's weights; auxiliary head and optimiser start anew."""
+        self.origin = origin
+        self.policy.load_state_dict(policy.state_dict())
+        self.average = self.snapshot()
+
     def averaged_policy(self) -> Pi0:
         """A copy of the policy with the averaged weights."""
         policy = Pi0(self.cfg)
@@ -153,7 +168,7 @@ def _last(readings: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _read_out(readings: Tensor, target: Tensor, lengths: Tensor) -> Tensor:
-    """Mean smooth L1 of float[b, L, X] against float[b, X] over every word; all see the whole prompt."""
+    """Mean smooth L1 of float[b, L, X] against float[b, X], over every word."""
     wanted = target[:, None].expand_as(readings)
     error = F.smooth_l1_loss(readings, wanted, beta=0.05, reduction="none").mean(dim=-1)
     counted = torch.arange(readings.shape[1], device=lengths.device) < lengths[:, None]
@@ -182,7 +197,9 @@ def initialise(policy: Pi0) -> Pi0:
     ):
         scale = 1.0 / math.sqrt(2 * count)
         for name, parameter in part.named_parameters():
-            if name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight", "fc2.weight")):
+            if name.endswith(
+                ("o_proj.weight", "out_proj.weight", "down_proj.weight", "fc2.weight")
+            ):
                 parameter.mul_(scale)
     nn.init.zeros_(policy.expert.action_out_proj.weight)
     return policy

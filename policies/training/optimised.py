@@ -1,4 +1,4 @@
-"""A model under an optimiser, advanced step by step: schedule, clipping, averaged weights, one file of state.
+"""A model under an optimiser: learning rate, clipping, averaged weights, and one file of state.
 
 What is the same for every policy that is trained here. Losses are a subclass's; so is what a batch
 holds. What is random is drawn on the CPU, so that a run means the same on every device.
@@ -45,6 +45,16 @@ class Data(Protocol):
     def draw(self, rng: np.random.Generator, pictures: int, sentences: int) -> Any:  # noqa: ANN401
         """A random batch."""
         ...
+
+
+class Trained(Protocol):
+    """What a trainer tells about a run."""
+
+    cfg: Any
+    recipe: Any
+    step: int
+    seconds: float
+    origin: Origin | None
 
 
 class AuxHead(nn.Module):
@@ -176,7 +186,7 @@ def train(
     report: Callable[[int, dict[str, float]], None],
     save_every: int = 200,
 ) -> None:
-    """Advance to the recipe's last step, saving as it goes; continues where `run/state.pt` stopped."""
+    """Advance to the recipe's last step, saving as it goes, from where `run/state.pt` stopped."""
     state = run / "state.pt"
     run.mkdir(parents=True, exist_ok=True)
     if state.exists():

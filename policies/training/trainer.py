@@ -1,10 +1,11 @@
 """Behaviour cloning of a policy of the CogACT shape, resumable.
 
-Loss: noise prediction of the action chunk, and read-outs of object, target and tool positions, of the turn that the
-chunk makes and of whatever else the shards tell, from the words' final states (an auxiliary head that is not deployed).
-Several sentences share a picture; visual tokens and layers are dropped at random. What is random is drawn on the CPU,
-so that a run means the same on every device. A run's state lives in one file that is replaced atomically. Knows shards
-and modules; knows no simulator.
+Loss: noise prediction of the action chunk, and read-outs of object, target and tool positions, of
+the turn that the chunk makes and of whatever else the shards tell, from the words' final states (an
+auxiliary head that is not deployed). Several sentences share a picture; visual tokens and layers
+are dropped at random. What is random is drawn on the CPU, so that a run means the same on every
+device. A run's state lives in one file that is replaced atomically. Knows shards and modules; knows
+no simulator.
 """
 
 from __future__ import annotations
@@ -41,14 +42,17 @@ class Recipe:
     weight_decay: float = 0.02
     warmup: int = 200
     ema: float = 0.998
-    emphasis: tuple[float, ...] = ()  # what each action dimension counts in the loss; all alike where there is none
+    # what each action dimension counts in the loss; all alike where there is none
+    emphasis: tuple[float, ...] = ()
     aux_weight: float = 2.0
     pointer_weight: float = 0.3
     pointer_layer: int = 4  # whose first head is taught to point from a noun to its thing
     drop_condition: float = 0.1
     drop_layer: float = 0.15
-    tokens: tuple[tuple[int, float], ...] = ((64, 0.4), (128, 0.45), (256, 0.15))  # kept tokens, share of the batches
-    glimpse: float = 0.0  # share of the batches in which the encoders see only half of the patches (or those kept)
+    # kept tokens, share of the batches
+    tokens: tuple[tuple[int, float], ...] = ((64, 0.4), (128, 0.45), (256, 0.15))
+    # share of the batches in which the encoders see only half of the patches (or those kept)
+    glimpse: float = 0.0
     thin: float = 0.4  # share of the batches that lose more tokens on the way
     thin_layer: int = 5  # at whose input: the words have found their things
     seed: int = 0
@@ -59,7 +63,9 @@ class Recipe:
 class Trainer(Optimised):
     """Policy, its average, auxiliary head and optimiser, advanced step by step on a device."""
 
-    def __init__(self, cfg: PolicyConfig, recipe: Recipe, aux_outputs: int, device: str = "cpu") -> None:
+    def __init__(
+        self, cfg: PolicyConfig, recipe: Recipe, aux_outputs: int, device: str = "cpu"
+    ) -> None:
         torch.manual_seed(recipe.seed)
         self.cfg = cfg
         self.policy = initialise(CogAct(cfg))
@@ -87,10 +93,16 @@ class Trainer(Optimised):
         common = own_words_from(batch)
         seen, keep, skip = self._dropped(self.cfg.patches, rng)
         thin = self._thinned(self.cfg.patches, keep, rng)
-        batch, seen, keep = batch.to(self.device), self._there(seen), self._there(keep)
+        batch = batch.to(self.device)
+        seen = self._there(seen)
+        keep = self._there(keep)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
             tower = self.policy.vision
-            visual = tower(batch.image) if seen is None else glimpse(tower, batch.image, seen, self.cfg.patches)
+            visual = (
+                tower(batch.image)
+                if seen is None
+                else glimpse(tower, batch.image, seen, self.cfg.patches)
+            )
             states, scores = packed_states(
                 self.policy.language,
                 visual,
@@ -119,8 +131,12 @@ class Trainer(Optimised):
     def _there(self, tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(self.device)
 
-    def _dropped(self, patches: int, rng: np.random.Generator) -> tuple[Tensor | None, Tensor | None, frozenset[int]]:
-        """Patches that the encoders see, visual tokens that stay (None: all of them), layers that are left out."""
+    def _dropped(
+        self, patches: int, rng: np.random.Generator
+    ) -> tuple[Tensor | None, Tensor | None, frozenset[int]]:
+        """Patches that the encoders see, visual tokens that stay (None: all of them), layers that
+        are left out.
+        """
         counts, shares = zip(*self.recipe.tokens, strict=True)
         count = int(rng.choice(counts, p=shares))
         order = block_order(patches, rng)
@@ -128,12 +144,21 @@ class Trainer(Optimised):
         seen = None
         if keep is not None and rng.random() < self.recipe.glimpse:
             seen = torch.from_numpy(spread(order, max(count, patches // 2)))
-        layers, chance = self.cfg.language.layers, self.recipe.drop_layer * self._ramp()
-        skip = (i for i in range(2, layers - 1) if rng.random() < chance and i != self.recipe.pointer_layer)
+        layers = self.cfg.language.layers
+        chance = self.recipe.drop_layer * self._ramp()
+        skip = (
+            i
+            for i in range(2, layers - 1)
+            if rng.random() < chance and i != self.recipe.pointer_layer
+        )
         return seen, keep, frozenset(skip)
 
-    def _thinned(self, patches: int, keep: Tensor | None, rng: np.random.Generator) -> tuple[int, Tensor] | None:
-        """Tokens that stay from a layer on: unlike the first choice, whole regions go, as with a selector."""
+    def _thinned(
+        self, patches: int, keep: Tensor | None, rng: np.random.Generator
+    ) -> tuple[int, Tensor] | None:
+        """Tokens that stay from a layer on: unlike the first choice, whole regions go, as with a
+        selector.
+        """
         if rng.random() >= self.recipe.thin:
             return None
         places = np.arange(patches) if keep is None else keep.numpy()
@@ -146,7 +171,8 @@ class Trainer(Optimised):
 
     def _denoise(self, z: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and true noise for `draws` noisy versions of every chunk."""
-        z, actions = z.repeat(self.recipe.draws, 1), actions.repeat(self.recipe.draws, 1, 1)
+        z = z.repeat(self.recipe.draws, 1)
+        actions = actions.repeat(self.recipe.draws, 1, 1)
         dropped = (torch.rand(len(z), 1) < self.recipe.drop_condition).to(self.device)
         z = torch.where(dropped, self.policy.head.uncondition.to(z.dtype), z)
         t = torch.randint(self.cfg.diffusion.train_steps, (len(z),)).to(self.device)
@@ -155,7 +181,9 @@ class Trainer(Optimised):
         return self.policy.head(noisy, t, z), noise
 
     def _denoising_loss(self, epsilon: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of float[n, H, A], its dimensions weighted by the recipe's emphasis."""
+        """Mean squared error of float[n, H, A], its dimensions weighted by the recipe's
+        emphasis.
+        """
         error = (epsilon.float() - noise).square().mean(dim=(0, 1))
         weights = error.new_tensor(self.recipe.emphasis or (1.0,) * len(error))
         return (weights * error).sum() / weights.sum()
@@ -167,7 +195,10 @@ class Trainer(Optimised):
         return policy.eval()
 
     def start_from(self, policy: CogAct, origin: Origin | None = None) -> None:
-        """Take a trained policy's weights, whose file is `origin`; auxiliary head and optimiser start anew."""
+        """Take a trained policy's weights, whose file is `origin`.
+
+        The auxiliary head and the optimiser start anew.
+        """
         self.origin = origin
         self.policy.load_state_dict(policy.state_dict())
         self.average = self.snapshot()
@@ -177,17 +208,21 @@ POSITIONS = 7  # of the auxiliary numbers come first: object x y, target x y, to
 AUX_SCALE = 0.2  # metres that make 1.0 in the auxiliary loss
 TURN_WEIGHT = 3.0  # of a radian in the auxiliary loss
 POINTER_SIGMA = 0.8  # patches
-THINNED = {0: 0, 64: 24, 128: 40, 256: 56}  # of so many tokens (of 256 patches) so many stay; between them, straight
+# of so many tokens (of 256 patches) so many stay; between them, straight
+THINNED = {0: 0, 64: 24, 128: 40, 256: 56}
 
 
 def thinned_count(tokens: int, patches: int) -> int:
-    """How many of so many tokens stay where a batch is thinned, for any number of both; at least one."""
+    """How many of so many tokens stay where a batch is thinned, for any number of both; at least
+    one.
+    """
     stay = np.interp(tokens * 256 / patches, list(THINNED), list(THINNED.values())) * patches / 256
     return max(1, round(float(stay)))
 
 
 def aux_mask(batch: Batch, common: int, length: int) -> Tensor:
-    """bool[b, k, length, X]: what each token can know: the object from its noun on, the target from its own, the rest.
+    """bool[b, k, length, X]: what each token can know: the object from its noun on, the target from
+    its own, the rest.
 
     Asking every token, not only EOS, teaches words to find their thing in the picture directly.
     """
@@ -199,12 +234,17 @@ def aux_mask(batch: Batch, common: int, length: int) -> Tensor:
 
 
 def own_words_from(batch: Batch) -> int:
-    """Ids that count as shared: at most those before the word in front of the first noun, which must be told apart."""
+    """Ids that count as shared: at most those before the word in front of the first noun, which
+    must be told apart.
+    """
     return max(1, min(shared_prefix(batch.ids), int(batch.nouns.min()) - 1))
 
 
-def pointer_loss(scores: Tensor, batch: Batch, common: int, keep: Tensor | None, patches: int) -> Tensor:
-    """Cross entropy between where the nouns, and the adjectives before them, look and where their things are.
+def pointer_loss(
+    scores: Tensor, batch: Batch, common: int, keep: Tensor | None, patches: int
+) -> Tensor:
+    """Cross entropy between where the nouns, and the adjectives before them, look and where their
+    things are.
 
     Args:
         scores: float[b, k, n, P'] of the words for the kept visual tokens.
@@ -219,17 +259,24 @@ def pointer_loss(scores: Tensor, batch: Batch, common: int, keep: Tensor | None,
     distance = (batch.points[..., None, :] * side - centre).square().sum(-1)
     truth = torch.softmax(-distance / (2 * POINTER_SIGMA**2), dim=-1)
     rows = torch.cat([batch.nouns, batch.nouns - 1], dim=-1)[..., None] - common
-    looks = scores.float().gather(2, rows.expand(*rows.shape[:-1], scores.shape[-1])).log_softmax(-1)
+    looks = (
+        scores.float().gather(2, rows.expand(*rows.shape[:-1], scores.shape[-1])).log_softmax(-1)
+    )
     return -(torch.cat([truth, truth], dim=2) * looks).sum(-1).mean()
 
 
 def aux_loss(readings: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean smooth L1 of float[b, k, n, X] readings against [b, k, X] where the mask allows."""
-    error = nn.functional.smooth_l1_loss(readings, target[:, :, None].expand_as(readings), beta=0.05, reduction="none")
+    error = nn.functional.smooth_l1_loss(
+        readings, target[:, :, None].expand_as(readings), beta=0.05, reduction="none"
+    )
     return (error * mask).sum() / mask.sum()
 
 
 def scale_aux(aux: Tensor) -> Tensor:
-    """Positions [m] to about [-1, 1]; opening and angles stay as they are, the turn [rad] counts more."""
-    positions, others = aux[..., :POSITIONS] / AUX_SCALE, aux[..., POSITIONS:-1]
+    """Positions [m] to about [-1, 1]; opening and angles stay as they are, the turn [rad] counts
+    more.
+    """
+    positions = aux[..., :POSITIONS] / AUX_SCALE
+    others = aux[..., POSITIONS:-1]
     return torch.cat([positions, others, aux[..., -1:] * TURN_WEIGHT], dim=-1)
