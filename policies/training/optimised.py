@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from trimvla.policies.training.state import Origin, check_same_run, read_state
 
 BETAS = (0.9, 0.98)
+SAVE_SECONDS = 300.0
+"""The most that a stop costs, where steps are slow."""
 LAST_RATE = 0.02
 """Share of the learning rate at the last step."""
 
@@ -186,12 +188,16 @@ def train(
     report: Callable[[int, dict[str, float]], None],
     save_every: int = 200,
 ) -> None:
-    """Advance to the recipe's last step, saving as it goes, from where `run/state.pt` stopped."""
+    """Advance to the recipe's last step from where `run/state.pt` stopped, saving as it goes.
+
+    Saved is every `save_every` steps, and whenever `SAVE_SECONDS` have passed.
+    """
     state = run / "state.pt"
     run.mkdir(parents=True, exist_ok=True)
     if state.exists():
         trainer.resume(state)
     recipe = trainer.recipe
+    saved = time.monotonic()
     while trainer.step < recipe.steps:
         rng = np.random.default_rng((recipe.seed, trainer.step))
         torch.manual_seed(recipe.seed * 1_000_003 + trainer.step)
@@ -200,6 +206,8 @@ def train(
         trainer.seconds += time.monotonic() - start
         trainer.history.append({"step": trainer.step, "seconds": trainer.seconds, **losses})
         report(trainer.step, losses)
-        if trainer.step % save_every == 0 or trainer.step == recipe.steps:
+        late = time.monotonic() - saved > SAVE_SECONDS
+        if late or trainer.step % save_every == 0 or trainer.step == recipe.steps:
             trainer.save(state)
             (run / "history.json").write_text(json.dumps(trainer.history))
+            saved = time.monotonic()
