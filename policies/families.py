@@ -31,6 +31,7 @@ FAMILIES: dict[str, str] = {
     "cogact": "trimvla.policies.cogact.family:FAMILY",
     "pi0": "trimvla.policies.pi0.family:PI0",
     "pi05": "trimvla.policies.pi0.family:PI05",
+    "smolvla": "trimvla.policies.smolvla.family:FAMILY",
 }
 """Name, as a config's `family` has it -> "module:attribute" of its row.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,11 +63,13 @@ def _float32(value: float) -> float:
     """The nearest number that float32 holds: the shortest period of a time embedding feels its last
     bit.
     """
-    return torch.tensor(value, dtype=torch.float32).item()
+    return float(np.float32(value))
 
 
 def time_embedding(times: Sequence[float], width: int, shortest: float, longest: float) -> Tensor:
     """Sines, then cosines, of times: float32[len(times), width], worked out in float64.
+
+    In the host's memory, even while a policy is built without any: it is made of no weight.
 
     Args:
         times: of the steps.
@@ -79,9 +82,9 @@ def time_embedding(times: Sequence[float], width: int, shortest: float, longest:
     """
     if width % 2:
         raise ConfigError(f"expected an even width for the embedding of time, got {width}")
-    fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64)
+    fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device="cpu")
     rates = 2 * math.pi / (shortest * (longest / shortest) ** fraction)
-    angles = torch.tensor(times, dtype=torch.float64)[:, None] * rates
+    angles = torch.tensor(times, dtype=torch.float64, device="cpu")[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 

@@ -55,7 +55,9 @@ class SiglipBlock(nn.Module):
 
 @dataclass(frozen=True)
 class DroppedPatches:
-    """Raster indices of the patches, ascending, that go on behind the first `after` blocks."""
+    """Raster indices of the patches that go on behind the first `after` blocks, in the order in
+    which they go on.
+    """
 
     after: int
     kept: tuple[int, ...]

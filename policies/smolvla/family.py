@@ -1,0 +1,52 @@
+"""SmolVLA's row in the table of families. Imports no torch: what needs it is imported when it is
+called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trimvla.policies.families import Family, lazily
+from trimvla.policies.smolvla.config import PRESETS, SmolVlaConfig
+from trimvla.policies.smolvla.cost import cost
+from trimvla.runtime.errors import CheckpointError
+from trimvla.runtime.text_files import read_json
+
+HERE = "trimvla.policies.smolvla"
+TYPE = "smolvla"
+TOKENIZER_HINT = (
+    "SmolVLA uses that of HuggingFaceTB/SmolVLM2-500M-Video-Instruct: take `tokenizer.json` from "
+    "your own Hugging Face "
+    "cache (hub/models--HuggingFaceTB--SmolVLM2-500M-Video-Instruct/snapshots/*/), where one run "
+    "of LeRobot puts it"
+)
+
+
+def recognises(directory: Path) -> bool:
+    """Whether config.json is LeRobot's, of this type."""
+    path = directory / "config.json"
+    if not path.is_file():
+        return False
+    config = read_json(path, "a policy's config", error=CheckpointError)
+    return isinstance(config, dict) and config.get("type") == TYPE
+
+
+FAMILY = Family(
+    name="smolvla",
+    config_type=SmolVlaConfig,
+    presets=PRESETS,
+    recognises=recognises,
+    looks_for="config.json with type 'smolvla'",
+    tokenizer_hint=TOKENIZER_HINT,
+    open_checkpoint=lazily(f"{HERE}.source:open_checkpoint"),
+    build=lazily(f"{HERE}.checkpoint:build"),
+    layout=lazily(f"{HERE}.layout:layout"),
+    trim=lazily(f"{HERE}.trimmed:trim"),
+    check_plan=lazily(f"{HERE}.checks:check"),
+    stages=lazily(f"{HERE}.stages:stages"),
+    tensor_specs=lazily(f"{HERE}.stages:tensor_specs"),
+    example_inputs=lazily(f"{HERE}.stages:example_inputs"),
+    describe=lazily(f"{HERE}.describe:describe"),
+    cost=cost,
+    reference="trimvla.export.reference.smolvla:SMOLVLA",
+)
