@@ -22,13 +22,18 @@ from trimvla.runtime.errors import ConfigError
 
 def test_the_page_is_made_from_the_results(repo_root: Path, tmp_path: Path) -> None:
     page = Path(shutil.copy(repo_root / "docs" / "results" / "evaluation.md", tmp_path))
-    told = run(Args(results=repo_root / "benchmarks", page=page, json=True))
+    results = Path(shutil.copytree(repo_root / "benchmarks", tmp_path / "benchmarks"))
+    for picture in results.glob("*.png"):
+        picture.unlink()
+    told = run(Args(results=results, page=page, json=True))
     assert page.read_text() == (repo_root / "docs" / "results" / "evaluation.md").read_text(), (
         "make evaluation"
     )
     for name in told["pictures"]:
         assert (tmp_path / "evaluation" / name).stat().st_size > 5000
         assert (repo_root / "docs" / "results" / "evaluation" / name).exists()
+    kept = sorted(path.name for path in (repo_root / "benchmarks").glob("*.png"))
+    assert sorted(told["redrawn"]) == kept == sorted(path.name for path in results.glob("*.png"))
 
 
 def test_a_latency_costs_whole_control_periods() -> None:

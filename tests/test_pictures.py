@@ -1,7 +1,6 @@
-"""Pictures can be read: no text lies on another or over the border, however long the names and many
-the rows.
+"""Pictures can be read: no text lies on another or over the border, for long names and many rows.
 
-What is measured is what was drawn: every text artist's box at the moment when matplotlib draws it.
+What is measured is what was drawn: every text artist's box when matplotlib draws it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,22 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox, BboxBase
 
+from trimvla.launch.evaluation.figures import (
+    curve_figure,
+    latency_words,
+    rungs_figure,
+    short_names,
+    verbs_figure,
+)
 from trimvla.launch.figures import style
+from trimvla.launch.figures.call_picture import (
+    MARGIN,
+    PANEL,
+    SIDE,
+    CallStory,
+    draw,
+    lay_out,
+)
 from trimvla.launch.figures.losses import loss_figure, title
 from trimvla.launch.figures.plan_picture import KeptFrame, plan_figure
 from trimvla.launch.figures.rates import Line, Rate, Series, rate_lines, rate_rows
@@ -33,13 +47,9 @@ from trimvla.runtime.bundle.manifest import STAGES
 TOUCHING = 1.0  # pixels
 LEAST_AXES = 25.0  # pixels
 SHORT = "dense"
-LONG = (
-    "runs/2026-11-28/tabletop-trimmed-to-14-layers-and-56-tokens-by-the-adaptive-selector"
-    "-with-seed-7"
-)
+LONG = f"runs/tabletop-trimmed-to-14-layers-and-56-tokens-{'by-the-adaptive-selector-' * 3}seed-7"
 WORDS = (
-    "put the $5^2_1 red cube$ nearest to the camera on the purple plate at the far left end of the"
-    " long table, {x}"
+    f"put the $5^2_1 red cube$ on the purple plate {'at the far left end of the table ' * 3}{{x}}"
 )
 NAMES = (SHORT, LONG, WORDS, "x" * 150)
 IMAGE = np.full((32, 32, 3), 120, np.uint8)
@@ -172,12 +182,50 @@ def losses(count: int) -> Figure:
     return loss_figure(history, curves, 5)
 
 
+def evaluated(count: int) -> list[dict[str, Any]]:
+    """Results of as many bundles and up to five latencies, as `trimvla eval` keeps them."""
+    return [
+        {
+            "bundle": name,
+            "latency": str(100 * late),
+            "ms": 100.0 * late,
+            "success_rate": rate(late).rate,
+            "interval": [rate(late).low, rate(late).high],
+        }
+        for name in (f"{name}/{number}" for number, name in enumerate(names(count)))
+        for late in range(min(count, 5))
+    ]
+
+
+def curve(count: int) -> Figure:
+    """A line a bundle."""
+    return curve_figure(evaluated(count), WORDS)
+
+
+def waiting(count: int) -> Figure:
+    """Bundles in a simulator that waits."""
+    return curve_figure([row | {"ms": None, "latency": None} for row in evaluated(count)], WORDS)
+
+
+def rungs(count: int) -> Figure:
+    """A row a bundle."""
+    return rungs_figure(evaluated(count), WORDS)
+
+
+def verbs(count: int) -> Figure:
+    """As many kinds of task."""
+    return verbs_figure(
+        {f"{name} {number}": [number, count] for number, name in enumerate(names(count))}, WORDS
+    )
+
+
 FIGURES: dict[str, Callable[[int], Figure]] = {
-    make.__name__: make for make in (tradeoff, stages, plan, rows, lines, losses)
+    make.__name__: make
+    for make in (tradeoff, stages, plan, rows, lines, losses, curve, waiting, rungs, verbs)
 }
 
 
-@pytest.mark.parametrize("count", [1, 7, 40])
+@pytest.mark.parametrize("count", [2, 25])
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_text_lies_on_another_or_over_the_border(name: str, count: int) -> None:
     check_readable(FIGURES[name](count))
@@ -221,25 +269,18 @@ def test_two_names_that_are_shortened_alike_stay_two() -> None:
 
 
 def test_rows_come_in_an_order() -> None:
-    """Plans from the slowest to the fastest, then controls; on a GPU way by way, dense first in
-    each.
-    """
-    given = [
+    """Plans from the slowest to the fastest, then controls; on a GPU by way, dense first."""
+    given = (
         ("all", 40.0, False),
         ("random", 70.0, True),
-        ("dense", 100.0, False),
+        ("dense", 99.0, False),
         ("grid", 71.0, True),
-    ]
-    ordered = in_order(
-        [{"name": name, "ms": ms, "control": control} for name, ms, control in given]
     )
+    rows = [{"name": name, "ms": ms, "control": control} for name, ms, control in given]
+    ordered = in_order(rows)
     assert [row["name"] for row in ordered] == ["dense", "all", "grid", "random"]
-    taken = (
-        ("graph", "L22", 9.0),
-        ("eager", "L22", 90.0),
-        ("graph", "dense", 8.0),
-        ("eager", "dense", 80.0),
-    )
+    taken = (("graph", "L22", 9.0), ("eager", "L22", 90.0), ("graph", "dense", 8.0))
+    taken = (*taken, ("eager", "dense", 80.0))
     gpu = [
         {"part": part, "bundle": bundle, "backend": way, "p50_ms": ms, "floor_ms": None}
         for way, bundle, ms in taken
@@ -254,3 +295,54 @@ def test_a_loss_says_its_unit() -> None:
         "aux",
         "two words [ms]",
     ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [0, 5, 40])
+def test_the_picture_of_a_call_can_be_read(name: str, count: int) -> None:
+    """The one picture that needs no matplotlib: text is laid out by its own measure."""
+    story = CallStory(
+        image=IMAGE,
+        instruction=name,
+        bundle=name,
+        grid=16,
+        kept=np.arange(56),
+        layers=tuple(range(0, count, 2)),
+        all_layers=count,
+        recompute=(0,),
+        steps=10,
+        milliseconds={f"{name} {number}": 10.0**number for number in range(count)},
+        same=None,
+    )
+    page = lay_out(story)
+    boxes = [(text.text, Bbox.from_extents(*text.box(page.font))) for text in page.texts]
+    touching = [
+        (a, b) for (a, one), (b, other) in combinations(boxes, 2) if overlap(one, other) > TOUCHING
+    ]
+    assert not touching
+    left = SIDE + 1.5 * MARGIN
+    paper = Bbox.from_extents(left, 0, left + PANEL + MARGIN, page.height)
+    assert [text for text, box in boxes if not within(box, paper)] == []
+    assert draw(story).size == (SIDE + PANEL + 3 * MARGIN, page.height)
+    if name == SHORT:
+        assert any(SHORT in text for text, _ in boxes)
+
+
+def test_a_bundle_is_called_by_its_folder_where_that_says_which_it_is() -> None:
+    assert short_names(["out/a", "b", "out/a"]) == {"out/a": "a", "b": "b"}
+    assert short_names(["x/a", "y/a"]) == {"x/a": "x/a", "y/a": "y/a"}
+
+
+@pytest.mark.parametrize(
+    ("latency", "words"),
+    [
+        (None, "the simulator waits"),
+        ("200", "200 ms"),
+        ("orin", "orin at 100 % of its roofline"),
+        ("thor:0.2", "thor at 20 % of its roofline"),
+        ("lognormal:150,0.2", "lognormal:150,0.2"),
+        ("wall", "wall"),
+    ],
+)
+def test_a_latency_is_said_in_words(latency: str | None, words: str) -> None:
+    assert latency_words(latency) == words

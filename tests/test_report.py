@@ -1,13 +1,11 @@
-"""Pictures: what is kept stays bright, what is not is dimmed."""
+"""Kept tokens over an image: what is kept stays bright, what is not is dimmed."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from trimvla.launch.figures.report import DIM, draw_plan, draw_tradeoff, kept_over_image
+from trimvla.launch.figures.kept_tokens import DIM, kept_over_image
 from trimvla.runtime.errors import ConfigError
 
 WHITE = np.full((8, 8, 3), 200, np.uint8)
@@ -43,17 +41,3 @@ def test_what_is_no_picture_or_no_patch_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         kept_over_image(image, np.array(kept), grid=4)
-
-
-def test_a_plan_and_a_trade_off_are_drawn(tmp_path: Path) -> None:
-    frames = [(kept_over_image(WHITE, np.array([0]), 4), WHITE, "pick up the cube")] * 2
-    rows = [
-        {"name": "dense", "ms": 40.0, "success": 0.8, "interval": (0.75, 0.85), "control": False},
-        {"name": "random", "ms": 20.0, "success": 0.2, "interval": (0.15, 0.25), "control": True},
-    ]
-    for path in (
-        draw_plan((0.1, 0.2), (1,), frames, tmp_path / "plan.png"),
-        draw_plan((0.1, 0.2), (1,), [], tmp_path / "layers.png"),
-        draw_tradeoff(rows, tmp_path / "tradeoff.png"),
-    ):
-        assert path.read_bytes().startswith(b"\x89PNG")

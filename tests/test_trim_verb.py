@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, models
 
 from trimvla.launch import cli
 from trimvla.policies.cogact.checkpoint import save
+from trimvla.policies.cogact.tokenizer import instruction_in, prompt_ids
+from trimvla.policies.sizes.config import PRESETS
 from trimvla.runtime.bundle.plan import load_plan
 
 DEEP = msgspec.structs.replace(TINY, language=msgspec.structs.replace(TINY.language, layers=5))
@@ -88,3 +90,18 @@ def test_a_shipped_bundle_is_trimmed_on_fresh_demonstrations(tmp_path: Path) -> 
     assert provenance is not None
     assert provenance.frames == 8
     assert sorted(file.name for file in tmp_path.iterdir()) == ["plan.json", "plan.png"]
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    ["put the red cube on the purple plate", "what? out: in: pick up the can", "go"],
+)
+def test_the_instruction_is_found_in_a_prompt(instruction: str, tabletop_bundle: Path) -> None:
+    """The picture of a plan shows it, not the prompt around it, whose spaces decoding changes."""
+    tokenizer = Tokenizer.from_file(str(tabletop_bundle / "tokenizer.json"))
+    prompt = PRESETS["tabletop"].prompt
+    text = tokenizer.decode(prompt_ids(tokenizer, prompt, instruction))
+    assert text != instruction
+    found = instruction_in(text, prompt.template)
+    assert found.replace(" ", "") == instruction.replace(" ", "")
+    assert instruction_in("no prompt of ours", prompt.template) == "no prompt of ours"

@@ -5,15 +5,14 @@ Knows rows only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trimvla.launch.figures import style
+from trimvla.launch.figures.stage_times import stage_times_figure
 from trimvla.runtime.bundle.manifest import STAGES
 
 TOTAL = "total"
-COLOURS = {"vision": "tab:blue", "language": "tab:orange", "action": "tab:green"}
-
 
 COLUMNS = (
     "policy",
@@ -66,38 +65,6 @@ def number(value: float | None) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> Path:
-    """Stacked stages of every policy, with the whole chunk's median and the floor beside them.
-
-    Args:
-        result: of `gpu-bench`.
-        path: where the PNG goes.
-    """
-    from matplotlib.figure import Figure
-
-    rows: Sequence[dict[str, Any]] = totals(result)
-    parts = {(row["subject"], row["part"]): row["p50_ms"] for row in result["rows"]}
-    figure = Figure(figsize=(9, 1.2 + 0.36 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    for line, row in enumerate(rows):
-        left = 0.0
-        for stage in STAGES:
-            took = parts[row["subject"], stage]
-            axes.barh(
-                line, took, left=left, color=COLOURS[stage], label=stage if line == 0 else None
-            )
-            left += took
-        axes.plot(
-            [row["p50_ms"]] * 2,
-            [line - 0.4, line + 0.4],
-            color="black",
-            label="all at once" if not line else None,
-        )
-        axes.plot([row["floor_ms"]], [line], "k.", label="floor" if not line else None)
-    axes.set_yticks(range(len(rows)), [row["subject"] for row in rows])
-    axes.invert_yaxis()
-    axes.set(
-        xlabel="one action chunk, median [ms]", title=f"{result['preset']} on {result['device']}"
-    )
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    return path
+    """The picture of a result of `gpu-bench`, as a PNG; its path."""
+    title = f"{result['preset']} in {result['dtype']} on {result['device']}"
+    return style.save(stage_times_figure(result["rows"], title), path)

@@ -1,6 +1,6 @@
-"""Pictures of evaluations: success against latency, a bundle a line; success by kind of task.
+"""Pictures of evaluations: success against latency, along a ladder of bundles, by kind of task.
 
-Needs matplotlib.
+Turns results of `trimvla eval` into the rows and lines that `figures.rates` draws.
 """
 
 from __future__ import annotations
@@ -9,108 +9,96 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot
-
+from trimvla.launch.figures import style
+from trimvla.launch.figures.rates import Line, Rate, Series, rate_lines, rate_rows
 from trimvla.launch.options import Result
+from trimvla.policies.sizes.roofline import find_device
+from trimvla.runtime.errors import ConfigError
 from trimvla.sim.evaluation.statistics import wilson_interval
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+LATENCY = "latency charged to the simulated clock, mean [ms]"
 
 
 def draw_curve(rows: Sequence[Result], path: Path, title: str) -> None:
-    """Success with its interval against the latency [ms]; against the bundles where there is no
-    latency.
-    """
-    figure, axes = pyplot.subplots(figsize=(7, 4.2))
-    if all(row["ms"] is None for row in rows):
-        _errorbars(axes, range(len(rows)), rows, None)
-        axes.set_xticks(
-            range(len(rows)), [f"{row['bundle']}\n{row['latency'] or ''}" for row in rows]
-        )
-    else:
-        _lines(axes, rows)
-    axes.set(ylabel="success (95 % interval)", ylim=(0, 1), title=title)
-    _finish(figure, axes, path)
-
-
-def _lines(axes: Axes, rows: Sequence[Result]) -> None:
-    for bundle in dict.fromkeys(row["bundle"] for row in rows):
-        own = sorted(
-            (row for row in rows if row["bundle"] == bundle and row["ms"] is not None),
-            key=lambda row: row["ms"],
-        )
-        _errorbars(axes, [row["ms"] for row in own], own, bundle)
-    axes.set_xlabel("latency charged to the simulated clock [ms], mean")
-    axes.legend()
-
-
-def _errorbars(
-    axes: Axes, places: Sequence[float], rows: Sequence[Result], label: str | None
-) -> None:
-    rates = [row["success_rate"] for row in rows]
-    below = [max(0.0, row["success_rate"] - row["interval"][0]) for row in rows]
-    above = [max(0.0, row["interval"][1] - row["success_rate"]) for row in rows]
-    axes.errorbar(
-        list(places),
-        rates,
-        yerr=[below, above],
-        marker="o",
-        capsize=3,
-        label=label,
-        linestyle="-" if label else "",
-    )
+    """Draw `curve_figure` into a PNG."""
+    style.save(curve_figure(rows, title), path)
 
 
 def draw_rungs(rows: Sequence[Result], path: Path, title: str) -> None:
-    """Success along the ladder, one line a latency."""
-    figure, axes = pyplot.subplots(figsize=(6, 4.2))
-    bundles = list(dict.fromkeys(row["bundle"] for row in rows))
-    for latency in dict.fromkeys(row["latency"] for row in rows):
-        own = [row for row in rows if row["latency"] == latency]
-        label = (
-            "the simulator waits"
-            if latency is None
-            else f"{latency} ms"
-            if latency.isdigit()
-            else latency
-        )
-        _errorbars(axes, [bundles.index(row["bundle"]) for row in own], own, label)
-    axes.set_xticks(range(len(bundles)), [Path(bundle).name for bundle in bundles])
-    axes.set(
-        ylabel="success (95 % interval)", ylim=(0, 1), title=title, xlim=(-0.3, len(bundles) - 0.7)
-    )
-    axes.legend()
-    _finish(figure, axes, path)
+    """Draw `rungs_figure` into a PNG."""
+    style.save(rungs_figure(rows, title), path)
 
 
 def draw_verbs(by_verb: Mapping[str, Sequence[int]], path: Path, title: str) -> None:
-    """One bar a kind of task."""
-    figure, axes = pyplot.subplots(figsize=(6, 3.6))
-    for place, (won, of) in enumerate(by_verb.values()):
-        low, high = wilson_interval(won, of)
-        rate = won / of
-        axes.bar(place, rate, color="tab:blue", alpha=0.6)
-        axes.errorbar(
-            place,
-            rate,
-            yerr=[[max(0.0, rate - low)], [max(0.0, high - rate)]],
-            color="black",
-            capsize=4,
-        )
-    labels = [f"{verb}\n{won} of {of}" for verb, (won, of) in by_verb.items()]
-    axes.set_xticks(range(len(labels)), labels)
-    axes.set(ylabel="success (95 % interval)", ylim=(0, 1), title=title)
-    _finish(figure, axes, path)
+    """Draw `verbs_figure` into a PNG."""
+    style.save(verbs_figure(by_verb, title), path)
 
 
-def _finish(figure: Figure, axes: Axes, path: Path) -> None:
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+def curve_figure(rows: Sequence[Result], title: str) -> Figure:
+    """Success against the latency, a bundle a line; a row each where no latency was charged."""
+    late = [row for row in rows if row["ms"] is not None]
+    names = short_names([row["bundle"] for row in rows])
+    if not late:
+        labels = [f"{names[row['bundle']]} {row['latency'] or ''}".strip() for row in rows]
+        places = {place: rate_of(row) for place, row in enumerate(rows)}
+        return rate_rows(labels, [Series("success", places, style.BLUE)], title)
+    lines: list[Line] = []
+    for bundle, name in names.items():
+        points = [(float(row["ms"]), rate_of(row)) for row in late if row["bundle"] == bundle]
+        lines.append(Line(name, sorted(points, key=lambda point: point[0])))
+    return rate_lines([line for line in lines if line.points], LATENCY, title)
+
+
+def rungs_figure(rows: Sequence[Result], title: str) -> Figure:
+    """Success along the ladder: a bundle a row, a latency a colour."""
+    names = short_names([row["bundle"] for row in rows])
+    order = list(names)
+    series: list[Series] = []
+    for number, latency in enumerate(dict.fromkeys(row["latency"] for row in rows)):
+        own = [row for row in rows if row["latency"] == latency]
+        rates = {order.index(row["bundle"]): rate_of(row) for row in own}
+        colour = style.colour(number)
+        series.append(Series(latency_words(latency), rates, colour, style.marker(number)))
+    return rate_rows(list(names.values()), series, title)
+
+
+def verbs_figure(by_verb: Mapping[str, Sequence[int]], title: str) -> Figure:
+    """One row a kind of task, with what succeeded of how many."""
+    names = [f"{verb}: {won} of {of}" for verb, (won, of) in by_verb.items()]
+    rates = {
+        place: Rate(won / of, *wilson_interval(won, of))
+        for place, (won, of) in enumerate(by_verb.values())
+    }
+    return rate_rows(names, [Series("success", rates, style.BLUE)], title)
+
+
+def rate_of(row: Result) -> Rate:
+    """A result's success rate and its interval."""
+    low, high = row["interval"]
+    return Rate(row["success_rate"], low, high)
+
+
+def short_names(bundles: Sequence[str]) -> dict[str, str]:
+    """Bundle -> its folder's name, or its whole path where two folders are called alike."""
+    every = list(dict.fromkeys(bundles))
+    last = [Path(bundle).name for bundle in every]
+    if len(set(last)) < len(last):
+        return dict(zip(every, every, strict=True))
+    return dict(zip(every, last, strict=True))
+
+
+def latency_words(latency: str | None) -> str:
+    """A condition in words: "the simulator waits", "200 ms", "orin at 20 % of its roofline"."""
+    if latency is None:
+        return "the simulator waits"
+    if latency.isdigit():
+        return f"{latency} ms"
+    device, _, share = latency.partition(":")
+    try:
+        find_device(device)
+        return f"{device} at {100 * float(share or 1):.0f} % of its roofline"
+    except (ConfigError, ValueError):
+        return latency

@@ -18,6 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from trimvla.launch.ablation.report import with_times
 from trimvla.launch.evaluation.players import estimate
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
@@ -38,14 +39,18 @@ class Args(Options):
     """Tables and pictures of the evaluation's page, from the results under `benchmarks`."""
 
     results: Path = Path("benchmarks")
-    """Where results lie."""
+    """Where results lie; pictures beside them, of ablations and GPUs, are drawn anew."""
 
     page: Path = Path("docs/results/evaluation.md")
     """The page; its tables stand between marks `<!-- NAME -->` and `<!-- end of NAME -->`."""
 
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""
-        return Output("--page", self.page), Output("--page", self.page.with_suffix(""), folder=True)
+        return (
+            Output("--page", self.page),
+            Output("--page", self.page.with_suffix(""), folder=True),
+            Output("--results", self.results, folder=True),
+        )
 
 
 def run(args: Args) -> Result:
@@ -70,6 +75,7 @@ def run(args: Args) -> Result:
     drawn = list(draw(results, folder))
     shown = "\n".join(f"![{title}]({folder.name}/{name})" for name, title in drawn)
     args.page.write_text(insert(text, "pictures", shown or "No pictures yet."))
+    redrawn = [path.name for path in redraw(args.results)]
     for name, rows in tables.items():
         args.console().print(f"{name}: {max(0, len(rows) - 1)} rows")
     return {
@@ -77,6 +83,7 @@ def run(args: Args) -> Result:
         "page": args.page,
         "results": sorted(results),
         "pictures": [name for name, _ in drawn],
+        "redrawn": redrawn,
     }
 
 
@@ -301,6 +308,17 @@ def task_rows(results: Mapping[str, Any]) -> Rows:
                 (task_of(told), f"{against['bundle']} (reference)", "", rate(against), "", "")
             )
     return rows
+
+
+def redraw(results: Path) -> Iterator[Path]:
+    """Draw the pictures beside kept ablations and GPU benchmarks anew; their paths."""
+    from trimvla.launch.bench import gpu_report
+    from trimvla.launch.figures.tradeoff import draw_tradeoff
+
+    for path in sorted(results.glob("ablation*.json")):
+        yield draw_tradeoff(with_times(read(path)["rows"]), path.with_suffix(".png"))
+    for path in sorted(results.glob("gpu-*.json")):
+        yield gpu_report.draw(read(path), path.with_suffix(".png"))
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:

@@ -1,29 +1,40 @@
-"""Draws one policy call: the picture with its kept tokens; layers, sampler steps and stage times
-beside it.
+"""Draws one policy call: the image with its kept tokens; layers, sampler steps, stage times beside.
+
+What is drawn is laid out first, as texts and boxes in pixels: text is shortened or broken where it
+would not fit, and the page is as high as it needs to be. Knows no policy and no file but the PNG.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from trimvla.launch.figures.report import kept_over_image
+from trimvla.launch.figures.kept_tokens import kept_over_image
 from trimvla.runtime.errors import ConfigError
 
-# pixels
-SIDE = 512
+SIDE = 512  # pixels, as all lengths here
 PANEL = 440
 MARGIN = 16
-LABEL = 100
+LABEL = 112
+NUMBER = 84  # for a bar's number behind it
+TEXT = 15  # of the letters
+STEP = 22  # of a line of text
+ROW = 32  # of a row with cells or a bar
+CELL = 18  # of these
+LEFT = SIDE + 2 * MARGIN
+ELLIPSIS = "…"
+LARGE = 1e5  # milliseconds; from here on in seconds
+LINES = 4  # of one paragraph
 PAPER = (255, 255, 255)
 INK = (30, 30, 30)
 FAINT = (205, 205, 205)
-ACCENT = (32, 120, 200)
+ACCENT = (31, 111, 180)
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +58,70 @@ class CallStory:
     """Whether the actions are those that were recorded; None where nothing was."""
 
 
+@dataclass(frozen=True)
+class Text:
+    """One line of text; `left` and `top` in pixels."""
+
+    left: int
+    top: int
+    text: str
+
+    def box(self, font: Font) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of its letters [pixels]."""
+        left, top, right, bottom = font.getbbox(self.text)
+        return self.left + left, self.top + top, self.left + right, self.top + bottom
+
+
+@dataclass
+class Page:
+    """What is drawn beside the image, from the top down."""
+
+    font: Font
+    top: int = MARGIN
+    texts: list[Text] = field(default_factory=list)
+    boxes: list[tuple[tuple[float, float, float, float], tuple[int, int, int]]] = field(
+        default_factory=list
+    )
+    """Rectangles (left, top, right, bottom) [pixels] with their colours."""
+
+    @property
+    def height(self) -> int:
+        """Of the page [pixels]: the image fits, and so does all of this."""
+        return max(SIDE + MARGIN, self.top) + MARGIN
+
+    def write(self, text: str) -> None:
+        """A paragraph over the panel's width."""
+        for line in broken(text, self.font, PANEL):
+            self.texts.append(Text(LEFT, self.top, line))
+            self.top += STEP
+
+    def cells(self, name: str, ran: Sequence[int], count: int) -> None:
+        """A strip of cells, those that ran filled."""
+        self._name(name)
+        width = (PANEL - LABEL) / max(1, count)
+        for index in range(count):
+            left = LEFT + LABEL + index * width
+            box = (left, self.top, left + max(1.0, width - 2), self.top + CELL)
+            self.boxes.append((box, ACCENT if index in ran else FAINT))
+        self.top += ROW
+
+    def bars(self, milliseconds: dict[str, float]) -> None:
+        """Times [ms] as bars; the longest leaves room for its number."""
+        longest = max(milliseconds.values(), default=0.0) or 1.0
+        for name, value in milliseconds.items():
+            self._name(name)
+            left = LEFT + LABEL
+            right = left + (PANEL - LABEL - NUMBER) * value / longest
+            self.boxes.append(((left, self.top, right, self.top + CELL), ACCENT))
+            number = f"{value:.1f} ms" if value < LARGE else f"{value / 1000:.3g} s"
+            self.texts.append(Text(int(right) + 6, self.top, number))
+            self.top += ROW
+
+    def _name(self, name: str) -> None:
+        """What the row that begins here shows."""
+        self.texts.append(Text(LEFT, self.top, fitted(name, self.font, LABEL - 8)))
+
+
 def describe(story: CallStory) -> list[str]:
     """The story in words."""
     reuse = ", the others reuse" if len(story.recompute) < story.steps else ""
@@ -58,34 +133,41 @@ def describe(story: CallStory) -> list[str]:
         *(f"{name:<15} {value:.1f} ms" for name, value in story.milliseconds.items()),
     ]
     if story.same is not None:
-        lines.append(
-            "actions         "
-            + ("as recorded, bit for bit" if story.same else "not those that were recorded")
-        )
+        same = "as recorded, bit for bit" if story.same else "not those that were recorded"
+        lines.append(f"actions         {same}")
     return lines
 
 
 def draw(story: CallStory) -> Image.Image:
     """The picture of the call."""
-    page = Image.new("RGB", (SIDE + PANEL + 3 * MARGIN, SIDE + 2 * MARGIN), PAPER)
+    page = lay_out(story)
+    size = (SIDE + PANEL + 3 * MARGIN, page.height)
+    image = Image.new("RGB", size, PAPER)
     seen = Image.fromarray(kept_over_image(story.image, story.kept, story.grid, SIDE))
-    page.paste(seen.resize((SIDE, SIDE), Image.Resampling.NEAREST), (MARGIN, MARGIN))
-    pen = ImageDraw.Draw(page)
-    left = SIDE + 2 * MARGIN
-    y = _lines(pen, left, MARGIN, describe(story)[:4])
-    for title, ran, count in (
-        ("layers", story.layers, story.all_layers),
-        ("steps", story.recompute, story.steps),
-    ):
-        pen.text((left, y), title, INK, _font())
-        _cells(pen, left + LABEL, y, ran, count)
-        y += 34
-    _bars(pen, left, y, story.milliseconds)
+    image.paste(seen.resize((SIDE, SIDE), Image.Resampling.NEAREST), (MARGIN, MARGIN))
+    pen = ImageDraw.Draw(image)
+    for box, colour in page.boxes:
+        pen.rectangle(box, colour)
+    for text in page.texts:
+        pen.text((text.left, text.top), text.text, INK, page.font)
+    return image
+
+
+def lay_out(story: CallStory) -> Page:
+    """Where everything beside the image goes."""
+    page = Page(ImageFont.load_default(TEXT))
+    for line in describe(story)[:4]:
+        page.write(line)
+    page.top += 12
+    page.cells("layers", story.layers, story.all_layers)
+    page.cells("steps", story.recompute, story.steps)
+    page.top += 8
+    page.bars(story.milliseconds)
     return page
 
 
 def check_suffix(path: Path) -> None:
-    """Raise ConfigError for a file name that says of no picture that can be written."""
+    """Raise ConfigError for a file name whose suffix is of no image that can be written."""
     Image.init()
     known = Image.registered_extensions()
     if known.get(path.suffix.lower()) not in Image.SAVE:
@@ -101,34 +183,25 @@ def write(path: Path, story: CallStory) -> None:
         raise ConfigError(f"{path}: cannot write the picture: {error}") from None
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(15)
+def fitted(text: str, font: Font, width: float) -> str:
+    """The text, or its beginning with an ellipsis, in so many pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + ELLIPSIS) > width:
+        text = text[:-1]
+    return text.rstrip() + ELLIPSIS
 
 
-def _lines(pen: ImageDraw.ImageDraw, left: int, top: int, lines: Sequence[str]) -> int:
-    """Text, one line under the other; returns where the next thing may begin."""
-    for number, line in enumerate(lines):
-        pen.text((left, top + 22 * number), " ".join(line.split())[:60], INK, _font())
-    return top + 22 * len(lines) + 12
-
-
-def _cells(pen: ImageDraw.ImageDraw, left: int, top: int, ran: Sequence[int], count: int) -> None:
-    """A strip of cells, those that ran filled."""
-    width = (PANEL - LABEL) / max(1, count)
-    for index in range(count):
-        x = left + index * width
-        pen.rectangle(
-            (x, top, x + max(1.0, width - 2), top + 18), ACCENT if index in ran else FAINT
-        )
-
-
-def _bars(pen: ImageDraw.ImageDraw, left: int, top: int, milliseconds: dict[str, float]) -> None:
-    """Times as bars, the longest as long as the panel."""
-    longest = max(milliseconds.values(), default=0.0) or 1.0
-    for number, (name, value) in enumerate(milliseconds.items()):
-        y = top + 8 + 30 * number
-        pen.text((left, y), name, INK, _font())
-        pen.rectangle(
-            (left + LABEL, y, left + LABEL + (PANEL - LABEL - 90) * value / longest, y + 18), ACCENT
-        )
-        pen.text((left + PANEL - 80, y), f"{value:.1f} ms", INK, _font())
+def broken(text: str, font: Font, width: float) -> Iterator[str]:
+    """The text in at most `LINES` lines of so many pixels, broken between words."""
+    words = text.split()
+    for _ in range(LINES - 1):
+        count = len(words)
+        while count > 1 and font.getlength(" ".join(words[:count])) > width:
+            count -= 1
+        if count >= len(words):
+            break
+        yield fitted(" ".join(words[:count]), font, width)
+        words = words[count:]
+    if words:
+        yield fitted(" ".join(words), font, width)

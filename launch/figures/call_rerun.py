@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trimvla.launch.extras import install, missing_module
 from trimvla.launch.figures.call_picture import CallStory, describe
-from trimvla.launch.figures.report import kept_over_image
+from trimvla.launch.figures.kept_tokens import kept_over_image
 from trimvla.runtime.errors import ConfigError
 
 

@@ -24,7 +24,7 @@ from tyro.conf import Positional
 from trimvla.export.bundle import export_policy
 from trimvla.export.verify import checkpoint_beside
 from trimvla.launch.ablation.play import play
-from trimvla.launch.ablation.report import as_markdown, as_table, insert, summarise
+from trimvla.launch.ablation.report import as_markdown, as_table, insert, summarise, with_times
 from trimvla.launch.ablation.rows import DENSE, ROWS, WHOLE, Amounts, Row, request
 from trimvla.launch.bench import turns as benchmark
 from trimvla.launch.bench.subjects import Asked, Party, open_party, torch_subjects
@@ -218,14 +218,13 @@ def run(args: Args) -> Result:
 
 def save(result: Result, args: Args) -> None:
     """JSON, picture, and the table in the text that is named."""
-    from trimvla.launch.figures.report import draw_tradeoff
+    from trimvla.launch.figures.tradeoff import draw_tradeoff
 
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"ablation{args.suffix}.json").write_text(
         json.dumps(result, indent=1, default=str) + "\n"
     )
-    points = [row | {"ms": row["backends"]["onnxruntime"]["p50_ms"]} for row in result["rows"]]
-    draw_tradeoff(points, args.out / f"ablation{args.suffix}.png")
+    draw_tradeoff(with_times(result["rows"]), args.out / f"ablation{args.suffix}.png")
     if args.page is not None:
         args.page.write_text(read_text(args.page, as_markdown(result["rows"])))
 

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch
 
 from trimvla.launch.console import Progress, progress_bar, text_column
+from trimvla.launch.figures import style
+from trimvla.launch.figures.losses import loss_figure
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
 from trimvla.launch.training.presets import TrainingPreset, courses
@@ -233,14 +235,4 @@ def describe(args: Args, trainer: Trained, frames: int) -> dict[str, Any]:
 
 def draw_curve(history: list[dict[str, float]], path: Path, curves: tuple[str, ...]) -> Path:
     """Some losses over the steps, smoothed, as a picture: one panel each."""
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    window = min(SMOOTHING, len(history))
-    for axes, name in zip(figure.subplots(1, len(curves)), curves, strict=True):
-        values = np.convolve([row[name] for row in history], np.ones(window) / window, mode="valid")
-        axes.plot([row["step"] for row in history][window - 1 :], values)
-        axes.set(title=name, xlabel="step", yscale="log")
-    figure.savefig(path, dpi=120)
-    return path
+    return style.save(loss_figure(history, curves, SMOOTHING), path)

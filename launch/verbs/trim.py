@@ -12,10 +12,13 @@ from tyro.conf import Positional
 from trimvla.launch.console import progress_bar
 from trimvla.launch.exporting.calibration import find_calibration
 from trimvla.launch.exporting.policy_source import TOKENIZER, find_source, load_policy
-from trimvla.launch.figures.report import draw_plan, kept_over_image
+from trimvla.launch.figures.kept_tokens import kept_over_image
+from trimvla.launch.figures.plan_picture import KeptFrame, draw_plan
 from trimvla.launch.options import Options, Result
 from trimvla.launch.outputs import Output
 from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.cogact.tokenizer import instruction_in
+from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import report, shape_by_counts, shape_of
 from trimvla.policies.trimming.calibrate import Calibration, kept_tokens
 from trimvla.policies.trimming.planner import Request, make_plan, time_stamp
@@ -170,18 +173,18 @@ def draw(policy: CogAct, plan: Plan, data: Calibration, tokenizer: Path, path: P
     if plan.tokens is not None:
         grid = policy.cfg.vision[0].image_size // policy.cfg.vision[0].patch_size
         for image, kept, ids in kept_tokens(trim(policy, plan), data, PICTURES):
-            frames.append((kept_over_image(image, kept, grid), image, sentence(tokenizer, ids)))
+            instruction = instruction_of(policy.cfg, tokenizer, ids)
+            frames.append(KeptFrame(image, kept_over_image(image, kept, grid), instruction))
     scores = plan.provenance.scores if plan.provenance else ()
     return draw_plan(scores, kept_layers(plan, policy.cfg), frames, path)
 
 
-def sentence(tokenizer: Path, ids: np.ndarray) -> str:
-    """A prompt's text, where the tokenizer lies beside the policy."""
-    return (
-        load_tokenizer(tokenizer, error=ConfigError).decode(ids.tolist())
-        if tokenizer.is_file()
-        else ""
-    )
+def instruction_of(cfg: PolicyConfig, tokenizer: Path, ids: np.ndarray) -> str:
+    """The instruction in a prompt's ids; empty where no tokenizer lies beside the policy."""
+    if not tokenizer.is_file():
+        return ""
+    text = load_tokenizer(tokenizer, error=ConfigError).decode(ids.tolist())
+    return instruction_in(text, cfg.prompt.template)
 
 
 def as_table(plan: Plan) -> Table:

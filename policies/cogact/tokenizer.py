@@ -6,6 +6,7 @@ one token each. CogACT itself uses LLaMA-2's tokenizer, which a user brings as `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -49,3 +50,18 @@ def prompt_ids(tokenizer: Tokenizer, prompt: PromptConfig, instruction: str) -> 
         prompt.empty_id,
         prompt.eos_id,
     ]
+
+
+def instruction_in(text: str, template: str) -> str:
+    """The instruction in a decoded prompt; the whole text where it is not of this template.
+
+    Decoding does not give back every space, so words and signs alone are compared.
+    """
+    before, _, after = (_spaced(part) for part in template.partition("{instruction}"))
+    found = re.fullmatch(rf"\s*{before}\s*(.*?)\s*{after}\s*", text, re.DOTALL | re.IGNORECASE)
+    return " ".join((found[1] if found else text).split())
+
+
+def _spaced(text: str) -> str:
+    """A pattern for these words and signs, with any spaces between them."""
+    return r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", text)))
