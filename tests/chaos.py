@@ -86,7 +86,7 @@ class System:
         self._run: Child | None = None
         self._arm: Child | None = None
         system = sections(bundle, hz=HZ)
-        system["control"]["guard"] = {"arm": "auto", "estop": True}
+        system["control"]["interlock"] = {"arm": "auto", "estop": True}
         self._files = {
             "run": self._write("run.msgpack", system),
             "arm": self._write(

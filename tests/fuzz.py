@@ -331,7 +331,7 @@ def _clients() -> list[Target]:
         Target(
             "openpi's observations",
             _packed(seen, "openpi"),
-            lambda p: openpi.hear(p[0], session),
+            lambda p: openpi.receive(p[0], session),
             errors,
             MSGPACK,
         ),
@@ -341,7 +341,7 @@ def _clients() -> list[Target]:
                 *_packed([_envelope(kind, load) for kind, load in _payloads()], "vla-eval"),
                 [_with_png()],
             ],
-            lambda p: vla_eval.hear(p[0], session),
+            lambda p: vla_eval.receive(p[0], session),
             (*errors, BusyError),
             MSGPACK,
         ),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from trimvla.runtime.backends.chain import Chain, borders
+from trimvla.runtime.backends.chain import Chain, chain_io
 from trimvla.runtime.backends.runner import Runner
 from trimvla.runtime.errors import SpecError
 
@@ -59,7 +59,7 @@ def check_chain(
 
     `inputs` may hold more than the chain takes; `host` is the same bundle in ONNX Runtime.
     """
-    wanted, made = borders(chain.runners)
+    wanted, made = chain_io(chain.runners)
     given = {name: inputs[name] for name in wanted}
     expected, _ = host.run(given)
     first, took = chain.run(given)

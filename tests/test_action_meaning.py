@@ -299,8 +299,10 @@ def test_control_is_never_armed_for_another_meaning(
 def test_another_meaning_while_it_runs_is_a_hold(
     fields: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    guard = InterlockConfig(refused_s=1.0)
-    with controlled(tmp_path, ControlConfig(LIMITS, hz=HZ, state_s=5.0, guard=guard)) as desk:
+    interlock = InterlockConfig(refused_s=1.0)
+    with controlled(
+        tmp_path, ControlConfig(LIMITS, hz=HZ, state_s=5.0, interlock=interlock)
+    ) as desk:
         desk.until_state("running")
         desk.fields = fields
         desk.until_state("hold", words)
@@ -332,7 +334,7 @@ def test_the_old_sentences_chunk_is_dropped_at_once(tmp_path: Path) -> None:
 
 
 def test_another_instruction_needs_another_word_of_the_operator(tmp_path: Path) -> None:
-    config = ControlConfig(LIMITS, hz=HZ, state_s=5.0, guard=InterlockConfig(arm="operator"))
+    config = ControlConfig(LIMITS, hz=HZ, state_s=5.0, interlock=InterlockConfig(arm="operator"))
     with controlled(tmp_path, config) as desk:
         desk.until_state("idle", "not armed for this task")
         desk.until(lambda report: desk.ask("arm") is None and report.state == "running")
@@ -368,7 +370,7 @@ def test_no_mode_of_the_queue_mixes_sentences(mode: Any) -> None:
 
 
 def test_no_thought_is_guided_by_another_sentence() -> None:
-    thinker = InferenceScheduler(
+    scheduler = InferenceScheduler(
         {"only": DummyPolicy(0.0)}, SchedulerConfig(rtc=RtcConfig(enabled=True))
     )
     started = monotonic_ns()
@@ -376,8 +378,8 @@ def test_no_thought_is_guided_by_another_sentence() -> None:
     def guided(instruction: str) -> bool:
         frame = Frame("front", monotonic_ns(), np.zeros((4, 4, 3), np.uint8))
         task = Task(time_ns=started, episode=1, instruction=instruction, started_ns=started)
-        thought = thinker.think(task, frame, (0,), Telemetry("policy"))
-        thinker.said(chunk(frame.time_ns, instruction=instruction))
+        thought = scheduler.run(task, frame, (0,), Telemetry("policy"))
+        scheduler.published(chunk(frame.time_ns, instruction=instruction))
         return thought.about["guidance"] is not None
 
     assert [guided(sentence) for sentence in (CUBE, CUBE, DRAWER, DRAWER, CUBE)] == [

@@ -160,22 +160,22 @@ def test_a_blend_of_three_goes_on_from_where_it_was():
 
 
 def test_a_seam_bounds_the_first_step_and_the_rest_of_the_way():
-    seam = TransitionLimiter((1.0, np.inf))
+    transition = TransitionLimiter((1.0, np.inf))
     before = np.array([0.0, 0.0])
     told = []
     for number, wanted in [(1, 5.0), (1, 9.0), (2, 6.5), (3, 4.0), (3, 4.0), (3, 4.0), (3, 9.0)]:
-        before = seam.ease(np.array([wanted, wanted]), number, before)
+        before = transition.limit(np.array([wanted, wanted]), number, before)
         told.append(before.tolist())
     assert told == [[5, 5], [9, 9], [8, 6.5], [7, 4], [6, 4], [5, 4], [6, 9]]
 
 
 @pytest.mark.parametrize("lie", [np.nan, np.inf, -np.inf])
 def test_a_seam_leaves_what_is_no_number_to_the_gate(lie):
-    seam = TransitionLimiter((1.0,))
-    seam.ease(np.array([0.0]), 1, np.array([0.0]))
+    transition = TransitionLimiter((1.0,))
+    transition.limit(np.array([0.0]), 1, np.array([0.0]))
     for chunk in (2, 2, 3):  # also after the first time
-        assert not np.isfinite(seam.ease(np.array([lie]), chunk, np.array([0.0]))).any()
-    assert seam.ease(np.array([9.0]), 4, np.array([0.0])) == 1.0  # and is careful afterwards
+        assert not np.isfinite(transition.limit(np.array([lie]), chunk, np.array([0.0]))).any()
+    assert transition.limit(np.array([9.0]), 4, np.array([0.0])) == 1.0  # and is careful afterwards
 
 
 def test_weights_by_hand():

@@ -184,13 +184,13 @@ def planned(rows: list[tuple[float, float]], time_ns: int = 0) -> ActionChunk:
 def test_fine_is_slow_or_near_the_gripper():
     phase = Phase(SchedulerConfig().phase, KINDS)
     assert phase.fine(0)  # nothing is known yet
-    phase.hear(planned([(0.04, 1.0)] * 8))
+    phase.receive(planned([(0.04, 1.0)] * 8))
     assert not phase.fine(0)
-    phase.hear(planned([(0.01, 1.0)] * 8))
+    phase.receive(planned([(0.01, 1.0)] * 8))
     assert phase.fine(0)
-    phase.hear(planned([(0.04, 1.0)] * 7 + [(0.04, 0.0)]))  # closes after 1.4 s
+    phase.receive(planned([(0.04, 1.0)] * 7 + [(0.04, 0.0)]))  # closes after 1.4 s
     assert not phase.fine(0) and phase.fine(NS_PER_S) and not phase.fine(3 * NS_PER_S)
-    phase.hear(planned([(0.04, 0.0)] * 8, time_ns=2 * NS_PER_S))  # has closed
+    phase.receive(planned([(0.04, 0.0)] * 8, time_ns=2 * NS_PER_S))  # has closed
     assert phase.fine(2 * NS_PER_S) and not phase.fine(4 * NS_PER_S)
 
 
@@ -238,19 +238,19 @@ class Slow:
 
 
 def test_a_refused_picture_breaks_the_chain_of_guidance():
-    thinker = InferenceScheduler(
+    scheduler = InferenceScheduler(
         {"only": Slow(0.0, 0.1)}, SchedulerConfig(rtc=RtcConfig(enabled=True))
     )
     task = Task(time_ns=0, episode=1, instruction="go", started_ns=0)
     told = []
     for call in range(3):
         frame = Frame("front", monotonic_ns(), np.zeros((4, 4, 3), np.uint8))
-        about = thinker.think(task, frame, (call,), Telemetry("policy")).about
+        about = scheduler.run(task, frame, (call,), Telemetry("policy")).about
         assert about.keys() == {"guidance"}, "there is no ladder"
         told.append(about["guidance"] is not None)
-        thinker.said(planned([(0.01, 1.0)] * 8, frame.time_ns))
+        scheduler.published(planned([(0.01, 1.0)] * 8, frame.time_ns))
         if call == 1:
-            thinker.forget()
+            scheduler.forget()
     assert told == [False, True, False]
 
 
@@ -260,7 +260,7 @@ def test_the_thinker_changes_rungs_with_its_board_and_says_why():
     top = Slow(0.0, 0.1)
     bottom = Slow(0.01, 0.05)
     config = SchedulerConfig(ladder=LadderConfig(hot_c=80.0, dwell_s=1.0))
-    thinker = InferenceScheduler(
+    scheduler = InferenceScheduler(
         {"top": top, "bottom": bottom},
         config,
         costs_s=(0.1, 0.05),
@@ -273,7 +273,7 @@ def test_the_thinker_changes_rungs_with_its_board_and_says_why():
     for call in range(12):
         board[0] = Board(90.0 if 4 <= call < 8 else 40.0)
         frame = Frame("front", now[0], np.zeros((4, 4, 3), np.uint8))
-        thought = thinker.think(task, frame, (call,), telemetry)
+        thought = scheduler.run(task, frame, (call,), telemetry)
         told.append(thought.about["rung"])
         now[0] += NS_PER_S
     assert told == ["top"] * 4 + ["bottom"] * 4 + ["top"] * 4
@@ -354,7 +354,7 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
     telemetry = Telemetry("policy")
     policies = policy_process.load_rungs(config)
     costs_s = [policy_process.warm_up(policy, config.rtc.enabled) for policy in policies.values()]
-    thinker = InferenceScheduler(
+    scheduler = InferenceScheduler(
         policies, config.thought, costs_s=costs_s, kinds=KINDS, sense=lambda: stage.board
     )
     with ExitStack() as stack:
@@ -363,15 +363,15 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
         )
         chunks = stack.enter_context(Publisher(run_dir, topic("chunk")))
         loop = policy_process.PolicyLoop(
-            thinker, inputs, chunks, telemetry, meaning=ActionMeaning(KINDS, 5.0), config=config
+            scheduler, inputs, chunks, telemetry, meaning=ActionMeaning(KINDS, 5.0), config=config
         )
 
-        def think() -> None:
+        def think_on() -> None:
             while not stop.is_set():
                 loop.step()
 
         threads = [
-            threading.Thread(target=think),
+            threading.Thread(target=think_on),
             threading.Thread(
                 target=control.run, args=(ControlConfig(LIMITS, hz=5, state_s=5.0), run_dir, stop)
             ),

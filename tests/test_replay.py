@@ -299,7 +299,7 @@ def test_rungs_and_guidance_replay_bit_for_bit(tmp_path: Path) -> None:
     policies = load_rungs(config)
     now = [0]
     board = [Board(40.0)]
-    thinker = InferenceScheduler(
+    scheduler = InferenceScheduler(
         policies,
         config.thought,
         costs_s=(0.1, 0.1),
@@ -313,10 +313,10 @@ def test_rungs_and_guidance_replay_bit_for_bit(tmp_path: Path) -> None:
         now[0] = number * 10**9
         board[0] = Board(90.0 if 4 <= number < 8 else 40.0)
         seen = replace(frame(number), time_ns=now[0])
-        thought = thinker.think(task, seen, (0, 1, number), Telemetry("policy"))
+        thought = scheduler.run(task, seen, (0, 1, number), Telemetry("policy"))
         actions = tuple(map(tuple, thought.result.actions.tolist()))
         said = chunk_of(policies[names[0]], seen, actions=actions, **thought.about)
-        thinker.said(said)
+        scheduler.published(said)
         messages += [seen, said]
     chunks = [message for message in messages if isinstance(message, ActionChunk)]
     assert [chunk.rung for chunk in chunks] == names[:1] * 4 + names[1:] * 4 + names[:1] * 4

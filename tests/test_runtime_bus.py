@@ -232,11 +232,8 @@ def test_a_task_keeps_its_words(tmp_path):
         Subscriber(tmp_path, [topic("task")]) as inputs,
         Publisher(tmp_path, topic("task")) as publisher,
     ):
-        connect(
-            publisher,
-            inputs,
-            Task(time_ns=1, episode=2, instruction="stapel die Würfel", started_ns=1),
-        )  # type: ignore[arg-type]
+        task = Task(time_ns=1, episode=2, instruction="stapel die Würfel", started_ns=1)
+        connect(publisher, inputs, task)  # type: ignore[arg-type]
         assert getattr(inputs["task"].message, "instruction", "") == "stapel die Würfel"
 
 

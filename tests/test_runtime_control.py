@@ -612,9 +612,9 @@ class Desk:
 
 
 def test_stop_and_switch_reach_the_robot_through_real_sockets(tmp_path):
-    guard = InterlockConfig(deadman=True, deadman_s=2.0)
+    interlock = InterlockConfig(deadman=True, deadman_s=2.0)
     config = ControlConfig(
-        LIMITS, hz=50, state_s=5.0, guard=guard, realtime=RealtimeConfig(freeze_gc=True)
+        LIMITS, hz=50, state_s=5.0, interlock=interlock, realtime=RealtimeConfig(freeze_gc=True)
     )
     with ExitStack() as stack:
         desk = Desk(tmp_path, stack)

@@ -33,7 +33,7 @@ CONFIG = ControlConfig(
     LIMITS,
     KINDS,
     hz=10,
-    guard=InterlockConfig("operator", estop=True, deadman=True, refused_s=0.25),
+    interlock=InterlockConfig("operator", estop=True, deadman=True, refused_s=0.25),
 )
 GOOD = (0.01, 0.3, 1.0)
 BROKEN = (math.nan,) * 3
@@ -248,10 +248,10 @@ def test_what_the_gate_refuses_for_too_long_is_a_fault() -> None:
 
 
 def test_a_fault_keeps_its_first_reason() -> None:
-    guard = Interlock()
-    guard.feed("failure", "first")
-    guard.feed("estop", "second")
-    assert (guard.state, guard.reason) == ("fault", "first")
+    interlock = Interlock()
+    interlock.feed("failure", "first")
+    interlock.feed("estop", "second")
+    assert (interlock.state, interlock.reason) == ("fault", "first")
 
 
 @pytest.mark.parametrize("fields", [{"arm": "maybe"}, {"deadman_s": 0.0}, {"refused_s": -1.0}])

@@ -328,7 +328,7 @@ class Judge:
             self.latched = False
         if inputs.estop is not None and inputs.estop.pressed:
             self.latched = True
-        if self.config.guard.estop and self.heard and inputs.estop is None:
+        if self.config.interlock.estop and self.heard and inputs.estop is None:
             self.latched = True
         self.heard |= inputs.estop is not None
         if inputs.refusal is not None and inputs.refusal.since_ns is not None:
@@ -343,9 +343,9 @@ class Judge:
         assert not any(start < captured_ns <= end for start, end in self.withdrawn)
         assert inputs.robot is not None and now - inputs.robot.time_ns <= to_ns(config.state_s)
         assert inputs.health is None or inputs.health.ok
-        if config.guard.deadman:
+        if config.interlock.deadman:
             assert inputs.deadman is not None and inputs.deadman.held
-            assert now - inputs.deadman.time_ns <= to_ns(config.guard.deadman_s)
+            assert now - inputs.deadman.time_ns <= to_ns(config.interlock.deadman_s)
 
     def _still(self, action: np.ndarray) -> None:
         """A hold starts nothing: deltas are null, targets stay, velocities only fall."""
@@ -367,11 +367,16 @@ class Judge:
 @pytest.mark.parametrize("mode", ["latest", "ensemble"])
 def test_nothing_that_may_come_makes_the_controller_unsafe(name: str, mode: Any) -> None:
     kinds, limits = ROBOTS[name]
-    guard = InterlockConfig(
+    interlock = InterlockConfig(
         "auto" if mode == "latest" else "operator", estop=True, deadman=True, refused_s=0.5
     )
     config = ControlConfig(
-        limits, kinds, HZ, queue=QueueConfig(mode=mode, max_age_s=0.25), guard=guard, state_s=0.5
+        limits,
+        kinds,
+        HZ,
+        queue=QueueConfig(mode=mode, max_age_s=0.25),
+        interlock=interlock,
+        state_s=0.5,
     )
     world = World(kinds, limits, seed=len(name) + 100 * len(mode))
     controller = Controller(config)

@@ -14,6 +14,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.spaces import Dict
 from gymnasium.utils.env_checker import check_env
 
 from trimvla.sim import TABLETOP, register
@@ -279,11 +280,13 @@ def test_a_spawned_vector_environment_draws(tmp_path: Path) -> None:
 def test_the_wrist_camera_and_the_joints_are_seen_where_they_are_asked_for() -> None:
     env = TabletopEnv(wrist=True)
     first, _ = env.reset(seed=3)
+    assert isinstance(env.observation_space, Dict)
     assert first.keys() == {"image", "wrist", "state"} == env.observation_space.spaces.keys()
     assert np.allclose(first["state"], env.qpos()[: len(ROBOT_JOINTS)])
     plain = TabletopEnv()
     assert np.array_equal(first["image"], plain.reset(seed=3)[0]["image"])
     low = np.array([0, 0, -0.05, 0, 0, 0, 0], np.float32)
+    after = first
     for _ in range(3):
         after, *_ = env.step(low)
     assert after["state"][2] < first["state"][2] - 0.05

@@ -415,9 +415,9 @@ def test_nobody_counts_as_silent_for_a_time_in_which_nobody_looked(
         hour = 3600 * 10**9
         post.started_ns -= hour
         said = Report(time_ns=post.started_ns, process="policy", state=state)
-        post.hear(said, 3600.0, awake_ns=monotonic_ns())
+        post.receive(said, 3600.0, awake_ns=monotonic_ns())
         assert post.child is not None and post.child.status() is None and not post.lost
-        post.hear(said, 3600.0, awake_ns=monotonic_ns() - 6 * 10**9)
+        post.receive(said, 3600.0, awake_ns=monotonic_ns() - 6 * 10**9)
         assert "not reported for 6" in post.lost or "not ready within 5" in post.lost
     finally:
         if post.child is not None:

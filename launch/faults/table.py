@@ -87,7 +87,7 @@ def sections(bundle: str, system: System = "steady", hz: float = HZ) -> dict[str
         "follow": {"lag_s": LAG_S},
     }
     if system == "desk":
-        control["guard"] = {"arm": "operator", "estop": True, "deadman": True}
+        control["interlock"] = {"arm": "operator", "estop": True, "deadman": True}
     return {**cameras, "policy": policy, "control": control}
 
 

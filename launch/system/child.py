@@ -137,7 +137,7 @@ class ManagedProcess:
         self._killed_for = ""
         self.child = Child(self.program.name, self.program.command, self._log)
 
-    def hear(self, said: Report | None, silence_s: float, awake_ns: int = 0) -> None:
+    def receive(self, said: Report | None, silence_s: float, awake_ns: int = 0) -> None:
         """Take the newest report: it is ready, or hangs and is killed.
 
         `awake_ns`: since when somebody looks all the time; of the time before, nothing is known.

@@ -185,7 +185,7 @@ class Supervisor:
         for post in self.posts:
             if post.program.report:
                 heard = self._hears[report(post.program.report)]
-                post.hear(
+                post.receive(
                     heard.message if isinstance(heard.message, Report) else None,
                     heard.silence_s,
                     self._awake_ns,

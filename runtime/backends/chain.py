@@ -118,7 +118,7 @@ def open_all(
     return runners
 
 
-def borders(runners: Mapping[str, Runner]) -> tuple[list[str], list[str]]:
+def chain_io(runners: Mapping[str, Runner]) -> tuple[list[str], list[str]]:
     """Names of the tensors that no stage makes, and of those that no stage takes: what goes in and
     what comes out.
     """

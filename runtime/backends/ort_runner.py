@@ -21,7 +21,7 @@ from trimvla.runtime.backends.chain import (
     HostChain,
     Milliseconds,
     Tensors,
-    borders,
+    chain_io,
     open_all,
 )
 from trimvla.runtime.backends.failures import call_failure
@@ -139,7 +139,7 @@ class BoundChain(HostChain):
                 self._device, {spec.name: values[spec.name] for spec in runner.spec.inputs}
             )
             took[name] = (time.monotonic_ns() - start) / 1e6
-        made = borders({name: self._bound[name] for name in stages})[1]
+        made = chain_io({name: self._bound[name] for name in stages})[1]
         try:
             return {name: values[name].numpy() for name in made}, took
         except Exception as error:  # the copy from the device is where its earlier failures show

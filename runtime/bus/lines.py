@@ -97,12 +97,12 @@ class Line:
         self._arrivals.clear()
         return batch
 
-    def lose(self) -> None:
+    def on_disconnect(self) -> None:
         """Note that the connection is gone."""
         self.losses.recv_multipart()
         self._lost = True
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         """After a loss.
 
         ZeroMQ does so itself, except after a message that was too large: then it would stay deaf.

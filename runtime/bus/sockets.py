@@ -278,7 +278,7 @@ class Subscriber:
             for socket, _ in poller.poll(POLL_MS):
                 handlers[socket]()
             for line in self._lines:
-                line.mend()
+                line.reconnect()
                 if line.parts > MOST_PARTS and line.socket in poller:
                     # what more it brings waits, or its sender drops it
                     poller.unregister(line.socket)
@@ -296,7 +296,7 @@ class Subscriber:
         self, line: Line, poller: zmq.Poller, handlers: dict[zmq.Socket[bytes], Callable[[], None]]
     ) -> None:
         handlers[line.socket] = partial(self._deliver, line)
-        handlers[line.losses] = line.lose
+        handlers[line.losses] = line.on_disconnect
         for socket in (line.socket, line.losses):
             poller.register(socket, zmq.POLLIN)
 

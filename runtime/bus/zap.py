@@ -58,7 +58,7 @@ class ZapAuthenticator:
         self._zap.setsockopt(zmq.LINGER, 0)
         self._zap.bind(ZAP)
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="doorkeeper", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="zap", daemon=True)
         self._thread.start()
 
     def bind(

@@ -30,7 +30,7 @@ class TransitionLimiter:
         self._chunk: int | None = None
         self._behind = False
 
-    def ease(self, action: Array, chunk: int, before: Array) -> Array:
+    def limit(self, action: Array, chunk: int, before: Array) -> Array:
         """The action float64[D] of a chunk (by any number of its own) after the command `before`
         float64[D].
         """

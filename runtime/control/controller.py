@@ -57,7 +57,7 @@ class ControlConfig:
     state_s: float = 0.5
     """How old the robot's word on where it is may be."""
     queue: QueueConfig = field(default_factory=QueueConfig)
-    guard: InterlockConfig = field(default_factory=InterlockConfig)
+    interlock: InterlockConfig = field(default_factory=InterlockConfig)
     realtime: RealtimeConfig = field(default_factory=RealtimeConfig)
     follow: FollowConfig = field(default_factory=FollowConfig)
     """How far the robot may be from where its commands must have brought it."""
@@ -137,8 +137,10 @@ class Controller:
     def __init__(self, config: ControlConfig) -> None:
         self._config = config
         self._queue = ChunkQueue(config.queue, config.kinds)
-        self._guard = Interlock(config.guard)
-        self._seam = TransitionLimiter(config.queue.max_jump or config.limits.row("max_change"))
+        self._interlock = Interlock(config.interlock)
+        self._transition = TransitionLimiter(
+            config.queue.max_jump or config.limits.row("max_change")
+        )
         self._ramp = np.minimum(
             config.limits.row("acceleration") / config.hz, config.limits.row("max_change")
         )
@@ -167,18 +169,18 @@ class Controller:
         self._reckoner.measure(now_ns, inputs.robot)
         if any(message.request == "reset" for message in inputs.requests):
             self._reckoner.reset()
-        self._guard.hear(now_ns, inputs.task, inputs.requests, inputs.estop)
+        self._interlock.receive(now_ns, inputs.task, inputs.requests, inputs.estop)
         if self._foreign:
-            self._guard.reject(now_ns, self._foreign)
+            self._interlock.reject(now_ns, self._foreign)
             return self._stay(now_ns)
-        if not self._guard.may_move:
+        if not self._interlock.may_move:
             return self._stay(now_ns)
-        if reason := self._guard.released(now_ns, inputs.deadman) or _missing(inputs.health):
-            self._guard.feed("release", reason)
+        if reason := self._interlock.released(now_ns, inputs.deadman) or _missing(inputs.health):
+            self._interlock.feed("release", reason)
             return self._stay(now_ns)
         due = self._due(tick_ns, now_ns, inputs.robot)
         if isinstance(due, str) or inputs.robot is None:
-            self._guard.lose(_because(now_ns, str(due), inputs.refusal))
+            self._interlock.no_action(_because(now_ns, str(due), inputs.refusal))
             return self._stay(now_ns)
         return self._act(now_ns, due, inputs.robot)
 
@@ -191,14 +193,14 @@ class Controller:
         """Hold, at the end of control: a velocity falls as the limits allow, one tick after the
         other.
         """
-        self._guard.lose(reason)
+        self._interlock.no_action(reason)
         return self._stay(now_ns)
 
     def hold(self, now_ns: int, reason: str) -> Decision:
         """The last word before nothing more is said: stay, and do not ramp a velocity that nobody
         would ramp on.
         """
-        self._guard.lose(reason)
+        self._interlock.no_action(reason)
         return self._stay(now_ns, np.full_like(self._ramp, np.inf))
 
     def withdraw(self, now_ns: int, reason: str) -> Decision:
@@ -206,7 +208,7 @@ class Controller:
         it.
         """
         self._last, self._velocity = self._before
-        self._guard.lose(reason)
+        self._interlock.no_action(reason)
         return self._stay(now_ns)
 
     def _follow(self, tick_ns: int, inputs: Inputs) -> None:
@@ -245,7 +247,7 @@ class Controller:
 
     def _begin(self) -> None:
         """Forget the last episode, but not a velocity that it left."""
-        self._seam.reset()
+        self._transition.reset()
         if self._last is not None and not moves(self._config.kinds, self._last):
             self._forget()
 
@@ -277,34 +279,34 @@ class Controller:
             as_command(kinds, robot.position, robot.gripper) if self._last is None else self._last
         )
         if before is None:
-            self._guard.lose(LOST)
+            self._interlock.no_action(LOST)
             return self._stay(now_ns)
         position = place(kinds, robot.position)
         motion = Motion(
             kinds, hz, self._velocity, position, self._reckoner.pending, self._reckoner.bound
         )
-        wanted = self._seam.ease(due.action, due.chunk.time_ns, before)
+        wanted = self._transition.limit(due.action, due.chunk.time_ns, before)
         if lost := self._reckoner.judge(wanted, before):
-            self._guard.refuse(now_ns, lost)
+            self._interlock.refuse(now_ns, lost)
             return self._stay(now_ns)
         verdict = check(wanted, self._config.limits, before, motion)
         reason = "; ".join(verdict.reasons)
         if verdict.action is None:
-            self._guard.refuse(now_ns, f"refused by the gate: {reason}")
+            self._interlock.refuse(now_ns, f"refused by the gate: {reason}")
             return self._stay(now_ns)
-        self._guard.act(reason)
+        self._interlock.act(reason)
         first = due.chunk.time_ns != self._captured_ns
         self._captured_ns = due.chunk.time_ns
         self._last_episode = due.chunk.episode
         self._remember(verdict.action, before)
         command = _command(now_ns, due, verdict.action, reason)
         eased = not np.array_equal(wanted, due.action)
-        return Decision(self._guard.state, reason, command, bool(reason), first, eased)
+        return Decision(self._interlock.state, reason, command, bool(reason), first, eased)
 
     def _stay(self, now_ns: int, ramp: NDArray[np.float64] | None = None) -> Decision:
         """Whatever the state, nothing that moves: the fallback, or nothing where none is needed."""
-        state = self._guard.state
-        reason = self._guard.reason
+        state = self._interlock.state
+        reason = self._interlock.reason
         kinds = self._config.kinds
         if self._last is not None and state in ("idle", "armed") and not moves(kinds, self._last):
             self._forget()

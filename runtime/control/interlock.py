@@ -82,7 +82,7 @@ class Interlock:
         if not before == self.state == "fault":
             self.reason = reason
 
-    def hear(
+    def receive(
         self, now_ns: int, task: Task | None, requests: Sequence[Operator], estop: EStop | None
     ) -> None:
         """Feed what came from outside since the last tick, the most serious last.
@@ -110,7 +110,7 @@ class Interlock:
         self._refused_ns = None
         self.feed("act", reason)
 
-    def lose(self, reason: str) -> None:
+    def no_action(self, reason: str) -> None:
         """There is no action to trust."""
         self._refused_ns = None
         self.feed("lose", reason)

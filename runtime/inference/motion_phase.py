@@ -53,7 +53,7 @@ class Phase:
         self._slow = True
         self._gripper: NDArray[np.bool_] | None = None
 
-    def hear(self, chunk: ActionChunk) -> None:
+    def receive(self, chunk: ActionChunk) -> None:
         """A chunk that the robot is to execute."""
         rows = np.array(chunk.actions[: chunk.valid_rows])
         period = NS_PER_S / chunk.control_hz

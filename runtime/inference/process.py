@@ -142,7 +142,7 @@ class PolicyLoop:
         `refusals` says what was not acted on, and why. `side`: of the picture that the policy was
         trained with; a smaller one is acted on, after a warning.
         """
-        self._thinker = (
+        self._scheduler = (
             policy
             if isinstance(policy, InferenceScheduler)
             else InferenceScheduler({config.bundle: policy}, config.thought)
@@ -226,7 +226,7 @@ class PolicyLoop:
             observation = self._observe(task, stills)
             self._telemetry.time_ns("observation_age", monotonic_ns() - observation.time_ns)
             chunk = self._think(observation, frame)
-            self._thinker.said(msgspec.structs.replace(chunk, sequence=self._chunks.sent))
+            self._scheduler.published(msgspec.structs.replace(chunk, sequence=self._chunks.sent))
             self._chunks.send(chunk)
         except TrimvlaError as error:
             self._refuse(error, task)
@@ -253,7 +253,7 @@ class PolicyLoop:
     def _think(self, observation: Observation, frame: Frame) -> ActionChunk:
         task = observation.task
         seed = (self._config.seed, task.episode, frame.sequence)
-        thought = self._thinker.think(task, frame, seed, self._telemetry)
+        thought = self._scheduler.run(task, frame, seed, self._telemetry)
         result = thought.result
         produced_ns = monotonic_ns()
         self._telemetry.time_all("inference", result.milliseconds)
@@ -280,7 +280,7 @@ class PolicyLoop:
             self._telemetry.reason = explain(str(error), self._inputs)
             self._failures.end()
             return
-        self._thinker.forget()
+        self._scheduler.forget()
         kind = _kind(error)
         self._telemetry.count("frames_stale" if isinstance(error, StaleError) else "refused")
         self._telemetry.count(f"refused_{kind}")
@@ -372,7 +372,7 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     policies, costs_s = started
     first = next(iter(policies.values())).manifest
     action = first.action
-    thinker = InferenceScheduler(policies, config.thought, costs_s=costs_s, kinds=action.kinds)
+    scheduler = InferenceScheduler(policies, config.thought, costs_s=costs_s, kinds=action.kinds)
     telemetry.state = "idle"
     telemetry.reason = ""
     cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
@@ -381,7 +381,7 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     chunks = Publisher(run_dir, topic("chunk"))
     refusals = Publisher(run_dir, topic("refusal"))
     loop = PolicyLoop(
-        thinker,
+        scheduler,
         inputs,
         chunks,
         telemetry,

@@ -125,7 +125,7 @@ class InferenceScheduler:
         """The number of the bundle that thinks next, from the top."""
         return 0 if self._ladder is None else self._ladder.rung
 
-    def think(
+    def run(
         self, task: Task, frame: Frame, seed: tuple[int, ...], telemetry: Telemetry
     ) -> ScheduledInference:
         """One call. Raises what the policy raises."""
@@ -145,7 +145,7 @@ class InferenceScheduler:
             about |= {"rung": self._names[self.rung], "rung_reason": self._ladder.reason}
         return ScheduledInference(result, about)
 
-    def said(self, chunk: ActionChunk) -> None:
+    def published(self, chunk: ActionChunk) -> None:
         """The chunk was published, with the sequence number that it has."""
         last = self._last
         if last is not None and (last.episode, last.instruction) != (
@@ -155,7 +155,7 @@ class InferenceScheduler:
             self._phase.reset()
         self._last = chunk
         if self._ladder is not None:
-            self._phase.hear(chunk)
+            self._phase.receive(chunk)
 
     def forget(self) -> None:
         """A picture was refused: the last chunk may have been made of no better one, and guides

@@ -31,7 +31,7 @@ class Conversation(Protocol):
         """What is sent before anything is heard."""
         ...
 
-    def hear(self, raw: bytes | str, session: Session) -> Query | bytes | None:
+    def receive(self, raw: bytes | str, session: Session) -> Query | bytes | None:
         """A question, or what to send at once, if anything.
 
         Raises WireError, ObservationError or BusyError.
@@ -59,7 +59,7 @@ class Openpi:
         """The metadata."""
         return pack({**self._metadata, "monotonic_ns": monotonic_ns()}, "openpi")
 
-    def hear(self, raw: bytes | str, session: Session) -> Query:
+    def receive(self, raw: bytes | str, session: Session) -> Query:
         """Every message is an observation."""
         return normalise(_opened(raw), self._camera)
 
@@ -90,7 +90,7 @@ class VlaEval:
     def greeting(self) -> None:
         """The client speaks first."""
 
-    def hear(self, raw: bytes | str, session: Session) -> Query | bytes | None:
+    def receive(self, raw: bytes | str, session: Session) -> Query | bytes | None:
         """HELLO is answered, an episode's start resets the session, an observation is a
         question.
         """

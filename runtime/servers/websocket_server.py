@@ -198,7 +198,7 @@ class WebsocketServer:
         service = self._service
         try:
             session = service.sessions.of(connection.id)
-            job = service.decoders.submit(len(raw), partial(conversation.hear, raw, session))
+            job = service.decoders.submit(len(raw), partial(conversation.receive, raw, session))
             heard = await asyncio.wrap_future(job)
             if not isinstance(heard, Query):
                 return heard

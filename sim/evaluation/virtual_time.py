@@ -87,7 +87,7 @@ class Pilot:
             latency.draws(seed) if latency is not None and latency.kind != "wall" else None
         )
         self._queue = ChunkQueue(pace.queue(self._late), KINDS)
-        self._seam = TransitionLimiter(pace.max_jump or np.full(len(KINDS), np.inf))
+        self._transition = TransitionLimiter(pace.max_jump or np.full(len(KINDS), np.inf))
         self._coming: ActionChunk | None = None
         self._newest: ActionChunk | None = None
         self._free_ns = 0
@@ -117,7 +117,7 @@ class Pilot:
             self._last = hold(KINDS, self._last)
             self.source = None
         else:
-            self._last = self._seam.ease(due.action, due.chunk.time_ns, self._last)
+            self._last = self._transition.limit(due.action, due.chunk.time_ns, self._last)
             self.source = due.chunk
         return self._last
 
@@ -125,7 +125,7 @@ class Pilot:
         """What was thought about another sentence is void."""
         if sentence != self._sentence:
             self._queue.reset()
-            self._seam.reset()
+            self._transition.reset()
             self._coming = self._newest = None
             self._sentence = sentence
 

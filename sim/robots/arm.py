@@ -136,7 +136,7 @@ def run(config: ArmConfig, run_dir: Path, stop: threading.Event) -> None:
             inputs.update(max(0.0, (next_ns - monotonic_ns()) / NS_PER_S))
             for message in inputs["command"].fresh:
                 if isinstance(message, Command):
-                    hear(arm, message, telemetry, follows=state.obeys())
+                    receive(arm, message, telemetry, follows=state.obeys())
             telemetry.count("watchdog", arm.watch(monotonic_ns()))
             if (now := monotonic_ns()) >= next_ns:
                 next_ns = max(next_ns, now - NS_PER_S) + to_ns(1 / config.state_hz)
@@ -153,7 +153,7 @@ def run(config: ArmConfig, run_dir: Path, stop: threading.Event) -> None:
             closing.close()
 
 
-def hear(arm: Arm, command: Command, telemetry: Telemetry, *, follows: bool = True) -> None:
+def receive(arm: Arm, command: Command, telemetry: Telemetry, *, follows: bool = True) -> None:
     """Obey one command, and count it, the gap before it and the time since the one before."""
     before = arm.last
     still = arm.position

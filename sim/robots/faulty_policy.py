@@ -227,7 +227,7 @@ def run(config: FaultyPolicyConfig, run_dir: Path, stop: threading.Event) -> Non
     loaded = load(config)
     switch = Switch(run_dir, "policy")
     spoilt = {name: FaultInjectedPolicy(policy, switch) for name, policy in loaded.policies.items()}
-    thinker = InferenceScheduler(
+    scheduler = InferenceScheduler(
         spoilt, config.thought, costs_s=loaded.costs_s, kinds=loaded.meaning.kinds
     )
     cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
@@ -236,7 +236,7 @@ def run(config: FaultyPolicyConfig, run_dir: Path, stop: threading.Event) -> Non
     chunks = FaultyChunks(run_dir, switch)
     refusals = Publisher(run_dir, topic("refusal"))
     loop = PolicyLoop(
-        thinker,
+        scheduler,
         inputs,
         chunks,
         reporter.telemetry,

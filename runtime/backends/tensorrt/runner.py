@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trimvla.runtime.backends.chain import Milliseconds, Tensors, borders
+from trimvla.runtime.backends.chain import Milliseconds, Tensors, chain_io
 from trimvla.runtime.backends.runner import check_inputs
 from trimvla.runtime.backends.tensorrt import engine_cache as engines
 from trimvla.runtime.backends.tensorrt import engine_folders
@@ -170,7 +170,7 @@ class TrtChain:
         """See `chain.Chain.run`."""
         opened = self._stages
         cuda = self._stages.cuda
-        taken, made = borders({name: self.runners[name] for name in stages})
+        taken, made = chain_io({name: self.runners[name] for name in stages})
         self._check(inputs, taken)
         buckets = {name: opened.bucket(name, inputs) for name in stages}
         marks = self._marks[: len(stages) + 1]
