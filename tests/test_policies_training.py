@@ -26,11 +26,14 @@ from trimvla.policies.training.dataset import (
 )
 from trimvla.policies.training.dropping import block_order, glimpse, patchy_tokens, spread
 from trimvla.policies.training.packed import packed_mask, packed_states, shared_prefix, take_last
+from trimvla.policies.training.pictures import Stack, pictures_of
 from trimvla.policies.training.trainer import Recipe, Trainer, thinned_count, train
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.action_statistics import ActionStatistics
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
-from trimvla.runtime.inference.preprocess import unnormalise
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.inference.preprocess import resize, unnormalise
+from trimvla.sim.simpler.shard import Shard as StillShard
 
 NOUNS = ("cube", "can", "plate")
 SENTENCES = [
@@ -269,3 +272,34 @@ def test_new_words_get_ids_behind_the_old_ones() -> None:
     sentence = "put the red cube on the"
     assert new.encode(sentence).ids == old.encode(sentence).ids
     assert new.encode("put the carrot on it").ids[2] == old.get_vocab_size()
+
+
+def test_pictures_of_a_still_camera_come_back_as_they_were(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    background = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    images = np.repeat(background[None], 5, axis=0)
+    for index, image in enumerate(images[:4]):  # the last is the background alone
+        image[index : index + 7, 3:9] = rng.integers(0, 256, (7, 6, 3))
+    shard = StillShard(background)
+    for image in images:
+        shard.add_picture(image)
+    kept = {"background": background, "foreground": np.frombuffer(b"".join(shard.pieces), np.uint8)}
+    kept["ends"] = np.cumsum([len(piece) for piece in shard.pieces])
+    assert np.array_equal(Stack([pictures_of(kept, 20)])[np.arange(5)], images)
+    two = Stack([pictures_of({"images": images}, 20), pictures_of(kept, 20)])
+    assert len(two) == 10
+    assert np.array_equal(two[np.array([9, 0, 5, 4])], images[[4, 0, 0, 4]])
+    assert np.array_equal(pictures_of(kept, 8).picture(2), resize(images[2], 8))
+
+
+def test_plain_pictures_have_the_policys_size() -> None:
+    with pytest.raises(ConfigError, match="pictures of 16 x 16"):
+        pictures_of({"images": np.zeros((2, 8, 8, 3), np.uint8)}, 16)
+
+
+def test_a_step_is_in_bfloat16_only_where_the_processor_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kinds(capability: str) -> bool:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        return Trainer(small(), Recipe(compile=False), 9).bfloat16
+
+    assert [kinds("AVX2"), kinds("AVX512"), kinds("DEFAULT")] == [False, True, False]

@@ -16,17 +16,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trimvla.policies.training.dataset import read_shard
+from trimvla.policies.training.pictures import Foregrounds, pictures_of
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.preprocess import resize
 from trimvla.sim.episodes import make_task
 from trimvla.sim.simpler import demonstrations as simpler_demonstrations
 from trimvla.sim.simpler import env as simpler
 from trimvla.sim.simpler import expert as simpler_expert
-from trimvla.sim.simpler.env import TWINS, SimplerTask, draw
+from trimvla.sim.simpler.env import SimplerTask
 from trimvla.sim.simpler.expert import State
 from trimvla.sim.simpler.files import check_files, twin_files_of, with_meshes
 from trimvla.sim.simpler.grids import releases
-from trimvla.sim.tabletop.demonstrations import AUX, Shard
+from trimvla.sim.simpler.scatter import Scatter
+from trimvla.sim.simpler.shard import Shard
+from trimvla.sim.simpler.twins import NEAR, TWINS, draw
+from trimvla.sim.simpler.view import View, whole
+from trimvla.sim.tabletop.demonstrations import AUX
 
 INSTRUCTIONS = dict(zip(TWINS, simpler_demonstrations.INSTRUCTIONS, strict=True))
 START = State(
@@ -60,8 +66,9 @@ STRAY_MM = {"widowx_carrot_on_plate": 3, "widowx_spoon_on_towel": 2, "widowx_sta
 OUTCOME = """
 import json, sys
 from trimvla.sim.simpler.env import SimplerTask
+from trimvla.sim.simpler.view import whole
 from tests.test_sim_simpler import play
-print(json.dumps(play(SimplerTask("widowx_stack_cube", width=64), 3)))
+print(json.dumps(play(SimplerTask("widowx_stack_cube", view=whole(64)), 3)))
 """
 
 
@@ -77,7 +84,7 @@ def assets(shared_dir: Path) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def stacking(assets: None) -> Iterator[SimplerTask]:
     """One environment for several tests; what they play must not depend on each other."""
-    task = SimplerTask("widowx_stack_cube", width=320)
+    task = SimplerTask("widowx_stack_cube", view=whole(320))
     yield task
     task.close()
 
@@ -145,7 +152,7 @@ def test_drawn_states_are_fixed_by_the_seed_and_none_is_official() -> None:
         place, turned = draw(twin, xyz, quat, np.random.default_rng(seed))
         again, _ = draw(twin, xyz, quat, np.random.default_rng(seed))
         assert np.array_equal(place, again)
-        assert np.abs(place - xyz).max(axis=(1, 2)).min() > simpler.NEAR
+        assert np.abs(place - xyz).max(axis=(1, 2)).min() > NEAR
         assert math.dist(place[0, :2], place[1, :2]) > twin.apart
         assert np.linalg.norm(turned, axis=1) == pytest.approx([1, 1])
         assert place[0, 2] == 0.88
@@ -264,21 +271,83 @@ def test_a_small_picture_looks_like_the_official_one(stacking: SimplerTask) -> N
 
 
 @pytest.mark.simpler
-def test_demonstrations_are_labelled_with_the_clean_expert(stacking: SimplerTask) -> None:
-    shard = Shard()
-    simpler_demonstrations.demonstrate(stacking, 1_000_003, shard)
-    frames = len(shard.images)
+def test_a_window_has_the_official_pictures_pixels(assets: None) -> None:
+    window = View(48, 0, 448, 448)
+    official = SimplerTask("widowx_carrot_on_plate")
+    part = SimplerTask("widowx_carrot_on_plate", view=window)
+    whole_picture, picture = (task.episode(3, official=True).image for task in (official, part))
+    official.close()
+    part.close()
+    assert picture.shape == (448, 448, 3)
+    differs = (picture != window.of(whole_picture)).any(axis=-1)
+    assert differs.mean() < 0.001  # an edge of the rendered objects may fall on the other pixel
+
+
+@pytest.mark.parametrize(
+    "window", [(600, 0, 448, 448), (-1, 0, 10, 10), (0, 0, 0, 10), (0, 100, 100, 400)]
+)
+def test_a_window_lies_inside_of_the_picture(window: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ConfigError, match="window of a 640 x 480 picture"):
+        View(*window)
+
+
+@pytest.mark.simpler
+def test_demonstrations_are_labelled_with_the_clean_expert(
+    stacking: SimplerTask, tmp_path: Path
+) -> None:
+    shard = Shard(stacking.background)
+    simpler_demonstrations.demonstrate(stacking, 1_000_003, shard, scattered=0)
+    shard.save(tmp_path / "shard.npz")
+    kept = read_shard(tmp_path / "shard.npz")
+    frames = len(shard)
     assert 20 < frames <= simpler_demonstrations.STEPS
-    assert np.stack(shard.images).shape == (frames, 128, 128, 3)
-    assert np.stack(shard.chunks).shape == (frames, 1, 16, 7)
-    aux = np.stack(shard.aux)
+    assert kept["chunks"].shape == (frames, 1, 16, 7)
+    assert kept["joints"].shape == (frames, 8) and kept["tool"].shape == (frames, 7)
+    aux = kept["aux"]
     assert aux.shape == (frames, 1, AUX + 4)
     # two directions
     np.testing.assert_allclose(np.hypot(aux[..., AUX::2], aux[..., AUX + 1 :: 2]), 1.0, rtol=1e-6)
-    points = np.stack(shard.points)[0, 0]
-    green = shard.images[0][int(points[0, 1] * 128), int(points[0, 0] * 128)].astype(int)
+    x, y = kept["points"][0, 0, 0]
+    picture = pictures_of(kept, 128).picture(0)
+    green = picture[int(y * 128), int(x * 128)].astype(int)
     assert green[1] > green[0]  # the object's point lies on the green cube
-    assert np.abs(np.stack(shard.chunks)[..., :3]).max() <= simpler_expert.SPEED + 1e-6
+    assert np.abs(kept["chunks"][..., :3]).max() <= simpler_expert.SPEED + 1e-6
+    episode = stacking.episode(1_000_003, official=False)
+    # nothing of a picture is lost
+    assert np.array_equal(Foregrounds(kept, 128).whole(0), episode.image)
+
+
+@pytest.mark.simpler
+@pytest.mark.parametrize("name", TWINS)
+def test_a_moment_is_shown_again_with_things_elsewhere(name: str, assets: None) -> None:
+    task = SimplerTask(name, view=whole(160))
+    episode = task.episode(1_000_001, official=False)
+    rng = np.random.default_rng(0)
+    start = episode.state()
+    elsewhere = Scatter(task, start.thing[2])
+    turns = []
+    looked = 0
+    for _ in range(25):
+        before = episode.state()
+        picture = episode.image
+        for moved in elsewhere.look(episode, 2, rng):
+            state = moved.state()
+            looked += 1
+            assert (moved.image != picture).any()
+            assert state.tool == before.tool and state.opening == before.opening
+            if simpler_expert.held(before):
+                assert state.thing == before.thing and state.target != before.target
+            else:
+                assert state.thing[2] == pytest.approx(start.thing[2], abs=0.005) and task.reaches(
+                    np.array(state.thing)
+                )
+                turns.append(simpler_expert.turn_across(episode.job, state))
+        assert episode.state() == before
+        assert np.array_equal(episode.image, picture)
+        episode.step(episode.expert())
+    task.close()
+    assert looked > 10 and np.std(turns) > 0.25
+    assert episode.success  # what was looked at changed nothing
 
 
 @pytest.mark.simpler
@@ -292,7 +361,7 @@ def test_official_episodes_have_numbers(stacking: SimplerTask) -> None:
 def test_after_a_reset_objects_rest_where_simplerenv_lets_them_fall(
     name: str, assets: None
 ) -> None:
-    task = SimplerTask(name, width=64)
+    task = SimplerTask(name, view=whole(64))
     strays = []
     for number, release in enumerate(releases(name)):
         episode = task.episode(number, official=True)
@@ -322,7 +391,7 @@ def test_maniskills_own_states_have_numbers_and_contacts_of_their_own(assets: No
     assert math.dist(own.state().thing[:2], IN_SINK[1]) < 0.01
     own_q = task.env.objs["eggplant"].pose.raw_pose[0, 3:].numpy()
     task.close()
-    dropped = SimplerTask("widowx_put_eggplant_in_basket", width=64)
+    dropped = SimplerTask("widowx_put_eggplant_in_basket", view=whole(64))
     further = dropped.episode(5000, official=False).state().thing
     dropped.episode(9, official=True)
     turn = abs(float(own_q @ dropped.env.objs["eggplant"].pose.raw_pose[0, 3:].numpy()))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import shutil
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +27,7 @@ from tokenizers import Tokenizer
 
 from trimvla.policies.cogact import checkpoint
 from trimvla.policies.sizes.config import PRESETS
-from trimvla.policies.training.dataset import Demonstrations
+from trimvla.policies.training.dataset import Demonstrations, read_shard
 from trimvla.policies.training.trainer import Recipe, Trainer, train
 from trimvla.runtime.errors import ConfigError, TrimvlaError
 
@@ -72,18 +73,20 @@ def _squeezed(array: np.ndarray) -> np.ndarray:
 
 def pack_shard(place: Path, path: Path) -> None:
     """Write the packed form of a shard, in one move."""
-    with np.load(path) as shard:
-        content = {name: shard[name] for name in shard.files}
-    images = content.pop("images")
+    content = read_shard(path)
     partial_path = place / f".{path.name}"
-    np.savez_compressed(partial_path, **pack(images), **content)
+    if "images" not in content:  # of a window: it is small already
+        shutil.copyfile(path, partial_path)
+    else:
+        np.savez_compressed(partial_path, **pack(content.pop("images")), **content)
     partial_path.replace(place / path.name)
 
 
 def unpack_shard(place: Path, path: Path) -> Path:
-    """Write a shard again from its packed form."""
-    with np.load(path) as shard:
-        content = {name: shard[name] for name in shard.files}
+    """Write a shard again from its packed form; one that was not packed stays where it is."""
+    content = read_shard(path)
+    if "first" not in content:
+        return path
     packed = {name: content.pop(name) for name in ("first", "changed", "pixels")}
     np.savez(place / path.name, images=unpack(**packed, count=len(content["chunks"])), **content)
     return place / path.name

@@ -17,7 +17,7 @@ from trimvla.policies.training.flow_trainer import FlowRecipe
 from trimvla.policies.training.trainer import Recipe
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.sim.simpler import demonstrations as simpler_demonstrations
-from trimvla.sim.simpler import env as simpler
+from trimvla.sim.simpler.twins import TWINS
 from trimvla.sim.tabletop import demonstrations, scene
 
 
@@ -101,7 +101,7 @@ def courses() -> dict[str, TrainingPreset]:
             simpler_demonstrations.NOUNS,
             simpler_demonstrations.make_shards,
             simpler_demonstrations.SHARD_EPISODES,
-            tuple(simpler.TWINS),
+            tuple(TWINS),
             symmetric=True,
         ),
     }

@@ -1,8 +1,8 @@
 """Demonstration shards in memory: pictures, prompts and normalised action chunks, in batches.
 
-A shard is an npz with `images` uint8[n, S, S, 3], `chunks` float32[n, g, H, A], `aux` float32[n, g,
-X], `points` float32[n, g, 2, 2] and `texts` str[n, g]: g sentences a picture, the first the one
-that was being pursued. Knows arrays; knows no simulator.
+A shard is an npz with pictures (`pictures` tells how), `chunks` float32[n, g, H, A], `aux`
+float32[n, g, X], `points` float32[n, g, 2, 2] and `texts` str[n, g]: g sentences a picture, the
+first the one that was being pursued. Knows arrays; knows no simulator.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trimvla.policies.cogact.tokenizer import build_tokenizer, prompt_ids
 from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.training.pictures import Stack, pictures_of
 from trimvla.runtime.errors import ConfigError
 
 YAW = 5  # of an action's dimensions
@@ -96,10 +97,10 @@ class Demonstrations:
         `statistics` None means: take them from these shards, `symmetric` or not
         (`action_statistics`).
         """
-        loaded = [np.load(path) for path in shards]
+        loaded = [read_shard(path) for path in shards]
         if not loaded:
             raise ConfigError("expected at least one shard of demonstrations, got none")
-        self.images = np.concatenate([shard["images"] for shard in loaded])
+        self.images = Stack([pictures_of(shard, cfg.image_size) for shard in loaded])
         chunks = np.concatenate([shard["chunks"] for shard in loaded])
         self.statistics = statistics or action_statistics(chunks[:, 0], symmetric=symmetric)
         self.actions = normalise(chunks, self.statistics)
@@ -138,6 +139,12 @@ class Demonstrations:
             aux=torch.from_numpy(self.aux[rows[:, None], columns]),
             points=torch.from_numpy(self.points[rows[:, None], columns]),
         )
+
+
+def read_shard(path: Path) -> dict[str, np.ndarray]:
+    """Its arrays, by name."""
+    with np.load(path) as shard:
+        return {name: shard[name] for name in shard.files}
 
 
 def noun_places(ids: list[int], names: set[int]) -> tuple[int, int]:

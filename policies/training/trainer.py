@@ -56,8 +56,13 @@ class Recipe:
     thin: float = 0.4  # share of the batches that lose more tokens on the way
     thin_layer: int = 5  # at whose input: the words have found their things
     seed: int = 0
-    bfloat16: bool = True
+    bfloat16: bool = True  # where the device computes in it; float32 elsewhere
     compile: bool = True
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device is quick in bfloat16: one without AVX-512 takes a hundred times as long."""
+    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 class Trainer(Optimised):
@@ -72,6 +77,7 @@ class Trainer(Optimised):
         self.aux = AuxHead(cfg.language.width, aux_outputs)
         super().__init__(nn.ModuleDict({"policy": self.policy, "aux": self.aux}), recipe, device)
         self.recipe: Recipe = recipe
+        self.bfloat16 = recipe.bfloat16 and computes_in_bfloat16(self.device)
         if recipe.compile:
             self._compile()
 
@@ -96,7 +102,7 @@ class Trainer(Optimised):
         batch = batch.to(self.device)
         seen = self._there(seen)
         keep = self._there(keep)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             tower = self.policy.vision
             visual = (
                 tower(batch.image)

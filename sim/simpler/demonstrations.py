@@ -2,10 +2,10 @@
 shard by shard.
 
 As on the tabletop, noise disturbs only what is executed and a policy may drive while the expert
-labels; but a scene has one sentence here. Initial states are drawn; the official ones are kept for
-evaluation. Pictures are rendered at 320 x 240, which after the policy's resize differ from the
-official size's by 0.4 grey levels in the mean, and are kept at the policy's size. Knows the
-simulator and anything that infers; knows no training.
+labels; but a scene has one sentence here. What an episode shows is shown again with object and
+target elsewhere (`scatter`). Initial states are drawn; the official ones are kept for evaluation.
+Pictures are of a window of the official one, and stay as they were rendered: the policy's size is
+chosen when they are read. Knows the simulator and anything that infers; knows no training.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from pathlib import Path
 import numpy as np
 
 from trimvla.runtime.inference.policy import Policy
-from trimvla.runtime.inference.preprocess import resize
 from trimvla.sim.actor import Actor, noise_shape
 from trimvla.sim.seeds import FIRST_SEED
-from trimvla.sim.simpler.env import CAMERA, HEIGHT, TWINS, WIDTH, SimplerEpisode, SimplerTask
-from trimvla.sim.tabletop.demonstrations import Noise, Shard
+from trimvla.sim.simpler.env import CAMERA, OFFICIAL, SimplerEpisode, SimplerTask
+from trimvla.sim.simpler.scatter import Scatter
+from trimvla.sim.simpler.shard import Shard
+from trimvla.sim.simpler.twins import TWINS
+from trimvla.sim.simpler.view import View, whole
+from trimvla.sim.tabletop.demonstrations import Noise
 
-SIZE = 128  # side of the stored picture: the policy's
-RENDER_WIDTH = 320
-SHARD_EPISODES = 25
+# after the policy's resize to 128 it differs from the official size's by 0.4 grey levels
+SMALL = whole(320)
+SHARD_EPISODES = 10
+SCATTERED = 2  # further pictures of a moment, with object and target elsewhere
 # the most steps of an episode, and how many are kept once it has succeeded
 STEPS = 48
 IDLE = 4
@@ -72,17 +76,22 @@ def disturb(
     return executed
 
 
-def label(shard: Shard, episode: SimplerEpisode, points: np.ndarray) -> np.ndarray:
+def label(
+    shard: Shard, episode: SimplerEpisode, points: np.ndarray, picture: np.ndarray
+) -> np.ndarray:
     """Add what is seen now with the expert's next actions; returns these."""
     state = episode.state()
     chunk = episode.expert_chunk()
     places = np.array([*state.thing[:2], *state.target[:2], *state.tool])
     middle = np.array([*ORIGIN[:2], *ORIGIN[:2], *ORIGIN])
-    shard.images.append(resize(episode.image, SIZE))
-    shard.chunks.append(chunk[None])
     angles = directions(episode.job.yaw_period, state.thing_yaw, state.yaw)
+    joints, tool = episode.robot()
+    shard.add_picture(picture)
+    shard.chunks.append(chunk[None])
     shard.aux.append(np.array([[*(places - middle), state.opening, *angles]], np.float32))
     shard.points.append(project(points, np.array([state.thing, state.target]))[None])
+    shard.joints.append(joints.astype(np.float32))
+    shard.tool.append(tool.astype(np.float32))
     shard.texts.append([episode.instruction])
     return chunk
 
@@ -95,12 +104,11 @@ def directions(period: float, *yaws: float) -> list[float]:
     return [part for angle in angles for part in (math.cos(angle), math.sin(angle))]
 
 
-def camera_matrix(task: SimplerTask) -> np.ndarray:
-    """float64[3, 4]: world point -> picture, in shares of its width and height."""
-    params = task.env.get_sensor_params()[CAMERA]
-    share = task.width / WIDTH
-    scale = np.diag([1 / (WIDTH * share), 1 / (HEIGHT * share), 1.0])
-    return scale @ params["intrinsic_cv"][0].numpy() @ params["extrinsic_cv"][0].numpy()[:3]
+def camera_matrix(task: SimplerTask, view: View) -> np.ndarray:
+    """float64[3, 4]: world point -> picture of a view, in shares of its width and height."""
+    extrinsic = task.env.get_sensor_params()[CAMERA]["extrinsic_cv"][0].numpy()[:3]
+    width, height = view.size
+    return np.diag([1 / width, 1 / height, 1.0]) @ view.intrinsic @ extrinsic
 
 
 def project(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -109,17 +117,28 @@ def project(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return (seen[:, :2] / seen[:, 2:]).astype(np.float32)
 
 
-def demonstrate(task: SimplerTask, seed: int, shard: Shard) -> bool:
-    """Run one disturbed episode into the shard; True when it ended in success."""
+def demonstrate(task: SimplerTask, seed: int, shard: Shard, scattered: int = SCATTERED) -> bool:
+    """Run one disturbed episode into the shard; True when it ended in success.
+
+    Args:
+        task: renders what is kept.
+        seed: of the initial state, the disturbance and the places of further pictures.
+        shard: takes the pictures.
+        scattered: further pictures of each moment that allows them.
+    """
     rng = np.random.default_rng((seed, 1))
     episode = task.episode(seed, official=False)
     noise = sample_noise(rng)
-    matrix = camera_matrix(task)
+    matrix = camera_matrix(task, task.view)
     idle = 0
     drift = np.zeros(3)
     astray = rng.uniform((-0.02, -0.02, -0.024), (0.02, 0.02, 0.016))
+    elsewhere = Scatter(task, episode.state().thing[2])
+    places = np.random.default_rng((seed, 2))
     for k in range(STEPS):
-        action = label(shard, episode, matrix)[0]
+        action = label(shard, episode, matrix, episode.image)[0]
+        for moved in elsewhere.look(episode, scattered, places):
+            label(shard, moved, matrix, moved.image)
         idle += episode.success
         if idle > IDLE:
             break
@@ -131,16 +150,23 @@ def demonstrate(task: SimplerTask, seed: int, shard: Shard) -> bool:
     return episode.success
 
 
-def correct(task: SimplerTask, seed: int, shard: Shard, actor: Actor) -> bool:
+def correct(task: SimplerTask, seed: int, shard: Shard, actor: Actor, view: View) -> bool:
     """Let a policy drive and label every picture with what the expert would do; True when it ended
     in success.
+
+    Args:
+        task: renders official pictures, which the policy sees.
+        seed: of the initial state and of the policy's noise.
+        shard: takes the pictures.
+        actor: the policy.
+        view: what of a picture is kept.
     """
     episode = task.episode(seed, official=False)
     chunk = np.zeros((0, 7))
     idle = 0
-    matrix = camera_matrix(task)
+    matrix = camera_matrix(task, view)
     for k in range(min(task.limit, DRIVEN_STEPS)):
-        label(shard, episode, matrix)
+        label(shard, episode, matrix, view.of(episode.image))
         idle += episode.success
         if idle > IDLE:
             break
@@ -148,13 +174,13 @@ def correct(task: SimplerTask, seed: int, shard: Shard, actor: Actor) -> bool:
             noise = np.random.default_rng((seed, k)).standard_normal(
                 noise_shape(actor), dtype=np.float32
             )
-            chunk = actor.infer(shard.images[-1], episode.instruction, noise=noise).actions
+            chunk = actor.infer(episode.image, episode.instruction, noise=noise).actions
         episode.step(chunk[k % EXECUTE])
     return episode.success
 
 
 def make_shard(
-    path: Path, name: str, first_seed: int, bundle: str | None = None
+    path: Path, name: str, first_seed: int, view: View = SMALL, bundle: str | None = None
 ) -> tuple[int, int]:
     """Write one shard of one task, driven by the expert or by the policy of a bundle; (frames,
     successes).
@@ -162,16 +188,20 @@ def make_shard(
     import torch
 
     torch.set_num_threads(1)
-    task = SimplerTask(name, width=RENDER_WIDTH)
-    shard = Shard()
-    successes = 0
     actor = None if bundle is None else Policy.load(bundle, threads=1)
+    task = SimplerTask(name, view=OFFICIAL if actor else view)
+    shard = Shard(view.of(task.background) if actor else task.background)
+    successes = 0
     for seed in range(first_seed, first_seed + SHARD_EPISODES):
-        won = demonstrate(task, seed, shard) if actor is None else correct(task, seed, shard, actor)
+        won = (
+            demonstrate(task, seed, shard)
+            if actor is None
+            else correct(task, seed, shard, actor, view)
+        )
         successes += won
     task.close()
     shard.save(path)
-    return len(shard.images), successes
+    return len(shard), successes
 
 
 def make_shards(
@@ -182,6 +212,7 @@ def make_shards(
     first: int = 0,
     bundle: str | None = None,
     names: tuple[str, ...] = (),
+    view: View = SMALL,
 ) -> Iterator[tuple[int, int]]:
     """Write the missing ones of `count` shards of each task from number `first` on; yields (frames,
     successes).
@@ -193,6 +224,7 @@ def make_shards(
         first: number of the first shard; it decides the seeds.
         bundle: its policy drives (corrections); None: the expert does.
         names: of the tasks (default: all).
+        view: what is kept of the official picture, and how finely.
     """
     directory.mkdir(parents=True, exist_ok=True)
     wanted = [(name, i) for i in range(first, first + count) for name in names or TWINS]
@@ -204,6 +236,7 @@ def make_shards(
                 shard_path(directory, name, i),
                 name,
                 FIRST_SEED + i * SHARD_EPISODES,
+                view,
                 bundle,
             )
             for name, i in missing

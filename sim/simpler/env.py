@@ -14,7 +14,6 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,75 +28,19 @@ from trimvla.sim.simpler.expert import Job, State
 from trimvla.sim.simpler.files import check_files, twin_files_of
 from trimvla.sim.simpler.grids import Release, releases
 from trimvla.sim.simpler.install import DOWNLOAD, missing
+from trimvla.sim.simpler.twins import TWINS, draw
+from trimvla.sim.simpler.view import HEIGHT, WIDTH, View, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CAMERA = "3rd_view_camera"
-WIDTH = 640
-HEIGHT = 480
-# of the official camera [pixels]
-FOCAL = 623.588
-CENTRE = (319.501, 239.545)
+OFFICIAL = whole()
 CONTROL_HZ = 5.0
 OWN = "maniskill"  # after a task's name: ManiSkill's own numbered states in place of SimplerEnv's
 FINGERS = (0.015, 0.037)  # a finger's travel, closed and open [m]
 SETTLED = 0.03  # so far an object may move while it comes to rest [m]
-NEAR = 0.01  # a drawn state is not this close to an official one [m]
 BASE = "mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env"
-
-
-@dataclass(frozen=True)
-class Twin:
-    """One task: ManiSkill's name, the limit, how the expert does it, and where further initial
-    states are drawn.
-    """
-
-    env: str
-    limit: int
-    job: Job
-    margin: tuple[float, float]
-    """How far beyond the official grid positions are drawn, x and y [m]."""
-    turn: float
-    """How far from an official orientation the object is turned [rad]."""
-    apart: float
-    """The least distance between object and target [m]."""
-
-
-TWINS = {
-    "widowx_carrot_on_plate": Twin(
-        "PutCarrotOnPlateInScene-v1",
-        60,
-        Job(0.016, math.pi, 0.030, 0.09, 0.020, 0.886),
-        (0.01, 0.01),
-        0.15,
-        0.11,
-    ),
-    "widowx_spoon_on_towel": Twin(
-        "PutSpoonOnTableClothInScene-v1",
-        60,
-        Job(0.012, math.pi, 0.022, 0.08, 0.020, 0.888),
-        (0.01, 0.01),
-        0.15,
-        0.11,
-    ),
-    "widowx_stack_cube": Twin(
-        "StackGreenCubeOnYellowCubeBakedTexInScene-v1",
-        60,
-        Job(0.015, math.pi / 2, 0.034, 0.075, 0.006, 0.885),
-        (0.01, 0.01),
-        0.10,
-        0.07,
-    ),
-    "widowx_put_eggplant_in_basket": Twin(
-        "PutEggplantInBasketScene-v1",
-        120,
-        Job(0.02, math.pi, 0.055, 0.11, 0.020, 0.925),
-        (0.005, 0.01),
-        0.35,
-        0.0,
-    ),
-}
 
 
 class SimplerTask:
@@ -107,20 +50,19 @@ class SimplerTask:
 
     control_hz = CONTROL_HZ
 
-    def __init__(self, name: str, *, width: int = WIDTH, own: bool = False) -> None:
+    def __init__(self, name: str, *, view: View = OFFICIAL, own: bool = False) -> None:
         """Make the environment.
 
         Args:
             name: of the task.
-            width: of the rendered picture; its height follows. 640 is official, 320 looks alike at
-                128 x 128.
+            view: what is rendered of the official picture, and how finely.
             own: whether the numbered episodes are all of ManiSkill's own instead of SimplerEnv's.
         """
         self.name = f"simpler:{name}" + f":{OWN}" * own
         self.twin = TWINS[name]
-        self.width = width
+        self.view = view
         self.limit = self.twin.limit
-        self._env = _make(self.twin.env, width)
+        self._env = _make(self.twin.env, view)
         self._settle = self._env._settle
         self._contacts = {key: getattr(self._env.sim_config.scene_config, key) for key in CONTACTS}
         self._grid = self._env.xyz_configs.clone(), self._env.quat_configs.clone()
@@ -150,9 +92,8 @@ class SimplerTask:
         """Draw until the object stays where it is put: at the sink's wall it may be thrown out."""
         import torch
 
-        grid = [part.numpy() for part in self._grid]
         while True:
-            xyz, quat = draw(self.twin, grid[0], grid[1], rng)
+            xyz, quat = self.drawn(rng)
             episode = self._lay(
                 torch.from_numpy(xyz[None]).float(), torch.from_numpy(quat[None]).float(), 0
             )
@@ -189,6 +130,28 @@ class SimplerTask:
         self._env.quat_configs = quat
         self._env.reset(seed=0, options={"reconfigure": True, "episode_id": index})
         return SimplerEpisode(self)
+
+    def drawn(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Positions float[2, 3] and quaternions float[2, 4] of object and target as further states
+        have them.
+        """
+        return draw(self.twin, self._grid[0].numpy(), self._grid[1].numpy(), rng)
+
+    def reaches(self, place: np.ndarray) -> bool:
+        """Whether a place float[>= 2] is in the box in which further states have their object, or
+        near it.
+        """
+        xyz = self._grid[0][:, 0, :2].numpy()
+        margin = 2 * np.array(self.twin.margin)
+        return bool(
+            (xyz.min(axis=0) - margin <= place[:2]).all()
+            and (place[:2] <= xyz.max(axis=0) + margin).all()
+        )
+
+    @property
+    def background(self) -> np.ndarray:
+        """What is behind everything that moves, uint8[h, w, 3] at the view's size."""
+        return self._env._rgb_overlay_images[CAMERA].numpy()
 
     @property
     def env(self) -> Any:  # noqa: ANN401 (ManiSkill's classes are known only once it is imported)
@@ -258,7 +221,7 @@ class SimplerEpisode:
         """Privileged state in the world's frame."""
         tool = self._arm.ee_pose
         command = self._base * self._arm._target_pose
-        thing, target = (_array(actor.pose.raw_pose) for actor in (self._source, self._target))
+        thing, target = self.poses()
         fingers = float(self._env.agent.robot.get_qpos()[0, -2:].mean())
         return State(
             tool=_xyz(_array(tool.p)),
@@ -267,56 +230,34 @@ class SimplerEpisode:
             yaw_command=_finger_yaw(_array(command.q)),
             opening=(fingers - FINGERS[0]) / (FINGERS[1] - FINGERS[0]),
             thing=_xyz(thing),
-            thing_yaw=_long_yaw(thing[3:]),
+            thing_yaw=long_yaw(thing[3:]),
             target=_xyz(target),
             done=self.success,
         )
 
+    def poses(self) -> tuple[np.ndarray, np.ndarray]:
+        """Object and target: position [m] and quaternion (w, x, y, z), float64[7] each."""
+        return _array(self._source.pose.raw_pose), _array(self._target.pose.raw_pose)
+
+    def robot(self) -> tuple[np.ndarray, np.ndarray]:
+        """Joints float64[8] (six of the arm, two of the fingers) and the tool's pose float64[7] in
+        the robot's base.
+        """
+        joints = _array(self._env.agent.robot.get_qpos())
+        return joints, _array(self._arm.ee_pose_at_base.raw_pose)
+
+    def put(self, thing: np.ndarray, target: np.ndarray) -> None:
+        """Put object and target elsewhere, poses as `poses` gives them; speeds stay, nothing
+        settles.
+        """
+        import torch
+
+        for actor, pose in ((self._source, thing), (self._target, target)):
+            actor.set_pose(type(actor.pose).create(torch.from_numpy(pose[None]).float()))
+        self._image = None
+
     def close(self) -> None:
         """Nothing: the environment is the task's."""
-
-
-def draw(
-    twin: Twin, xyz: np.ndarray, quat: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """A further initial state: positions float[2, 3] and quaternions float[2, 4] of object and
-    target.
-
-    Positions are uniform in the box of the official ones with a margin (the eggplant's basket
-    stays), orientations are an official one turned about the vertical. Never within `NEAR` of an
-    official pair of positions.
-
-    Args:
-        twin: the task.
-        xyz: float[n, 2, 3], the official positions.
-        quat: float[m, 2, 4], the official orientations.
-        rng: decides.
-    """
-    low = xyz.min(axis=0)
-    high = xyz.max(axis=0)
-    margin = np.array([*twin.margin, 0.0])
-    fixed = np.isclose(low, high).all(axis=1, keepdims=True)
-    low = np.where(fixed, low, low - margin)
-    high = np.where(fixed, high, high + margin)
-    while True:
-        place = rng.uniform(low, high)
-        nearest = np.abs(place - xyz).max(axis=(1, 2)).min()
-        if (
-            nearest > NEAR * (0.2 if fixed.any() else 1.0)
-            and math.dist(place[0, :2], place[1, :2]) > twin.apart
-        ):
-            break
-    turned = quat[rng.integers(len(quat))].astype(np.float64).copy()
-    turned[0] = _times_yaw(rng.uniform(-twin.turn, twin.turn), turned[0])
-    return place, turned
-
-
-def _times_yaw(angle: float, q: np.ndarray) -> np.ndarray:
-    """Turn a quaternion (w, x, y, z) about the world's z."""
-    c = math.cos(angle / 2)
-    s = math.sin(angle / 2)
-    w, x, y, z = q
-    return np.array([c * w - s * z, c * x - s * y, c * y + s * x, c * z + s * w])
 
 
 def _finger_yaw(q: np.ndarray) -> float:
@@ -327,7 +268,7 @@ def _finger_yaw(q: np.ndarray) -> float:
     return math.atan2(across, -along)
 
 
-def _long_yaw(q: np.ndarray) -> float:
+def long_yaw(q: np.ndarray) -> float:
     """Yaw of an object's long axis (its x), which lies about level."""
     w, x, y, z = q
     return math.atan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z))
@@ -341,7 +282,7 @@ def _xyz(values: np.ndarray) -> tuple[float, float, float]:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def _make(env: str, width: int) -> Any:  # noqa: ANN401
+def _make(env: str, view: View) -> Any:  # noqa: ANN401
     """ManiSkill's environment, which does not render on every step."""
     if (problem := missing()) is not None:
         raise ConfigError(f"cannot play {env}: {problem}")
@@ -355,9 +296,8 @@ def _make(env: str, width: int) -> Any:  # noqa: ANN401
         # The hulls of fingers and gripper bar overlap, and without the list of pairs to ignore the
         # fingers are stuck.
         robot.disable_self_collisions = True
-    share = width / WIDTH
-    intrinsic = np.array([[FOCAL, 0, CENTRE[0]], [0, FOCAL, CENTRE[1]], [0, 0, 1 / share]]) * share
-    camera = {"width": width, "height": round(HEIGHT * share), "intrinsic": intrinsic}
+    width, height = view.size
+    camera = {"width": width, "height": height, "intrinsic": view.intrinsic}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = gym.make(
@@ -370,7 +310,18 @@ def _make(env: str, width: int) -> Any:  # noqa: ANN401
         ).unwrapped
     made._obs_mode = "none"  # pyright: ignore[reportAttributeAccessIssue]
     made._rgb_overlay_images = dict(made._rgb_overlay_images)  # pyright: ignore # else all environments share one
+    if (view.width, view.height) != (WIDTH, HEIGHT):
+        made._rgb_overlay_images[CAMERA] = _background(made, view)  # pyright: ignore
     return made
+
+
+def _background(made: Any, view: View) -> Tensor:  # noqa: ANN401
+    """The window of a scene's background, whose whole ManiSkill squeezes into any picture."""
+    import cv2
+    import torch
+
+    picture = np.asarray(cv2.imread(made.rgb_overlay_paths[CAMERA]))[..., ::-1]
+    return torch.from_numpy(view.of(cv2.resize(picture, (WIDTH, HEIGHT))).copy())
 
 
 def make(words: str) -> SimplerTask:
