@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FAMILIES: dict[str, str] = {
     "cogact": "trimvla.policies.cogact.family:FAMILY",
+    "dbcogact": "trimvla.policies.dbcogact.family:FAMILY",
     "pi0": "trimvla.policies.pi0.family:PI0",
     "pi05": "trimvla.policies.pi0.family:PI05",
     "smolvla": "trimvla.policies.smolvla.family:FAMILY",

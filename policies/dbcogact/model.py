@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trimvla.policies.dbcogact.config import DbCogActConfig
+from trimvla.policies.nn.cachers import CachedDit
 from trimvla.policies.nn.clip import ClipVision
 from trimvla.policies.nn.diffusion import Known, ddim_sample
 from trimvla.policies.nn.dit import Dit
@@ -50,7 +51,7 @@ class DbCogAct(nn.Module):
         self.cfg = cfg
         self.plan = Plan()
         self.vision = ClipTower(cfg)
-        self.language = Decoder(cfg.language, lead=0)
+        self.language = Decoder(cfg.language, lead=0, cameras=len(cfg.cameras))
         self.head = Dit(cfg.head, condition=cfg.language.width)
 
     def fold(self) -> None:
@@ -59,15 +60,16 @@ class DbCogAct(nn.Module):
         self.language.fold(torch.tensor([self.cfg.prompt.before_ids], device=device))
 
     def act(self, cognition: Tensor, noise: Tensor, known: Known | None = None) -> Tensor:
-        """float[b, D], float[b, H, A] -> float[b, H, A]: sample with the configured steps."""
+        """float[b, D], float[b, H, A] -> float[b, H, A]: sample as the config and the plan say."""
+        plan = self.plan
         diffusion = self.cfg.diffusion
         return ddim_sample(
-            self.head,
+            self.head if plan.recompute is None else CachedDit(self.head, plan.recompute),
             cognition,
             noise,
             train_steps=diffusion.train_steps,
-            steps=diffusion.inference_steps,
-            guidance=diffusion.guidance,
+            steps=diffusion.inference_steps if plan.steps is None else plan.steps,
+            guidance=diffusion.guidance if plan.guidance is None else plan.guidance,
             known=known,
         )
 

@@ -204,18 +204,19 @@ def causal_mask(length: int, device: torch.device, past: int = 0) -> Tensor:
 class Decoder(nn.Module):
     """Embedding, layers, final norm.
 
-    `lead` ids of a prompt stand before the picture, the others behind it. In front of them all may
-    stand a text that never changes: `fold` computes its keys and values once.
+    `lead` ids of a prompt stand before the pictures of all `cameras`, the others behind them. In
+    front of them all may stand a text that never changes: `fold` computes its keys and values once.
     """
 
     folded_keys: Tensor | None
     folded_values: Tensor | None
 
-    def __init__(self, cfg: LanguageConfig, lead: int = 1) -> None:
+    def __init__(self, cfg: LanguageConfig, lead: int = 1, cameras: int = 1) -> None:
         super().__init__()
         self.head_dim = cfg.head_dim
         self.theta = cfg.rope_theta
         self.lead = lead
+        self.cameras = cameras
         self.register_buffer("folded_keys", None, persistent=False)
         self.register_buffer("folded_values", None, persistent=False)
         self.embed_tokens = nn.Embedding(cfg.vocab, cfg.width)

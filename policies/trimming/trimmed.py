@@ -39,8 +39,8 @@ def trim(policy: CogAct, plan: Plan) -> CogAct:
     return policy if plan.dense else TrimmedCogAct(policy, plan)
 
 
-def check(plan: Plan, cfg: PolicyConfig) -> None:
-    """Whether the plan fits the config.
+def check(plan: Plan, cfg: PolicyConfig, parts: frozenset[str] = PARTS) -> None:
+    """Whether the plan fits the config, and asks for nothing but these `parts`.
 
     Raises:
         ConfigError: it does not; the message names the field.
@@ -50,7 +50,7 @@ def check(plan: Plan, cfg: PolicyConfig) -> None:
             f"expected a plan for policy '{cfg.name}' ({cfg.fingerprint}), got one for"
             f" {plan.policy}"
         )
-    check_parts(plan, PARTS, cfg.name)
+    check_parts(plan, parts, cfg.name)
     layers = kept_layers(plan, cfg)
     if layers[-1] >= cfg.language.layers:
         raise ConfigError(f"expected 'layers' below {cfg.language.layers}, got {layers[-1]}")

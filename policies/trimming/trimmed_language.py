@@ -34,6 +34,7 @@ class TrimmedDecoder(Decoder):
         self.head_dim = dense.head_dim
         self.theta = dense.theta
         self.lead = dense.lead
+        self.cameras = dense.cameras
         self.register_buffer("folded_keys", None, persistent=False)
         self.register_buffer("folded_values", None, persistent=False)
         self.embed_tokens = dense.embed_tokens
@@ -92,9 +93,8 @@ class TrimmedDecoder(Decoder):
             scores = relevance(
                 probabilities, rows, last, patches, lead=lead, start=self.folded + lead
             )
-        return x, Seen(
-            x[:, lead : lead + patches] if plan.embedding == "hidden" else visual, scores
-        )
+        features = x[:, lead : lead + patches] if plan.embedding == "hidden" else visual
+        return x, Seen(features, scores, self.cameras)
 
     def score(self, x: Tensor, context: Context, start: int) -> tuple[Tensor, Tensor]:
         """Run the last layer that sees every token; its output, and the wanted attention of the
