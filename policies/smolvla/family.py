@@ -48,5 +48,5 @@ FAMILY = Family(
     example_inputs=lazily(f"{HERE}.stages:example_inputs"),
     describe=lazily(f"{HERE}.describe:describe"),
     cost=cost,
-    reference="trimvla.export.reference.smolvla:SMOLVLA",
+    reference="trimvla.export.reference.smolvla.groups:SMOLVLA",
 )

@@ -91,10 +91,27 @@ class ActionStage(nn.Module):
         self.policy = policy
         self.groups = visual_of_groups(policy.cfg, policy.plan)
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Keys and values group by group, int64[1] `last`, noise float[1, H, A] -> float[1, H, A],
-        not clipped.
+    def forward(  # noqa: PLR0917
+        self,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        d: Tensor,
+        e: Tensor | None = None,
+        f: Tensor | None = None,
+        g: Tensor | None = None,
+        h: Tensor | None = None,
+    ) -> Tensor:
+        """Keys and values of one group or of two, int64[1] `last`, noise float[1, H, A], perhaps
+        known rows float[1, H, A] and their weight float[1, H, 1] -> float[1, H, A], not clipped.
+
+        How many there are depends on the plan; exporters take no `*tensors`.
         """
+        given = [tensor for tensor in (a, b, c, d, e, f, g, h) if tensor is not None]
+        return self.result(given)
+
+    def result(self, tensors: Sequence[Tensor]) -> Tensor:
+        """What the stage gives."""
         return self.trajectory(tensors)[-1]
 
     def trajectory(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -121,7 +138,7 @@ class ActionStage(nn.Module):
 class TrajectoryStage(ActionStage):
     """The same as `ActionStage`, after every step: for comparisons with a reference."""
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def result(self, tensors: Sequence[Tensor]) -> Tensor:
         """float[steps + 1, H, A]: the noise, then x after each step."""
         return torch.cat([tensors[2 * len(self.groups) + 1], *self.trajectory(tensors)])
 

@@ -1,0 +1,1 @@
+"""Comparison of SmolVLA with arrays that LeRobot's classes gave."""
