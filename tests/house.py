@@ -58,6 +58,7 @@ EXPORT = (
     "export.streaming",
     "export.tensorrt",
     "export.reference",
+    "export.reference.smolvla",
 )
 SIM = ("sim", "sim.robots", "sim.tabletop", "sim.simpler", "sim.evaluation")
 LAUNCH = (

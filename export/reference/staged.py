@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import torch
@@ -85,6 +85,6 @@ class ExportedRuns:
         return self.runners[key]
 
 
-def trimmed(policy: nn.Module, plan: Plan) -> nn.Module:
+def trimmed(policy: nn.Module, plan: Plan) -> Any:  # noqa: ANN401
     """The policy under the plan, as its family trims it."""
     return family_of(policy.cfg).trim(policy, plan)
