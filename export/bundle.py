@@ -91,6 +91,27 @@ def export_policy(
             or no frames for it, or the target exists.
         BundleError: the graphs differ from torch by more than their tolerance. Nothing is left
             behind.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from trimvla.export import export_policy
+        >>> from trimvla.policies import load_policy
+        >>> from trimvla.runtime import Plan, Policy, find_bundle
+        >>> shipped = find_bundle("tabletop")
+        >>> bundle = Path(tempfile.mkdtemp()) / "short"
+        >>> scale = {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}
+        >>> manifest = export_policy(
+        ...     load_policy(shipped.with_suffix(".safetensors")),
+        ...     Plan(layers=(0, 4), steps=2),
+        ...     {"lab": {"action": scale}},
+        ...     shipped / "tokenizer.json",
+        ...     bundle,
+        ...     statistics_key="lab",
+        ...     control_hz=5.0,
+        ... )
+        >>> sorted(manifest.stages), Policy.load(bundle).manifest.name
+        (['action', 'language', 'vision'], 'short')
     """
     precision = precision_named(precision)
     if guided and precision != "float32":

@@ -104,6 +104,12 @@ def verify_bundle(
     Raises:
         BundleError: the bundle cannot be loaded, or is of another policy.
         CheckpointError: no policy is given and none lies beside the bundle.
+
+    Example:
+        >>> from trimvla.export import verify_bundle
+        >>> result = verify_bundle("tabletop-trimmed", samples=1)  # against the weights beside it
+        >>> result["ok"], result["failed"]
+        (True, [])
     """
     directory = bundles.resolve(bundle)
     with bundles.opened(directory) as (files, manifest), files.named() as place:

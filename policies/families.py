@@ -153,7 +153,18 @@ def family_name(cfg: Any) -> str:  # noqa: ANN401
 
 
 def family_of(cfg: Any) -> Family:  # noqa: ANN401
-    """The row of a config."""
+    """The row of a config.
+
+    Example:
+        >>> from trimvla.policies import family_of, find_preset
+        >>> from trimvla.runtime import Plan
+        >>> cfg = find_preset("cogact-base")
+        >>> family = family_of(cfg)
+        >>> family.name
+        'cogact'
+        >>> round(family.cost(cfg, Plan())["parameters"] / 1e9, 2)  # billions
+        7.63
+    """
     return find_family(family_name(cfg))
 
 
@@ -200,7 +211,13 @@ def all_presets() -> dict[str, Any]:
 
 
 def find_preset(name: str) -> Any:  # noqa: ANN401
-    """A preset's config; ConfigError lists the names."""
+    """A preset's config; ConfigError lists the names.
+
+    Example:
+        >>> from trimvla.policies import find_preset
+        >>> find_preset("cogact-base").language.layers
+        32
+    """
     presets = all_presets()
     if name not in presets:
         raise ConfigError(f"expected --preset as one of {sorted(presets)}, got {name!r}")

@@ -26,7 +26,14 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def monotonic_ns() -> int:
-    """This host's time since its start [ns], suspends included; the time of every message."""
+    """This host's time since its start [ns], suspends included; the time of every message.
+
+    Example:
+        >>> from trimvla.runtime import monotonic_ns
+        >>> start = monotonic_ns()
+        >>> monotonic_ns() >= start
+        True
+    """
     return time.clock_gettime_ns(_CLOCK)
 
 

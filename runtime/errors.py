@@ -27,7 +27,16 @@ from __future__ import annotations
 
 
 class TrimvlaError(Exception):
-    """Root of all errors that trimvla raises on purpose."""
+    """Root of all errors that trimvla raises on purpose.
+
+    Example:
+        >>> from trimvla.runtime import Policy, TrimvlaError
+        >>> try:
+        ...     Policy.load("no-such-bundle")
+        ... except TrimvlaError as error:
+        ...     type(error).__name__
+        'BundleError'
+    """
 
 
 class ConfigError(TrimvlaError):

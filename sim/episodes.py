@@ -108,6 +108,17 @@ def make_task(name: str) -> Task:
 
     Raises:
         ConfigError: no such task, or something that it needs is not installed.
+
+    Example:
+        >>> from trimvla.sim import make_task
+        >>> task = make_task("tabletop")
+        >>> episode = task.episode(1000, official=False)
+        >>> episode.image.dtype, episode.instruction
+        (dtype('uint8'), 'put the green can on the blue plate')
+        >>> episode.step(episode.expert())
+        False
+        >>> episode.close()
+        >>> task.close()
     """
     family, _, rest = name.partition(":")
     if family not in MAKERS:

@@ -18,6 +18,7 @@ from trimvla.launch.pages.reference import PAGES
 ROOT = Path(__file__).parent.parent
 WRITTEN = [
     ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
     ROOT / "bundles" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]

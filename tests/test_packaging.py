@@ -105,3 +105,11 @@ def test_importing_the_runtime_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_changes_begin_with_the_version(project: dict, repo_root: Path) -> None:
+    heading = next(
+        line for line in (repo_root / "CHANGELOG.md").read_text().splitlines() if line[:3] == "## "
+    )
+    version = project["project"]["version"]
+    assert version.startswith(f"{heading.removeprefix('## ')}.")

@@ -16,6 +16,7 @@ from typing import Any
 
 from trimvla.launch import cli
 from trimvla.launch.options import Options
+from trimvla.launch.pages import python_api
 from trimvla.launch.pages.architecture import architecture_page
 from trimvla.launch.pages.fields import Field, default_words, described, type_words
 from trimvla.launch.system.processes import PROCESSES, Process
@@ -202,8 +203,8 @@ def entry(name: str, kind: str, text: str) -> str:
 
 
 def paragraphs(text: str) -> list[str]:
-    """A docstring's paragraphs, each on one line."""
-    return [" ".join(part.split()) for part in textwrap.dedent(text).split("\n\n") if part.strip()]
+    """A docstring's paragraphs, each on one line; without its example."""
+    return list(python_api.prose(textwrap.dedent(text)))
 
 
 def page(lines: Iterable[str]) -> str:
@@ -213,7 +214,7 @@ def page(lines: Iterable[str]) -> str:
     text = ""
     before = ""
     for line in lines:
-        block = line if line.startswith(("|", "- ", "#")) else _filled(line)
+        block = line if line.startswith(("|", "- ", "#", "```")) else _filled(line)
         together = before.startswith("- ") and block.startswith("- ")
         text += ("" if not text else "\n" if together else "\n\n") + block
         before = block
@@ -231,6 +232,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/topics.md": topics_page,
     "docs/reference/manifest.md": manifest_page,
     "docs/reference/toml.md": toml_page,
+    "docs/reference/python.md": lambda: page(python_api.blocks()),
     "docs/architecture.md": lambda: architecture_page(ROOT),
 }
 """Path in the repository -> what makes its text."""

@@ -115,6 +115,13 @@ def load(
 
     Raises:
         CheckpointError: unreadable, without a config, or not fitting the config.
+
+    Example:
+        >>> from trimvla.policies import load_policy
+        >>> from trimvla.runtime import find_bundle
+        >>> policy = load_policy(find_bundle("tabletop").with_suffix(".safetensors"))
+        >>> policy.cfg.name, policy.cfg.language.layers
+        ('tabletop', 16)
     """
     path = Path(path)
     check_pointer(path, "a safetensors file")

@@ -175,6 +175,18 @@ def calibration_of(
 ) -> Calibration:
     """Images uint8[n, S, S, 3] that are resized already and their n instructions, as one policy's
     samples.
+
+    Example:
+        >>> import numpy as np
+        >>> from tokenizers import Tokenizer
+        >>> from trimvla.policies import calibration_of, find_preset
+        >>> from trimvla.runtime import find_bundle
+        >>> tokenizer = Tokenizer.from_file(str(find_bundle("tabletop") / "tokenizer.json"))
+        >>> images = np.zeros((1, 128, 128, 3), np.uint8)
+        >>> instructions = ["pick up the red cube"]
+        >>> frames = calibration_of(find_preset("tabletop"), images, instructions, tokenizer)
+        >>> frames.images.shape, frames.input_ids.dtype
+        ((1, 128, 128, 3), dtype('int64'))
     """
     ids = [prompt_ids(tokenizer, cfg.prompt, instruction) for instruction in instructions]
     last = np.array([len(row) - 1 for row in ids])

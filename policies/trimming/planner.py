@@ -31,7 +31,14 @@ from trimvla.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class Request:
-    """How much to keep, and by which reasons; what is left out is kept."""
+    """How much to keep, and by which reasons; what is left out is kept.
+
+    Example:
+        >>> from trimvla.policies import PlanRequest
+        >>> from trimvla.runtime import TokenPlan
+        >>> PlanRequest(layers=14, mlp_keep=0.75, tokens=TokenPlan(keep=56, after=5)).criterion
+        'block-influence'
+    """
 
     layers: int | None = None
     criterion: str = "block-influence"
@@ -54,6 +61,20 @@ def make_plan(policy: CogAct, data: Calibration, request: Request, created_utc: 
 
     Raises:
         ConfigError: the data belongs to another policy, or more is to be kept than exists.
+
+    Example:
+        >>> import numpy as np
+        >>> from tokenizers import Tokenizer
+        >>> from trimvla.policies import PlanRequest, calibration_of, load_policy, make_plan
+        >>> from trimvla.runtime import find_bundle
+        >>> place = find_bundle("tabletop")
+        >>> policy = load_policy(place.with_suffix(".safetensors"))
+        >>> tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))
+        >>> images = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)
+        >>> frames = calibration_of(policy.cfg, images, ["pick up the red cube"] * 2, tokenizer)
+        >>> plan = make_plan(policy, frames, PlanRequest(layers=12), "2026-11-28T00:00:00Z")
+        >>> len(plan.layers), plan.provenance.frames
+        (12, 2)
     """
     cfg = policy.cfg
     check_calibration(data, cfg)

@@ -34,6 +34,14 @@ def trim(policy: CogAct, plan: Plan) -> CogAct:
 
     Raises:
         ConfigError: the plan is for another config, or asks for what this one does not have.
+
+    Example:
+        >>> from trimvla.policies import load_policy, trim
+        >>> from trimvla.runtime import Plan, find_bundle
+        >>> dense = load_policy(find_bundle("tabletop").with_suffix(".safetensors"))
+        >>> trimmed = trim(dense, Plan(layers=(0, 1, 2, 5)))
+        >>> len(dense.language.layers), len(trimmed.language.layers)
+        (16, 4)
     """
     check(plan, policy.cfg)
     return policy if plan.dense else TrimmedCogAct(policy, plan)

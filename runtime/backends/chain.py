@@ -94,6 +94,20 @@ def open_chain(
     """These stages of a bundle, chained; on their device where the backend can.
 
     Options as for `runner.create`.
+
+    Example:
+        >>> import numpy as np
+        >>> from trimvla.runtime import find_bundle, load_manifest, open_chain
+        >>> place = find_bundle("tabletop")
+        >>> chain = open_chain(place, load_manifest(place), threads=1, stages=("vision",))
+        >>> spec = chain.runners["vision"].spec.inputs[0]
+        >>> spec.name, spec.dtype
+        ('image', 'uint8')
+        >>> image = np.zeros(spec.shape, np.uint8)
+        >>> outputs, milliseconds = chain.run({"image": image}, ("vision",))
+        >>> outputs["visual"].shape
+        (1, 256, 192)
+        >>> chain.close()
     """
     module, options = find_backend(backend, provider, threads, engines)
     if hasattr(module, "open_chain"):

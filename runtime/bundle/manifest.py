@@ -78,6 +78,11 @@ def resolve(name_or_path: str | Path) -> Path:
     """The directory of a bundle: a path to one, else the name of a shipped one.
 
     BundleError lists the shipped names.
+
+    Example:
+        >>> from trimvla.runtime import find_bundle
+        >>> find_bundle("tabletop").name
+        'tabletop'
     """
     for candidate in (Path(name_or_path), *(root / name_or_path for root in _shipped_roots())):
         if (candidate / MANIFEST).is_file():
@@ -90,7 +95,13 @@ def resolve(name_or_path: str | Path) -> Path:
 
 
 def shipped() -> list[str]:
-    """Names of the bundles that come with the package."""
+    """Names of the bundles that come with the package.
+
+    Example:
+        >>> from trimvla.runtime import shipped_bundles
+        >>> "tabletop-trimmed" in shipped_bundles()
+        True
+    """
     return sorted(
         path.parent.name for root in _shipped_roots() for path in root.glob(f"*/{MANIFEST}")
     )
@@ -118,6 +129,12 @@ def load(directory: Path, verify_hashes: bool = True) -> Manifest:
 
     Raises BundleError with the first thing that is wrong. `verify_hashes=False` still checks
     presence and sizes. To load what was checked, and nothing else, use `opened`.
+
+    Example:
+        >>> from trimvla.runtime import find_bundle, load_manifest
+        >>> manifest = load_manifest(find_bundle("tabletop-trimmed"))
+        >>> manifest.action.horizon, manifest.action.dim, len(manifest.plan.layers)
+        (16, 7, 14)
     """
     with opened(directory, verify_hashes) as (_, manifest):
         return manifest

@@ -41,6 +41,11 @@ class TokenPlan(
 
     `selector` names a row of `policies.tokens.SELECTORS`. Fields after `after` matter to some
     selectors only.
+
+    Example:
+        >>> from trimvla.runtime import TokenPlan
+        >>> TokenPlan(selector="uniform", keep=64).after
+        2
     """
 
     selector: TokenSelector = "efficientvla"
@@ -119,7 +124,14 @@ class Provenance(
 class Plan(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
 ):
-    """What is kept of a policy; a field that is left out keeps everything."""
+    """What is kept of a policy; a field that is left out keeps everything.
+
+    Example:
+        >>> from trimvla.runtime import Plan, TokenPlan
+        >>> plan = Plan(layers=tuple(range(14)), tokens=TokenPlan(keep=56, after=5))
+        >>> plan.dense, Plan().dense
+        (False, True)
+    """
 
     policy: str | None = None
     """Fingerprint of the config that the plan was made for."""
@@ -253,7 +265,17 @@ def unmask(text: str, name: str = "channels") -> tuple[int, ...]:
 
 
 def load_plan(path: Path) -> Plan:
-    """Read a plan; ConfigError with the field that is wrong."""
+    """Read a plan; ConfigError with the field that is wrong.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from trimvla.runtime import Plan, load_plan, save_plan
+        >>> path = Path(tempfile.mkdtemp()) / "plan.json"
+        >>> save_plan(Plan(layers=(0, 1, 3)), path)
+        >>> load_plan(path).layers
+        (0, 1, 3)
+    """
     return parse_plan(read_bytes(path, "a plan", limit=MAX_PLAN_BYTES), path)
 
 
@@ -263,5 +285,17 @@ def parse_plan(raw: bytes, path: Path) -> Plan:
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """Write a plan."""
+    """Write a plan.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from trimvla.runtime import Plan, save_plan
+        >>> path = Path(tempfile.mkdtemp()) / "plan.json"
+        >>> save_plan(Plan(steps=5), path)
+        >>> print(path.read_text())
+        {
+         "steps": 5
+        }
+    """
     path.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")

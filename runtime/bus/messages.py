@@ -58,7 +58,13 @@ class Task(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class JointState(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the robot is."""
+    """Where the robot is.
+
+    Example:
+        >>> from trimvla.runtime import JointState, monotonic_ns
+        >>> JointState(time_ns=monotonic_ns(), position=(0.3, 0.1), gripper=1.0).gripper
+        1.0
+    """
 
     position: Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_DIM)]
     """Per joint or tool coordinate [rad or m]."""
@@ -134,7 +140,14 @@ class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Command(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the robot does in this period. `time_ns` is when it was sent."""
+    """What the robot does in this period. `time_ns` is when it was sent.
+
+    Example:
+        >>> from trimvla.runtime import Command, monotonic_ns
+        >>> command = Command(time_ns=monotonic_ns(), episode=0, kind="hold", action=(0.0,) * 7)
+        >>> command.kind, len(command.action)
+        ('hold', 7)
+    """
 
     episode: Count
     kind: Literal["action", "hold"]

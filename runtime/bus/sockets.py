@@ -51,7 +51,22 @@ NO_READER_NS = 500_000_000  # without any reader by then there is none
 
 
 class Publisher:
-    """A topic's sender. For one thread."""
+    """A topic's sender. For one thread.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from trimvla.runtime import JointState, Publisher, Subscriber, monotonic_ns, topic
+        >>> run_dir = Path(tempfile.mkdtemp())
+        >>> states = topic("robot/state")
+        >>> with Publisher(run_dir, states) as sender, Subscriber(run_dir, [states]) as reader:
+        ...     while not reader["robot/state"].updated:
+        ...         now = monotonic_ns()
+        ...         sender.send(JointState(time_ns=now, position=(0.3, 0.1), gripper=1.0))
+        ...         reader.update(0.1)
+        ...     reader["robot/state"].message.position
+        (0.3, 0.1)
+    """
 
     def __init__(self, run_dir: Path, topic: Topic, codec: Codec = "raw_rgb8") -> None:
         """Bind. `codec` is for frames.
@@ -186,6 +201,15 @@ class Subscriber:
     """The newest of several topics: `inputs.update()`, then `inputs["chunk"].message`.
 
     For one thread.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from trimvla.runtime import Subscriber, topic
+        >>> with Subscriber(Path(tempfile.mkdtemp()), [topic("command")]) as commands:
+        ...     commands.update(0.01)  # takes in what came; waits for 10 ms at most
+        ...     commands["command"].updated
+        False
     """
 
     def __init__(

@@ -93,6 +93,11 @@ def topic(name: str, hz: float | None = None) -> Topic:
     is configured.
 
     Raises ConfigError for a name that there is not.
+
+    Example:
+        >>> from trimvla.runtime import topic
+        >>> topic("robot/state").type.__name__, topic("front/color").type.__name__
+        ('JointState', 'Frame')
     """
     found = TOPICS.get(name) or _by_owner(name)
     if found is None:

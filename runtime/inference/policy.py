@@ -47,6 +47,14 @@ class PolicyResult:
     1. `actions` float64[H, A]: in the robot's units, first row due first. `milliseconds`: time by
     part. `kept` int64[K]: raster indices of the visual tokens that the language stage kept, where
     it drops some.
+
+    Example:
+        >>> import numpy as np
+        >>> from trimvla.runtime import PolicyResult
+        >>> rows = np.zeros((16, 7), np.float32)
+        >>> result = PolicyResult(rows, rows, rows.astype(float), {"total": 1.0})
+        >>> result.kept is None  # as of a dense policy
+        True
     """
 
     sample: np.ndarray
@@ -67,7 +75,20 @@ class Known:
 
 
 class Policy:
-    """The stages of a bundle, ready to run."""
+    """The stages of a bundle, ready to run.
+
+    Example:
+        >>> import numpy as np
+        >>> from trimvla.runtime import Policy
+        >>> policy = Policy.load("tabletop-trimmed", threads=1)
+        >>> image = np.zeros((240, 320, 3), np.uint8)  # RGB, of any size
+        >>> result = policy.infer(image, "pick up the red cube", seed=7)
+        >>> result.actions.shape  # rows, in the robot's units, and their dimensions
+        (16, 7)
+        >>> sorted(result.milliseconds)
+        ['action', 'language', 'preprocess', 'total', 'vision']
+        >>> policy.close()
+    """
 
     def __init__(
         self, manifest: Manifest, chain: Chain, prompter: Prompter, statistics: ActionStatistics

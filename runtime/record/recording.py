@@ -139,7 +139,27 @@ class Entry:
 
 
 class Recording:
-    """A file that was recorded, complete or cut off."""
+    """A file that was recorded, complete or cut off.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from trimvla.runtime import JointState, Recording, topic
+        >>> from trimvla.runtime.bus.wire import encode
+        >>> from trimvla.runtime.record.recording import RecordingWriter
+        >>> path = Path(tempfile.mkdtemp()) / "run.mcap"
+        >>> states = topic("robot/state")
+        >>> state = JointState(time_ns=5, position=(0.3, 0.1), gripper=1.0)
+        >>> with path.open("wb") as stream:  # `trimvla run --record run.mcap` writes such a file
+        ...     writer = RecordingWriter(stream, {"task": "pick up the red cube"})
+        ...     _ = writer.add(states, 5, encode(states, state))
+        ...     writer.finish()
+        >>> recording = Recording(path)
+        >>> recording.facts["task"]
+        'pick up the red cube'
+        >>> [(entry.topic, entry.message.position) for entry in recording]
+        [('robot/state', (0.3, 0.1))]
+    """
 
     def __init__(self, path: Path) -> None:
         """Look at its beginning. Raises RecordingError if it is no recording of ours."""

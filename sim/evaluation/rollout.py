@@ -65,7 +65,13 @@ Deal = tuple[str, int]
 
 @dataclass(frozen=True)
 class Setting:
-    """What all episodes of an evaluation have in common."""
+    """What all episodes of an evaluation have in common.
+
+    Example:
+        >>> from trimvla.sim import Setting
+        >>> Setting(task="tabletop:lighting").official  # seeds of one's own, no official grid
+        False
+    """
 
     task: str = "tabletop"
     """As `make_task` knows it."""
@@ -280,7 +286,16 @@ def evaluate_all(
 
 
 def evaluate(player: Player, setting: Setting, *, episodes: int, seed: int) -> dict[str, Any]:
-    """One actor's success rate, in this process; see `evaluate_all`."""
+    """One actor's success rate, in this process; see `evaluate_all`.
+
+    Example:
+        >>> from trimvla.runtime import Policy
+        >>> from trimvla.sim import Setting, evaluate
+        >>> policy = Policy.load("tabletop-trimmed", threads=1)
+        >>> result = evaluate(policy, Setting(task="tabletop"), episodes=1, seed=1000)
+        >>> result["episodes"], len(result["outcomes"])
+        (1, 1)
+    """
     return evaluate_all(
         lambda: nullcontext({"actor": player}), setting, episodes=episodes, seed=seed
     )["actor"]

@@ -74,6 +74,12 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
     Raises:
         ValueError: counts that cannot be.
+
+    Example:
+        >>> from trimvla.sim import wilson_interval
+        >>> low, high = wilson_interval(533, 600)
+        >>> round(low, 3), round(high, 3)
+        (0.861, 0.911)
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {successes} of {n}")
@@ -119,6 +125,12 @@ def compare(
 
     Raises:
         ValueError: no pairs, or a margin outside (0, 1).
+
+    Example:
+        >>> from trimvla.sim import compare
+        >>> found = compare([1, 1, 0, 1, 1, 1], [1, 0, 1, 1, 1, 1], margin=0.05)
+        >>> found.difference, found.candidate_only, found.reference_only, found.non_inferior
+        (0.0, 1, 1, False)
     """
     if not 0 < margin < 1:
         raise ValueError(f"expected 0 < margin < 1, got {margin}")
