@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 
 from trimvla.launch.system.processes import section_of
+from trimvla.runtime.backends.runner import is_ours
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import ConfigError, RecordingError
 from trimvla.runtime.inference.policy import Policy
@@ -92,6 +93,10 @@ def open_rungs(
     With one bundle one policy makes every call, whatever rung made it then.
     """
     recorded = recorded_policy(recording)
+    if backend is None and not is_ours(recorded.backend):
+        named = f"{recording.path} names {recorded.backend[:200]!r}"
+        words = "which is none of ours and is not imported unasked"
+        raise ConfigError(f"expected --backend: {named}, {words}")
     options: dict[str, Any] = {
         "backend": backend or recorded.backend,
         "provider": provider or (None if backend else recorded.provider),

@@ -64,7 +64,8 @@ class Args(Options):
     """For a bundle: of the noise."""
 
     backend: str | None = None
-    """What runs it; the recorded one, or onnxruntime."""
+    """What runs it; the recorded one, or onnxruntime. Also module:attribute of your own
+    (docs/guides/own-backend.md)."""
 
     out: Path = Path("out/inspect.png")
     """Where the picture goes."""

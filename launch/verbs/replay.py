@@ -47,7 +47,8 @@ class Args(Options):
     """Run bundles from wherever the recording says they are: for recordings of your own."""
 
     backend: str | None = None
-    """What runs it; the recorded one by default."""
+    """What runs it; the recorded one by default, unless that is code of somebody's own. Also
+    module:attribute of your own (docs/guides/own-backend.md)."""
 
     provider: str | None = None
     """What executes inside the backend; the recorded one by default."""

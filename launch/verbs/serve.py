@@ -89,7 +89,8 @@ class Args(Options):
     """Clients at a time."""
 
     backend: str = "onnxruntime"
-    """What runs the bundle."""
+    """What runs the bundle: onnxruntime, openvino, tensorrt, tensorrt-rtx, or module:attribute of
+    your own (docs/guides/own-backend.md)."""
 
     provider: str | None = None
     """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the

@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
 from trimvla.runtime.bundle.manifest import StageSpec
 from trimvla.runtime.errors import BackendError, SpecError
+from trimvla.runtime.own_objects import parse_reference
 
 BACKENDS = {
     "onnxruntime": "trimvla.runtime.backends.ort_runner",
@@ -24,6 +24,7 @@ BACKENDS = {
     "tensorrt": "trimvla.runtime.backends.tensorrt.runner",
     "tensorrt-rtx": "trimvla.runtime.backends.tensorrt.runner",
 }
+OWN = "trimvla.runtime.backends.own_backend"
 # run the engines that `trimvla build` made; the others load a bundle's graphs
 BUILT = ("tensorrt", "tensorrt-rtx")
 
@@ -66,7 +67,7 @@ def create(
 
     Args:
         backend: a key of `BACKENDS`, or with its provider "BACKEND:PROVIDER", such as
-            openvino:bf16.
+            openvino:bf16; or the user's own, "module:attribute", which is imported.
         model: the stage's graph; for a backend that runs engines, in its bundle.
         spec: its inputs and outputs.
         provider: what executes inside the backend, by the backend's own name; None is its plain
@@ -82,22 +83,34 @@ def create(
     return module.create(model, spec, **options)
 
 
+def is_ours(backend: str) -> bool:
+    """Whether a backend, with or without its provider, is one of the table."""
+    return backend.partition(":")[0] in BACKENDS
+
+
 def find_backend(
     backend: str, provider: str | None, threads: int, engines: Path | None
-) -> tuple[ModuleType, dict[str, Any]]:
-    """The backend's module, and the options that its functions take; see `create`."""
-    backend, _, inner = backend.partition(":")
-    provider = provider or inner or None
-    if backend not in BACKENDS:
-        raise BackendError(f"expected one of {sorted(BACKENDS)}, got {backend!r} for 'backend'")
-    options: dict[str, Any] = {"provider": provider, "threads": threads}
-    if backend in BUILT:
-        options |= {"backend": backend, "engines": engines}
+) -> tuple[Any, dict[str, Any]]:
+    """The backend's module, or the user's own in its place, and the options that its functions
+    take; see `create`.
+    """
+    own = None if is_ours(backend) else parse_reference(backend)
+    if own is None and not is_ours(backend):
+        known = f"one of {sorted(BACKENDS)}, or module:attribute of your own"
+        raise BackendError(f"expected {known}, got {backend!r} for 'backend'")
+    name, _, inner = backend.partition(":")
+    if own is not None:
+        name = str(own)
+        inner = own.words
+    options: dict[str, Any] = {"provider": provider or inner or None, "threads": threads}
+    if name in BUILT:
+        options |= {"backend": name, "engines": engines}
     elif engines is not None:
-        raise BackendError(
-            f"'engines' is for {' and '.join(BUILT)}: backend '{backend}' loads the bundle's graphs"
-        )
-    return importlib.import_module(BACKENDS[backend]), options
+        built = " and ".join(BUILT)
+        raise BackendError(f"'engines' is for {built}: backend '{name}' loads the bundle's graphs")
+    if own is not None:
+        return importlib.import_module(OWN).OwnBackend(name), options
+    return importlib.import_module(BACKENDS[name]), options
 
 
 def check_inputs(spec: StageSpec, inputs: Mapping[str, np.ndarray]) -> None:

@@ -71,6 +71,7 @@ class PolicyConfig:
     rungs: tuple[str, ...] = ()
     """Instead: the bundles of a quality ladder, the best first. All are loaded at the start."""
     backend: str = "onnxruntime"
+    """What executes the stages; also module:attribute of your own (docs/guides/own-backend.md)."""
     provider: str | None = None
     threads: int = 1
     """Of the backend; 0 takes all cores, also those of the control loop."""
