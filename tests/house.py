@@ -40,7 +40,7 @@ BASE = ("runtime",)  # errors, specs, clock and other files that know nothing of
 BUS = (*BASE, "runtime.bus", "runtime.bundle")
 CORE = (*BUS, "runtime.chunks", "runtime.backends", "runtime.backends.tensorrt")
 INFERENCE = (*CORE, "runtime.preprocess", "runtime.inference", "runtime.cameras")
-RUNTIME = (*INFERENCE, "runtime.control", "runtime.servers", "runtime.record")
+RUNTIME = (*INFERENCE, "runtime.control", "runtime.drivers", "runtime.servers", "runtime.record")
 SIZES = ("policies.sizes",)
 FAMILIES = (
     "policies.cogact",
@@ -60,7 +60,7 @@ EXPORT = (
     "export.reference",
     "export.reference.smolvla",
 )
-SIM = ("sim", "sim.robots", "sim.tabletop", "sim.simpler", "sim.evaluation")
+SIM = ("sim", "sim.own", "sim.robots", "sim.tabletop", "sim.simpler", "sim.evaluation")
 LAUNCH = (
     "launch",
     "launch.system",
@@ -86,6 +86,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime.preprocess": (*BASE, "runtime.bundle"),
     "runtime.inference": (*CORE, "runtime.preprocess"),
     "runtime.control": CORE,
+    "runtime.drivers": BUS,
     "runtime.servers": INFERENCE,
     "runtime.record": INFERENCE,
     "policies.sizes": (*BASE, "runtime.bundle"),

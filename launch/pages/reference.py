@@ -144,9 +144,10 @@ def toml_page() -> str:
         "# The TOML file of a system",
         (
             "One section a process. The section's name is the process's name; `process = \"...\"`"
-            " inside says which of the processes below it is, where the two differ. All mistakes"
-            " are reported at once. `trimvla run FILE` starts them, `--section.key value` overrides"
-            " a setting."
+            " inside says which of the processes below it is, where the two differ; or it is"
+            " `module:attribute`, a function of your own ([your own"
+            " robot](../guides/own-robot.md#a-driver)). All mistakes are reported at once. `trimvla"
+            " run FILE` starts them, `--section.key value` overrides a setting."
         ),
     ]
     for process in PROCESSES.values():

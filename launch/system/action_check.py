@@ -1,4 +1,4 @@
-"""Whether the policies and the control loop of a system mean the same by an action, before any
+"""Whether policies, control loop and drivers of a system mean the same by an action, before any
 process starts.
 
 Knows sections and what their modules say of themselves (`action_meanings`); opens no bundle but its
@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trimvla.runtime.bundle.action_meaning import ActionMeaning, disagreement
+from trimvla.runtime.bundle.action_meaning import ActionMeaning, describe, disagreement
 from trimvla.runtime.control.controller import ControlConfig
+from trimvla.runtime.drivers.driver import DriverConfig
 from trimvla.runtime.errors import ConfigError
 
 
@@ -30,6 +31,11 @@ def check_actions(configs: Mapping[str, tuple[Any, Any]]) -> None:
         for name, (_, config) in configs.items()
         if isinstance(config, ControlConfig)
     }
+    drivers = {
+        name: config.kinds
+        for name, (_, config) in configs.items()
+        if isinstance(config, DriverConfig)
+    }
     problems = [
         f"{section}: {problem} of '{bundle}': kinds and rates are set under '{control}', and must"
         " be the bundle's"
@@ -38,6 +44,13 @@ def check_actions(configs: Mapping[str, tuple[Any, Any]]) -> None:
         for bundle, got in module.action_meanings(config).items()
         for control, expected in controls.items()
         if (problem := disagreement(expected, got))
+    ]
+    problems += [
+        f"{section}: expected kinds {describe(expected.kinds)}, as control commands under"
+        f" '{control}', got {describe(kinds)}"
+        for section, kinds in drivers.items()
+        for control, expected in controls.items()
+        if kinds != expected.kinds
     ]
     if problems:
         raise ConfigError("; ".join(problems))

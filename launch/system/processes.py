@@ -1,8 +1,8 @@
 """The process table, and how a TOML file becomes running processes: one section a process.
 
 A section's name is the process's name; `process = "..."` inside says which row of the table it is,
-where the two differ. Knows names, modules and configurations; imports a module only to start or
-check its process.
+where the two differ, or names a function of the user's own. Knows names, modules and
+configurations; imports a module only to start or check its process.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ from trimvla.launch.extras import install, missing_module
 from trimvla.launch.system.action_check import check_actions
 from trimvla.launch.system.child import Program
 from trimvla.launch.system.config import build, decode_file
+from trimvla.launch.system.own_process import OwnProcess
 from trimvla.launch.system.run_dirs import lock
 from trimvla.runtime.bus.run_dir import write_file
 
 # also of a log file, and of a unit of systemd
 from trimvla.runtime.bus.topics import CAMERA_NAME as PROCESS_NAME
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.own_objects import is_own
 
 Sections = dict[str, dict[str, Any]]
 """Process name -> its settings, as they stand in the file."""
 CONFIGS = Path(__file__).parent.parent / "configs"
+# keys of an own process's section that are no options of it
+OWN_FLAGS = {"matters": True, "restart": False}
 # settings by which a process itself gives up
 START_OPTIONS = ("start_timeout_s", "ready_timeout_s")
 START_MARGIN_S = 30.0  # for its imports, and for its own error to come first
@@ -56,6 +60,11 @@ class Process:
     silent_s: float = 20.0  # without a report for so long it hangs
     # and likewise if it is not ready so long after its start, unless its settings allow more
     start_s: float = 120.0
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the user's own: its name is module:attribute."""
+        return not self.module
 
     def load(self) -> ModuleType:
         """The module, imported.
@@ -266,7 +275,9 @@ def _named(section: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _known(name: str, section: object) -> bool:
-    return isinstance(section, Mapping) and section.get("process", name) in PROCESSES
+    """Whether a section is of a process, ours or the user's own; imports none."""
+    kind = section.get("process", name) if isinstance(section, Mapping) else None
+    return isinstance(kind, str) and (kind in PROCESSES or is_own(kind))
 
 
 def _twice(sections: Sections) -> list[str]:
@@ -288,15 +299,24 @@ def _twice(sections: Sections) -> list[str]:
 def row_of(name: str, section: Mapping[str, Any]) -> Process:
     """The table's row for a section. Raises ConfigError where there is none."""
     kind = section.get("process", name)
-    if kind not in PROCESSES:
+    if isinstance(kind, str) and kind in PROCESSES:
+        return PROCESSES[kind]
+    if not isinstance(kind, str) or not is_own(kind):
+        known = f"one of {', '.join(PROCESSES)}, or module:attribute of your own"
+        raise ConfigError(f"{name}: expected 'process' as {known}, got {kind!r}")
+    flags = {key: section.get(key, default) for key, default in OWN_FLAGS.items()}
+    if wrong := [key for key, value in flags.items() if not isinstance(value, bool)]:
         raise ConfigError(
-            f"{name}: expected 'process' as one of {', '.join(PROCESSES)}, got {kind!r}"
+            f"{name}: expected true or false for '{wrong[0]}', got {flags[wrong[0]]!r}"
         )
-    return PROCESSES[kind]
+    report = name.replace("{", "{{").replace("}", "}}")  # a name for `str.format`
+    return Process(kind, "", "", "a process of your own", report, **flags)
 
 
-def configure(name: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
-    """The module of a section's process and its configuration, checked."""
+def configure(name: str, section: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The module of a section's process, or the user's own in its place, and its configuration,
+    checked.
+    """
     if not isinstance(section, Mapping):
         raise ConfigError(f"{name}: expected a section, got {section!r}")
     if not PROCESS_NAME.fullmatch(name):
@@ -305,6 +325,12 @@ def configure(name: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
             " name"
         )
     process = row_of(name, section)
+    if process.is_own:
+        own = OwnProcess(process.name, name)
+        settings = {
+            key: value for key, value in section.items() if key not in ("process", *OWN_FLAGS)
+        }
+        return own, build(own.config, settings, name)
     module = process.load()
     settings = {key: value for key, value in section.items() if key != "process"}
     return module, build(getattr(module, process.config), settings, name)
