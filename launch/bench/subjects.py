@@ -119,23 +119,33 @@ def with_dense(names: Sequence[str], against: str | None, measured: str) -> list
 
 
 def torch_subjects(
-    parties: Sequence[Party], backends: Sequence[str], threads: int, asked: Asked, stack: ExitStack
+    parties: Sequence[Party],
+    backends: Sequence[str],
+    threads: int,
+    asked: Asked,
+    stack: ExitStack,
+    *,
+    selector: str | None = None,
 ) -> Iterator[Subject]:
     """The same policies in torch: L0 to L2.
 
     The first party's checkpoint serves those that have none.
 
+    `selector` is the user's own, which the plan of the last party names.
+
     Raises:
-        ConfigError: torch is not installed.
+        ConfigError: torch is not installed, or a plan names a selector that nobody named here.
         CheckpointError: there are no weights.
         BackendError: torch cannot compile a stage, or gives other actions.
     """
     try:
         from trimvla.launch.bench.torch_twin import check_same, load_model, on_torch, torch_threads
+        from trimvla.launch.exporting.named_plan import use_named_selector
     except ModuleNotFoundError as error:
         if (module := missing_module(error)) is None:
             raise
         raise ConfigError(f"{module} is not installed: {install(module, 'export')}") from error
+    use_named_selector(selector, parties[-1].policy.manifest)
     stack.enter_context(torch_threads(threads))
     models = [
         load_model(party.directory, party.policy.manifest, parties[0].directory)

@@ -54,7 +54,8 @@ class ExportOptions(Options):
     """Which dataset's statistics un-normalise the actions; needed where there are several."""
 
     plan: Path | None = None
-    """What to keep: a plan made by `trimvla trim` (default: everything)."""
+    """What to keep: a plan made by `trimvla trim` (default: everything). A token selector of your
+    own that it names is imported: look into a plan that somebody gave you."""
 
     layers: int | None = None
     """Instead of a plan, for random weights: language layers to keep (default: all)."""

@@ -17,6 +17,7 @@ from trimvla.export.streaming.bundle import Wanted, export_streamed
 from trimvla.export.streaming.placeholders import KEY, placeholder_statistics, placeholder_tokenizer
 from trimvla.export.streaming.writer import Report
 from trimvla.launch.console import transfer_bar
+from trimvla.launch.exporting.named_plan import named_plan
 from trimvla.launch.exporting.options import ExportOptions
 from trimvla.launch.exporting.parity_table import as_table
 from trimvla.launch.options import Result
@@ -28,7 +29,7 @@ from trimvla.policies.sizes.memory import plan_memory, precision_named
 from trimvla.policies.trimming.plan_by_size import plan_by_sizes
 from trimvla.runtime.bundle.action_statistics import chosen, read_table
 from trimvla.runtime.bundle.manifest import ActionSpec
-from trimvla.runtime.bundle.plan import Plan, TokenPlan, load_plan
+from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.errors import ConfigError
 
 GIB = 1 << 30
@@ -92,7 +93,7 @@ def random_source(args: ExportOptions) -> tuple[Weights, Wanted]:
     """Random weights, a plan by sizes, and placeholders for what a checkpoint would bring."""
     cfg = find_preset(args.preset or "")
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    plan = load_plan(args.plan) if args.plan else counted_plan(args, cfg, now)
+    plan = named_plan(args.plan, cfg) if args.plan else counted_plan(args, cfg, now)
     wanted = Wanted(
         cfg,
         plan,
@@ -134,7 +135,7 @@ def official_source(
     )
     wanted = Wanted(
         cfg,
-        Plan() if args.plan is None else load_plan(args.plan),
+        named_plan(args.plan, cfg),
         streamed_precision(args.dtype),
         statistics=table,
         statistics_key=key,

@@ -18,6 +18,7 @@ from trimvla.export.inputs import check_target
 from trimvla.export.precision.table import PRECISIONS, precision_named
 from trimvla.launch.console import progress_bar
 from trimvla.launch.exporting.calibration import find_calibration
+from trimvla.launch.exporting.named_plan import named_plan
 from trimvla.launch.exporting.options import ExportOptions
 from trimvla.launch.exporting.parity_table import as_table
 from trimvla.launch.exporting.policy_source import (
@@ -41,7 +42,6 @@ from trimvla.launch.options import Result
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.trimming.calibrate import Calibration
 from trimvla.runtime.bundle.action_statistics import chosen, read_table
-from trimvla.runtime.bundle.plan import Plan, load_plan
 from trimvla.runtime.errors import ConfigError
 
 
@@ -104,7 +104,7 @@ def export(args: ExportArgs) -> Result:
         chosen(table, key, actions, where=str(statistics), error=ConfigError)
         manifest = export_policy(
             policy,
-            Plan() if args.plan is None else load_plan(args.plan),
+            named_plan(args.plan, policy.cfg),
             table,
             args.tokenizer or source / TOKENIZER,
             args.out,

@@ -90,7 +90,9 @@ class Args(Options):
     """Turns before them that do not."""
 
     backend: str = "onnxruntime"
-    """What executes the stages."""
+    """What executes the stages: onnxruntime, openvino, tensorrt, tensorrt-rtx, or module:attribute
+    of your own (docs/guides/own-backend.md).
+    """
 
     provider: str | None = None
     """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the
@@ -104,6 +106,11 @@ class Args(Options):
     """The same policies in eager torch, and in compiled torch too: `auto` is `all` with --against,
     if torch and the checkpoint are there, else `none`. Compiling takes minutes, but only once on a
     machine.
+    """
+
+    selector: str | None = None
+    """The token selector of somebody's own that the bundle's plan names, module:attribute; it is
+    imported only where it is named here (docs/guides/own-token-selector.md).
     """
 
     random_weights: bool = False
@@ -329,7 +336,10 @@ def baselines(
         with Console(stderr=True).status(
             "torch: compiling takes minutes, the first time on a machine"
         ):
-            found.extend(torch_subjects(parties, args.torch_backends, args.threads, asked, stack))
+            twins = torch_subjects(
+                parties, args.torch_backends, args.threads, asked, stack, selector=args.selector
+            )
+            found.extend(twins)
     except UNMEASURED as error:
         if args.baselines != "auto":
             raise

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from trimvla.launch.console import progress_bar
 from trimvla.launch.exporting.parity_table import as_table
 from trimvla.launch.options import Options, Result
+from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 
 
@@ -25,6 +26,11 @@ class Args(Options):
     bundle: Positional[str | None] = None
     """A bundle's path or a shipped bundle's name: ONNX Runtime against torch, on the same inputs
     and noise.
+    """
+
+    selector: str | None = None
+    """The token selector of somebody's own that the bundle's plan names, module:attribute; it is
+    imported only where it is named here (docs/guides/own-token-selector.md).
     """
 
     reference: Path | None = None
@@ -47,7 +53,10 @@ def run(args: Args) -> Result:
     console = args.console()
     with progress_bar() as progress:
         progress.add_task("comparing", total=None)
-        result = _reference(args.reference, args) if args.reference else _bundle(str(args.bundle))
+        if args.reference is None:
+            result = _bundle(str(args.bundle), args)
+        else:
+            result = _reference(args.reference, args)
     console.print(as_table(result))
     console.print("all agree" if result["ok"] else f"{len(result['failed'])} differ")
     for failure in result["failed"]:
@@ -61,7 +70,9 @@ def _reference(directory: Path, args: Args) -> Result:
     return verify_reference(directory, through=args.through, every_plan=args.every_plan)
 
 
-def _bundle(name: str) -> Result:
+def _bundle(name: str, args: Args) -> Result:
     from trimvla.export.verify import verify_bundle
+    from trimvla.launch.exporting.named_plan import use_named_selector
 
+    use_named_selector(args.selector, bundles.load(bundles.resolve(name)))
     return verify_bundle(name)

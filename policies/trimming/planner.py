@@ -21,12 +21,12 @@ from trimvla.policies.trimming.calibrate import (
     measure,
     sequences,
 )
-from trimvla.policies.trimming.importance import CRITERIA, most_important
+from trimvla.policies.trimming.importance import most_important
+from trimvla.policies.trimming.own import find_criterion, use_selector
 from trimvla.policies.trimming.trimmed import check
 from trimvla.policies.trimming.trimmed_language import as_layer
 from trimvla.policies.trimming.width import channel_scores, kept_channels
 from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan, mask
-from trimvla.runtime.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def make_plan(policy: CogAct, data: Calibration, request: Request, created_utc: 
     """
     cfg = policy.cfg
     check_calibration(data, cfg)
-    if request.criterion not in CRITERIA:
-        raise ConfigError(f"expected a criterion of {sorted(CRITERIA)}, got {request.criterion!r}")
+    criterion = find_criterion(request.criterion, "--criterion")
+    use_selector(request.tokens, cfg.patches, "--selector")
     statistics = measure(policy.language, sequences(policy, data))
-    scores = CRITERIA[request.criterion](statistics, request.seed)
+    scores = criterion(statistics, request.seed)
     layers = most_important(
         scores, cfg.language.layers if request.layers is None else request.layers
     )

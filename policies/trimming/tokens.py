@@ -194,15 +194,29 @@ def select(plan: TokenPlan, seen: Seen) -> Tensor:
     quotas = plan.quotas
     if quotas is None and plan.selector == "uniform":
         quotas = even_quotas(plan.keep, seen.cameras)
+    choose = find_selector(plan.selector)
     if quotas is None:
-        return SELECTORS[plan.selector](plan, seen)
+        return choose(plan, seen)
     count = seen.features.shape[1] // seen.cameras
     parts = [
-        SELECTORS[plan.selector](_share(plan, quota), seen.of_camera(camera)) + camera * count
+        choose(_share(plan, quota), seen.of_camera(camera)) + camera * count
         for camera, quota in enumerate(quotas)
         if quota
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def find_selector(name: str) -> Select:
+    """The selector of a plan.
+
+    Raises ConfigError for one of somebody's own that nobody has named here (`own.use_selector`).
+    """
+    if name not in SELECTORS:
+        words = f"code of somebody's own, imported only where you name it: --selector {name}"
+        raise ConfigError(
+            f"expected a token selector of {sorted(SELECTORS)}, got {name!r}: {words}"
+        )
+    return SELECTORS[name]
 
 
 def even_quotas(keep: int, cameras: int) -> tuple[int, ...]:

@@ -16,9 +16,12 @@ import msgspec
 from trimvla.runtime.bundle.plan_ranges import MAX_INDEX, MAX_TOKENS, check_range, check_rising
 from trimvla.runtime.bundle.vision_plan import VisionPlan
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.own_objects import is_own
 from trimvla.runtime.text_files import convert, parse_json, read_bytes
 
-TokenSelector = Literal["efficientvla", "fastv", "relevance", "random", "uniform"]
+SELECTORS = ("efficientvla", "fastv", "relevance", "random", "uniform")
+TokenSelector = str
+"""One of `SELECTORS`, or "module:attribute" of somebody's own, which runtime never imports."""
 RANKED = ("relevance", "fastv")
 """Selectors that keep the most relevant tokens and nothing else."""
 MAX_PLAN_BYTES = 16 << 20
@@ -57,9 +60,9 @@ class TokenPlan(
     """Most relevant tokens, kept first; diversity is measured against them."""
     alpha: float = 0.5
     """Share of the other tokens that relevance chooses; diversity chooses the rest."""
-    rows: Literal["text", "instruction", "last", "state"] = "text"
+    rows: Literal["text", "instruction", "last", "state", "none"] = "text"
     """Whose attention is relevance: all of the text, the same without its suffix, its last token,
-    or the state's.
+    or the state's; nobody's, for a selector of one's own that does not look at it.
     """
     source: Literal["previous", "next", "expert"] = "previous"
     """The layer whose attention is read: the last that sees every token, the first that does not,
@@ -78,6 +81,16 @@ class TokenPlan(
     """Tokens kept of each camera at least, where the rest goes to the best of all."""
 
     def __post_init__(self) -> None:
+        is_ours = self.selector in SELECTORS
+        if not is_ours and not is_own(self.selector):
+            known = f"one of {', '.join(SELECTORS)}, or module:attribute of your own"
+            raise ConfigError(
+                f"expected {known}, for 'selector' of 'tokens', got {self.selector!r}"
+            )
+        if is_ours and self.rows == "none":
+            raise ConfigError(
+                f"expected other 'rows' of 'tokens' than none for the selector {self.selector!r}"
+            )
         for name, least, most in TOKEN_RANGES:
             check_range(f"{name}' of 'tokens", getattr(self, name), least, most)
         if self.selector == "efficientvla" and not 1 <= self.key <= self.keep:
@@ -100,6 +113,8 @@ class TokenPlan(
     @property
     def scored(self) -> str | None:
         """Whose attention the selector needs: a value of `rows`, or none at all."""
+        if self.selector not in SELECTORS:
+            return None if self.rows == "none" else self.rows
         by_selector = {"efficientvla": self.rows, "relevance": self.rows, "fastv": "last"}
         return by_selector.get(self.selector)
 
