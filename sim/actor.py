@@ -9,18 +9,20 @@ from typing import Protocol
 
 import numpy as np
 
+from trimvla.runtime.bundle.manifest import ActionKind
 from trimvla.runtime.inference.policy import Known
 
 EXPERT = "expert"  # in an actor's place: the scripted expert of the task itself
-SHAPE = (16, 7)  # rows and dimensions of a chunk, where an actor has no manifest that says them
+ROWS = 16  # of a chunk, where an actor has no manifest that says them
+KINDS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)  # of our own tasks
 
 
 class Chunk(Protocol):
-    """The part of a policy's result that an episode needs: `actions` float[H, 7], un-normalised."""
+    """The part of a policy's result that an episode needs: `actions` float[H, A], un-normalised."""
 
     @property
     def actions(self) -> np.ndarray:
-        """float[H, 7]."""
+        """float[H, A]."""
         ...
 
 
@@ -34,7 +36,7 @@ class Actor(Protocol):
         ...
 
 
-def noise_shape(actor: Actor) -> tuple[int, int]:
-    """Rows and dimensions of the noise that an actor takes: those of its bundle's chunk."""
+def noise_shape(actor: Actor, dim: int = len(KINDS)) -> tuple[int, int]:
+    """Rows and dimensions of the noise that an actor takes: its bundle's, if it has one."""
     manifest = getattr(actor, "manifest", None)
-    return SHAPE if manifest is None else (manifest.action.horizon, manifest.action.dim)
+    return (ROWS, dim) if manifest is None else (manifest.action.horizon, manifest.action.dim)

@@ -14,7 +14,10 @@ from typing import Protocol
 
 import numpy as np
 
+from trimvla.runtime.bundle.manifest import ActionKind
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.own_objects import parse_reference
+from trimvla.sim.own.options import EnvOptions
 
 
 class Episode(Protocol):
@@ -39,14 +42,14 @@ class Episode(Protocol):
         """Execute one action for one control period; True when the episode is over.
 
         Args:
-            action: float[7], un-normalised: delta xyz [m], delta roll, pitch, yaw [rad], gripper (1
-                = open, 0 = close).
+            action: float[dim], un-normalised. Of our own tasks: delta xyz [m], delta roll, pitch,
+                yaw [rad], gripper (1 = open, 0 = close).
         """
         ...
 
     def expert(self) -> np.ndarray:
-        """float32[7]: what the scripted expert, which sees the privileged state and has no memory,
-        would do now.
+        """float32[dim]: what the scripted expert, which sees the privileged state and has no
+        memory, would do now.
 
         Raises:
             ConfigError: this environment has no expert.
@@ -72,6 +75,16 @@ class Task(Protocol):
         ...
 
     @property
+    def dim(self) -> int:
+        """Numbers of an action."""
+        ...
+
+    @property
+    def kinds(self) -> tuple[ActionKind, ...] | None:
+        """What each of them means; None where nobody says it, and then the bundle's hold."""
+        ...
+
+    @property
     def limit(self) -> int:
         """The most steps of an episode."""
         ...
@@ -92,6 +105,7 @@ class Task(Protocol):
         ...
 
 
+GYMNASIUM = "gymnasium"
 MAKERS = {  # what a task's name begins with -> module and function that take the rest of the name
     "tabletop": ("trimvla.sim.tabletop.task", "make"),
     "simpler": ("trimvla.sim.simpler.env", "make"),
@@ -99,12 +113,17 @@ MAKERS = {  # what a task's name begins with -> module and function that take th
 }
 
 
-def make_task(name: str) -> Task:
+def make_task(name: str, options: EnvOptions | None = None) -> Task:
     """The task of this name: `tabletop`, `tabletop:lighting` (any variant),
     `simpler:widowx_stack_cube`, ...
 
     `simpler_env:google_robot_move_near` is the original SimplerEnv package, which alone has the
-    Google robot's tasks.
+    Google robot's tasks. `gymnasium:ID` is an environment registered there, `module:attribute` a
+    function of the user's own.
+
+    Args:
+        name: the task.
+        options: what an environment of the last two kinds does not say itself.
 
     Raises:
         ConfigError: no such task, or something that it needs is not installed.
@@ -120,11 +139,31 @@ def make_task(name: str) -> Task:
         >>> episode.close()
         >>> task.close()
     """
+    options = options or EnvOptions()
     family, _, rest = name.partition(":")
     if family not in MAKERS:
+        return _make_foreign(name, rest, options)
+    if given := options.given():
         raise ConfigError(
-            f"expected an environment that begins with one of {sorted(MAKERS)}, got {name!r}"
+            f"expected no {', '.join(given)} for {family!r}: it says all of that itself"
         )
     module, function = MAKERS[family]
     make: Callable[[str], Task] = getattr(import_module(module), function)
     return make(rest)
+
+
+def _make_foreign(name: str, rest: str, options: EnvOptions) -> Task:
+    """A task that is not ours."""
+    reference = parse_reference(name)
+    is_registered = name.startswith(f"{GYMNASIUM}:") and bool(rest)
+    if not is_registered and reference is None:
+        own = f"{GYMNASIUM}:ID, or module:attribute of your own"
+        raise ConfigError(
+            f"expected an environment that begins with one of {sorted(MAKERS)}, {own}, got {name!r}"
+        )
+    from trimvla.sim.own.make import make_own, make_registered
+
+    if is_registered:
+        return make_registered(rest, options)
+    assert reference is not None
+    return make_own(reference, options)

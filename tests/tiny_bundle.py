@@ -72,44 +72,51 @@ def write_bundle(
     control_hz: float = 5.0,
     kinds: tuple[ActionKind, ...] | None = None,
     loops: bool = False,
+    dim: int = DIM,
 ) -> Path:
     """Write the bundle and return its directory.
 
     `gain` scales the network's output; infinity breaks it. With `kept` it says that these visual
     tokens were kept, as a trimmed bundle does; its plan also leaves out layers and sampler steps.
     `guided` adds the optional stage. `control_hz` and `kinds` are what its manifest says of its
-    actions. With `loops` the first stage never comes to an end.
+    actions. With `loops` the first stage never comes to an end. `dim` numbers are an action, the
+    last of them the gripper.
     """
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     stages = {"vision": _vision(rng, loops), "language": _language(rng, kept)}
-    decode = rng.normal(size=(WIDTH, HORIZON * DIM)) / 4
+    decode = rng.normal(size=(WIDTH, HORIZON * dim)) / 4
     stages["action"] = _action(decode, gain)
     if guided:
         stages[bundles.GUIDED] = _action(decode, gain, guided=True)
     for name, model in stages.items():
         onnx.save(model, directory / f"{name}.onnx")
     _tokenizer().save(str(directory / bundles.TOKENIZER))
-    low = [-0.05] * 6 + [0.0]
-    high = [0.05] * 6 + [1.0]
-    mask = [True] * 6 + [False]
+    arm = dim - 1
+    low = [-0.05] * arm + [0.0]
+    high = [0.05] * arm + [1.0]
+    mask = [True] * arm + [False]
     statistics = {"tiny": {"action": {"q01": low, "q99": high, "mask": mask}}}
     (directory / bundles.STATISTICS).write_text(json.dumps(statistics))
-    made = trimmed(manifest(), kept) if kept else manifest()
+    made = trimmed(manifest(dim), kept) if kept else manifest(dim)
     action = msgspec.structs.replace(
         made.action, control_hz=control_hz, kinds=kinds or made.action.kinds
     )
     made = msgspec.structs.replace(made, action=action)
     if guided:
-        stage = StageSpec(
-            f"{bundles.GUIDED}.onnx", (COGNITION, NOISE, KNOWN, WEIGHT), (GUIDED_ACTIONS,)
-        )
+        inputs = (COGNITION, chunk(NOISE, dim), chunk(KNOWN, dim), WEIGHT)
+        stage = StageSpec(f"{bundles.GUIDED}.onnx", inputs, (chunk(GUIDED_ACTIONS, dim),))
         made = msgspec.structs.replace(made, stages={**made.stages, bundles.GUIDED: stage})
     bundles.write(directory, made)
     return directory
 
 
-def manifest() -> Manifest:
+def chunk(spec: TensorSpec, dim: int) -> TensorSpec:
+    """The spec of a chunk of actions with so many numbers each."""
+    return msgspec.structs.replace(spec, shape=(1, HORIZON, dim))
+
+
+def manifest(dim: int = DIM) -> Manifest:
     """The manifest without its table of files."""
     return Manifest(
         name="tiny",
@@ -118,11 +125,13 @@ def manifest() -> Manifest:
         policy={},
         image=ImageSpec(SIZE),
         prompt=PromptSpec(TEMPLATE, BOS, (EMPTY, EOS), PAD, BUCKETS),
-        action=ActionSpec(HORIZON, DIM, 5.0, KINDS, "tiny"),
+        action=ActionSpec(HORIZON, dim, 5.0, ("delta",) * (dim - 1) + ("gripper",), "tiny"),
         stages={
             "vision": StageSpec("vision.onnx", (IMAGE,), (VISUAL,)),
             "language": StageSpec("language.onnx", (VISUAL, IDS, LAST), (COGNITION,)),
-            "action": StageSpec("action.onnx", (COGNITION, NOISE), (ACTIONS,)),
+            "action": StageSpec(
+                "action.onnx", (COGNITION, chunk(NOISE, dim)), (chunk(ACTIONS, dim),)
+            ),
         },
     )
 
@@ -213,9 +222,11 @@ def _language(rng: np.random.Generator, kept: tuple[int, ...]) -> onnx.ModelProt
 
 
 def _action(decode: np.ndarray, gain: float, guided: bool = False) -> onnx.ModelProto:
+    dim = decode.shape[1] // HORIZON
+    noise = chunk(NOISE, dim)
     weights = {
         "decode": decode,
-        "shape": np.array([1, HORIZON, DIM], np.int64),
+        "shape": np.array([1, HORIZON, dim], np.int64),
         "tenth": np.float32(0.1),
         "gain": np.float32(gain),
     }
@@ -227,13 +238,14 @@ def _action(decode: np.ndarray, gain: float, guided: bool = False) -> onnx.Model
         helper.make_node("Mul", ["sum", "gain"], ["actions"]),
     ]
     if not guided:
-        return _model("action", nodes, (COGNITION, NOISE), (ACTIONS,), weights)
+        return _model("action", nodes, (COGNITION, noise), (chunk(ACTIONS, dim),), weights)
     nodes += [
         helper.make_node("Sub", ["known", "actions"], ["change"]),
         helper.make_node("Mul", ["change", "weight"], ["pull"]),
         helper.make_node("Add", ["actions", "pull"], ["guided_actions"]),
     ]
-    return _model("guided", nodes, (COGNITION, NOISE, KNOWN, WEIGHT), (GUIDED_ACTIONS,), weights)
+    inputs = (COGNITION, noise, chunk(KNOWN, dim), WEIGHT)
+    return _model("guided", nodes, inputs, (chunk(GUIDED_ACTIONS, dim),), weights)
 
 
 def _model(

@@ -6,14 +6,15 @@ Plays nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from trimvla.launch.evaluation.env_args import EnvArgs
 from trimvla.launch.evaluation.players import Bundles, identity
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Result
 from trimvla.launch.outputs import Output
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.actor import EXPERT
@@ -28,7 +29,7 @@ REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
-class Args(Options):
+class Args(EnvArgs):
     """Play episodes with a bundle, or with several on the same seeds."""
 
     bundle: Positional[str] = "tabletop"
@@ -50,7 +51,8 @@ class Args(Options):
 
     env: str = "tabletop"
     """The environment: tabletop, simpler:TASK (ManiSkill 3), simpler_env:TASK (the original
-    package).
+    package), gymnasium:ID (any that is registered), or module:attribute, a function of your own
+    that returns one (docs/guides/own-environment.md).
     """
 
     episodes: int | None = None
@@ -106,7 +108,8 @@ class Args(Options):
     """
 
     backend: str = "onnxruntime"
-    """What executes the stages."""
+    """What executes the stages: onnxruntime, openvino, tensorrt, tensorrt-rtx, or module:attribute
+    of your own (docs/guides/own-backend.md)."""
 
     provider: str | None = None
     """What executes inside the backend, such as CUDAExecutionProvider of ONNX Runtime (default: the
@@ -214,8 +217,11 @@ class Match:
         """
         setting = self.setting
         latencies = self.setting.latencies
+        options = asdict(replace(setting.options, control_hz=None))  # that is the bundles'
+        given = {name: value for name, value in options.items() if value is not None}
         return {
             "task": setting.task,
+            **({"options": given} if given else {}),
             "official": setting.official,
             "pace": asdict(setting.pace),
             "players": {role: identity(name) for role, name in self.players.names.items()},

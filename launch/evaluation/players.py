@@ -23,9 +23,8 @@ from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Policy
 from trimvla.sim.actor import EXPERT, noise_shape
-from trimvla.sim.episodes import make_task
 from trimvla.sim.evaluation.latency import Latency, constant, parse
-from trimvla.sim.evaluation.rollout import Player
+from trimvla.sim.evaluation.rollout import Player, Setting
 
 # of a manifest's `action`: alike, or it is another robot
 TASK_FIELDS = ("horizon", "dim", "control_hz", "kinds")
@@ -90,7 +89,7 @@ def identity(name: str) -> str:
 
 
 def resolve_latency(
-    word: str, names: Mapping[str, str], players: Bundles, task: str
+    word: str, names: Mapping[str, str], players: Bundles, setting: Setting
 ) -> dict[str, Latency]:
     """One condition: role -> its latency.
 
@@ -106,7 +105,7 @@ def resolve_latency(
     if word == MEASURED:
         with players() as opened:
             return {
-                role: Latency(word, "trace", measure(player, task))
+                role: Latency(word, "trace", measure(player, setting))
                 for role, player in opened.items()
             }
     latency = parse(word)
@@ -153,13 +152,13 @@ def config_of(manifest: Manifest) -> PolicyConfig:
         ) from None
 
 
-def measure(player: Player, task: str) -> tuple[float, ...]:
+def measure(player: Player, setting: Setting) -> tuple[float, ...]:
     """Milliseconds of calls on the first picture of the task, one after the other, on this
     machine.
     """
     if isinstance(player, str):
         raise ConfigError("expected a bundle for '--latency measured': the expert does not think")
-    with closing(make_task(task)) as opened:
+    with closing(setting.make_task()) as opened:
         episode = opened.episode(0, official=opened.official > 0)
         image = episode.image
         sentence = episode.instruction

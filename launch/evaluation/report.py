@@ -192,13 +192,13 @@ def film(args: Args, match: Match, rounds: Mapping[Deal, Round], places: Sequenc
     changed is told.
     """
     from trimvla.launch.evaluation.video import Clip, write
-    from trimvla.sim.episodes import Episode, make_task
+    from trimvla.sim.episodes import Episode
     from trimvla.sim.evaluation.rollout import run_episode
 
     assert args.out is not None
     condition = match.conditions[0]
     names = film_names(list(args.names))
-    with closing(make_task(match.setting.task)) as task, match.players() as players:
+    with closing(match.setting.make_task()) as task, match.players() as players:
         for place in places:
             if place >= len(match.seeds):
                 log.warning("no film of episode %d: there are %d", place, len(match.seeds))

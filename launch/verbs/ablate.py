@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -30,8 +31,10 @@ from trimvla.launch.bench import turns as benchmark
 from trimvla.launch.bench.subjects import Asked, Party, open_party, torch_subjects
 from trimvla.launch.bench.turns import COMPILED, EAGER, Samples, Subject
 from trimvla.launch.console import Progress, progress_bar
+from trimvla.launch.evaluation.env_args import EnvArgs, check_fits
 from trimvla.launch.exporting.calibration import simulate
-from trimvla.launch.options import Options, Result
+from trimvla.launch.exporting.played_frames import PlayedEnv, calibration_from_env
+from trimvla.launch.options import Result
 from trimvla.launch.outputs import Output
 from trimvla.launch.system.signals import terminate_as_interrupt
 from trimvla.policies.cogact.model import CogAct
@@ -41,9 +44,10 @@ from trimvla.policies.trimming.planner import make_plan, time_stamp
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.action_statistics import read_table
 from trimvla.runtime.bundle.plan import Plan
+from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim.episodes import make_task
-from trimvla.sim.evaluation.rollout import Outcome, Setting, choose_seeds
+from trimvla.sim.episodes import MAKERS, make_task
+from trimvla.sim.evaluation.rollout import Outcome, Setting, check_episodes, choose_seeds
 from trimvla.sim.evaluation.virtual_time import Pace
 from trimvla.sim.evaluation.workers import spread
 
@@ -53,7 +57,7 @@ CAMERA_SHAPE = (480, 640, 3)  # a usual camera; the policy shrinks it
 
 
 @dataclass(frozen=True)
-class Args(Options):
+class Args(EnvArgs):
     """Success, time and cost of a dense bundle, of every part of its trimming, and of the controls,
     in one run.
     """
@@ -62,7 +66,9 @@ class Args(Options):
     """The dense bundle, with its checkpoint beside it."""
 
     env: str = "tabletop"
-    """What is played, as `eval` knows it: tabletop, simpler:TASK (extra `simpler`)."""
+    """What is played, as `eval` knows it: tabletop, simpler:TASK (extra `simpler`), gymnasium:ID,
+    or module:attribute of your own (docs/guides/own-environment.md).
+    """
 
     rows: tuple[str, ...] = ()
     """These rows of the table only; the dense one is always there."""
@@ -169,7 +175,13 @@ class Args(Options):
     @property
     def suffix(self) -> str:
         """Of the names of files: nothing for the tabletop, else _TASK."""
-        return "".join(f"_{word}" for word in self.env.split(":")[1:])
+        words = re.split(r"[^\w.-]+", self.env)[1:]
+        return "".join(f"_{word}" for word in words if word)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether what is played is an environment of ours, with demonstrations."""
+        return self.env.partition(":")[0] in MAKERS
 
     def amounts(self, row: Row) -> Amounts:
         """What the knobs of a row keep."""
@@ -248,14 +260,15 @@ def calibrate(args: Args, directory: Path, progress: Progress) -> Calibration:
     """Frames of fresh demonstrations of what is played."""
     task = progress.add_task("calibration frames", total=1)
     cfg = PolicyConfig.from_dict(bundles.load(directory).policy)
-    data = simulate(
-        args.work / "demos",
-        cfg,
-        directory / bundles.TOKENIZER,
-        frames=args.frames,
-        seed=args.draw,
-        env=args.env,
-    )
+    tokenizer = directory / bundles.TOKENIZER
+    if args.is_ours:
+        data = simulate(
+            args.work / "demos", cfg, tokenizer, frames=args.frames, seed=args.draw, env=args.env
+        )
+    else:
+        played = PlayedEnv(args.env, args.env_options([str(directory)]), directory)
+        words = load_tokenizer(tokenizer, error=ConfigError)
+        data = calibration_from_env(played, cfg, words, args.frames, args.draw)
     progress.update(task, completed=1)
     return data
 
@@ -355,9 +368,12 @@ def find_episodes(args: Args) -> tuple[Setting, range]:
 
     Raises ConfigError where there is no such task or there are not so many episodes.
     """
-    with closing(make_task(args.env)) as task:
+    options = args.env_options([args.bundle])
+    with closing(make_task(args.env, options)) as task:
+        check_fits(task, [args.bundle])
         official, seeds = choose_seeds(task.official, args.episodes, args.seed, usual=300)
-    return Setting(args.env, official, Pace(execute=args.execute)), seeds
+        check_episodes(task, seeds, official=official)
+    return Setting(args.env, official, Pace(execute=args.execute), options=options), seeds
 
 
 def play_all(

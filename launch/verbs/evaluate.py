@@ -12,10 +12,11 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from trimvla.launch.console import progress_bar, text_column
+from trimvla.launch.evaluation.env_args import check_fits
 from trimvla.launch.evaluation.options import CANDIDATE, REFERENCE, Args, Match
 from trimvla.launch.evaluation.players import Bundles, check_same_task, estimate, resolve_latency
 from trimvla.launch.evaluation.report import (
@@ -128,7 +129,9 @@ def prepare(args: Args) -> Match:
     )
     from trimvla.sim.evaluation.virtual_time import Pace
 
-    with closing(make_task(args.task)) as task:
+    options = args.env_options(args.names.values())
+    with closing(make_task(args.task, options)) as task:
+        check_fits(task, args.names.values())
         official, seeds = choose_seeds(task.official, args.episodes, args.seed, usual=200)
         check_episodes(task, seeds, official=official)
         expert = args.policy == EXPERT
@@ -144,10 +147,11 @@ def prepare(args: Args) -> Match:
         args.names, args.backend, args.threads, args.provider, guided=pace.rtc.enabled
     )
     words = tuple(dict.fromkeys(split(args.latency or "")))
+    setting = Setting(args.task, official, pace, options=options)
     latencies = known_latencies(args, words) or {
-        w: resolve_latency(w, args.names, players, args.task) for w in words
+        w: resolve_latency(w, args.names, players, setting) for w in words
     }
-    setting = Setting(args.task, official, pace, latencies)
+    setting = replace(setting, latencies=latencies)
     check_expert(args.names.values(), setting)
     return Match(players, setting, words or (WAITS,), seeds, hz)
 

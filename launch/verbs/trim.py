@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.table import Table
 from tyro.conf import Positional
 
 from trimvla.launch.console import progress_bar
+from trimvla.launch.evaluation.env_args import EnvArgs
 from trimvla.launch.exporting.calibration import find_calibration
+from trimvla.launch.exporting.played_frames import PlayedEnv, calibration_from_env
 from trimvla.launch.exporting.policy_source import TOKENIZER, find_source, load_policy
 from trimvla.launch.figures.kept_tokens import kept_over_image
 from trimvla.launch.figures.plan_picture import KeptFrame, draw_plan
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Result
 from trimvla.launch.outputs import Output
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.cogact.tokenizer import instruction_in
@@ -23,16 +26,18 @@ from trimvla.policies.sizes.cost import report, shape_by_counts, shape_of
 from trimvla.policies.trimming.calibrate import Calibration, kept_tokens
 from trimvla.policies.trimming.planner import Request, make_plan, time_stamp
 from trimvla.policies.trimming.trimmed import kept_layers, trim
+from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, TokenSelector, save_plan
 from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
 from trimvla.runtime.errors import ConfigError
 
+Rows = Literal["text", "instruction", "last", "none"]
 BAR = 40  # characters of the longest bar
 PICTURES = 6  # frames in the picture of a plan that drops tokens
 
 
 @dataclass(frozen=True)
-class Args(Options):
+class Args(EnvArgs):
     """Decide what is kept of a policy; what is left out is kept. No training."""
 
     source: Positional[Path]
@@ -57,14 +62,19 @@ class Args(Options):
     (default: frames of the run folder's demonstrations; for a tabletop bundle, of fresh ones).
     """
 
+    env: str | None = None
+    """Instead, frames of this environment, as `eval` knows it: seen while its expert plays, or the
+    bundle where it has none (docs/guides/own-environment.md)."""
+
     frames: int = 64
-    """Frames to take from the demonstrations or the recording."""
+    """Frames to take from the demonstrations, the recording or the environment."""
 
     layers: int | None = None
     """Language layers to keep."""
 
     criterion: str = "block-influence"
-    """What a layer is worth: block-influence, or the controls random and reverse-order."""
+    """What a layer is worth: block-influence, the controls random and reverse-order, or
+    module:attribute of your own, which is imported (docs/guides/own-token-selector.md)."""
 
     mlp_keep: float = 1.0
     """Share of the MLP channels to keep in every kept layer."""
@@ -76,7 +86,12 @@ class Args(Options):
     """Kept language layers that still see every token."""
 
     selector: TokenSelector = "efficientvla"
-    """Which tokens: efficientvla, or the controls fastv, random and uniform."""
+    """Which tokens: efficientvla, relevance, the controls fastv, random and uniform, or
+    module:attribute of your own, which is imported (docs/guides/own-token-selector.md)."""
+
+    rows: Rows = "text"
+    """Whose attention says what is relevant: text, instruction or last; none for a selector of your
+    own that does not look at it."""
 
     key_tokens: int = 4
     """The most relevant tokens, kept first; diversity is measured against them."""
@@ -109,14 +124,7 @@ def run(args: Args) -> Result:
     policy = load_policy(source, args.preset, args.checkpoint)
     with progress_bar() as progress:
         progress.add_task("measuring the policy on calibration frames", total=None)
-        data = find_calibration(
-            args.calibration,
-            source,
-            policy.cfg,
-            source / TOKENIZER,
-            frames=args.frames,
-            seed=args.seed,
-        )
+        data = calibrate(args, source, policy.cfg)
         plan = make_plan(policy, data, request(args), time_stamp())
         args.out.parent.mkdir(parents=True, exist_ok=True)
         picture = draw(policy, plan, data, source / TOKENIZER, args.out.with_suffix(".png"))
@@ -135,6 +143,22 @@ def run(args: Args) -> Result:
         "scores": scores,
         "ratio_to_dense": ratio,
     }
+
+
+def calibrate(args: Args, source: Path, cfg: PolicyConfig) -> Calibration:
+    """Frames of the environment that is named, or what `find_calibration` finds."""
+    if args.env is None:
+        if given := args.env_options().given():
+            raise ConfigError(f"expected --env for {', '.join(given)}")
+        return find_calibration(
+            args.calibration, source, cfg, source / TOKENIZER, frames=args.frames, seed=args.seed
+        )
+    if args.calibration is not None:
+        raise ConfigError("expected --calibration or --env, got both")
+    is_bundle = (source / bundles.MANIFEST).exists()
+    played = PlayedEnv(args.env, args.env_options([str(source)] if is_bundle else []), source)
+    tokenizer = load_tokenizer(source / TOKENIZER, error=ConfigError)
+    return calibration_from_env(played, cfg, tokenizer, args.frames, args.seed)
 
 
 def request(args: Args) -> Request:
@@ -159,6 +183,7 @@ def token_plan(args: Args) -> TokenPlan | None:
         keep=args.tokens,
         after=args.after,
         selector=args.selector,
+        rows=args.rows,
         key=args.key_tokens,
         alpha=args.alpha,
         seed=args.seed,

@@ -19,12 +19,13 @@ import numpy as np
 
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Known
-from trimvla.sim.actor import EXPERT, Actor, noise_shape
+from trimvla.sim.actor import EXPERT, KINDS, Actor, noise_shape
 from trimvla.sim.episodes import Episode, Task, make_task
 from trimvla.sim.evaluation.latency import Latency
 from trimvla.sim.evaluation.statistics import wilson_interval
-from trimvla.sim.evaluation.virtual_time import Look, Pace, Pilot
+from trimvla.sim.evaluation.virtual_time import Look, Pace, Pilot, Robot
 from trimvla.sim.evaluation.workers import spread
+from trimvla.sim.own.options import EnvOptions
 from trimvla.sim.seeds import FIRST_SEED
 
 WAITS = ""  # the condition in which the simulator waits while the policy thinks
@@ -82,6 +83,12 @@ class Setting:
     """Condition -> the latency of each actor; of an actor that is not named, the simulator
     waits.
     """
+    options: EnvOptions = field(default_factory=EnvOptions)
+    """What the environment does not say itself."""
+
+    def make_task(self) -> Task:
+        """The task, made anew."""
+        return make_task(self.task, self.options)
 
 
 def run_episode(
@@ -98,7 +105,9 @@ def run_episode(
     try:
         sentence = episode.instruction
         verb = kind_of(episode)
-        pilot = Pilot(look_of(player, episode, seed), task.control_hz, setting.pace, latency, seed)
+        look = look_of(player, episode, seed, task.dim)
+        robot = robot_of(player, task)
+        pilot = Pilot(look, task.control_hz, setting.pace, latency, seed, robot=robot)
         step = 0
         done = False
         while not done and step < task.limit:
@@ -123,12 +132,20 @@ def run_episode(
         episode.close()
 
 
-def look_of(player: Player, episode: Episode, seed: int) -> Look:
+def robot_of(player: Player, task: Task) -> Robot:
+    """What an action means: as the task says, else as the bundle that plays does."""
+    manifest = getattr(player, "manifest", None)
+    kinds = task.kinds or (manifest.action.kinds if manifest is not None else ("delta",) * task.dim)
+    start = getattr(task, "start", None)
+    return Robot(kinds, None if start is None else tuple(map(float, start)))
+
+
+def look_of(player: Player, episode: Episode, seed: int, dim: int = len(KINDS)) -> Look:
     """What a player makes of the picture that is there now; its noise is fixed by seed and tick."""
     if isinstance(player, str):
         return lambda tick, known: episode.expert()[None]
 
-    shape = noise_shape(player)
+    shape = noise_shape(player, dim)
 
     def look(tick: int, known: Known | None) -> np.ndarray:
         noise = np.random.default_rng((seed, tick)).standard_normal(shape, dtype=np.float32)
@@ -178,7 +195,7 @@ def play(load: Load, setting: Setting, deals: Sequence[Deal | int]) -> Generator
     """Play the deals in turn, each with every actor before the next; a seed alone is the condition
     `WAITS`.
     """
-    with closing(make_task(setting.task)) as task:
+    with closing(setting.make_task()) as task:
         check_episodes(
             task,
             [deal if isinstance(deal, int) else deal[1] for deal in deals],

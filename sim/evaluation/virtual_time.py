@@ -25,15 +25,15 @@ from trimvla.runtime.chunks.rtc import RtcConfig, guide, known_rows
 from trimvla.runtime.chunks.transition import TransitionLimiter
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S
 from trimvla.runtime.control.fallback import hold
+from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Known
+from trimvla.sim.actor import KINDS
 from trimvla.sim.evaluation.latency import Latency
 
-KINDS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
-START = np.array([0.0] * 6 + [1.0])  # held before the first action: still, the gripper open
 FOREVER_S = 1e6
 QUANTILE = 0.9  # of the looks so far: what the next is expected to take, as on the robot
 Look = Callable[[int, Known | None], NDArray[np.floating]]
-"""Tick, and what guides -> the chunk float[H, 7] that the policy makes of that tick's picture."""
+"""Tick, and what guides -> the chunk float[H, A] that the policy makes of that tick's picture."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,48 @@ class Pace:
         )
 
 
+@dataclass(frozen=True)
+class Robot:
+    """What an action means to the robot that an episode drives."""
+
+    kinds: tuple[ActionKind, ...] = KINDS
+    start: tuple[float, ...] | None = None
+    """The action before the first one, that keeps it still. By default nothing moves and the
+    gripper is open.
+    """
+
+    def first(self, *, held: bool) -> NDArray[np.float64]:
+        """The action float64[A] before the first one.
+
+        Raises ConfigError where it is `held`, and nobody says which target keeps the robot still.
+        """
+        if self.start is not None:
+            return np.array(self.start)
+        if held and "absolute" in self.kinds:
+            raise ConfigError(
+                "expected 'start_action' of the environment: until the first chunk it is held"
+            )
+        return np.array([float(kind == "gripper") for kind in self.kinds])
+
+
 class Pilot:
     """Drives one episode: asked at every tick, gives the action for that tick."""
 
     def __init__(
-        self, look: Look, hz: float, pace: Pace, latency: Latency | None = None, seed: int = 0
+        self,
+        look: Look,
+        hz: float,
+        pace: Pace,
+        latency: Latency | None = None,
+        seed: int = 0,
+        *,
+        robot: Robot | None = None,
     ) -> None:
-        """`seed` decides what is drawn of the latency."""
+        """`seed` decides what is drawn of the latency; the robot is that of our own tasks unless it
+        is named.
+        """
+        robot = robot or Robot()
+        self._kinds = robot.kinds
         self._look = look
         self._pace = pace
         self._hz = hz
@@ -86,14 +121,14 @@ class Pilot:
         self._draws = (
             latency.draws(seed) if latency is not None and latency.kind != "wall" else None
         )
-        self._queue = ChunkQueue(pace.queue(self._late), KINDS)
-        self._transition = TransitionLimiter(pace.max_jump or np.full(len(KINDS), np.inf))
+        self._queue = ChunkQueue(pace.queue(self._late), self._kinds)
+        self._transition = TransitionLimiter(pace.max_jump or np.full(len(self._kinds), np.inf))
         self._coming: ActionChunk | None = None
         self._newest: ActionChunk | None = None
         self._free_ns = 0
         self._looked = -pace.execute
         self._sentence: str | None = None
-        self._last: NDArray[np.float64] = START
+        self._last: NDArray[np.float64] = robot.first(held=self._late)
         self.source: ActionChunk | None = None
         """The chunk behind the last action; None for a hold."""
         self.wall_ms: list[float] = []
@@ -104,7 +139,7 @@ class Pilot:
         """Ticks without an action that was due."""
 
     def act(self, tick: int, sentence: str) -> NDArray[np.float64]:
-        """The action float64[7] of this tick; ticks rise by one."""
+        """The action float64[A] of this tick; ticks rise by one."""
         now_ns = tick * self._period_ns
         self._hear(sentence)
         self._take(now_ns)
@@ -114,7 +149,7 @@ class Pilot:
         due = self._queue.due(now_ns)
         if isinstance(due, str):
             self.held += 1
-            self._last = hold(KINDS, self._last)
+            self._last = hold(self._kinds, self._last)
             self.source = None
         else:
             self._last = self._transition.limit(due.action, due.chunk.time_ns, self._last)

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trimvla.runtime.bundle.manifest import ActionKind
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.simpler_adapter import GRIPPER_OPEN, euler_to_axis_angle
+from trimvla.sim.actor import KINDS
 from trimvla.sim.simpler import expert as simpler_expert
 from trimvla.sim.simpler.drop import CONTACTS, Drop
 from trimvla.sim.simpler.expert import Job, State
@@ -49,6 +51,8 @@ class SimplerTask:
     """
 
     control_hz = CONTROL_HZ
+    dim = len(KINDS)
+    kinds: tuple[ActionKind, ...] | None = KINDS
 
     def __init__(self, name: str, *, view: View = OFFICIAL, own: bool = False) -> None:
         """Make the environment.

@@ -21,9 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from trimvla.runtime.bundle.manifest import ActionKind
 from trimvla.runtime.chunks.ensemble import HORIZONS
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.simpler_adapter import SimplerAdapter
+from trimvla.sim.actor import KINDS
 from trimvla.sim.simpler.files import PICKED, check_files, files_of
 from trimvla.sim.simpler.grids import ORIGINALS, SETS, Cell, Original, Set, official
 from trimvla.sim.simpler.install import NO_VULKAN, ORIGINAL, PAGE, installed, unfit, versions
@@ -154,6 +156,8 @@ class OriginalTask:
     """
 
     execute = 1  # CogACT's evaluation looks at every step
+    dim = len(KINDS)
+    kinds: tuple[ActionKind, ...] | None = KINDS
 
     def __init__(self, name: str, which: Set) -> None:
         self.name = f"simpler_env:{name}:{which}"

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from trimvla.runtime.bundle.manifest import ActionKind
 from trimvla.runtime.errors import ConfigError
+from trimvla.sim.actor import KINDS
 from trimvla.sim.tabletop import expert
 from trimvla.sim.tabletop.env import CONTROL_HZ, MAX_STEPS, TabletopEnv
 from trimvla.sim.tabletop.scene import VARIANTS
@@ -48,6 +50,8 @@ class TabletopTask:
     control_hz = float(CONTROL_HZ)
     limit = MAX_STEPS
     official = 0
+    dim = len(KINDS)
+    kinds: tuple[ActionKind, ...] | None = KINDS
 
     def __init__(
         self, variant: str = "default", *, swapped: bool = False, observe: bool = True

@@ -1,0 +1,1 @@
+"""Environments of the user's own, and any registered with gymnasium."""
