@@ -67,7 +67,8 @@ def test_everything_else_of_an_observation_counts(policy: SmolVla) -> None:
 @torch.no_grad()
 def test_no_row_but_its_own_sees_the_state_and_no_action_a_later_one(policy: SmolVla) -> None:
     given = inputs()
-    visual, length = policy.vision(given["images"]), given["last"] + 1
+    visual = policy.vision(given["images"])
+    length = given["last"] + 1
 
     def keys(state: Tensor) -> list[Tensor]:
         memory, _ = policy.remember(visual, given["input_ids"], length, state)
@@ -160,7 +161,8 @@ def test_a_dropped_pair_is_as_if_neither_added_anything_and_kinds_stay(
 
 
 def test_dropped_channels_are_as_if_they_were_zero(policy: SmolVla) -> None:
-    kept_prefix, kept_expert = list(range(0, 48, 2)), list(range(10, 60))
+    kept_prefix = list(range(0, 48, 2))
+    kept_expert = list(range(10, 60))
     plan = Plan(channels=(mask(kept_prefix),) * 5, expert_channels=(mask(kept_expert),) * 5)
     expected = random_policy()
     expected.load_state_dict(policy.state_dict())
@@ -188,7 +190,8 @@ def test_kept_tokens_are_those_that_the_rows_look_at(policy: SmolVla, rows: Any)
     tokens = TokenPlan(keep=6, after=2, selector="relevance", rows=rows)
     trimmed = trim(policy, Plan(tokens=tokens))
     given = inputs()
-    visual, length = policy.vision(given["images"]), given["last"] + 1
+    visual = policy.vision(given["images"])
+    length = given["last"] + 1
     _, kept = trimmed.remember(visual, given["input_ids"], length, given["state"])
     prefix = policy.prefix
     start = prefix.rows(
@@ -198,7 +201,8 @@ def test_kept_tokens_are_those_that_the_rows_look_at(policy: SmolVla, rows: Any)
     second = prefix.layers[1]
     assert isinstance(second, PrefixLayer)
     whole = second.attention_of(dataclasses.replace(start, x=x), slice(None))[0].mean(0)
-    first, last = len(visual) + 1, len(visual) + int(length)
+    first = len(visual) + 1
+    last = len(visual) + int(length)
     wanted = {
         "text": range(first, last + 1),
         "instruction": range(first, last),
@@ -423,7 +427,8 @@ def test_parameters_are_those_of_the_policy(policy: SmolVla, plan: Plan) -> None
 def test_operations_are_those_that_torch_counts(policy: SmolVla, plan: Plan) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    trimmed, given = trim(policy, plan), inputs(plan=plan)
+    trimmed = trim(policy, plan)
+    given = inputs(plan=plan)
     with FlopCounterMode(display=False) as counter:
         act(trimmed, given)
     expected = cost(TINY, plan, prompt=TINY.prompt.longest)["flops"]

@@ -84,6 +84,6 @@ def test_a_directory_without_images_of_its_cameras_is_refused(
             (tmp_path / path.name).symlink_to(path)
     with pytest.raises(ConfigError, match=r"an archive of arrays in .*reference.npz"):
         open_reference(tmp_path)
-    np.savez(tmp_path / "reference.npz", **{"in/noise": np.zeros(1)})
+    np.savez(tmp_path / "reference.npz", noise=np.zeros(1))
     with pytest.raises(ConfigError, match=r"cameras \['camera1', 'camera2'\] below 'in/'"):
         open_reference(tmp_path)

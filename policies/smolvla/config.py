@@ -156,7 +156,8 @@ class SmolVlaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ConfigError(f"expected cameras of different names, got {list(self.cameras)}")
         self.check_image_size(self.image_size)
         for name in ("action_dim", "state_dim"):
-            real, padded = getattr(self, name), getattr(self, f"padded_{name}")
+            real = getattr(self, name)
+            padded = getattr(self, f"padded_{name}")
             if not 1 <= real <= padded:
                 raise ConfigError(f"expected {name} from 1 to {padded}, got {real}")
         if self.horizon < 1:

@@ -109,7 +109,8 @@ def weight_reads(cfg: SmolVlaConfig, plan: Plan) -> dict[str, int]:
 
 def vision_cost(cfg: SmolVlaConfig, plan: Plan) -> Cost:
     """The encoder on every camera's image, and the map into the decoder's width."""
-    vit, cameras = cfg.vision, len(cfg.cameras)
+    vit = cfg.vision
+    cameras = len(cfg.cameras)
     patches = (image_side(plan, cfg) // vit.patch_size) ** 2
     tokens = len(tokens_seen(plan, cfg))
     unit = cfg.shuffle**2
@@ -163,7 +164,8 @@ def _rows(place: int, cfg: SmolVlaConfig, plan: Plan, prompt: int) -> int:
 
 def _projections(cfg: SmolVlaConfig, plan: Plan, prompt: int) -> Iterator[Cost]:
     """Keys and values of the expert layers that look at the prefix alone."""
-    kept, width = kept_prefix(plan, cfg), cfg.text.kv_width
+    kept = kept_prefix(plan, cfg)
+    width = cfg.text.kv_width
     for index in kept_experts(plan, cfg):
         if not cfg.expert.attends_to_actions(index):
             n = _rows(kept.index(index), cfg, plan, prompt)
@@ -172,7 +174,8 @@ def _projections(cfg: SmolVlaConfig, plan: Plan, prompt: int) -> Iterator[Cost]:
 
 def _scores(cfg: SmolVlaConfig, plan: Plan, prompt: int) -> Cost:
     """The attention that is worked out once more to choose tokens, and diversity's cosines."""
-    tokens, text = plan.tokens, cfg.text
+    tokens = plan.tokens
+    text = cfg.text
     if tokens is None or tokens.scored is None:
         return NONE
     n = visual_rows(plan, cfg) + 1 + prompt
@@ -210,7 +213,8 @@ def action_cost(cfg: SmolVlaConfig, plan: Plan) -> Cost:
     for its time.
     """
     layers = sum(_expert_layers(cfg, plan), NONE)
-    ends, steps = _ends(cfg), euler_steps(plan, cfg)
+    ends = _ends(cfg)
+    steps = euler_steps(plan, cfg)
     return Cost(
         layers.parameters + ends.parameters,
         layers.flops * full_steps(plan, cfg) + ends.flops * steps,
@@ -219,7 +223,9 @@ def action_cost(cfg: SmolVlaConfig, plan: Plan) -> Cost:
 
 def _expert_layers(cfg: SmolVlaConfig, plan: Plan, keys: int | None = None) -> Iterator[Cost]:
     """Every kept layer at one step, over `keys` of the prefix, or as many as the layer has."""
-    text, width, rows = cfg.text, cfg.expert.width, cfg.horizon
+    text = cfg.text
+    width = cfg.expert.width
+    rows = cfg.horizon
     inner = text.heads * text.head_dim
     channels = expert_channels(plan, cfg)
     kept = kept_prefix(plan, cfg)
@@ -236,7 +242,9 @@ def _expert_layers(cfg: SmolVlaConfig, plan: Plan, keys: int | None = None) -> I
 
 def _ends(cfg: SmolVlaConfig) -> Cost:
     """Everything of one step but the layers."""
-    width, rows, dim = cfg.expert.width, cfg.horizon, cfg.padded_action_dim
+    width = cfg.expert.width
+    rows = cfg.horizon
+    dim = cfg.padded_action_dim
     outer = linear(dim, width, rows) + linear(width, dim, rows) + Cost(width, 0)
     return outer + linear(2 * width, width, rows) + linear(width, width, rows)
 

@@ -24,9 +24,8 @@ from trimvla.policies.nn.flow import (
 )
 from trimvla.policies.nn.grouped import GatedMlp, GroupedAttention, grouped_probabilities
 from trimvla.policies.nn.llama import RmsNorm
-from trimvla.policies.smolvla.angles import Angles
 from trimvla.policies.smolvla.config import SmolVlaConfig
-from trimvla.policies.smolvla.keys_values import KeysValues
+from trimvla.policies.smolvla.keys_values import Angles, KeysValues
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ class ExpertLayer(nn.Module):
     def __init__(self, cfg: SmolVlaConfig, index: int) -> None:
         """The layer of this original index."""
         super().__init__()
-        text, expert = cfg.text, cfg.expert
+        text = cfg.text
+        expert = cfg.expert
         self.joined = expert.attends_to_actions(index)
         source = None if self.joined else text.kv_width
         self.self_attn = GroupedAttention(
@@ -77,7 +77,8 @@ class ExpertLayer(nn.Module):
 
     def forward(self, x: Tensor, memory: KeysValues, around: Surroundings, mask: Tensor) -> Tensor:
         """float[b, H, width] -> the same."""
-        normed, attend = self.input_layernorm(x), self.self_attn
+        normed = self.input_layernorm(x)
+        attend = self.self_attn
         angles = around.behind if self.joined else around.first
         if self.joined:
             keys = attend.keys(normed, angles.cos, angles.sin)
@@ -90,7 +91,8 @@ class ExpertLayer(nn.Module):
         """What the actions look at, of a layer that sees the prefix alone: float32[b, heads, H,
         n].
         """
-        normed, angles = self.input_layernorm(x), around.first
+        normed = self.input_layernorm(x)
+        angles = around.first
         q = self.self_attn.queries(normed, angles.cos, angles.sin)
         return grouped_probabilities(q, memory.keys, mask).flatten(1, 2)
 
@@ -114,7 +116,8 @@ class Expert(nn.Module):
     @classmethod
     def of(cls, cfg: SmolVlaConfig) -> Expert:
         """The dense expert, with torch's default weights."""
-        width, actions = cfg.expert.width, cfg.padded_action_dim
+        width = cfg.expert.width
+        actions = cfg.padded_action_dim
         ends = {
             "norm": RmsNorm(width, cfg.text.norm_eps),
             "action_in_proj": nn.Linear(actions, width),

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from trimvla.policies.nn.flow import KnownRows, flow_steps, flow_trajectory
-from trimvla.policies.smolvla.angles import Angles
 from trimvla.policies.smolvla.config import SmolVlaConfig
 from trimvla.policies.smolvla.expert import Expert, Memory, as_layer
-from trimvla.policies.smolvla.keys_values import KeysValues
+from trimvla.policies.smolvla.keys_values import Angles, KeysValues
 from trimvla.policies.smolvla.prefix import Looked, Prefix
 from trimvla.policies.smolvla.vision import Vision
 from trimvla.runtime.bundle.plan import Plan

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from trimvla.policies.nn.grouped import GatedMlp, GroupedAttention, grouped_probabilities
 from trimvla.policies.nn.llama import RmsNorm
-from trimvla.policies.smolvla.angles import Angles
 from trimvla.policies.smolvla.config import SmolVlaConfig, TextConfig
-from trimvla.policies.smolvla.keys_values import KeysValues, KeyValueProjection
+from trimvla.policies.smolvla.keys_values import Angles, KeysValues, KeyValueProjection
 from trimvla.policies.smolvla.vision import constant, take
 from trimvla.policies.trimming.tokens import Seen, select
 from trimvla.runtime.bundle.plan import TokenPlan
@@ -44,7 +43,8 @@ class PrefixLayer(nn.Module):
     def forward(self, rows: Rows) -> tuple[Tensor, KeysValues]:
         """The stream float[b, n, width] behind the layer, and what the expert reads."""
         normed = self.input_layernorm(rows.x)
-        cos, sin = rows.angles.cos, rows.angles.sin
+        cos = rows.angles.cos
+        sin = rows.angles.sin
         own = KeysValues(self.self_attn.keys(normed, cos, sin), self.self_attn.values(normed))
         q = self.self_attn.queries(normed, cos, sin)
         x = rows.x + self.self_attn.mix(q, own.keys, own.values, rows.mask)

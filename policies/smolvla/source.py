@@ -40,11 +40,13 @@ from trimvla.runtime.bundle.scale import LISTS
 from trimvla.runtime.errors import CheckpointError, ConfigError
 from trimvla.runtime.text_files import read_json
 
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
 TYPE = "smolvla"
 IMAGES = "observation.images."
 EMPTY = re.compile(r"empty_camera_\d+")  # slots that no robot has a camera for
-STATE, ACTION = "observation.state", "action"
+STATE = "observation.state"
+ACTION = "action"
 PAD = 2  # <|im_end|> of SmolLM2's tokenizers; padding is never looked at
 TEXT_LAYER = re.compile(re.escape(TEXT) + r"layers\.(\d+)\.input_layernorm\.weight")
 VISION_LAYER = re.compile(re.escape(VISION) + r"encoder\.layers\.(\d+)\.layer_norm1\.weight")

@@ -193,7 +193,8 @@ def trajectory_stage(cfg: SmolVlaConfig, plan: Plan) -> Stage:
 
 def tensor_specs(cfg: SmolVlaConfig, plan: Plan = DENSE) -> dict[str, TensorSpec]:
     """Every tensor that crosses a stage's border, by name."""
-    side, text = image_side(plan, cfg), cfg.text
+    side = image_side(plan, cfg)
+    text = cfg.text
     chunk = (1, cfg.horizon, cfg.padded_action_dim)
     visual = visual_rows(plan, cfg)
     kept = visual if plan.tokens is None else plan.tokens.keep
@@ -230,7 +231,8 @@ def example_inputs(
 
     Images are coarse blocks under fine noise, so that both low and high frequencies are excited.
     """
-    side, count = image_side(plan, cfg), len(cfg.cameras)
+    side = image_side(plan, cfg)
+    count = len(cfg.cameras)
     cell = -(-side // 4)
     coarse = torch.rand(count, 4, 4, 3, generator=generator)
     coarse = coarse.repeat_interleave(cell, 1)[:, :side].repeat_interleave(cell, 2)[:, :, :side]

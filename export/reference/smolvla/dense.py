@@ -314,7 +314,8 @@ def shifted(ref: SmolVlaReference) -> Values:
     for name in ref.present:
         yield f"shifted/vision/{name}/features", policy.vision.encoder(ref.tensor(PIXELS + name))
     ids, length = ref.ids()
-    noise, own = ref.tensor("in/noise"), ref.tensor("in/state_padded")
+    noise = ref.tensor("in/noise")
+    own = ref.tensor("in/state_padded")
     x = policy(ref.images, ids, length, own, noise)
     yield "shifted/flow/x_final", x
     yield "shifted/action/normalized", x[..., : cfg.action_dim]

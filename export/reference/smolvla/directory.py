@@ -164,7 +164,8 @@ class SmolVlaReference:
 
     def deepest(self) -> tuple[PrefixLayer, RmsNorm]:
         """The deepest decoder layer with what no action depends on, and the norm behind it."""
-        files, text = SafetensorsFiles(self.directory), self.cfg.text
+        files = SafetensorsFiles(self.directory)
+        text = self.cfg.text
         place = f"prefix.layers.{text.layers - 1}."
         state = {leaf: files[name] for name, leaf in deepest_names(self.cfg).items()}
         live = self.policy.prefix.layers[-1].state_dict()
