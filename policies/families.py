@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.own_objects import is_own, load_object
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,7 @@ FAMILIES: dict[str, str] = {
 A config without one is of "cogact".
 """
 FIRST = "cogact"
+_named: dict[str, Family] = {}  # rows of somebody's own that a person has named in this process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +138,36 @@ def load(place: str) -> Any:  # noqa: ANN401
 
 
 def find_family(name: str) -> Family:
-    """The row of a name, or of "module:attribute". ConfigError lists the names."""
-    if name not in FAMILIES and ":" not in name:
-        raise ConfigError(
-            f"expected a family as one of {sorted(FAMILIES)} or module:attribute, got {name!r}"
-        )
-    family = load(FAMILIES.get(name, name))
+    """The row of a name, or of "module:attribute" of somebody's own, which is imported.
+
+    For a name that a person has given; `known_family` is for one that stands in a file. ConfigError
+    lists the names.
+    """
+    if name in FAMILIES:
+        return load(FAMILIES[name])
+    if not is_own(name):
+        known = f"a family as one of {sorted(FAMILIES)} or module:attribute"
+        raise ConfigError(f"expected {known}, got {name!r}")
+    family = load_object(name, "family")
     if not isinstance(family, Family):
         raise ConfigError(f"expected a Family under {name!r}, got {type(family).__name__}")
+    _named[name] = family
+    _named[family.name] = family
     return family
+
+
+def known_family(name: str) -> Family:
+    """The row of a name that stands in a file: ours, or one that a person has named here before.
+
+    Imports nothing of somebody's own: a manifest runs no code. ConfigError lists the names.
+    """
+    if name in FAMILIES:
+        return load(FAMILIES[name])
+    if name not in _named:
+        known = sorted({*FAMILIES, *_named})
+        words = "code of somebody's own is imported only where you name it: find_family"
+        raise ConfigError(f"expected a family as one of {known}, got {name!r}; {words}")
+    return _named[name]
 
 
 def family_name(cfg: Any) -> str:  # noqa: ANN401
@@ -165,7 +188,7 @@ def family_of(cfg: Any) -> Family:  # noqa: ANN401
         >>> round(family.cost(cfg, Plan())["parameters"] / 1e9, 2)  # billions
         7.63
     """
-    return find_family(family_name(cfg))
+    return known_family(family_name(cfg))
 
 
 def parse_config(data: Mapping[str, Any]) -> Any:  # noqa: ANN401
@@ -177,7 +200,7 @@ def parse_config(data: Mapping[str, Any]) -> Any:  # noqa: ANN401
     name = data.get("family", FIRST)
     if not isinstance(name, str):
         raise ConfigError(f"policy config: expected text for 'family', got {type(name).__name__}")
-    return find_family(name).config_type.from_dict(data)
+    return known_family(name).config_type.from_dict(data)
 
 
 def recognise(directory: Path) -> Family:

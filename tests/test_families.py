@@ -58,6 +58,23 @@ def test_a_family_of_ones_own_is_named_by_module_and_attribute() -> None:
         find_family("no_such_module:FAMILY")
 
 
+def test_a_family_that_a_file_names_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest holds its policy's config; reading that runs no code of somebody's own."""
+    mark = tmp_path / "imported"
+    (tmp_path / "spy_family.py").write_text(
+        f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="imported only where you name it"):
+        parse_config({"family": "spy_family:FAMILY"})
+    assert not mark.exists()
+    with pytest.raises(ConfigError, match="expected 'FAMILY' in 'spy_family', found none"):
+        find_family("spy_family:FAMILY")
+    assert mark.exists()
+
+
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"cogact.*got 'other'"):
         parse_config({"family": "other"})
