@@ -197,12 +197,10 @@ def prove(policy: CogAct, manifest: Manifest, directory: Path) -> Manifest:
         result = parity(
             policy, runners, samples=PARITY_SAMPLES, seed=0, precision=manifest.precision
         )
-    if not result["ok"]:
-        worst = "; ".join(
-            f"{failure['group']}: {failure['reason']}" for failure in result["failed"][:3]
-        )
-        raise BundleError(f"bundle '{manifest.name}' differs from torch: {worst}")
-    bundles.write(directory, msgspec.structs.replace(manifest, parity=result))
+    if not result.ok:
+        raise BundleError(f"bundle '{manifest.name}' differs from torch: {result.complaint()}")
+    proved = msgspec.structs.replace(manifest, parity=msgspec.to_builtins(result))
+    bundles.write(directory, proved)
     return bundles.load(directory)
 
 

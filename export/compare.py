@@ -10,10 +10,12 @@ import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+import msgspec
 import numpy as np
 import torch
+
+from trimvla.export.parity import Failure, GroupResult, Parity
 
 Value = torch.Tensor | np.ndarray
 
@@ -31,7 +33,7 @@ class Comparison:
     worst_key: str | None = None
     mean: float = 0.0
     cosine: float = 1.0
-    failed: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
 
     def add(self, key: str, expected: Value, got: Value) -> None:
         """Compare one array."""
@@ -56,15 +58,21 @@ class Comparison:
 
     def fail(self, key: str | None, reason: str) -> None:
         """Note a failure."""
-        self.failed.append({"group": self.group, "key": key, "reason": reason})
+        self.failed.append(Failure(self.group, key, reason))
 
     def finish(self) -> None:
         """All arrays are in."""
 
-    def summary(self) -> dict[str, Any]:
-        """JSON-able form: worst, largest mean and smallest cosine of all compared arrays."""
-        names = ("compared", "worst", "worst_key", "mean", "cosine", "tolerance")
-        return {name: getattr(self, name) for name in names}
+    def summary(self) -> GroupResult:
+        """Worst, largest mean and smallest cosine of all compared arrays."""
+        return GroupResult(
+            compared=self.compared,
+            worst=self.worst,
+            worst_key=self.worst_key,
+            mean=self.mean,
+            cosine=self.cosine,
+            tolerance=self.tolerance,
+        )
 
 
 class ScaledComparison(Comparison):
@@ -125,27 +133,29 @@ class LowerComparison(Comparison):
         """The median difference."""
         return statistics.median(self.differences)
 
-    def summary(self) -> dict[str, Any]:
-        """JSON-able form; differences are relative."""
-        more = {"typical": self.typical, "typical_tolerance": self.typical_tolerance}
-        return {**super().summary(), **more, "relative": True}
+    def summary(self) -> GroupResult:
+        """The same; differences are relative."""
+        return msgspec.structs.replace(
+            super().summary(),
+            typical=self.typical,
+            typical_tolerance=self.typical_tolerance,
+            relative=True,
+        )
 
 
-def report(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
-    """Join groups into {"ok", "compared", "failed", "absent", "groups"}; `absent` are groups
-    without any array.
-    """
+def report(comparisons: Mapping[str, Comparison]) -> Parity:
+    """All groups together; `absent` are groups without any array."""
     for comparison in comparisons.values():
         comparison.finish()
     failed = [failure for comparison in comparisons.values() for failure in comparison.failed]
-    present = {name: comparison for name, comparison in comparisons.items() if comparison.compared}
-    return {
-        "ok": not failed,
-        "compared": sum(comparison.compared for comparison in present.values()),
-        "failed": failed,
-        "absent": [name for name in comparisons if name not in present],
-        "groups": {name: comparison.summary() for name, comparison in present.items()},
-    }
+    present = {name: one for name, one in comparisons.items() if one.compared}
+    return Parity(
+        ok=not failed,
+        compared=sum(comparison.compared for comparison in present.values()),
+        failed=failed,
+        absent=[name for name in comparisons if name not in present],
+        groups={name: comparison.summary() for name, comparison in present.items()},
+    )
 
 
 def as_float64(value: Value) -> np.ndarray:

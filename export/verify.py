@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from trimvla.export.graphs.stages import (
     stages_under,
     walk,
 )
+from trimvla.export.parity import Parity
 from trimvla.export.precision.emulate_bf16 import EmulatedRunner
 from trimvla.policies.cogact.checkpoint import load as load_checkpoint
 from trimvla.policies.cogact.model import CogAct
@@ -84,7 +85,7 @@ def verify_bundle(
     provider: str | None = None,
     samples: int = 4,
     seed: int = 1,
-) -> dict[str, Any]:
+) -> Parity:
     """Compare a bundle with torch on random inputs of every prompt bucket.
 
     Args:
@@ -129,7 +130,7 @@ def verify_bundle(
             result = parity(
                 policy, runners, samples=samples, seed=seed, precision=manifest.precision
             )
-    return {**result, "bundle": manifest.name}
+    return msgspec.structs.replace(result, bundle=manifest.name)
 
 
 @contextmanager
@@ -195,7 +196,7 @@ def parity(
     samples: int,
     seed: int,
     precision: str = SHARPEST,
-) -> dict[str, Any]:
+) -> Parity:
     """Compare the runners, which compute in a precision, with float32 torch: `verify_bundle`
     without the bundle's name.
 
@@ -217,7 +218,8 @@ def parity(
             key, tensors["actions"].clamp(-1, 1), run_chain(runners, inputs).clip(-1, 1)
         )
     ran = {name: runner.describe() for name, runner in runners.items()}
-    return {**report(rows), "against": f"torch {torch.__version__}, float32", "runners": ran}
+    against = f"torch {torch.__version__}, float32"
+    return msgspec.structs.replace(report(rows), against=against, runners=ran)
 
 
 def comparisons(plan: Plan, precision: str, guided: bool = False) -> dict[str, Comparison]:

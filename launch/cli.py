@@ -13,17 +13,16 @@ import contextlib
 import difflib
 import importlib
 import io
-import json
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from trimvla.launch.extras import install, missing_module
 from trimvla.launch.outputs import check_outputs
+from trimvla.launch.result import Answer, Result, as_json, error_of
 from trimvla.runtime.errors import TrimvlaError
 from trimvla.runtime.printable import printable, printable_lines
 
@@ -117,11 +116,9 @@ def is_text(word: str) -> bool:
 
 
 def run_verb(verb: Verb, argv: list[str]) -> int:
-    """Parse, run and report one verb.
-
-    An expected error is one line; anything else keeps its traceback.
-    """
-    as_json = "--json" in argv
+    """Parse, run and report one verb. An expected error is one line; anything else keeps its
+    traceback."""
+    in_json = "--json" in argv
     try:
         if verb.renders:
             from trimvla.sim.rendering import choose_renderer
@@ -132,23 +129,23 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
         check_outputs(args.outputs())
         result = module.run(args)
     except TrimvlaError as error:
-        return fail(str(error), as_json)
+        return fail(str(error), in_json)
     except KeyboardInterrupt:
-        return fail("interrupted", as_json, status=130)
+        return fail("interrupted", in_json, status=130)
     except SystemExit as stop:
-        return usage_exit(stop, as_json)
+        return usage_exit(stop, in_json)
     except Exception as error:
         if isinstance(error, ImportError) and (module := missing_module(error)):
             return fail(
-                f"`trimvla {verb.name}` needs {module}: {install(module, verb.extra)}", as_json
+                f"`trimvla {verb.name}` needs {module}: {install(module, verb.extra)}", in_json
             )
         print(printable_lines(traceback.format_exc(), indent=""), file=sys.stderr)
-        return fail(f"{type(error).__name__}: {error}", as_json)
-    if not result.get("ok", True) and "error" in result:
-        print(f"error: {printable_lines(str(result['error']))}", file=sys.stderr, flush=True)
-    if as_json:
+        return fail(f"{type(error).__name__}: {error}", in_json)
+    if error := error_of(result):
+        print(f"error: {printable_lines(error)}", file=sys.stderr, flush=True)
+    if in_json:
         print_json(result)
-    return 0 if result.get("ok", True) else 1
+    return 0 if result.ok else 1
 
 
 def parse(module: ModuleType, verb: Verb, argv: list[str]) -> Any:  # noqa: ANN401 - the type is the verb's own Args
@@ -169,36 +166,28 @@ def parse(module: ModuleType, verb: Verb, argv: list[str]) -> Any:  # noqa: ANN4
     return args
 
 
-def print_json(result: dict[str, Any]) -> None:
+def print_json(result: Result) -> None:
     """The one JSON object, on one line, after everything else."""
     sys.stdout.flush()
-    print(json.dumps(result, default=_plain), flush=True)
+    print(as_json(result), flush=True)
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever JSON does not know
-    """Paths and NumPy values as plain JSON."""
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"expected a JSON value, got {type(value).__name__}")
-
-
-def fail(message: str, as_json: bool, status: int = 1) -> int:
-    """Say what went wrong: one line on stderr and, if asked, one object on stdout."""
+def fail(message: str, in_json: bool, status: int = 1) -> int:
+    """Report what went wrong: one line on stderr and, if asked, one object on stdout."""
     print(f"error: {printable_lines(message)}", file=sys.stderr, flush=True)
-    if as_json:
-        print_json({"ok": False, "error": message})
+    if in_json:
+        print_json(Answer(ok=False, error=message))
     return status
 
 
-def usage_exit(stop: SystemExit, as_json: bool) -> int:
-    """tyro exits with 0 after help and with 2 after a wrong command line; a program that asked for
-    JSON gets some.
+def usage_exit(stop: SystemExit, in_json: bool) -> int:
+    """tyro exits with 0 after help and with 2 after a wrong command line.
+
+    A program that asked for JSON gets some.
     """
     status = stop.code if isinstance(stop.code, int) else 1
-    if status and as_json:
-        print_json({"ok": False, "error": "wrong command line; see stderr"})
+    if status and in_json:
+        print_json(Answer(ok=False, error="wrong command line; see stderr"))
     return status
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:  # a benchmark on a machine where nothing is installed does wi
     from trimvla.launch.console import Console
 
 LogFormat = Literal["text", "json"]
-Result = dict[str, Any]
-"""One JSON-able object; a verb that measured a failure says so with `"ok": False`."""
 
 
 @dataclass(frozen=True, kw_only=True)

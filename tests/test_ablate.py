@@ -12,30 +12,53 @@ from typing import Any, cast
 import pytest
 
 from trimvla.launch.ablation.play import read_rounds
-from trimvla.launch.ablation.report import BEGIN, END, as_markdown, cells, insert
+from trimvla.launch.ablation.report import NAME, as_markdown, cells
+from trimvla.launch.ablation.results import AblationRow, Timing
 from trimvla.launch.ablation.rows import DENSE, ROWS, Amounts, request
 from trimvla.launch.console import Progress
+from trimvla.launch.tables import insert
 from trimvla.launch.verbs import ablate
 from trimvla.launch.verbs.ablate import Args
 from trimvla.policies.trimming.planner import Request
-from trimvla.runtime.bundle.plan import TokenPlan
+from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim.evaluation.rollout import Outcome, choose_seeds
+from trimvla.sim.evaluation.rollout import choose_seeds
+from trimvla.sim.evaluation.statistics import Comparison
+from trimvla.sim.evaluation.success import Outcome
 
 AMOUNTS = Amounts(layers=11, mlp_keep=0.75, tokens=56, after=5, cache_interval=5)
 BY_NAME = {row.name: row for row in ROWS}
-TIMES = {"p50_ms": 20.0, "p99_ms": 22.0, "ratio_to_dense": 2.0, "ratio_low": 1.9, "ratio_high": 2.1}
-PAIRED = {"difference": -0.01, "interval": (-0.04, 0.02), "non_inferior": True}
-LINE = {
-    "name": "all",
-    "success": 0.8,
-    "interval": (0.75, 0.84),
-    "episodes": 300,
-    "against_dense": PAIRED,
-    "backends": {"onnxruntime": TIMES},
-    "flops_ratio": 0.4,
-    "parameters": 6_000_000,
-}
+TIMES = Timing(p50_ms=20.0, p99_ms=22.0, ratio_to_dense=2.0, ratio_low=1.9, ratio_high=2.1)
+PAIRED = Comparison(
+    difference=-0.01,
+    interval=(-0.04, 0.02),
+    bootstrap_interval=(-0.04, 0.02),
+    confidence=0.95,
+    both=230,
+    candidate_only=10,
+    reference_only=13,
+    neither=47,
+    p_value=0.68,
+    margin=0.05,
+    lower_bound=-0.04,
+    non_inferior=True,
+)
+LINE = AblationRow(
+    name="all",
+    control=False,
+    success=0.8,
+    interval=(0.75, 0.84),
+    successes=240,
+    episodes=300,
+    by_verb={"pick": (240, 300)},
+    against_dense=PAIRED,
+    outcomes="",
+    backends={"onnxruntime": TIMES},
+    flops=4,
+    flops_ratio=0.4,
+    parameters=6_000_000,
+    plan=Plan(),
+)
 
 
 def asked(name: str) -> Request:
@@ -97,13 +120,16 @@ def test_a_row_reads_as_it_should() -> None:
     )
 
 
-def test_the_table_takes_the_place_between_the_marks() -> None:
+def test_the_table_takes_the_place_between_the_marks(repo_root: Path) -> None:
     table = as_markdown([LINE])
-    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    assert insert(text, table) == f"before\n{BEGIN}\n{table}\n{END}\nafter\n"
-    assert insert(insert(text, table), table) == insert(text, table)
+    begin = f"<!-- {NAME} -->"
+    end = f"<!-- end of {NAME} -->"
+    text = f"before\n{begin}\nold\n{end}\nafter\n"
+    assert insert(text, NAME, table) == f"before\n{begin}\n{table}\n{end}\nafter\n"
+    assert insert(insert(text, NAME, table), NAME, table) == insert(text, NAME, table)
+    assert begin in (repo_root / "docs" / "results" / "trimmed.md").read_text()
     with pytest.raises(ConfigError, match="expected the marks"):
-        insert("no marks", table)
+        insert("no marks", NAME, table)
 
 
 def test_played_seeds_are_read_back_but_not_a_line_that_was_cut(tmp_path: Path) -> None:

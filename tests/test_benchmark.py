@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -83,18 +84,18 @@ def test_ratios_are_of_the_same_turn() -> None:
         subject("dense@torch-eager", backend=EAGER, dense=True),
     ]
     found = {
-        (row["name"], row["layer"]): row
+        (row.name, row.layer): row
         for row in rows(subjects, samples, {"trimmed": {"total": Floor(1.5, "bytes")}})
     }
     row = found["trimmed", "L0"]
-    assert (row["ratio_low"], row["ratio_to_dense"], row["ratio_high"]) == (3.0, 4.0, 4.5)
-    assert (row["p50_ms"], row["p99_ms"], row["ratio_to_eager_dense"]) == (5.0, 5.98, 10.0)
-    assert (row["floor_ms"], row["floor_by"]) == (1.5, "bytes")
-    assert found["trimmed", "L2"]["over_l0_ms"] == 2.0  # of 3, 1 and 2
-    assert found["trimmed", "L2"]["floor_ms"] is None
-    assert found["trimmed", "L2"]["ratio_to_eager_dense"] is None
-    assert found["dense", "L0"]["ratio_to_dense"] == 1.0
-    assert found["dense@torch-eager", "L0"]["ratio_to_dense"] == 1.0
+    assert (row.ratio_low, row.ratio_to_dense, row.ratio_high) == (3.0, 4.0, 4.5)
+    assert (row.p50_ms, row.p99_ms, row.ratio_to_eager_dense) == (5.0, 5.98, 10.0)
+    assert (row.floor_ms, row.floor_by) == (1.5, "bytes")
+    assert found["trimmed", "L2"].over_l0_ms == 2.0  # of 3, 1 and 2
+    assert found["trimmed", "L2"].floor_ms is None
+    assert found["trimmed", "L2"].ratio_to_eager_dense is None
+    assert found["dense", "L0"].ratio_to_dense == 1.0
+    assert found["dense@torch-eager", "L0"].ratio_to_dense == 1.0
 
 
 def test_a_median_comes_with_its_interval() -> None:
@@ -106,15 +107,16 @@ def test_a_median_comes_with_its_interval() -> None:
 
 
 def test_a_disturbed_measurement_is_doubted() -> None:
-    rows = [
-        {"name": "a", "floor_ms": 2.0, "p50_ms": 1.9},
-        {"name": "b", "floor_ms": 2.0, "p50_ms": 2.1},
-        {"name": "c", "floor_ms": None, "p50_ms": 2.1},
+    (row,) = rows([subject("trimmed")], {"trimmed": {TOTALS[0]: [5.0]}}, {})
+    measured = [
+        msgspec.structs.replace(row, name="a", floor_ms=2.0, p50_ms=1.9),
+        msgspec.structs.replace(row, name="b", floor_ms=2.0, p50_ms=2.1),
+        msgspec.structs.replace(row, name="c", floor_ms=None, p50_ms=2.1),
     ]
-    below, again = doubts(rows, asked_again=3)
+    below, again = doubts(measured, asked_again=3)
     assert below.endswith(" a.")
     assert "3 frames" in again
-    assert list(doubts(rows[1:], asked_again=0)) == []
+    assert list(doubts(measured[1:], asked_again=0)) == []
 
 
 def test_samples_are_kept_as_arrays_or_lists(tmp_path: Path) -> None:
@@ -132,8 +134,8 @@ def test_samples_are_kept_as_arrays_or_lists(tmp_path: Path) -> None:
 
 def test_no_ratio_without_a_dense_policy() -> None:
     (row,) = rows([subject("trimmed")], {"trimmed": {TOTALS[0]: [5.0]}}, {})
-    assert row["ratio_to_dense"] is None
-    assert row["p50_ms"] == 5.0
+    assert row.ratio_to_dense is None
+    assert row.p50_ms == 5.0
 
 
 def test_the_floor_is_the_larger_of_two() -> None:

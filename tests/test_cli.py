@@ -21,6 +21,7 @@ import pytest
 from trimvla.launch import cli
 from trimvla.launch.extras import BROUGHT_BY
 from trimvla.launch.options import Options
+from trimvla.launch.result import Answer
 from trimvla.runtime.errors import BundleError
 from trimvla.sim.rendering import choose_renderer
 
@@ -31,6 +32,12 @@ class FakeArgs(Options):
 
     count: int = 1
     """How many."""
+
+
+class Counted(Answer, frozen=True, kw_only=True):
+    """What the verb of these tests answers."""
+
+    count: int
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
 
 
 def raising(error: BaseException):
-    def run(args: FakeArgs) -> dict:
+    def run(args: FakeArgs) -> Answer:
         raise error
 
     return run
@@ -95,7 +102,7 @@ def test_unknown_verb_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -
 def test_result_is_one_json_object_on_the_last_line(
     verb, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verb(lambda args: {"ok": True, "count": args.count})
+    verb(lambda args: Counted(ok=True, count=args.count))
     assert cli.main(["fake", "--count", "3", "--json"]) == 0
     assert last_json(capsys.readouterr().out) == {"ok": True, "count": 3}
 
@@ -103,13 +110,13 @@ def test_result_is_one_json_object_on_the_last_line(
 def test_without_json_nothing_is_printed_for_programs(
     verb, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verb(lambda args: {"ok": True})
+    verb(lambda args: Answer(ok=True))
     assert cli.main(["fake"]) == 0
     assert capsys.readouterr().out == ""
 
 
 def test_a_result_that_is_not_ok_fails(verb) -> None:
-    verb(lambda args: {"ok": False})
+    verb(lambda args: Answer(ok=False))
     assert cli.main(["fake"]) == 1
 
 
@@ -217,7 +224,7 @@ def test_interrupt(verb, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_wrong_option_still_ends_in_json(verb, capsys: pytest.CaptureFixture[str]) -> None:
-    verb(lambda args: {"ok": True})
+    verb(lambda args: Answer(ok=True))
     assert cli.main(["fake", "--cuont", "3", "--json"]) == 2
     captured = capsys.readouterr()
     assert "--count" in captured.err

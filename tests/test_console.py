@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.table import Table
 
@@ -191,13 +192,15 @@ def test_what_is_wrong_on_the_command_line_is_shown_escaped() -> None:
 def test_doctor_names_the_extra_to_install() -> None:
     from trimvla.launch.verbs import doctor
 
-    result = doctor.examine()
-    result["advice"] = ["pip install 'trimvla[camera]'   (for the verbs that camera)"]
-    result["cameras"] = ["/dev/video[0]"]
+    result = msgspec.structs.replace(
+        doctor.examine(),
+        advice=["pip install 'trimvla[camera]'   (for the verbs that camera)"],
+        cameras=["/dev/video[0]"],
+    )
     file = io.StringIO()
     console = Console(file=file, width=200)
     console.print(doctor.as_table(result))
-    for line in result["advice"]:
+    for line in result.advice:
         console.print(f"  - {line}")
     assert "pip install 'trimvla[camera]'" in file.getvalue()
     assert "/dev/video[0]" in file.getvalue()

@@ -15,6 +15,7 @@ from trimvla.policies.cogact.layout import build_meta, official_parameters
 from trimvla.policies.nn.cachers import every
 from trimvla.policies.sizes import cost
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
+from trimvla.policies.sizes.cost_report import CostReport
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 from trimvla.runtime.errors import ConfigError
@@ -31,8 +32,8 @@ def single_thread():
     torch.set_num_threads(1)
 
 
-def share(result: dict) -> float:
-    return 100 * result["flops"] / cost.report(BASE, cost.shape_by_counts(BASE))["flops"]
+def share(result: CostReport) -> float:
+    return 100 * result.flops / cost.report(BASE, cost.shape_by_counts(BASE)).flops
 
 
 @pytest.mark.parametrize(("layers", "tokens", "parameters", "percent"), PAPER)
@@ -41,12 +42,12 @@ def test_published_points(layers, tokens, parameters, percent):
         BASE, layers=layers, mlp_keep=0.75, tokens=TokenPlan(keep=tokens), cache_interval=5
     )
     result = cost.report(BASE, shape)
-    assert result["parameters"] / 1e9 == pytest.approx(parameters, rel=5e-3)
+    assert result.parameters / 1e9 == pytest.approx(parameters, rel=5e-3)
     assert share(result) == pytest.approx(percent, abs=1.5)
 
 
 def test_published_baselines():
-    assert cost.report(BASE, cost.shape_by_counts(BASE))["parameters"] / 1e9 == pytest.approx(
+    assert cost.report(BASE, cost.shape_by_counts(BASE)).parameters / 1e9 == pytest.approx(
         7.63, rel=5e-3
     )
     fastv = cost.shape_by_counts(BASE, tokens=TokenPlan(keep=56, selector="fastv"))
@@ -61,7 +62,7 @@ def test_parameters_are_those_of_the_modules_and_of_the_published_file(name):
     for part in ("vision", "language"):
         assert stages[part].parameters == sum(p.numel() for p in getattr(policy, part).parameters())
     assert stages["action"].parameters == sum(p.numel() for p in policy.head.parameters())
-    assert cost.report(cfg, cost.shape_by_counts(cfg))["parameters"] == official_parameters(cfg)
+    assert cost.report(cfg, cost.shape_by_counts(cfg)).parameters == official_parameters(cfg)
 
 
 def all_on(cfg: PolicyConfig, tokens: TokenPlan) -> Plan:

@@ -20,7 +20,8 @@ import pytest
 
 from tests import tiny_bundle
 from trimvla.launch import cli
-from trimvla.launch.system.client import EpisodeClient, EpisodeError, Request
+from trimvla.launch.system.client import NoAnswerError
+from trimvla.launch.system.episodes import EpisodeClient, Request
 from trimvla.launch.system.processes import configure, read_system
 from trimvla.launch.verbs.demo import SLOW_PERIODS, Args, plan
 from trimvla.runtime.bus.messages import ActionChunk
@@ -120,9 +121,9 @@ def test_the_expert_reaches_its_goals_through_the_sockets(expert_run: Path) -> N
 def test_a_system_that_does_not_answer_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimvla.launch.system.client.SET_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("trimvla.launch.system.episodes.SET_TIMEOUT_S", 0.2)
     expected = pytest.raises(
-        EpisodeError, match=r"the table to be set within 0\.2 s; control is starting"
+        NoAnswerError, match=r"the table to be set within 0\.2 s; control is starting"
     )
     with EpisodeClient(tmp_path, ["control"], lambda: None) as director, expected:
         director.play(Request(1, 0, "pick up the red cube"))

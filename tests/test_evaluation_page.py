@@ -6,18 +6,23 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from trimvla.launch.evaluation.kept import KeptEvaluation
 from trimvla.launch.evaluation.page import (
     Args,
     device_rows,
-    insert,
     periods_of,
     run,
     task_of,
     widowx_rows,
 )
+from trimvla.launch.evaluation.results import CurveRow, Estimate
+from trimvla.launch.tables import insert
+from trimvla.policies.sizes.roofline import find_device
 from trimvla.runtime.errors import ConfigError
+from trimvla.sim.evaluation.statistics import compare
 
 
 def test_the_page_is_made_from_the_results(repo_root: Path, tmp_path: Path) -> None:
@@ -29,7 +34,7 @@ def test_the_page_is_made_from_the_results(repo_root: Path, tmp_path: Path) -> N
     assert page.read_text() == (repo_root / "docs" / "results" / "evaluation.md").read_text(), (
         "make evaluation"
     )
-    for name in told["pictures"]:
+    for name in told.pictures:
         assert (tmp_path / "evaluation" / name).stat().st_size > 5000
         assert (repo_root / "docs" / "results" / "evaluation" / name).exists()
     kept = sorted(path.name for path in (repo_root / "benchmarks").glob("*.png"))
@@ -40,18 +45,39 @@ def test_a_latency_costs_whole_control_periods() -> None:
     assert [periods_of(ms, 5.0) for ms in (0, 57, 200, 201, 800)] == [0, 1, 1, 2, 4]
 
 
-def point(bundle: str, ms: float, outcomes: str) -> dict[str, object]:
+def point(bundle: str, ms: float, outcomes: str) -> CurveRow:
     won = outcomes.count("1")
-    paired = None if bundle == "tabletop" else {}
-    return {
-        "bundle": bundle,
-        "ms": ms,
-        "success_rate": won / len(outcomes),
-        "interval": [0.1, 0.9],
-        "episodes": len(outcomes),
-        "outcomes": outcomes,
-        "against_top": paired,
-    }
+    half = compare([1, 0], [1, 0], margin=0.05)
+    return CurveRow(
+        bundle=bundle,
+        latency=f"{ms:g}",
+        ms=ms,
+        success_rate=won / len(outcomes),
+        interval=(0.1, 0.9),
+        successes=won,
+        episodes=len(outcomes),
+        mean_steps=None,
+        held=0.0,
+        outcomes=outcomes,
+        against_top=None if bundle == "tabletop" else half,
+    )
+
+
+KEPT = KeptEvaluation(
+    bundle="tabletop",
+    success_rate=1.0,
+    interval=(0.2, 1.0),
+    episodes=1,
+    successes=1,
+    by_verb={"pick": (1, 1)},
+    mean_steps=9.0,
+    outcomes=[1],
+)
+
+
+def kept(**fields: object) -> KeptEvaluation:
+    """Some evaluation with these fields."""
+    return msgspec.structs.replace(KEPT, **fields)
 
 
 def test_a_device_has_the_outcomes_of_as_many_periods_or_no_row() -> None:
@@ -63,7 +89,7 @@ def test_a_device_has_the_outcomes_of_as_many_periods_or_no_row() -> None:
         point("tabletop", 600, "10000"),
         point("tabletop-trimmed", 400, "11000"),
     ]
-    _, *rows = device_rows({"x": {"curve": curve}}, {"tabletop": 117.0, "another": 9.0})
+    _, *rows = device_rows({"x": kept(curve=curve)}, {"tabletop": 117.0, "another": 9.0})
     assert rows.pop(0)[1:6] == ("this machine", "measured", "tabletop", "117 ms", "1")
     assert [row[1:6] for row in rows] == [
         ("Orin", "100%", "tabletop", "105 ms", "1"),
@@ -79,13 +105,16 @@ def test_a_device_has_the_outcomes_of_as_many_periods_or_no_row() -> None:
 
 def test_a_bundle_that_is_not_shipped_has_the_estimates_of_its_curve() -> None:
     curve = [point("out/mine", 105, "11110"), point("out/mine", 524, "10000")]
-    kept = {
-        "bundle": "out/mine",
-        "device": {"title": "AGX Orin 64 GB"},
-        "attained": 0.2,
-        "ms": 524.0,
-    }
-    told = {"curve": curve, "estimates": [kept], "env": "simpler:widowx_stack_cube", "seed": 5000}
+    estimate = Estimate(
+        bundle="out/mine",
+        estimate=True,
+        device=find_device("orin"),
+        attained=0.2,
+        scale="cogact-base",
+        ms=524.0,
+        bundle_ms=1.0,
+    )
+    told = kept(curve=curve, estimates=(estimate,), env="simpler:widowx_stack_cube", seed=5000)
     _, row = device_rows({"x": told}, {})
     assert row[:6] == (
         "simpler:widowx_stack_cube, seeds from 5000",
@@ -110,11 +139,9 @@ def test_every_task_that_was_ablated_has_its_rows(repo_root: Path, tmp_path: Pat
 
 
 def test_a_task_says_its_seeds_and_how_often_the_policy_looks() -> None:
-    assert task_of({"env": "tabletop", "seed": 1000, "execute": 2}) == "tabletop"
-    assert (
-        task_of({"env": "simpler:x", "seed": 0, "execute": 1}) == "simpler:x, a look at every step"
-    )
-    assert task_of({"env": "simpler:x", "seed": 5000, "execute": 2}) == "simpler:x, seeds from 5000"
+    assert task_of(kept(env="tabletop", seed=1000, execute=2)) == "tabletop"
+    assert task_of(kept(env="simpler:x", seed=0, execute=1)) == "simpler:x, a look at every step"
+    assert task_of(kept(env="simpler:x", seed=5000, execute=2)) == "simpler:x, seeds from 5000"
 
 
 def test_marks_and_results_that_are_missing_are_said(repo_root: Path, tmp_path: Path) -> None:

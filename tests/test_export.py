@@ -96,12 +96,10 @@ def quick(monkeypatch, bundle):
 
 def test_bundle_agrees_with_torch_at_every_boundary(bundle, policy):
     report = verify_bundle(bundle, policy, samples=2)
-    assert report["ok"], report["failed"]
-    assert report["compared"] == 4 * len(TINY.prompt.buckets) * 2
-    assert set(report["groups"]) == {"visual", "cognition", "actions", "end_to_end"}
-    assert all(
-        row["worst"] < 1e-4 and row["cosine"] > 0.999999 for row in report["groups"].values()
-    )
+    assert report.ok, report.failed
+    assert report.compared == 4 * len(TINY.prompt.buckets) * 2
+    assert set(report.groups) == {"visual", "cognition", "actions", "end_to_end"}
+    assert all(row.worst < 1e-4 and row.cosine > 0.999999 for row in report.groups.values())
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
@@ -260,7 +258,7 @@ def test_verify_finds_the_checkpoint_beside_the_bundle(bundle, policy):
         verify_bundle(bundle)
     path = save(policy, bundle.with_name("tiny.safetensors"))
     try:
-        assert verify_bundle(bundle, samples=1)["ok"]
+        assert verify_bundle(bundle, samples=1).ok
         assert checkpoint_beside(bundle).cfg == TINY
     finally:
         path.unlink()
@@ -284,9 +282,9 @@ def test_verify_names_the_boundary_that_differs(bundle, policy):
         other.language.norm.weight.mul_(1.01)
     runners = open_runners(bundle, bundles.load(bundle).stages)
     report = parity(other, runners, samples=1, seed=0)
-    assert {failure["group"] for failure in report["failed"]} >= {"cognition"}
-    assert report["groups"]["visual"]["worst"] < 1e-4
-    assert report["groups"]["actions"]["worst"] < 1e-4
+    assert {failure.group for failure in report.failed} >= {"cognition"}
+    assert report.groups["visual"].worst < 1e-4
+    assert report.groups["actions"].worst < 1e-4
 
 
 def test_verify_refuses_another_policy(bundle):

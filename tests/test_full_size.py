@@ -105,8 +105,8 @@ def test_the_whole_policy_agrees_with_torch_at_every_boundary(streamed: Path, so
     result = parity(
         policy, open_runners(streamed, bundles.load(streamed).stages), samples=1, seed=0
     )
-    assert result["ok"], result["failed"]
-    assert {"visual", "cognition", "kept", "actions", "end_to_end"} == set(result["groups"])
+    assert result.ok, result.failed
+    assert {"visual", "cognition", "kept", "actions", "end_to_end"} == set(result.groups)
 
 
 def test_the_bundle_is_complete_and_says_what_was_compared(streamed: Path) -> None:

@@ -29,7 +29,7 @@ TRIMMED = shape_by_counts(
 def test_weights_are_those_of_the_cost_model(name: str) -> None:
     cfg = PRESETS[name]
     shape = shape_by_counts(cfg)
-    weights = report(cfg, shape)["weight_bytes"]
+    weights = report(cfg, shape).weight_bytes
     assert sum(plan_memory(cfg, shape, "float32").weights.values()) == weights
     assert sum(plan_memory(cfg, shape, "float16").weights.values()) == weights // 2
 

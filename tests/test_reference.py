@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -45,16 +46,17 @@ def store(directory, **changes):
 
 @pytest.mark.parametrize("group", [group.name for group in GROUPS])
 def test_every_group_agrees_with_the_public_code(report, group):
-    result = report["groups"][group]
-    assert result["compared"] > 0
-    assert result["worst"] <= result["tolerance"], result["worst_key"]
+    result = report.groups[group]
+    assert result.compared > 0
+    assert result.worst <= result.tolerance, result.worst_key
 
 
 def test_the_whole_report_is_good_and_json(report):
-    assert report["ok"]
-    assert report["failed"] == report["absent"] == []
-    assert report["compared"] == sum(group["compared"] for group in report["groups"].values())
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert report.ok
+    assert report.failed == report.absent == []
+    assert report.compared == sum(group.compared for group in report.groups.values())
+    plain = msgspec.to_builtins(report)
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
 
 
 def test_differences_are_named(copy):
@@ -62,22 +64,22 @@ def test_differences_are_named(copy):
     wrong[0, 3, 5] += 1e-3
     store(copy, vision__projected=wrong, llm__final_normed=np.zeros((1, 2, 3), np.float32))
     report = verify_reference(copy)
-    assert not report["ok"]
-    reasons = {failure["key"]: failure["reason"] for failure in report["failed"]}
+    assert not report.ok
+    reasons = {failure.key: failure.reason for failure in report.failed}
     assert "0.001" in reasons["vision/projected"]
     assert "got [1, 34, 64]" in reasons["llm/final_normed"]
-    assert report["groups"]["vision"]["worst"] == pytest.approx(1e-3, rel=0.02)
+    assert report.groups["vision"].worst == pytest.approx(1e-3, rel=0.02)
 
 
 def test_what_nothing_computes_is_a_failure(copy):
     store(copy, vision__unheard_of=np.zeros(3))
-    (failure,) = verify_reference(copy)["failed"]
-    assert (failure["group"], failure["key"]) == ("vision", "vision/unheard_of")
+    (failure,) = verify_reference(copy).failed
+    assert (failure.group, failure.key) == ("vision", "vision/unheard_of")
 
 
 def test_missing_parts_are_said(copy):
     store(copy, action__noise=None, diffusion__betas100=None)
-    groups = {failure["group"] for failure in verify_reference(copy)["failed"]}
+    groups = {failure.group for failure in verify_reference(copy).failed}
     assert {"dit", "ddim"} <= groups
 
 
@@ -120,7 +122,7 @@ def test_rounding_of_large_arrays_is_no_difference_but_an_error_is():
     row.add("small", large / 100, large / 100 + step)
     row.add("broken", large, large + np.nan)
     row.add("hidden", large * np.inf, large)
-    assert [failure["key"] for failure in row.failed] == ["wrong", "small", "broken", "hidden"]
+    assert [failure.key for failure in row.failed] == ["wrong", "small", "broken", "hidden"]
 
 
 def test_not_a_number_never_passes():
@@ -175,15 +177,15 @@ def exported_report(fixture_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [group.name for group in GROUPS if group.staged])
 def test_exported_stages_agree_too(exported_report, group):
-    result = exported_report["groups"][group]
-    assert result["through"] == "onnxruntime"
-    assert result["worst"] <= result["tolerance"], result["worst_key"]
+    result = exported_report.groups[group]
+    assert result.through == "onnxruntime"
+    assert result.worst <= result.tolerance, result.worst_key
 
 
 @pytest.mark.slow
 def test_the_whole_report_through_exported_stages_is_good(exported_report):
-    assert exported_report["ok"], exported_report["failed"]
-    assert exported_report["absent"] == []
+    assert exported_report.ok, exported_report.failed
+    assert exported_report.absent == []
 
 
 def test_cosine_of_vectors():

@@ -8,7 +8,7 @@ import pytest
 
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.evaluation.outcomes import OutcomeLog, read_header
-from trimvla.sim.evaluation.rollout import Outcome
+from trimvla.sim.evaluation.success import Outcome
 
 HEADER = {"task": "tabletop", "seeds": [0, 4]}
 ROLES = ("reference", "candidate")

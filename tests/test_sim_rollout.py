@@ -136,10 +136,10 @@ class Idle:
 
 def test_doing_nothing_never_succeeds_and_the_summary_adds_up() -> None:
     result = evaluate(Idle(), Setting(pace=Pace(execute=16)), episodes=4, seed=1000)
-    assert (result["successes"], result["episodes"], result["success_rate"]) == (0, 4, 0.0)
-    assert sum(episodes for _, episodes in result["by_verb"].values()) == 4
-    assert result["outcomes"] == [0, 0, 0, 0]
-    assert result["mean_steps"] is None
+    assert (result.successes, result.episodes, result.success_rate) == (0, 4, 0.0)
+    assert sum(episodes for _, episodes in result.by_verb.values()) == 4
+    assert result.outcomes == [0, 0, 0, 0]
+    assert result.mean_steps is None
 
 
 EXECUTE = 8
@@ -200,15 +200,15 @@ def test_two_actors_play_each_seed_in_turn_and_their_outcomes_are_pairs() -> Non
         lambda: nullcontext(actors), SETTING, episodes=EPISODES, seed=FIRST, progress=told.append
     )
     assert log == [1000, 1000, 1001, 1001, 1002, 1002, 1003, 1003]
-    assert results["candidate"]["outcomes"] == [1, 1, 0, 0]
-    assert results["reference"]["outcomes"] == [0, 1, 0, 1]
+    assert results["candidate"].outcomes == [1, 1, 0, 0]
+    assert results["reference"].outcomes == [0, 1, 0, 1]
     assert [{o.seed for o in played.values()} for played in told] == [
         {1000},
         {1001},
         {1002},
         {1003},
     ]
-    it = compare(results["candidate"]["outcomes"], results["reference"]["outcomes"], margin=0.05)
+    it = compare(results["candidate"].outcomes, results["reference"].outcomes, margin=0.05)
     assert (it.both, it.candidate_only, it.reference_only, it.neither) == (1, 1, 1, 1)
     assert (it.difference, it.p_value, it.non_inferior) == (0.0, 1.0, False)
 

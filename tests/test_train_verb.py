@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.tiny_policy import TINY
 from trimvla.launch import cli
+from trimvla.launch.result import as_plain
 from trimvla.launch.training.method import COGACT
 from trimvla.launch.training.presets import courses
 from trimvla.launch.verbs.train import Args, describe, draw_curve
@@ -60,7 +61,9 @@ def test_the_widowx_recipe_starts_from_the_tabletops_words() -> None:
 def test_a_run_can_be_made_again_from_its_description() -> None:
     recipe = Recipe(steps=5, seed=3, compile=False)
     described = json.loads(
-        json.dumps(describe(Args(shards=2, corrections=3), Trainer(TINY, recipe, AUX), frames=10))
+        json.dumps(
+            as_plain(describe(Args(shards=2, corrections=3), Trainer(TINY, recipe, AUX), frames=10))
+        )
     )
     assert PolicyConfig.from_dict(described["policy"]) == TINY
     assert described["recipe"]["steps"] == 5
@@ -98,7 +101,7 @@ def test_weights_that_a_run_began_with_are_in_its_description(tmp_path: Path) ->
     begun.start_from(begun.averaged_policy(), {"name": "one.safetensors", "sha256": "01"})
     begun.save(tmp_path / "state.pt")
     later.resume(tmp_path / "state.pt")
-    assert describe(Args(), later, frames=10)["weights"] == {
+    assert describe(Args(), later, frames=10).weights == {
         "name": "one.safetensors",
         "sha256": "01",
     }

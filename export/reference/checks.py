@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
+import msgspec
 import torch
 
 from trimvla.export.compare import Comparison, report
+from trimvla.export.parity import Parity
 from trimvla.export.reference import modules as module
 from trimvla.export.reference import runtime, trimmed
 from trimvla.export.reference.directory import Reference, Values, open_reference
@@ -110,7 +112,7 @@ def verify_reference(
     through: Literal["torch", "onnx"] = "torch",
     *,
     every_plan: bool = False,
-) -> dict[str, Any]:
+) -> Parity:
     """Compare our policy, with the directory's weights, against the stored arrays.
 
     Args:
@@ -137,12 +139,14 @@ def verify_reference(
             for group in groups
         }
     result = report(rows)
-    for group in groups:
-        if group.name in result["groups"]:
-            result["groups"][group.name]["through"] = (
-                staged if group.staged else reference
-            ).stages.backend
-    return result
+    backends = {
+        group.name: (staged if group.staged else reference).stages.backend for group in groups
+    }
+    found = {
+        name: msgspec.structs.replace(row, through=backends[name])
+        for name, row in result.groups.items()
+    }
+    return msgspec.structs.replace(result, groups=found)
 
 
 def exported(reference: Reference, directory: Path, every_plan: bool) -> Reference:

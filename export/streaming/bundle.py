@@ -9,7 +9,6 @@ whole (`slice_proof`).
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from trimvla.export.inputs import (
     stage_specs,
     statistics_text,
 )
+from trimvla.export.parity import Parity
 from trimvla.export.streaming.slice_proof import prove_slice
 from trimvla.export.streaming.weightless import skeleton, stand_in
 from trimvla.export.streaming.writer import Journal, Report, Writer
@@ -145,9 +145,11 @@ def export_streamed(
         parity = _proof(work / PROOF, weights, wanted)
         write_stages(wanted, directory, Writer(wanted.plan, weights, journal, report))
         described_now = wanted.manifest(out.name, created_utc)
-        bundles.write(directory, msgspec.structs.replace(described_now, parity=parity))
-        # they were taken a moment ago, from 10 GB
-        manifest = bundles.load(directory, verify_hashes=False)
+        proved = msgspec.structs.replace(described_now, parity=msgspec.to_builtins(parity))
+        bundles.write(directory, proved)
+        manifest = bundles.load(
+            directory, verify_hashes=False
+        )  # they were taken a moment ago, from 10 GB
         swap(directory, out)
     shutil.rmtree(work)
     return manifest
@@ -180,21 +182,19 @@ def _write_texts(wanted: Wanted, directory: Path) -> None:
     (directory / bundles.STATISTICS).write_text(scales, encoding="utf-8")
 
 
-def _proof(path: Path, weights: Weights, wanted: Wanted) -> dict[str, Any]:
+def _proof(path: Path, weights: Weights, wanted: Wanted) -> Parity:
     """The slice's report, made before anything large is written, and once.
 
-    BundleError where it differs.
+    Raises BundleError where it differs.
     """
     if path.exists():
-        return json.loads(path.read_text())
+        return msgspec.json.decode(path.read_bytes(), type=Parity)
     result = prove_slice(weights, wanted.cfg, wanted.plan, wanted.precision)
-    if not result["ok"]:
-        worst = "; ".join(
-            f"{failure['group']}: {failure['reason']}" for failure in result["failed"][:3]
-        )
-        raise BundleError(f"a slice of policy '{wanted.cfg.name}' differs from torch: {worst}")
-    result["weights"] = weights.identity
-    path.with_suffix(".new").write_text(json.dumps(result))
+    if not result.ok:
+        what = f"a slice of policy '{wanted.cfg.name}'"
+        raise BundleError(f"{what} differs from torch: {result.complaint()}")
+    result = msgspec.structs.replace(result, weights=weights.identity)
+    path.with_suffix(".new").write_bytes(msgspec.json.encode(result))
     path.with_suffix(".new").rename(path)
     return result
 

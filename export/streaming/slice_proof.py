@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from trimvla.export.compare import Comparison, LowerComparison, ScaledComparison, report
 from trimvla.export.graphs.stages import Stage, example_inputs, stage_spec, stages_under
+from trimvla.export.parity import Parity
 from trimvla.export.streaming.weightless import skeleton, stand_in
 from trimvla.export.streaming.writer import Journal, Writer
 from trimvla.export.verify import LIMITS, as_arrays, shared, tolerances
@@ -44,7 +44,7 @@ RUNS = ("float32", "float16")  # precisions that ONNX Runtime's CPU has kernels 
 Arrays = Mapping[str, np.ndarray]
 
 
-def prove_slice(weights: Weights, cfg: PolicyConfig, plan: Plan, precision: str) -> dict[str, Any]:
+def prove_slice(weights: Weights, cfg: PolicyConfig, plan: Plan, precision: str) -> Parity:
     """Export the slice in float32 and in the precision, and compare.
 
     Args:
@@ -67,11 +67,10 @@ def prove_slice(weights: Weights, cfg: PolicyConfig, plan: Plan, precision: str)
         }
         compare(weights, small, cut, name, mine)
         rows |= {row.group: row for row in mine.values()}
-    return {
-        **report(rows),
-        "against": f"torch {torch.__version__}, float32",
-        "scope": scope(precision, precisions),
-    }
+    against = f"torch {torch.__version__}, float32"
+    return msgspec.structs.replace(
+        report(rows), against=against, scope=scope(precision, precisions)
+    )
 
 
 def row_of(output: str, precision: str, tolerance: float) -> Comparison:

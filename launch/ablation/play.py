@@ -19,7 +19,8 @@ from trimvla.launch.console import Progress
 from trimvla.runtime.inference.policy import Policy
 from trimvla.sim.actor import Actor
 from trimvla.sim.evaluation import rollout
-from trimvla.sim.evaluation.rollout import Outcome, Round, Setting
+from trimvla.sim.evaluation.rollout import Round, Setting
+from trimvla.sim.evaluation.success import Outcome
 from trimvla.sim.evaluation.workers import spread
 
 OUTCOMES = "outcomes.jsonl"

@@ -1,4 +1,4 @@
-"""The GPU benchmark for people: a table, and a picture of the stages of every policy in every way.
+"""The GPU benchmark for people: a table, and a picture of the stages of every policy.
 
 Knows rows only.
 """
@@ -6,43 +6,34 @@ Knows rows only.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from trimvla.launch.bench.results import GpuResult, GpuRow
 from trimvla.launch.figures import style
 from trimvla.launch.figures.stage_times import stage_times_figure
+from trimvla.launch.result import as_plain
+from trimvla.launch.tables import number
 from trimvla.runtime.bundle.manifest import STAGES
 
 TOTAL = "total"
-
-COLUMNS = (
-    "policy",
-    "p50 ms",
-    "p99 ms",
-    "x dense, same way",
-    "x eager",
-    "x compiled",
-    *STAGES,
-    "floor ms",
-)
+RATIOS = ("x dense, same way", "x eager", "x compiled")
+COLUMNS = ("policy", "p50 ms", "p99 ms", *RATIOS, *STAGES, "floor ms")
 
 
-def as_text(result: dict[str, Any]) -> str:
+def as_text(result: GpuResult) -> str:
     """One line a policy and way: whole chunk, ratios to dense, stages, floor.
 
     Text, for `rich` may not be there.
     """
-    title = (
-        f"{result['preset']} in {result['dtype']} on {result['device']}, torch {result['torch']},"
-        f" {result['date']}"
-    )
-    parts = {(row["subject"], row["part"]): row for row in result["rows"]}
-    ratios = ("ratio_to_dense", "ratio_to_eager_dense", "ratio_to_compiled_dense")
+    device = f"{result.preset} in {result.dtype} on {result.device}"
+    title = f"{device}, torch {result.torch}, {result.date}"
+    medians = {(row.subject, row.part): row.p50_ms for row in result.rows}
     cells = [
         (
-            row["subject"],
-            *(number(row[name]) for name in ("p50_ms", "p99_ms", *ratios)),
-            *(number(parts[row["subject"], stage]["p50_ms"]) for stage in STAGES),
-            number(row["floor_ms"]),
+            row.subject,
+            *map(number, (row.p50_ms, row.p99_ms, row.ratio_to_dense)),
+            *map(number, (row.ratio_to_eager_dense, row.ratio_to_compiled_dense)),
+            *(number(medians[row.subject, stage]) for stage in STAGES),
+            number(row.floor_ms),
         )
         for row in totals(result)
     ]
@@ -51,20 +42,15 @@ def as_text(result: dict[str, Any]) -> str:
         "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
         for line in (COLUMNS, *cells)
     ]
-    return "\n".join((title, *lines, *result["notes"]))
+    return "\n".join((title, *lines, *result.notes))
 
 
-def totals(result: dict[str, Any]) -> list[dict[str, Any]]:
+def totals(result: GpuResult) -> list[GpuRow]:
     """The rows of whole chunks."""
-    return [row for row in result["rows"] if row["part"] == TOTAL]
+    return [row for row in result.rows if row.part == TOTAL]
 
 
-def number(value: float | None) -> str:
-    """Two digits, or nothing."""
-    return "" if value is None else f"{value:.2f}"
-
-
-def draw(result: dict[str, Any], path: Path) -> Path:
+def draw(result: GpuResult, path: Path) -> Path:
     """The picture of a result of `gpu-bench`, as a PNG; its path."""
-    title = f"{result['preset']} in {result['dtype']} on {result['device']}"
-    return style.save(stage_times_figure(result["rows"], title), path)
+    title = f"{result.preset} in {result.dtype} on {result.device}"
+    return style.save(stage_times_figure(as_plain(result.rows), title), path)

@@ -20,11 +20,11 @@ from trimvla.export.graphs.stages import example_inputs
 from trimvla.launch.bench import turns as benchmark
 from trimvla.launch.bench.floor import better, floors, measure_machine
 from trimvla.launch.bench.report import MEANING, as_table
+from trimvla.launch.bench.results import RandomResult, figures_of
 from trimvla.launch.bench.turns import TOTAL, Samples, Subject, timed
 from trimvla.launch.console import Console
 from trimvla.launch.exporting.work import ExportArgs
 from trimvla.launch.exporting.work import run as export
-from trimvla.launch.options import Result
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.memory import PRECISIONS
 from trimvla.runtime.backends.runner import Runner, create
@@ -49,8 +49,8 @@ class Turns:
     warmup: int
 
 
-def run_random(asked: ExportArgs, turns: Turns) -> Result:
-    """Export where that has not been done, measure each stage; the rows of `benchmark.rows`."""
+def run_random(asked: ExportArgs, turns: Turns) -> RandomResult:
+    """Export where that has not been done, measure each stage."""
     directory = asked.out
     if not (directory / bundles.MANIFEST).exists():
         export(asked)
@@ -61,39 +61,33 @@ def run_random(asked: ExportArgs, turns: Turns) -> Result:
     samples: Samples = {manifest.name: dict(measure(directory, manifest, cfg, turns))}
     machine = better(before, measure_machine(turns.threads))
     width = int(PRECISIONS[manifest.precision].other)
-    below = {manifest.name: floors(cfg, manifest.plan, prompt, machine, weight_bytes=width)}
+    below = floors(cfg, manifest.plan, prompt, machine, weight_bytes=width)
     subject = Subject(manifest.name, manifest.name, turns.backend, manifest.plan.dense, ())
-    result: Result = {
-        "ok": True,
-        "bundle": directory,
-        "dtype": manifest.precision,
-        "rounds": turns.rounds,
-        "threads": turns.threads,
-        "machine": {
-            "gflops": round(machine.gflops, 1),
-            "gbytes_per_s": round(machine.gbytes_per_s, 2),
-        },
-        "notes": [WIDENED]
-        if manifest.precision != "float32" and turns.backend == "onnxruntime"
-        else [],
-        "rows": benchmark.rows([subject], samples, below),
-    }
+    widened = manifest.precision != "float32" and turns.backend == "onnxruntime"
+    result = RandomResult(
+        ok=True,
+        bundle=directory,
+        dtype=manifest.precision,
+        rounds=turns.rounds,
+        threads=turns.threads,
+        machine=figures_of(machine),
+        notes=(WIDENED,) if widened else (),
+        rows=benchmark.rows([subject], samples, {manifest.name: below}),
+    )
     show(asked.console(), result)
     return result
 
 
-def show(console: Console, result: Result) -> None:
+def show(console: Console, result: RandomResult) -> None:
     """The table, and what its columns are."""
     console.print(as_table(result))
-    machine = result["machine"]
+    machine = result.machine
+    peak = f"Measured peak {machine.gflops:.0f} GFLOP/s in float32"
     for line in (
         MEANING[-1],
-        *result["notes"],
-        (
-            f"Measured peak {machine['gflops']:.0f} GFLOP/s in float32, bandwidth"
-            f" {machine['gbytes_per_s']:.1f} GB/s."
-        ),
-        f"Kept for the next time: {result['bundle']} (delete it when done).",
+        *result.notes,
+        f"{peak}, bandwidth {machine.gbytes_per_s:.1f} GB/s.",
+        f"Kept for the next time: {result.bundle} (delete it when done).",
     ):
         console.print(line)
 

@@ -1,6 +1,5 @@
 """A benchmark for people and for other programs: the table, what it means, and the samples behind
-it.
-"""
+it."""
 
 from __future__ import annotations
 
@@ -13,153 +12,119 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from trimvla.launch.bench.results import BenchResult, BenchRow, CostPart, GraphsResult
 from trimvla.launch.bench.turns import TOTAL, Cell, Samples
-from trimvla.launch.options import Result
+from trimvla.launch.tables import number
 
 SAMPLES_AS = (".npz", ".json")
 IN_A_ROW = "graphs in a row, not on inputs that lie ready"
 ELSEWHERE = "policy in its own process against in this one"
 MEANING = (
     "L0: the graphs alone. L1: picture in. L2: policy, chunk out. L3: socket in, socket out.",
-    (
-        "x dense: times as fast as the dense policy on the same backend, turn by turn: median"
-        " (quartiles)."
-    ),
+    "x dense: times as fast as the dense policy on the same backend, turn by turn: median "
+    "(quartiles).",
     "x eager: the same against the dense policy in eager torch.",
-    (
-        "floor: operations at this machine's measured peak or weights at its measured bandwidth,"
-        " whichever takes longer."
-    ),
+    "floor: operations at this machine's measured peak or weights at its measured bandwidth, "
+    "whichever takes longer.",
 )
+LEFT = ("", "policy")  # columns of text
+COLUMNS = (*LEFT, "p50 ms", "p99 ms", "x dense", "quartiles", "x eager", "floor ms")
 
 
-def as_table(result: Result) -> Table:
+def as_table(result: GraphsResult) -> Table:
     """One block a layer and part, with one row for each policy and backend."""
-    title = f"{result['rounds']} turns, {result['threads'] or 'all'} threads"
+    title = f"{result.rounds} turns, {result.threads or 'all'} threads"
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
-    for column in ("", "policy", "p50 ms", "p99 ms", "x dense", "quartiles", "x eager", "floor ms"):
-        table.add_column(
-            column, justify="left" if column in ("", "policy") else "right", overflow="fold"
-        )
+    for column in COLUMNS:
+        justify = "left" if column in LEFT else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     block = ""
-    for row in result["rows"]:
-        here = f"{row['layer']} {row['part']}"
+    for row in result.rows:
+        here = f"{row.layer} {row.part}"
         if block not in ("", here):
             table.add_section()
-        table.add_row(
-            here if here != block else "",
-            *_cells(row),
-            style="bold" if row["part"] == TOTAL else None,
-        )
+        style = "bold" if row.part == TOTAL else None
+        table.add_row(here if here != block else "", *_cells(row), style=style)
         block = here
     return table
 
 
-def _cells(row: dict[str, Any]) -> Iterator[str]:
-    yield row["subject"]
-    yield from (_number(row[name]) for name in ("p50_ms", "p99_ms", "ratio_to_dense"))
-    yield "" if row["ratio_low"] is None else f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}"
-    yield from (_number(row[name]) for name in ("ratio_to_eager_dense", "floor_ms"))
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def _cells(row: BenchRow) -> Iterator[str]:
+    yield row.subject
+    yield from map(number, (row.p50_ms, row.p99_ms, row.ratio_to_dense))
+    yield "" if row.ratio_low is None else f"{row.ratio_low:.2f}-{row.ratio_high:.2f}"
+    yield from map(number, (row.ratio_to_eager_dense, row.floor_ms))
 
 
 def breakdown(
     cells: Mapping[Cell, Sequence[float]], parts: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Where L3 - L0 goes: rows of step, part and ms, from medians.
-
-    Their sum is not exact: medians do not add up.
-    """
+) -> tuple[CostPart, ...]:
+    """Where L3 - L0 goes, from medians. Their sum is not exact: medians do not add up."""
 
     def over(layer: str, below: str) -> float:
         return float(np.median(np.subtract(cells[layer, TOTAL], cells[below, TOTAL])))
 
-    def row(step: str, part: str, ms: float) -> dict[str, Any]:
-        return {"step": step, "part": part, "ms": round(ms, 3)}
-
     picture = float(np.median(cells["L1", "preprocess"]))
     again = parts["policy"] - float(np.median(cells["L2", TOTAL]))
     socket = {name: ms for name, ms in parts.items() if name != "policy"}
-    return [
-        row("L1 - L0", "picture resized, prompt looked up, noise drawn", picture),
-        row("L1 - L0", IN_A_ROW, over("L1", "L0") - picture),
-        row("L2 - L1", "clipped, un-normalised", over("L2", "L1")),
-        *(row("L3 - L2", name, ms) for name, ms in socket.items()),
-        row("L3 - L2", ELSEWHERE, again),
-        row("L3 - L0", TOTAL, over("L3", "L0")),
-    ]
-
-
-def own_parts(rows: Sequence[Mapping[str, Any]]) -> float:
-    """What of a breakdown is work of the runtime's own [ms]: all but the graphs, which run here as
-    they run there.
-    """
-    return round(
-        sum(row["ms"] for row in rows if row["part"] not in (IN_A_ROW, ELSEWHERE, TOTAL)), 3
+    found = (
+        ("L1 - L0", "picture resized, prompt looked up, noise drawn", picture),
+        ("L1 - L0", IN_A_ROW, over("L1", "L0") - picture),
+        ("L2 - L1", "clipped, un-normalised", over("L2", "L1")),
+        *(("L3 - L2", name, ms) for name, ms in socket.items()),
+        ("L3 - L2", ELSEWHERE, again),
+        ("L3 - L0", TOTAL, over("L3", "L0")),
     )
+    return tuple(CostPart(step, part, round(ms, 3)) for step, part, ms in found)
 
 
-def as_cost(result: Result) -> Table:
+def own_parts(rows: Sequence[CostPart]) -> float:
+    """What of a breakdown is the runtime's own work [ms]: all but the graphs themselves."""
+    return round(sum(row.ms for row in rows if row.part not in (IN_A_ROW, ELSEWHERE, TOTAL)), 3)
+
+
+def as_cost(result: BenchResult) -> Table:
     """The runtime's own cost, part by part."""
-    title = f"the runtime's own cost, picture {result['picture']} [ms]"
+    title = f"the runtime's own cost, picture {result.picture} [ms]"
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
     for column in ("step", "part", "p50 ms"):
         table.add_column(column, justify="right" if column == "p50 ms" else "left")
-    for row in result["breakdown"]:
-        table.add_row(
-            row["step"],
-            row["part"],
-            _number(row["ms"]),
-            style="bold" if row["part"] == TOTAL else None,
-        )
+    for row in result.breakdown:
+        style = "bold" if row.part == TOTAL else None
+        table.add_row(row.step, row.part, number(row.ms), style=style)
     return table
 
 
-def explain(result: Result) -> Iterator[str]:
+def explain(result: BenchResult) -> Iterator[str]:
     """What the columns are, and the figures that have no row."""
     yield from MEANING
-    machine = result["machine"]
+    machine = result.machine
+    bandwidth = f"{machine.gbytes_per_s:.1f} GB/s"
+    yield f"Measured peak {machine.gflops:.0f} GFLOP/s, bandwidth {bandwidth}."
+    low, high = result.runtime_cost_interval_ms
+    interval = f"95 % interval {low:.2f} to {high:.2f}"
+    cost = f"{result.runtime_cost_ms:.2f} ms"
+    yield f"The runtime itself costs {cost} (L3 - L0, median; {interval})."
     yield (
-        f"Measured peak {machine['gflops']:.0f} GFLOP/s, bandwidth {machine['gbytes_per_s']:.1f}"
-        " GB/s."
+        f"Its own parts add up to {result.own_parts_ms:.2f} ms; the rest is how the same graphs "
+        "run in one process and in the other."
     )
-    low, high = result["runtime_cost_interval_ms"]
-    cost = result["runtime_cost_ms"]
-    own = result["own_parts_ms"]
-    yield (
-        f"The runtime itself costs {cost:.2f} ms (L3 - L0, median; 95 % interval {low:.2f} to"
-        f" {high:.2f})."
-    )
-    yield (
-        f"Its own parts add up to {own:.2f} ms; the rest is how the same graphs run in one process"
-        " and in the other."
-    )
-    yield from result["notes"]
+    yield from result.notes
 
 
-def doubts(rows: Sequence[dict[str, Any]], asked_again: int) -> Iterator[str]:
+def doubts(rows: Sequence[BenchRow], asked_again: int) -> Iterator[str]:
     """Signs that the machine did other things too, so that the figures are not to be trusted."""
-    impossible = [
-        row["name"]
-        for row in rows
-        if row["floor_ms"] is not None and row["p50_ms"] < row["floor_ms"]
-    ]
+    floored = [row for row in rows if row.floor_ms is not None]
+    impossible = [row.name for row in floored if row.p50_ms < (row.floor_ms or 0.0)]
     if impossible:
-        yield (
-            "Busy machine: below their floor, whose peak was measured apart from them:"
-            f" {', '.join(impossible)}."
-        )
+        names = ", ".join(impossible)
+        yield f"Busy machine: below their floor, whose peak was measured apart from them: {names}."
     if asked_again:
         yield f"Busy machine: {asked_again} frames had to be sent again."
 
 
 def write_samples(samples: Samples, path: Path) -> None:
-    """Milliseconds of every turn, under "NAME LAYER PART": arrays of an .npz, or lists in a
-    .json.
-    """
+    """Milliseconds of every turn, as "NAME LAYER PART": arrays of an .npz, or lists in a .json."""
     table: dict[str, Any] = {
         f"{name} {layer} {part}": took
         for name, cells in samples.items()

@@ -1,49 +1,46 @@
-"""Layer L3 of a benchmark: the process `policy` as `run` starts it, a frame published to it, its
-chunk received.
+"""Layer L3 of a benchmark: the process `policy` as `run` starts it, a frame published, its chunk
+received.
 
 This side plays camera, robot and operator on the real topics; the process does not know that it is
-measured. Only its guards against old pictures and slow starts are wide open. Knows sockets and one
+measured. Only its guards against old images and slow starts are wide open. Knows sockets and one
 process; nothing of percentiles.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from trimvla.launch.bench.turns import TOTAL, Times
+from trimvla.launch.system.client import SystemClient, new_task
 from trimvla.launch.system.processes import programs
 from trimvla.launch.system.run_dirs import temporary_run_dir
 from trimvla.launch.system.supervisor import Supervisor
-from trimvla.runtime.bus.messages import ActionChunk, Frame, JointState, Report, Task
-from trimvla.runtime.bus.sockets import Publisher, Subscriber
+from trimvla.runtime.bus.messages import ActionChunk, Frame, JointState
 from trimvla.runtime.bus.telemetry import REPORT_PERIOD_S
-from trimvla.runtime.bus.topics import color, report, topic
+from trimvla.runtime.bus.topics import color
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns
-from trimvla.runtime.errors import TrimvlaError
 
 CAMERA = "front"
 PROCESS = "policy"
-SENT = ("task", "robot/state", color(CAMERA))
+ANSWER = f"an answer of the process '{PROCESS}'"
+SENDS = ("task", "robot/state", color(CAMERA))
 READY_TIMEOUT_S = 120.0  # imports and model loading on a slow, busy machine
 ANSWER_TIMEOUT_S = 60.0
-ASK_AGAIN_S = 2.0  # while connecting: who is not there yet hears nothing
-SETTLE_S = 0.01  # task and state arrive before the picture; they have sockets of their own
+ASK_AGAIN_S = 2.0  # while connecting: who is not there yet receives nothing
+SETTLE_S = 0.01  # task and state arrive before the image; they have sockets of their own
 POLL_S = 0.2
 WIDE_OPEN: dict[str, Any] = {
     "max_hz": 1000.0,
     "camera_timeout_s": 3600.0,
     "budget": {"frame_s": ANSWER_TIMEOUT_S},
 }
-
-
-class NoAnswerError(TrimvlaError):
-    """The process `policy` gave no chunk."""
 
 
 @contextmanager
@@ -75,104 +72,90 @@ def socket_policy(
     section |= {} if provider is None else {"provider": provider}
     with ExitStack() as stack:
         run_dir = stack.enter_context(temporary_run_dir())
-        sends = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in SENT}
-        hears = stack.enter_context(Subscriber(run_dir, [topic("chunk"), topic(report(PROCESS))]))
         parts = programs({PROCESS: section | WIDE_OPEN}, run_dir)
-        group = stack.enter_context(Supervisor(parts, run_dir, restart=False))
-        yield SocketPolicy(sends, hears, group.check, picture, instruction)
+        group = Supervisor(parts, run_dir, restart=False)
+        client = SystemClient(
+            run_dir, sends=SENDS, receives=["chunk"], processes=[PROCESS], check=group.check
+        )
+        stack.enter_context(client)
+        stack.enter_context(group)
+        yield SocketPolicy(client, picture, instruction)
 
 
 class SocketPolicy:
     """The other end of the process's sockets. Made by `socket_policy`."""
 
-    def __init__(
-        self,
-        sends: dict[str, Publisher],
-        hears: Subscriber,
-        check: Callable[[], None],
-        picture: np.ndarray,
-        instruction: str,
-    ) -> None:
-        """`check` raises if the process has ended; it is called all the time."""
-        self._task, self._state, self._frames = (sends[name] for name in SENT)
-        self._hears = hears
-        self._check = check
+    def __init__(self, client: SystemClient, picture: np.ndarray, instruction: str) -> None:
+        self._client = client
         self._picture = picture
-        self._instruction = instruction
-        self._started_ns = monotonic_ns()
+        self._task = new_task(instruction, episode=0)
         self._sent_ns: dict[int, int] = {}
+        self._next = 0
         self.asked_again = 0
-        """Frames beyond the first of a turn: a figure above 0 says that the machine was too busy to
-        measure on.
-        """
+        """Frames beyond the first of a turn; above 0 the machine was too busy to measure on."""
         self._back_ms: list[float] = []
 
     def connect(self) -> None:
         """Return when the process has answered a first time. Raises what `turn` raises."""
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        while self._report().state == "starting":
-            self._listen(deadline, READY_TIMEOUT_S)
+        self._client.until(self._started, READY_TIMEOUT_S, ANSWER)
         self.turn(0)
         self.asked_again = 0
         self._back_ms.clear()
+
+    def _started(self) -> bool:
+        return self._client.report(PROCESS).state != "starting"
 
     def turn(self, turn: int) -> Times:
         """L3: publish a frame, wait for its chunk.
 
         Raises NoAnswerError, or ProcessEndedError with its last words.
         """
-        first = self._frames.sent
+        first = self._next
         again = time.monotonic()
-        deadline = again + ANSWER_TIMEOUT_S
-        while (answer := self._answer(first)) is None:
+        answers: list[float] = []
+
+        def answered() -> bool:
+            answers.extend(self._answers(first))
+            return bool(answers)
+
+        def take_turn() -> None:
+            nonlocal again
             if time.monotonic() >= again:
                 self._ask()
                 again = time.monotonic() + ASK_AGAIN_S
-            self._listen(deadline, ANSWER_TIMEOUT_S)
-        self.asked_again += self._frames.sent - first - 1
-        return {("L3", TOTAL): answer}
+            self._client.turn(POLL_S)
+
+        self._client.until(answered, ANSWER_TIMEOUT_S, ANSWER, take_turn)
+        self.asked_again += self._next - first - 1
+        return {("L3", TOTAL): answers[0]}
 
     def _ask(self) -> None:
-        """Task and state first, so that the picture can be acted on; its time is that of its
-        publishing.
-        """
+        """Task and state first, so that the image can be acted on; its time is its publishing's."""
         now = monotonic_ns()
-        self._task.send(
-            Task(time_ns=now, episode=0, instruction=self._instruction, started_ns=self._started_ns)
-        )
-        self._state.send(JointState(time_ns=now, position=(0.0,) * 6, gripper=1.0))
+        task = msgspec.structs.replace(self._task, time_ns=now)
+        self._client.send("task", task)
+        state = JointState(time_ns=now, position=(0.0,) * 6, gripper=1.0)
+        self._client.send("robot/state", state)
         time.sleep(SETTLE_S)
         now = monotonic_ns()
-        self._sent_ns[self._frames.sent] = now
-        self._frames.send(Frame(CAMERA, now, self._picture))
+        self._sent_ns[self._next] = now
+        self._next = 1 + self._client.send(color(CAMERA), Frame(CAMERA, now, self._picture))
 
-    def _listen(self, deadline: float, timeout_s: float) -> None:
-        """Take in what comes next."""
-        self._check()
-        if time.monotonic() > deadline:
-            said = self._report()
-            found = f"it is {said.state}{f' ({said.reason})' if said.reason else ''}"
-            raise NoAnswerError(
-                f"expected an answer of the process '{PROCESS}' within {timeout_s:g} s; {found}"
-            )
-        self._hears.update(POLL_S)
-
-    def _answer(self, first: int) -> float | None:
+    def _answers(self, first: int) -> Iterator[float]:
         """Milliseconds from a frame of this turn to its chunk, where one has just come."""
         now = monotonic_ns()
-        heard = self._hears["chunk"]
-        chunk = heard.message
-        if not heard.updated or not isinstance(chunk, ActionChunk) or chunk.frame_sequence < first:
-            return None
-        self._back_ms.append((now - chunk.produced_ns) / NS_PER_MS)
-        return (now - self._sent_ns[chunk.frame_sequence]) / NS_PER_MS
+        received = self._client["chunk"]
+        chunk = received.message
+        fresh = received.updated and isinstance(chunk, ActionChunk)
+        if fresh and isinstance(chunk, ActionChunk) and chunk.frame_sequence >= first:
+            self._back_ms.append((now - chunk.produced_ns) / NS_PER_MS)
+            yield (now - self._sent_ns[chunk.frame_sequence]) / NS_PER_MS
 
     def parts(self) -> dict[str, float]:
-        """Where the time of L3 went [ms], by the process's own clocks: medians of all turns, also
-        the first.
-        """
-        self._hears.update(REPORT_PERIOD_S + POLL_S)
-        p50 = {name: summary.p50 for name, summary in self._report().latencies.items()}
+        """Where the time of L3 went [ms], by the process's own clocks: medians of all turns."""
+        self._client.receive(REPORT_PERIOD_S + POLL_S)
+        latencies = self._client.report(PROCESS).latencies
+        p50 = {name: summary.p50 for name, summary in latencies.items()}
         way = p50["travel"] + p50["pickup"]
         return {
             "frame out, and on its way": p50["travel"],
@@ -181,11 +164,3 @@ class SocketPolicy:
             "policy": p50["inference.total"],
             "chunk out, on its way, unpacked": float(np.median(self._back_ms)),
         }
-
-    def _report(self) -> Report:
-        message = self._hears[report(PROCESS)].message
-        return (
-            message
-            if isinstance(message, Report)
-            else Report(time_ns=0, process=PROCESS, state="starting")
-        )

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from trimvla.launch.bench.floor import Floor
+from trimvla.launch.bench.results import BenchRow
 from trimvla.runtime.backends.chain import HostChain
 from trimvla.runtime.backends.runner import Runner
 from trimvla.runtime.bundle.manifest import STAGES
@@ -157,55 +157,54 @@ class Listener:
 
 def rows(
     subjects: Sequence[Subject], samples: Samples, floors: Mapping[str, Mapping[str, Floor]]
-) -> list[dict[str, Any]]:
+) -> tuple[BenchRow, ...]:
     """The report: one row for each layer, part and subject, in this order.
 
     Args:
         subjects: as they were measured.
         samples: from `measure`.
         floors: bundle -> stage or "total" -> floor, where it is known.
-
-    Returns:
-        {"name": the subject's, with the part behind a slash unless it is the total, "layer",
-        "part", "subject", "bundle", "backend", "p50_ms", "p99_ms", "ratio_to_dense": the dense
-        policy's time on the same backend over this one's, turn by turn: the median, "ratio_low",
-        "ratio_high": its quartiles, "ratio_to_eager_dense": the same against the dense policy in
-        eager torch, "over_l0_ms": what a layer takes beyond the graphs, "floor_ms", "floor_by"};
-        None for what there is not. A ratio above 1 is faster.
     """
-    cells = sorted(
-        {cell: None for cells in samples.values() for cell in cells}, key=lambda cell: cell[0]
-    )
-    return [
-        _row(subject, cell, subjects, samples) | _floor(floors.get(subject.bundle, {}), cell)
-        for cell in cells  # sorting keeps the order of the parts
+    measured = {cell: None for cells in samples.values() for cell in cells}
+    cells = sorted(measured, key=lambda cell: cell[0])  # which keeps the order of the parts
+    return tuple(
+        _row(subject, cell, subjects, samples, floors.get(subject.bundle, {}))
+        for cell in cells
         for subject in subjects
         if cell in samples[subject.name]
-    ]
+    )
 
 
 def _row(
-    subject: Subject, cell: Cell, peers: Sequence[Subject], samples: Samples
-) -> dict[str, Any]:
+    subject: Subject,
+    cell: Cell,
+    peers: Sequence[Subject],
+    samples: Samples,
+    floors: Mapping[str, Floor],
+) -> BenchRow:
+    layer, part = cell
     took = samples[subject.name][cell]
-    (layer, part) = cell
     p50, p99 = np.percentile(took, (50, 99))
     low, ratio, high = _ratios(dense_samples(peers, samples, subject.backend, cell), took)
-    return {
-        "name": subject.name if part == TOTAL else f"{subject.name}/{part}",
-        "layer": layer,
-        "part": part,
-        "subject": subject.name,
-        "bundle": subject.bundle,
-        "backend": subject.backend,
-        "p50_ms": round(float(p50), 3),
-        "p99_ms": round(float(p99), 3),
-        "ratio_to_dense": ratio,
-        "ratio_low": low,
-        "ratio_high": high,
-        "ratio_to_eager_dense": _ratios(dense_samples(peers, samples, EAGER, cell), took)[1],
-        "over_l0_ms": over_l0(samples[subject.name], layer) if part == TOTAL else None,
-    }
+    eager = dense_samples(peers, samples, EAGER, cell)
+    floor = floors.get(part) if layer == "L0" else None
+    return BenchRow(
+        name=subject.name if part == TOTAL else f"{subject.name}/{part}",
+        layer=layer,
+        part=part,
+        subject=subject.name,
+        bundle=subject.bundle,
+        backend=subject.backend,
+        p50_ms=round(float(p50), 3),
+        p99_ms=round(float(p99), 3),
+        ratio_to_dense=ratio,
+        ratio_low=low,
+        ratio_high=high,
+        ratio_to_eager_dense=_ratios(eager, took)[1],
+        over_l0_ms=over_l0(samples[subject.name], layer) if part == TOTAL else None,
+        floor_ms=None if floor is None else round(floor.ms, 3),
+        floor_by=None if floor is None else floor.by,
+    )
 
 
 def dense_samples(
@@ -240,11 +239,3 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     low = max(0, math.floor(middle - half))
     high = min(len(ordered) - 1, math.ceil(middle + half))
     return float(ordered[low]), float(ordered[high])
-
-
-def _floor(floors: Mapping[str, Floor], cell: Cell) -> dict[str, Any]:
-    layer, part = cell
-    floor = floors.get(part) if layer == "L0" else None
-    if floor is None:
-        return {"floor_ms": None, "floor_by": None}
-    return {"floor_ms": round(floor.ms, 3), "floor_by": floor.by}

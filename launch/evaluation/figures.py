@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trimvla.launch.evaluation.results import CurveRow
 from trimvla.launch.figures import style
 from trimvla.launch.figures.rates import Line, Rate, Series, rate_lines, rate_rows
-from trimvla.launch.options import Result
 from trimvla.policies.sizes.roofline import find_device
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.evaluation.statistics import wilson_interval
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 LATENCY = "latency charged to the simulated clock, mean [ms]"
 
 
-def draw_curve(rows: Sequence[Result], path: Path, title: str) -> None:
+def draw_curve(rows: Sequence[CurveRow], path: Path, title: str) -> None:
     """Draw `curve_figure` into a PNG."""
     style.save(curve_figure(rows, title), path)
 
 
-def draw_rungs(rows: Sequence[Result], path: Path, title: str) -> None:
+def draw_rungs(rows: Sequence[CurveRow], path: Path, title: str) -> None:
     """Draw `rungs_figure` into a PNG."""
     style.save(rungs_figure(rows, title), path)
 
@@ -37,29 +37,29 @@ def draw_verbs(by_verb: Mapping[str, Sequence[int]], path: Path, title: str) -> 
     style.save(verbs_figure(by_verb, title), path)
 
 
-def curve_figure(rows: Sequence[Result], title: str) -> Figure:
+def curve_figure(rows: Sequence[CurveRow], title: str) -> Figure:
     """Success against the latency, a bundle a line; a row each where no latency was charged."""
-    late = [row for row in rows if row["ms"] is not None]
-    names = short_names([row["bundle"] for row in rows])
+    late = [row for row in rows if row.ms is not None]
+    names = short_names([row.bundle for row in rows])
     if not late:
-        labels = [f"{names[row['bundle']]} {row['latency'] or ''}".strip() for row in rows]
+        labels = [f"{names[row.bundle]} {row.latency or ''}".strip() for row in rows]
         places = {place: rate_of(row) for place, row in enumerate(rows)}
         return rate_rows(labels, [Series("success", places, style.BLUE)], title)
     lines: list[Line] = []
     for bundle, name in names.items():
-        points = [(float(row["ms"]), rate_of(row)) for row in late if row["bundle"] == bundle]
+        points = [(row.ms or 0.0, rate_of(row)) for row in late if row.bundle == bundle]
         lines.append(Line(name, sorted(points, key=lambda point: point[0])))
     return rate_lines([line for line in lines if line.points], LATENCY, title)
 
 
-def rungs_figure(rows: Sequence[Result], title: str) -> Figure:
+def rungs_figure(rows: Sequence[CurveRow], title: str) -> Figure:
     """Success along the ladder: a bundle a row, a latency a colour."""
-    names = short_names([row["bundle"] for row in rows])
+    names = short_names([row.bundle for row in rows])
     order = list(names)
     series: list[Series] = []
-    for number, latency in enumerate(dict.fromkeys(row["latency"] for row in rows)):
-        own = [row for row in rows if row["latency"] == latency]
-        rates = {order.index(row["bundle"]): rate_of(row) for row in own}
+    for number, latency in enumerate(dict.fromkeys(row.latency for row in rows)):
+        own = [row for row in rows if row.latency == latency]
+        rates = {order.index(row.bundle): rate_of(row) for row in own}
         colour = style.colour(number)
         series.append(Series(latency_words(latency), rates, colour, style.marker(number)))
     return rate_rows(list(names.values()), series, title)
@@ -75,10 +75,10 @@ def verbs_figure(by_verb: Mapping[str, Sequence[int]], title: str) -> Figure:
     return rate_rows(names, [Series("success", rates, style.BLUE)], title)
 
 
-def rate_of(row: Result) -> Rate:
+def rate_of(row: CurveRow) -> Rate:
     """A result's success rate and its interval."""
-    low, high = row["interval"]
-    return Rate(row["success_rate"], low, high)
+    low, high = row.interval
+    return Rate(row.success_rate, low, high)
 
 
 def short_names(bundles: Sequence[str]) -> dict[str, str]:

@@ -14,13 +14,13 @@ from tyro.conf import Positional
 
 from trimvla.launch.evaluation.env_args import EnvArgs
 from trimvla.launch.evaluation.players import Bundles, identity
-from trimvla.launch.options import Result
 from trimvla.launch.outputs import Output
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.actor import EXPERT
 
 if TYPE_CHECKING:
     from trimvla.sim.evaluation.rollout import Deal, Round, Setting
+    from trimvla.sim.evaluation.success import Success
 
 Variant = Literal["default", "lighting", "texture", "camera", "distractors", "all"]
 Chunks = Literal["latest", "ensemble", "blend", "rtc"]
@@ -199,13 +199,13 @@ class Match:
         """All conditions of a seed before the next seed."""
         return [(condition, seed) for seed in self.seeds for condition in self.conditions]
 
-    def results(self, rounds: Mapping[Deal, Round]) -> dict[str, dict[str, Result]]:
-        """Condition -> role -> `summarise`."""
-        from trimvla.sim.evaluation.rollout import summarise
+    def results(self, rounds: Mapping[Deal, Round]) -> dict[str, dict[str, Success]]:
+        """Condition -> role -> its success."""
+        from trimvla.sim.evaluation.success import success_of
 
         return {
             condition: {
-                role: summarise([rounds[condition, seed][role] for seed in self.seeds])
+                role: success_of([rounds[condition, seed][role] for seed in self.seeds])
                 for role in self.players.names
             }
             for condition in self.conditions

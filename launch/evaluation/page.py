@@ -1,5 +1,4 @@
-"""`trimvla report`: the page on what trimming costs in success and buys in time, from results that
-were kept.
+"""`trimvla report`: the page on what trimming costs in success and buys in time, from kept results.
 
 Reads `ablation.json` and `ablation_TASK.json`, the benchmark's `trimmed_latency.json`,
 `trimmed_success.json` and every result of `trimvla eval` under `evaluation/`; writes pictures, and
@@ -9,29 +8,36 @@ what is not there has no row.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from trimvla.launch.ablation.report import with_times
+from trimvla.launch.bench.results import GpuResult
+from trimvla.launch.evaluation.kept import (
+    KeptAblation,
+    KeptBench,
+    KeptEvaluation,
+    KeptPairs,
+    read,
+)
 from trimvla.launch.evaluation.players import estimate
-from trimvla.launch.options import Options, Result
+from trimvla.launch.evaluation.results import CurveRow
+from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
+from trimvla.launch.result import Answer
+from trimvla.launch.tables import Row, as_markdown, duration, insert, p_value, points, rate
 from trimvla.policies.sizes.roofline import find_device
 from trimvla.runtime.bundle import manifest as bundle_files
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim.evaluation.statistics import compare
+from trimvla.sim.evaluation.statistics import Comparison, compare
 
-# of the roofline that an engine attains: at best, and eager PyTorch on a large policy
-SHARES = (1.0, 0.2)
+SHARES = (1.0, 0.2)  # of the roofline that an engine attains: at best, and eager PyTorch
 MARGIN = 0.05
 DEVICE_TITLES = {"orin": "Orin", "thor": "Thor"}
-Rows = list[tuple[str, ...]]
+Rows = list[Row]
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,23 @@ class Args(Options):
         )
 
 
-def run(args: Args) -> Result:
+class ReportResult(Answer, frozen=True, kw_only=True):
+    """What went into the page."""
+
+    page: Path
+    """The page."""
+    results: list[str]
+    """Names of the evaluations that were found."""
+    pictures: list[str]
+    """Files that were drawn for the page."""
+    redrawn: list[str]
+    """Files that were drawn anew beside the results."""
+
+
+def run(args: Args) -> ReportResult:
     """Write tables and pictures; returns what was found."""
-    results = {
-        path.stem: read(path) for path in sorted((args.results / "evaluation").glob("*.json"))
-    }
+    files = sorted((args.results / "evaluation").glob("*.json"))
+    results = {path.stem: read(path, KeptEvaluation) for path in files}
     tables = {
         "tabletop": tabletop_rows(args.results),
         "widowx": widowx_rows(args.results),
@@ -69,8 +87,8 @@ def run(args: Args) -> Result:
         text = args.page.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{args.page}: expected the page for --page, got: {error}") from None
-    for name, rows in tables.items():
-        text = insert(text, name, as_markdown(rows))
+    for name, (head, *rows) in tables.items():
+        text = insert(text, name, as_markdown(head, rows))
     folder = args.page.with_suffix("")
     drawn = list(draw(results, folder))
     shown = "\n".join(f"![{title}]({folder.name}/{name})" for name, title in drawn)
@@ -78,57 +96,12 @@ def run(args: Args) -> Result:
     redrawn = [path.name for path in redraw(args.results)]
     for name, rows in tables.items():
         args.console().print(f"{name}: {max(0, len(rows) - 1)} rows")
-    return {
-        "ok": True,
-        "page": args.page,
-        "results": sorted(results),
-        "pictures": [name for name, _ in drawn],
-        "redrawn": redrawn,
-    }
-
-
-def read(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """A result; ConfigError where there is none."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: expected a result, got: {error}") from None
-
-
-def insert(text: str, name: str, table: str) -> str:
-    """Put a table between its marks. Raises ConfigError where they are missing."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise ConfigError(
-            f"expected the marks <!-- {name} --> and <!-- end of {name} --> in the page, got"
-            " neither or one"
-        )
-    return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
-
-
-def as_markdown(rows: Rows) -> str:
-    """The first row is the head."""
-    if len(rows) < 2:
-        return "No results yet."
-    head, *rest = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rest))
-
-
-def rate(row: Mapping[str, Any], key: str = "success_rate") -> str:
-    """A rate with its interval and its count."""
-    low, high = row["interval"]
-    return f"{row[key]:.1%} ({low:.1%} to {high:.1%}) of {row['episodes']}"
-
-
-def points(paired: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Difference with its interval, and McNemar's p."""
-    if paired is None:
-        return "", ""
-    low, high = paired["interval"]
-    star = " *" if paired["non_inferior"] else ""
-    return (
-        f"{100 * paired['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}){star}",
-        f"{paired['p_value']:.2g}",
+    return ReportResult(
+        ok=True,
+        page=args.page,
+        results=sorted(results),
+        pictures=[name for name, _ in drawn],
+        redrawn=redrawn,
     )
 
 
@@ -136,17 +109,15 @@ PLANS = ("plan", "success", "points to dense, paired", "McNemar's p", "one chunk
 
 
 def tabletop_rows(results: Path) -> Rows:
-    """Dense, the whole plan, its parts and the controls; and the shipped trimmed bundle on its own
-    600 seeds.
-    """
-    rows: Rows = [PLANS, *plan_rows(read(results / "ablation.json"))]
-    shipped = read(results / "trimmed_success.json")
-    sides = {
-        role: shipped[f"{role}_successes"] / shipped["episodes"]
-        for role in ("candidate", "reference")
-    }
-    title = f"{shipped['bundle']}, beside dense with {sides['reference']:.1%} on these seeds"
-    rows.append((title, f"{sides['candidate']:.1%} of {shipped['episodes']}", *points(shipped), ""))
+    """Dense, the whole plan, its parts and the controls; and the shipped trimmed bundle's 600
+    seeds."""
+    rows: Rows = [PLANS, *plan_rows(read(results / "ablation.json", KeptAblation))]
+    shipped = read(results / "trimmed_success.json", KeptPairs)
+    candidate = shipped.candidate_successes / shipped.episodes
+    reference = shipped.reference_successes / shipped.episodes
+    title = f"{shipped.bundle}, beside dense with {reference:.1%} on these seeds"
+    success = f"{candidate:.1%} of {shipped.episodes}"
+    rows.append((title, success, points(shipped), p_value(shipped), ""))
     return rows
 
 
@@ -154,160 +125,138 @@ def widowx_rows(results: Path) -> Rows:
     """The same of SimplerEnv's tasks, all of them in one table."""
     rows: Rows = [("task", *PLANS)]
     for path in sorted(results.glob("ablation_*.json")):
-        told = read(path)
-        rows.extend((told["settings"]["env"], *row) for row in plan_rows(told))
+        kept = read(path, KeptAblation)
+        rows.extend((kept.settings.env, *row) for row in plan_rows(kept))
     return rows
 
 
-def plan_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def plan_rows(kept: KeptAblation) -> Iterator[Row]:
     """The rows of `trimvla ablate`."""
-    for row in told["rows"]:
-        times = row["backends"]["onnxruntime"]
-        name = f"{row['name']} (control)" if row["control"] else row["name"]
-        chunk = f"{times['p50_ms']:.0f} ms ({times['ratio_to_dense']:.2f}x)"
-        yield name, rate(row, "success"), *points(row["against_dense"]), chunk
+    for row in kept.rows:
+        times = row.backends["onnxruntime"]
+        name = f"{row.name} (control)" if row.control else row.name
+        success = rate(row.success, row.interval, row.episodes)
+        chunk = duration(times.p50_ms, times.ratio_to_dense, digits=0)
+        yield name, success, points(row.against_dense), p_value(row.against_dense), chunk
 
 
 def latency_rows(results: Path) -> Rows:
-    """Picture in, chunk out, on this machine."""
+    """Image in, chunk out, on this machine."""
     rows: Rows = [("bundle", "threads", "one chunk, median", "p99", "against dense")]
-    for run_ in read(results / "trimmed_latency.json"):
-        for row in run_["rows"]:
-            if row["layer"] == "L2" and row["part"] == "total":
-                times = (
-                    f"{row['p50_ms']:.0f} ms",
-                    f"{row['p99_ms']:.0f} ms",
-                    f"{row['ratio_to_dense']:.2f}x",
-                )
-                rows.append((row["bundle"] + f" ({row['backend']})", str(run_["threads"]), *times))
+    for kept in read(results / "trimmed_latency.json", list[KeptBench]):
+        for row in kept.rows:
+            if row.is_whole:
+                bundle = f"{row.bundle} ({row.backend})"
+                times = (f"{row.p50_ms:.0f} ms", f"{row.p99_ms:.0f} ms")
+                rows.append((bundle, str(kept.threads), *times, f"{row.ratio_to_dense:.2f}x"))
     return rows
 
 
-def device_rows(results: Mapping[str, Any], here: Mapping[str, float]) -> Rows:
-    """What each bundle of a curve does at the latency of this machine, as measured, and of devices,
-    as estimated.
+def device_rows(results: Mapping[str, KeptEvaluation], here: Mapping[str, float]) -> Rows:
+    """Each bundle of a curve at this machine's latency, measured, and at devices', estimated.
 
     Its outcomes are those of the curve at as many control periods. The difference is to the first
     bundle, dense, on the same device: each at its own latency, on the same seeds.
     """
-    rows: Rows = [
-        (
-            "task",
-            "device",
-            "reached",
-            "bundle",
-            "latency",
-            "control periods",
-            "success",
-            "points to dense, paired",
-        )
-    ]
-    for told in results.values():
-        curve = [row for row in told.get("curve", ()) if row["ms"] is not None]
-        bundles = tuple(dict.fromkeys(row["bundle"] for row in curve))
-        hz = told.get("control_hz", 5.0)
+    figures = ("latency", "control periods", "success", "points to dense, paired")
+    rows: Rows = [("task", "device", "reached", "bundle", *figures)]
+    for kept in results.values():
+        curve = [row for row in kept.curve or () if row.ms is not None]
+        bundles = tuple(dict.fromkeys(row.bundle for row in curve))
+        task = task_of(kept)
         measured = {bundle: here[bundle] for bundle in bundles if bundle in here}
-        rows.extend(_device_rows(curve, hz, (task_of(told), "this machine", "measured"), measured))
+        machine = (task, "this machine", "measured")
+        rows.extend(_device_rows(curve, kept.control_hz, machine, measured))
         for device, share in product(DEVICE_TITLES, SHARES):
-            guessed = dict(guesses(told, bundles, device, share))
-            rows.extend(
-                _device_rows(
-                    curve, hz, (task_of(told), DEVICE_TITLES[device], f"{share:.0%}"), guessed
-                )
-            )
+            guessed = dict(guesses(kept, bundles, device, share))
+            place = (task, DEVICE_TITLES[device], f"{share:.0%}")
+            rows.extend(_device_rows(curve, kept.control_hz, place, guessed))
     return rows
 
 
 def guesses(
-    told: Mapping[str, Any], bundles: Sequence[str], device: str, share: float
+    kept: KeptEvaluation, bundles: Sequence[str], device: str, share: float
 ) -> Iterator[tuple[str, float]]:
-    """Bundle and milliseconds: what was estimated when the curve was played, or from a bundle that
-    is shipped.
-    """
+    """Bundle and milliseconds: estimated when the curve was played, or from a shipped bundle."""
     title = find_device(device).title
     shipped = bundle_files.shipped()
-    kept = {
-        (row["bundle"], row["device"]["title"], row["attained"]): row["ms"]
-        for row in told.get("estimates", ())
-    }
+    known = {(row.bundle, row.device.title, row.attained): row.ms for row in kept.estimates}
     for bundle in bundles:
-        if (bundle, title, share) in kept:
-            yield bundle, kept[bundle, title, share]
+        if (bundle, title, share) in known:
+            yield bundle, known[bundle, title, share]
         elif bundle in shipped:
-            yield bundle, estimate(bundle, device, share)["ms"]
+            yield bundle, estimate(bundle, device, share).ms
 
 
-def task_of(told: Mapping[str, Any]) -> str:
-    """The environment; the first seed where others than its official episodes were played; a look
-    at every step.
-    """
-    env = told.get("env", "")
-    seeds = f", seeds from {told['seed']}" if ":" in env and told["seed"] else ""
-    looks = ", a look at every step" if told.get("execute") == 1 else ""
-    return f"{env}{seeds}{looks}"
+def task_of(kept: KeptEvaluation) -> str:
+    """The environment; the first seed where it is not the official one; a look at every step."""
+    seeds = f", seeds from {kept.seed}" if ":" in kept.env and kept.seed else ""
+    looks = ", a look at every step" if kept.execute == 1 else ""
+    return f"{kept.env}{seeds}{looks}"
 
 
 def _device_rows(
-    curve: Sequence[Mapping[str, Any]],
-    hz: float,
-    device: tuple[str, ...],
-    latencies: Mapping[str, float],
-) -> Iterator[tuple[str, ...]]:
-    dense: Mapping[str, Any] | None = None
+    curve: Sequence[CurveRow], hz: float, device: Row, latencies: Mapping[str, float]
+) -> Iterator[Row]:
+    dense: CurveRow | None = None
     for bundle, ms in latencies.items():
         periods = periods_of(ms, hz)
-        found = next(
-            (r for r in curve if r["bundle"] == bundle and periods_of(r["ms"], hz) == periods), None
-        )
+        own = (row for row in curve if row.bundle == bundle)
+        found = next((row for row in own if periods_of(row.ms or 0.0, hz) == periods), None)
         if found is None:
             continue
-        dense = dense or (found if found["against_top"] is None else None)
-        pair = (
-            None if dense is None or found is dense else [outcomes(row) for row in (found, dense)]
-        )
-        difference = "" if pair is None else points(asdict(compare(*pair, margin=MARGIN)))[0]
-        yield *device, bundle, f"{ms:.0f} ms", str(periods), rate(found), difference
+        dense = dense or (found if found.against_top is None else None)
+        success = rate(found.success_rate, found.interval, found.episodes)
+        difference = "" if dense is None or found is dense else points(pair_of(found, dense))
+        yield *device, bundle, f"{ms:.0f} ms", str(periods), success, difference
+
+
+def pair_of(row: CurveRow, dense: CurveRow) -> Comparison:
+    """A bundle against dense, each at its own latency."""
+    return compare(outcomes(row), outcomes(dense), margin=MARGIN)
 
 
 def measured_here(results: Path) -> dict[str, float]:
     """Bundle -> milliseconds of a chunk on this machine, one thread, median."""
-    first = read(results / "trimmed_latency.json")[0]["rows"]
-    whole = [row for row in first if row["layer"] == "L2" and row["part"] == "total"]
-    return {row["bundle"]: row["p50_ms"] for row in whole if row["backend"] == "onnxruntime"}
+    first = read(results / "trimmed_latency.json", list[KeptBench])[0].rows
+    own = [row for row in first if row.is_whole and row.backend == "onnxruntime"]
+    return {row.bundle: row.p50_ms for row in own}
 
 
-def outcomes(row: Mapping[str, Any]) -> list[int]:
+def outcomes(row: CurveRow) -> list[int]:
     """By rising seed."""
-    return [int(letter) for letter in row["outcomes"]]
+    return [int(letter) for letter in row.outcomes]
 
 
 def periods_of(ms: float, hz: float) -> int:
-    """Control periods that a constant latency costs: pictures exist at ticks only."""
+    """Control periods that a constant latency costs: images exist at ticks only."""
     return math.ceil(ms * hz / 1000)
 
 
-def task_rows(results: Mapping[str, Any]) -> Rows:
+def task_rows(results: Mapping[str, KeptEvaluation]) -> Rows:
     """Every task and bundle that was evaluated, in its first condition."""
-    rows: Rows = [
-        ("task", "bundle", "latency", "success", "points to the reference, paired", "McNemar's p")
-    ]
-    for told in results.values():
-        against = told.get("against")
-        if "curve" in told:
-            for row in told["curve"]:
-                latency = "" if row["ms"] is None else f"{row['ms']:.0f} ms"
-                rows.append(
-                    (task_of(told), row["bundle"], latency, rate(row), *points(row["against_top"]))
-                )
-            continue
-        rows.append(
-            (task_of(told), told["bundle"], "", rate(told), *points(told.get("comparison")))
-        )
-        if against is not None:
-            rows.append(
-                (task_of(told), f"{against['bundle']} (reference)", "", rate(against), "", "")
-            )
+    paired = ("points to the reference, paired", "McNemar's p")
+    rows: Rows = [("task", "bundle", "latency", "success", *paired)]
+    for kept in results.values():
+        rows.extend((task_of(kept), *row) for row in _task_rows(kept))
     return rows
+
+
+def _task_rows(kept: KeptEvaluation) -> Iterator[Row]:
+    """Of one evaluation: its curve, or the bundle and its reference."""
+    if kept.curve is not None:
+        for row in kept.curve:
+            latency = "" if row.ms is None else f"{row.ms:.0f} ms"
+            success = rate(row.success_rate, row.interval, row.episodes)
+            top = row.against_top
+            yield row.bundle, latency, success, points(top), p_value(top)
+        return
+    success = rate(kept.success_rate, kept.interval, kept.episodes)
+    yield kept.bundle, "", success, points(kept.comparison), p_value(kept.comparison)
+    if kept.against is not None:
+        side = kept.against
+        success = rate(side.success_rate, side.interval, side.episodes)
+        yield f"{side.bundle} (reference)", "", success, "", ""
 
 
 def redraw(results: Path) -> Iterator[Path]:
@@ -316,26 +265,25 @@ def redraw(results: Path) -> Iterator[Path]:
     from trimvla.launch.figures.tradeoff import draw_tradeoff
 
     for path in sorted(results.glob("ablation*.json")):
-        yield draw_tradeoff(with_times(read(path)["rows"]), path.with_suffix(".png"))
+        rows = with_times(read(path, KeptAblation).rows)
+        yield draw_tradeoff(rows, path.with_suffix(".png"))
     for path in sorted(results.glob("gpu-*.json")):
-        yield gpu_report.draw(read(path), path.with_suffix(".png"))
+        yield gpu_report.draw(read(path, GpuResult), path.with_suffix(".png"))
 
 
-def draw(results: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
-    """Pictures of a result, as file and title: against latency and along the ladder, or the kinds
-    of task.
-    """
+def draw(results: Mapping[str, KeptEvaluation], folder: Path) -> Iterator[tuple[str, str]]:
+    """Pictures, as file and title: against latency and along the ladder, or the kinds of task."""
     from trimvla.launch.evaluation.figures import draw_curve, draw_rungs, draw_verbs
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, told in results.items():
-        if "curve" not in told:
-            title = f"{told['bundle']} on {told['env']}"
-            draw_verbs(told["by_verb"], folder / f"{name}.png", title)
+    for name, kept in results.items():
+        if kept.curve is None:
+            title = f"{kept.bundle} on {kept.env}"
+            draw_verbs(kept.by_verb, folder / f"{name}.png", title)
             yield f"{name}.png", title
             continue
-        title = f"success on {told['env']}, {told['episodes']} episodes a point"
-        draw_curve(told["curve"], folder / f"{name}.png", title)
+        title = f"success on {kept.env}, {kept.episodes} episodes a point"
+        draw_curve(kept.curve, folder / f"{name}.png", title)
         yield f"{name}.png", title
-        draw_rungs(told["curve"], folder / f"{name}-rungs.png", title)
+        draw_rungs(kept.curve, folder / f"{name}-rungs.png", title)
         yield f"{name}-rungs.png", title

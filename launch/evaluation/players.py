@@ -9,13 +9,13 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
 
 import numpy as np
 
+from trimvla.launch.evaluation.results import Estimate
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.sizes.roofline import DEVICES, SCALE, estimate_ms, find_device, same_plan
 from trimvla.runtime.bundle import manifest as bundles
@@ -99,7 +99,7 @@ def resolve_latency(
     if device in DEVICES:
         attained = _share(word, share)
         return {
-            role: constant(word, round(estimate(name, device, attained)["ms"], 3))
+            role: constant(word, round(estimate(name, device, attained).ms, 3))
             for role, name in names.items()
         }
     if word == MEASURED:
@@ -121,9 +121,8 @@ def _share(word: str, share: str) -> float:
         ) from None
 
 
-def estimate(name: str, device: str, attained: float = 1.0) -> dict[str, Any]:
-    """The roofline of a bundle: {"ms": of CogACT-Base under the bundle's plan, "bundle_ms": of the
-    bundle itself}.
+def estimate(name: str, device: str, attained: float = 1.0) -> Estimate:
+    """The roofline of a bundle: of CogACT-Base under the bundle's plan, and of the bundle itself.
 
     An estimate, and a lower bound; see `policies.roofline`.
     """
@@ -133,13 +132,15 @@ def estimate(name: str, device: str, attained: float = 1.0) -> dict[str, Any]:
     larger = PRESETS[SCALE]
     large = estimate_ms(larger, same_plan(cfg, manifest.plan, larger), found, attained)
     own = estimate_ms(cfg, same_plan(cfg, manifest.plan, cfg), found, attained)
-    return {
-        "device": asdict(found),
-        "attained": attained,
-        "scale": SCALE,
-        "ms": large["total"],
-        "bundle_ms": own["total"],
-    }
+    return Estimate(
+        bundle=name,
+        estimate=True,
+        device=found,
+        attained=attained,
+        scale=SCALE,
+        ms=large["total"],
+        bundle_ms=own["total"],
+    )
 
 
 def config_of(manifest: Manifest) -> PolicyConfig:

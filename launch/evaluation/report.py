@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +17,12 @@ import numpy as np
 from rich.table import Table
 
 from trimvla.launch.console import Console
+from trimvla.launch.evaluation.results import CurveRow, EvalResult
 from trimvla.launch.extras import missing_module
-from trimvla.launch.options import Result
+from trimvla.launch.result import as_plain
 from trimvla.sim.evaluation.latency import Latency
-from trimvla.sim.evaluation.statistics import compare
+from trimvla.sim.evaluation.statistics import Comparison, compare
+from trimvla.sim.evaluation.success import Success
 
 if TYPE_CHECKING:
     from trimvla.launch.evaluation.options import Args, Match
@@ -32,131 +33,120 @@ log = logging.getLogger(__name__)
 
 def curve_rows(
     names: Mapping[str, str],
-    results: Mapping[str, Mapping[str, Result]],
+    results: Mapping[str, Mapping[str, Success]],
     latencies: Mapping[str, Mapping[str, Latency]],
     rounds: Mapping[Deal, Round],
     margin: float,
-) -> list[Result]:
-    """One row for every bundle and latency; each bundle but the top of the ladder is compared with
-    it, paired.
-    """
+) -> list[CurveRow]:
+    """One row for every bundle and latency; each bundle but the top one is compared with it,
+    paired."""
     top = next(role for role in names if role != "reference")
-    rows = []
+    rows: list[CurveRow] = []
     for condition, sides in results.items():
         for role, side in sides.items():
             latency = latencies.get(condition, {}).get(role)
             played = [it[role] for (word, _), it in rounds.items() if word == condition]
-            paired = compare(side["outcomes"], sides[top]["outcomes"], margin=margin)
-            rows.append(
-                {
-                    "bundle": names[role],
-                    "latency": condition or None,
-                    "ms": None if latency is None else latency.mean_ms,
-                    **{
-                        key: side[key]
-                        for key in (
-                            "success_rate",
-                            "interval",
-                            "successes",
-                            "episodes",
-                            "mean_steps",
-                        )
-                    },
-                    "held": sum(it.held for it in played) / max(1, sum(it.steps for it in played)),
-                    "against_top": None if role == top else asdict(paired),
-                    "outcomes": "".join(map(str, side["outcomes"])),
-                }
+            paired = compare(side.outcomes, sides[top].outcomes, margin=margin)
+            steps = max(1, sum(it.steps for it in played))
+            row = CurveRow(
+                bundle=names[role],
+                latency=condition or None,
+                ms=None if latency is None else latency.mean_ms,
+                success_rate=side.success_rate,
+                interval=side.interval,
+                successes=side.successes,
+                episodes=side.episodes,
+                mean_steps=side.mean_steps,
+                held=sum(it.held for it in played) / steps,
+                against_top=None if role == top else paired,
+                outcomes="".join(map(str, side.outcomes)),
             )
+            rows.append(row)
     return rows
 
 
-def curve_table(rows: Sequence[Result]) -> Table:
+def curve_table(rows: Sequence[CurveRow]) -> Table:
     """For people."""
-    table = Table(
-        "bundle", "latency", "ms", "success", "95 %", "held", title="success against latency"
-    )
+    columns = ("bundle", "latency", "ms", "success", "95 %", "held")
+    table = Table(*columns, title="success against latency")
     for row in rows:
-        ms = "" if row["ms"] is None else f"{row['ms']:.0f}"
-        rate = f"{row['success_rate']:.3f}"
-        (low, high) = row["interval"]
-        interval = f"{low:.3f} to {high:.3f}"
+        low, high = row.interval
         table.add_row(
-            row["bundle"], row["latency"] or "none", ms, rate, interval, f"{row['held']:.0%}"
+            row.bundle,
+            row.latency or "none",
+            "" if row.ms is None else f"{row.ms:.0f}",
+            f"{row.success_rate:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{row.held:.0%}",
         )
     table.caption = "held: share of the steps without an action that was due"
     return table
 
 
-def as_table(args: Args, results: Mapping[str, Result]) -> Table:
+def as_table(args: Args, results: Mapping[str, Success]) -> Table:
     """The card: one row a verb, and all; one column a bundle."""
-    title = (
-        f"{args.names['candidate']} on {args.env}"
-        f" ({args.variant}{', swapped instruction' * args.swap_instruction})"
-    )
+    swapped = ", swapped instruction" * args.swap_instruction
+    title = f"{args.names['candidate']} on {args.env} ({args.variant}{swapped})"
     roles = [role for role in ("candidate", "reference", *args.rungs) if role in results]
     sides = [results[role] for role in roles]
     heads = ["succeeded"] if len(roles) == 1 else [args.names[role] for role in roles]
     table = Table("task", *heads, "of", title=title, title_justify="left")
-    for verb, (_, episodes) in sides[0]["by_verb"].items():
-        table.add_row(verb, *(str(side["by_verb"][verb][0]) for side in sides), str(episodes))
+    for verb, (_, episodes) in sides[0].by_verb.items():
+        table.add_row(verb, *(str(side.by_verb[verb][0]) for side in sides), str(episodes))
     table.add_section()
-    table.add_row("all", *(str(side["successes"]) for side in sides), str(sides[0]["episodes"]))
+    table.add_row("all", *(str(side.successes) for side in sides), str(sides[0].episodes))
     if len(roles) > 1:
-        table.add_row("rate", *(f"{side['success_rate']:.3f}" for side in sides))
-        table.add_row("95 %", *("{:.3f} to {:.3f}".format(*side["interval"]) for side in sides))
+        table.add_row("rate", *(f"{side.success_rate:.3f}" for side in sides))
+        table.add_row("95 %", *("{:.3f} to {:.3f}".format(*side.interval) for side in sides))
     return table
 
 
-def pairs_table(args: Args, comparison: Result) -> Table:
+def pairs_table(args: Args, comparison: Comparison) -> Table:
     """In how many episodes who succeeded."""
     table = Table("succeeded", "episodes", title="the same episodes", title_justify="left")
-    rows = (
-        ("both", "both"),
-        (f"only {args.bundle}", "candidate_only"),
-        (f"only {args.against}, the reference", "reference_only"),
-        ("neither", "neither"),
-    )
-    for label, key in rows:
-        table.add_row(label, str(comparison[key]))
+    table.add_row("both", str(comparison.both))
+    table.add_row(f"only {args.bundle}", str(comparison.candidate_only))
+    table.add_row(f"only {args.against}, the reference", str(comparison.reference_only))
+    table.add_row("neither", str(comparison.neither))
     return table
 
 
-def sentence(candidate: str, reference: str, comparison: Result) -> str:
+def sentence(candidate: str, reference: str, comparison: Comparison) -> str:
     """What the numbers allow one to say."""
-    (low, high) = comparison["interval"]
-    margin = comparison["margin"]
-    points = f"{100 * margin:g} points"
-    if comparison["non_inferior"]:
-        verdict = f"{candidate} is not inferior to {reference} at a margin of {points}"
+    low, high = comparison.interval
+    margin = comparison.margin
+    by = f"{100 * margin:g} points"
+    if comparison.non_inferior:
+        verdict = f"{candidate} is not inferior to {reference} at a margin of {by}"
     elif high < -margin:
-        verdict = f"{candidate} is inferior to {reference} by more than {points}"
+        verdict = f"{candidate} is inferior to {reference} by more than {by}"
     else:
         verdict = (
-            f"these episodes do not settle whether {candidate} is inferior to {reference} by"
-            f" {points}"
+            f"these episodes do not settle whether {candidate} is inferior to {reference} by {by}"
         )
     return (
-        f"{verdict}: the difference in success rate is {100 * comparison['difference']:+.1f}"
-        f" points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}; McNemar's exact p ="
-        f" {comparison['p_value']:.3g}"
+        f"{verdict}: the difference in success rate is {100 * comparison.difference:+.1f} points, "
+        f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}; "
+        f"McNemar's exact p = {comparison.p_value:.3g}"
     )
 
 
-def save(args: Args, told: Result, match: Match, rounds: Mapping[Deal, Round]) -> None:
+def save(args: Args, result: EvalResult, match: Match, rounds: Mapping[Deal, Round]) -> None:
     """Result, table, picture and films, beside the outcomes."""
     assert args.out is not None
-    (args.out / "result.json").write_text(json.dumps(told, indent=1, default=str) + "\n")
+    text = json.dumps(as_plain(result), indent=1)
+    (args.out / "result.json").write_text(text + "\n")
     with (args.out / "table.txt").open("w") as file:
         console = Console(file=file, width=120)
         console.print(as_table(args, match.results(rounds)[match.conditions[0]]))
-        if "curve" in told:
-            console.print(curve_table(told["curve"]))
-    draw(told, args)
+        if result.curve is not None:
+            console.print(curve_table(result.curve))
+    draw(result, args)
     if args.film is not None:
         film(args, match, rounds, [int(word) for word in args.film.split(",")])
 
 
-def draw(told: Result, args: Args) -> None:
+def draw(result: EvalResult, args: Args) -> None:
     """`picture.png`: the curve, or the rate of every verb; without matplotlib a line says so."""
     assert args.out is not None
     try:
@@ -166,10 +156,11 @@ def draw(told: Result, args: Args) -> None:
             raise
         log.warning("no picture: %s is not installed", error.name)
         return
-    if "curve" in told:
-        draw_curve(told["curve"], args.out / "picture.png", f"success on {args.task}")
+    path = args.out / "picture.png"
+    if result.curve is not None:
+        draw_curve(result.curve, path, f"success on {args.task}")
     else:
-        draw_verbs(told["by_verb"], args.out / "picture.png", f"{told['bundle']} on {args.task}")
+        draw_verbs(result.by_verb, path, f"{result.bundle} on {args.task}")
 
 
 def film_names(roles: Sequence[str]) -> dict[str, str]:

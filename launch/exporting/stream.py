@@ -20,7 +20,7 @@ from trimvla.launch.console import transfer_bar
 from trimvla.launch.exporting.named_plan import named_plan
 from trimvla.launch.exporting.options import ExportOptions
 from trimvla.launch.exporting.parity_table import as_table
-from trimvla.launch.options import Result
+from trimvla.launch.exporting.results import StreamedResult, parity_of
 from trimvla.policies.cogact.half import DTYPES
 from trimvla.policies.cogact.weights import CheckpointWeights, RandomWeights, Weights
 from trimvla.policies.sizes.config import PolicyConfig, find_preset
@@ -36,18 +36,15 @@ GIB = 1 << 30
 PROVING = "a slice against torch"
 
 
-def run_streamed(args: ExportOptions, weights: Weights, wanted: Wanted) -> Result:
-    """Export, one weight in memory at a time; the slice's parity, and what memory and time it
-    took.
-    """
+def run_streamed(args: ExportOptions, weights: Weights, wanted: Wanted) -> StreamedResult:
+    """Export, one weight in memory at a time; the slice's parity, and the memory and time taken."""
     if args.guided:
-        raise ConfigError(
-            "expected no --guided for an official checkpoint or random weights: not exported from"
-            " these yet"
-        )
+        source = "an official checkpoint or random weights"
+        raise ConfigError(f"expected no --guided for {source}: not exported from these yet")
     started = time.monotonic()
-    expected = plan_memory(wanted.cfg, shape_of(wanted.cfg, wanted.plan), wanted.precision).weights
-    with shown(sum(expected.values())) as report:
+    shape = shape_of(wanted.cfg, wanted.plan)
+    largest = plan_memory(wanted.cfg, shape, wanted.precision).weights
+    with shown(sum(largest.values())) as report:
         manifest = export_streamed(
             weights,
             wanted,
@@ -57,26 +54,27 @@ def run_streamed(args: ExportOptions, weights: Weights, wanted: Wanted) -> Resul
             report=report,
         )
     peak = peak_bytes()
-    args.console().print(as_table(manifest.parity))
-    args.console().print(manifest.parity["scope"])
-    args.console().print(
-        f"largest stage {max(expected.values()) / GIB:.2f} GiB of weights, peak memory"
-        f" {peak / GIB:.2f} GiB"
-    )
-    return {
-        "ok": True,
-        "bundle": args.out,
-        "dtype": wanted.precision,
-        "parity": manifest.parity,
-        "bytes": sum(file.bytes for file in manifest.files.values()),
-        "stage_bytes": {
-            name: manifest.files[f"{stage.file}.data"].bytes
-            for name, stage in manifest.stages.items()
+    stage = max(largest.values())
+    parity = parity_of(manifest)
+    console = args.console()
+    console.print(as_table(parity))
+    console.print(parity.scope or "")
+    memory = f"peak memory {peak / GIB:.2f} GiB"
+    console.print(f"largest stage {stage / GIB:.2f} GiB of weights, {memory}")
+    files = manifest.files
+    return StreamedResult(
+        ok=True,
+        bundle=args.out,
+        dtype=wanted.precision,
+        parity=parity,
+        bytes=sum(file.bytes for file in files.values()),
+        stage_bytes={
+            name: files[f"{spec.file}.data"].bytes for name, spec in manifest.stages.items()
         },
-        "seconds": round(time.monotonic() - started, 1),
-        "peak_bytes": peak,
-        "peak_over_largest_stage": round(peak / max(expected.values()), 3),
-    }
+        seconds=round(time.monotonic() - started, 1),
+        peak_bytes=peak,
+        peak_over_largest_stage=round(peak / stage, 3),
+    )
 
 
 def streamed_precision(text: str) -> str:

@@ -30,6 +30,7 @@ from trimvla.launch.exporting.policy_source import (
     is_official,
     load_policy,
 )
+from trimvla.launch.exporting.results import ExportResult, StreamedResult, parity_of
 from trimvla.launch.exporting.stream import (
     choose_key,
     default_actions,
@@ -38,7 +39,6 @@ from trimvla.launch.exporting.stream import (
     run_streamed,
 )
 from trimvla.launch.exporting.unwinding import unwinding
-from trimvla.launch.options import Result
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.trimming.calibrate import Calibration
 from trimvla.runtime.bundle.action_statistics import chosen, read_table
@@ -76,13 +76,13 @@ class ExportArgs(ExportOptions):
             raise ConfigError(f"expected a source, or --random-weights with --preset, got {got}")
 
 
-def run(args: ExportArgs) -> Result:
+def run(args: ExportArgs) -> ExportResult | StreamedResult:
     """Load, export, prove; the parity report. What memory cannot hold goes its own way."""
     with unwinding():
         return export(args)
 
 
-def export(args: ExportArgs) -> Result:
+def export(args: ExportArgs) -> ExportResult | StreamedResult:
     """The work of `run`."""
     if args.source is None:
         return run_streamed(args, *random_source(args))
@@ -116,8 +116,9 @@ def export(args: ExportArgs) -> Result:
             guided=args.guided,
         )
     weights.copy()
-    args.console().print(as_table(manifest.parity))
-    return {"ok": True, "bundle": args.out, "parity": manifest.parity, "bytes": size(args.out)}
+    parity = parity_of(manifest)
+    args.console().print(as_table(parity))
+    return ExportResult(ok=True, bundle=args.out, parity=parity, bytes=size(args.out))
 
 
 @dataclass(frozen=True)

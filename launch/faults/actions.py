@@ -276,7 +276,7 @@ def instruct(scene: Scene) -> None:
 
 def silence_task(scene: Scene) -> None:
     """Nobody wants anything any more."""
-    scene.people().instruction = ""
+    scene.people().withdraw()
 
 
 def arm(scene: Scene) -> None:

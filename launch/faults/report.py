@@ -5,59 +5,63 @@ Knows results; plays nothing.
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.table import Table
 
-from trimvla.launch.options import Result
+from trimvla.launch import tables
+from trimvla.launch.faults.play import Outcome
+from trimvla.launch.faults.results import FaultsResult
+from trimvla.launch.tables import number
 
 NAME = "faults"  # of the marks around the table in a page
-COLUMNS = ("fault", "noticed ms", "by", "state", "actions", "holds", "recovery ms", "broken", "ok")
+COLUMNS = (
+    "fault",
+    "noticed ms",
+    "by",
+    "state",
+    "actions",
+    "holds",
+    "recovery ms",
+    "broken",
+    "ok",
+)
 WORDS = 80  # of a reason that are shown
 
 
-def as_table(result: Result) -> Table:
+def as_table(result: FaultsResult) -> Table:
     """For people."""
     table = Table(title=title(result), title_justify="left")
     for column in COLUMNS:
         table.add_column(column, overflow="fold")
-    for row in result["rows"]:
+    for row in result.rows:
         table.add_row(*cells(row))
     return table
 
 
-def as_markdown(result: Result) -> str:
+def as_markdown(result: FaultsResult) -> str:
     """For a page."""
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *(cells(row) for row in result["rows"])]
-    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join([f"{title(result)}.", "", *lines])
+    rows = [cells(row) for row in result.rows]
+    return f"{title(result)}.\n\n{tables.as_markdown(COLUMNS, rows)}"
 
 
-def title(result: Result) -> str:
+def title(result: FaultsResult) -> str:
     """The whole run in a line."""
-    counts = (
-        f"{result['commands']} commands, {result['violations_between_rows']} violations between"
-    )
-    passed = sum(row["ok"] for row in result["rows"])
-    rows = f"{passed} of {len(result['rows'])} rows ok in {result['seconds']:.0f} s"
-    return f"Hold within {result['bound_ms']:.0f} ms, {rows}; {counts}"
+    between = f"{result.violations_between_rows} violations between"
+    passed = sum(row.ok for row in result.rows)
+    rows = f"{passed} of {len(result.rows)} rows ok in {result.seconds:.0f} s"
+    return f"Hold within {result.bound_ms:.0f} ms, {rows}; {result.commands} commands, {between}"
 
 
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
+def cells(row: Outcome) -> tables.Row:
     """One row, as text."""
-    by_a_person = row["must"] == "robot holds"
+    recovery = number(row.recovery_ms, digits=0, none="never")
     return (
-        row["fault"],
-        _number(row["detected_ms"]),
-        row["detected_by"][:WORDS],
-        row["state"],
-        str(row["actions"]),
-        str(row["holds"]),
-        "by a person" if by_a_person else _number(row["recovery_ms"]),
-        str(len(row["broken"])),
-        "yes" if row["ok"] else "no",
+        row.fault,
+        number(row.detected_ms, digits=0, none="never"),
+        row.detected_by[:WORDS],
+        row.state,
+        str(row.actions),
+        str(row.holds),
+        "by a person" if row.must == "robot holds" else recovery,
+        str(len(row.broken)),
+        "yes" if row.ok else "no",
     )
-
-
-def _number(value: float | None) -> str:
-    return "never" if value is None else f"{value:.0f}"

@@ -9,15 +9,14 @@ starts nothing.
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
+from trimvla.launch.system.client import SystemClient, wait_until
 from trimvla.runtime.bus.messages import ActionChunk, Command, Report, Task
-from trimvla.runtime.bus.sockets import Subscriber
 from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, to_ns
 
@@ -194,8 +193,8 @@ class SafetyMonitor:
         self._judge = Judge(self.promise)
         command = replace(topic("command"), depth=DEPTH, high_water=DEPTH)
         chunk = replace(topic("chunk"), depth=DEPTH, high_water=DEPTH)
-        reports = [topic(report(name)) for name in self.processes]
-        self._inputs = Subscriber(self.run_dir, [command, chunk, topic("task"), *reports])
+        received = [command, chunk, "task"]
+        self._client = SystemClient(self.run_dir, receives=received, processes=self.processes)
         return self
 
     def __exit__(
@@ -204,21 +203,21 @@ class SafetyMonitor:
         error: BaseException | None,
         _: TracebackType | None,
     ) -> None:
-        self._inputs.close()
+        self._client.close()
 
     def look(self) -> None:
         """Take in what came, and judge it."""
-        self._inputs.update(TURN_S)
-        task = self._inputs["task"].message
+        self._client.receive(TURN_S)
+        task = self._client["task"].message
         if isinstance(task, Task):
             self._judge.learn_task(task)
-        for message in self._inputs["chunk"].fresh:
+        for message in self._client["chunk"].fresh:
             if isinstance(message, ActionChunk):
                 self._judge.learn_chunk(message)
-        if ARM in self.processes and self._inputs[report(ARM)].updated:
+        if ARM in self.processes and self._client[report(ARM)].updated:
             arm = self.report(ARM)
             self.violations += [Violation(arm.time_ns, words) for words in self._judge.outside(arm)]
-        for message in self._inputs["command"].fresh:
+        for message in self._client["command"].fresh:
             if isinstance(message, Command):
                 found = self._judge.violations(message)
                 self.violations += [Violation(message.time_ns, words) for words in found]
@@ -226,12 +225,7 @@ class SafetyMonitor:
 
     def until(self, done: Callable[[], bool], timeout_s: float) -> bool:
         """Look until it is done; whether it was, in time."""
-        deadline = time.monotonic() + timeout_s
-        while not done():
-            if time.monotonic() > deadline:
-                return False
-            self.look()
-        return True
+        return wait_until(done, timeout_s, self.look)
 
     def since(self, start_ns: int, kind: str = "") -> list[Command]:
         """Commands that were sent from then on, of this kind."""
@@ -248,8 +242,5 @@ class SafetyMonitor:
         return self.commands[-1].time_ns if self.commands else 0
 
     def report(self, process: str) -> Report:
-        """A process's newest report; an empty one before the first."""
-        message = self._inputs[report(process)].message
-        if isinstance(message, Report):
-            return message
-        return Report(time_ns=0, process=process, state="unknown")
+        """A process's newest report; an empty one, `starting`, before the first."""
+        return self._client.report(process)

@@ -8,12 +8,10 @@ the board down.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trimvla.runtime.backends.tensorrt.device import tegra_release
 from trimvla.runtime.inference.board_sensors import ROOT, read, temperatures
@@ -64,10 +62,6 @@ class State:
     def is_jetson(self) -> bool:
         """Whether this is one at all."""
         return self.release is not None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return json.loads(json.dumps(asdict(self)))
 
     def advice(self) -> list[str]:
         """What slows this board down, one line each; nothing on other machines."""

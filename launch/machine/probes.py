@@ -15,7 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+
+import msgspec
+
+from trimvla.launch.machine.results import ProbeAnswer
+from trimvla.launch.result import as_plain
 
 # An ONNX model that computes y = Relu(x) on float32[1], opset 20: enough to make a session on any
 # provider.
@@ -27,12 +31,10 @@ RENDER_SCENE = """<mujoco><worldbody><light pos="0 0 2"/>
 <geom type="sphere" size=".2" rgba="1 0 0 1"/>
 <camera name="c" pos="0 -1 0" xyaxes="1 0 0 0 0 1"/></worldbody></mujoco>"""
 
-Answer = dict[str, Any]
-
 
 def ask(
     name: str, argument: str = "", env: Mapping[str, str] | None = None, timeout_s: float = 60.0
-) -> Answer:
+) -> ProbeAnswer:
     """Run one probe in a fresh process; `{"ok": bool, ...}`, with "why" where it is not ok."""
     command = [sys.executable, "-m", "trimvla.launch.machine.probes", name, argument]
     try:
@@ -45,14 +47,12 @@ def ask(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return {"ok": False, "why": f"no answer within {timeout_s:g} s"}
+        return ProbeAnswer(ok=False, why=f"no answer within {timeout_s:g} s")
     try:
-        return json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, json.JSONDecodeError):
-        return {
-            "ok": False,
-            "why": f"ended with status {done.returncode}: {_last_line(done.stderr)}",
-        }
+        return msgspec.json.decode(done.stdout.splitlines()[-1], type=ProbeAnswer)
+    except (IndexError, msgspec.DecodeError):
+        why = f"ended with status {done.returncode}: {_last_line(done.stderr)}"
+        return ProbeAnswer(ok=False, why=why)
 
 
 def _last_line(text: str) -> str:
@@ -60,25 +60,22 @@ def _last_line(text: str) -> str:
     return lines[-1][:200] if lines else "no message"
 
 
-def provider(name: str) -> Answer:
+def provider(name: str) -> ProbeAnswer:
     """An ONNX Runtime session on this provider: ok only if the session really has it, not its CPU
-    fallback.
-    """
+    fallback."""
     import onnxruntime as ort
 
     ort.set_default_logger_severity(4)
     session = ort.InferenceSession(TINY_MODEL, providers=[name])
     got = session.get_providers()
-    return {
-        "ok": got[0] == name,
-        "why": "" if got[0] == name else f"the session fell back to {got[0]}",
-    }
+    return ProbeAnswer(
+        ok=got[0] == name, why="" if got[0] == name else f"the session fell back to {got[0]}"
+    )
 
 
-def openvino(_: str) -> Answer:
+def openvino(_: str) -> ProbeAnswer:
     """OpenVINO's own package: a graph is compiled and run, and the precisions are told that this
-    processor has.
-    """
+    processor has."""
     import numpy as np
 
     library = importlib.import_module("openvino")
@@ -92,34 +89,28 @@ def openvino(_: str) -> Answer:
         & {"FP32", "FP16", "BF16", "INT8"}
     )
     why = "" if got == 0.0 else f"expected 0 for relu(-1), got {got}"
-    return {
-        "ok": not why,
-        "version": library.__version__.split("-")[0],
-        "precisions": precisions,
-        "why": why,
-    }
+    return ProbeAnswer(
+        ok=not why, version=library.__version__.split("-")[0], precisions=precisions, why=why
+    )
 
 
-def tensorrt(_: str) -> Answer:
+def tensorrt(_: str) -> ProbeAnswer:
     """The TensorRT builder, from `tensorrt` or else `tensorrt_rtx_bindings`: ok if a builder can be
-    made.
-    """
+    made."""
     reasons = []
     for module in ("tensorrt", "tensorrt_rtx_bindings"):
         try:
             trt = importlib.import_module(module)
             ok = trt.Builder(trt.Logger(trt.Logger.ERROR)) is not None
-            return {"ok": ok, "module": module, "version": trt.__version__, "why": ""}
+            return ProbeAnswer(ok=ok, module=module, version=trt.__version__, why="")
         except (ImportError, OSError, AttributeError, RuntimeError) as error:
             reasons.append(f"{module}: {error}")
-    return {"ok": False, "why": "; ".join(reasons)}
+    return ProbeAnswer(ok=False, why="; ".join(reasons))
 
 
-def rendering(_: str) -> Answer:
-    """One MuJoCo frame with the OpenGL that MUJOCO_GL names: ok if a red sphere is in it.
-
-    `ms` is the second frame.
-    """
+def rendering(_: str) -> ProbeAnswer:
+    """One MuJoCo frame with the OpenGL that MUJOCO_GL names: ok if a red sphere is in it. `ms` is
+    the second frame."""
     import mujoco
     import numpy as np
 
@@ -134,45 +125,40 @@ def rendering(_: str) -> Answer:
         frame = renderer.render().astype(np.int32)
         took = (time.perf_counter_ns() - start) / 1e6
     red = bool((frame[..., 0] - frame[..., 1] > 50).any())
-    return {"ok": red, "ms": round(took, 2), "why": "" if red else "the frame is empty"}
+    return ProbeAnswer(ok=red, ms=round(took, 2), why="" if red else "the frame is empty")
 
 
-def realtime(_: str) -> Answer:
+def realtime(_: str) -> ProbeAnswer:
     """Everything that `runtime.realtime` can ask for, in this process that is good for nothing
-    else.
-    """
+    else."""
     from trimvla.runtime.control.realtime import RealtimeConfig, set_up
 
     cores = (min(os.sched_getaffinity(0)),) if hasattr(os, "sched_getaffinity") else (0,)
     grants = set_up(RealtimeConfig(priority=1, cores=cores, lock_memory=True, freeze_gc=True))
     refused = {grant.name: grant.refused for grant in grants if grant.refused}
     granted = [grant.name for grant in grants if not grant.refused]
-    return {
-        "ok": not refused,
-        "granted": granted,
-        "why": "; ".join(f"{name}: {why}" for name, why in refused.items()),
-    }
+    why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+    return ProbeAnswer(ok=not refused, granted=granted, why=why)
 
 
-def simpler(_: str) -> Answer:
+def simpler(_: str) -> ProbeAnswer:
     """Whether SimplerEnv's tasks can be played: ManiSkill, a Vulkan driver and the assets."""
     from trimvla.sim.simpler.install import missing
 
     why = missing()
-    return {"ok": why is None, "why": why or ""}
+    return ProbeAnswer(ok=why is None, why=why or "")
 
 
-def simpler_env(_: str) -> Answer:
+def simpler_env(_: str) -> ProbeAnswer:
     """Whether the original SimplerEnv package can be played: installed, versions that fit, Vulkan
-    and assets.
-    """
+    and assets."""
     from trimvla.sim.simpler.install import original_missing, versions
 
     why = original_missing()
-    return {"ok": why is None, "versions": versions(), "why": why or ""}
+    return ProbeAnswer(ok=why is None, versions=versions(), why=why or "")
 
 
-PROBES: dict[str, Callable[[str], Answer]] = {
+PROBES: dict[str, Callable[[str], ProbeAnswer]] = {
     "provider": provider,
     "openvino": openvino,
     "tensorrt": tensorrt,
@@ -189,8 +175,8 @@ def main() -> None:
     try:
         answer = PROBES[name](argument)
     except Exception as error:
-        answer = {"ok": False, "why": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer), flush=True)
+        answer = ProbeAnswer(ok=False, why=f"{type(error).__name__}: {error}")
+    print(json.dumps(as_plain(answer)), flush=True)
 
 
 if __name__ == "__main__":

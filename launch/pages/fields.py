@@ -18,7 +18,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
-NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
+NAMES = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    Path: "path",
+    object: "anything",
+}
 MISSING = (dataclasses.MISSING, msgspec.NODEFAULT)
 SHOWN_ENTRIES = 8  # of a default that is a list
 
@@ -89,11 +96,12 @@ def type_words(hint: Any) -> str:  # noqa: ANN401 - any type hint
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in inner)
     if origin in (Union, types.UnionType):
-        return " or ".join("none" if part is type(None) else type_words(part) for part in inner)
+        parts = [part for part in inner if part is not msgspec.UnsetType]
+        return " or ".join("none" if part is type(None) else type_words(part) for part in parts)
     if origin in (tuple, list):
         return f"list of {type_words(inner[0])}" if inner else "list"
     if origin is dict:
-        return "table"
+        return f"table of {type_words(inner[1])}" if inner else "table"
     return NAMES.get(hint, getattr(hint, "__name__", str(hint)))
 
 

@@ -8,7 +8,6 @@ Knows which table makes which page.
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,7 +17,9 @@ from trimvla.launch import cli
 from trimvla.launch.options import Options
 from trimvla.launch.pages import python_api
 from trimvla.launch.pages.architecture import architecture_page
-from trimvla.launch.pages.fields import Field, default_words, described, type_words
+from trimvla.launch.pages.fields import Field, described
+from trimvla.launch.pages.markdown import entry, page, paragraphs, setting, words
+from trimvla.launch.pages.results import results_page
 from trimvla.launch.system.processes import PROCESSES, Process
 from trimvla.runtime.bundle import manifest_types
 from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan
@@ -26,8 +27,6 @@ from trimvla.runtime.bus.messages import Frame, Guidance, Message, Summary
 from trimvla.runtime.bus.topics import COLOR, KIB, MIB, REPORT, TOPICS, Topic
 
 ROOT = Path(__file__).parents[2]
-WIDTH = 100
-NOTE = "<!-- made by `make pages`; edit the code that it comes from -->"
 MANIFEST_TYPES = (
     manifest_types.Manifest,
     manifest_types.ImageSpec,
@@ -68,7 +67,7 @@ def cli_page() -> str:
 def option(field: Field) -> str:
     """One option or positional argument, as a list's entry."""
     name = field.name.upper() if _is_positional(field.hint) else f"--{field.name.replace('_', '-')}"
-    return entry(name, _words(field, flags=True), field.text)
+    return entry(name, words(field, flags=True), field.text)
 
 
 def _is_positional(hint: Any) -> bool:  # noqa: ANN401 - any type hint
@@ -177,55 +176,7 @@ def settings(config: type, prefix: str) -> Iterator[str]:
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             yield from settings(kind, f"{prefix}{field.name}.")
         else:
-            yield entry(prefix + field.name, _words(field), field.text)
-
-
-def setting(field: Field) -> str:
-    """One field, as a list's entry."""
-    return entry(field.name, _words(field), field.text)
-
-
-def _words(field: Field, flags: bool = False) -> str:
-    kind = type_words(field.hint)
-    if flags and kind == "true or false":
-        return "flag"
-    if field.required:
-        return f"{kind}, required"
-    default = default_words(field.default).strip('"' if flags else "")
-    return f"{kind}, default `{default}`" if default else kind
-
-
-def entry(name: str, kind: str, text: str) -> str:
-    """`- **name** (kind): text`, wrapped."""
-    line = f"- **`{name}`** ({kind}){': ' + text if text else ''}"
-    return textwrap.fill(
-        line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
-
-
-def paragraphs(text: str) -> list[str]:
-    """A docstring's paragraphs, each on one line; without its example."""
-    return list(python_api.prose(textwrap.dedent(text)))
-
-
-def page(lines: Iterable[str]) -> str:
-    """Blocks as a page: prose wrapped, an empty line between blocks, none between a list's
-    entries.
-    """
-    text = ""
-    before = ""
-    for line in lines:
-        block = line if line.startswith(("|", "- ", "#", "```")) else _filled(line)
-        together = before.startswith("- ") and block.startswith("- ")
-        text += ("" if not text else "\n" if together else "\n\n") + block
-        before = block
-        if block.startswith("# "):
-            text += f"\n\n{NOTE}"
-    return text + "\n"
-
-
-def _filled(line: str) -> str:
-    return textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False)
+            yield entry(prefix + field.name, words(field), field.text)
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -234,6 +185,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/manifest.md": manifest_page,
     "docs/reference/toml.md": toml_page,
     "docs/reference/python.md": lambda: page(python_api.blocks()),
+    "docs/reference/results.md": results_page,
     "docs/architecture.md": lambda: architecture_page(ROOT),
 }
 """Path in the repository -> what makes its text."""

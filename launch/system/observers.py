@@ -7,9 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trimvla.launch.options import Result
 from trimvla.launch.system.processes import Sections, cameras, configure, reports_of
-from trimvla.runtime.bus.messages import Report
 from trimvla.runtime.errors import ConfigError
 
 RECORDER = "recorder"
@@ -42,16 +40,3 @@ def _first(name: str, settings: dict[str, Any], sections: Sections) -> Sections:
         raise ConfigError(f"expected a system without a section '{name}', got one")
     configure(name, settings)
     return {name: settings, **sections}
-
-
-def outcome(last: Report | None, path: Path) -> Result:
-    """What became of a recording, for a verb's answer."""
-    if last is None:
-        return {"ok": False, "file": path, "error": "the recorder never reported"}
-    counters = last.counters
-    ok = last.state == "complete"
-    counts = {name: counters.get(name, 0) for name in ("frames", "messages", "dropped", "refused")}
-    size = round(last.values.get("file_mib", 0.0), 3)
-    return {"ok": ok, "file": path, "mib": size, **counts} | (
-        {} if ok else {"error": last.reason or last.state}
-    )

@@ -24,8 +24,10 @@ from tyro.conf import Positional
 
 from trimvla.export.bundle import export_policy
 from trimvla.export.verify import checkpoint_beside
+from trimvla.launch import tables
 from trimvla.launch.ablation.play import play
-from trimvla.launch.ablation.report import as_markdown, as_table, insert, summarise, with_times
+from trimvla.launch.ablation.report import NAME, as_markdown, as_table, summarise, with_times
+from trimvla.launch.ablation.results import AblationResult
 from trimvla.launch.ablation.rows import DENSE, ROWS, WHOLE, Amounts, Row, request
 from trimvla.launch.bench import turns as benchmark
 from trimvla.launch.bench.subjects import Asked, Party, open_party, torch_subjects
@@ -34,8 +36,8 @@ from trimvla.launch.console import Progress, progress_bar
 from trimvla.launch.evaluation.env_args import EnvArgs, check_fits
 from trimvla.launch.exporting.calibration import simulate
 from trimvla.launch.exporting.played_frames import PlayedEnv, calibration_from_env
-from trimvla.launch.options import Result
 from trimvla.launch.outputs import Output
+from trimvla.launch.result import as_plain
 from trimvla.launch.system.signals import terminate_as_interrupt
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.sizes.config import PolicyConfig
@@ -47,7 +49,8 @@ from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.episodes import MAKERS, make_task
-from trimvla.sim.evaluation.rollout import Outcome, Setting, check_episodes, choose_seeds
+from trimvla.sim.evaluation.rollout import Setting, check_episodes, choose_seeds
+from trimvla.sim.evaluation.success import Outcome
 from trimvla.sim.evaluation.virtual_time import Pace
 from trimvla.sim.evaluation.workers import spread
 
@@ -205,7 +208,7 @@ class Origin:
     work: Path
 
 
-def run(args: Args) -> Result:
+def run(args: Args) -> AblationResult:
     """Export, time, play, write; the table for people."""
     terminate_as_interrupt()
     if args.page is not None:
@@ -218,33 +221,33 @@ def run(args: Args) -> Result:
         made = make_bundles(args, origin, progress)
         samples, subjects = take_times(args, made, progress)
         played = play_all(args, made, setting, seeds, work=work, progress=progress)
-    result: Result = {"ok": True} | summarise(made, subjects, samples, played, args.margin)
-    result["settings"] = {
-        name: value for name, value in asdict(args).items() if name not in ("json", "work", "out")
-    }
+    left_out = ("json", "work", "out")
+    result = AblationResult(
+        ok=True,
+        rows=summarise(made, subjects, samples, played, args.margin),
+        settings={name: value for name, value in asdict(args).items() if name not in left_out},
+    )
     save(result, args)
-    console = args.console()
-    console.print(as_table(result["rows"]))
+    args.console().print(as_table(result.rows))
     return result
 
 
-def save(result: Result, args: Args) -> None:
+def save(result: AblationResult, args: Args) -> None:
     """JSON, picture, and the table in the text that is named."""
     from trimvla.launch.figures.tradeoff import draw_tradeoff
 
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"ablation{args.suffix}.json").write_text(
-        json.dumps(result, indent=1, default=str) + "\n"
-    )
-    draw_tradeoff(with_times(result["rows"]), args.out / f"ablation{args.suffix}.png")
+    text = json.dumps(as_plain(result), indent=1)
+    (args.out / f"ablation{args.suffix}.json").write_text(text + "\n")
+    draw_tradeoff(with_times(result.rows), args.out / f"ablation{args.suffix}.png")
     if args.page is not None:
-        args.page.write_text(read_text(args.page, as_markdown(result["rows"])))
+        args.page.write_text(read_text(args.page, as_markdown(result.rows)))
 
 
 def read_text(path: Path, table: str) -> str:
     """The text with this table between its marks. Raises ConfigError where it is no such text."""
     try:
-        return insert(path.read_text(), table)
+        return tables.insert(path.read_text(), NAME, table)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: expected a text for --page, got: {error}") from None
 

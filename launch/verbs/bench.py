@@ -30,6 +30,7 @@ from trimvla.launch.bench.report import (
     own_parts,
     write_samples,
 )
+from trimvla.launch.bench.results import BenchResult, RandomResult, figures_of
 from trimvla.launch.bench.socket_layer import socket_policy
 from trimvla.launch.bench.subjects import (
     UNMEASURED,
@@ -44,7 +45,7 @@ from trimvla.launch.bench.subjects import (
 )
 from trimvla.launch.bench.turns import COMPILED, EAGER, Cell, Samples, Subject
 from trimvla.launch.console import Console, progress_bar
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.launch.system.signals import terminate_as_interrupt
 from trimvla.runtime.bundle import manifest
@@ -214,7 +215,7 @@ class Measured:
     notes: list[str]
 
 
-def run(args: Args) -> Result:
+def run(args: Args) -> BenchResult | RandomResult:
     """Measure; the rows, and a table for people."""
     terminate_as_interrupt()
     if args.random_weights:
@@ -232,7 +233,7 @@ def run(args: Args) -> Result:
     return result
 
 
-def full_size(args: Args) -> Result:
+def full_size(args: Args) -> RandomResult:
     """Random weights: another export under every name, measured stage by stage."""
     from trimvla.launch.bench.random_weights import PLACE, Turns, run_random
     from trimvla.launch.exporting.work import ExportArgs
@@ -375,37 +376,32 @@ def layers(cells: Mapping[Cell, object]) -> set[str]:
     return {layer for layer, _ in cells}
 
 
-def summarise(args: Args, measured: Measured) -> Result:
-    """Everything as one JSON-able object."""
+def summarise(args: Args, measured: Measured) -> BenchResult:
+    """Everything that was measured."""
     rows = benchmark.rows(measured.subjects, measured.samples, measured.floors)
-    own = next(
-        subject
-        for subject in reversed(measured.subjects)
-        if "L3" in layers(measured.samples[subject.name])
+    whole = (
+        one for one in reversed(measured.subjects) if "L3" in layers(measured.samples[one.name])
     )
-    cells = measured.samples[own.name]
+    cells = measured.samples[next(whole).name]
     costs = np.subtract(cells["L3", benchmark.TOTAL], cells["L0", benchmark.TOTAL]).tolist()
+    low, high = benchmark.median_interval(costs)
     parts = breakdown(cells, measured.parts)
-    backends = dict.fromkeys(subject.backend for subject in measured.subjects)
-    return {
-        "ok": True,
-        "bundle": args.bundle,
-        "against": args.against,
-        "rounds": args.rounds,
-        "threads": args.threads,
-        "backends": list(backends),
-        "runs_on": measured.runs_on,
-        "also_runs_on": measured.also_runs_on,
-        "machine": {
-            "gflops": round(measured.machine.gflops, 1),
-            "gbytes_per_s": round(measured.machine.gbytes_per_s, 2),
-        },
-        "picture": args.picture,
-        "runtime_cost_ms": benchmark.over_l0(cells, "L3"),
-        "runtime_cost_interval_ms": [round(bound, 3) for bound in benchmark.median_interval(costs)],
-        "own_parts_ms": own_parts(parts),
-        "breakdown": parts,
-        "notes": [*measured.notes, *doubts(rows, measured.asked_again)],
-        "samples": args.samples,
-        "rows": rows,
-    }
+    return BenchResult(
+        ok=True,
+        bundle=args.bundle,
+        against=args.against,
+        rounds=args.rounds,
+        threads=args.threads,
+        backends=tuple(dict.fromkeys(subject.backend for subject in measured.subjects)),
+        runs_on=measured.runs_on,
+        also_runs_on=measured.also_runs_on,
+        machine=figures_of(measured.machine),
+        picture=args.picture,
+        runtime_cost_ms=benchmark.over_l0(cells, "L3"),
+        runtime_cost_interval_ms=(round(low, 3), round(high, 3)),
+        own_parts_ms=own_parts(parts),
+        breakdown=parts,
+        notes=(*measured.notes, *doubts(rows, measured.asked_again)),
+        samples=args.samples,
+        rows=rows,
+    )

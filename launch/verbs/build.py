@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 from rich.table import Table
 from tyro.conf import Positional
 
 from trimvla.export.tensorrt.build import WORKSPACE_MB, Engine, Report, Request, build_bundle
 from trimvla.launch.console import Progress, progress_bar
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
+from trimvla.launch.result import Answer
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import shape_of
 from trimvla.policies.sizes.memory import (
@@ -68,7 +69,29 @@ class Args(Options):
         return (Output("--out", self.out, folder=True),)
 
 
-def run(args: Args) -> Result:
+class EngineResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage's engine; all that is known of it stands in the record beside it."""
+
+    stage: str
+    """Which stage."""
+    file: Path
+    """The engine."""
+    bytes: int
+    """Its size [bytes]."""
+    seconds: float
+    """What building it took [s], now or when it was put into the cache."""
+    precision: str
+    """What most of its matrix products compute in."""
+
+
+class BuildResult(Answer, frozen=True, kw_only=True):
+    """The engines of a bundle for this device."""
+
+    engines: list[EngineResult]
+    """One a stage."""
+
+
+def run(args: Args) -> BuildResult:
     """Check memory, build, list the engines."""
     if args.workspace_mb < 1:
         raise ConfigError(f"expected at least 1 for --workspace-mb, got {args.workspace_mb}")
@@ -88,7 +111,7 @@ def run(args: Args) -> Result:
     args.console().print(
         as_table(f"{manifest.name}, by {library.title} for {named(device)}", built, memory)
     )
-    return {"ok": True, "engines": [as_row(engine, out) for engine in built]}
+    return BuildResult(ok=True, engines=[engine_result(engine, out) for engine in built])
 
 
 def named(device: Device) -> str:
@@ -126,16 +149,16 @@ def reporter(progress: Progress, stages: list[str]) -> Report:
     return report
 
 
-def as_row(engine: Engine, out: Path) -> dict[str, Any]:
-    """One engine as data; all that is known of it stands in the record beside it."""
+def engine_result(engine: Engine, out: Path) -> EngineResult:
+    """One engine, from its record."""
     record = engine.record
-    return {
-        "stage": record.key.stage,
-        "file": out / record.key.file,
-        "bytes": record.bytes,
-        "seconds": record.seconds,
-        "precision": record.precision,
-    }
+    return EngineResult(
+        stage=record.key.stage,
+        file=out / record.key.file,
+        bytes=record.bytes,
+        seconds=record.seconds,
+        precision=record.precision,
+    )
 
 
 def as_table(title: str, built: list[Engine], memory: MemoryPlan | None) -> Table:

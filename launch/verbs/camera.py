@@ -9,13 +9,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
+from trimvla.launch.result import Answer
+from trimvla.launch.system.client import SystemClient
 from trimvla.launch.system.networking import use_network
 from trimvla.launch.system.run_dirs import temporary_run_dir
 from trimvla.launch.system.signals import stop_event
-from trimvla.runtime.bus.messages import Report
-from trimvla.runtime.bus.sockets import Subscriber
-from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.bus.wire import Codec
 from trimvla.runtime.cameras import process as camera
 from trimvla.runtime.cameras.process import CameraConfig, Kind
@@ -71,7 +70,22 @@ class Args(Options):
         return CameraConfig(**{name: getattr(self, name) for name in names})
 
 
-def run(args: Args) -> Result:
+class CameraResult(Answer, frozen=True, kw_only=True):
+    """What was published."""
+
+    camera: str
+    """The camera's name."""
+    run_dir: Path
+    """Where its socket was."""
+    frames_published: int | None = None
+    """Images; like the counts below left out where the camera counted none."""
+    frames_skipped: int | None = None
+    """Images of a video that came too fast to be published."""
+    frames_of_unknown_age: int | None = None
+    """Images without a usable time stamp."""
+
+
+def run(args: Args) -> CameraResult:
     """Publish until told to stop; how many frames there were."""
     config = args.config()
     stop = stop_event(watch_parent=False)
@@ -80,10 +94,16 @@ def run(args: Args) -> Result:
     with temporary_run_dir() if args.run_dir is None else nullcontext(args.run_dir) as run_dir:
         use_network(args.network, run_dir)
         name = f"camera-{config.name}"
-        with Subscriber(run_dir, [topic(report(name))]) as reports:
-            args.console().print(f"publishing '{config.name}/color' in {run_dir}; Ctrl-C stops")
+        with SystemClient(run_dir, processes=[name]) as client:
+            place = f"'{config.name}/color' in {run_dir}"
+            args.console().print(f"publishing {place}; Ctrl-C stops")
             camera.run(config, run_dir, stop)
-            reports.wait_for(report(name), timeout_s=1.0)
-            last = reports[report(name)].message
-    counters = last.counters if isinstance(last, Report) else {}
-    return {"ok": True, "camera": config.name, "run_dir": run_dir, **counters}
+            counters = client.last_report(name).counters
+    return CameraResult(
+        ok=True,
+        camera=config.name,
+        run_dir=run_dir,
+        frames_published=counters.get("frames_published"),
+        frames_skipped=counters.get("frames_skipped"),
+        frames_of_unknown_age=counters.get("frames_of_unknown_age"),
+    )

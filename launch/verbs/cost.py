@@ -7,13 +7,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from rich.table import Table
 from tyro.conf import Positional
 
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
 from trimvla.policies.sizes.config import PolicyConfig, find_preset
 from trimvla.policies.sizes.cost import Shape, report, shape_by_counts, shape_of
-from trimvla.policies.sizes.memory import BOARDS, GIB, fit_rows, plan_memory, precision_named
+from trimvla.policies.sizes.cost_report import CostReport, Ratios, StageCost, ratios
+from trimvla.policies.sizes.memory import (
+    BOARDS,
+    GIB,
+    BoardFit,
+    fit_rows,
+    plan_memory,
+    precision_named,
+)
 from trimvla.runtime.bundle.plan import TokenPlan, TokenSelector, load_plan
 
 # EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP
@@ -63,27 +72,52 @@ class Args(Options):
     """
 
 
-def run(args: Args) -> Result:
+class CostResult(CostReport, frozen=True, kw_only=True):
+    """What a policy costs under a plan."""
+
+    ok: bool
+    """Always true."""
+    preset: str
+    """Which policy."""
+    dtype: str
+    """Precision of the weights."""
+    ratio_to_dense: Ratios
+    """What is left of the dense policy."""
+    boards: list[BoardFit] | msgspec.UnsetType = msgspec.UNSET
+    """With --boards: one row for every plan and precision."""
+
+
+def run(args: Args) -> CostResult:
     """Cost under the plan, and its share of the dense policy's."""
     cfg = find_preset(args.preset)
     precision = precision_named(args.dtype)
     dense = in_precision(cfg, shape_by_counts(cfg), args.prompt, precision)
     shape = wanted_shape(args, cfg)
-    result = in_precision(cfg, shape, args.prompt, precision)
-    shares = {name: result[name] / dense[name] for name in ("parameters", "flops", "weight_bytes")}
-    args.console().print(as_table(cfg.name, precision, result, dense))
-    if args.boards:
-        result["boards"] = fit_rows(cfg, named_shapes(cfg, shape))
-        args.console().print(board_table(cfg.name, result["boards"]))
-    return {"preset": cfg.name, "dtype": precision, **result, "ratio_to_dense": shares}
+    cost = in_precision(cfg, shape, args.prompt, precision)
+    boards = fit_rows(cfg, named_shapes(cfg, shape)) if args.boards else msgspec.UNSET
+    console = args.console()
+    console.print(as_table(cfg.name, precision, cost, dense))
+    if boards is not msgspec.UNSET:
+        console.print(board_table(cfg.name, boards))
+    return CostResult(
+        **msgspec.structs.asdict(cost),
+        ok=True,
+        preset=cfg.name,
+        dtype=precision,
+        ratio_to_dense=ratios(cost, dense),
+        boards=boards,
+    )
 
 
-def in_precision(cfg: PolicyConfig, shape: Shape, prompt: int | None, precision: str) -> Result:
+def in_precision(cfg: PolicyConfig, shape: Shape, prompt: int | None, precision: str) -> CostReport:
     """`cost.report`, with bytes of weights as this precision stores them."""
-    result = report(cfg, shape, prompt)
+    cost = report(cfg, shape, prompt)
     weights = plan_memory(cfg, shape, precision).weights
-    stages = {name: row | {"weight_bytes": weights[name]} for name, row in result["stages"].items()}
-    return result | {"weight_bytes": sum(weights.values()), "stages": stages}
+    stages = {
+        name: msgspec.structs.replace(row, weight_bytes=weights[name])
+        for name, row in cost.stages.items()
+    }
+    return msgspec.structs.replace(cost, weight_bytes=sum(weights.values()), stages=stages)
 
 
 def wanted_shape(args: Args, cfg: PolicyConfig) -> Shape:
@@ -125,40 +159,37 @@ def published(cfg: PolicyConfig, layers: int, tokens: int) -> Shape:
     )
 
 
-def as_table(name: str, dtype: str, result: Result, dense: Result) -> Table:
+def as_table(name: str, dtype: str, cost: CostReport, dense: CostReport) -> Table:
     """One row a stage, and the whole."""
-    table = Table(
-        name, "parameters", "GFLOP", f"MB of {dtype}", "of dense", title="cost of one action chunk"
-    )
-    running = sum(row["parameters"] for row in result["stages"].values())
-    rows = {**result["stages"], "all": {**result, "parameters": running}}
-    for stage, row in rows.items():
-        whole = dense["flops"] if stage == "all" else dense["stages"][stage]["flops"]
-        numbers = (
-            f"{row['parameters'] / 1e6:,.1f} M",
-            f"{row['flops'] / 1e9:,.2f}",
-            f"{row['weight_bytes'] / 1e6:,.1f}",
-        )
-        table.add_row(stage, *numbers, f"{row['flops'] / whole:.1%}")
-    table.caption = (
-        f"{result['parameters'] / 1e9:.3f} G parameters with those that never reach an action"
-    )
+    columns = ("parameters", "GFLOP", f"MB of {dtype}", "of dense")
+    table = Table(name, *columns, title="cost of one action chunk")
+    for stage, row in cost.stages.items():
+        table.add_row(stage, *numbers(row, row.parameters, dense.stages[stage].flops))
+    running = sum(row.parameters for row in cost.stages.values())
+    table.add_row("all", *numbers(cost, running, dense.flops))
+    unused = "G parameters with those that never reach an action"
+    table.caption = f"{cost.parameters / 1e9:.3f} {unused}"
     return table
 
 
-def board_table(name: str, rows: list[Result]) -> Table:
+def numbers(row: StageCost | CostReport, parameters: int, dense_flops: int) -> tuple[str, ...]:
+    """The cells of a row."""
+    return (
+        f"{parameters / 1e6:,.1f} M",
+        f"{row.flops / 1e9:,.2f}",
+        f"{row.weight_bytes / 1e6:,.1f}",
+        f"{row.flops / dense_flops:.1%}",
+    )
+
+
+def board_table(name: str, rows: list[BoardFit]) -> Table:
     """One row for every plan and precision, one column a board."""
     titles = (board.title for board in BOARDS.values())
-    table = Table(
-        name, "precision", "GiB to run", "to build", *titles, title="which boards have the memory"
-    )
+    sizes = ("GiB to run", "to build")
+    table = Table(name, "precision", *sizes, *titles, title="which boards have the memory")
     for row in rows:
-        sizes = (f"{row[key] / GIB:.1f}" for key in ("running_bytes", "building_bytes"))
-        table.add_row(
-            row["plan"], row["precision"], *sizes, *(row["boards"][board] for board in BOARDS)
-        )
-    table.caption = (
-        "yes: builds and runs; runs: the engines would fit, but the board cannot build them in one"
-        " piece"
-    )
+        needs = (f"{bytes_ / GIB:.1f}" for bytes_ in (row.running_bytes, row.building_bytes))
+        table.add_row(row.plan, row.precision, *needs, *(row.boards[board] for board in BOARDS))
+    whole = "the engines would fit, but the board cannot build them in one piece"
+    table.caption = f"yes: builds and runs; runs: {whole}"
     return table

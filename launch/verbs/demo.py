@@ -10,31 +10,38 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
 from trimvla.launch.console import Console, Status, styled
+from trimvla.launch.demo.report import as_table, summarise
+from trimvla.launch.demo.results import DemoResult
 from trimvla.launch.evaluation import video
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
-from trimvla.launch.system.client import EpisodeClient, Recording, Request
-from trimvla.launch.system.observers import RECORDER, outcome, with_recorder
-from trimvla.launch.system.processes import check_system, programs, read_system, reports_of
+from trimvla.launch.system.episodes import EpisodeClient, Recording, Request
+from trimvla.launch.system.observers import RECORDER, with_recorder
+from trimvla.launch.system.processes import (
+    Sections,
+    check_system,
+    programs,
+    read_system,
+    reports_of,
+)
+from trimvla.launch.system.results import NO_TIMES, recording_result
 from trimvla.launch.system.run_dirs import temporary_run_dir
 from trimvla.launch.system.signals import terminate_as_interrupt
 from trimvla.launch.system.supervisor import Supervisor
 from trimvla.runtime.bundle import manifest
-from trimvla.runtime.bus.messages import Report, Summary
+from trimvla.runtime.bus.messages import Report
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.printable import printable
 
 SYSTEM = "demo"
 VIDEO_SIDE = 384  # pixels
 SLOW_PERIODS = 2  # control periods that one inference may take before a success would be luck
-NO_TIMES = Summary(0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Args(Options):
         return Output("--video", self.video), Output("--record", self.record)
 
 
-def run(args: Args) -> Result:
+def run(args: Args) -> DemoResult:
     """Start everything, play the episodes, stop everything; then the film and the card."""
     bundle = manifest.resolve(args.bundle)
     sections = read_system(SYSTEM, [f"policy.bundle={bundle.resolve()}", *args.set])
@@ -91,13 +98,17 @@ def run(args: Args) -> Result:
     with temporary_run_dir() as run_dir:
         recordings, reports = play(sections, run_dir, requests, Console(stderr=True))
     film = video.write(args.video, list(clips(recordings)), fps=sections["control"]["hz"])
-    result = summarise(recordings, reports) | {"bundle": args.bundle, "video": film}
-    if args.record is not None:
-        result["recording"] = outcome(reports.get(RECORDER), args.record)
-        result["ok"] = result["ok"] and result["recording"]["ok"]
+    last = reports.get(RECORDER)
+    result = summarise(
+        recordings,
+        reports,
+        bundle=args.bundle,
+        video=film,
+        recording=None if args.record is None else recording_result(last, args.record),
+    )
     console = args.console()
     console.print(as_table(result))
-    if result["inference_ms"]["p50"] > SLOW_PERIODS * 1e3 / result["control_hz"]["asked"]:
+    if result.inference_ms.p50 > SLOW_PERIODS * 1e3 / result.control_hz.asked:
         console.print(
             "Inference is too slow here for this control rate: mostly the robot holds. Is the"
             " machine busy?"
@@ -124,10 +135,7 @@ def plan(args: Args) -> list[Request]:
 
 
 def play(
-    sections: dict[str, dict[str, Any]],
-    run_dir: Path,
-    requests: Sequence[Request],
-    console: Console,
+    sections: Sections, run_dir: Path, requests: Sequence[Request], console: Console
 ) -> tuple[list[Recording], dict[str, Report]]:
     """All episodes on one running system, with a live line; recordings and the processes' last
     reports.
@@ -177,77 +185,3 @@ def clips(recordings: Sequence[Recording]) -> Iterator[video.Clip]:
         pictures = [renderer.picture(state) for state in recording.states]
         yield video.Clip(pictures, recording.request.instruction, recording.success)
     renderer.close()
-
-
-def summarise(recordings: Sequence[Recording], reports: dict[str, Report]) -> Result:
-    """The figures of the run, as the processes counted them."""
-    control = reports["control"]
-    policy = reports["policy"]
-    published = sum(r.counters.get("frames_published", 0) for r in reports.values())
-    success = sum(recording.success for recording in recordings)
-    return {
-        "ok": success > 0,
-        "success": success,
-        "episodes": len(recordings),
-        "control_hz": {
-            "asked": control.values.get("hz_asked", 0.0),
-            "achieved": round(control.values.get("hz_achieved", 0.0), 3),
-        },
-        "inference_ms": percentiles(policy.latencies.get("inference.total", NO_TIMES)),
-        "photon_to_action_ms": percentiles(control.latencies.get("photon_to_action", NO_TIMES)),
-        "frames": {
-            "published": published,
-            "used": policy.counters.get("frames_used", 0),
-            "stale": policy.counters.get("frames_stale", 0),
-        },
-        "commands": {name: control.counters.get(name, 0) for name in ("actions", "holds", "gated")},
-        "outcomes": [
-            {
-                "instruction": recording.request.instruction,
-                "seed": recording.request.seed,
-                "success": recording.success,
-                "steps": recording.steps,
-                "seconds": round(recording.seconds, 2),
-            }
-            for recording in recordings
-        ],
-    }
-
-
-def percentiles(summary: Summary) -> dict[str, float]:
-    """p50, p99 and the largest [ms]."""
-    return {name: round(getattr(summary, name), 1) for name in ("p50", "p99", "max")}
-
-
-def as_table(result: Result) -> Table:
-    """The card."""
-    rate = result["control_hz"]
-    thinking = result["inference_ms"]
-    latency = result["photon_to_action_ms"]
-    frames = result["frames"]
-    sent = result["commands"]
-    table = Table(title="trimvla demo", show_header=False, title_justify="left")
-    table.add_row("tasks done", f"{result['success']} of {result['episodes']}")
-    table.add_row("control rate", f"{rate['achieved']:.2f} Hz of {rate['asked']:g} Hz")
-    table.add_row("inference", f"{thinking['p50']:.0f} ms (p99 {thinking['p99']:.0f} ms)")
-    table.add_row("camera to command", f"{latency['p50']:.0f} ms (p99 {latency['p99']:.0f} ms)")
-    table.add_row(
-        "frames", f"{frames['published']} published, {frames['used']} used, {frames['stale']} stale"
-    )
-    table.add_row(
-        "commands",
-        f"{sent['actions']} actions, {sent['holds']} holds, {sent['gated']} changed by the gate",
-    )
-    table.add_row("film", str(result["video"]))
-    if "recording" in result:
-        table.add_row("recording", describe_recording(result["recording"]))
-    return table
-
-
-def describe_recording(recording: Result) -> str:
-    """Where it is and what it lost, or why there is none."""
-    if not recording["ok"]:
-        return f"failed: {recording['error']}"
-    return (
-        f"{recording['file']}, {recording['mib']:.1f} MiB, {recording['dropped']} messages dropped"
-    )

@@ -12,8 +12,10 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from trimvla.launch.console import progress_bar, text_column
 from trimvla.launch.evaluation.env_args import check_fits
@@ -27,91 +29,102 @@ from trimvla.launch.evaluation.report import (
     save,
     sentence,
 )
-from trimvla.launch.options import Result
+from trimvla.launch.evaluation.results import BundleResult, Estimate, EvalResult
 from trimvla.launch.system.signals import terminate_as_interrupt
 from trimvla.policies.sizes.roofline import DEVICES
 from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.sim.actor import EXPERT
 from trimvla.sim.evaluation.latency import Latency, split
 from trimvla.sim.evaluation.statistics import compare
+from trimvla.sim.evaluation.success import Success
 
 if TYPE_CHECKING:
     from trimvla.sim.evaluation.rollout import Deal, Round
 
 
-def run(args: Args) -> Result:
-    """Play the episodes with a progress bar.
+def run(args: Args) -> EvalResult:
+    """Play the episodes with a progress bar; the candidate's success in the first condition.
 
-    The result is `sim.rollout.summarise`'s, of the first condition, with the bundle named; with a
-    reference also its own such result as "against", and `sim.statistics.Comparison` as
-    "comparison"; with several bundles or latencies "curve", one row for each of both.
+    With a reference also its own success and the comparison; with several bundles or latencies a
+    curve, one row for each of both.
     """
     terminate_as_interrupt()
     check_same_task(list(args.names.values()))
     match = prepare(args)
     rounds = play(args, match)
     results = match.results(rounds)
+    result = result_of(args, match, rounds, results)
+    tell(args, result, results[match.conditions[0]])
+    if args.out is not None:
+        save(args, result, match, rounds)
+    return result
+
+
+def result_of(
+    args: Args,
+    match: Match,
+    rounds: Mapping[Deal, Round],
+    results: Mapping[str, Mapping[str, Success]],
+) -> EvalResult:
+    """The answer: what was asked, and what came of it."""
     first = results[match.conditions[0]]
-    shown = {
+    played = {
         "seed": match.seeds[0],
         "variant": args.variant,
         "swap_instruction": args.swap_instruction,
+        "execute": match.setting.pace.execute,
     }
-    shown["execute"] = match.setting.pace.execute
-    told: Result = {
-        "ok": True,
-        "bundle": args.names[CANDIDATE],
-        "env": args.env,
-        "backend": args.backend,
-    }
-    told |= first[CANDIDATE] | shown
+    result = EvalResult(
+        ok=True,
+        bundle=args.names[CANDIDATE],
+        env=args.env,
+        backend=args.backend,
+        **structs.asdict(first[CANDIDATE]),
+        **played,
+    )
     if args.against is not None:
-        told["against"] = {"bundle": args.against, **first[REFERENCE]} | shown
-        told["comparison"] = asdict(
-            compare(*(first[r]["outcomes"] for r in (CANDIDATE, REFERENCE)), margin=args.margin)
+        reference = first[REFERENCE]
+        result = structs.replace(
+            result,
+            against=BundleResult(bundle=args.against, **structs.asdict(reference), **played),
+            comparison=compare(first[CANDIDATE].outcomes, reference.outcomes, margin=args.margin),
         )
     if args.latency is not None or args.rungs:
-        told["curve"] = curve_rows(
-            args.names, results, match.setting.latencies, rounds, args.margin
+        latencies = match.setting.latencies
+        result = structs.replace(
+            result,
+            curve=curve_rows(args.names, results, latencies, rounds, args.margin),
+            estimates=estimates(args),
+            control_hz=match.control_hz,
+            chunks=args.chunks,
         )
-        told |= {
-            "estimates": estimates(args),
-            "control_hz": match.control_hz,
-            "chunks": args.chunks,
-        }
-    tell(args, told, first)
-    if args.out is not None:
-        save(args, told, match, rounds)
-    return told
+    return result
 
 
-def tell(args: Args, told: Result, first: Mapping[str, Result]) -> None:
+def tell(args: Args, result: EvalResult, first: Mapping[str, Success]) -> None:
     """The card."""
     console = args.console()
     console.print(as_table(args, first))
-    if "curve" in told:
-        console.print(curve_table(told["curve"]))
-    if args.against is None:
-        low, high = told["interval"]
-        console.print(
-            f"success rate {told['success_rate']:.3f}, 95 % interval {low:.3f} to {high:.3f}"
-        )
+    if result.curve is not None:
+        console.print(curve_table(result.curve))
+    if args.against is None or result.comparison is None:
+        low, high = result.interval
+        interval = f"95 % interval {low:.3f} to {high:.3f}"
+        console.print(f"success rate {result.success_rate:.3f}, {interval}")
         return
-    console.print(pairs_table(args, told["comparison"]))
-    console.print(sentence(args.bundle, args.against, told["comparison"]))
+    console.print(pairs_table(args, result.comparison))
+    console.print(sentence(args.bundle, args.against, result.comparison))
     if args.swap_instruction:
-        console.print(
-            "success is judged by the original goal: with the instruction swapped, low rates are"
-            " good"
-        )
+        words = "success is judged by the original goal"
+        console.print(f"{words}: with the instruction swapped, low rates are good")
 
 
-def estimates(args: Args) -> list[Result]:
+def estimates(args: Args) -> list[Estimate]:
     """Where the latencies of devices come from."""
     words = [word.partition(":") for word in split(args.latency or "")]
     devices = [(device, share) for device, _, share in words if device in DEVICES]
     return [
-        {"bundle": name, "estimate": True, **estimate(name, device, float(share or 1))}
+        estimate(name, device, float(share or 1))
         for device, share in devices
         for name in args.names.values()
     ]
@@ -120,13 +133,8 @@ def estimates(args: Args) -> list[Result]:
 def prepare(args: Args) -> Match:
     """What the arguments mean for this environment."""
     from trimvla.sim.episodes import make_task
-    from trimvla.sim.evaluation.rollout import (
-        WAITS,
-        Setting,
-        check_episodes,
-        check_expert,
-        choose_seeds,
-    )
+    from trimvla.sim.evaluation.rollout import Setting, check_episodes, check_expert, choose_seeds
+    from trimvla.sim.evaluation.success import WAITS
     from trimvla.sim.evaluation.virtual_time import Pace
 
     options = args.env_options(args.names.values())

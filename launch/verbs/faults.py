@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from trimvla.launch.console import Console
-from trimvla.launch.evaluation.page import insert
 from trimvla.launch.faults.play import NotStartedError, Outcome, Play
 from trimvla.launch.faults.report import NAME, as_markdown, as_table
+from trimvla.launch.faults.results import FaultsResult
 from trimvla.launch.faults.session import running
 from trimvla.launch.faults.table import BOUND_S, ROWS, Row, System, sections
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.launch.system.processes import check_system
 from trimvla.launch.system.signals import terminate_as_interrupt
+from trimvla.launch.tables import insert
 from trimvla.runtime.bundle import manifest
 from trimvla.runtime.errors import ConfigError
 
@@ -71,7 +72,7 @@ class Played:
     """Violations that belong to no row: during the start, between two rows and at the end."""
 
 
-def run(args: Args) -> Result:
+def run(args: Args) -> FaultsResult:
     """All rows; the table."""
     rows = args.rows()
     start = time.monotonic()
@@ -83,15 +84,15 @@ def run(args: Args) -> Result:
         played = [play_system(system, rows, bundle, line.update) for system in systems]
     outcomes = [outcome for part in played for outcome in part.outcomes]
     between = [words for part in played for words in part.between]
-    result: Result = {
-        "ok": all(outcome.ok for outcome in outcomes) and not between,
-        "bound_ms": BOUND_S * 1e3,
-        "seconds": round(time.monotonic() - start, 1),
-        "commands": sum(part.commands for part in played),
-        "violations_between_rows": len(between),
-        "between_rows": between,
-        "rows": [asdict(outcome) for outcome in outcomes],
-    }
+    result = FaultsResult(
+        ok=all(outcome.ok for outcome in outcomes) and not between,
+        bound_ms=BOUND_S * 1e3,
+        seconds=round(time.monotonic() - start, 1),
+        commands=sum(part.commands for part in played),
+        violations_between_rows=len(between),
+        between_rows=between,
+        rows=outcomes,
+    )
     args.console().print(as_table(result))
     if args.page is not None:
         args.page.write_text(insert(args.page.read_text(), NAME, as_markdown(result)))

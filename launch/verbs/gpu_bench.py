@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 
@@ -39,9 +40,11 @@ from trimvla.launch.bench.device_policy import (
 )
 from trimvla.launch.bench.floor import Floor, Machine, floors, shortest
 from trimvla.launch.bench.gpu_report import as_text, draw
+from trimvla.launch.bench.results import BenchRow, GpuResult, GpuRow, figures_of
 from trimvla.launch.bench.turns import Samples, Subject, Times
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
+from trimvla.launch.result import as_plain
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.sizes.config import PolicyConfig, find_preset
 from trimvla.policies.trimming.plan_by_size import plan_by_sizes
@@ -143,14 +146,14 @@ class Bench:
     subjects: list[Subject] = field(default_factory=list)
     samples: Samples = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)
-    sizes: dict[str, dict[str, float]] = field(default_factory=dict)
+    sizes: dict[str, dict[str, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def left_s(self) -> float:
         """Seconds that are left."""
         return self.args.seconds - (time.monotonic() - self.started)
 
-    def add(self, subject: Subject, plan: Plan, sizes: dict[str, float]) -> None:
+    def add(self, subject: Subject, plan: Plan, sizes: dict[str, int]) -> None:
         """Somebody who is ready, measured a first time."""
         first = benchmark.measure([subject], rounds=FIRST_ROUNDS, warmup=1)
         self.samples |= first
@@ -159,7 +162,7 @@ class Bench:
         self.sizes[subject.name] = sizes
 
 
-def run(args: Args) -> Result:
+def run(args: Args) -> GpuResult:
     """Prepare, measure, write."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise BackendError(
@@ -170,7 +173,7 @@ def run(args: Args) -> Result:
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     machine = measure_device(args.device, dtype)
 
-    def write() -> Result:
+    def write() -> GpuResult:
         return write_files(summarise(bench, machine, dtype), args.out)
 
     prepare(bench, random_policy(bench.cfg, args.device, dtype), write)
@@ -198,22 +201,22 @@ def affordable_rounds(bench: Bench) -> int:
     return rounds if rounds >= min(FEWEST_ROUNDS, bench.args.rounds) else 0
 
 
-def write_files(result: Result, out: Path) -> Result:
+def write_files(result: GpuResult, out: Path) -> GpuResult:
     """The JSON and, where matplotlib is installed, the picture; whole, whenever one looks."""
     out.mkdir(parents=True, exist_ok=True)
-    slug = "".join(letter if letter.isalnum() else "-" for letter in result["device"].lower())
+    device = result.device.lower()
+    slug = "".join(letter if letter.isalnum() else "-" for letter in device)
     beside = out / f".gpu-{slug}.json"
-    beside.write_text(json.dumps(result, indent=1) + "\n")
+    beside.write_text(json.dumps(as_plain(result), indent=1) + "\n")
     beside.replace(out / f"gpu-{slug}.json")
-    if result["rows"] and find_spec("matplotlib") is not None:
+    if result.rows and find_spec("matplotlib") is not None:
         draw(result, out / f"gpu-{slug}.png")
     return result
 
 
-def prepare(bench: Bench, dense: CogAct, write: Callable[[], Result]) -> None:
+def prepare(bench: Bench, dense: CogAct, write: Callable[[], object]) -> None:
     """All policies in all ways, the ones that targets speak of first; what fails is noted, and the
-    next one tried.
-    """
+    next one tried."""
     inputs = device_inputs(bench.cfg, bench.args.device)
     policies = {DENSE: dense}  # trimmed once: ways share the weights
     for name, plan, way in wanted(bench):
@@ -271,7 +274,7 @@ def reserved_bytes(device: str) -> int:
     return torch.cuda.memory_reserved()
 
 
-def add_bundles(bench: Bench, write: Callable[[], Result]) -> None:
+def add_bundles(bench: Bench, write: Callable[[], object]) -> None:
     """Exported bundles in every runtime that is installed; one line for each that is not."""
     if not bench.args.bundles:
         names = ", ".join(f"{backend} {provider or ''}".strip() for backend, provider in RUNTIMES)
@@ -393,47 +396,59 @@ def measure_device(device: str, dtype: torch.dtype) -> Machine:
     )
 
 
-def to_compiled(bench: Bench, row: Result) -> float | None:
-    """Time of the compiled dense policy over the row's, turn by turn: the median; None where it was
-    not measured.
+def to_compiled(bench: Bench, row: BenchRow) -> float | None:
+    """Time of the compiled dense policy over the row's, turn by turn: the median.
+
+    None where it was not measured.
     """
-    cell = (row["layer"], row["part"])
+    cell = (row.layer, row.part)
     dense = benchmark.dense_samples(bench.subjects, bench.samples, COMPILED.name, cell)
-    took = bench.samples[row["subject"]][cell]
+    took = bench.samples[row.subject][cell]
     return None if dense is None else round(float(np.median(np.divide(dense, took))), 4)
 
 
-def summarise(bench: Bench, machine: Machine, dtype: torch.dtype) -> Result:
+def summarise(bench: Bench, machine: Machine, dtype: torch.dtype) -> GpuResult:
     """The rows of `benchmark.rows`, with ratios to the compiled dense policy, sizes and floors."""
+    on_gpu = bench.args.device == "cuda"
+    took = [took for cells in bench.samples.values() for took in cells.values()]
+    return GpuResult(
+        ok=True,
+        preset=bench.args.preset,
+        device=torch.cuda.get_device_name() if on_gpu else "cpu",
+        dtype=str(dtype).removeprefix("torch."),
+        torch=str(torch.__version__),
+        date=datetime.now(timezone.utc).date().isoformat(),
+        rounds=min(map(len, took), default=0),
+        seconds=round(time.monotonic() - bench.started, 1),
+        peak_bytes=torch.cuda.max_memory_reserved() if on_gpu else None,
+        machine=figures_of(machine, digits=1),
+        notes=tuple(bench.notes),
+        rows=gpu_rows(bench, machine, dtype),
+    )
+
+
+def gpu_rows(bench: Bench, machine: Machine, dtype: torch.dtype) -> tuple[GpuRow, ...]:
+    """One for every part and policy."""
     width = torch.empty(0, dtype=dtype).element_size()
     prompt = bench.cfg.prompt.buckets[0]
     below: dict[str, dict[str, Floor]] = {
         name: floors(bench.cfg, plan, prompt, machine, weight_bytes=width)
         for name, plan in bench.plans.items()
     }
-    rows = [
-        row | bench.sizes[row["subject"]] | {"ratio_to_compiled_dense": to_compiled(bench, row)}
-        for row in benchmark.rows(bench.subjects, bench.samples, below)
-    ]
-    return {
-        "ok": True,
-        "preset": bench.args.preset,
-        "device": torch.cuda.get_device_name() if bench.args.device == "cuda" else "cpu",
-        "dtype": str(dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "rounds": min(
-            (len(took) for cells in bench.samples.values() for took in cells.values()), default=0
-        ),
-        "seconds": round(time.monotonic() - bench.started, 1),
-        "peak_bytes": torch.cuda.max_memory_reserved() if bench.args.device == "cuda" else None,
-        "machine": {
-            "gflops": round(machine.gflops, 1),
-            "gbytes_per_s": round(machine.gbytes_per_s, 1),
-        },
-        "notes": bench.notes,
-        "rows": rows,
-    }
+    return tuple(
+        gpu_row(bench, row) for row in benchmark.rows(bench.subjects, bench.samples, below)
+    )
+
+
+def gpu_row(bench: Bench, row: BenchRow) -> GpuRow:
+    """A row with what the device knows of it."""
+    sizes = bench.sizes[row.subject]
+    return GpuRow(
+        **msgspec.structs.asdict(row),
+        ratio_to_compiled_dense=to_compiled(bench, row),
+        parameters=sizes.get("parameters"),
+        activation_bytes=sizes.get("activation_bytes"),
+    )
 
 
 def main() -> None:

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import Positional
 
 from trimvla.launch.figures import call_picture, call_rerun
 from trimvla.launch.figures.call_picture import CallStory
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
+from trimvla.launch.result import Answer
 from trimvla.launch.system.recorded_policy import choose_bundles, open_rungs
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import Manifest
@@ -94,22 +96,75 @@ class Look:
     call: Call | None = None
 
 
-def run(args: Args) -> Result:
+class KeptOf(msgspec.Struct, frozen=True, kw_only=True):
+    """Which visual tokens were kept."""
+
+    kept: list[int]
+    """Their places in raster order."""
+    of: int
+    """How many there were."""
+
+
+class RunOf(msgspec.Struct, frozen=True, kw_only=True):
+    """Which language layers ran."""
+
+    run: list[int]
+    """Their numbers in the dense policy."""
+    of: int
+    """How many the dense policy has."""
+
+
+class ComputedOf(msgspec.Struct, frozen=True, kw_only=True):
+    """At which sampler steps the head's blocks ran."""
+
+    computed: list[int]
+    """The steps' numbers."""
+    of: int
+    """How many steps there were."""
+
+
+class InspectResult(Answer, frozen=True, kw_only=True):
+    """One policy call, opened up."""
+
+    bundle: str
+    """The bundle's name."""
+    instruction: str
+    """What the robot was to do."""
+    seed: list[int]
+    """Of the noise."""
+    chunk: int | None
+    """The recorded chunk's sequence number; none without a recording."""
+    frame: int | None
+    """The recorded image's sequence number; none without a recording."""
+    same_as_recorded: bool | None
+    """Whether the actions are those that were recorded; none without a recording."""
+    tokens: KeptOf
+    """Visual tokens."""
+    layers: RunOf
+    """Language layers."""
+    steps: ComputedOf
+    """Sampler steps."""
+    milliseconds: dict[str, float]
+    """Part of the call -> what it took [ms]."""
+    runs: dict[str, dict[str, str]]
+    """Stage -> what ran it."""
+    picture: Path
+    """The picture that was drawn."""
+    rerun: Path | None = None
+    """The Rerun recording, with --rerun."""
+
+
+def run(args: Args) -> InspectResult:
     """Make the call, tell its story, draw it."""
     policy, look = prepare(args)
     known = None if look.call is None else look.call.known
-    # the first call is slower
-    policy.infer(look.image, look.instruction, seed=look.seed, known=known)
+    policy.infer(look.image, look.instruction, seed=look.seed, known=known)  # the first is slower
     result = policy.infer(look.image, look.instruction, seed=look.seed, known=known)
     story = tell(policy, look, result)
     call_picture.write(args.out, story)
-    answer = as_answer(policy.manifest, look, story) | {
-        "runs": policy.describe(),
-        "picture": args.out,
-    }
     if args.rerun is not None:
         call_rerun.write(args.rerun, story, result.actions)
-        answer["rerun"] = args.rerun
+    answer = as_answer(policy, look, story, args)
     policy.close()
     console = args.console()
     for line in call_picture.describe(story):
@@ -182,19 +237,22 @@ def depth(manifest: Manifest) -> tuple[int, int]:
     return policy.get("language", {}).get("layers", 0), steps
 
 
-def as_answer(manifest: Manifest, look: Look, story: CallStory) -> Result:
-    """The story as data."""
+def as_answer(policy: Policy, look: Look, story: CallStory, args: Args) -> InspectResult:
+    """The story as a result."""
     chunk = None if look.call is None else look.call.chunk
-    return {
-        "ok": True,
-        "bundle": manifest.name,
-        "instruction": look.instruction,
-        "seed": list(look.seed),
-        "chunk": None if chunk is None else chunk.sequence,
-        "frame": None if chunk is None else chunk.frame_sequence,
-        "same_as_recorded": story.same,
-        "tokens": {"kept": story.kept.tolist(), "of": story.grid**2},
-        "layers": {"run": list(story.layers), "of": story.all_layers},
-        "steps": {"computed": list(story.recompute), "of": story.steps},
-        "milliseconds": {name: round(value, 3) for name, value in story.milliseconds.items()},
-    }
+    return InspectResult(
+        ok=True,
+        bundle=policy.manifest.name,
+        instruction=look.instruction,
+        seed=list(look.seed),
+        chunk=None if chunk is None else chunk.sequence,
+        frame=None if chunk is None else chunk.frame_sequence,
+        same_as_recorded=story.same,
+        tokens=KeptOf(kept=story.kept.tolist(), of=story.grid**2),
+        layers=RunOf(run=list(story.layers), of=story.all_layers),
+        steps=ComputedOf(computed=list(story.recompute), of=story.steps),
+        milliseconds={name: round(value, 3) for name, value in story.milliseconds.items()},
+        runs=policy.describe(),
+        picture=args.out,
+        rerun=args.rerun,
+    )

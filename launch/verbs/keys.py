@@ -9,8 +9,9 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
+from trimvla.launch.result import Answer
 from trimvla.runtime.bus import curve
 from trimvla.runtime.errors import ConfigError
 
@@ -37,22 +38,44 @@ class Args(Options):
         return (Output("--dir", self.dir, folder=True),) if self.action == "new" else ()
 
 
-def run(args: Args) -> Result:
+class NewKeysResult(Answer, frozen=True, kw_only=True):
+    """`new`: the pair that was made."""
+
+    name: str
+    """The host's name."""
+    public: Path
+    """File to copy to every host that should trust this one."""
+    secret: Path
+    """File that stays here."""
+    key: str
+    """The public key itself, in Z85."""
+
+
+class ListedKeysResult(Answer, frozen=True, kw_only=True):
+    """`list`: whose keys are here."""
+
+    host: str
+    """This host's own name."""
+    allowed: dict[str, str]
+    """Host -> its public key, in Z85."""
+
+
+def run(args: Args) -> NewKeysResult | ListedKeysResult:
     """Make, or list."""
     return new(args) if args.action == "new" else listed(args)
 
 
-def new(args: Args) -> Result:
+def new(args: Args) -> NewKeysResult:
     """A new pair."""
     public, secret = curve.create(args.dir, args.name)
     key = curve.public_key(args.dir, args.name)
     console = args.console()
     console.print(f"{secret}: stays here", soft_wrap=True)
     console.print(f"{public}: copy it to every host that should trust this one", soft_wrap=True)
-    return {"ok": True, "name": args.name, "public": public, "secret": secret, "key": key.decode()}
+    return NewKeysResult(ok=True, name=args.name, public=public, secret=secret, key=key.decode())
 
 
-def listed(args: Args) -> Result:
+def listed(args: Args) -> ListedKeysResult:
     """Everyone who may come in, and who we are."""
     if not args.dir.is_dir():
         raise ConfigError(
@@ -61,7 +84,6 @@ def listed(args: Args) -> Result:
     keys = curve.Keys.load(args.dir)
     allowed = {name: key.decode() for key, name in keys.allowed().items()}
     for name, key in sorted(allowed.items()):
-        args.console().print(
-            f"{key}  {name}{'  (this host)' if name == keys.name else ''}", soft_wrap=True
-        )
-    return {"ok": True, "host": keys.name, "allowed": allowed}
+        own = "  (this host)" if name == keys.name else ""
+        args.console().print(f"{key}  {name}{own}", soft_wrap=True)
+    return ListedKeysResult(ok=True, host=keys.name, allowed=allowed)

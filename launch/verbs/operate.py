@@ -1,29 +1,28 @@
-"""`trimvla operator`: one word of a person to the control process, repeated until its report shows
-that it counted.
-"""
+"""`trimvla operator`: a person's request to the control process, repeated until its report shows
+that it counted."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
+from trimvla.launch.result import Answer
+from trimvla.launch.system.client import SystemClient, wait_until
 from trimvla.runtime.bus.messages import EStop, Operator, Report
-from trimvla.runtime.bus.sockets import Publisher, Subscriber
-from trimvla.runtime.bus.topics import report, topic
+from trimvla.runtime.bus.topics import report
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
 from trimvla.runtime.control.process import PRESSES, WORD_ID
 from trimvla.runtime.errors import ConfigError
 
 Word = Literal["arm", "disarm", "reset", "estop"]
-CONTROL = report("control")
+CONTROL = "control"
 PERIOD_S = 0.05
 IDS = 2**52  # a report's numbers are floats
 EXPECTED: dict[Word, tuple[str, ...]] = {
@@ -32,14 +31,13 @@ EXPECTED: dict[Word, tuple[str, ...]] = {
     "reset": ("idle", "armed", "running", "hold"),
     "estop": ("fault",),
 }
-"""The states in which a word has had its effect."""
+"""The states in which a request has had its effect."""
 
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Arm, disarm or reset the robot, or press the emergency stop.
-
-    Ends well only once control has acted on it.
+    """Arm, disarm or reset the robot, or press the emergency stop. Ends well only once control has
+    acted on it.
 
     `estop` presses once; the stop holds until a `reset`. It does not replace the switch that cuts
     the power.
@@ -62,71 +60,84 @@ class Args(Options):
             )
 
 
-def run(args: Args) -> Result:
-    """Send the word until it counted; the state that control is in then.
+class OperatorResult(Answer, frozen=True, kw_only=True):
+    """`ok`: control acted on the request."""
 
-    Raises ConfigError where it never does.
-    """
+    word: str
+    """What was asked of control."""
+    state: str
+    """The state that control is in since."""
+    reason: str
+    """Why it is."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How to send a request, and how to see in a report that it counted."""
+
+    send: Callable[[], None]
+    counted: Callable[[Report], bool]
+
+
+def run(args: Args) -> OperatorResult:
+    """Send the request until it counted. Raises ConfigError where it never does."""
     deadline_ns = monotonic_ns() + to_ns(args.timeout)
-    with ExitStack() as stack:
-        hears = stack.enter_context(Subscriber(args.run_dir, [topic(CONTROL)]))
-        before = _report(hears, deadline_ns, lambda _: True, lambda: None)
+    with SystemClient(args.run_dir, processes=[CONTROL]) as client:
+        before = first_report(client, deadline_ns, Attempt(lambda: None, lambda _: True))
         if before is None:
-            raise ConfigError(
-                f"expected a report of control in {args.run_dir} within {args.timeout:g} s, got"
-                " none"
-            )
-        send, counted = _press(args, before, stack) if args.word == "estop" else _say(args, stack)
-        after = _report(hears, deadline_ns, counted, send)
+            missing = f"a report of control in {args.run_dir} within {args.timeout:g} s"
+            raise ConfigError(f"expected {missing}, got none")
+        attempt = press(client, before) if args.word == "estop" else ask(client, args.word)
+        after = first_report(client, deadline_ns, attempt)
     if after is None:
         raise ConfigError(
             f"expected control to act on '{args.word}' within {args.timeout:g} s, it did not"
         )
     ok = after.state in EXPECTED[args.word]
-    result: Result = {"ok": ok, "word": args.word, "state": after.state, "reason": after.reason}
-    if not ok:
-        result["error"] = f"control received '{args.word}' and is {after.state}: {after.reason}"
     args.console().print(f"control is {after.state}: {after.reason}")
-    return result
+    return OperatorResult(
+        ok=ok,
+        error=None
+        if ok
+        else f"control received '{args.word}' and is {after.state}: {after.reason}",
+        word=args.word,
+        state=after.state,
+        reason=after.reason,
+    )
 
 
-def _say(args: Args, stack: ExitStack) -> tuple[Callable[[], None], Callable[[Report], bool]]:
-    """How to send an operator's word, and how to see that it counted."""
-    words = stack.enter_context(Publisher(args.run_dir, topic("operator")))
-    request = args.word
-    assert request != "estop"
+def ask(client: SystemClient, word: Literal["arm", "disarm", "reset"]) -> Attempt:
+    """An operator's request, under a number that control reports once it has acted on it."""
+    client.open("operator")
     number = secrets.randbelow(IDS) + 1
 
     def send() -> None:
-        words.send(Operator(time_ns=monotonic_ns(), request=request, id=number))
+        client.send("operator", Operator(time_ns=monotonic_ns(), request=word, id=number))
 
-    return send, lambda said: said.values.get(WORD_ID) == number
+    return Attempt(send, lambda report: report.values.get(WORD_ID) == number)
 
 
-def _press(
-    args: Args, before: Report, stack: ExitStack
-) -> tuple[Callable[[], None], Callable[[Report], bool]]:
-    """How to press the emergency stop, and how to see that it counted."""
-    stops = stack.enter_context(Publisher(args.run_dir, topic("estop")))
+def press(client: SystemClient, before: Report) -> Attempt:
+    """The emergency stop, pressed; control counts presses."""
+    client.open("estop")
     source = f"trimvla operator ({os.getpid()})"
+    pressed = before.counters.get(PRESSES, 0)
 
     def send() -> None:
-        stops.send(EStop(time_ns=monotonic_ns(), pressed=True, source=source))
+        client.send("estop", EStop(time_ns=monotonic_ns(), pressed=True, source=source))
 
-    return send, lambda said: said.counters.get(PRESSES, 0) > before.counters.get(PRESSES, 0)
+    return Attempt(send, lambda report: report.counters.get(PRESSES, 0) > pressed)
 
 
-def _report(
-    hears: Subscriber,
-    deadline_ns: int,
-    enough: Callable[[Report], bool],
-    meanwhile: Callable[[], None],
-) -> Report | None:
-    """The first new report of control that is enough; None if there is none before the deadline."""
-    while (left_ns := deadline_ns - monotonic_ns()) > 0:
-        meanwhile()
-        hears.update(min(PERIOD_S, left_ns / NS_PER_S))
-        for message in hears[CONTROL].fresh:
-            if isinstance(message, Report) and enough(message):
-                return message
-    return None
+def first_report(client: SystemClient, deadline_ns: int, attempt: Attempt) -> Report | None:
+    """The first new report of control that shows it, sending meanwhile; None by the deadline."""
+    found: list[Report] = []
+
+    def turn() -> None:
+        attempt.send()
+        client.receive(PERIOD_S)
+        fresh = (one for one in client[report(CONTROL)].fresh if isinstance(one, Report))
+        found.extend(one for one in fresh if attempt.counted(one))
+
+    wait_until(lambda: bool(found), (deadline_ns - monotonic_ns()) / NS_PER_S, turn)
+    return found[0] if found else None

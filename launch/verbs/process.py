@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
+from trimvla.launch.result import Answer
 from trimvla.launch.system.config import decode_file
 from trimvla.launch.system.networking import use_network
 from trimvla.launch.system.processes import complete, configure
@@ -41,7 +42,14 @@ class Args(Options):
     """Also stop when standard input ends: the parent is gone."""
 
 
-def run(args: Args) -> Result:
+class ProcessResult(Answer, frozen=True, kw_only=True):
+    """A process that ended because it was told to."""
+
+    process: str
+    """The section's name."""
+
+
+def run(args: Args) -> ProcessResult:
     """Configure and run."""
     stop = stop_event(watch_parent=args.supervised)
     sections = decode_file(args.system)  # the others' sections are the others' business
@@ -55,4 +63,4 @@ def run(args: Args) -> Result:
     module, config = configure(args.name, complete(args.name, sections))
     with membership(args.run_dir) if args.supervised else nullcontext():
         module.run(config, args.run_dir, stop)
-    return {"ok": True, "process": args.name}
+    return ProcessResult(ok=True, process=args.name)

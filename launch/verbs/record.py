@@ -11,17 +11,15 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
+from trimvla.launch.system.client import SystemClient
 from trimvla.launch.system.config import decode_file
-from trimvla.launch.system.observers import outcome
 from trimvla.launch.system.processes import SYSTEM_FILE
+from trimvla.launch.system.results import RecordingResult, recording_result
 from trimvla.launch.system.signals import stop_event
-from trimvla.runtime.bus.messages import Report
 from trimvla.runtime.bus.network import used
 from trimvla.runtime.bus.run_dir import check_run_dir
-from trimvla.runtime.bus.sockets import Subscriber
-from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.errors import ConfigError, RecordingError
 from trimvla.runtime.record import recorder
 from trimvla.runtime.record.recorder import RecorderConfig
@@ -53,25 +51,23 @@ class Args(Options):
         return (Output("the recording", self.file),)
 
 
-def run(args: Args) -> Result:
+def run(args: Args) -> RecordingResult:
     """Record until told to stop; what the file holds."""
     stop = stop_event(watch_parent=False)
     if args.seconds is not None:
         threading.Timer(args.seconds, stop.set).start()
     check_run_dir(args.run_dir)
     config = find(args, stop)
-    with Subscriber(args.run_dir, [topic(report(recorder.NAME))]) as hears:
-        args.console().print(
-            f"recording {', '.join(config.cameras) or 'no camera'} to {args.file}; Ctrl-C stops"
-        )
+    with SystemClient(args.run_dir, processes=[recorder.NAME]) as client:
+        cameras = ", ".join(config.cameras) or "no camera"
+        args.console().print(f"recording {cameras} to {args.file}; Ctrl-C stops")
         try:
             recorder.run(config, args.run_dir, stop)
         except RecordingError as error:
-            return {"ok": False, "file": args.file, "error": str(error)}
-        hears.wait_for(report(recorder.NAME), timeout_s=1.0)
-        hears.update(0.2)
-        last = hears[report(recorder.NAME)].message
-    return outcome(last if isinstance(last, Report) else None, args.file)
+            return RecordingResult(ok=False, file=args.file, error=str(error))
+        client.last_report(recorder.NAME)
+        last = client.reports().get(recorder.NAME)
+    return recording_result(last, args.file)
 
 
 def find(args: Args, stop: threading.Event) -> RecorderConfig:

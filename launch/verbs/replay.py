@@ -4,17 +4,19 @@ be the same.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+import msgspec
 from rich.table import Table
 from tyro.conf import Positional
 
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
+from trimvla.launch.result import Answer
 from trimvla.launch.system.action_check import check_bundle
 from trimvla.launch.system.recorded_policy import choose_bundles, open_rungs
 from trimvla.runtime.bundle.action_meaning import ActionMeaning, meaning_of
@@ -23,7 +25,7 @@ from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.record.recorder import processor
 from trimvla.runtime.record.recording import Recording, fact
-from trimvla.runtime.record.replay import Difference, Outcome, replay
+from trimvla.runtime.record.replay import Difference, replay
 
 COMPARED = ("trimvla", "onnxruntime", "numpy", "pillow")
 
@@ -65,7 +67,49 @@ class Args(Options):
             raise ConfigError(f"expected a --tolerance of at least 0, got {self.tolerance}")
 
 
-def run(args: Args) -> Result:
+class DifferenceResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The call that differs most from the recorded one."""
+
+    chunk: int
+    """The chunk's sequence number."""
+    episode: int
+    """The episode's number."""
+    frame: int
+    """The image's sequence number."""
+    largest: float | None
+    """The largest difference, in the robot's units; none where the shapes differ."""
+    row: int
+    """Row of the chunk."""
+    dimension: int
+    """Dimension of the action."""
+    why: str | None = None
+    """Why there is no largest difference; left out where there is one."""
+
+
+class ReplayResult(Answer, frozen=True, kw_only=True):
+    """`ok`: every call was repeated, with the same actions within the tolerance."""
+
+    calls: int
+    """Policy calls in the recording."""
+    repeated: int
+    """Of them, those that could be made again."""
+    exact: int
+    """Of them, those that gave the same bits."""
+    worst: DifferenceResult | None
+    """None where all are exact."""
+    left_out: dict[str, int]
+    """Why a call could not be repeated -> how many."""
+    cut_off: bool
+    """Whether the recording ends in the middle."""
+    differs_here: dict[str, tuple[str, str]]
+    """What may change the last bits: versions and processor, then and now."""
+    runs: dict[str, dict[str, str]]
+    """Stage -> what ran it."""
+    seconds: float
+    """Of all repeated calls [s]."""
+
+
+def run(args: Args) -> ReplayResult:
     """Repeat, compare, report."""
     recording = Recording(args.file)
     names = choose_bundles(recording, args.bundle, args.recorded_paths)
@@ -74,21 +118,21 @@ def run(args: Args) -> Result:
     policy = next(iter(rungs.values()))
     start = time.monotonic()
     outcome = replay(recording, policy, rungs)
-    result: Result = {
-        "ok": outcome.same(args.tolerance),
-        "calls": outcome.calls,
-        "repeated": outcome.repeated,
-        "exact": outcome.exact,
-        "worst": as_plain(outcome.worst),
-        "left_out": outcome.left_out,
-        "cut_off": recording.cut_off,
-        "differs_here": changes(recording),
-        "runs": policy.describe(),
-        "seconds": round(time.monotonic() - start, 2),
-    }
+    result = ReplayResult(
+        ok=outcome.same(args.tolerance),
+        calls=outcome.calls,
+        repeated=outcome.repeated,
+        exact=outcome.exact,
+        worst=difference_result(outcome.worst),
+        left_out=outcome.left_out,
+        cut_off=recording.cut_off,
+        differs_here=changes(recording),
+        runs=policy.describe(),
+        seconds=round(time.monotonic() - start, 2),
+    )
     for rung in rungs.values():
         rung.close()
-    args.console().print(as_table(outcome, result))
+    args.console().print(as_table(result))
     return result
 
 
@@ -113,39 +157,45 @@ def chunks(recording: Recording) -> Iterator[ActionChunk]:
             yield entry.message
 
 
-def changes(recording: Recording) -> dict[str, list[str]]:
-    """What is not as it was when it was recorded: then and now.
-
-    Each of these may change the last bits.
-    """
+def changes(recording: Recording) -> dict[str, tuple[str, str]]:
+    """What is not as it was when it was recorded: then and now. Each of these may change the last
+    bits."""
     versions = fact(recording, "versions", dict[str, str]) or {}
-    pairs = {name: [versions.get(name, "unknown"), version(name)] for name in COMPARED}
-    pairs["processor"] = [fact(recording, "processor", str) or "unknown", processor()]
+    pairs = {name: (versions.get(name, "unknown"), version(name)) for name in COMPARED}
+    pairs["processor"] = (fact(recording, "processor", str) or "unknown", processor())
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def as_plain(worst: Difference | None) -> dict[str, Any] | None:
+def difference_result(worst: Difference | None) -> DifferenceResult | None:
     """JSON has no infinity: other shapes have no largest difference."""
     if worst is None:
         return None
-    return asdict(worst) | (
-        {"largest": None, "why": "another shape"} if worst.largest == float("inf") else {}
+    other_shape = math.isinf(worst.largest)
+    return DifferenceResult(
+        chunk=worst.chunk,
+        episode=worst.episode,
+        frame=worst.frame,
+        largest=None if other_shape else worst.largest,
+        row=worst.row,
+        dimension=worst.dimension,
+        why="another shape" if other_shape else None,
     )
 
 
-def as_table(outcome: Outcome, result: Result) -> Table:
+def as_table(result: ReplayResult) -> Table:
     """The card."""
     table = Table(title="trimvla replay", show_header=False, title_justify="left")
-    table.add_row("calls", f"{outcome.calls} recorded, {outcome.repeated} repeated")
-    table.add_row("same to the bit", f"{outcome.exact} of {outcome.repeated}")
-    if outcome.worst is not None:
-        worst = outcome.worst
+    table.add_row("calls", f"{result.calls} recorded, {result.repeated} repeated")
+    table.add_row("same to the bit", f"{result.exact} of {result.repeated}")
+    if result.worst is not None:
+        worst = result.worst
         where = f"dimension {worst.dimension} of row {worst.row}, chunk {worst.chunk}"
-        table.add_row("largest difference", f"{worst.largest:.3g} in {where}")
-    for why, count in outcome.left_out.items():
+        largest = worst.why if worst.largest is None else f"{worst.largest:.3g}"
+        table.add_row("largest difference", f"{largest} in {where}")
+    for why, count in result.left_out.items():
         table.add_row("left out", f"{count}: {why}")
-    for name, (then, now) in result["differs_here"].items():
+    for name, (then, now) in result.differs_here.items():
         table.add_row(name, f"{then} then, {now} now")
-    if result["cut_off"]:
+    if result.cut_off:
         table.add_row("file", "cut off; read up to its last whole chunk")
     return table

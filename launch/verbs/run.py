@@ -1,22 +1,24 @@
 """`trimvla run`: the processes of a TOML file, started together, watched together, stopped
-together.
-"""
+together."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from tyro.conf import Positional
 
 from trimvla.launch.console import Console
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
+from trimvla.launch.result import Answer
+from trimvla.launch.system.client import TASK_PERIOD_S, SystemClient, new_task
 from trimvla.launch.system.networking import use_network
-from trimvla.launch.system.observers import RECORDER, outcome, with_metrics, with_recorder
+from trimvla.launch.system.observers import RECORDER, with_metrics, with_recorder
 from trimvla.launch.system.processes import (
     Sections,
     check_system,
@@ -24,14 +26,12 @@ from trimvla.launch.system.processes import (
     read_system,
     reports_of,
 )
+from trimvla.launch.system.results import Percentiles, RecordingResult, recording_result
 from trimvla.launch.system.run_dirs import lock, temporary_run_dir
 from trimvla.launch.system.service import shortfalls
 from trimvla.launch.system.signals import stop_event
 from trimvla.launch.system.supervisor import Supervisor
-from trimvla.launch.system.task_sender import TASK_PERIOD_S, TaskSender
 from trimvla.runtime.bus.messages import Report
-from trimvla.runtime.bus.sockets import Subscriber
-from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.ports import check_port
 
@@ -40,10 +40,8 @@ CHECK_S = 0.05  # how soon the end of a process is noticed
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Start a system and keep it running until Ctrl-C.
-
-    A process that ends is started again, or all stop.
-    """
+    """Start a system and keep it running until Ctrl-C. A process that ends is started again, or all
+    stop."""
 
     system: Positional[str]
     """A TOML file with one section a process, or a shipped one: robot, demo."""
@@ -81,10 +79,33 @@ class Args(Options):
         return Output("--record", self.record), Output("--run-dir", self.run_dir, folder=True)
 
 
-def run(args: Args) -> Result:
+class ProcessResult(msgspec.Struct, frozen=True):
+    """A process's last report."""
+
+    state: str
+    """In its own words, such as `running`."""
+    counters: dict[str, int]
+    """What it counted since its start."""
+    values: dict[str, float]
+    """Its latest figures, by name."""
+
+
+class RunResult(Answer, frozen=True, kw_only=True):
+    """`ok`: nothing failed, and all that was asked for was given."""
+
+    seconds: float
+    """From start to end [s]."""
+    processes: dict[str, ProcessResult]
+    """Process -> its last report."""
+    photon_to_action_ms: Percentiles | None = None
+    """From an image's capture to the command that came of it; left out where there was none."""
+    recording: RecordingResult | None = None
+    """With --record."""
+
+
+def run(args: Args) -> RunResult:
     """Start, watch, stop; every process's last report."""
     sections = system(args)
-    owners = list(reports_of(sections).values())
     stop = stop_event(watch_parent=False)
     start = time.monotonic()
     with temporary_run_dir() if args.run_dir is None else nullcontext(args.run_dir) as run_dir:
@@ -92,59 +113,62 @@ def run(args: Args) -> Result:
         lock(run_dir).close()  # nothing of a system that runs is changed
         use_network(args.network, run_dir)
         with (
-            closing(TaskSender(args.task, run_dir)) as tasks,
+            SystemClient(run_dir, processes=reports_of(sections).values()) as client,
             Supervisor(programs(sections, run_dir, args.log_format), run_dir) as group,
-            Subscriber(run_dir, [topic(report(name)) for name in owners]) as hears,
             Console(stderr=True).status("starting") as line,
         ):
-            while not stop.is_set() and (
-                args.seconds is None or time.monotonic() - start < args.seconds
-            ):
+            if args.task is not None:
+                client.begin(new_task(args.task))
+            while not stop.is_set() and not over(args.seconds, start):
                 group.check()
-                tasks.repeat()
-                hears.update()
-                line.update(status_line(newest(hears, owners)))
+                client.turn(0.0)
+                line.update(status_line(client.reports().values()))
                 stop.wait(CHECK_S)
-            lacks = (
-                []
-                if stop.is_set() and group.is_starting
-                else missing(group, newest(hears, owners), args)
-            )
+            reports = client.reports().values()
+            stopped_early = stop.is_set() and group.is_starting
+            lacks = [] if stopped_early else missing(group, reports, args)
             group.stop()
-            hears.update(TASK_PERIOD_S)
-            reports = newest(hears, owners)
-    processes = {
-        r.process: {"state": r.state, "counters": r.counters, "values": r.values} for r in reports
-    }
-    result: Result = {
-        "ok": not lacks,
-        "seconds": round(time.monotonic() - start, 1),
-        "processes": processes,
-    }
-    if times := next(
-        (r.latencies["photon_to_action"] for r in reports if "photon_to_action" in r.latencies),
-        None,
-    ):
-        result["photon_to_action_ms"] = {"p50": times.p50, "p99": times.p99, "max": times.max}
+            client.receive(TASK_PERIOD_S)
+            last = client.reports()
+    return result_of(args, last, lacks, round(time.monotonic() - start, 1))
+
+
+def over(seconds: float | None, start: float) -> bool:
+    """Whether the time is over that was asked for."""
+    return seconds is not None and time.monotonic() - start >= seconds
+
+
+def result_of(
+    args: Args, last: Mapping[str, Report], lacks: list[str], seconds: float
+) -> RunResult:
+    """The last reports and the recording as one answer; `lacks` is what was not given."""
+    recording = None
     if args.record is not None:
-        result["recording"] = outcome(
-            next((r for r in reports if r.process == RECORDER), None), args.record
-        )
-        result["ok"] = result["ok"] and result["recording"]["ok"]
-        lacks += [] if result["recording"]["ok"] else [result["recording"]["error"]]
-    return result | ({"error": "; ".join(dict.fromkeys(lacks))} if lacks else {})
+        recording = recording_result(last.get(RECORDER), args.record)
+        if recording.error is not None:
+            lacks = [*lacks, recording.error]
+    times = (report.latencies.get("photon_to_action") for report in last.values())
+    found = next((summary for summary in times if summary is not None), None)
+    return RunResult(
+        ok=not lacks,
+        error="; ".join(dict.fromkeys(lacks)) or None,
+        seconds=seconds,
+        processes={
+            name: ProcessResult(report.state, report.counters, report.values)
+            for name, report in last.items()
+        },
+        photon_to_action_ms=None if found is None else Percentiles(found.p50, found.p99, found.max),
+        recording=recording,
+    )
 
 
-def missing(group: Supervisor, reports: Sequence[Report], args: Args) -> list[str]:
+def missing(group: Supervisor, reports: Iterable[Report], args: Args) -> list[str]:
     """What of that which was asked for was not given, up to now."""
     return shortfalls(reports, group.gone, group.unwell, task=args.task is not None)
 
 
 def system(args: Args) -> Sections:
-    """The file's processes, and those that watch them.
-
-    Raises ConfigError where they do not go together.
-    """
+    """The file's processes, and those that watch them. Raises ConfigError where they do not fit."""
     sections = read_system(args.system, args.set)
     check_system(sections)
     if args.metrics is not None:
@@ -152,15 +176,7 @@ def system(args: Args) -> Sections:
     return sections if args.record is None else with_recorder(sections, args.record)
 
 
-def newest(hears: Subscriber, names: Iterable[str]) -> list[Report]:
-    """The newest report of every process that has spoken."""
-    messages = [hears[report(name)].message for name in names]
-    return [message for message in messages if isinstance(message, Report)]
-
-
 def status_line(reports: Iterable[Report]) -> str:
     """State of every process, with the reason where there is one."""
-    return (
-        " | ".join(f"{r.process} {r.state}{f': {r.reason}' if r.reason else ''}" for r in reports)
-        or "starting"
-    )
+    states = (f"{r.process} {r.state}{f': {r.reason}' if r.reason else ''}" for r in reports)
+    return " | ".join(states) or "starting"

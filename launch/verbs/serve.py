@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from tyro.conf import Positional
 
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
+from trimvla.launch.result import Answer
 from trimvla.launch.system.signals import stop_event
 from trimvla.runtime.bus.curve import Keys
 from trimvla.runtime.errors import ConfigError
@@ -125,7 +126,18 @@ class Args(Options):
         )
 
 
-def run(args: Args) -> Result:
+class ServeResult(Answer, frozen=True, kw_only=True):
+    """What was served."""
+
+    bundle: str
+    """The bundle."""
+    places: dict[str, str]
+    """Protocol -> address."""
+    counters: dict[str, int]
+    """Questions, answers and refusals, by name."""
+
+
+def run(args: Args) -> ServeResult:
     """Load, warm up, listen, wait; how many questions there were."""
     config = args.service()
     keys = Keys.load(args.keys) if args.keys else None
@@ -150,7 +162,8 @@ def run(args: Args) -> Result:
     # whoever started this server may start it again, and then it gets a new device
     if service.lost is not None:
         raise service.lost
-    return {"ok": True, "bundle": args.bundle, "places": places, "counters": dict(service.counters)}
+    counters = dict(service.counters)
+    return ServeResult(ok=True, bundle=args.bundle, places=places, counters=counters)
 
 
 def listen(

@@ -13,14 +13,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import torch
 
 from trimvla.launch.console import Progress, progress_bar, text_column
 from trimvla.launch.figures import style
 from trimvla.launch.figures.losses import loss_figure
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
+from trimvla.launch.result import as_plain
 from trimvla.launch.training.presets import TrainingPreset, courses
+from trimvla.launch.training.results import RunData, RunDescription, TrainResult
 from trimvla.policies.training.optimised import Data, Optimised, Trained, train
 from trimvla.policies.training.state import check_same_run, origin_of, read_state
 from trimvla.policies.training.trainer import Recipe
@@ -137,7 +140,7 @@ def check_device(device: str) -> None:
         ) from None
 
 
-def run(args: Args) -> Result:
+def run(args: Args) -> TrainResult:
     """Make what is missing and train; the files of the run."""
     args.folder.mkdir(parents=True, exist_ok=True)
     course = args.course
@@ -156,12 +159,13 @@ def run(args: Args) -> Result:
         fit(trainer, data, args.folder, progress, course.method.curves[0])
     weights = course.method.save(trainer, data, args.folder)
     described = describe(args, trainer, len(data))
-    (args.folder / "recipe.json").write_text(json.dumps(described, indent=1) + "\n")
+    text = json.dumps(as_plain(described), indent=1)
+    (args.folder / "recipe.json").write_text(text + "\n")
     curve = draw_curve(trainer.history, args.folder / "loss.png", course.method.curves)
     args.console().print(
         f"trained {trainer.step} steps in {trainer.seconds / 60:.0f} min: {weights}, {curve}"
     )
-    return {"ok": True, "weights": weights, "curve": curve, **described}
+    return TrainResult(ok=True, file=weights, curve=curve, **msgspec.structs.asdict(described))
 
 
 def make_demonstrations(args: Args, progress: Progress) -> None:
@@ -211,26 +215,24 @@ def fit(trainer: Optimised, data: Data, run: Path, progress: Progress, loss: str
     train(trainer, data, run, report=report)
 
 
-def describe(args: Args, trainer: Trained, frames: int) -> dict[str, Any]:
-    """What is needed to train this policy again: config, recipe, seeds, data and the time that it
-    took.
-    """
-    return {
-        "preset": args.preset,
-        "policy": trainer.cfg.to_dict(),
-        "recipe": asdict(trainer.recipe),
-        "weights": trainer.origin,
-        "data": {
-            "shards": args.shards,
-            "tasks": list(args.tasks),
-            "corrections": args.corrections,
-            "episodes_per_shard": args.course.episodes_per_shard,
-            "first_seed": demonstrations.FIRST_SEED,
-            "frames": frames,
-        },
-        "steps": trainer.step,
-        "seconds": round(trainer.seconds, 1),
-    }
+def describe(args: Args, trainer: Trained, frames: int) -> RunDescription:
+    """What is needed to train this policy again: config, recipe, seeds, data, time."""
+    return RunDescription(
+        preset=args.preset,
+        policy=trainer.cfg.to_dict(),
+        recipe=asdict(trainer.recipe),
+        weights=trainer.origin,
+        data=RunData(
+            shards=args.shards,
+            tasks=args.tasks,
+            corrections=args.corrections,
+            episodes_per_shard=args.course.episodes_per_shard,
+            first_seed=demonstrations.FIRST_SEED,
+            frames=frames,
+        ),
+        steps=trainer.step,
+        seconds=round(trainer.seconds, 1),
+    )
 
 
 def draw_curve(history: list[dict[str, float]], path: Path, curves: tuple[str, ...]) -> Path:

@@ -15,14 +15,15 @@ from trimvla.launch.evaluation.env_args import EnvArgs
 from trimvla.launch.exporting.calibration import find_calibration
 from trimvla.launch.exporting.played_frames import PlayedEnv, calibration_from_env
 from trimvla.launch.exporting.policy_source import TOKENIZER, find_source, load_policy
+from trimvla.launch.exporting.results import TrimResult
 from trimvla.launch.figures.kept_tokens import kept_over_image
 from trimvla.launch.figures.plan_picture import KeptFrame, draw_plan
-from trimvla.launch.options import Result
 from trimvla.launch.outputs import Output
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.cogact.tokenizer import instruction_in
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import report, shape_by_counts, shape_of
+from trimvla.policies.sizes.cost_report import ratios
 from trimvla.policies.trimming.calibrate import Calibration, kept_tokens
 from trimvla.policies.trimming.planner import Request, make_plan, time_stamp
 from trimvla.policies.trimming.trimmed import kept_layers, trim
@@ -118,31 +119,28 @@ class Args(EnvArgs):
         )
 
 
-def run(args: Args) -> Result:
+def run(args: Args) -> TrimResult:
     """Measure, decide, write the plan and its picture; the scores as bars."""
     source = find_source(args.source)
     policy = load_policy(source, args.preset, args.checkpoint)
+    tokenizer = source / TOKENIZER
     with progress_bar() as progress:
         progress.add_task("measuring the policy on calibration frames", total=None)
         data = calibrate(args, source, policy.cfg)
         plan = make_plan(policy, data, request(args), time_stamp())
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        picture = draw(policy, plan, data, source / TOKENIZER, args.out.with_suffix(".png"))
+        picture = draw(policy, plan, data, tokenizer, args.out.with_suffix(".png"))
     save_plan(plan, args.out)
     args.console().print(as_table(plan))
-    cost, dense = (
-        report(policy.cfg, shape)
-        for shape in (shape_of(policy.cfg, plan), shape_by_counts(policy.cfg))
+    cfg = policy.cfg
+    return TrimResult(
+        ok=True,
+        plan=args.out,
+        picture=picture,
+        kept_layers=plan.layers,
+        scores=list(plan.provenance.scores) if plan.provenance else [],
+        ratio_to_dense=ratios(report(cfg, shape_of(cfg, plan)), report(cfg, shape_by_counts(cfg))),
     )
-    ratio = {name: cost[name] / dense[name] for name in ("parameters", "flops", "weight_bytes")}
-    scores = list(plan.provenance.scores) if plan.provenance else []
-    return {
-        "plan": args.out,
-        "picture": picture,
-        "kept_layers": plan.layers,
-        "scores": scores,
-        "ratio_to_dense": ratio,
-    }
 
 
 def calibrate(args: Args, source: Path, cfg: PolicyConfig) -> Calibration:

@@ -10,9 +10,10 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from trimvla.export.parity import Parity
 from trimvla.launch.console import progress_bar
 from trimvla.launch.exporting.parity_table import as_table
-from trimvla.launch.options import Options, Result
+from trimvla.launch.options import Options
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 
@@ -46,7 +47,7 @@ class Args(Options):
     """
 
 
-def run(args: Args) -> Result:
+def run(args: Args) -> Parity:
     """Verify one of the two; a table for people."""
     if (args.bundle is None) == (args.reference is None):
         raise ConfigError("expected either a bundle or --reference DIR")
@@ -58,19 +59,20 @@ def run(args: Args) -> Result:
         else:
             result = _reference(args.reference, args)
     console.print(as_table(result))
-    console.print("all agree" if result["ok"] else f"{len(result['failed'])} differ")
-    for failure in result["failed"]:
-        console.print(f"  failed: {failure}")
+    console.print("all agree" if result.ok else f"{len(result.failed)} differ")
+    for failure in result.failed:
+        key = "" if failure.key is None else f", {failure.key}"
+        console.print(f"  failed: {failure.group}{key}: {failure.reason}")
     return result
 
 
-def _reference(directory: Path, args: Args) -> Result:
+def _reference(directory: Path, args: Args) -> Parity:
     from trimvla.export.reference.checks import verify_reference
 
     return verify_reference(directory, through=args.through, every_plan=args.every_plan)
 
 
-def _bundle(name: str, args: Args) -> Result:
+def _bundle(name: str, args: Args) -> Parity:
     from trimvla.export.verify import verify_bundle
     from trimvla.launch.exporting.named_plan import use_named_selector
 

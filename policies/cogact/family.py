@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from trimvla.policies.families import Family, lazily
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.sizes.cost import report, shape_of
@@ -28,7 +30,7 @@ def cost(
     """See `Family.cost`."""
     if cameras not in (None, 1):
         raise ConfigError(f"expected 1 camera for '{cfg.name}', got {cameras}")
-    return report(cfg, shape_of(cfg, plan), prompt)
+    return msgspec.to_builtins(report(cfg, shape_of(cfg, plan), prompt))
 
 
 FAMILY = Family(

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from trimvla.policies.sizes.config import HeadConfig, PolicyConfig, VitConfig
+from trimvla.policies.sizes.cost_report import CostReport, StageCost
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
 from trimvla.runtime.errors import ConfigError
 
@@ -115,36 +115,25 @@ def stage_costs(cfg: PolicyConfig, shape: Shape, prompt: int) -> dict[str, Cost]
     }
 
 
-def report(cfg: PolicyConfig, shape: Shape, prompt: int | None = None) -> dict[str, Any]:
-    """Everything as one JSON-able object.
+def report(cfg: PolicyConfig, shape: Shape, prompt: int | None = None) -> CostReport:
+    """Everything, with weights in float32.
 
     Args:
         cfg: the policy's sizes.
         shape: what is kept; see `shape_of` and `shape_by_counts`.
         prompt: ids in the prompt, padding included; the smallest bucket when left out.
-
-    Returns:
-        {"parameters": of the whole checkpoint as published (with the LM head and other weights that
-        never reach an
-        action: the number that papers quote), "flops", "weight_bytes": of the exported stages in
-            float32,
-        "stages": {stage: {"parameters", "flops", "weight_bytes"}}}.
     """
-    stages = stage_costs(cfg, shape, cfg.prompt.buckets[0] if prompt is None else prompt)
-    total = sum(stages.values(), Cost(0, 0))
-    return {
-        "parameters": total.parameters + dead_parameters(cfg),
-        "flops": total.flops,
-        "weight_bytes": FLOAT32_BYTES * total.parameters,
-        "stages": {
-            name: {
-                "parameters": cost.parameters,
-                "flops": cost.flops,
-                "weight_bytes": FLOAT32_BYTES * cost.parameters,
-            }
-            for name, cost in stages.items()
+    costs = stage_costs(cfg, shape, cfg.prompt.buckets[0] if prompt is None else prompt)
+    total = sum(costs.values(), Cost(0, 0))
+    return CostReport(
+        parameters=total.parameters + dead_parameters(cfg),
+        flops=total.flops,
+        weight_bytes=FLOAT32_BYTES * total.parameters,
+        stages={
+            name: StageCost(cost.parameters, cost.flops, FLOAT32_BYTES * cost.parameters)
+            for name, cost in costs.items()
         },
-    }
+    )
 
 
 def linear(fan_in: int, fan_out: int, rows: int, bias: bool = True) -> Cost:

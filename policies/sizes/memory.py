@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+
+import msgspec
 
 from trimvla.policies.sizes.config import PolicyConfig, VitConfig
 from trimvla.policies.sizes.cost import Shape, stage_costs
@@ -85,6 +86,25 @@ BOARDS = {  # sizes as in NVIDIA's product names
 }
 
 
+class BoardFit(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan in one precision: the memory that its engines need, and which boards have it."""
+
+    plan: str
+    """Name of the plan."""
+    precision: str
+    """Of the engines."""
+    running_bytes: int
+    """All engines loaded [bytes]."""
+    building_bytes: int
+    """Peak while the largest stage is built [bytes]."""
+    weight_bytes: dict[str, int]
+    """Stage -> its weights [bytes]."""
+    activation_bytes: dict[str, int]
+    """Stage -> its activations [bytes]."""
+    boards: dict[str, str]
+    """Board -> `yes`, `runs` (too little to build it there) or `no`."""
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes by stage, and what building needs on top."""
@@ -117,15 +137,17 @@ class MemoryPlan:
             return "no"
         return "yes" if self.building <= usable else "runs"
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "precision": self.precision,
-            "running_bytes": self.running,
-            "building_bytes": self.building,
-            "weight_bytes": self.weights,
-            "activation_bytes": self.activations,
-        }
+    def fit(self, name: str) -> BoardFit:
+        """As a row of a table: which boards have the memory."""
+        return BoardFit(
+            plan=name,
+            precision=self.precision,
+            running_bytes=self.running,
+            building_bytes=self.building,
+            weight_bytes=self.weights,
+            activation_bytes=self.activations,
+            boards={key: self.verdict(board.usable_bytes) for key, board in BOARDS.items()},
+        )
 
 
 def plan_memory(
@@ -229,17 +251,7 @@ def fit_rows(
     cfg: PolicyConfig,
     shapes: Iterable[tuple[str, Shape]],
     precisions: Iterable[str] = tuple(PRECISIONS),
-) -> list[dict[str, Any]]:
-    """One row for every shape and precision: {"plan", ... as `MemoryPlan.to_dict`, "boards":
-    {board: verdict}}.
-    """
+) -> list[BoardFit]:
+    """One row for every shape and precision."""
     kinds = tuple(precisions)
-    plans = [(name, plan_memory(cfg, shape, kind)) for name, shape in shapes for kind in kinds]
-    return [
-        {
-            "plan": name,
-            **plan.to_dict(),
-            "boards": {key: plan.verdict(board.usable_bytes) for key, board in BOARDS.items()},
-        }
-        for name, plan in plans
-    ]
+    return [plan_memory(cfg, shape, kind).fit(name) for name, shape in shapes for kind in kinds]

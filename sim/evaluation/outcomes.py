@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim.evaluation.rollout import Deal, Outcome, Round
+from trimvla.sim.evaluation.rollout import Deal, Round
+from trimvla.sim.evaluation.success import Outcome
 
 Header = Mapping[str, Any]
 """JSON-able; two runs with the same header give the same outcomes."""

@@ -8,12 +8,10 @@ no environment, no backend and no socket.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -22,36 +20,14 @@ from trimvla.runtime.inference.policy import Known
 from trimvla.sim.actor import EXPERT, KINDS, Actor, noise_shape
 from trimvla.sim.episodes import Episode, Task, make_task
 from trimvla.sim.evaluation.latency import Latency
-from trimvla.sim.evaluation.statistics import wilson_interval
+from trimvla.sim.evaluation.success import WAITS, Outcome, Success, success_of
 from trimvla.sim.evaluation.virtual_time import Look, Pace, Pilot, Robot
 from trimvla.sim.evaluation.workers import spread
 from trimvla.sim.own.options import EnvOptions
 from trimvla.sim.seeds import FIRST_SEED
 
-WAITS = ""  # the condition in which the simulator waits while the policy thinks
 Player = Actor | str
 """Who drives an episode; `EXPERT` is the task's own scripted expert."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One episode. `seed` is its index on the task; `verb` the kind of what was asked."""
-
-    seed: int
-    verb: str
-    instruction: str
-    success: bool
-    steps: int
-    latency: str = WAITS
-    """The condition: the name of the latency that was charged."""
-    latency_ms: float = 0.0
-    """What a look was charged on average."""
-    held: int = 0
-    """Steps without an action that was due."""
-    inference_ms: float = field(default=0.0, compare=False)
-    """What a look took on the machine that played, median: the one field that differs from run to
-    run.
-    """
 
 
 Round = dict[str, Outcome]
@@ -276,10 +252,9 @@ def evaluate_all(
     seed: int,
     workers: int = 1,
     progress: Callable[[Round], None] = lambda played: None,
-) -> dict[str, dict[str, Any]]:
-    """Every actor's success rate over the same seeds, `seed` ...
-
-    `seed + episodes - 1`; the simulator waits.
+) -> dict[str, Success]:
+    """Every actor's success over the same seeds, `seed` ... `seed + episodes - 1`; the simulator
+    waits.
 
     Args:
         load: opens the actors; with several workers it must be picklable, as each process calls it.
@@ -287,58 +262,30 @@ def evaluate_all(
         episodes: of each actor.
         seed: of the first episode.
         workers: processes; the outcomes are the same however many there are.
-        progress: is told each seed's outcomes, as they come.
-
-    Returns:
-        For each actor `summarise`, with "seed"; outcomes by rising seed.
+        progress: is given each seed's outcomes, as they come.
     """
     deals = [(WAITS, number) for number in range(seed, seed + episodes)]
-    by_actor: dict[str, list[Outcome]] = defaultdict(list)
+    by_actor: dict[str, list[Outcome]] = {}
     with closing(deal_all(load, setting, deals, workers)) as rounds:
         for played in rounds:
             progress(played)
             for name, outcome in played.items():
-                by_actor[name].append(outcome)
-    return {name: summarise(results) | {"seed": seed} for name, results in by_actor.items()}
+                by_actor.setdefault(name, []).append(outcome)
+    return {name: success_of(results) for name, results in by_actor.items()}
 
 
-def evaluate(player: Player, setting: Setting, *, episodes: int, seed: int) -> dict[str, Any]:
-    """One actor's success rate, in this process; see `evaluate_all`.
+def evaluate(player: Player, setting: Setting, *, episodes: int, seed: int) -> Success:
+    """One actor's success, in this process; see `evaluate_all`.
 
     Example:
         >>> from trimvla.runtime import Policy
         >>> from trimvla.sim import Setting, evaluate
         >>> policy = Policy.load("tabletop-trimmed", threads=1)
         >>> result = evaluate(policy, Setting(task="tabletop"), episodes=1, seed=1000)
-        >>> result["episodes"], len(result["outcomes"])
+        >>> result.episodes, len(result.outcomes)
         (1, 1)
     """
-    return evaluate_all(
+    found = evaluate_all(
         lambda: nullcontext({"actor": player}), setting, episodes=episodes, seed=seed
-    )["actor"]
-
-
-def summarise(results: Sequence[Outcome]) -> dict[str, Any]:
-    """What outcomes add up to, in any order of the seeds.
-
-    Returns:
-        {"success_rate", "interval": [low, high] (Wilson, 95 %), "episodes", "successes", "by_verb":
-        {verb: [successes, episodes]}, "mean_steps" of the successes, "outcomes": [0 or 1, by rising
-        seed]}.
-    """
-    results = sorted(results, key=lambda outcome: outcome.seed)
-    successes = sum(outcome.success for outcome in results)
-    by_verb: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for outcome in results:
-        by_verb[outcome.verb][0] += outcome.success
-        by_verb[outcome.verb][1] += 1
-    steps = [outcome.steps for outcome in results if outcome.success]
-    return {
-        "success_rate": successes / len(results),
-        "interval": list(wilson_interval(successes, len(results))),
-        "episodes": len(results),
-        "successes": successes,
-        "by_verb": dict(sorted(by_verb.items())),
-        "mean_steps": sum(steps) / len(steps) if steps else None,
-        "outcomes": [int(outcome.success) for outcome in results],
-    }
+    )
+    return found["actor"]

@@ -1,0 +1,1 @@
+"""Figures of a demonstration, and its card."""

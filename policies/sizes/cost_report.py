@@ -1,0 +1,51 @@
+"""What a policy costs, as a result: parameters, operations and bytes, whole and by stage. Types
+alone."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class StageCost(msgspec.Struct, frozen=True):
+    """One exported stage."""
+
+    parameters: int
+    """Its weights, counted."""
+    flops: int
+    """Floating-point operations of one action chunk."""
+    weight_bytes: int
+    """Its weights [bytes]."""
+
+
+class CostReport(msgspec.Struct, frozen=True):
+    """A whole policy under a plan."""
+
+    parameters: int
+    """Of the whole checkpoint as published, with the LM head and other weights that never reach an
+    action."""
+    flops: int
+    """Floating-point operations of one action chunk."""
+    weight_bytes: int
+    """Of the exported stages [bytes]."""
+    stages: dict[str, StageCost]
+    """Stage -> its share."""
+
+
+class Ratios(msgspec.Struct, frozen=True):
+    """Shares of the dense policy's, 0 to 1."""
+
+    parameters: float
+    """Of its parameters."""
+    flops: float
+    """Of its operations."""
+    weight_bytes: float
+    """Of its bytes of weights."""
+
+
+def ratios(cost: CostReport, dense: CostReport) -> Ratios:
+    """What is left of the dense policy."""
+    return Ratios(
+        parameters=cost.parameters / dense.parameters,
+        flops=cost.flops / dense.flops,
+        weight_bytes=cost.weight_bytes / dense.weight_bytes,
+    )
