@@ -38,7 +38,7 @@ def test_the_page_is_made_from_the_results(repo_root: Path, tmp_path: Path) -> N
         assert (tmp_path / "evaluation" / name).stat().st_size > 5000
         assert (repo_root / "docs" / "results" / "evaluation" / name).exists()
     kept = sorted(path.name for path in (repo_root / "benchmarks").glob("*.png"))
-    assert sorted(told["redrawn"]) == kept == sorted(path.name for path in results.glob("*.png"))
+    assert sorted(told.redrawn) == kept == sorted(path.name for path in results.glob("*.png"))
 
 
 def test_a_latency_costs_whole_control_periods() -> None:
