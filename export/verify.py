@@ -109,7 +109,7 @@ def verify_bundle(
     Example:
         >>> from trimvla.export import verify_bundle
         >>> result = verify_bundle("tabletop-trimmed", samples=1)  # against the weights beside it
-        >>> result["ok"], result["failed"]
+        >>> result.ok, result.failed
         (True, [])
     """
     directory = bundles.resolve(bundle)
