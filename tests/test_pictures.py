@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+
+from trimvla.launch.evaluation.results import CurveRow
 
 pytest.importorskip("matplotlib")
 
@@ -182,16 +185,22 @@ def losses(count: int) -> Figure:
     return loss_figure(history, curves, 5)
 
 
-def evaluated(count: int) -> list[dict[str, Any]]:
+def evaluated(count: int) -> list[CurveRow]:
     """Results of as many bundles and up to five latencies, as `trimvla eval` keeps them."""
     return [
-        {
-            "bundle": name,
-            "latency": str(100 * late),
-            "ms": 100.0 * late,
-            "success_rate": rate(late).rate,
-            "interval": [rate(late).low, rate(late).high],
-        }
+        CurveRow(
+            bundle=name,
+            latency=str(100 * late),
+            ms=100.0 * late,
+            success_rate=rate(late).rate,
+            interval=(rate(late).low, rate(late).high),
+            successes=1,
+            episodes=2,
+            mean_steps=None,
+            held=0.0,
+            against_top=None,
+            outcomes="10",
+        )
         for name in (f"{name}/{number}" for number, name in enumerate(names(count)))
         for late in range(min(count, 5))
     ]
@@ -204,7 +213,8 @@ def curve(count: int) -> Figure:
 
 def waiting(count: int) -> Figure:
     """Bundles in a simulator that waits."""
-    return curve_figure([row | {"ms": None, "latency": None} for row in evaluated(count)], WORDS)
+    waited = [msgspec.structs.replace(row, ms=None, latency=None) for row in evaluated(count)]
+    return curve_figure(waited, WORDS)
 
 
 def rungs(count: int) -> Figure:
