@@ -119,7 +119,8 @@ def _policy():
 
 def test_dropped_tokens_are_not_seen() -> None:
     policy = initialise(_policy()).eval()
-    ids, length = torch.tensor([[1, 300, 301]]), torch.tensor([3])
+    ids = torch.tensor([[1, 300, 301]])
+    length = torch.tensor([3])
     kept = torch.tensor([1, 5, 20, 30])
     visual = torch.randn(1, 32, 32)
     other = visual.clone()

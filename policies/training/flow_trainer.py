@@ -34,7 +34,9 @@ from trimvla.policies.training.trainer import AUX_SCALE, TURN_WEIGHT, scale_aux
 
 EMBEDDING_STD = 0.05
 """Of words: pi0 multiplies them by sqrt(width)."""
-TIME_ALPHA, TIME_SCALE, TIME_MIN = 1.5, 0.999, 0.001
+TIME_ALPHA = 1.5
+TIME_SCALE = 0.999
+TIME_MIN = 0.001
 """Times are drawn from Beta(alpha, 1), scaled and shifted: more of them near the noise (pi0)."""
 POINTER_SIGMA = 0.6
 
@@ -130,7 +132,8 @@ class FlowTrainer(Optimised):
         return F.mse_loss(predicted, noise - clean)
 
     def _dropped(self, rng: np.random.Generator) -> Dropped:
-        recipe, layers = self.recipe, self.cfg.language.layers
+        recipe = self.recipe
+        layers = self.cfg.language.layers
         ramp = min(1.0, max(0.0, self.step / recipe.steps - 0.2) / 0.3)
         chance = recipe.drop_layer * ramp
         skipped = frozenset(
