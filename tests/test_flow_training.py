@@ -41,7 +41,7 @@ from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.preprocess.prompts import Prompter
 from trimvla.sim.tabletop import scene
 from trimvla.sim.tabletop.demonstrations import AUX, make_shard
-from trimvla.sim.tabletop.model import ROBOT_JOINTS
+from trimvla.sim.tabletop.env import STATE
 
 TINY = Pi0Config(
     family="pi0",
@@ -56,8 +56,8 @@ TINY = Pi0Config(
     horizon=16,
     action_dim=7,
     padded_action_dim=7,
-    state_dim=8,
-    padded_state_dim=8,
+    state_dim=5,
+    padded_state_dim=5,
 )
 RECIPE = FlowRecipe(
     steps=6, pictures=3, sentences=2, draws=2, pointer_layer=1, thin_layer=1, warmup=1
@@ -90,7 +90,7 @@ def test_the_training_forward_is_the_deployed_one() -> None:
     images = torch.randint(0, 256, (2, 128, 128, 3), generator=rng, dtype=torch.uint8)
     ids = torch.tensor([[1, 300, 301, 302, 0, 0, 0, 0]])
     length = torch.tensor([4])
-    state = torch.randn(1, 8, generator=rng)
+    state = torch.randn(1, 5, generator=rng)
     noise = torch.randn(1, 16, 7, generator=rng)
     with torch.no_grad():
         visual = policy.vision(images).flatten(0, 1)[None]
@@ -150,7 +150,7 @@ def test_shards_are_mapped_and_normalised(shard, data) -> None:
             data.statistics["state"]["std"]
         ) + np.array(data.statistics["state"]["mean"])
         assert np.allclose(back, arrays["state"], atol=1e-5)
-        assert arrays["state"].shape[1] == len(ROBOT_JOINTS)
+        assert arrays["state"].shape[1] == len(STATE)
     with pytest.raises(ConfigError, match="expected 'left' in the shard"):
         mapped(shard, "left")
 

@@ -19,9 +19,10 @@ from gymnasium.utils.env_checker import check_env
 
 from trimvla.sim import TABLETOP, register
 from trimvla.sim.tabletop import expert
-from trimvla.sim.tabletop.env import MAX_STEPS, TabletopEnv
-from trimvla.sim.tabletop.model import ROBOT_JOINTS, TabletopRenderer, project
+from trimvla.sim.tabletop.env import MAX_STEPS, STATE, TabletopEnv
+from trimvla.sim.tabletop.model import CAMERAS, ROBOT_JOINTS, TabletopRenderer, project
 from trimvla.sim.tabletop.scene import VARIANTS, Goal, Scene, all_instructions, sample_scene
+from trimvla.sim.tabletop.task import TabletopTask
 
 
 @pytest.fixture
@@ -277,12 +278,15 @@ def test_a_spawned_vector_environment_draws(tmp_path: Path) -> None:
     assert done.stdout.strip() == "(2, 128, 128, 3)", done.stderr[-2000:]
 
 
-def test_the_wrist_camera_and_the_joints_are_seen_where_they_are_asked_for() -> None:
+def test_the_wrist_camera_and_the_robots_state_are_seen_where_they_are_asked_for() -> None:
     env = TabletopEnv(wrist=True)
     first, _ = env.reset(seed=3)
     assert isinstance(env.observation_space, Dict)
     assert first.keys() == {"image", "wrist", "state"} == env.observation_space.spaces.keys()
-    assert np.allclose(first["state"], env.qpos()[: len(ROBOT_JOINTS)])
+    joints = env.qpos()[: len(ROBOT_JOINTS)]
+    assert first["state"].shape == (len(STATE),)
+    assert np.allclose(first["state"][:4], joints[:4], atol=1e-6)
+    assert first["state"][4] == pytest.approx(1.0, abs=1e-3), "the gripper is open"
     plain = TabletopEnv()
     assert np.array_equal(first["image"], plain.reset(seed=3)[0]["image"])
     low = np.array([0, 0, -0.05, 0, 0, 0, 0], np.float32)
@@ -296,3 +300,16 @@ def test_the_wrist_camera_and_the_joints_are_seen_where_they_are_asked_for() -> 
     )
     env.close()
     plain.close()
+
+
+def test_an_episode_shows_every_camera_and_where_the_robot_is() -> None:
+    task = TabletopTask()
+    episode = task.episode(3, official=False)
+    assert set(episode.images) == set(CAMERAS)
+    assert np.array_equal(episode.images["front"], episode.image)
+    before = episode.state
+    episode.step(np.array([0.03, 0, 0, 0, 0, 0, 0], np.float32))
+    moved = dict(zip(STATE, episode.state - before, strict=True))
+    assert moved["x"] == pytest.approx(0.03, abs=1e-6)
+    assert moved["gripper"] < -0.1, "it closes"
+    task.close()

@@ -42,7 +42,7 @@ class Args(Options):
 
     preset: Literal["tabletop", "tabletop-flow", "tabletop-flow-front", "widowx"] = "tabletop"
     """What is trained: the tabletop's policy of CogACT's shape; one of pi0's shape, with front and
-    wrist cameras and the joints; the same with the front camera alone; or the policy for
+    wrist cameras and the robot's state; the same with the front camera alone; or the policy for
     SimplerEnv's WidowX tasks (extra `simpler`)."""
 
     run: Path | None = None

@@ -1,4 +1,4 @@
-"""The small flow policy that does the tabletop's tasks: pi0's shape, two cameras and the joints.
+"""The small flow policy of the tabletop: pi0's shape, two cameras and the robot's state.
 
 `tabletop-flow-front` is its control: the same network looking through the front camera alone.
 Knows sizes; allocates nothing and imports no torch.
@@ -19,7 +19,7 @@ from trimvla.policies.pi0.config import (
 
 HORIZON = 16
 ACTION_DIM = 7
-STATE_DIM = 8
+STATE_DIM = 5
 LONGEST_PROMPT = 16
 
 TABLETOP_FLOW = Pi0Config(

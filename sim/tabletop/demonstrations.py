@@ -4,7 +4,7 @@ Noise disturbs only what is executed; the label is always what the clean expert 
 (DART, arXiv 1703.09327). As the expert has no memory, each picture is labelled for several goals of
 its table, so one picture teaches what different sentences mean. For the same reason a policy may
 drive while the expert labels (DAgger, arXiv 1011.0686): these corrections show the states that the
-policy gets itself into. Shards may hold what the wrist camera sees and the joints' positions too.
+policy gets itself into. Shards may hold what the wrist camera sees and where the robot is too.
 Knows the simulator, the expert and anything that infers; knows no tokenizer and no training.
 """
 

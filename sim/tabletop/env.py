@@ -3,7 +3,7 @@ per seed.
 
 Actions are SIMPLER's: float32[7] = delta xyz [m], delta axis-angle [rad], gripper (1 = open, 0 =
 close), at 5 Hz. The observation is one third-person picture, and where it is asked for that of the
-wrist camera and the joints' positions; success is judged from privileged state and reported in
+wrist camera and where the robot is; success is judged from privileged state and reported in
 `info["success"]`. Knows physics and judging; knows no policy, socket or expert decision.
 """
 
@@ -20,7 +20,6 @@ from trimvla.sim.physics import mujoco
 from trimvla.sim.tabletop.expert import State, is_done, limit_tool
 from trimvla.sim.tabletop.model import (
     FINGER_TRAVEL,
-    ROBOT_JOINTS,
     TabletopRenderer,
     apply_scene,
     build_model,
@@ -33,6 +32,8 @@ IMAGE_SIZE = 128
 MAX_STEPS = 60
 ACTION_LOW = np.array([-0.05, -0.05, -0.05, -0.4, -0.4, -0.4, 0.0], np.float32)
 ACTION_HIGH = np.array([0.05, 0.05, 0.05, 0.4, 0.4, 0.4, 1.0], np.float32)
+STATE = ("x", "y", "z", "yaw", "gripper")
+"""Names of the robot's state: its tool [m], its turn [rad], and its opening from 0 to 1."""
 Reset = tuple[dict[str, np.ndarray], dict[str, Any]]
 Step = tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]
 # the most the wrist leans and turns [rad]
@@ -63,15 +64,15 @@ class TabletopEnv(gym.Env):
     ) -> None:
         """`observe=False` skips the pictures (all zeros) for runs that need only physics.
 
-        `wrist` adds "wrist" uint8[128, 128, 3] and "state" float32[8] to the observation: positions
-        of `ROBOT_JOINTS` [m, rad].
+        `wrist` adds "wrist" uint8[128, 128, 3] and "state" float32[5] to the observation (see
+        `STATE`).
         """
         self.render_mode = render_mode
         self.variant = variant
         self._wrist = wrist
         picture = gym.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-        joints = gym.spaces.Box(-np.inf, np.inf, (len(ROBOT_JOINTS),), np.float32)
-        more = {"wrist": picture, "state": joints} if wrist else {}
+        numbers = gym.spaces.Box(-np.inf, np.inf, (len(STATE),), np.float32)
+        more = {"wrist": picture, "state": numbers} if wrist else {}
         self.observation_space = gym.spaces.Dict({"image": picture, **more})
         self.action_space = gym.spaces.Box(ACTION_LOW, ACTION_HIGH, (7,), np.float32)
         self._model = build_model()
@@ -187,20 +188,22 @@ class TabletopEnv(gym.Env):
             self._renderer = TabletopRenderer(self.scene())
         return self._renderer
 
-    def joints(self) -> np.ndarray:
-        """Measured positions of `ROBOT_JOINTS` [m, rad], float32[8]."""
-        return self._data.qpos[: len(ROBOT_JOINTS)].astype(np.float32)
+    def robot_state(self) -> np.ndarray:
+        """Where the robot is, float32[5], as it publishes it: see `STATE`."""
+        state = self.state()
+        return np.array([*state.tool, state.yaw, state.opening], np.float32)
 
     def _observation(self) -> dict[str, np.ndarray]:
         if not self._wrist:
-            return {"image": self._picture("front")}
+            return {"image": self.picture("front")}
         return {
-            "image": self._picture("front"),
-            "wrist": self._picture("wrist"),
-            "state": self.joints(),
+            "image": self.picture("front"),
+            "wrist": self.picture("wrist"),
+            "state": self.robot_state(),
         }
 
-    def _picture(self, camera: str) -> np.ndarray:
+    def picture(self, camera: str) -> np.ndarray:
+        """What one of `model.CAMERAS` sees now: uint8[128, 128, 3], zeros without pictures."""
         if not self._observe:
             return np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         return self._get_renderer().render(

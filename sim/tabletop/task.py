@@ -27,6 +27,16 @@ class TabletopEpisode:
         self.kind = env.scene().goal.verb
         self.success = bool(info["success"])
 
+    @property
+    def images(self) -> dict[str, np.ndarray]:
+        """What every camera sees now; drawn when it is asked for."""
+        return {"front": self.image, "wrist": self._env.picture("wrist")}
+
+    @property
+    def state(self) -> np.ndarray:
+        """Where the robot is, as it publishes it: float32[5] (`env.STATE`)."""
+        return self._env.robot_state()
+
     def step(self, action: np.ndarray) -> bool:
         """See `episodes.Episode`."""
         observation, _, done, cut, info = self._env.step(action)
