@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from trimvla.runtime.bus.sockets import Publisher, Subscriber
     from trimvla.runtime.bus.topics import topic
     from trimvla.runtime.clock import monotonic_ns
+    from trimvla.runtime.drivers.driver import Driver, DriverConfig, drive
     from trimvla.runtime.errors import TrimvlaError
     from trimvla.runtime.inference.policy import Policy, PolicyResult
     from trimvla.runtime.record.recording import Recording
 
 __all__ = [
     "Command",
+    "Driver",
+    "DriverConfig",
     "JointState",
     "Plan",
     "Policy",
@@ -35,6 +38,7 @@ __all__ = [
     "Subscriber",
     "TokenPlan",
     "TrimvlaError",
+    "drive",
     "find_bundle",
     "load_manifest",
     "load_plan",
@@ -62,6 +66,9 @@ PUBLIC = {
     "topic": "bus.topics:topic",
     "JointState": "bus.messages:JointState",
     "Command": "bus.messages:Command",
+    "Driver": "drivers.driver:Driver",
+    "DriverConfig": "drivers.driver:DriverConfig",
+    "drive": "drivers.driver:drive",
     "monotonic_ns": "clock:monotonic_ns",
     "TrimvlaError": "errors:TrimvlaError",
 }

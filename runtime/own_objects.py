@@ -126,6 +126,9 @@ def load_module(name: str, option: str, error: type[TrimvlaError] = ConfigError)
     except ModuleNotFoundError as missing:
         if missing.name is None or not f"{name}.".startswith(f"{missing.name}."):
             raise error(f"{option}: importing '{name}' failed: {blame(missing)}") from missing
+        if name.endswith(".py"):
+            words = f"a module's name, {name.removesuffix('.py')!r}, and no file's"
+            raise error(f"{option}: expected {words}, got {name!r}") from None
         found = f"found no '{missing.name}' in the current directory or among Python's packages"
         raise error(f"{option}: expected a module '{name}', {found}") from None
     except (Exception, SystemExit) as failure:

@@ -13,8 +13,7 @@ from trimvla.runtime.bus.messages import Command, JointState, Report
 from trimvla.runtime.bus.sockets import Publisher, Subscriber
 from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
-from trimvla.runtime.drivers import DriverConfig, drive
-from trimvla.runtime.drivers.driver import Obedience
+from trimvla.runtime.drivers.driver import DriverConfig, Obedience, drive
 from trimvla.runtime.errors import ConfigError
 
 ACTION = (0.01, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)

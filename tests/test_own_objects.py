@@ -83,7 +83,10 @@ def test_no_file_of_the_current_directory_takes_an_installed_modules_place(own: 
             "importing 'own_needs' failed: ModuleNotFoundError: No module named 'not_installed",
         ),
         ("own_exits:f", "importing 'own_exits' failed: SystemExit: 3"),
-        ("own_good.py:score", "expected a module 'own_good.py', found no 'own_good.py'"),
+        (
+            "own_good.py:score",
+            "expected a module's name, 'own_good', and no file's, got 'own_good.py'",
+        ),
         ("./own_good.py:score", "expected module:attribute, such as my_pkg.envs:make"),
         ("own_good:", "expected module:attribute"),
         (":score", "expected module:attribute"),

@@ -18,7 +18,7 @@ from trimvla.launch.system.processes import (
     read_system,
     reports_of,
 )
-from trimvla.runtime.drivers import DriverConfig
+from trimvla.runtime.drivers.driver import DriverConfig
 from trimvla.runtime.errors import ConfigError
 
 HERE = "tests.test_own_process"

@@ -137,7 +137,7 @@ def prepare(args: Args) -> Match:
     from trimvla.sim.evaluation.success import WAITS
     from trimvla.sim.evaluation.virtual_time import Pace
 
-    options = args.env_options(args.names.values())
+    options = args.env_options([args.bundle])
     with closing(make_task(args.task, options)) as task:
         check_fits(task, args.names.values())
         official, seeds = choose_seeds(task.official, args.episodes, args.seed, usual=200)

@@ -29,7 +29,25 @@ Verdict = Literal["obeyed", "repeated", "stale", "misfit"]
 
 
 class Driver(Protocol):
-    """A robot's own code. All calls come from one thread and must be short: they share its loop."""
+    """A robot's own code. All calls come from one thread and must be short: they share its loop.
+
+    Example:
+        >>> from trimvla.runtime import Driver
+        >>> class Arm:
+        ...     position, gripper = (0.0,) * 6, 1.0
+        ...     def read(self):
+        ...         return self.position, self.gripper
+        ...     def write(self, action):
+        ...         self.position = tuple(p + a for p, a in zip(self.position, action[:6]))
+        ...     def hold(self):
+        ...         pass
+        ...     def close(self):
+        ...         pass
+        >>> arm: Driver = Arm()
+        >>> arm.write((0.1, 0, 0, 0, 0, 0, 1))
+        >>> arm.read()[0][0]
+        0.1
+    """
 
     def read(self) -> tuple[Sequence[float], float]:
         """Where the robot is: its position [rad or m], and the gripper (1 = open, 0 = closed)."""
@@ -50,7 +68,17 @@ class Driver(Protocol):
 
 @dataclass(frozen=True)
 class DriverConfig:
-    """What every driver is set to; a driver's own configuration adds to it."""
+    """What every driver is set to; a driver's own configuration adds to it.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from trimvla.runtime import DriverConfig
+        >>> @dataclass(frozen=True)
+        ... class ArmConfig(DriverConfig):
+        ...     port: str = "/dev/ttyUSB0"
+        >>> ArmConfig(watchdog_s=0.3).port
+        '/dev/ttyUSB0'
+    """
 
     kinds: tuple[ActionKind, ...] = SIX_DELTAS_AND_GRIPPER
     """What each number of a command means to this robot. Control must be set to the same."""
@@ -112,6 +140,22 @@ def drive(
         run_dir: where the topics are.
         stop: the end.
         name: under which it reports: its section's.
+
+    Example:
+        >>> import threading
+        >>> from pathlib import Path
+        >>> from trimvla.runtime import DriverConfig, drive
+        >>> class Arm:
+        ...     read = lambda self: ((0.0,) * 6, 1.0)
+        ...     write = lambda self, action: None
+        ...     hold = lambda self: print("holds")
+        ...     close = lambda self: print("lets go")
+        >>> run_dir, stop = Path("run"), threading.Event()
+        >>> run_dir.mkdir(mode=0o700)
+        >>> stop.set()  # nothing to do: the end is a hold
+        >>> drive(Arm(), DriverConfig(), run_dir, stop, name="arm")
+        holds
+        lets go
     """
     try:
         with ExitStack() as stack:

@@ -11,7 +11,7 @@ import gymnasium as gym
 
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.own_objects import Reference, blame, load_function, load_module
-from trimvla.sim import register
+from trimvla.sim.gymnasium_ids import register
 from trimvla.sim.own.observations import RGB, describe, shows_image
 from trimvla.sim.own.options import RENDER, EnvOptions
 from trimvla.sim.own.task import GymnasiumTask
