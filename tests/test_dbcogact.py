@@ -24,6 +24,7 @@ from trimvla.policies.dbcogact.stages import example_inputs, stages, tensor_spec
 from trimvla.policies.dbcogact.trimmed import trim
 from trimvla.policies.families import recognise
 from trimvla.policies.sizes.cost import shape_of
+from trimvla.policies.sizes.roofline import DEVICES, floors_ms
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 from trimvla.runtime.errors import CheckpointError, ConfigError
@@ -298,6 +299,21 @@ def test_cost_is_the_published_one() -> None:
     result = cost(FULL, Plan())
     assert result["parameters"] / 1e9 == pytest.approx(8.02, abs=0.005)
     assert result["acting_parameters"] / 1e9 == pytest.approx(7.47, abs=0.005)
+
+
+def test_floors_are_the_published_ones() -> None:
+    trimmed = Plan(
+        layers=tuple(range(22)),
+        tokens=TokenPlan(keep=126, after=2, key=4),
+        recompute=(0, 2, 4, 6, 8),
+    )
+    for plan, orin, thor in ((Plan(), 208.6, 56.5), (trimmed, 65.7, 43.0)):
+        report = cost(FULL, plan, prompt=FOLDED + 25)  # as if nothing were folded
+        floors = {name: floors_ms(report, DEVICES[name])["total"] for name in DEVICES}
+        assert floors["orin"] == pytest.approx(orin, rel=0.01)
+        assert floors["thor"] == pytest.approx(thor, rel=0.01)
+    folded = floors_ms(cost(FULL, Plan(), prompt=25), DEVICES["orin"])["total"]
+    assert folded < 0.97 * 208.6
 
 
 @pytest.mark.parametrize("name", ["full", "tiny"])
