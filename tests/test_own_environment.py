@@ -217,6 +217,20 @@ def test_what_is_missing_is_one_error(
     assert len(text.splitlines()) == 1
 
 
+def test_all_that_is_missing_is_said_at_once() -> None:
+    class Bare(TwoCameras):
+        instruction = None
+
+        def tell(self) -> dict[str, Any]:
+            return {}
+
+    with pytest.raises(ConfigError) as caught:
+        task_of(Bare()).check([0], official=False)
+    for words in ("--camera as one of", "words for --instruction", "--success-reward R"):
+        assert words in str(caught.value)
+    assert str(caught.value).count("own:make: ") == 1
+
+
 def test_what_is_missing_can_be_said() -> None:
     task = task_of(TwoCameras(), camera="pixels.wrist")
     task.check([0], official=False)

@@ -7,7 +7,7 @@ interface; `actions` and `observations` say what is taken from where. Knows no p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -51,16 +51,26 @@ class GymnasiumTask:
         return GymnasiumEpisode(self, index)
 
     def check(self, seeds: Sequence[int], *, official: bool) -> None:
-        """Begin an episode and take a step: what is missing is known before anything is played."""
+        """Begin an episode and take a step, before anything is played.
+
+        Raises ConfigError with everything that is missing.
+        """
+        problems: list[str] = []
         try:
             episode = self.episode(seeds[0] if seeds else 0, official=official)
-            episode.look()
-            episode.step(np.clip(np.zeros(self.dim), self.space.low, self.space.high))
-            episode.look()
+            null = np.clip(np.zeros(self.dim), self.space.low, self.space.high)
+            for look in (lambda: episode.image, lambda: episode.instruction):
+                _try(look, problems)
+            _try(lambda: episode.step(null), problems)
+            if not problems:
+                episode.look()
         except TrimvlaError:
             raise
         except Exception as error:  # the user's own code, or gymnasium's checks of it
             raise ConfigError(f"{self.name}: trying one step failed: {blame(error)}") from error
+        if problems:
+            told = [problem.removeprefix(f"{self.name}: ") for problem in problems]
+            raise ConfigError(f"{self.name}: {'; '.join(told)}")
 
     def close(self) -> None:
         """Free the environment."""
@@ -125,6 +135,14 @@ class GymnasiumEpisode:
 
     def close(self) -> None:
         """Nothing: the environment is the task's."""
+
+
+def _try(look: Callable[[], object], problems: list[str]) -> None:
+    """Note what is missing."""
+    try:
+        look()
+    except ConfigError as error:
+        problems.append(str(error))
 
 
 def check_answer(name: str, answer: object, expected: str, length: int) -> None:
