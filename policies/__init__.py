@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trimvla.policies.trimming.calibrate import calibration_of
     from trimvla.policies.trimming.planner import Request as PlanRequest
     from trimvla.policies.trimming.planner import make_plan
+    from trimvla.policies.trimming.tokens import raster
     from trimvla.policies.trimming.trimmed import trim
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "find_preset",
     "load_policy",
     "make_plan",
+    "raster",
     "trim",
 ]
 
@@ -36,6 +38,7 @@ PUBLIC = {
     "PlanRequest": "trimming.planner:Request",
     "make_plan": "trimming.planner:make_plan",
     "trim": "trimming.trimmed:trim",
+    "raster": "trimming.tokens:raster",
 }
 """Name -> module and attribute: what users import from here. Everything else is internal."""
 

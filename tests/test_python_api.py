@@ -121,3 +121,16 @@ def test_our_own_code_uses_no_front_door() -> None:
         and {alias.name for alias in node.names} & doors.get(node.module or "", set())
     ]
     assert not through
+
+
+def test_a_page_imports_what_is_public() -> None:
+    """What the guides and the README have their readers import stands at a front door."""
+    doors = {f"trimvla.{folder}": set(names_of(folder)) for folder in python_api.FOLDERS}
+    imported = re.compile(r"^from (trimvla[\w.]*) import (.+)$", re.MULTILINE)
+    wrong = [
+        f"{page.relative_to(ROOT)}: {line.group()}"
+        for page in (ROOT / "README.md", *(ROOT / "docs" / "guides").glob("*.md"))
+        for line in imported.finditer(page.read_text())
+        if not set(re.split(r",\s*", line[2])) <= doors.get(line[1], set())
+    ]
+    assert not wrong

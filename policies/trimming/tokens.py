@@ -162,6 +162,12 @@ def grid(patches: int, keep: int) -> list[int]:
 def raster(indices: Tensor) -> Tensor:
     """int64[b, k] in ascending order; sorted as float32, which every backend's TopK takes and which
     holds them.
+
+    Example:
+        >>> import torch
+        >>> from trimvla.policies import raster
+        >>> raster(torch.tensor([7, 2, 5]))
+        tensor([2, 5, 7])
     """
     return indices.to(torch.float32).sort(dim=-1).values.to(torch.int64)
 
