@@ -70,9 +70,6 @@ PUBLIC = {
     "DriverConfig": "drivers.driver:DriverConfig",
     "drive": "drivers.driver:drive",
     "monotonic_ns": "clock:monotonic_ns",
-    "Driver": "drivers.driver:Driver",
-    "DriverConfig": "drivers.driver:DriverConfig",
-    "drive": "drivers.driver:drive",
     "TrimvlaError": "errors:TrimvlaError",
 }
 """Name -> module and attribute: what users import from here. Everything else is internal."""
