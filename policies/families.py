@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from trimvla.policies.checkpoint import Checkpoint
+    from trimvla.policies.sizes.cost_report import CostReport
     from trimvla.policies.stage import Stage
     from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput
     from trimvla.runtime.bundle.manifest_types import TensorSpec
@@ -96,7 +97,7 @@ class Family:
     """(cfg, plan, prompt bucket, generator) -> random inputs of the whole chain, by tensor name."""
     describe: Callable[[Checkpoint, Plan], InputsAndOutput]
     """What the runtime must know; `action` with the family's defaults for kinds and control_hz."""
-    cost: Callable[..., dict[str, Any]]
+    cost: Callable[..., CostReport]
     """(cfg, plan, cameras=None, prompt=None) -> parameters, flops and weight_bytes, whole and by
     stage, as `sizes.cost.report`. None: as the config has it; the smallest bucket.
     """
@@ -185,7 +186,7 @@ def family_of(cfg: Any) -> Family:  # noqa: ANN401
         >>> family = family_of(cfg)
         >>> family.name
         'cogact'
-        >>> round(family.cost(cfg, Plan())["parameters"] / 1e9, 2)  # billions
+        >>> round(family.cost(cfg, Plan()).parameters / 1e9, 2)  # billions
         7.63
     """
     return known_family(family_name(cfg))

@@ -297,8 +297,8 @@ def test_cost_is_the_published_one() -> None:
     saved = 1 - folded["language"].flops / unfolded.flops
     assert saved == pytest.approx(FOLDED / (FOLDED + 576 + 25), rel=0.02)
     result = cost(FULL, Plan())
-    assert result["parameters"] / 1e9 == pytest.approx(8.02, abs=0.005)
-    assert result["acting_parameters"] / 1e9 == pytest.approx(7.47, abs=0.005)
+    assert result.parameters / 1e9 == pytest.approx(8.02, abs=0.005)
+    assert result.acting_parameters / 1e9 == pytest.approx(7.47, abs=0.005)
 
 
 def test_floors_are_the_published_ones() -> None:
@@ -320,11 +320,11 @@ def test_floors_are_the_published_ones() -> None:
 def test_parameters_are_those_of_the_modules_and_of_the_file(name, request, source) -> None:
     cfg = FULL if name == "full" else open_checkpoint(source).cfg
     result = cost(cfg, Plan())
-    assert result["acting_parameters"] == sum(p.numel() for p in build_meta(cfg).parameters())
-    assert sum(map(math.prod, official_shapes(cfg).values())) == result["acting_parameters"]
+    assert result.acting_parameters == sum(p.numel() for p in build_meta(cfg).parameters())
+    assert sum(map(math.prod, official_shapes(cfg).values())) == result.acting_parameters
     if name == "tiny":
         stored = load_file(source / "model.safetensors")
-        assert sum(map(torch.numel, stored.values())) == result["parameters"]
+        assert sum(map(torch.numel, stored.values())) == result.parameters
         dead = sum(stored[key].numel() for key in dead_weights(cfg))
         assert dead == dead_parameters(cfg)
 
@@ -350,9 +350,9 @@ def test_operations_are_those_that_torch_counts(policy, name) -> None:
         outputs = result if isinstance(result, tuple) else (result,)
         inputs |= dict(zip(stage.outputs, outputs, strict=True))
         counted[stage.name] = counter.get_total_flops()
-    expected = cost(policy.cfg, plan, prompt=32)["stages"]
+    expected = cost(policy.cfg, plan, prompt=32).stages
     for stage, flops in counted.items():
-        assert flops == expected[stage]["flops"], stage
+        assert flops == expected[stage].flops, stage
 
 
 def test_stages_keep_their_specs(policy) -> None:

@@ -24,12 +24,12 @@ from tests.fuzz import resident_mib
 from tests.groot_client import GrootClient
 from tests.test_serving import GROOT, OPENPI, Served
 from tests.tiny_bundle import write_bundle
+from trimvla.launch.system.client import SystemClient
 from trimvla.runtime.bus.messages import (
     ActionChunk,
     Command,
     Frame,
     JointState,
-    Message,
     Report,
     Task,
 )
@@ -133,12 +133,13 @@ class Desk:
     """What the process `control` needs to hold, and with a policy's chunk to run."""
 
     def __init__(self, run_dir: Path, stack: ExitStack) -> None:
-        self._says = {
-            name: stack.enter_context(Publisher(run_dir, topic(name)))
-            for name in ("task", "robot/state")
-        }
-        self.hears = stack.enter_context(
-            Subscriber(run_dir, [topic("command"), topic("control/report")])
+        self.client = stack.enter_context(
+            SystemClient(
+                run_dir,
+                sends=("task", "robot/state"),
+                receives=["command"],
+                processes=["control"],
+            )
         )
         self._began = self._spoke_ns = monotonic_ns()
         self.kinds: list[str] = []
@@ -150,17 +151,14 @@ class Desk:
         now = monotonic_ns()
         self.silent_s = max(self.silent_s, (now - self._spoke_ns) / NS_PER_S)
         self._spoke_ns = now
-        self._say("task", Task(time_ns=now, episode=1, instruction="go", started_ns=self._began))
-        self._say("robot/state", JointState(time_ns=now, position=(0.0,), gripper=1.0))
+        task = Task(time_ns=now, episode=1, instruction="go", started_ns=self._began)
+        self.client.send("task", task)
+        self.client.send("robot/state", JointState(time_ns=now, position=(0.0,), gripper=1.0))
         if chunks is not None:
             chunks.send(msgspec.structs.replace(VALID, time_ns=now, produced_ns=now))
-        self.hears.update(0.02)
-        self.kinds += [
-            message.kind for message in self.hears["command"].fresh if isinstance(message, Command)
-        ]
-
-    def _say(self, name: str, message: Message) -> None:
-        self._says[name].send(message)
+        self.client.receive(0.02)
+        fresh = self.client["command"].fresh
+        self.kinds += [message.kind for message in fresh if isinstance(message, Command)]
 
     def until(self, state: str, chunks: Publisher | None = None) -> None:
         end = time.monotonic() + PATIENCE_S
@@ -174,8 +172,8 @@ class Desk:
         return 0 if report is None else report.counters["ticks"]
 
     def report(self) -> Report | None:
-        message = self.hears["control/report"].message
-        return message if isinstance(message, Report) else None
+        """The newest of control."""
+        return self.client.reports().get("control")
 
 
 @contextmanager

@@ -86,6 +86,11 @@ def test_a_room_that_is_not_on_the_map_is_found(copy: Path) -> None:
     assert any("'runtime.attic' is not on the map" in found for found in house.breaches(copy))
 
 
+def test_results_are_types(repo_root: Path) -> None:
+    found = house.any_dicts(repo_root)
+    assert len(found) <= house.MOST_ANY_DICTS, found
+
+
 def test_the_report_counts(repo_root: Path) -> None:
     counted = subprocess.run(
         [sys.executable, "-m", "tests.house"],

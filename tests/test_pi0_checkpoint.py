@@ -237,8 +237,8 @@ def test_costs_of_the_published_sizes(
     cfg: Pi0Config = find_preset(preset)
     counted = family_of(cfg).cost(cfg, Plan(), prompt=prompt)
     built = sum(math.prod(p.shape) for p in build_meta(cfg).parameters())
-    assert counted["acting_parameters"] == built
-    assert counted["parameters"] == official_parameters(cfg)
-    assert counted["acting_parameters"] == pytest.approx(acting, rel=0.002)
-    assert counted["parameters"] == pytest.approx(published, rel=0.002)
-    assert counted["flops"] == pytest.approx(gflops * 1e9, rel=0.003)
+    assert counted.acting_parameters == built
+    assert counted.parameters == official_parameters(cfg)
+    assert counted.acting_parameters == pytest.approx(acting, rel=0.002)
+    assert counted.parameters == pytest.approx(published, rel=0.002)
+    assert counted.flops == pytest.approx(gflops * 1e9, rel=0.003)

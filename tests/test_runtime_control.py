@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from tiny_bundle import write_bundle
 
+from trimvla.launch.system.client import SystemClient
 from trimvla.runtime.bundle.action_meaning import ActionMeaning
 from trimvla.runtime.bundle.manifest import ActionKind
 from trimvla.runtime.bus.messages import (
@@ -32,7 +33,6 @@ from trimvla.runtime.bus.messages import (
     EStop,
     Frame,
     JointState,
-    Message,
     Operator,
     Report,
     Task,
@@ -304,15 +304,16 @@ class Robot:
     """A robot and its operator: says where it is and what is asked, obeys, and remembers."""
 
     def __init__(self, run_dir: Path, stack: ExitStack) -> None:
-        enter = stack.enter_context
         self.task = Task(
             time_ns=0, episode=1, instruction="pick up the red cube", started_ns=monotonic_ns()
         )
-        self._says = {
-            name: enter(Publisher(run_dir, topic(name))) for name in ("task", "robot/state")
-        }
-        self.hears = enter(
-            Subscriber(run_dir, [topic(n) for n in ("command", "policy/report", "control/report")])
+        self.client = stack.enter_context(
+            SystemClient(
+                run_dir,
+                sends=("task", "robot/state"),
+                receives=["command"],
+                processes=["policy", "control"],
+            )
         )
         self.commands: list[Command] = []
 
@@ -321,19 +322,15 @@ class Robot:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             now = monotonic_ns()
-            self._say("task", msgspec.structs.replace(self.task, time_ns=now))
-            self._say(
-                "robot/state", JointState(time_ns=now, position=(now % 997 * 1e-9,), gripper=1.0)
-            )
+            self.client.send("task", msgspec.structs.replace(self.task, time_ns=now))
+            state = JointState(time_ns=now, position=(now % 997 * 1e-9,), gripper=1.0)
+            self.client.send("robot/state", state)
             time.sleep(0.05)
             self.hear()
 
-    def _say(self, name: str, message: Message) -> None:
-        self._says[name].send(message)
-
     def hear(self) -> None:
-        self.hears.update()
-        self.commands += [c for c in self.hears["command"].fresh if isinstance(c, Command)]
+        self.client.receive()
+        self.commands += [c for c in self.client["command"].fresh if isinstance(c, Command)]
 
     def live_until(self, kind: str, timeout_s: float) -> Command:
         """Live until the newest command is of this kind."""
@@ -345,9 +342,7 @@ class Robot:
 
     def report(self, process: str) -> Report:
         """The newest report of a process."""
-        message = self.hears[f"{process}/report"].message
-        assert isinstance(message, Report)
-        return message
+        return self.client.reports()[process]
 
 
 def serve(run: Any, config: Any, run_dir: Path, leash: Connection) -> None:
@@ -428,7 +423,7 @@ def test_from_camera_to_command_through_real_processes(tmp_path):
         codes = {name: process.exitcode for name, process in processes.running.items()}
 
     actions = [c for c in commands if c.kind == "action"]
-    assert len(actions) >= 8 and robot.hears["command"].missed == 0
+    assert len(actions) >= 8 and robot.client["command"].missed == 0
     for command in actions:
         assert all(
             low <= a <= high
@@ -560,9 +555,8 @@ class Desk:
 
     def __init__(self, run_dir: Path, stack: ExitStack) -> None:
         names = ("task", "robot/state", "chunk", "estop", "deadman", "operator")
-        self._says = {name: stack.enter_context(Publisher(run_dir, topic(name))) for name in names}
-        self.hears = stack.enter_context(
-            Subscriber(run_dir, [topic("command"), topic("control/report")])
+        self.client = stack.enter_context(
+            SystemClient(run_dir, sends=names, receives=["command"], processes=["control"])
         )
         self.task = Task(time_ns=0, episode=1, instruction="go", started_ns=monotonic_ns())
         self.pressed = False
@@ -586,7 +580,7 @@ class Desk:
             "estop": EStop(time_ns=now, pressed=self.pressed, source="wall"),
             "deadman": Deadman(time_ns=now, held=self.held),
         }.items():
-            self._says[name].send(message)
+            self.client.send(name, message)
 
     def wait_for(self, state: str, words: str = "", request: Request | None = None) -> Report:
         """Speak until control is in this state for this reason; the request is repeated until
@@ -596,17 +590,18 @@ class Desk:
         while time.monotonic() < end:
             self.speak()
             if request is not None:
-                self._says["operator"].send(Operator(time_ns=monotonic_ns(), request=request))
-            self.hears.update(0.02)
-            report = self.hears["control/report"].message
-            if isinstance(report, Report) and report.state == state and words in report.reason:
+                asked = Operator(time_ns=monotonic_ns(), request=request)
+                self.client.send("operator", asked)
+            self.client.receive(0.02)
+            report = self.client.report("control")
+            if report.state == state and words in report.reason:
                 return report
         raise AssertionError(
-            f"expected control to be in {state} {words}, got {self.hears['control/report'].message}"
+            f"expected control to be in {state} {words}, got {self.client.states()}"
         )
 
     def newest(self) -> Command:
-        message = self.hears["command"].message
+        message = self.client["command"].message
         assert isinstance(message, Command)
         return message
 
@@ -627,7 +622,7 @@ def test_stop_and_switch_reach_the_robot_through_real_sockets(tmp_path):
         desk.pressed = True
         desk.wait_for("fault", "the emergency stop is pressed by wall")
         desk.pressed = False
-        desk.hears.update(0.1)
+        desk.client.receive(0.1)
         assert desk.newest().kind == "hold" and desk.newest().action[:6] == (0.0,) * 6
         desk.wait_for("idle", "reset", "reset")
         desk.wait_for("running", "", "arm")

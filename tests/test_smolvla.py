@@ -377,22 +377,22 @@ BASE = PRESETS["smolvla-base"]
 
 def test_the_cost_of_the_published_size() -> None:
     dense = cost(BASE, Plan(), prompt=48)
-    assert dense["flops"] / 1e9 == pytest.approx(828, rel=0.002)
-    assert dense["acting_parameters"] / 1e6 == pytest.approx(393, abs=1)
-    assert dense["parameters"] / 1e6 == pytest.approx(450, abs=1)
-    shares = {name: stage["flops"] / dense["flops"] for name, stage in dense["stages"].items()}
+    assert dense.flops / 1e9 == pytest.approx(828, rel=0.002)
+    assert dense.acting_parameters / 1e6 == pytest.approx(393, abs=1)
+    assert dense.parameters / 1e6 == pytest.approx(450, abs=1)
+    shares = {name: stage.flops / dense.flops for name, stage in dense.stages.items()}
     assert shares["vision"] == pytest.approx(0.78, abs=0.005)
     assert shares["language"] == pytest.approx(0.09, abs=0.005)
     assert shares["action"] == pytest.approx(0.13, abs=0.005)
     smaller = cost(BASE, Plan(vision=VisionPlan(image_size=256)), prompt=48)
-    assert smaller["flops"] / 1e9 == pytest.approx(272, rel=0.005)
+    assert smaller.flops / 1e9 == pytest.approx(272, rel=0.005)
     trio = Plan(
         layers=tuple(range(12)),
         tokens=TokenPlan(keep=56, selector="uniform"),
         recompute=(0, 2, 4, 6, 8),
     )
-    assert cost(BASE, trio, prompt=48)["flops"] / 1e9 == pytest.approx(714, rel=0.003)
-    fewer = [cost(BASE, Plan(), cameras=count)["flops"] for count in (1, 2, 3)]
+    assert cost(BASE, trio, prompt=48).flops / 1e9 == pytest.approx(714, rel=0.003)
+    fewer = [cost(BASE, Plan(), cameras=count).flops for count in (1, 2, 3)]
     assert fewer == sorted(fewer)
     with pytest.raises(ConfigError, match="1 to 3 cameras for 'smolvla-base', got 4"):
         cost(BASE, Plan(), cameras=4)
@@ -410,9 +410,9 @@ def test_the_cost_of_the_published_size() -> None:
     ],
 )
 def test_parameters_are_those_of_the_policy(policy: SmolVla, plan: Plan) -> None:
-    stages = cost(TINY, plan)["stages"].values()
+    stages = cost(TINY, plan).stages.values()
     held = {id(weight): weight.numel() for weight in trim(policy, plan).parameters()}
-    assert sum(stage["parameters"] for stage in stages) == sum(held.values())
+    assert sum(stage.parameters for stage in stages) == sum(held.values())
 
 
 @pytest.mark.parametrize(
@@ -431,5 +431,5 @@ def test_operations_are_those_that_torch_counts(policy: SmolVla, plan: Plan) -> 
     given = inputs(plan=plan)
     with FlopCounterMode(display=False) as counter:
         act(trimmed, given)
-    expected = cost(TINY, plan, prompt=TINY.prompt.longest)["flops"]
+    expected = cost(TINY, plan, prompt=TINY.prompt.longest).flops
     assert counter.get_total_flops() == expected

@@ -163,7 +163,4 @@ def sampler_table(policy: CogAct) -> list[SamplerStep]:
     """The sampler of a policy under its plan, as the runtime takes it."""
     steps = ddim_steps(policy.cfg.diffusion.train_steps, sampler_steps(policy.plan, policy.cfg))
     recompute = range(len(steps)) if policy.plan.recompute is None else policy.plan.recompute
-    return [
-        SamplerStep(step.t, step.kept, step.kept_next, i in recompute)
-        for i, step in enumerate(steps)
-    ]
+    return [SamplerStep(step, i in recompute) for i, step in enumerate(steps)]

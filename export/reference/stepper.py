@@ -8,30 +8,21 @@ runners and a table of steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from trimvla.policies.nn.diffusion import DdimStep
 from trimvla.runtime.backends.runner import Runner
 
 
 @dataclass(frozen=True)
 class SamplerStep:
-    """One row of the table: timestep, share of the signal's variance before and after, and whether
-    blocks run.
-    """
+    """One row of the table: a DDIM step, and whether the head's blocks run at it."""
 
-    t: int
-    kept: float
-    kept_next: float
+    ddim: DdimStep
     recompute: bool
-
-    def apply(self, x: np.ndarray, epsilon: np.ndarray) -> np.ndarray:
-        """DDIM with eta 0: float32[1, H, A] and its predicted noise -> less noisy actions."""
-        x0 = math.sqrt(1.0 / self.kept) * x - math.sqrt(1.0 / self.kept - 1.0) * epsilon
-        return math.sqrt(self.kept_next) * x0 + math.sqrt(1.0 - self.kept_next) * epsilon
 
 
 def trajectory(
@@ -56,11 +47,11 @@ def trajectory(
     x = noise
     residual = None
     for step in steps:
-        inputs = {"cognition": cognition, "x": x, "t": np.array([step.t], np.float32)}
+        inputs = {"cognition": cognition, "x": x, "t": np.array([step.ddim.t], np.float32)}
         if step.recompute or residual is None:
             outputs = full.run(inputs)
             residual = outputs["residual"]
         else:
             outputs = reuse.run({**inputs, "residual": residual})
-        x = step.apply(x, outputs["epsilon"])
+        x, _ = step.ddim.apply(x, outputs["epsilon"])
         yield x

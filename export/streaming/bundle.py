@@ -92,7 +92,7 @@ class Wanted:
             created_utc=created_utc,
         )
 
-    def request(self, weights: Weights) -> dict[str, Any]:
+    def request(self, weights: Weights) -> dict[str, object]:
         """What must be the same for a killed export to go on; time stamps do not matter.
 
         JSON-able.

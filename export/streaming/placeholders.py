@@ -8,8 +8,6 @@ what they are.
 
 from __future__ import annotations
 
-from typing import Any
-
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trimvla.policies.sizes.config import PolicyConfig, PromptConfig
@@ -31,7 +29,7 @@ def placeholder_tokenizer(prompt: PromptConfig) -> str:
     return tokenizer.to_str(pretty=True)
 
 
-def placeholder_statistics(cfg: PolicyConfig) -> dict[str, Any]:
+def placeholder_statistics(cfg: PolicyConfig) -> dict[str, object]:
     """Statistics under `KEY` that leave the network's numbers as they are."""
     dim = cfg.head.action_dim
     return {

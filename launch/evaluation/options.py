@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
@@ -211,7 +211,7 @@ class Match:
             for condition in self.conditions
         }
 
-    def header(self) -> dict[str, Any]:
+    def header(self) -> dict[str, object]:
         """Two runs with the same header have the same outcome on the same seed, however many they
         play.
         """

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -21,6 +20,7 @@ from trimvla.launch.faults.desk import Desk
 from trimvla.launch.faults.safety_monitor import SafetyMonitor
 from trimvla.launch.faults.table import HZ, PROMISE, System, sections
 from trimvla.launch.system.child import Child
+from trimvla.launch.system.processes import Sections
 from trimvla.launch.system.run_dirs import temporary_run_dir
 from trimvla.runtime.clock import monotonic_ns
 
@@ -77,7 +77,7 @@ def _options(system: System, run_dir: Path, stack: ExitStack) -> list[str]:
     return task
 
 
-def _write(path: Path, settings: dict[str, Any]) -> str:
+def _write(path: Path, settings: Sections) -> str:
     """A system's file."""
     path.write_bytes(msgspec.msgpack.encode(settings))
     return str(path)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from trimvla.launch.faults import actions as acts
 from trimvla.launch.faults.actions import Action, Reports, Scene, switch
 from trimvla.launch.faults.safety_monitor import Promise
+from trimvla.launch.system.processes import Sections
 from trimvla.sim.robots.faults import Fault, Kind
 
 HZ = 5.0  # as the shipped bundles' actions
@@ -56,7 +57,7 @@ Expectation = Literal[
 System = Literal["steady", "desk", "port", "orphan", "hangup"]
 
 
-def sections(bundle: str, system: System = "steady", hz: float = HZ) -> dict[str, dict[str, Any]]:
+def sections(bundle: str, system: System = "steady", hz: float = HZ) -> Sections:
     """The system's processes, for a bundle of this rate.
 
     The arm is a process of its own, as a driver is.

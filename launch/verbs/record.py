@@ -7,7 +7,6 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tyro.conf import Positional
 
@@ -15,7 +14,7 @@ from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.launch.system.client import SystemClient
 from trimvla.launch.system.config import decode_file
-from trimvla.launch.system.processes import SYSTEM_FILE
+from trimvla.launch.system.processes import SYSTEM_FILE, Sections
 from trimvla.launch.system.results import RecordingResult, recording_result
 from trimvla.launch.system.signals import stop_event
 from trimvla.runtime.bus.network import used
@@ -100,7 +99,7 @@ def owners(run_dir: Path, kind: str) -> tuple[str, ...]:
     return tuple(sorted(here | there))
 
 
-def system(run_dir: Path) -> dict[str, Any]:
+def system(run_dir: Path) -> Sections:
     """How the system was configured, where `trimvla run` started it."""
     path = run_dir / SYSTEM_FILE
     return decode_file(path) if path.exists() else {}

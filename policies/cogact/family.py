@@ -6,13 +6,11 @@ Imports no torch: what needs it is imported when it is called.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from trimvla.policies.families import Family, lazily
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.sizes.cost import report, shape_of
+from trimvla.policies.sizes.cost_report import CostReport
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import ConfigError
 
@@ -26,11 +24,11 @@ def recognises(directory: Path) -> bool:
 
 def cost(
     cfg: PolicyConfig, plan: Plan, cameras: int | None = None, prompt: int | None = None
-) -> dict[str, Any]:
+) -> CostReport:
     """See `Family.cost`."""
     if cameras not in (None, 1):
         raise ConfigError(f"expected 1 camera for '{cfg.name}', got {cameras}")
-    return msgspec.to_builtins(report(cfg, shape_of(cfg, plan), prompt))
+    return report(cfg, shape_of(cfg, plan), prompt)
 
 
 FAMILY = Family(

@@ -15,7 +15,7 @@ import mmap
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ class Weights(Protocol):
     """Dense weights by our names."""
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What tells these weights from others; JSON-able."""
         ...
 
@@ -54,7 +54,7 @@ class CheckpointWeights:
         self._weights = open_official(directory, cfg, name)
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """See `Weights`."""
         state = self._path.stat()
         return {
@@ -89,7 +89,7 @@ class RandomWeights:
         self._seed = seed
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """See `Weights`."""
         return {"random": self._seed}
 

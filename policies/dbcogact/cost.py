@@ -10,20 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import msgspec
 
 from trimvla.policies.dbcogact.config import DbCogActConfig
 from trimvla.policies.sizes.cost import (
-    FLOAT32_BYTES,
     Cost,
     Shape,
     action_cost,
     linear,
+    report_of,
     shape_of,
     vit_cost,
 )
+from trimvla.policies.sizes.cost_report import CostReport
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.errors import ConfigError
 
@@ -32,7 +32,7 @@ NONE = Cost(0, 0)
 
 def cost(
     cfg: DbCogActConfig, plan: Plan, cameras: int | None = None, prompt: int | None = None
-) -> dict[str, Any]:
+) -> CostReport:
     """See `Family.cost`; `weights_read` are those that one action chunk reads from memory.
 
     Raises:
@@ -49,22 +49,12 @@ def cost(
     shape = shape_of(cfg, plan)  # pyright: ignore[reportArgumentType]
     stages = stage_costs(cfg, shape, ids)
     reads = weight_reads(cfg, shape, stages)
-    total = sum(stages.values(), NONE)
-    return {
-        "parameters": acting_parameters(cfg) + dead_parameters(cfg),
-        "acting_parameters": acting_parameters(cfg),
-        "flops": total.flops,
-        "weight_bytes": FLOAT32_BYTES * total.parameters,
-        "stages": {
-            name: {
-                "parameters": stage.parameters,
-                "flops": stage.flops,
-                "weight_bytes": FLOAT32_BYTES * stage.parameters,
-                "weights_read": reads[name],
-            }
-            for name, stage in stages.items()
-        },
-    }
+    return report_of(
+        stages,
+        acting_parameters(cfg) + dead_parameters(cfg),
+        acting=acting_parameters(cfg),
+        reads=reads,
+    )
 
 
 def stage_costs(cfg: DbCogActConfig, shape: Shape, prompt: int) -> dict[str, Cost]:

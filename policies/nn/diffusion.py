@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from trimvla.runtime.errors import ConfigError
 
 MAX_BETA = 0.999
 SINGLE_STEP = 50  # the timestep that the public code visits when it takes one step only
+Array = TypeVar("Array", Tensor, np.ndarray)
 Epsilon = Callable[[Tensor, int | Tensor], Tensor]
 
 
@@ -78,7 +81,7 @@ class DdimStep:
     kept: float
     kept_next: float
 
-    def apply(self, x: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
+    def apply(self, x: Array, epsilon: Array) -> tuple[Array, Array]:
         """float[b, H, A] and its predicted noise -> (less noisy actions, predicted clean
         actions).
         """

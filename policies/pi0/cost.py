@@ -11,7 +11,6 @@ longest prompt, whatever the prompt.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from trimvla.policies.pi0.config import Pi0Config
 from trimvla.policies.pi0.kept import (
@@ -23,7 +22,8 @@ from trimvla.policies.pi0.kept import (
     prefix_masks,
     visual_tokens,
 )
-from trimvla.policies.sizes.cost import FLOAT32_BYTES, Cost, block_cost, linear
+from trimvla.policies.sizes.cost import Cost, block_cost, linear, report_of
+from trimvla.policies.sizes.cost_report import CostReport
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import ConfigError
 
@@ -32,7 +32,7 @@ NONE = Cost(0, 0)
 
 def cost(
     cfg: Pi0Config, plan: Plan, cameras: int | None = None, prompt: int | None = None
-) -> dict[str, Any]:
+) -> CostReport:
     """See `Family.cost`; `acting_parameters` are those of the dense policy that an action depends
     on.
 
@@ -47,23 +47,8 @@ def cost(
         raise ConfigError(f"expected a prompt of 1 to {longest} ids, got {ids}")
     stages = stage_costs(cfg, plan, ids)
     reads = weight_reads(cfg, plan, ids)
-    total = sum(stages.values(), NONE)
     acting = acting_parameters(cfg)
-    return {
-        "parameters": acting + dead_parameters(cfg),
-        "acting_parameters": acting,
-        "flops": total.flops,
-        "weight_bytes": FLOAT32_BYTES * total.parameters,
-        "stages": {
-            name: {
-                "parameters": stage.parameters,
-                "flops": stage.flops,
-                "weight_bytes": FLOAT32_BYTES * stage.parameters,
-                "weights_read": reads[name],
-            }
-            for name, stage in stages.items()
-        },
-    }
+    return report_of(stages, acting + dead_parameters(cfg), acting=acting, reads=reads)
 
 
 def _with_cameras(cfg: Pi0Config, cameras: int | None) -> Pi0Config:

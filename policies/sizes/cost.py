@@ -11,7 +11,7 @@ needs no torch: a robot states its floor too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -124,15 +124,40 @@ def report(cfg: PolicyConfig, shape: Shape, prompt: int | None = None) -> CostRe
         prompt: ids in the prompt, padding included; the smallest bucket when left out.
     """
     costs = stage_costs(cfg, shape, cfg.prompt.buckets[0] if prompt is None else prompt)
+    parameters = sum(cost.parameters for cost in costs.values()) + dead_parameters(cfg)
+    return report_of(costs, parameters)
+
+
+def report_of(
+    costs: Mapping[str, Cost],
+    parameters: int,
+    *,
+    acting: int | None = None,
+    reads: Mapping[str, int] | None = None,
+) -> CostReport:
+    """The costs of all stages as one report, with weights in float32.
+
+    Args:
+        costs: stage -> its cost.
+        parameters: of the whole checkpoint as published.
+        acting: those of the dense policy that an action depends on.
+        reads: stage -> weights that one action chunk reads from memory.
+    """
     total = sum(costs.values(), Cost(0, 0))
     return CostReport(
-        parameters=total.parameters + dead_parameters(cfg),
+        parameters=parameters,
         flops=total.flops,
         weight_bytes=FLOAT32_BYTES * total.parameters,
         stages={
-            name: StageCost(cost.parameters, cost.flops, FLOAT32_BYTES * cost.parameters)
+            name: StageCost(
+                parameters=cost.parameters,
+                flops=cost.flops,
+                weight_bytes=FLOAT32_BYTES * cost.parameters,
+                weights_read=None if reads is None else reads[name],
+            )
             for name, cost in costs.items()
         },
+        acting_parameters=acting,
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 
 
-class StageCost(msgspec.Struct, frozen=True):
+class StageCost(msgspec.Struct, frozen=True, omit_defaults=True):
     """One exported stage."""
 
     parameters: int
@@ -15,9 +15,11 @@ class StageCost(msgspec.Struct, frozen=True):
     """Floating-point operations of one action chunk."""
     weight_bytes: int
     """Its weights [bytes]."""
+    weights_read: int | None = None
+    """Weights that one action chunk reads from memory, counted; left out where all are, once."""
 
 
-class CostReport(msgspec.Struct, frozen=True):
+class CostReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """A whole policy under a plan."""
 
     parameters: int
@@ -29,6 +31,8 @@ class CostReport(msgspec.Struct, frozen=True):
     """Of the exported stages [bytes]."""
     stages: dict[str, StageCost]
     """Stage -> its share."""
+    acting_parameters: int | None = None
+    """Of the dense policy, those that an action depends on; of some families."""
 
 
 class Ratios(msgspec.Struct, frozen=True):

@@ -10,11 +10,11 @@ whatever the prompt.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
-from trimvla.policies.sizes.cost import FLOAT32_BYTES, Cost, block_cost, linear
+from trimvla.policies.sizes.cost import Cost, block_cost, linear, report_of
+from trimvla.policies.sizes.cost_report import CostReport
 from trimvla.policies.smolvla.config import SmolVlaConfig
 from trimvla.policies.smolvla.kept import (
     blocks,
@@ -36,7 +36,7 @@ NONE = Cost(0, 0)
 
 def cost(
     cfg: SmolVlaConfig, plan: Plan, cameras: int | None = None, prompt: int | None = None
-) -> dict[str, Any]:
+) -> CostReport:
     """See `Family.cost`; `acting_parameters` are those of the dense policy that an action depends
     on.
 
@@ -50,23 +50,8 @@ def cost(
         raise ConfigError(f"expected a prompt of 1 to {cfg.prompt.longest} ids, got {ids}")
     stages = stage_costs(cfg, plan, ids)
     reads = weight_reads(cfg, plan)
-    total = sum(stages.values(), NONE)
     acting = sum(stage_costs(cfg, Plan(), ids).values(), NONE).parameters
-    return {
-        "parameters": acting + dead_parameters(cfg),
-        "acting_parameters": acting,
-        "flops": total.flops,
-        "weight_bytes": FLOAT32_BYTES * total.parameters,
-        "stages": {
-            name: {
-                "parameters": stage.parameters,
-                "flops": stage.flops,
-                "weight_bytes": FLOAT32_BYTES * stage.parameters,
-                "weights_read": reads[name],
-            }
-            for name, stage in stages.items()
-        },
-    }
+    return report_of(stages, acting + dead_parameters(cfg), acting=acting, reads=reads)
 
 
 def with_cameras(cfg: SmolVlaConfig, cameras: int | None) -> SmolVlaConfig:

@@ -101,7 +101,7 @@ def error_reply(error: Exception) -> bytes:
     return reply({"error": str(error)})
 
 
-def modality_config(metadata: Mapping[str, Any], camera: str) -> dict[str, Any]:
+def modality_config(metadata: Mapping[str, Any], camera: str) -> dict[str, object]:
     """What the client's `ModalityConfig` class is made of, for what is looked at, said and done."""
     parts = {
         "video": ([0], [camera or "image"]),

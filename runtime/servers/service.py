@@ -269,7 +269,7 @@ def _ms(nanoseconds: int) -> str:
     return f"{nanoseconds / NS_PER_MS:.0f}"
 
 
-def describe(policy: Policy) -> dict[str, Any]:
+def describe(policy: Policy) -> dict[str, object]:
     """What a client must know of the actions, as plain data."""
     action = policy.manifest.action
     try:

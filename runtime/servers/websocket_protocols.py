@@ -121,7 +121,7 @@ class VlaEval:
             "vla-eval",
         )
 
-    def _hello(self, payload: Mapping[Any, Any]) -> dict[str, Any]:
+    def _hello(self, payload: Mapping[Any, Any]) -> dict[str, object]:
         version = payload.get("protocol_version")
         if type(version) is not int or version != PROTOCOL_VERSION:
             raise ObservationError(

@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.evaluation.rollout import Deal, Round
 from trimvla.sim.evaluation.success import Outcome
@@ -70,7 +72,7 @@ def deal_of(played: Round) -> Deal:
     return first.latency, first.seed
 
 
-def read_lines(text: str) -> Iterator[dict[str, Any]]:
+def read_lines(text: str) -> Iterator[dict[str, object]]:
     """The lines that are whole."""
     for line in text.splitlines():
         try:
@@ -84,7 +86,8 @@ def read_lines(text: str) -> Iterator[dict[str, Any]]:
 def read_header(path: Path) -> Header | None:
     """What a run's file is of; None where there is no such file."""
     lines = read_lines(path.read_text()) if path.exists() else iter(())
-    return next(lines, {}).get("run")
+    found = next(lines, {}).get("run")
+    return found if isinstance(found, dict) else None
 
 
 def check_header(path: Path, text: str, header: Header) -> None:
@@ -105,13 +108,13 @@ def check_header(path: Path, text: str, header: Header) -> None:
         )
 
 
-def whole_rounds(lines: Iterator[dict[str, Any]], roles: Sequence[str]) -> dict[Deal, Round]:
+def whole_rounds(lines: Iterator[dict[str, object]], roles: Sequence[str]) -> dict[Deal, Round]:
     """Rounds in which every role has played."""
     rounds: dict[Deal, Round] = defaultdict(dict)
     for line in lines:
         if "role" in line:
-            role = line.pop("role")
-            outcome = Outcome(**line)
+            role = str(line.pop("role"))
+            outcome = msgspec.convert(line, Outcome)
             rounds[outcome.latency, outcome.seed][role] = outcome
     whole = {deal: played for deal, played in rounds.items() if set(played) == set(roles)}
     return {deal: {role: played[role] for role in roles} for deal, played in whole.items()}
