@@ -59,6 +59,7 @@ EXPORT = (
     "export.streaming",
     "export.tensorrt",
     "export.reference",
+    "export.reference.pi0",
     "export.reference.smolvla",
 )
 SIM = ("sim", "sim.own", "sim.robots", "sim.tabletop", "sim.simpler", "sim.evaluation")

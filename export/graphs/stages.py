@@ -7,8 +7,7 @@ backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +16,12 @@ from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.cachers import CachedDit
 from trimvla.policies.nn.diffusion import Known, guided
 from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.stage import PROMPT_AXIS, SAMPLED_TOLERANCE, Stage
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.runtime.bundle.manifest import PromptSpec, StageSpec, TensorSpec
 from trimvla.runtime.bundle.plan import Plan
 
 DENSE = Plan()
-PROMPT_AXIS = "prompt"  # takes the values of the prompt buckets only
-SAMPLED_TOLERANCE = 1e-3
-"""Of sampled actions. Noise that lies between two modes goes to either: there the sampler
-multiplies a rounding error (by 72 in one of twelve random samples of the shipped policy, else by
-about 0.5), and backends round differently.
-"""
 
 
 class VisionStage(nn.Module):
@@ -118,20 +112,6 @@ class ReuseStep(FullStep):
     def forward(self, cognition: Tensor, x: Tensor, t: Tensor, residual: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As `FullStep.forward`, with its residual as an input -> float[1, H, A]."""
         return guided(CachedDit(self.head, (), residual), cognition, self.guidance)(x, t)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One graph. `tolerance` is the largest difference from torch, in float32, on the same inputs
-    (`compare.ScaledComparison`)."""
-
-    name: str
-    module: Callable[[CogAct], nn.Module]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    tolerance: float
-    weights_of: str | None = None
-    """The stage in whose file this one's weights are, where it has the same."""
 
 
 STAGES = (
@@ -261,7 +241,7 @@ def walk(
             tensors |= known_rows(tensors["actions"])
         inputs = {name: tensors[name] for name in stage.inputs}
         with torch.no_grad():
-            result = stage.module(policy)(**inputs)
+            result = stage.module(policy)(*inputs.values())
         outputs = dict(
             zip(stage.outputs, result if isinstance(result, tuple) else (result,), strict=True)
         )

@@ -9,12 +9,9 @@ Knows nothing of bundles.
 
 from __future__ import annotations
 
-import logging
 import mmap
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,18 +19,20 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from trimvla.export.graphs.stages import PROMPT_AXIS, Stage, tensor_specs
-from trimvla.policies.cogact.model import CogAct
+from trimvla.export.graphs.chained import chain_graph
+from trimvla.export.graphs.exporter import OPSET, quiet_exporter
+from trimvla.policies.chained import Chained
+from trimvla.policies.families import family_of
+from trimvla.policies.stage import PROMPT_AXIS, Stage
 from trimvla.runtime.bundle.manifest import TensorSpec, sha256_of
 
-OPSET = 20
 IR_VERSION = 10  # what ONNX Runtime 1.18 and TensorRT 10.3 read
 INLINE_LIMIT = 1 << 30  # bytes of weights; protobuf itself ends at 2 GiB
 SHARED_FROM = 512  # bytes; below, a reference costs more than it saves
 HALF_FROM = 1024  # elements; below, a Cast costs more than it saves
 
 
-def export_stage(policy: CogAct, stage: Stage, path: Path) -> list[Path]:
+def export_stage(policy: nn.Module, stage: Stage, path: Path) -> list[Path]:
     """Write `path` (and `path` + ".data" for large weights), checked; returns the files written."""
     model = build_graph(policy, stage)
     strip(model)
@@ -96,18 +95,31 @@ def _point_into(model: ir.Model, content: mmap.mmap, location: str, directory: P
         place = max(place, 0)
 
 
-def build_graph(policy: CogAct, stage: Stage) -> ir.Model:
+def build_graph(policy: nn.Module, stage: Stage) -> ir.Model:
     """Trace the stage in torch and convert it, with symbolic axes as its specs name them."""
-    return trace(policy, stage, stage.module(policy)).model
+    module = stage.module(policy)
+    if isinstance(module, Chained):
+        return chain_graph(module, blanks(policy, stage))
+    return trace(policy, stage, module).model
+
+
+def blanks(policy: nn.Module, stage: Stage) -> tuple[torch.Tensor, ...]:
+    """Zeros of the types and shapes of the stage's inputs, for the longest prompt."""
+    cfg: Any = policy.cfg
+    plan: Any = policy.plan
+    tensors = family_of(cfg).tensor_specs(cfg, plan)
+    return tuple(blank(tensors[name], max(cfg.prompt.buckets)) for name in stage.inputs)
 
 
 def trace(
-    policy: CogAct, stage: Stage, module: nn.Module, optimize: bool = True
+    policy: nn.Module, stage: Stage, module: nn.Module, optimize: bool = True
 ) -> torch.onnx.ONNXProgram:
     """The program of a stage's module, simplified or as it was traced."""
-    longest = max(policy.cfg.prompt.buckets)
+    cfg: Any = policy.cfg
+    plan: Any = policy.plan
+    longest = max(cfg.prompt.buckets)
     prompt = torch.export.Dim(PROMPT_AXIS, min=2, max=longest)
-    tensors = tensor_specs(policy.cfg, policy.plan)
+    tensors = family_of(cfg).tensor_specs(cfg, plan)
     specs = [tensors[name] for name in stage.inputs]
     with quiet_exporter():
         program = torch.onnx.export(
@@ -183,17 +195,3 @@ def _exact_half(value: ir.Value) -> np.ndarray | None:
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
     return half if np.array_equal(half.astype(np.float32), array) else None
-
-
-@contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Hide the exporter's notes about packages that are not needed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -161,10 +161,21 @@ def narrow_mlp(mlp: GatedMlp, channels: Sequence[int]) -> GatedMlp:
     return made
 
 
-class AdaRmsNorm(nn.Module):
-    """x / rms(x) * (1 + scale) + shift, and a gate for what is worked out from that: all three from
-    a condition.
+@dataclass(frozen=True)
+class Modulation:
+    """What a condition does to one norm and to what follows it; each float[width].
+
+    `scale` is the factor itself, 1 + what the condition gives; `gate` is a factor of what attention
+    or MLP make of the norm's output.
     """
+
+    scale: Tensor
+    shift: Tensor
+    gate: Tensor
+
+
+class AdaRmsNorm(nn.Module):
+    """x / rms(x) * scale + shift, in float32, both from a condition."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -172,12 +183,13 @@ class AdaRmsNorm(nn.Module):
         self.dense = nn.Linear(width, 3 * width)
 
     def modulation(self, condition: Tensor) -> Tensor:
-        """float[..., width] -> float[..., 3, width]: scale, shift, gate."""
-        return self.dense(condition).unflatten(-1, (3, -1))
+        """float[..., width] -> float[..., 3, width]: scale, shift, gate of `Modulation`."""
+        given = self.dense(condition).unflatten(-1, (3, -1))
+        scale, shift, gate = given.unbind(-2)
+        return torch.stack([1.0 + scale, shift, gate], dim=-2)
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """float[b, n, width], float[3, width] -> float[b, n, width]."""
-        scale, shift, _ = modulation.unbind(-2)
+    def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
+        """float[b, n, width] -> the same."""
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (normed * (1.0 + scale) + shift).to(x.dtype)
+        return (normed * modulation.scale + modulation.shift).to(x.dtype)

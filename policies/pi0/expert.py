@@ -17,10 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimvla.policies.nn.flow import time_embedding
-from trimvla.policies.nn.gemma import GATE, AdaRmsNorm, Angles, Heads, KeysValues, keys_values
+from trimvla.policies.nn.gemma import (
+    GATE,
+    AdaRmsNorm,
+    Angles,
+    Heads,
+    KeysValues,
+    Modulation,
+    keys_values,
+)
 from trimvla.policies.nn.grouped import GatedMlp, GroupedAttention
 from trimvla.policies.nn.llama import RmsNorm
 from trimvla.policies.pi0.config import Pi0Config
+
+Modulations = tuple[Modulation, Modulation]
+"""Of the norm before attention, and of the one before the MLP."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ class ExpertLayer(nn.Module):
         memory: KeysValues,
         angles: Angles,
         mask: Tensor,
-        modulation: Tensor | None = None,
+        modulation: Modulations | None = None,
     ) -> LayerOutput:
         """Run the layer.
 
@@ -104,28 +115,27 @@ class ExpertLayer(nn.Module):
             memory: m keys and values from outside.
             angles: of the rows' positions.
             mask: bool, broadcast to [b, n, m + n]; True where a row may look.
-            modulation: float[2, 3, width] where the norms are modulated.
+            modulation: of both norms, where they are modulated.
         """
-        normed = normalise(self.input_layernorm, x, modulation, 0)
+        before, behind = (None, None) if modulation is None else modulation
+        normed = normalise(self.input_layernorm, x, before)
         own = keys_values(self.self_attn, normed, angles)
         q = self.self_attn.queries(normed, angles.cos, angles.sin)
         seen = memory.followed_by(own)
         attended = self.self_attn.mix(q, seen.keys, seen.values, mask)
-        x = x + gated(attended, modulation, 0)
-        fed = self.mlp(normalise(self.post_attention_layernorm, x, modulation, 1))
-        return LayerOutput(x + gated(fed, modulation, 1), own, attended, fed)
+        x = x + gated(attended, before)
+        fed = self.mlp(normalise(self.post_attention_layernorm, x, behind))
+        return LayerOutput(x + gated(fed, behind), own, attended, fed)
 
 
-def normalise(norm: nn.Module, x: Tensor, modulation: Tensor | None, index: int) -> Tensor:
-    """Apply one of a layer's norms, with its float[3, width] of the modulation where there is
-    one.
-    """
-    return norm(x) if modulation is None else norm(x, modulation[index])
+def normalise(norm: nn.Module, x: Tensor, modulation: Modulation | None) -> Tensor:
+    """Apply a norm, modulated where it is."""
+    return norm(x) if modulation is None else norm(x, modulation)
 
 
-def gated(increment: Tensor, modulation: Tensor | None, index: int) -> Tensor:
-    """What reaches the stream of what attention (0) or the MLP (1) gave."""
-    return increment if modulation is None else increment * modulation[index, 2]
+def gated(increment: Tensor, modulation: Modulation | None) -> Tensor:
+    """What reaches the stream of what attention or the MLP gave."""
+    return increment if modulation is None else increment * modulation.gate
 
 
 class Expert(nn.Module):
@@ -185,9 +195,15 @@ class Expert(nn.Module):
         found = [module for module in self.modules() if isinstance(module, AdaRmsNorm)]
         return [norm for norm in found if norm is not self.norm] + [self.norm]  # pyright: ignore[reportReturnType]
 
-    def modulation(self, time: Tensor, layer: int) -> Tensor | None:
-        """A layer's rows of one step's part of `time_table`."""
-        return time[2 * layer : 2 * layer + 2] if self.modulated else None
+    def modulation(self, time: Tensor, layer: int) -> Modulations | None:
+        """Of a layer's norms, from one step's part of `time_table`."""
+        if not self.modulated:
+            return None
+        return Modulation(*time[2 * layer]), Modulation(*time[2 * layer + 1])
+
+    def final_modulation(self, time: Tensor) -> Modulation | None:
+        """Of the final norm."""
+        return Modulation(*time[-1]) if self.modulated else None
 
     # --- one step ---
 
@@ -214,13 +230,14 @@ class Expert(nn.Module):
         angles = Angles.of(positions, self.head_dim, self.theta)
         outputs: list[LayerOutput] = []
         for index, layer in enumerate(self.layers):
-            mask = self._mask(memory.valid[index], n, state_first)
+            mask = self.mask(memory.valid[index], n, state_first)
             output = layer(x, memory.layers[index], angles, mask, self.modulation(time, index))
             outputs.append(output)
             x = output.x
         return ExpertPass(tuple(outputs))
 
-    def _mask(self, valid: Tensor, n: int, state_first: bool) -> Tensor:
+    @staticmethod
+    def mask(valid: Tensor, n: int, state_first: bool) -> Tensor:
         """bool[b, 1 or n, m + n] of bool[b, m] keys that count."""
         if not state_first:
             return F.pad(valid, (0, n), value=True)[:, None]
@@ -235,7 +252,6 @@ class Expert(nn.Module):
         gates = time[:-1, 2].unflatten(0, (-1, 2))
         return (increments * gates[:, :, None, None]).sum(dim=(0, 1))
 
-    def decode(self, x: Tensor, time: Tensor) -> Tensor:
+    def decode(self, x: Tensor, modulation: Modulation | None) -> Tensor:
         """The final norm and the map back: float[b, H, width] -> float[b, H, A]."""
-        normed = self.norm(x, time[-1]) if self.modulated else self.norm(x)
-        return self.action_out_proj(normed)
+        return self.action_out_proj(normalise(self.norm, x, modulation))

@@ -17,18 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimvla.policies.nn.flow import KnownRows, flow_sample, flow_steps, flow_trajectory
+from trimvla.policies.chained import Chained
+from trimvla.policies.nn.flow import flow_steps
 from trimvla.policies.nn.gemma import KeysValues
 from trimvla.policies.pi0.config import Pi0Config
-from trimvla.policies.pi0.expert import Memory
 from trimvla.policies.pi0.kept import euler_steps, split, visual_tokens
 from trimvla.policies.pi0.model import Pi0
-from trimvla.policies.pi0.sampler import CachedExpert
+from trimvla.policies.pi0.pieces import ActionParts, build
 from trimvla.policies.stage import PROMPT_AXIS, SAMPLED_TOLERANCE, Stage
 from trimvla.runtime.bundle.manifest_types import TensorSpec
 from trimvla.runtime.bundle.plan import Plan
 
 DENSE = Plan()
+KNOWN = ("known", "weight")
 GROUPS = ("dense", "kept")  # suffixes of keys and values where tokens are dropped
 
 
@@ -81,80 +82,44 @@ def stacked(layers: Sequence[KeysValues], missing: int) -> tuple[Tensor, Tensor]
     return F.pad(keys, (0, 0, 0, missing)), F.pad(values, (0, 0, 0, missing))
 
 
-class ActionStage(nn.Module):
-    """Keys, values and noise to an action chunk: every Euler step, unrolled."""
-
-    def __init__(self, policy: Pi0) -> None:
-        super().__init__()
-        cfg = policy.cfg
-        plan = policy.plan
-        self.expert = policy.expert
-        self.steps = flow_steps(policy.steps)
-        self.recompute = plan.recompute
-        self.has_state = cfg.has_state_token
-        self.ungated = policy.ungated
-        self.start = cfg.visual_tokens
-        dense = visual_tokens(plan, cfg)
-        counts = split(plan, cfg) if plan.tokens is not None else (len(policy.expert.layers), 0)
-        kept = dense if plan.tokens is None else plan.tokens.keep
-        self.visual = [n for n, count in zip((dense, kept), counts, strict=True) if count]
-        with torch.no_grad():
-            table = policy.expert.time_table([step.t for step in self.steps])
-        self.register_buffer("table", table, persistent=False)
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Keys and values group by group, int64[1] `last`, the state where there is one, noise
-        float[1, H, A].
-        """
-        field, noise, rest = self.field(tensors)
-        assert not rest
-        return flow_sample(field, noise, self.steps)
-
-    def field(self, tensors: Sequence[Tensor]) -> tuple[CachedExpert, Tensor, Sequence[Tensor]]:
-        """The velocity field, the noise, and what follows them in the inputs."""
-        groups = 2 * len(self.visual)
-        last = tensors[groups]
-        rest = tensors[groups + 1 :]
-        state = rest[0] if self.has_state else None
-        noise, *more = rest[1:] if self.has_state else rest
-        memory = self.memory(tensors[:groups], last + 1)
-        assert isinstance(self.table, Tensor)
-        field = CachedExpert(
-            self.expert, memory, self.table, state, self.recompute, ungated=self.ungated
-        )
-        return field, noise, more
-
-    def memory(self, tensors: Sequence[Tensor], length: Tensor) -> Memory:
-        """Layer by layer, of keys and values by groups."""
-        layers: list[KeysValues] = []
-        valid: list[Tensor] = []
-        for index, visual in enumerate(self.visual):
-            keys, values = tensors[2 * index : 2 * index + 2]
-            mask = torch.arange(keys.shape[2], device=keys.device) < visual + length[:, None]
-            for layer in range(keys.shape[0]):
-                layers.append(KeysValues(keys[layer][None], values[layer][None]))
-                valid.append(mask)
-        return Memory(tuple(layers), tuple(valid), self.start + length)
+def action_parts(policy: Pi0, *, guided: bool = False) -> ActionParts:
+    """What the action stage of a policy is made of; the time's table is worked out here, once."""
+    cfg = policy.cfg
+    plan = policy.plan
+    steps = flow_steps(policy.steps)
+    dense = visual_tokens(plan, cfg)
+    counts = (split(plan, cfg), (len(policy.expert.layers), 0))[plan.tokens is None]
+    kept = dense if plan.tokens is None else plan.tokens.keep
+    with torch.no_grad():
+        table = policy.expert.time_table([step.t for step in steps])
+    return ActionParts(
+        expert=policy.expert,
+        steps=steps,
+        table=table,
+        recompute=plan.recompute,
+        ungated=policy.ungated,
+        groups=[(count, n) for count, n in zip(counts, (dense, kept), strict=True) if count],
+        start=cfg.visual_tokens,
+        rows=cfg.horizon,
+        guided=guided,
+    )
 
 
-class GuidedActionStage(ActionStage):
-    """The same, with rows that are known: frozen or guided towards (real-time chunking)."""
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """As `ActionStage.forward`; then float[1, H, A] and float[1, H, 1] from 0 (free) to 1
-        (frozen).
-        """
-        field, noise, (known, weight) = self.field(tensors)
-        return flow_sample(field, noise, self.steps, KnownRows(known, weight))
+def action_stage(policy: Pi0) -> Chained:
+    """Keys, values, last, the state where there is one, and noise to an action chunk."""
+    return build(action_parts(policy), action_inputs(policy.cfg, policy.plan), "actions")
 
 
-class TrajectoryStage(ActionStage):
-    """The same as `ActionStage`, after every step: for comparisons with a reference."""
+def guided_stage(policy: Pi0) -> Chained:
+    """The same with rows that are known: frozen or guided towards (real-time chunking)."""
+    inputs = (*action_inputs(policy.cfg, policy.plan), *KNOWN)
+    return build(action_parts(policy, guided=True), inputs, "guided_actions")
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """float[steps + 1, H, A]: the noise, then x after each step."""
-        field, noise, _ = self.field(tensors)
-        return torch.cat([noise, *flow_trajectory(field, noise, self.steps)])
+
+def trajectory_of(policy: Pi0) -> Chained:
+    """The same as `action_stage`, after every step: for comparisons with a reference."""
+    inputs = action_inputs(policy.cfg, policy.plan)
+    return build(action_parts(policy), inputs, "trajectory", every_step=True)
 
 
 def memory_names(cfg: Pi0Config, plan: Plan) -> tuple[str, ...]:
@@ -179,14 +144,14 @@ def stages(cfg: Pi0Config, plan: Plan = DENSE, guided: bool = False) -> tuple[St
     plain = (
         Stage("vision", VisionStage, ("images",), ("visual",), 1e-4),
         Stage("language", LanguageStage, ("visual", "input_ids", "last"), (*memory, *kept), 2e-4),
-        Stage("action", ActionStage, inputs, ("actions",), SAMPLED_TOLERANCE),
+        Stage("action", action_stage, inputs, ("actions",), SAMPLED_TOLERANCE),
     )
     if not guided:
         return plain
     steered = Stage(
         "action_guided",
-        GuidedActionStage,
-        (*inputs, "known", "weight"),
+        guided_stage,
+        (*inputs, *KNOWN),
         ("guided_actions",),
         SAMPLED_TOLERANCE,
         weights_of="action",
@@ -195,9 +160,9 @@ def stages(cfg: Pi0Config, plan: Plan = DENSE, guided: bool = False) -> tuple[St
 
 
 def trajectory_stage(cfg: Pi0Config, plan: Plan) -> Stage:
-    """The row of `TrajectoryStage`."""
+    """The row of `trajectory_of`."""
     inputs = action_inputs(cfg, plan)
-    return Stage("trajectory", TrajectoryStage, inputs, ("trajectory",), SAMPLED_TOLERANCE)
+    return Stage("trajectory", trajectory_of, inputs, ("trajectory",), SAMPLED_TOLERANCE)
 
 
 def tensor_specs(cfg: Pi0Config, plan: Plan = DENSE) -> dict[str, TensorSpec]:
