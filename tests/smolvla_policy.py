@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trimvla.policies.smolvla.checkpoint import dead_names, deepest_names, stored_shapes, theirs
 from trimvla.policies.smolvla.config import (
     ExpertConfig,
     SmolVlaConfig,
@@ -18,7 +19,6 @@ from trimvla.policies.smolvla.config import (
     TextConfig,
     siglip,
 )
-from trimvla.policies.smolvla.layout import dead_names, deepest_names, stored_shapes, theirs
 from trimvla.policies.smolvla.model import SmolVla
 from trimvla.policies.smolvla.prefix import PrefixLayer
 from trimvla.policies.smolvla.stages import example_inputs

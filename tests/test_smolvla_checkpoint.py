@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 from smolvla_policy import TINY, act, inputs, write_checkpoint, write_config
 
 from trimvla.policies.families import find_family, parse_config, recognise
-from trimvla.policies.smolvla.checkpoint import build, open_weights
+from trimvla.policies.smolvla.checkpoint import build, dead_names, layout, open_weights
 from trimvla.policies.smolvla.config import SmolVlaConfig
-from trimvla.policies.smolvla.layout import dead_names, layout
 from trimvla.policies.smolvla.source import open_checkpoint
 from trimvla.runtime.errors import CheckpointError, ConfigError
 

@@ -1,8 +1,10 @@
-"""Weights of a SmolVLA checkpoint: checked against a config, read one by one, by our names.
+"""Weights of a SmolVLA checkpoint of LeRobot 0.3 and later: names and shapes, and reading them one
+by one, by our names.
 
-Strict: a missing, unknown or wrongly shaped weight is an error that names it. Normalisation
-buffers, which LeRobot kept among the weights up to 0.3, are no weights of the network and are left
-to `policies.statistics`. Knows files; names and shapes are in `layout`.
+What no action depends on is stored all the same (`dead_names`): the language model's head, its norm
+and most of the deepest layer; it is never read. Strict: a missing, unknown or wrongly shaped weight
+is an error that names it. Normalisation buffers, which LeRobot kept among the weights up to 0.3,
+are no weights of the network and are left to `policies.statistics`.
 """
 
 from __future__ import annotations
@@ -15,12 +17,84 @@ from torch import Tensor
 
 from trimvla.policies.safetensors_files import SafetensorsFiles
 from trimvla.policies.smolvla.config import SmolVlaConfig
-from trimvla.policies.smolvla.layout import dead_names, stored_shapes, theirs
 from trimvla.policies.smolvla.model import SmolVla, build_meta
+from trimvla.policies.smolvla.prefix import PrefixLayer
 from trimvla.runtime.errors import CheckpointError
 
+VLM = "model.vlm_with_expert.vlm."
+VISION = f"{VLM}model.vision_model."
+CONNECTOR = f"{VLM}model.connector.modality_projection.proj."
+TEXT = f"{VLM}model.text_model."
+EXPERT = "model.vlm_with_expert.lm_expert."
+HEAD = f"{VLM}lm_head.weight"
+EXPERT_TABLE = f"{EXPERT}embed_tokens.weight"
+CONVOLUTION = "vision.encoder.patch_embedding.proj.weight"
+
+# our prefix -> theirs; the first that fits
+PREFIXES = (
+    ("vision.encoder.patch_embedding.proj.", f"{VISION}embeddings.patch_embedding."),
+    ("vision.encoder.position_embedding.", f"{VISION}embeddings.position_embedding."),
+    ("vision.encoder.layers.", f"{VISION}encoder.layers."),
+    ("vision.encoder.post_layernorm.", f"{VISION}post_layernorm."),
+    ("vision.connector.", CONNECTOR),
+    ("prefix.state_proj.", "model.state_proj."),
+    ("prefix.", TEXT),
+    ("expert.layers.", f"{EXPERT}layers."),
+    ("expert.norm.", f"{EXPERT}norm."),
+    ("expert.", "model."),
+)
 BUFFERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 NAMES_SHOWN = 5
+
+
+# --- layout ---
+
+
+def theirs(name: str) -> str:
+    """Our name -> the checkpoint's."""
+    ours, stored = next(pair for pair in PREFIXES if name.startswith(pair[0]))
+    return stored + name.removeprefix(ours)
+
+
+def live_names(cfg: SmolVlaConfig) -> dict[str, str]:
+    """Name in the checkpoint -> our name, for every weight that reaches an action."""
+    return {theirs(name): name for name in build_meta(cfg).state_dict()}
+
+
+def stored_shapes(cfg: SmolVlaConfig) -> dict[str, tuple[int, ...]]:
+    """Name in the checkpoint -> shape there, for every weight that reaches an action."""
+    size = cfg.vision.patch_size
+    convolution = (cfg.vision.width, 3, size, size)
+    weights = build_meta(cfg).state_dict().items()
+    return {
+        theirs(name): convolution if name == CONVOLUTION else tuple(weight.shape)
+        for name, weight in weights
+    }
+
+
+def dead_names(cfg: SmolVlaConfig) -> frozenset[str]:
+    """Names that a checkpoint may hold and that no action depends on."""
+    return frozenset({*deepest_names(cfg), HEAD, EXPERT_TABLE})
+
+
+def deepest_names(cfg: SmolVlaConfig) -> dict[str, str]:
+    """What would make the deepest layer a whole one: name in the checkpoint -> name in a
+    `PrefixLayer`, or "norm".
+    """
+    deepest = f"{TEXT}layers.{cfg.text.layers - 1}."
+    live = live_names(cfg)
+    names = {f"{deepest}{leaf}": leaf for leaf in PrefixLayer.leaves()}
+    return {name: leaf for name, leaf in names.items() if name not in live} | {
+        f"{TEXT}norm.weight": "norm"
+    }
+
+
+def layout(cfg: SmolVlaConfig) -> tuple[dict[str, str], frozenset[str]]:
+    """See `Family.layout`."""
+    return live_names(cfg), dead_names(cfg)
+
+
+# --- weights ---
 
 
 class StoredWeights(Mapping[str, Tensor]):

@@ -49,6 +49,10 @@ class Surroundings:
     """Of the actions alone."""
     masks: tuple[Tensor, ...]
 
+    def of(self, layer: nn.Module) -> Angles:
+        """Of the layer's kind."""
+        return self.behind if as_layer(layer).joined else self.first
+
 
 class ExpertLayer(nn.Module):
     """One pre-norm layer; `joined` ones attend to the actions beside the prefix."""
@@ -75,11 +79,10 @@ class ExpertLayer(nn.Module):
         keys = split_heads(attend.k_proj(merge_heads(prefix.keys)), attend.kv_heads)
         return KeysValues(keys, attend.values(merge_heads(prefix.values)))
 
-    def forward(self, x: Tensor, memory: KeysValues, around: Surroundings, mask: Tensor) -> Tensor:
-        """float[b, H, width] -> the same."""
+    def forward(self, x: Tensor, memory: KeysValues, angles: Angles, mask: Tensor) -> Tensor:
+        """float[b, H, width] -> the same; `angles` of the actions as the layer's kind has them."""
         normed = self.input_layernorm(x)
         attend = self.self_attn
-        angles = around.behind if self.joined else around.first
         if self.joined:
             keys = attend.keys(normed, angles.cos, angles.sin)
             memory = memory.followed_by(KeysValues(keys, attend.values(normed)))
@@ -87,12 +90,11 @@ class ExpertLayer(nn.Module):
         x = x + attend.mix(q, memory.keys, memory.values, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
-    def looks_at(self, x: Tensor, memory: KeysValues, around: Surroundings, mask: Tensor) -> Tensor:
+    def looks_at(self, x: Tensor, memory: KeysValues, angles: Angles, mask: Tensor) -> Tensor:
         """What the actions look at, of a layer that sees the prefix alone: float32[b, heads, H,
         n].
         """
         normed = self.input_layernorm(x)
-        angles = around.first
         q = self.self_attn.queries(normed, angles.cos, angles.sin)
         return grouped_probabilities(q, memory.keys, mask).flatten(1, 2)
 
@@ -128,6 +130,10 @@ class Expert(nn.Module):
         layers = [ExpertLayer(cfg, index) for index in range(cfg.text.layers)]
         return cls(cfg, layers, nn.ModuleDict(ends))
 
+    def without_layers(self) -> Expert:
+        """The ends alone: the same whatever layers a plan keeps."""
+        return self.with_layers(())
+
     def with_layers(self, layers: Iterable[nn.Module]) -> Expert:
         """The same around other layers."""
         names = (
@@ -157,16 +163,12 @@ class Expert(nn.Module):
             table: angles of at least all positions up to the last action.
         """
         index = torch.arange(self.cfg.horizon, device=positions.device)
-        causal = (index[:, None] >= index)[None]
-        masks = []
-        for layer, valid in zip(self.layers, memory.valid, strict=False):
-            mask = valid[:, None]
-            if as_layer(layer).joined:
-                wide = mask.expand(-1, self.cfg.horizon, -1)
-                mask = torch.cat([wide, causal.expand(len(wide), -1, -1)], dim=2)
-            masks.append(mask)
+        masks = tuple(
+            joined_mask(valid, self.cfg.horizon) if as_layer(layer).joined else valid[:, None]
+            for layer, valid in zip(self.layers, memory.valid, strict=False)
+        )
         behind = table.of_each(positions[:, None] + index)
-        return Surroundings(behind, table.at(index), tuple(masks))
+        return Surroundings(behind, table.at(index), masks)
 
     def embed(self, x: Tensor, time: Tensor) -> Tensor:
         """float[b, H, A], float[width] -> float[b, H, width]: the actions' tokens at that time."""
@@ -179,7 +181,7 @@ class Expert(nn.Module):
         states = []
         x = tokens
         for layer, read, mask in zip(self.layers, memory.layers, around.masks, strict=True):
-            x = layer(x, read, around, mask)
+            x = layer(x, read, around.of(layer), mask)
             states.append(x)
         return states
 
@@ -222,9 +224,16 @@ class Expert(nn.Module):
         x = tokens
         for layer, read, mask in zip(self.layers, memory.layers, around.masks, strict=False):
             if not as_layer(layer).joined:
-                return as_layer(layer).looks_at(x, read, around, mask)
-            x = layer(x, read, around, mask)
+                return as_layer(layer).looks_at(x, read, around.first, mask)
+            x = layer(x, read, around.of(layer), mask)
         raise AssertionError("a plan by the expert's attention keeps such a layer")
+
+
+def joined_mask(valid: Tensor, rows: int) -> Tensor:
+    """bool[b, n] of the prefix's rows -> bool[b, rows, n + rows]: those, and earlier actions."""
+    index = torch.arange(rows, device=valid.device)
+    causal = (index[:, None] >= index).expand(len(valid), -1, -1)
+    return torch.cat([valid[:, None].expand(-1, rows, -1), causal], dim=2)
 
 
 def as_layer(module: nn.Module) -> ExpertLayer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimvla.policies.nn.attention import split_heads
@@ -37,11 +38,15 @@ class Angles:
 
     def at(self, positions: Tensor) -> Angles:
         """Of a table, for int64[n]: float32[1, 1, n, d]."""
-        return Angles(*(part.to(positions.device)[positions][None, None] for part in self.parts))
+        return Angles(*(row[None, None] for row in self._look_up(positions)))
 
     def of_each(self, positions: Tensor) -> Angles:
         """Of a table, for int64[b, n]: float32[b, 1, n, d]."""
-        return Angles(*(part.to(positions.device)[positions][:, None] for part in self.parts))
+        return Angles(*(row[:, None] for row in self._look_up(positions)))
+
+    def _look_up(self, positions: Tensor) -> list[Tensor]:
+        """Rows of both tables; as an embedding, which exports as one Gather."""
+        return [F.embedding(positions, part.to(positions.device)) for part in self.parts]
 
     def rows(self, index: Tensor) -> Angles:
         """Of rows [b or 1, 1, n, d], those at int64[b, k]: float32[b, 1, k, d]."""

@@ -18,7 +18,7 @@ from typing import Any
 from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.safetensors_files import SafetensorsFiles
 from trimvla.policies.sizes.config import VitConfig
-from trimvla.policies.smolvla.checkpoint import open_weights
+from trimvla.policies.smolvla.checkpoint import CONNECTOR, EXPERT, TEXT, VISION, open_weights
 from trimvla.policies.smolvla.config import (
     PRESETS,
     ExpertConfig,
@@ -29,7 +29,6 @@ from trimvla.policies.smolvla.config import (
     buckets_up_to,
     siglip,
 )
-from trimvla.policies.smolvla.layout import CONNECTOR, EXPERT, TEXT, VISION
 from trimvla.policies.statistics import (
     Statistics,
     lerobot_epsilon,

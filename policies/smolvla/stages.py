@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimvla.policies.nn.flow import KnownRows
+from trimvla.policies.chained import Chained
 from trimvla.policies.smolvla.config import SmolVlaConfig
-from trimvla.policies.smolvla.expert import Memory
 from trimvla.policies.smolvla.kept import euler_steps, image_side, split, visual_rows
 from trimvla.policies.smolvla.keys_values import KeysValues
 from trimvla.policies.smolvla.model import SmolVla
+from trimvla.policies.smolvla.pieces import build
 from trimvla.policies.stage import PROMPT_AXIS, SAMPLED_TOLERANCE, Stage
 from trimvla.runtime.bundle.manifest_types import TensorSpec
 from trimvla.runtime.bundle.plan import Plan
@@ -83,71 +83,38 @@ def stacked(layers: Sequence[KeysValues], missing: int) -> tuple[Tensor, Tensor]
     return F.pad(keys, (0, 0, 0, missing)), F.pad(values, (0, 0, 0, missing))
 
 
-class ActionStage(nn.Module):
-    """Keys, values and noise to an action chunk: every Euler step, unrolled."""
-
-    def __init__(self, policy: SmolVla) -> None:
-        super().__init__()
-        self.policy = policy
-        self.groups = visual_of_groups(policy.cfg, policy.plan)
-
-    def forward(  # noqa: PLR0917
-        self,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor,
-        d: Tensor,
-        e: Tensor | None = None,
-        f: Tensor | None = None,
-        g: Tensor | None = None,
-        h: Tensor | None = None,
-    ) -> Tensor:
-        """Keys and values of one group or of two, int64[1] `last`, noise float[1, H, A], perhaps
-        known rows float[1, H, A] and their weight float[1, H, 1] -> float[1, H, A], not clipped.
-
-        How many there are depends on the plan; exporters take no `*tensors`.
-        """
-        given = [tensor for tensor in (a, b, c, d, e, f, g, h) if tensor is not None]
-        return self.result(given)
-
-    def result(self, tensors: Sequence[Tensor]) -> Tensor:
-        """What the stage gives."""
-        return self.trajectory(tensors)[-1]
-
-    def trajectory(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Actions after every step; behind the noise may come known rows and their weights."""
-        count = 2 * len(self.groups)
-        last, noise, *known = tensors[count:]
-        memory = self.memory(tensors[:count], last + 1)
-        return self.policy.trajectory(memory, last + 1, noise, KnownRows(*known) if known else None)
-
-    def memory(self, tensors: Sequence[Tensor], length: Tensor) -> Memory:
-        """Layer by layer, of keys and values by groups."""
-        layers: list[KeysValues] = []
-        valid: list[Tensor] = []
-        for index, visual in enumerate(self.groups):
-            keys, values = tensors[2 * index : 2 * index + 2]
-            rows = torch.arange(keys.shape[2], device=keys.device)
-            mask = rows < visual + 1 + length[:, None]
-            for layer in range(keys.shape[0]):
-                layers.append(KeysValues(keys[layer][None], values[layer][None]))
-                valid.append(mask)
-        return Memory(tuple(layers), tuple(valid))
+def action_stage(policy: SmolVla) -> Chained:
+    """Keys and values group by group, `last`, noise -> float[1, H, A], not clipped."""
+    return _action(policy, "actions")
 
 
-class TrajectoryStage(ActionStage):
-    """The same as `ActionStage`, after every step: for comparisons with a reference."""
-
-    def result(self, tensors: Sequence[Tensor]) -> Tensor:
-        """float[steps + 1, H, A]: the noise, then x after each step."""
-        return torch.cat([tensors[2 * len(self.groups) + 1], *self.trajectory(tensors)])
+def guided_action_stage(policy: SmolVla) -> Chained:
+    """The same, with rows that are known: frozen or guided towards (real-time chunking)."""
+    return _action(policy, "guided_actions", guided=True)
 
 
-def visual_of_groups(cfg: SmolVlaConfig, plan: Plan) -> list[int]:
-    """Visual rows among the keys of each group that there is."""
+def trajectory_stage_of(policy: SmolVla) -> Chained:
+    """The same as `action_stage`, after every step: float[steps + 1, H, A], the noise first."""
+    return _action(policy, "trajectory", every_step=True)
+
+
+def _action(
+    policy: SmolVla, output: str, *, guided: bool = False, every_step: bool = False
+) -> Chained:
+    cfg = policy.cfg
+    plan = policy.plan
+    inputs = action_inputs(cfg, plan, guided=guided)
+    groups = [
+        (count, visual)
+        for count, visual in zip(split(plan, cfg), visual_of_groups(cfg, plan), strict=True)
+    ]
+    return build(policy, groups, inputs, output, every_step=every_step)
+
+
+def visual_of_groups(cfg: SmolVlaConfig, plan: Plan) -> tuple[int, int]:
+    """Visual rows among the keys of the layers before tokens are dropped, and behind."""
     dense = visual_rows(plan, cfg)
-    rows = (dense, dense if plan.tokens is None else plan.tokens.keep)
-    return [count for count, layers in zip(rows, split(plan, cfg), strict=True) if layers]
+    return dense, dense if plan.tokens is None else plan.tokens.keep
 
 
 def memory_names(cfg: SmolVlaConfig, plan: Plan) -> tuple[str, ...]:
@@ -158,6 +125,12 @@ def memory_names(cfg: SmolVlaConfig, plan: Plan) -> tuple[str, ...]:
     return tuple(f"{kind}_{suffix}" for suffix in suffixes for kind in ("keys", "values"))
 
 
+def action_inputs(cfg: SmolVlaConfig, plan: Plan, *, guided: bool = False) -> tuple[str, ...]:
+    """Names of the action stage's inputs."""
+    known = ("known", "weight") if guided else ()
+    return (*memory_names(cfg, plan), "last", "noise", *known)
+
+
 def stages(cfg: SmolVlaConfig, plan: Plan = DENSE, guided: bool = False) -> tuple[Stage, ...]:
     """The stages of a policy under a plan; `guided` with the optional one."""
     memory = memory_names(cfg, plan)
@@ -166,18 +139,17 @@ def stages(cfg: SmolVlaConfig, plan: Plan = DENSE, guided: bool = False) -> tupl
     asks = tokens is not None and tokens.source == "expert" and tokens.scored is not None
     noise = ("noise",) if asks else ()
     seen = ("visual", "input_ids", "last", "state", *noise)
-    inputs = (*memory, "last", "noise")
     plain = (
         Stage("vision", VisionStage, ("images",), ("visual",), 1e-4),
         Stage("language", LanguageStage, seen, (*memory, *kept), 2e-4),
-        Stage("action", ActionStage, inputs, ("actions",), SAMPLED_TOLERANCE),
+        Stage("action", action_stage, action_inputs(cfg, plan), ("actions",), SAMPLED_TOLERANCE),
     )
     if not guided:
         return plain
     steered = Stage(
         "action_guided",
-        ActionStage,
-        (*inputs, "known", "weight"),
+        guided_action_stage,
+        action_inputs(cfg, plan, guided=True),
         ("guided_actions",),
         SAMPLED_TOLERANCE,
         weights_of="action",
@@ -186,9 +158,9 @@ def stages(cfg: SmolVlaConfig, plan: Plan = DENSE, guided: bool = False) -> tupl
 
 
 def trajectory_stage(cfg: SmolVlaConfig, plan: Plan) -> Stage:
-    """The row of `TrajectoryStage`."""
-    inputs = (*memory_names(cfg, plan), "last", "noise")
-    return Stage("trajectory", TrajectoryStage, inputs, ("trajectory",), SAMPLED_TOLERANCE)
+    """The row of `trajectory_stage_of`."""
+    inputs = action_inputs(cfg, plan)
+    return Stage("trajectory", trajectory_stage_of, inputs, ("trajectory",), SAMPLED_TOLERANCE)
 
 
 def tensor_specs(cfg: SmolVlaConfig, plan: Plan = DENSE) -> dict[str, TensorSpec]:

@@ -23,10 +23,9 @@ from trimvla.export.reference.staged import StageRuns, TorchRuns
 from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.nn.llama import RmsNorm
 from trimvla.policies.safetensors_files import SafetensorsFiles
-from trimvla.policies.smolvla.checkpoint import build
+from trimvla.policies.smolvla.checkpoint import build, deepest_names, theirs
 from trimvla.policies.smolvla.config import SmolVlaConfig
 from trimvla.policies.smolvla.keys_values import KeysValues
-from trimvla.policies.smolvla.layout import deepest_names, theirs
 from trimvla.policies.smolvla.model import SmolVla
 from trimvla.policies.smolvla.prefix import PrefixLayer
 from trimvla.policies.smolvla.source import camera_name, open_checkpoint
