@@ -18,6 +18,7 @@ import pytest
 
 from trimvla.policies.training.dataset import read_shard
 from trimvla.policies.training.pictures import Foregrounds, pictures_of
+from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.preprocess import resize
 from trimvla.sim.episodes import make_task
@@ -31,7 +32,7 @@ from trimvla.sim.simpler.grids import releases
 from trimvla.sim.simpler.scatter import Scatter
 from trimvla.sim.simpler.shard import Shard
 from trimvla.sim.simpler.twins import NEAR, TWINS, draw
-from trimvla.sim.simpler.view import View, whole
+from trimvla.sim.simpler.view import WORKSPACE, View, whole
 from trimvla.sim.tabletop.demonstrations import AUX
 
 INSTRUCTIONS = dict(zip(TWINS, simpler_demonstrations.INSTRUCTIONS, strict=True))
@@ -202,10 +203,12 @@ def test_every_file_of_a_task_is_looked_for(name: str, shared_dir: Path, tmp_pat
 def test_an_unknown_task_names_those_that_there_are() -> None:
     with pytest.raises(ConfigError, match=r"widowx_stack_cube.*'no_such'"):
         make_task("simpler:no_such")
-    with pytest.raises(
-        ConfigError, match="'maniskill' after 'simpler:widowx_stack_cube:', got 'own'"
-    ):
-        make_task("simpler:widowx_stack_cube:own")
+    for rest in ("own", "window:maniskill", "window:window", ""):
+        with pytest.raises(
+            ConfigError,
+            match=f"'maniskill', 'window' or .* after 'simpler:widowx_stack_cube:', got '{rest}'",
+        ):
+            make_task(f"simpler:widowx_stack_cube:{rest}")
     with pytest.raises(ConfigError, match="tabletop"):
         make_task("nowhere")
 
@@ -281,6 +284,37 @@ def test_a_window_has_the_official_pictures_pixels(assets: None) -> None:
     assert picture.shape == (448, 448, 3)
     differs = (picture != window.of(whole_picture)).any(axis=-1)
     assert differs.mean() < 0.001  # an edge of the rendered objects may fall on the other pixel
+
+
+@pytest.mark.simpler
+def test_a_task_can_show_the_window_alone(assets: None) -> None:
+    task = make_task("simpler:widowx_stack_cube:maniskill:window")
+    shape = task.episode(0, official=True).image.shape
+    task.close()
+    assert task.name == "simpler:widowx_stack_cube:maniskill:window"
+    assert shape == (WORKSPACE.height, WORKSPACE.width, 3)
+
+
+@pytest.mark.simpler
+def test_a_driving_policy_sees_the_window_and_the_shard_keeps_it_smaller(
+    assets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simpler_demonstrations, "DRIVEN_STEPS", 3)
+    monkeypatch.setattr(simpler_demonstrations, "SHARD_EPISODES", 1)
+    path = tmp_path / "driven.npz"
+    driver = str(bundles.resolve("tabletop"))
+    view = simpler_demonstrations.FINE
+    frames, _ = simpler_demonstrations.make_shard(
+        path, "widowx_stack_cube", 1_000_000, view, driver
+    )
+    assert frames == 3
+    kept = read_shard(path)
+    first = Foregrounds(kept, 128).whole(0)
+    assert first.shape == (320, 320, 3)
+    task = SimplerTask("widowx_stack_cube", view=view.full)
+    window = task.episode(1_000_000, official=False).image
+    task.close()
+    assert np.array_equal(first, view.resized(window))
 
 
 @pytest.mark.parametrize(

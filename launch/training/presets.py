@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from trimvla.launch.training.method import COGACT, FLOW, Method
+from trimvla.launch.training.regrid import start_in_window
+from trimvla.policies.cogact import checkpoint
+from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.cogact.tokenizer import build_tokenizer, extend_tokenizer
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.training.dataset import make_tokenizer
@@ -18,6 +22,7 @@ from trimvla.policies.training.trainer import Recipe
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.sim.simpler import demonstrations as simpler_demonstrations
 from trimvla.sim.simpler.twins import TWINS
+from trimvla.sim.simpler.view import WORKSPACE, View
 from trimvla.sim.tabletop import demonstrations, scene
 
 
@@ -61,6 +66,37 @@ def widowx_tokenizer(cfg: PolicyConfig) -> Tokenizer:
     return extend_tokenizer(Tokenizer.from_file(str(path)), simpler_demonstrations.WORDS)
 
 
+def start_window(cfg: PolicyConfig, path: Path) -> CogAct:
+    """Weights to start from, of a policy that saw the window or of one that saw the whole."""
+    return start_in_window(checkpoint.load(path), cfg, WORKSPACE.shares)
+
+
+def widowx(view: View, method: Method) -> TrainingPreset:
+    """A policy for SimplerEnv's WidowX tasks that sees a part of the official picture."""
+    return TrainingPreset(
+        Recipe(
+            steps=1400,
+            pictures=32,
+            sentences=1,
+            draws=3,
+            learning_rate=6e-4,
+            warmup=50,
+            ema=0.99,
+            pointer_weight=0.2,
+            tokens=((64, 0.5), (128, 0.4), (256, 0.1)),
+            compile=False,
+            emphasis=(1, 1, 1, 1, 1, 3, 1),
+        ),
+        widowx_tokenizer,
+        simpler_demonstrations.NOUNS,
+        partial(simpler_demonstrations.make_shards, view=view),
+        simpler_demonstrations.SHARD_EPISODES,
+        tuple(TWINS),
+        symmetric=True,
+        method=method,
+    )
+
+
 @cache
 def courses() -> dict[str, TrainingPreset]:
     """Preset -> how it is trained."""
@@ -83,25 +119,6 @@ def courses() -> dict[str, TrainingPreset]:
                 method=FLOW,
             ),
         ),
-        "widowx": TrainingPreset(
-            Recipe(
-                steps=1400,
-                pictures=32,
-                sentences=1,
-                draws=3,
-                learning_rate=6e-4,
-                warmup=50,
-                ema=0.99,
-                pointer_weight=0.2,
-                tokens=((64, 0.5), (128, 0.4), (256, 0.1)),
-                compile=False,
-                emphasis=(1, 1, 1, 1, 1, 3, 1),
-            ),
-            widowx_tokenizer,
-            simpler_demonstrations.NOUNS,
-            simpler_demonstrations.make_shards,
-            simpler_demonstrations.SHARD_EPISODES,
-            tuple(TWINS),
-            symmetric=True,
-        ),
+        "widowx": widowx(simpler_demonstrations.SMALL, COGACT),
+        "widowx-window": widowx(simpler_demonstrations.FINE, replace(COGACT, start=start_window)),
     }

@@ -40,10 +40,13 @@ class Args(Options):
     Stop it at any time; the same command goes on.
     """
 
-    preset: Literal["tabletop", "tabletop-flow", "tabletop-flow-front", "widowx"] = "tabletop"
+    preset: Literal[
+        "tabletop", "tabletop-flow", "tabletop-flow-front", "widowx", "widowx-window"
+    ] = "tabletop"
     """What is trained: the tabletop's policy of CogACT's shape; one of pi0's shape, with front and
     wrist cameras and the robot's state; the same with the front camera alone; or the policy for
-    SimplerEnv's WidowX tasks (extra `simpler`)."""
+    SimplerEnv's WidowX tasks (extra `simpler`), which sees the whole picture or, finer, a window of
+    it."""
 
     run: Path | None = None
     """Folder of the run: demonstrations, state, weights, loss curve; runs/<preset> when left
@@ -51,7 +54,7 @@ class Args(Options):
     """
 
     shards: int = 44
-    """Shards of demonstrations: 100 episodes each; for WidowX 25 of every task."""
+    """Shards of demonstrations: 100 episodes each; for WidowX 10 of every task."""
 
     tasks: tuple[str, ...] = ()
     """Demonstrations of these WidowX tasks only (default: of all four)."""

@@ -275,6 +275,13 @@ TABLETOP = PolicyConfig(
 # SimplerEnv's WidowX tasks: the tabletop's sizes
 WIDOWX = msgspec.structs.replace(TABLETOP, name="widowx")
 
+# the same on a window of the picture, at more than twice the resolution and for the same cost
+WIDOWX_WINDOW = msgspec.structs.replace(
+    TABLETOP,
+    name="widowx-window",
+    vision=(msgspec.structs.replace(TABLETOP.vision[0], image_size=224, patch_size=14),),
+)
+
 PRESETS: dict[str, PolicyConfig] = {
     **{
         f"cogact-{size}": PolicyConfig(
@@ -288,6 +295,7 @@ PRESETS: dict[str, PolicyConfig] = {
     },
     "tabletop": TABLETOP,
     "widowx": WIDOWX,
+    "widowx-window": WIDOWX_WINDOW,
 }
 
 

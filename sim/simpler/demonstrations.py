@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,15 +22,16 @@ import numpy as np
 from trimvla.runtime.inference.policy import Policy
 from trimvla.sim.actor import Actor, noise_shape
 from trimvla.sim.seeds import FIRST_SEED
-from trimvla.sim.simpler.env import CAMERA, OFFICIAL, SimplerEpisode, SimplerTask
+from trimvla.sim.simpler.env import CAMERA, SimplerEpisode, SimplerTask
 from trimvla.sim.simpler.scatter import Scatter
 from trimvla.sim.simpler.shard import Shard
 from trimvla.sim.simpler.twins import TWINS
-from trimvla.sim.simpler.view import View, whole
+from trimvla.sim.simpler.view import WORKSPACE, View, whole
 from trimvla.sim.tabletop.demonstrations import Noise
 
 # after the policy's resize to 128 it differs from the official size's by 0.4 grey levels
 SMALL = whole(320)
+FINE = replace(WORKSPACE, scale=320 / 448)
 SHARD_EPISODES = 10
 SCATTERED = 2  # further pictures of a moment, with object and target elsewhere
 # the most steps of an episode, and how many are kept once it has succeeded
@@ -155,7 +157,7 @@ def correct(task: SimplerTask, seed: int, shard: Shard, actor: Actor, view: View
     in success.
 
     Args:
-        task: renders official pictures, which the policy sees.
+        task: renders what the policy sees: the window with the official picture's pixels.
         seed: of the initial state and of the policy's noise.
         shard: takes the pictures.
         actor: the policy.
@@ -166,7 +168,7 @@ def correct(task: SimplerTask, seed: int, shard: Shard, actor: Actor, view: View
     idle = 0
     matrix = camera_matrix(task, view)
     for k in range(min(task.limit, DRIVEN_STEPS)):
-        label(shard, episode, matrix, view.of(episode.image))
+        label(shard, episode, matrix, view.resized(episode.image))
         idle += episode.success
         if idle > IDLE:
             break
@@ -189,8 +191,8 @@ def make_shard(
 
     torch.set_num_threads(1)
     actor = None if bundle is None else Policy.load(bundle, threads=1)
-    task = SimplerTask(name, view=OFFICIAL if actor else view)
-    shard = Shard(view.of(task.background) if actor else task.background)
+    task = SimplerTask(name, view=view.full if actor else view)
+    shard = Shard(view.resized(task.background))
     successes = 0
     for seed in range(first_seed, first_seed + SHARD_EPISODES):
         won = (

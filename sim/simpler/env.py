@@ -31,7 +31,7 @@ from trimvla.sim.simpler.files import check_files, twin_files_of
 from trimvla.sim.simpler.grids import Release, releases
 from trimvla.sim.simpler.install import DOWNLOAD, missing
 from trimvla.sim.simpler.twins import TWINS, draw
-from trimvla.sim.simpler.view import HEIGHT, WIDTH, View, whole
+from trimvla.sim.simpler.view import HEIGHT, WIDTH, WORKSPACE, View, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,7 @@ CAMERA = "3rd_view_camera"
 OFFICIAL = whole()
 CONTROL_HZ = 5.0
 OWN = "maniskill"  # after a task's name: ManiSkill's own numbered states in place of SimplerEnv's
+CLOSE = "window"  # after a task's name: the window of the workspace in place of the whole picture
 FINGERS = (0.015, 0.037)  # a finger's travel, closed and open [m]
 SETTLED = 0.03  # so far an object may move while it comes to rest [m]
 BASE = "mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env"
@@ -62,7 +63,8 @@ class SimplerTask:
             view: what is rendered of the official picture, and how finely.
             own: whether the numbered episodes are all of ManiSkill's own instead of SimplerEnv's.
         """
-        self.name = f"simpler:{name}" + f":{OWN}" * own
+        close = view == WORKSPACE
+        self.name = f"simpler:{name}" + f":{OWN}" * own + f":{CLOSE}" * close
         self.twin = TWINS[name]
         self.view = view
         self.limit = self.twin.limit
@@ -329,12 +331,17 @@ def _background(made: Any, view: View) -> Tensor:  # noqa: ANN401
 
 
 def make(words: str) -> SimplerTask:
-    """The task `simpler:<name>` with the official picture; `<name>:maniskill` numbers ManiSkill's
-    own states.
+    """The task `simpler:<name>` with the official picture.
+
+    `<name>:maniskill` numbers ManiSkill's own states; `<name>:window` and `<name>:maniskill:window`
+    show the window of the workspace, at the official picture's resolution.
     """
-    name, _, rest = words.partition(":")
+    name, *rest = words.split(":")
     if name not in TWINS:
         raise ConfigError(f"expected a task out of {sorted(TWINS)}, got {name!r} for 'simpler'")
-    if rest not in ("", OWN):
-        raise ConfigError(f"expected nothing or {OWN!r} after 'simpler:{name}:', got {rest!r}")
-    return SimplerTask(name, own=rest == OWN)
+    if rest not in ([], [OWN], [CLOSE], [OWN, CLOSE]):
+        raise ConfigError(
+            f"expected nothing, {OWN!r}, {CLOSE!r} or '{OWN}:{CLOSE}' after 'simpler:{name}:', got"
+            f" {':'.join(rest)!r}"
+        )
+    return SimplerTask(name, view=WORKSPACE if CLOSE in rest else OFFICIAL, own=OWN in rest)

@@ -7,7 +7,7 @@ part of the background. Knows the official camera; knows no task and no policy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -58,14 +58,23 @@ class View:
         y = CENTRE[1] - self.top
         return np.array([[focal, 0, x * self.scale], [0, focal, y * self.scale], [0, 0, 1.0]])
 
+    @property
+    def full(self) -> View:
+        """The same window with the official picture's pixels."""
+        return replace(self, scale=1.0)
+
     def of(self, picture: np.ndarray) -> np.ndarray:
         """The window of an official picture uint8[480, 640, 3], at the rendered size."""
+        rows = slice(self.top, self.top + self.height)
+        return self.resized(picture[rows, self.left : self.left + self.width])
+
+    def resized(self, window: np.ndarray) -> np.ndarray:
+        """The window uint8[h, w, 3] of any resolution, at the rendered size."""
         from PIL import Image
 
-        part = picture[self.top : self.top + self.height, self.left : self.left + self.width]
-        if (part.shape[1], part.shape[0]) == self.size:
-            return part
-        return np.asarray(Image.fromarray(part).resize(self.size, Image.Resampling.BICUBIC))
+        if (window.shape[1], window.shape[0]) == self.size:
+            return window
+        return np.asarray(Image.fromarray(window).resize(self.size, Image.Resampling.BICUBIC))
 
 
 def whole(width: int = WIDTH) -> View:
@@ -74,4 +83,5 @@ def whole(width: int = WIDTH) -> View:
 
 
 # where objects, targets and the tool are, of all four tasks
-WORKSPACE = View(48, 0, 448, 448, 320 / 448)
+# where objects, targets and the tool are, of all four tasks
+WORKSPACE = View(48, 0, 448, 448)
