@@ -60,6 +60,7 @@ EXPORT = (
     "export.tensorrt",
     "export.reference",
     "export.reference.pi0",
+    "export.reference.dbcogact",
     "export.reference.smolvla",
 )
 SIM = ("sim", "sim.own", "sim.robots", "sim.tabletop", "sim.simpler", "sim.evaluation")

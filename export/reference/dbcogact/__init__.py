@@ -1,0 +1,1 @@
+"""Reference checks of DB-CogACT."""
