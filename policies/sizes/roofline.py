@@ -9,12 +9,11 @@ its blocks, as no device here caches them. No engine is faster; real ones reach 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import Cost, Shape, shape_by_counts, shape_of, stage_costs
+from trimvla.policies.sizes.cost_report import CostReport, StageCost
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
 from trimvla.runtime.errors import ConfigError
 
@@ -90,21 +89,26 @@ def estimate_ms(
     return {**stages, "total": sum(stages.values())}
 
 
-def floors_ms(report: Mapping[str, Any], device: Device, attained: float = 1.0) -> dict[str, float]:
+def floors_ms(report: CostReport, device: Device, attained: float = 1.0) -> dict[str, float]:
     """Milliseconds of every stage of one action chunk in 16 bits, and "total", of any family.
 
     Args:
-        report: a family's `cost`, with `weights_read` for every stage.
+        report: a family's `cost`.
         device: a value of `DEVICES`.
         attained: share of the peak and of the bandwidth that is reached, up to 1.
     """
     if not 0 < attained <= 1:
         raise ConfigError(f"expected a share above 0 and up to 1 for 'attained', got {attained}")
     stages = {
-        name: stage_ms(Cost(0, stage["flops"]), stage["weights_read"], device) / attained
-        for name, stage in report["stages"].items()
+        name: stage_ms(Cost(0, stage.flops), _weights_read(stage), device) / attained
+        for name, stage in report.stages.items()
     }
     return {**stages, "total": sum(stages.values())}
+
+
+def _weights_read(stage: StageCost) -> int:
+    """All of them once, where the report says nothing else."""
+    return stage.parameters if stage.weights_read is None else stage.weights_read
 
 
 def stage_ms(cost: Cost, weights_read: int, device: Device) -> float:
