@@ -15,7 +15,6 @@ from torch import Tensor
 from trimvla.export.reference.dbcogact.directory import DENSE, DbReference, last_index
 from trimvla.export.reference.dbcogact.outside import clipped, images
 from trimvla.export.reference.groups import Values
-from trimvla.export.reference.stepper import SamplerStep
 from trimvla.policies.dbcogact.trimmed import trim
 from trimvla.policies.nn.cachers import every
 from trimvla.policies.nn.diffusion import ddim_steps
@@ -150,16 +149,14 @@ def trajectory(ref: DbReference, plan: Plan, z: Tensor) -> Iterator[Tensor]:
     yield x
     residual: Tensor | None = None
     table = ddim_steps(diffusion.train_steps, diffusion.inference_steps)
-    for index, row in enumerate(table):
-        step = SamplerStep(row.t, row.kept, row.kept_next, index in (plan.recompute or ()))
+    for index, step in enumerate(table):
         inputs = {"cognition": z, "x": x, "t": torch.tensor([float(step.t)])}
-        if step.recompute or residual is None:
+        if residual is None or index in (plan.recompute or ()):
             got = ref.run("action_full", DENSE, **inputs)
             residual = got["residual"]
         else:
             got = ref.run("action_reuse", DENSE, **inputs, residual=residual)
-        made = step.apply(x.numpy(), got["epsilon"].numpy())
-        x = torch.from_numpy(np.asarray(made, np.float32))
+        x, _ = step.apply(x, got["epsilon"])
         yield x
 
 
