@@ -119,7 +119,8 @@ def unnormalized(ref: Pi0Reference) -> Values:
     spread.
     """
     scale = ref.scale("action")
-    spread = np.array(scale.high) - (0.0 if scale.mode == "mean_std" else np.array(scale.low))
+    high = np.array(scale.high or 1.0)
+    spread = high - (np.array(scale.low) if scale.mode in ("quantiles", "min_max") else 0.0)
     for key, match in ref.matches(r"(action|current)/unnormalized"):
         stored = ref.array(key)
         made = unnormalise(ref.array(f"{match[1]}/normalized"), scale)
