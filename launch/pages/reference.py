@@ -23,6 +23,7 @@ from trimvla.launch.pages.results import results_page
 from trimvla.launch.system.processes import PROCESSES, Process
 from trimvla.runtime.bundle import manifest_types
 from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan
+from trimvla.runtime.bundle.vision_plan import PatchPlan, VisionPlan
 from trimvla.runtime.bus.messages import Frame, Guidance, Message, Summary
 from trimvla.runtime.bus.topics import COLOR, KIB, MIB, REPORT, TOPICS, Topic
 
@@ -37,6 +38,8 @@ MANIFEST_TYPES = (
     manifest_types.FileSpec,
     Plan,
     TokenPlan,
+    VisionPlan,
+    PatchPlan,
     Provenance,
 )
 
