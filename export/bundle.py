@@ -1,27 +1,28 @@
 """Policy + plan -> bundle: a directory that is complete or absent.
 
 Everything is written beside the target, proved against torch, validated as the runtime will
-validate it, and only then renamed into place. Knows what a bundle holds; graphs come from
-`to_onnx`, the proof from `verify`.
+validate it, and only then renamed into place. Knows what a bundle holds, of any family; graphs come
+from `to_onnx`, the proof from `verify`.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from torch import nn
 
-from trimvla.export.graphs.stages import Stage, prompt_spec, stage_spec, stages_under
+from trimvla.export.graphs.stages import DENSE, stage_spec, stages_of
 from trimvla.export.graphs.to_onnx import export_stage
 from trimvla.export.inputs import (
-    action_spec,
     check_frames,
     check_manifest,
     check_target,
@@ -31,64 +32,64 @@ from trimvla.export.inputs import (
 )
 from trimvla.export.precision.table import convert, precision_named
 from trimvla.export.verify import closing_all, parity, proof_runners
-from trimvla.policies.cogact.model import CogAct
-from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.families import family_of
+from trimvla.policies.stage import Stage
 from trimvla.policies.trimming.calibrate import Calibration
-from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import (
-    ActionKind,
-    ActionSpec,
-    ImageSpec,
+    InputsAndOutput,
     Manifest,
     Plan,
     StageSpec,
+    modes_of,
 )
 from trimvla.runtime.errors import BundleError, ConfigError
 
-SIX_DELTAS_AND_GRIPPER: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)
 PARITY_SAMPLES = 2  # inputs per prompt bucket in the proof that a bundle carries
 
 
-def export_policy(
-    policy: CogAct,
-    plan: Plan,
-    statistics: Mapping[str, Any],
-    tokenizer_path: Path | str,
-    out_dir: Path | str,
-    *,
-    statistics_key: str,
-    control_hz: float,
-    precision: str = "float32",
-    calibration: Calibration | None = None,
-    kinds: Sequence[ActionKind] = SIX_DELTAS_AND_GRIPPER,
-    created_utc: str | None = None,
-    overwrite: bool = False,
-    guided: bool = False,
-) -> Manifest:
-    """Export a policy to a bundle.
+@dataclass(frozen=True, kw_only=True)
+class BundleRequest:
+    """What is to be exported."""
 
-    Args:
-        policy: the dense policy, in float32, on the CPU.
-        plan: what is kept of it; the empty plan is the dense policy.
-        statistics: the official layout {key: {"action": {"q01": [A], "q99": [A], "mask": [A]}}}.
-        tokenizer_path: the policy's `tokenizer.json`.
-        out_dir: the bundle; its last part becomes the bundle's name.
-        statistics_key: the entry of `statistics` that un-normalises actions.
-        control_hz: rows of a chunk per second [Hz].
-        precision: what the graphs compute in; see `precision.PRECISIONS`.
-        calibration: frames of this policy, for a precision that needs them.
-        kinds: what each action dimension is.
-        created_utc: time stamp; now when left out.
-        overwrite: replace an existing bundle.
-        guided: also export the optional stage that real-time chunking needs.
+    policy: nn.Module
+    """The dense policy of any family, in float32, on the CPU."""
+    described: InputsAndOutput
+    """What it takes and gives:
 
-    Returns:
-        The manifest, with the parity report.
+    `Family.describe`, perhaps with another rate or other kinds (`inputs.with_action`).
+    """
+    plan: Plan = DENSE
+    """What is kept of it; the empty plan is the dense policy."""
+    statistics: Mapping[str, Any]
+    """{key:
+
+    {"action": {"q01": [A], ...}, "state": {...}}} with `described.action.statistics_key` among the
+    keys.
+    """
+    tokenizer: Path | None
+    """The policy's `tokenizer.json`."""
+    out: Path
+    """The bundle; its last part becomes the bundle's name."""
+    precision: str = "float32"
+    """What the graphs compute in; see `precision.PRECISIONS`."""
+    calibration: Calibration | None = None
+    """Frames of this policy, for a precision that needs them."""
+    created_utc: str | None = None
+    """Time stamp; now when left out."""
+    overwrite: bool = False
+    """Replace an existing bundle."""
+    guided: bool = False
+    """Also export the optional stages that real-time chunking needs."""
+
+
+def export_policy(request: BundleRequest) -> Manifest:
+    """Export a policy to a bundle; the manifest, with the parity report.
 
     Raises:
         ConfigError: the plan does not fit, no tokenizer, no such statistics, an unknown precision
-            or no frames for it, or the target exists.
+            or no frames for it,
+            or the target exists.
         BundleError: the graphs differ from torch by more than their tolerance. Nothing is left
             behind.
 
@@ -113,80 +114,94 @@ def export_policy(
         >>> sorted(manifest.stages), Policy.load(bundle).manifest.name
         (['action', 'language', 'vision'], 'short')
     """
-    precision = precision_named(precision)
-    if guided and precision != "float32":
+    precision = precision_named(request.precision)
+    if request.guided and precision != "float32":
         raise ConfigError(
-            f"expected 'guided' with precision float32 only, got {precision}: the stage's weights"
-            " are there"
+            f"expected 'guided' with precision float32 only, got {precision}: "
+            "the stage's weights are there"
         )
-    out = Path(out_dir)
-    cfg = policy.cfg
-    check_target(out, overwrite)
-    check_frames(precision, calibration, cfg)
-    action = action_spec(cfg, control_hz, kinds, statistics_key)
-    tokenizer = read_tokenizer(Path(tokenizer_path), cfg)
-    scales = statistics_text(statistics, statistics_key, action)
-    policy = trim(policy, plan)
-    stages = stage_specs(cfg, plan, guided)
-    manifest = described(
+    cfg: Any = request.policy.cfg
+    family = family_of(cfg)
+    check_target(request.out, request.overwrite)
+    check_frames(precision, request.calibration, cfg)
+    described = request.described
+    tokenizer = read_tokenizer(request.tokenizer, described.prompt, family)
+    scales = statistics_text(request.statistics, described)
+    policy = family.trim(request.policy, request.plan)
+    manifest = manifest_of(
         cfg,
-        plan,
-        name=out.name,
+        request.plan,
+        described,
+        name=request.out.name,
         precision=precision,
-        action=action,
-        stages=stages,
-        created_utc=created_utc,
+        created_utc=request.created_utc,
+        guided=request.guided,
     )
     check_manifest(manifest)
-    with written_beside(out) as directory:
+    with written_beside(request.out) as directory:
         (directory / bundles.TOKENIZER).write_text(tokenizer, encoding="utf-8")
         (directory / bundles.STATISTICS).write_text(scales, encoding="utf-8")
-        for stage in stages_under(plan, guided):
+        for stage in stages_of(policy, request.guided):
             export_to(policy, stage, directory)
-        convert(
-            {name: directory / stage.file for name, stage in manifest.stages.items()},
-            precision,
-            cfg,
-            calibration,
-        )
+        files = {name: directory / stage.file for name, stage in manifest.stages.items()}
+        convert(files, precision, cfg, request.calibration)
         return prove(policy, manifest, directory)
 
 
-def described(
-    cfg: PolicyConfig,
+def described_by(manifest: Manifest) -> InputsAndOutput:
+    """The inputs and output of a bundle: what another plan of its policy has too."""
+    return InputsAndOutput(
+        images=manifest.images,
+        prompt=manifest.prompt,
+        state=manifest.state,
+        flow=manifest.flow,
+        action=manifest.action,
+    )
+
+
+def manifest_of(
+    cfg: Any,  # noqa: ANN401
     plan: Plan,
+    described: InputsAndOutput,
     *,
     name: str,
     precision: str,
-    action: ActionSpec,
-    stages: Mapping[str, StageSpec],
     created_utc: str | None,
+    guided: bool = False,
 ) -> Manifest:
-    """The manifest of a bundle made now, or at `created_utc`; its parity report is still
-    missing.
+    """The manifest of a bundle made now, or at `created_utc`;
+
+    its parity report is still missing.
     """
+    stages = stage_specs(cfg, plan, guided)
     return Manifest(
         name=name,
         created_utc=created_utc or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         trimvla_version=version("trimvla"),
+        family=family_of(cfg).name,
         policy=cfg.to_dict(),
         plan=plan,
         precision=precision,
-        image=ImageSpec(cfg.image_size),
-        prompt=prompt_spec(cfg),
-        action=action,
-        stages=dict(stages),
+        images=described.images,
+        prompt=described.prompt,
+        state=described.state,
+        flow=described.flow,
+        action=described.action,
+        stages=stages,
+        modes=modes_of(tuple(stages)),
     )
 
 
-def export_to(policy: CogAct, stage: Stage, directory: Path) -> StageSpec:
+def export_to(policy: nn.Module, stage: Stage, directory: Path) -> StageSpec:
     """Write one stage's graph into the directory."""
+    cfg: Any = policy.cfg
+    plan: Any = policy.plan
     file = f"{stage.name}.onnx"
     export_stage(policy, stage, directory / file)
-    return stage_spec(policy.cfg, stage, file, policy.plan)
+    return stage_spec(cfg, stage, file, plan)
 
 
-def prove(policy: CogAct, manifest: Manifest, directory: Path) -> Manifest:
+def prove(policy: nn.Module, manifest: Manifest, directory: Path) -> Manifest:
     """Measure parity, write the manifest with the report, and read the bundle back as the runtime
     does.
 
@@ -195,7 +210,12 @@ def prove(policy: CogAct, manifest: Manifest, directory: Path) -> Manifest:
     """
     with closing_all(proof_runners(directory, manifest)) as runners:
         result = parity(
-            policy, runners, samples=PARITY_SAMPLES, seed=0, precision=manifest.precision
+            policy,
+            runners,
+            samples=PARITY_SAMPLES,
+            seed=0,
+            precision=manifest.precision,
+            clip=manifest.action.clip,
         )
     if not result.ok:
         raise BundleError(f"bundle '{manifest.name}' differs from torch: {result.complaint()}")
@@ -220,8 +240,9 @@ def written_beside(out: Path) -> Iterator[Path]:
 
 
 def swap(beside: Path, out: Path) -> None:
-    """Exchange `beside` and `out` by renaming; afterwards `beside` holds what `out` was, if it
-    was.
+    """Exchange `beside` and `out` by renaming;
+
+    afterwards `beside` holds what `out` was, if it was.
     """
     if not out.exists():
         beside.rename(out)

@@ -14,22 +14,24 @@ from typing import Any
 
 import msgspec
 
-from trimvla.export.graphs.stages import stage_spec, stages_under
+from trimvla.export.graphs.stages import stage_spec
 from trimvla.export.precision.table import PRECISIONS
-from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.families import Family, family_of
 from trimvla.policies.trimming.calibrate import Calibration, check_calibration
 from trimvla.runtime.bundle import action_statistics
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.runtime.bundle.manifest import ActionKind, ActionSpec, Manifest, StageSpec
+from trimvla.runtime.bundle.manifest import (
+    ActionKind,
+    InputsAndOutput,
+    Manifest,
+    PromptSpec,
+    StageSpec,
+)
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.bundle.tokenizer_file import WHAT, check_vocabulary, parse_tokenizer
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.text_files import read_text
 
-GATED = (
-    "; CogACT uses LLaMA-2's, which is gated: take `tokenizer.json` from your own copy of that"
-    " model"
-)
 MAX_HZ = 1000.0
 
 
@@ -48,65 +50,76 @@ def check_target(out: Path, overwrite: bool) -> None:
         )
 
 
-def action_spec(
-    cfg: PolicyConfig, control_hz: float, kinds: Sequence[ActionKind], statistics_key: str
-) -> ActionSpec:
-    """The manifest's words about actions; ConfigError where the rate is none or the kinds are too
-    few or too many.
+def with_action(
+    described: InputsAndOutput,
+    control_hz: float | None = None,
+    kinds: Sequence[ActionKind] | None = None,
+) -> InputsAndOutput:
+    """The same with another rate [Hz] and other kinds of action dimensions, where they are given.
+
+    Raises:
+        ConfigError: the rate is none, or the kinds are too few or too many.
     """
-    if not (math.isfinite(control_hz) and 0 < control_hz <= MAX_HZ):
-        raise ConfigError(
-            f"expected a rate above 0 and of at most {MAX_HZ:g} Hz for 'control_hz', got"
-            f" {control_hz}"
-        )
-    if len(kinds) != cfg.head.action_dim:
-        raise ConfigError(f"expected {cfg.head.action_dim} entries for 'kinds', got {len(kinds)}")
-    return ActionSpec(
-        cfg.head.horizon, cfg.head.action_dim, float(control_hz), tuple(kinds), statistics_key
-    )
+    action = described.action
+    rate = action.control_hz if control_hz is None else control_hz
+    chosen = action.kinds if kinds is None else tuple(kinds)
+    if not (math.isfinite(rate) and 0 < rate <= MAX_HZ):
+        limits = f"a rate above 0 and of at most {MAX_HZ:g} Hz"
+        raise ConfigError(f"expected {limits} for 'control_hz', got {rate}")
+    if len(chosen) != action.dim:
+        raise ConfigError(f"expected {action.dim} entries for 'kinds', got {len(chosen)}")
+    changed = msgspec.structs.replace(action, control_hz=float(rate), kinds=chosen)
+    return msgspec.structs.replace(described, action=changed)
 
 
-def read_tokenizer(path: Path, cfg: PolicyConfig) -> str:
-    """A tokenizer's text, if it is one of this policy. Raises ConfigError."""
-    if not path.exists():
-        raise ConfigError(f"expected the policy's tokenizer at {path}, got no file{GATED}")
+def read_tokenizer(path: Path | None, prompt: PromptSpec, family: Family) -> str:
+    """A tokenizer's text, if it is one of this policy.
+
+    Raises ConfigError, which says where users have it.
+    """
+    if path is None or not path.exists():
+        where = "beside the checkpoint, or under --tokenizer" if path is None else f"at {path}"
+        got = f"got no file; {family.tokenizer_hint}"
+        raise ConfigError(f"expected the policy's tokenizer {where}, {got}")
     text = read_text(path, WHAT)
-    check_tokenizer(text, cfg, path)
+    check_tokenizer(text, prompt, path)
     return text
 
 
-def check_tokenizer(text: str, cfg: PolicyConfig, where: Path | str) -> None:
+def check_tokenizer(text: str, prompt: PromptSpec, where: Path | str) -> None:
     """ConfigError where a tokenizer's text is none, or gives ids that the policy has no embedding
     for.
     """
-    prompt = cfg.prompt
-    special = (prompt.bos_id, prompt.empty_id, prompt.eos_id, prompt.pad_id)
-    check_vocabulary(
-        parse_tokenizer(text, where, error=ConfigError), cfg.language.vocab, special, where
-    )
+    tokenizer = parse_tokenizer(text, where, error=ConfigError)
+    if prompt.vocabulary is not None:
+        first = () if prompt.bos_id is None else (prompt.bos_id,)
+        special = (*first, *prompt.suffix_ids, prompt.pad_id)
+        check_vocabulary(tokenizer, prompt.vocabulary, special, where)
 
 
 def statistics_text(
-    statistics: Mapping[str, Any], key: str, action: ActionSpec, where: str = "statistics"
+    statistics: Mapping[str, Any], described: InputsAndOutput, where: str = "statistics"
 ) -> str:
-    """What a bundle's `statistics.json` holds of a table: the chosen data set, checked against the
-    actions.
+    """What a bundle's `statistics.json` holds of a table: the chosen data set, checked against
+    actions and state.
 
     Raises:
         BundleError: see `action_statistics.chosen`.
     """
+    action = described.action
+    key = action.statistics_key
     action_statistics.chosen(statistics, key, action, where=where)
-    return (
-        json.dumps(
-            action_statistics.only(statistics, key), indent=1, sort_keys=True, allow_nan=False
-        )
-        + "\n"
-    )
+    features = [action_statistics.ACTION]
+    if described.state is not None:
+        action_statistics.chosen_state(statistics, key, described.state, where=where)
+        features.append(action_statistics.STATE)
+    kept = action_statistics.only(statistics, key, features)
+    return json.dumps(kept, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-def stage_specs(cfg: PolicyConfig, plan: Plan, guided: bool = False) -> dict[str, StageSpec]:
+def stage_specs(cfg: Any, plan: Plan, guided: bool = False) -> dict[str, StageSpec]:  # noqa: ANN401
     """The stages as the manifest describes them."""
-    stages = stages_under(plan, guided)
+    stages = family_of(cfg).stages(cfg, plan, guided)
     return {stage.name: stage_spec(cfg, stage, f"{stage.name}.onnx", plan) for stage in stages}
 
 
@@ -121,12 +134,17 @@ def check_manifest(manifest: Manifest) -> None:
     bundles.check(msgspec.structs.replace(manifest, files=dict.fromkeys(needed, empty)))
 
 
-def check_frames(precision: str, calibration: Calibration | None, cfg: PolicyConfig) -> None:
+def check_frames(precision: str, calibration: Calibration | None, cfg: Any) -> None:  # noqa: ANN401
     """ConfigError where a precision needs calibration frames, and there are none or those of
     another policy.
     """
     if not PRECISIONS[precision].calibrated:
         return
+    if not family_of(cfg).calibrates:
+        raise ConfigError(
+            f"expected a precision that needs no frames for family '{family_of(cfg).name}', "
+            f"got {precision}"
+        )
     if calibration is None:
         raise ConfigError(f"expected calibration frames for {precision}, got none")
     check_calibration(calibration, cfg)

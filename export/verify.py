@@ -7,38 +7,29 @@ Knows runners only by their contract.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimvla.export.compare import Comparison, Limit, LowerComparison, ScaledComparison, report
-from trimvla.export.graphs.stages import (
-    GUIDED,
-    SAMPLED_TOLERANCE,
-    STAGES,
-    example_inputs,
-    stages_under,
-    walk,
-)
+from trimvla.export.graphs.stages import KEPT, is_guided, stages_of, walk
 from trimvla.export.parity import Parity
 from trimvla.export.precision.emulate_bf16 import EmulatedRunner
-from trimvla.policies.cogact.checkpoint import load as load_checkpoint
-from trimvla.policies.cogact.model import CogAct
-from trimvla.policies.sizes.config import PolicyConfig
-from trimvla.policies.trimming.trimmed import trim
+from trimvla.policies.families import family_of, parse_config
+from trimvla.policies.own_file import load_own
+from trimvla.policies.stage import SAMPLED_TOLERANCE, Stage
 from trimvla.runtime.backends.runner import Runner, create
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.runtime.bundle.manifest import Manifest, StageSpec
-from trimvla.runtime.bundle.plan import Plan
+from trimvla.runtime.bundle.manifest import GUIDED_SUFFIX, Manifest, StageSpec
 from trimvla.runtime.errors import BundleError, CheckpointError
 
 END_TO_END = "end_to_end"
-KEPT = "kept"
 SHARPEST = "float32"
 LIMITS: dict[str, dict[str, Limit]] = {
     # Limit(worst, typical)
@@ -79,7 +70,7 @@ either, and a whole chunk differs.
 
 def verify_bundle(
     bundle: str | Path,
-    policy: CogAct | None = None,
+    policy: nn.Module | None = None,
     *,
     backend: str | None = None,
     provider: str | None = None,
@@ -91,7 +82,8 @@ def verify_bundle(
     Args:
         bundle: its path, or the name of a shipped one.
         policy: the dense policy it was exported from; when left out, the checkpoint beside the
-            bundle is loaded (`<bundle>.safetensors`, or `<policy>.safetensors`).
+            bundle is loaded
+            (`<bundle>.safetensors`, or `<policy>.safetensors`).
         backend: what runs the bundle, see `runtime.runner`; when left out, what its own proof ran
             on.
         provider: what executes inside the backend.
@@ -114,13 +106,7 @@ def verify_bundle(
     """
     directory = bundles.resolve(bundle)
     with bundles.opened(directory) as (files, manifest), files.named() as place:
-        policy = policy or checkpoint_beside(directory)
-        if PolicyConfig.from_dict(manifest.policy) != policy.cfg:
-            raise BundleError(
-                f"bundle '{directory}': expected the config of policy '{policy.cfg.name}', got"
-                " another"
-            )
-        policy = trim(policy, manifest.plan)
+        policy = under_plan(policy or checkpoint_beside(directory), manifest, directory)
         if backend is None:
             runners = proof_runners(place, manifest)
         else:
@@ -128,7 +114,12 @@ def verify_bundle(
         with closing_all(runners):
             files.check_unchanged()
             result = parity(
-                policy, runners, samples=samples, seed=seed, precision=manifest.precision
+                policy,
+                runners,
+                samples=samples,
+                seed=seed,
+                precision=manifest.precision,
+                clip=manifest.action.clip,
             )
     return msgspec.structs.replace(result, bundle=manifest.name)
 
@@ -142,24 +133,43 @@ def closing_all(runners: Mapping[str, Runner]) -> Iterator[Mapping[str, Runner]]
         yield runners
 
 
-def checkpoint_beside(directory: Path) -> CogAct:
+def under_plan(policy: nn.Module, manifest: Manifest, directory: Path) -> nn.Module:
+    """The dense policy under a bundle's plan. BundleError where the bundle is of another policy."""
+    cfg: Any = policy.cfg
+    if parse_config(manifest.policy) != cfg:
+        raise BundleError(
+            f"bundle '{directory}': expected the config of policy '{cfg.name}', got another"
+        )
+    return family_of(cfg).trim(policy, manifest.plan)
+
+
+def checkpoint_beside(directory: Path) -> nn.Module:
     """The dense policy that a bundle was exported from, where its checkpoint lies beside it.
 
+    Raises:
+        CheckpointError: none lies there, or it does not fit its own config.
+    """
+    return load_own(beside(directory))
+
+
+def beside(directory: Path) -> Path:
+    """The file of weights beside a bundle.
+
     It is called like the bundle, or like the policy: bundles of one policy under several plans
-    share it.
+    share it. CheckpointError where there is none.
     """
     directory = directory.resolve()
-    names = dict.fromkeys(
-        (directory.name, str(bundles.load(directory).policy.get("name", directory.name)))
-    )
-    paths = [directory.with_name(f"{name}.safetensors") for name in names]
+    name = str(bundles.load(directory).policy.get("name", directory.name))
+    paths = [
+        directory.with_name(f"{stem}.safetensors") for stem in dict.fromkeys((directory.name, name))
+    ]
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
         wanted = " or ".join(str(path) for path in paths)
         raise CheckpointError(
             f"expected the policy of bundle '{directory.name}' in {wanted}, got no such file"
         )
-    return load_checkpoint(found)
+    return found
 
 
 def open_runners(
@@ -190,22 +200,25 @@ def proof_runners(directory: Path, manifest: Manifest) -> dict[str, Runner]:
 
 
 def parity(
-    policy: CogAct,
+    policy: nn.Module,
     runners: Mapping[str, Runner],
     *,
     samples: int,
     seed: int,
     precision: str = SHARPEST,
+    clip: bool = True,
 ) -> Parity:
     """Compare the runners, which compute in a precision, with float32 torch: `verify_bundle`
     without the bundle's name.
 
     In a lower precision what is kept is compared as a set: the share of tokens that both keep,
-    against 1.
+    against 1. `clip`: whether the runtime cuts the sampled actions to [-1, 1].
     """
-    guided = GUIDED.name in runners
-    rows = comparisons(policy.plan, precision, guided)
-    for key, inputs in sample_inputs(policy.cfg, samples, seed):
+    guided = any(name.endswith(GUIDED_SUFFIX) for name in runners)
+    stages = stages_of(policy, guided)
+    plain = [stage for stage in stages if not is_guided(stage)]
+    rows = comparisons(stages, precision)
+    for key, inputs in sample_inputs(policy, samples, seed):
         tensors = dict(inputs)
         for stage, stage_inputs, expected in walk(policy, tensors, guided):
             got = runners[stage.name].run(as_arrays(stage_inputs))
@@ -214,20 +227,30 @@ def parity(
                     rows[name].add(key, np.ones(1), shared(value.numpy(), got[name]))
                 else:
                     rows[name].add(key, value, got[name])
-        rows[END_TO_END].add(
-            key, tensors["actions"].clamp(-1, 1), run_chain(runners, inputs).clip(-1, 1)
-        )
+        ends = tensors["actions"], run_chain(runners, plain, inputs)
+        expected_end, got_end = (ends[0].clamp(-1, 1), ends[1].clip(-1, 1)) if clip else ends
+        rows[END_TO_END].add(key, expected_end, got_end)
     ran = {name: runner.describe() for name, runner in runners.items()}
     against = f"torch {torch.__version__}, float32"
     return msgspec.structs.replace(report(rows), against=against, runners=ran)
 
 
-def comparisons(plan: Plan, precision: str, guided: bool = False) -> dict[str, Comparison]:
+def comparisons(stages: Sequence[Stage], precision: str) -> dict[str, Comparison]:
     """One for every boundary."""
-    allowed = {**tolerances(plan, guided), END_TO_END: SAMPLED_TOLERANCE}
+    allowed = {**tolerances(stages), END_TO_END: SAMPLED_TOLERANCE}
     if precision == SHARPEST:
         return {name: ScaledComparison(name, tolerance) for name, tolerance in allowed.items()}
-    return {name: LowerComparison.within(name, LIMITS[precision][name]) for name in allowed}
+    return {name: LowerComparison.within(name, limit_of(precision, name)) for name in allowed}
+
+
+def limit_of(precision: str, name: str) -> Limit:
+    """How far an output may be from float32's in a lower precision;
+
+    what lies between stages is as cognition is.
+    """
+    limits = LIMITS[precision]
+    guided = "actions" if name == "guided_actions" else name
+    return limits.get(guided, limits["cognition"])
 
 
 def shared(expected: np.ndarray, got: np.ndarray) -> np.ndarray:
@@ -235,28 +258,34 @@ def shared(expected: np.ndarray, got: np.ndarray) -> np.ndarray:
     return np.isin(expected, got).mean(keepdims=True).reshape(1)
 
 
-def tolerances(plan: Plan, guided: bool = False) -> dict[str, float]:
+def tolerances(stages: Sequence[Stage]) -> dict[str, float]:
     """How far each output may be from torch's; an index not at all."""
-    pairs = (
-        (name, stage.tolerance) for stage in stages_under(plan, guided) for name in stage.outputs
-    )
+    pairs = ((name, stage.tolerance) for stage in stages for name in stage.outputs)
     return {name: 0.0 if name == KEPT else tolerance for name, tolerance in pairs}
 
 
 def sample_inputs(
-    cfg: PolicyConfig, samples: int, seed: int
+    policy: nn.Module, samples: int, seed: int
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Random inputs for every prompt bucket, each with a name."""
+    cfg: Any = policy.cfg
+    plan: Any = policy.plan
+    family = family_of(cfg)
     generator = torch.Generator().manual_seed(seed)
     for bucket in cfg.prompt.buckets:
         for index in range(samples):
-            yield f"bucket {bucket}, sample {index}", example_inputs(cfg, bucket, generator)
+            yield (
+                f"bucket {bucket}, sample {index}",
+                family.example_inputs(cfg, plan, bucket, generator),
+            )
 
 
-def run_chain(runners: Mapping[str, Runner], inputs: Mapping[str, Tensor]) -> np.ndarray:
+def run_chain(
+    runners: Mapping[str, Runner], stages: Sequence[Stage], inputs: Mapping[str, Tensor]
+) -> np.ndarray:
     """The stages one after the other; actions float32[1, H, A]."""
     arrays = as_arrays(inputs)
-    for stage in STAGES:
+    for stage in stages:
         arrays |= runners[stage.name].run({name: arrays[name] for name in stage.inputs})
     return arrays["actions"]
 

@@ -45,5 +45,19 @@ class Checkpoint:
     state_names: tuple[str, ...] = ()
     """Of the state's numbers, where the checkpoint names them."""
     directory: Path
+    statistics_file: str = "statistics"
+    """Where they were read, for error messages."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What else the family needs to describe it."""
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The statistics as a bundle's `statistics.json` has them:
+
+        {key: {feature: {name: list}}}.
+        """
+        features = {
+            feature: {name: array.tolist() for name, array in arrays.items()}
+            for feature, arrays in self.statistics.items()
+        }
+        return {self.statistics_key: features}

@@ -53,8 +53,9 @@ class Family:
 
     name: str
     config_type: type
-    """A frozen struct with `fingerprint`, `to_dict`, `from_dict`; `family: Literal[name]` but for
-    the first family.
+    """A frozen struct with `fingerprint`, `to_dict`, `from_dict`;
+
+    `family: Literal[name]` but for the first family.
     """
     presets: Mapping[str, Any]
     """Configs of published sizes, by name."""
@@ -74,15 +75,17 @@ class Family:
     """
     build: Callable[[Any, Mapping[str, Tensor]], nn.Module]
     """(cfg, weights by our names) -> the policy in float32 and `eval`, weights put in place one at
-    a time. It has `cfg` and `plan`.
-    """
+    a time. It has
+    `cfg` and `plan`."""
     layout: Callable[[Any], tuple[Mapping[str, str], frozenset[str]]]
-    """cfg -> ({name in the checkpoint: our name}, names that are stored and never reach an
-    action).
+    """cfg -> ({name in the checkpoint:
+
+    our name}, names that are stored and never reach an action).
     """
     trim: Callable[[Any, Plan], Any]
-    """(dense policy, plan) -> the policy under the plan, with its weights shared; `policy.plan` is
-    the plan.
+    """(dense policy, plan) -> the policy under the plan, with its weights shared;
+
+    `policy.plan` is the plan.
     """
     check_plan: Callable[[Plan, Any], None]
     """(plan, cfg): ConfigError that names the field where the plan does not fit."""
@@ -99,11 +102,20 @@ class Family:
     """What the runtime must know; `action` with the family's defaults for kinds and control_hz."""
     cost: Callable[..., CostReport]
     """(cfg, plan, cameras=None, prompt=None) -> parameters, flops and weight_bytes, whole and by
-    stage, as `sizes.cost.report`. None: as the config has it; the smallest bucket.
-    """
+    stage, as
+    `sizes.cost.report`. None: as the config has it; the smallest bucket."""
     reference: str
     """"module:attribute" of a `ReferenceFamily` in export/reference: how a reference directory is
-    opened, and what is compared (export/reference/groups.py).
+    opened, and what is
+    compared (export/reference/groups.py)."""
+    lend_weights: Callable[..., Any] | None = None
+    """(directory, cfg, checkpoint=None) -> `cogact.weights.Weights`, for an export that never holds
+    the whole policy; None: it is loaded whole.
+    """
+    calibrates: bool = False
+    """Whether `trimming.calibrate` has its frames:
+
+    what int8 and the planner of `trimming.planner` need.
     """
     several_checkpoints: bool = False
     """Whether a directory may hold several files of weights, of which --checkpoint names one."""

@@ -27,10 +27,10 @@ choose_renderer()  # before anything imports mujoco
 from trimvla.runtime.backends.runner import Runner, create  # noqa: E402
 from trimvla.runtime.bundle import manifest as bundles  # noqa: E402
 from trimvla.runtime.bundle.action_statistics import load_statistics  # noqa: E402
+from trimvla.runtime.bundle.scale import binarise, normalise, unnormalise  # noqa: E402
 from trimvla.runtime.bus.messages import ActionChunk  # noqa: E402
 from trimvla.runtime.chunks.rtc import RtcConfig  # noqa: E402
 from trimvla.runtime.inference.policy import Known, Policy  # noqa: E402
-from trimvla.runtime.inference.preprocess import binarise, normalise, unnormalise  # noqa: E402
 from trimvla.sim.evaluation.latency import constant  # noqa: E402
 from trimvla.sim.evaluation.rollout import look_of  # noqa: E402
 from trimvla.sim.evaluation.virtual_time import Look, Pace, Pilot  # noqa: E402
@@ -95,7 +95,7 @@ def sample(seed: int, step: int, cognition: np.ndarray, known: Known | None) -> 
             "known": normalise(known.actions, statistics)[None],
             "weight": known.weights[None, :, None],
         }
-        raw = runner(bundles.GUIDED).run(inputs | towards)["guided_actions"][0]
+        raw = runner("action_guided").run(inputs | towards)["guided_actions"][0]
     return unnormalise(binarise(raw), statistics)
 
 

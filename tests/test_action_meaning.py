@@ -41,6 +41,7 @@ from trimvla.runtime.control.interlock import InterlockConfig
 from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.inference.scheduler import InferenceScheduler, SchedulerConfig
+from trimvla.runtime.preprocess.observation import one_image
 from trimvla.runtime.servers.sessions import Session
 from trimvla.sim.actor import noise_shape
 from trimvla.sim.robots import faulty_policy
@@ -378,7 +379,9 @@ def test_no_thought_is_guided_by_another_sentence() -> None:
     def guided(instruction: str) -> bool:
         frame = Frame("front", monotonic_ns(), np.zeros((4, 4, 3), np.uint8))
         task = Task(time_ns=started, episode=1, instruction=instruction, started_ns=started)
-        thought = scheduler.run(task, frame, (0,), Telemetry("policy"))
+        thought = scheduler.run(
+            task, one_image(frame.image, instruction), frame.time_ns, (0,), Telemetry("policy")
+        )
         scheduler.published(chunk(frame.time_ns, instruction=instruction))
         return thought.about["guidance"] is not None
 

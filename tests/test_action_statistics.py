@@ -78,19 +78,19 @@ def test_statistics_that_do_not_fit_the_actions(
 
 def test_a_broken_neighbour_blocks_nobody() -> None:
     table = {"tiny": {"action": lists()}, "other": {"action": {"mean": [float("nan")]}}, "third": 7}
-    assert chosen(table, "tiny", ACTION).q99 == tuple(HIGH)
+    assert chosen(table, "tiny", ACTION).high == tuple(HIGH)
     assert only(table, "tiny") == {"tiny": {"action": lists()}}
 
 
 def test_a_dimension_that_does_not_move_is_fine_at_0() -> None:
     still = lists(q01=[0.0, *LOW[1:]], q99=[0.0, *HIGH[1:]])
-    assert chosen({"tiny": {"action": still}}, "tiny", ACTION).q01[0] == 0.0
+    assert chosen({"tiny": {"action": still}}, "tiny", ACTION).low[0] == 0.0
 
 
 def test_an_absolute_dimension_may_stand_anywhere() -> None:
     absolute = msgspec.structs.replace(ACTION, kinds=("absolute",) * 6 + ("gripper",))
     still = lists(q01=[0.05, *LOW[1:]])
-    assert chosen({"tiny": {"action": still}}, "tiny", absolute).q99[0] == 0.05
+    assert chosen({"tiny": {"action": still}}, "tiny", absolute).high[0] == 0.05
 
 
 def test_the_shipped_statistics_fit() -> None:

@@ -35,6 +35,7 @@ from trimvla.runtime.errors import (
     StaleError,
 )
 from trimvla.runtime.inference.policy import Policy, PolicyResult
+from trimvla.runtime.preprocess.observation import Observation
 from trimvla.sim.robots.faults import Fault, write_faults
 
 HOUR_NS = 3600 * NS_PER_S
@@ -212,13 +213,13 @@ class Lost:
         self._policy = policy
         self._calls = 0
 
-    def infer(self, image: np.ndarray, instruction: str, **options: object) -> PolicyResult:
+    def infer(self, observation: Observation, **options: object) -> PolicyResult:
         self._calls += 1
         if self._calls > 1:
             raise call_failure(
                 "onnxruntime", RuntimeError("CUDA failure 700: an illegal memory access")
             )
-        return self._policy.infer(image, instruction, **options)  # pyright: ignore[reportArgumentType]
+        return self._policy.infer(observation, **options)  # pyright: ignore[reportArgumentType]
 
     def close(self) -> None:
         self._policy.close()

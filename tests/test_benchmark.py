@@ -15,7 +15,7 @@ import torch
 from runner_contract import check_runner
 from tiny_policy import inputs, random_policy
 
-from trimvla.export.graphs.stages import stage_spec, stages_under
+from trimvla.export.graphs.stages import stage_spec
 from trimvla.launch.bench.floor import (
     MATRIX_PRODUCT,
     Floor,
@@ -28,6 +28,7 @@ from trimvla.launch.bench.floor import (
 from trimvla.launch.bench.report import doubts, write_samples
 from trimvla.launch.bench.torch_twin import TorchRunner
 from trimvla.launch.bench.turns import COMPILED, EAGER, Subject, measure, median_interval, rows
+from trimvla.policies.cogact.stages import stages
 from trimvla.policies.sizes.config import PRESETS
 from trimvla.policies.sizes.cost import Cost
 from trimvla.policies.trimming.trimmed import trim
@@ -190,7 +191,7 @@ def stage_inputs(plan: Plan) -> dict[str, np.ndarray]:
 def check_stages(plan: Plan, backend: str) -> None:
     policy = trim(random_policy(), plan)
     given = stage_inputs(plan)
-    for stage in stages_under(plan):
+    for stage in stages(policy.cfg, plan):
         spec = stage_spec(policy.cfg, stage, f"{stage.name}.onnx", plan)
         runner = TorchRunner(stage.module(policy), spec, backend)
         arrays = {name: given[name] for name in stage.inputs}

@@ -20,21 +20,25 @@ import torch
 from torch import Tensor, nn
 
 from tests.trt_parts import library_or_skip
-from trimvla.export.graphs.stages import Stage, prompt_spec, stage_spec, stages_under
+from trimvla.export.graphs.stages import stage_spec
 from trimvla.export.graphs.to_onnx import export_stage
 from trimvla.export.precision.table import convert
 from trimvla.export.tensorrt import build as to_tensorrt
 from trimvla.export.tensorrt.operators import check_operators
 from trimvla.export.tensorrt.read_back import matrix_precision
 from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.cogact.source import inputs_and_output
+from trimvla.policies.cogact.stages import stages
 from trimvla.policies.nn.cachers import every
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
+from trimvla.policies.stage import Stage
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.backends.tensorrt import engine_cache as engines
 from trimvla.runtime.backends.tensorrt.library import TrtLibrary
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import PromptSpec, StageSpec
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
+from trimvla.runtime.bundle.schema_1 import STAGES
 
 SLICE = PRESETS["cogact-base"]
 TRIMMED = Plan(
@@ -77,7 +81,7 @@ def shipped_stages() -> Iterator[tuple[str, str, str]]:
         manifest = bundles.load(bundles.resolve(name), verify_hashes=False)
         yield from ((name, manifest.precision, stage) for stage in manifest.stages)
         if manifest.precision == "float32":
-            yield from ((name, "float16", stage) for stage in bundles.STAGES)
+            yield from ((name, "float16", stage) for stage in STAGES)
 
 
 @pytest.mark.slow
@@ -154,8 +158,8 @@ def policy_of_noise(cfg: PolicyConfig) -> CogAct:
 def test_two_layers_of_cogact_base_build(library: TrtLibrary, tmp_path: Path) -> None:
     """One decoder layer as it is, one as the paper's plans leave it: narrower, on 56 tokens."""
     policy = trim(policy_of_noise(sliced(SLICE, 2)), TRIMMED)
-    for stage in stages_under(policy.plan):  # exported in float16
+    for stage in stages(policy.cfg, policy.plan):  # exported in float16
         path = tmp_path / f"{stage.name}.onnx"
         export_stage(policy, half(stage), path)
         spec = stage_spec(policy.cfg, stage, path.name, policy.plan)
-        check_stage(library, path, spec, prompt_spec(policy.cfg), "float16")
+        check_stage(library, path, spec, inputs_and_output(policy.cfg, "").prompt, "float16")

@@ -20,8 +20,8 @@ from trimvla.policies.nn.diffusion import Known as KnownRows
 from trimvla.policies.nn.diffusion import ddim_steps
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.runtime.bundle.action_statistics import ActionStatistics
 from trimvla.runtime.bundle.plan import Plan
+from trimvla.runtime.bundle.scale import Scale, normalise, unnormalise
 from trimvla.runtime.bus.messages import ActionChunk
 from trimvla.runtime.chunks.chunk_queue import ChunkQueue, Due, QueueConfig, fade
 from trimvla.runtime.chunks.rtc import RtcConfig, guide, known_rows, weights
@@ -31,7 +31,6 @@ from trimvla.runtime.control.controller import ControlConfig
 from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import BackendError, BundleError, ConfigError
 from trimvla.runtime.inference.policy import Known, Policy
-from trimvla.runtime.inference.preprocess import normalise, unnormalise
 from trimvla.sim.evaluation.virtual_time import Pace
 from trimvla.sim.tabletop.task import TabletopTask
 
@@ -77,8 +76,8 @@ def test_the_recorded_chunks_are_those_of_the_shipped_policy():
 def test_the_guided_stage_without_weight_is_the_plain_one_and_with_it_keeps_rows(name):
     directory = bundles.resolve(name)
     stages = bundles.load(directory, verify_hashes=False).stages
-    plain, guided = (chunk_modes.runner(stage, name) for stage in ("action", bundles.GUIDED))
-    assert (directory / stages[bundles.GUIDED].file).stat().st_size < 300_000, (
+    plain, guided = (chunk_modes.runner(stage, name) for stage in ("action", "action_guided"))
+    assert (directory / stages["action_guided"].file).stat().st_size < 300_000, (
         "the weights are the plain stage's"
     )
     rng = np.random.default_rng(1)
@@ -211,7 +210,7 @@ def test_what_is_frozen_is_what_runs_while_the_policy_thinks():
 
 
 def test_normalise_undoes_unnormalise_and_leaves_what_does_not_move():
-    statistics = ActionStatistics((-0.1, 0.0, 0.0), (0.3, 0.0, 1.0), (True, True, False))
+    statistics = Scale((-0.1, 0.0, 0.0), (0.3, 0.0, 1.0), (True, True, False))
     normalized = np.array([[-1.0, 0.0, 1.0], [0.25, 0.0, 0.0]], np.float32)
     np.testing.assert_allclose(
         normalise(unnormalise(normalized, statistics), statistics), normalized, atol=1e-7
@@ -232,7 +231,7 @@ def test_a_policy_keeps_known_rows_and_needs_the_stage_for_it(tmp_path: Path):
     np.testing.assert_allclose(kept[:4], known[:4], atol=1e-8)
     np.testing.assert_array_equal(kept[4:], free[4:])
     plain = Policy.load(directory)
-    assert bundles.GUIDED not in plain.runners
+    assert "action_guided" not in plain.runners
     with pytest.raises(BackendError, match="stage 'action_guided'"):
         plain.infer(picture, "pick up", known=Known(known, weights(HORIZON, 4, 4)))
     with pytest.raises(

@@ -23,6 +23,7 @@ from trimvla.runtime.backends.tensorrt.device import find_device
 from trimvla.runtime.backends.tensorrt.tensors import DeviceTensor, TensorPlan
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import TensorSpec
+from trimvla.runtime.bundle.schema_1 import STAGES
 from trimvla.runtime.errors import BackendError
 from trimvla.runtime.inference.policy import Policy
 
@@ -133,7 +134,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     made = Bench(write_bundle(tmp_path / "bundle", kept=KEPT), tmp_path / "engines", trt.cuda, trt)
     monkeypatch.setattr(trt_library, "load_trt", trt.library)
     monkeypatch.setattr(trt_runner, "find_device", lambda: ORIN)
-    for stage in bundles.STAGES:
+    for stage in STAGES:
         made.write_engine(stage)
     yield made
     assert not trt.failures

@@ -12,16 +12,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tiny_policy import TINY, random_policy
+from tiny_policy import TINY, export_cogact, random_policy
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trimvla.export import bundle as bundle_module
-from trimvla.export.bundle import export_policy
 from trimvla.export.graphs import to_onnx
-from trimvla.export.graphs.stages import GUIDED, STAGES, stage_spec
+from trimvla.export.graphs.stages import stage_spec
 from trimvla.export.graphs.to_onnx import export_stage
+from trimvla.export.parity import Parity
 from trimvla.export.verify import checkpoint_beside, open_runners, parity, verify_bundle
 from trimvla.policies.cogact.checkpoint import save
+from trimvla.policies.cogact.stages import GUIDED, STAGES
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import Plan
 from trimvla.runtime.errors import BundleError, CheckpointError, ConfigError
@@ -73,7 +74,7 @@ def export(policy, tokenizer, out, **options):
         "created_utc": "2026-01-01T00:00:00+00:00",
         **options,
     }
-    return export_policy(policy, Plan(), STATISTICS, tokenizer, out, **settings)
+    return export_cogact(policy, Plan(), STATISTICS, tokenizer, out, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_bundle_agrees_with_torch_at_every_boundary(bundle, policy):
     assert report.compared == 4 * len(TINY.prompt.buckets) * 2
     assert set(report.groups) == {"visual", "cognition", "actions", "end_to_end"}
     assert all(row.worst < 1e-4 and row.cosine > 0.999999 for row in report.groups.values())
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert msgspec.json.decode(msgspec.json.encode(report), type=Parity) == report
 
 
 def test_manifest_carries_config_plan_and_proof(bundle):

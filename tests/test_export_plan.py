@@ -11,14 +11,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tiny_policy import TINY, random_policy
+from tiny_policy import TINY, export_cogact, random_policy
 from tokenizers import Tokenizer, models
 
-from trimvla.export.bundle import export_policy
-from trimvla.export.graphs.stages import KEPT, STAGES
 from trimvla.export.graphs.to_onnx import export_stage
 from trimvla.export.reference.planned_stages import ExportedStages, TorchStages
 from trimvla.export.verify import verify_bundle
+from trimvla.policies.cogact.stages import KEPT, STAGES
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
@@ -65,7 +64,7 @@ def bundle(policy, tmp_path_factory):
         "control_hz": 5.0,
         "created_utc": "2026-01-01T00:00:00+00:00",
     }
-    export_policy(policy, PLAN, STATISTICS, root / "tokenizer.json", root / "trimmed", **options)
+    export_cogact(policy, PLAN, STATISTICS, root / "tokenizer.json", root / "trimmed", **options)
     return root / "trimmed"
 
 
@@ -121,7 +120,7 @@ def test_a_plan_for_another_config_is_refused(policy, bundle, tmp_path):
     plan = msgspec.structs.replace(PLAN, policy="0" * 16)
     tokenizer = bundle / "tokenizer.json"
     with pytest.raises(ConfigError, match="expected a plan for policy 'tiny'"):
-        export_policy(
+        export_cogact(
             policy,
             plan,
             STATISTICS,

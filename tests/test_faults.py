@@ -25,6 +25,7 @@ from trimvla.runtime.control.controller import ControlConfig, Controller, Inputs
 from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import PolicyResult
+from trimvla.runtime.preprocess.observation import one_image
 from trimvla.sim.robots.arm import Arm, ArmConfig
 from trimvla.sim.robots.faults import (
     Fault,
@@ -184,7 +185,7 @@ def test_an_unknown_fault_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_spoilt_policy_and_a_stand_in() -> None:
-    result = DummyPolicy(20.0).infer(np.zeros((8, 8, 3), np.uint8), "x", seed=(0, 1, 2))
+    result = DummyPolicy(20.0).infer(one_image(np.zeros((8, 8, 3), np.uint8), "x"), seed=(0, 1, 2))
     assert 20.0 <= result.milliseconds["total"] < 2000.0
     assert np.isnan(spoil(result, Fault("nan")).actions[:, 0]).all()
     assert np.isfinite(result.actions).all()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from tiny_policy import TINY, official_checkpoint, random_policy, write_official
 
-from trimvla.export.graphs.stages import example_inputs, stages_under, walk
+from trimvla.export.graphs.stages import walk
 from trimvla.export.reference.architecture import policy_config
 from trimvla.export.streaming import writer as stream
 from trimvla.export.streaming.bundle import JOURNAL, Wanted, export_streamed, partial_directory
@@ -27,6 +27,8 @@ from trimvla.export.verify import open_runners, parity
 from trimvla.launch import cli
 from trimvla.policies.cogact.checkpoint import load_official
 from trimvla.policies.cogact.half import DTYPES, in_precision
+from trimvla.policies.cogact.source import inputs_and_output
+from trimvla.policies.cogact.stages import example_inputs, stages
 from trimvla.policies.cogact.weights import CheckpointWeights, RandomWeights
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.sizes.cost import shape_by_counts, shape_of
@@ -37,6 +39,7 @@ from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.backends.ort_runner import OrtRunner
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask, save_plan
+from trimvla.runtime.bundle.schema_1 import STAGES
 from trimvla.runtime.errors import BundleError, ConfigError
 from trimvla.runtime.inference.policy import Policy
 
@@ -60,10 +63,9 @@ def wanted(cfg: PolicyConfig, plan: Plan, precision: str) -> Wanted:
         cfg,
         plan,
         precision,
+        described=inputs_and_output(cfg, KEY),
         statistics=placeholder_statistics(cfg),
-        statistics_key=KEY,
         tokenizer=placeholder_tokenizer(cfg.prompt),
-        control_hz=5.0,
     )
 
 
@@ -87,7 +89,7 @@ def test_every_weight_is_that_of_the_policy_in_memory_to_the_byte(streamed: Path
     policy = trim(load_official(directory, cfg), scattered(cfg))
     weights = {name: tensor.numpy() for name, tensor in policy.state_dict().items()}
     seen = set()
-    for stage in bundles.STAGES:
+    for stage in STAGES:
         for tensor in onnx.load(streamed / f"{stage}.onnx").graph.initializer:
             name = tensor.name.removeprefix("policy.").removesuffix(".transposed")
             if name not in weights:
@@ -113,7 +115,7 @@ def test_the_bundle_is_complete_and_says_what_was_compared(streamed: Path) -> No
     manifest = bundles.load(streamed)
     assert manifest.parity["ok"]
     assert "slice" not in manifest.parity["groups"] and "onnx.checker" in manifest.parity["scope"]
-    assert {f"{stage}.onnx{end}" for stage in bundles.STAGES for end in ("", ".data")} <= set(
+    assert {f"{stage}.onnx{end}" for stage in STAGES for end in ("", ".data")} <= set(
         manifest.files
     )
     assert not streamed.with_name("tiny.partial").exists()
@@ -126,7 +128,7 @@ SENSITIVE = ("LayerNormalization", "Softmax", "ReduceMean", "ReduceL2", "TopK")
 
 def test_half_precision_is_typed_in_the_graph() -> None:
     plan = scattered(TINY)
-    stage = stages_under(plan)[1]
+    stage = stages(TINY, plan)[1]
     bones = skeleton(stand_in(TINY, plan, torch.float16), stage, "language.onnx.data")
     types = {
         (node.op_type, value.dtype)
@@ -152,7 +154,7 @@ def test_half_precision_is_typed_in_the_graph() -> None:
 def test_half_precision_in_torch_is_near_float32(dtype: torch.dtype) -> None:
     policy = random_policy()
     generator = torch.Generator().manual_seed(0)
-    exact = example_inputs(TINY, TINY.prompt.buckets[0], generator)
+    exact = example_inputs(TINY, Plan(), TINY.prompt.buckets[0], generator)
     near = dict(exact)
     outputs = [name for _, _, result in walk(policy, exact) for name in result]
     assert [
@@ -170,7 +172,7 @@ def test_half_precision_in_torch_is_near_float32(dtype: torch.dtype) -> None:
 def bones() -> Skeleton:
     torch.set_num_threads(1)
     return skeleton(
-        stand_in(TINY, Plan(), torch.float32), stages_under(Plan())[1], "language.onnx.data"
+        stand_in(TINY, Plan(), torch.float32), stages(TINY, Plan())[1], "language.onnx.data"
     )
 
 
@@ -260,9 +262,7 @@ def test_full_size_exports_weigh_what_cost_says(precision: str) -> None:
     counts = {"layers": 22, "mlp_keep": 0.75, "tokens": TokenPlan(keep=56), "cache_interval": 5}
     policy = stand_in(cfg, plan_by_sizes(cfg, **counts, created_utc="now"), DTYPES[precision])
     expected = plan_memory(cfg, shape_by_counts(cfg, **counts), precision).weights
-    for stage, part in zip(
-        bundles.STAGES, (policy.vision, policy.language, policy.head), strict=True
-    ):
+    for stage, part in zip(STAGES, (policy.vision, policy.language, policy.head), strict=True):
         held = sum(weight.nbytes for weight in part.state_dict().values())
         assert held == pytest.approx(expected[stage], rel=0.001), stage
 
@@ -394,6 +394,6 @@ def test_bench_measures_random_weights(tmp_path: Path, monkeypatch, capsys) -> N
         == 0
     )
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
-    assert [row["part"] for row in rows] == [*bundles.STAGES, "total"]
+    assert [row["part"] for row in rows] == [*STAGES, "total"]
     assert all(row["p50_ms"] > 0 and row["floor_ms"] > 0 for row in rows)
     assert (tmp_path / "out/random/tiny-M0.5-float16/manifest.json").exists()

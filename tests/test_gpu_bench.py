@@ -15,7 +15,6 @@ import pytest
 import torch
 from tiny_policy import TINY, random_policy
 
-from trimvla.export.graphs.stages import stages_under
 from trimvla.launch import cli
 from trimvla.launch.bench import device_policy as gpu_policy
 from trimvla.launch.bench.device_policy import EAGER, DevicePolicy, device_inputs
@@ -23,6 +22,7 @@ from trimvla.launch.verbs import gpu_bench
 from trimvla.policies.cogact.compiled import compile_blocks
 from trimvla.policies.cogact.fused import FusedAttention, fuse
 from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.cogact.stages import stages
 from trimvla.policies.nn.llama import DecoderAttention, DecoderLayer
 from trimvla.policies.sizes.cost import shape_of
 from trimvla.policies.trimming.plan_by_size import plan_by_sizes
@@ -195,7 +195,7 @@ def test_no_stage_reads_a_value_on_its_way(plan: Plan, inputs: dict[str, torch.T
         policy = CogAct(TINY).bfloat16().requires_grad_(False)
     on_meta = {name: tensor.to("meta") for name, tensor in inputs.items()}
     tensors = on_meta | {}
-    for stage in stages_under(plan):
+    for stage in stages(TINY, plan):
         result = stage.module(fuse(trim(policy, plan)))(*(tensors[name] for name in stage.inputs))
         tensors |= dict(
             zip(stage.outputs, result if isinstance(result, tuple) else (result,), strict=True)

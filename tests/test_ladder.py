@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -38,6 +38,7 @@ from trimvla.runtime.inference.motion_phase import Phase
 from trimvla.runtime.inference.policy import Known
 from trimvla.runtime.inference.process import PolicyConfig
 from trimvla.runtime.inference.scheduler import InferenceScheduler, SchedulerConfig
+from trimvla.runtime.preprocess.observation import Observation, one_image
 
 COSTS = (0.2, 0.1, 0.05)
 CONFIG = LadderConfig(
@@ -227,10 +228,10 @@ class Slow:
 
     def infer(
         self,
-        image: np.ndarray,
-        instruction: str,
+        observation: Observation,
         *,
-        seed: tuple[int, ...],
+        noise: np.ndarray | None = None,
+        seed: int | Sequence[int] = 0,
         known: Known | None = None,
     ) -> Slow:
         self.calls += 1
@@ -245,7 +246,9 @@ def test_a_refused_picture_breaks_the_chain_of_guidance():
     told = []
     for call in range(3):
         frame = Frame("front", monotonic_ns(), np.zeros((4, 4, 3), np.uint8))
-        about = scheduler.run(task, frame, (call,), Telemetry("policy")).about
+        about = scheduler.run(
+            task, one_image(frame.image, "go"), frame.time_ns, (call,), Telemetry("policy")
+        ).about
         assert about.keys() == {"guidance"}, "there is no ladder"
         told.append(about["guidance"] is not None)
         scheduler.published(planned([(0.01, 1.0)] * 8, frame.time_ns))
@@ -273,7 +276,9 @@ def test_the_thinker_changes_rungs_with_its_board_and_says_why():
     for call in range(12):
         board[0] = Board(90.0 if 4 <= call < 8 else 40.0)
         frame = Frame("front", now[0], np.zeros((4, 4, 3), np.uint8))
-        thought = scheduler.run(task, frame, (call,), telemetry)
+        thought = scheduler.run(
+            task, one_image(frame.image, "go"), frame.time_ns, (call,), telemetry
+        )
         told.append(thought.about["rung"])
         now[0] += NS_PER_S
     assert told == ["top"] * 4 + ["bottom"] * 4 + ["top"] * 4

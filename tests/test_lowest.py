@@ -169,7 +169,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tests.tiny_policy import random_policy
-from trimvla.export.bundle import export_policy
+from tests.tiny_policy import export_cogact
 from trimvla.runtime.bundle.plan import Plan
 
 torch.set_num_threads(1)
@@ -181,7 +181,7 @@ tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 tokenizer.save(str(place / "tokenizer.json"))
 ranges = {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}
 statistics = {"lab": {"action": ranges}}
-export_policy(random_policy(), Plan(), statistics, place / "tokenizer.json", place / "tiny",
+export_cogact(random_policy(), Plan(), statistics, place / "tokenizer.json", place / "tiny",
               statistics_key="lab", control_hz=5.0)
 print("exported")
 """

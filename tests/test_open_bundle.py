@@ -206,7 +206,7 @@ RANGES = [
     (lambda d: d["action"].update(control_hz=0), r"'action\.control_hz'"),
     (lambda d: d["action"].update(control_hz=float("nan")), r"'action\.control_hz'"),
     (lambda d: d["action"].update(control_hz=1e300), r"'action\.control_hz'"),
-    (lambda d: d["image"].update(size=HUGE), r"1 to 2048 for 'image\.size'"),
+    (lambda d: d["images"].update(size=HUGE), r"1 to 2048 for 'images\.size'"),
     (
         lambda d: d["prompt"].update(buckets=list(range(2, 200))),
         r"at most 16 entries for 'prompt\.buckets'",
@@ -297,7 +297,7 @@ def test_verify_names_the_bundle_and_not_the_descriptor(
 
 
 def test_a_tokenizer_beyond_the_vocabulary(bundle: Path) -> None:
-    edit(bundle, lambda data: data.update(policy={"language": {"vocab": 10}}))
+    edit(bundle, lambda data: data["prompt"].update(vocabulary=10))
     with pytest.raises(
         BundleError, match=r"tokenizer\.json: expected ids below 10, the"
     ) as refusal:

@@ -13,9 +13,9 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from tiny_policy import TINY, random_policy
 
-from trimvla.export.graphs.stages import stages_under
 from trimvla.export.graphs.to_onnx import export_stage
 from trimvla.export.tensorrt.operators import check_operators, problems_of
+from trimvla.policies.cogact.stages import stages
 from trimvla.policies.nn.cachers import every
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
@@ -45,7 +45,7 @@ def test_a_trimmed_policy_is_for_tensorrt_10_3(selector, tmp_path: Path) -> None
         layers=(0, 2, 3, 4), channels=(mask(range(36)),) * 4, tokens=tokens, recompute=every(2, 2)
     )
     policy = trim(random_policy(cfg), plan)
-    for stage in stages_under(plan):
+    for stage in stages(TINY, plan):
         export_stage(policy, stage, tmp_path / f"{stage.name}.onnx")
         check_operators(tmp_path / f"{stage.name}.onnx")
 

@@ -45,7 +45,7 @@ from trimvla.launch.figures.plan_picture import KeptFrame, plan_figure
 from trimvla.launch.figures.rates import Line, Rate, Series, rate_lines, rate_rows
 from trimvla.launch.figures.stage_times import grouped, stage_times_figure
 from trimvla.launch.figures.tradeoff import in_order, tradeoff_figure
-from trimvla.runtime.bundle.manifest import STAGES
+from trimvla.runtime.bundle.schema_1 import STAGES
 
 TOUCHING = 1.0  # pixels
 LEAST_AXES = 25.0  # pixels
@@ -312,7 +312,7 @@ def test_a_loss_says_its_unit() -> None:
 def test_the_picture_of_a_call_can_be_read(name: str, count: int) -> None:
     """The one picture that needs no matplotlib: text is laid out by its own measure."""
     story = CallStory(
-        image=IMAGE,
+        images={"image": IMAGE},
         instruction=name,
         bundle=name,
         grid=16,

@@ -8,7 +8,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -29,10 +28,10 @@ from trimvla.policies.training.packed import packed_mask, packed_states, shared_
 from trimvla.policies.training.pictures import Stack, pictures_of
 from trimvla.policies.training.trainer import Recipe, Trainer, thinned_count, train
 from trimvla.policies.trimming.trimmed import trim
-from trimvla.runtime.bundle.action_statistics import ActionStatistics
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
+from trimvla.runtime.bundle.scale import Scale, unnormalise
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.inference.preprocess import resize, unnormalise
+from trimvla.runtime.preprocess.letterbox import resize
 from trimvla.sim.simpler.shard import Shard as StillShard
 
 NOUNS = ("cube", "can", "plate")
@@ -135,14 +134,16 @@ def test_packed_mask_hides_other_sentences() -> None:
     ]
 
 
+def scale_of(lists: dict[str, Any]) -> Scale:
+    return Scale(tuple(lists["q01"]), tuple(lists["q99"]), tuple(lists["mask"]))
+
+
 def test_normalised_actions_come_back_as_they_were() -> None:
     chunks = np.random.default_rng(0).uniform(-0.04, 0.04, (50, 16, 7)).astype(np.float32)
     chunks[..., 3] = 0.0
     chunks[..., 6] = chunks[..., 6] > 0
     statistics = action_statistics(chunks)["action"]
-    back = unnormalise(
-        normalise(chunks, {"action": statistics}), msgspec.convert(statistics, ActionStatistics)
-    )
+    back = unnormalise(normalise(chunks, {"action": statistics}), scale_of(statistics))
     inside = np.clip(chunks, statistics["q01"], statistics["q99"])
     np.testing.assert_allclose(back, inside, atol=1e-7)
 
@@ -160,9 +161,7 @@ def test_symmetric_statistics_let_a_policy_turn_back() -> None:
     )
 
     def travelled(statistics: dict[str, Any]) -> np.ndarray:
-        return unnormalise(
-            normalise(back, statistics), msgspec.convert(statistics["action"], ActionStatistics)
-        )
+        return unnormalise(normalise(back, statistics), scale_of(statistics["action"]))
 
     assert travelled(one_sided)[0, 5] > 0
     np.testing.assert_allclose(travelled(both), back, atol=1e-6)

@@ -15,11 +15,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from runner_contract import check_runner
-from tiny_policy import TINY, inputs, random_policy
+from tiny_policy import TINY, export_cogact, inputs, random_policy
 
 from trimvla.export import bundle as bundle_module
 from trimvla.export import verify
-from trimvla.export.bundle import export_policy
 from trimvla.export.compare import Limit, LowerComparison, report
 from trimvla.export.precision.emulate_bf16 import EmulatedRunner, widen
 from trimvla.export.precision.int8 import columns, round_up
@@ -63,7 +62,7 @@ def export(out: Path, precision: str, calibration: Calibration | None = None):
         "control_hz": 5.0,
         "created_utc": "2026-01-01T00:00:00+00:00",
     }
-    return export_policy(
+    return export_cogact(
         random_policy(),
         PLAN,
         STATISTICS,

@@ -14,7 +14,8 @@ import torch
 
 from trimvla.export.compare import Comparison, ScaledComparison, cosine, max_abs_difference
 from trimvla.export.reference.architecture import policy_config
-from trimvla.export.reference.checks import GROUPS, verify_reference
+from trimvla.export.reference.checks import verify_reference
+from trimvla.export.reference.cogact import GROUPS
 from trimvla.runtime.errors import CheckpointError, ConfigError
 
 

@@ -29,6 +29,7 @@ from trimvla.runtime.inference.ladder import LadderConfig
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.inference.process import PolicyConfig, load_rungs
 from trimvla.runtime.inference.scheduler import InferenceScheduler
+from trimvla.runtime.preprocess.observation import one_image
 from trimvla.runtime.record.recording import Recording, RecordingWriter, fact
 from trimvla.runtime.record.replay import Calls, replay
 
@@ -313,7 +314,13 @@ def test_rungs_and_guidance_replay_bit_for_bit(tmp_path: Path) -> None:
         now[0] = number * 10**9
         board[0] = Board(90.0 if 4 <= number < 8 else 40.0)
         seen = replace(frame(number), time_ns=now[0])
-        thought = scheduler.run(task, seen, (0, 1, number), Telemetry("policy"))
+        thought = scheduler.run(
+            task,
+            one_image(seen.image, task.instruction),
+            seen.time_ns,
+            (0, 1, number),
+            Telemetry("policy"),
+        )
         actions = tuple(map(tuple, thought.result.actions.tolist()))
         said = chunk_of(policies[names[0]], seen, actions=actions, **thought.about)
         scheduler.published(said)

@@ -92,8 +92,8 @@ def test_a_manifest_that_is_none(bundle: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(schema_version=2), "expected schema_version 1, got 2"),
-        (lambda d: d.update(schema_version="1"), "expected schema_version 1, got '1'"),
+        (lambda d: d.update(schema_version=3), "expected schema_version 1 or 2, got 3"),
+        (lambda d: d.update(schema_version="1"), "expected schema_version 1 or 2, got '1'"),
         (lambda d: d.update(surplus=1), "surplus"),
         (lambda d: d["plan"].update(depth=[0]), r"depth.*plan"),
         (lambda d: d["plan"].update(layers=[2, 1]), "rising indices"),
@@ -106,7 +106,7 @@ def test_a_manifest_that_is_none(bundle: Path, text: str) -> None:
         (lambda d: d["prompt"].update(buckets=[16, 12]), r"rising lengths for 'prompt\.buckets'"),
         (lambda d: d["prompt"].update(template="?"), r"prompt\.template"),
         (
-            lambda d: d["image"].update(size=9),
+            lambda d: d["images"].update(size=9),
             r"expected \[1, 9, 9, 3\] for 'image' of stage 'vision'",
         ),
         (

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from tiny_bundle import BOS, BUCKETS, EMPTY, EOS, PAD, manifest, write_bundle
 
-from trimvla.runtime.bundle.action_statistics import ActionStatistics, load_statistics
+from trimvla.runtime.bundle.action_statistics import load_statistics
 from trimvla.runtime.bundle.manifest import PromptSpec
+from trimvla.runtime.bundle.scale import Scale, binarise, unnormalise
 from trimvla.runtime.errors import BundleError, ObservationError, PromptError
-from trimvla.runtime.inference.preprocess import Prompter, binarise, resize, unnormalise
+from trimvla.runtime.preprocess.letterbox import resize
+from trimvla.runtime.preprocess.prompts import Prompter
 
 RUNS = ("ddim10_cfg1.5", "ddim5_cfg1.5", "ddim10_cfg1.0", "ddim10_cfg3.0", "ddim1_cfg1.5")
 KEYS = ("fractal20220817_data", "bridge_orig")
@@ -131,9 +133,7 @@ def test_units_equal_the_official_ones(
 
 
 def test_units_by_hand() -> None:
-    statistics = ActionStatistics(
-        q01=(-2.0, -2.0, 0.0), q99=(2.0, 4.0, 1.0), mask=(True, True, False)
-    )
+    statistics = Scale(low=(-2.0, -2.0, 0.0), high=(2.0, 4.0, 1.0), mask=(True, True, False))
     normalized = binarise(np.array([[-3.0, 0.0, 0.5], [0.5, 1.0, 0.49]], np.float32), gripper=(2,))
     np.testing.assert_array_equal(normalized, np.array([[-1, 0, 1], [0.5, 1, 0]], np.float32))
     np.testing.assert_array_equal(unnormalise(normalized, statistics), [[-2, 1, 1], [1, 4, 0]])
@@ -141,7 +141,7 @@ def test_units_by_hand() -> None:
 
 def test_without_a_mask_every_dimension_is_scaled() -> None:
     np.testing.assert_array_equal(
-        unnormalise(np.ones((1, 2), np.float32), ActionStatistics((0, 0), (3, 5))), [[3, 5]]
+        unnormalise(np.ones((1, 2), np.float32), Scale((0, 0), (3, 5))), [[3, 5]]
     )
 
 

@@ -30,6 +30,7 @@ from trimvla.runtime.chunks.ensemble import AdaptiveEnsemble
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import BusyError, ConfigError
 from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.preprocess.observation import Observation
 from trimvla.runtime.servers.groot_server import GrootServer
 from trimvla.runtime.servers.packing import pack, unpack
 from trimvla.runtime.servers.query import Query
@@ -106,11 +107,11 @@ class Gated:
         self.asked = threading.Semaphore(0)
         self.order: list[str] = []
 
-    def infer(self, image: np.ndarray, instruction: str, *, seed: tuple[int, ...]) -> Any:
+    def infer(self, observation: Observation, *, seed: tuple[int, ...]) -> Any:
         self.asked.release()
         assert self.gate.acquire(timeout=20)
-        self.order.append(instruction)
-        return self._policy.infer(image, instruction, seed=seed)
+        self.order.append(observation.instruction)
+        return self._policy.infer(observation, seed=seed)
 
 
 def openpi_client(port: int, key: str | None = None) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +12,7 @@ import pytest
 
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Known
+from trimvla.runtime.preprocess.observation import Observation
 from trimvla.sim.actor import EXPERT
 from trimvla.sim.episodes import make_task
 from trimvla.sim.evaluation.latency import constant
@@ -42,6 +43,7 @@ from trimvla.sim.tabletop.task import TabletopTask
 @dataclass(frozen=True)
 class Actions:
     actions: np.ndarray
+    milliseconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -52,9 +54,16 @@ class ExpertActor:
     heard: list[str] = field(default_factory=list)
 
     def infer(
-        self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None
+        self,
+        observation: Observation,
+        *,
+        noise: np.ndarray | None = None,
+        seed: int | Sequence[int] = 0,
+        known: Known | None = None,
     ) -> Actions:
-        assert image.shape == (128, 128, 3)
+        instruction = observation.instruction
+        assert observation.images[""].shape == (128, 128, 3)
+        assert noise is not None
         assert noise.shape == (16, 7)
         self.heard.append(instruction)
         scene = self.env.scene()
@@ -127,7 +136,12 @@ class Idle:
     """Does nothing at all."""
 
     def infer(
-        self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None
+        self,
+        observation: Observation,
+        *,
+        noise: np.ndarray | None = None,
+        seed: int | Sequence[int] = 0,
+        known: Known | None = None,
     ) -> Actions:
         chunk = np.zeros((16, 7))
         chunk[:, 6] = 1
@@ -162,8 +176,14 @@ class Twin:
     last: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
 
     def infer(
-        self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None
+        self,
+        observation: Observation,
+        *,
+        noise: np.ndarray | None = None,
+        seed: int | Sequence[int] = 0,
+        known: Known | None = None,
     ) -> Actions:
+        assert noise is not None
         starts = [
             s for s in range(FIRST, FIRST + EPISODES) if np.array_equal(noise, first_noise(s))
         ]
@@ -171,7 +191,7 @@ class Twin:
             self.seed = starts[0]
             self.log.append(self.seed)
             self.env.reset(seed=self.seed)
-            assert self.env.instruction == instruction
+            assert self.env.instruction == observation.instruction
         else:
             for action in self.last[:EXECUTE]:
                 self.env.step(action)

@@ -20,7 +20,7 @@ from trimvla.policies.training.dataset import read_shard
 from trimvla.policies.training.pictures import Foregrounds, pictures_of
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.inference.preprocess import resize
+from trimvla.runtime.preprocess.letterbox import resize
 from trimvla.sim.episodes import make_task
 from trimvla.sim.simpler import demonstrations as simpler_demonstrations
 from trimvla.sim.simpler import env as simpler

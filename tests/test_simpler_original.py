@@ -13,7 +13,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from tests.fake_simpler_env import Inner
 from trimvla.launch.machine.probes import ask
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Known
+from trimvla.runtime.preprocess.observation import Observation
 from trimvla.sim.episodes import Task, make_task
 from trimvla.sim.evaluation import rollout
 from trimvla.sim.evaluation.rollout import Player, Setting
@@ -53,7 +54,12 @@ class Still:
     """A policy that does nothing."""
 
     def infer(
-        self, image: np.ndarray, instruction: str, *, noise: np.ndarray, known: Known | None = None
+        self,
+        observation: Observation,
+        *,
+        noise: np.ndarray | None = None,
+        seed: int | Sequence[int] = 0,
+        known: Known | None = None,
     ) -> Any:
         return SimpleNamespace(actions=np.zeros((16, 7), np.float32))
 

@@ -31,6 +31,7 @@ from trimvla.runtime.backends.tensorrt import runner as trt_runner
 from trimvla.runtime.backends.tensorrt.device import Device, find_device
 from trimvla.runtime.backends.tensorrt.engine_cache import EngineRecord
 from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.schema_1 import STAGES
 from trimvla.runtime.errors import (
     BackendError,
     BackendUnavailableError,
@@ -103,7 +104,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     monkeypatch.setattr(cuda, "load_runtime", lambda: made.cuda)
     monkeypatch.setattr(trt_library, "load_trt", made.trt.library)
     monkeypatch.setattr(trt_runner, "find_device", lambda: ORIN)
-    for stage in bundles.STAGES:
+    for stage in STAGES:
         made.write_engine(stage)
     return made
 
@@ -173,7 +174,7 @@ def test_only_what_goes_in_and_what_comes_out_is_copied(
     policy.infer(PICTURE, LONG)
     # four inputs, the actions and the kept tokens
     assert bench.cuda.calls["cudaMemcpyAsync"] == copies
-    assert bench.cuda.calls["cudaGraphLaunch"] == len(bundles.STAGES)
+    assert bench.cuda.calls["cudaGraphLaunch"] == len(STAGES)
     assert bench.cuda.calls["cudaStreamSynchronize"] == 1
 
 
@@ -406,7 +407,7 @@ def test_on_a_gpu(on_gpu: tuple[Path, Path, str]) -> None:
 def test_a_host_chain_runs_stages_in_order(tmp_path: Path) -> None:
     chain = open_chain(write_bundle(tmp_path), bundles.load(tmp_path))
     assert isinstance(chain, HostChain)
-    assert list(chain.runners) == list(bundles.STAGES)
+    assert list(chain.runners) == list(STAGES)
 
 
 def test_engines_of_the_machine_are_found_by_everybody(

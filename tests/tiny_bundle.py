@@ -19,7 +19,8 @@ from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import (
     ActionKind,
     ActionSpec,
-    ImageSpec,
+    CameraSpec,
+    ImagesSpec,
     Manifest,
     PromptSpec,
     StageSpec,
@@ -48,6 +49,7 @@ WORDS = (
 TEMPLATE = "What to do ? {instruction}"
 BUCKETS = (12, 16)
 KINDS = ("delta",) * 6 + ("gripper",)
+ACTION_GUIDED = "action_guided"
 
 IMAGE = TensorSpec("image", "uint8", (1, SIZE, SIZE, 3))
 VISUAL = TensorSpec("visual", "float32", (1, PATCHES, WIDTH))
@@ -88,7 +90,7 @@ def write_bundle(
     decode = rng.normal(size=(WIDTH, HORIZON * dim)) / 4
     stages["action"] = _action(decode, gain)
     if guided:
-        stages[bundles.GUIDED] = _action(decode, gain, guided=True)
+        stages[ACTION_GUIDED] = _action(decode, gain, guided=True)
     for name, model in stages.items():
         onnx.save(model, directory / f"{name}.onnx")
     _tokenizer().save(str(directory / bundles.TOKENIZER))
@@ -105,8 +107,9 @@ def write_bundle(
     made = msgspec.structs.replace(made, action=action)
     if guided:
         inputs = (COGNITION, chunk(NOISE, dim), chunk(KNOWN, dim), WEIGHT)
-        stage = StageSpec(f"{bundles.GUIDED}.onnx", inputs, (chunk(GUIDED_ACTIONS, dim),))
-        made = msgspec.structs.replace(made, stages={**made.stages, bundles.GUIDED: stage})
+        stage = StageSpec(f"{ACTION_GUIDED}.onnx", inputs, (chunk(GUIDED_ACTIONS, dim),))
+        stages = {**made.stages, ACTION_GUIDED: stage}
+        made = msgspec.structs.replace(made, stages=stages, modes=bundles.modes_of(tuple(stages)))
     bundles.write(directory, made)
     return directory
 
@@ -123,7 +126,7 @@ def manifest(dim: int = DIM) -> Manifest:
         created_utc="2026-01-01T00:00:00Z",
         trimvla_version="0.0.0",
         policy={},
-        image=ImageSpec(SIZE),
+        images=ImagesSpec(cameras=(CameraSpec("image"),), size=SIZE, tensor="image"),
         prompt=PromptSpec(TEMPLATE, BOS, (EMPTY, EOS), PAD, BUCKETS),
         action=ActionSpec(HORIZON, dim, 5.0, ("delta",) * (dim - 1) + ("gripper",), "tiny"),
         stages={
@@ -133,6 +136,7 @@ def manifest(dim: int = DIM) -> Manifest:
                 "action.onnx", (COGNITION, chunk(NOISE, dim)), (chunk(ACTIONS, dim),)
             ),
         },
+        modes={"plain": ("vision", "language", "action")},
     )
 
 

@@ -4,12 +4,17 @@ official layout.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from trimvla.export.bundle import BundleRequest, export_policy
+from trimvla.export.inputs import with_action
 from trimvla.policies.cogact.layout import dead_weights, live_weights
 from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.cogact.source import inputs_and_output
 from trimvla.policies.sizes.config import (
     DiffusionConfig,
     HeadConfig,
@@ -19,6 +24,8 @@ from trimvla.policies.sizes.config import (
     PromptConfig,
     VitConfig,
 )
+from trimvla.runtime.bundle.manifest import ActionKind, Manifest
+from trimvla.runtime.bundle.plan import Plan
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -102,3 +109,30 @@ def inputs(cfg: PolicyConfig = TINY, length: int = 12, last: int = 9) -> tuple[t
     ids[:, last] = cfg.prompt.eos_id
     ids[:, last + 1 :] = cfg.prompt.pad_id
     return image, ids, torch.tensor([last]), torch.randn(1, head.horizon, head.action_dim)
+
+
+def export_cogact(
+    policy: CogAct,
+    plan: Plan,
+    statistics: Mapping[str, Any],
+    tokenizer: Path,
+    out: Path,
+    *,
+    statistics_key: str,
+    control_hz: float,
+    kinds: Sequence[ActionKind] | None = None,
+    **options: Any,
+) -> Manifest:
+    """`export_policy` of a CogACT with the inputs and output that its family describes."""
+    described = inputs_and_output(policy.cfg, statistics_key)
+    return export_policy(
+        BundleRequest(
+            policy=policy,
+            described=with_action(described, control_hz, kinds),
+            plan=plan,
+            statistics=statistics,
+            tokenizer=tokenizer,
+            out=out,
+            **options,
+        )
+    )

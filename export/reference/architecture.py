@@ -7,6 +7,7 @@ The official checkpoint does not hold its own sizes; a reference directory state
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from trimvla.policies.sizes.config import (
@@ -20,6 +21,7 @@ from trimvla.policies.sizes.config import (
     VitConfig,
 )
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.text_files import read_json
 
 ENCODERS = ("dino", "siglip")  # channel order of the concatenated features
 ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "silu": "silu"}
@@ -34,6 +36,15 @@ FIXED = (
 )
 
 Section = Mapping[str, Any]
+
+
+def read_architecture(directory: Path) -> dict[str, Any]:
+    """`architecture.json` of a reference directory, of any family. Raises ConfigError."""
+    path = directory / "architecture.json"
+    found = read_json(path, "the sizes of a reference policy")
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: expected an object, got {type(found).__name__}")
+    return found
 
 
 def policy_config(architecture: Section) -> PolicyConfig:

@@ -6,27 +6,22 @@ nothing.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trimvla.export.compare import Value
-from trimvla.export.reference.architecture import policy_config
+from trimvla.export.reference.architecture import policy_config, read_architecture
 from trimvla.export.reference.planned_stages import PlannedStages, TorchStages
 from trimvla.policies.cogact.checkpoint import load_official
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.diffusion import DdimStep, ddim_steps
 from trimvla.policies.nn.vision import Vit
 from trimvla.runtime.errors import ConfigError
-
-Values = Iterator[tuple[str, Value]]
 
 RUN = re.compile(r"ddim(\d+)_cfg([\d.]+)")
 
@@ -44,6 +39,11 @@ class Reference:
     """What runs the stages."""
     left_out: frozenset[str] = frozenset()
     """Stored arrays that are not compared."""
+
+    @property
+    def backend(self) -> str:
+        """What runs the stages, for the report."""
+        return self.stages.backend
 
     @property
     def keys(self) -> list[str]:
@@ -104,7 +104,7 @@ def open_reference(directory: Path | str) -> Reference:
         ConfigError, CheckpointError: one of them is missing or does not fit.
     """
     directory = Path(directory)
-    policy = load_official(directory, policy_config(_read_json(directory / "architecture.json")))
+    policy = load_official(directory, policy_config(read_architecture(directory)))
     try:
         arrays = np.load(directory / "reference.npz", allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -112,10 +112,3 @@ def open_reference(directory: Path | str) -> Reference:
             f"expected an archive of arrays in {directory / 'reference.npz'}, got: {error}"
         ) from error
     return Reference(directory, arrays, policy, TorchStages(policy))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"expected a JSON file in {path}, got: {error}") from error

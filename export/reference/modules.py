@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trimvla.export.reference.directory import Reference, Values
+from trimvla.export.reference.directory import Reference
+from trimvla.export.reference.groups import Values
 from trimvla.policies.nn.diffusion import betas, ddim_trajectory, guided
 from trimvla.policies.nn.dit import frequency_embedding
 

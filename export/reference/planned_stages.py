@@ -17,18 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimvla.export.graphs.stages import (
-    STEP_STAGES,
-    Stage,
-    guidance_scale,
-    stage_spec,
-    stages_under,
-)
+from trimvla.export.graphs.stages import stage_spec
 from trimvla.export.graphs.to_onnx import export_stage
 from trimvla.export.reference.stepper import SamplerStep, trajectory
 from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.cogact.stages import STEP_STAGES, guidance_scale, stages
 from trimvla.policies.nn.cachers import CachedDit
 from trimvla.policies.nn.diffusion import ddim_steps, ddim_trajectory, guided
+from trimvla.policies.stage import Stage
 from trimvla.policies.trimming.trimmed import sampler_steps, trim
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.runtime.backends.runner import Runner, create
@@ -138,7 +134,7 @@ class ExportedStages:
             yield torch.from_numpy(np.asarray(x, np.float32))
 
     def _run(self, name: str, plan: Plan, **inputs: Tensor) -> dict[str, Tensor]:
-        stage = next(stage for stage in stages_under(plan) if stage.name == name)
+        stage = next(stage for stage in stages(self.policy.cfg, plan) if stage.name == name)
         outputs = self._runner(stage, plan).run(
             {key: value.numpy() for key, value in inputs.items()}
         )

@@ -16,13 +16,16 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from trimvla.export.graphs.stages import prompt_spec
-from trimvla.export.reference.directory import Reference, Values
+from trimvla.export.reference.directory import Reference
+from trimvla.export.reference.groups import Values
+from trimvla.policies.cogact.source import inputs_and_output
 from trimvla.runtime.bundle.action_statistics import load_statistics
 from trimvla.runtime.bundle.plan import Plan
+from trimvla.runtime.bundle.scale import binarise, unnormalise
 from trimvla.runtime.chunks.ensemble import AdaptiveEnsemble
-from trimvla.runtime.inference.preprocess import Prompter, binarise, resize, unnormalise
 from trimvla.runtime.inference.simpler_adapter import Robot, SimplerAdapter
+from trimvla.runtime.preprocess.letterbox import resize
+from trimvla.runtime.preprocess.prompts import Prompter
 
 RAW = {
     "raw_world_vector": "world_vector",
@@ -46,7 +49,7 @@ def square_image(ref: Reference, key: str) -> Tensor:
 
 def prompt(ref: Reference) -> Values:
     """Stored ids -> text -> instruction -> ids."""
-    prompter = Prompter.load(ref.tokenizer, prompt_spec(ref.policy.cfg))
+    prompter = Prompter.load(ref.tokenizer, inputs_and_output(ref.policy.cfg, "").prompt)
     yield "in/input_ids", prompt_again(ref, prompter, ref.array("in/input_ids"))
     if "batch/input_ids" in ref.arrays:
         stored = ref.array("batch/input_ids")

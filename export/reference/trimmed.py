@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimvla.export.reference.directory import Reference, Values
+from trimvla.export.reference.directory import Reference
+from trimvla.export.reference.groups import Values
 from trimvla.export.reference.runtime import in_units, square_image
 from trimvla.policies.nn.cachers import every
 from trimvla.policies.trimming.calibrate import measure
@@ -25,8 +26,8 @@ from trimvla.policies.trimming.tokens import diversity, efficientvla_groups, min
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
+from trimvla.runtime.bundle.scale import binarise
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.inference.preprocess import binarise
 
 READING = re.compile(r"evla/(attn[12])(?:/(text|text_nolast2))?(?:/(hid|proj))?(?:/K(\d+))?/[^/]+")
 SOURCES: dict[str, Literal["previous", "next"]] = {"attn1": "previous", "attn2": "next"}

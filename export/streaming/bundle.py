@@ -10,7 +10,7 @@ whole (`slice_proof`).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,26 +19,19 @@ from typing import Any
 
 import msgspec
 
-from trimvla.export.bundle import SIX_DELTAS_AND_GRIPPER, described, swap
-from trimvla.export.graphs.stages import stages_under
-from trimvla.export.inputs import (
-    action_spec,
-    check_manifest,
-    check_target,
-    check_tokenizer,
-    stage_specs,
-    statistics_text,
-)
+from trimvla.export.bundle import manifest_of, swap
+from trimvla.export.inputs import check_manifest, check_target, check_tokenizer, statistics_text
 from trimvla.export.parity import Parity
 from trimvla.export.streaming.slice_proof import prove_slice
 from trimvla.export.streaming.weightless import skeleton, stand_in
 from trimvla.export.streaming.writer import Journal, Report, Writer
 from trimvla.policies.cogact.half import DTYPES
+from trimvla.policies.cogact.stages import stages
 from trimvla.policies.cogact.weights import Weights
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.trimming.trimmed import check
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.runtime.bundle.manifest import ActionKind, ActionSpec, Manifest
+from trimvla.runtime.bundle.manifest import InputsAndOutput, Manifest
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import BundleError, ConfigError
 
@@ -53,17 +46,15 @@ class Wanted:
     """What is to be exported: all but the weights.
 
     `precision` is a key of `half.DTYPES`, `tokenizer` the content of `tokenizer.json`; the rest as
-    in `bundle.export_policy`. ConfigError or BundleError where one of them does not fit the policy.
+    in `bundle.BundleRequest`. ConfigError or BundleError where one of them does not fit the policy.
     """
 
     cfg: PolicyConfig
     plan: Plan
     precision: str
+    described: InputsAndOutput
     statistics: Mapping[str, Any]
-    statistics_key: str
     tokenizer: str
-    control_hz: float
-    kinds: Sequence[ActionKind] = SIX_DELTAS_AND_GRIPPER
 
     def __post_init__(self) -> None:
         if self.precision not in DTYPES:
@@ -71,24 +62,18 @@ class Wanted:
                 f"expected one of {list(DTYPES)} for 'precision', got {self.precision!r}"
             )
         check(self.plan, self.cfg)
-        check_tokenizer(self.tokenizer, self.cfg, "tokenizer")
-        statistics_text(self.statistics, self.statistics_key, self.action)
+        check_tokenizer(self.tokenizer, self.described.prompt, "tokenizer")
+        statistics_text(self.statistics, self.described)
         check_manifest(self.manifest("unnamed", None))
-
-    @property
-    def action(self) -> ActionSpec:
-        """The manifest's words about actions."""
-        return action_spec(self.cfg, self.control_hz, self.kinds, self.statistics_key)
 
     def manifest(self, name: str, created_utc: str | None) -> Manifest:
         """The manifest, without its table of files and its parity report."""
-        return described(
+        return manifest_of(
             self.cfg,
             self.plan,
+            self.described,
             name=name,
             precision=self.precision,
-            action=self.action,
-            stages=stage_specs(self.cfg, self.plan),
             created_utc=created_utc,
         )
 
@@ -178,7 +163,7 @@ def partial_directory(
 
 def _write_texts(wanted: Wanted, directory: Path) -> None:
     (directory / bundles.TOKENIZER).write_text(wanted.tokenizer, encoding="utf-8")
-    scales = statistics_text(wanted.statistics, wanted.statistics_key, wanted.action)
+    scales = statistics_text(wanted.statistics, wanted.described)
     (directory / bundles.STATISTICS).write_text(scales, encoding="utf-8")
 
 
@@ -204,7 +189,7 @@ def write_stages(wanted: Wanted, directory: Path, writer: Writer) -> None:
     weights.
     """
     policy = stand_in(wanted.cfg, wanted.plan, DTYPES[wanted.precision])
-    for stage in stages_under(wanted.plan):
+    for stage in stages(wanted.cfg, wanted.plan):
         path = directory / f"{stage.name}.onnx"
         data = path.with_name(f"{path.name}.data")
         if path.exists():

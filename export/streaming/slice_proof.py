@@ -20,16 +20,18 @@ import torch
 from torch import Tensor
 
 from trimvla.export.compare import Comparison, LowerComparison, ScaledComparison, report
-from trimvla.export.graphs.stages import Stage, example_inputs, stage_spec, stages_under
+from trimvla.export.graphs.stages import stage_spec
 from trimvla.export.parity import Parity
 from trimvla.export.streaming.weightless import skeleton, stand_in
 from trimvla.export.streaming.writer import Journal, Writer
-from trimvla.export.verify import LIMITS, as_arrays, shared, tolerances
+from trimvla.export.verify import LIMITS, as_arrays, limit_of, shared, tolerances
 from trimvla.policies.cogact.half import DTYPES, in_precision
 from trimvla.policies.cogact.layout import build_meta
 from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.cogact.stages import example_inputs, stages
 from trimvla.policies.cogact.weights import Weights
 from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.stage import Stage
 from trimvla.policies.trimming.kept import part_of
 from trimvla.policies.trimming.trimmed import kept_layers, trim
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
@@ -63,7 +65,8 @@ def prove_slice(weights: Weights, cfg: PolicyConfig, plan: Plan, precision: str)
     rows: dict[str, Comparison] = {}
     for name in precisions:
         mine = {
-            output: row_of(output, name, tolerance) for output, tolerance in tolerances(cut).items()
+            output: row_of(output, name, tolerance)
+            for output, tolerance in tolerances(stages(small, cut)).items()
         }
         compare(weights, small, cut, name, mine)
         rows |= {row.group: row for row in mine.values()}
@@ -79,7 +82,7 @@ def row_of(output: str, precision: str, tolerance: float) -> Comparison:
     """
     group = f"{output}, {precision}"
     if precision in LIMITS:
-        return LowerComparison.within(group, LIMITS[precision][output])
+        return LowerComparison.within(group, limit_of(precision, output))
     return ScaledComparison(group, tolerance)
 
 
@@ -131,10 +134,11 @@ def compare(
     policy = stand_in(cfg, plan, DTYPES[precision])
     generator = torch.Generator().manual_seed(0)
     samples = {
-        f"bucket {bucket}": example_inputs(cfg, bucket, generator) for bucket in cfg.prompt.buckets
+        f"bucket {bucket}": example_inputs(cfg, plan, bucket, generator)
+        for bucket in cfg.prompt.buckets
     }
     with TemporaryDirectory(prefix="trimvla-slice-") as folder:
-        for stage in stages_under(plan):
+        for stage in stages(cfg, plan):
             path = Path(folder) / f"{stage.name}.onnx"
             _write(policy, stage, weights, path)
             got = dict(_run(path, cfg, plan, stage, samples))

@@ -15,12 +15,12 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from trimvla.export.graphs.stages import Stage
 from trimvla.export.graphs.to_onnx import quiet_exporter, strip, trace
 from trimvla.policies.cogact.half import in_precision
 from trimvla.policies.cogact.layout import build_meta
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.stage import Stage
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle.plan import Plan
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from trimvla.launch.console import Progress
 from trimvla.runtime.inference.policy import Policy
-from trimvla.sim.actor import Actor
+from trimvla.runtime.inference.policy_like import PolicyLike
 from trimvla.sim.evaluation import rollout
 from trimvla.sim.evaluation.rollout import Round, Setting
 from trimvla.sim.evaluation.success import Outcome
@@ -89,7 +89,7 @@ def read_rounds(path: Path) -> dict[int, Round]:
 
 
 @contextmanager
-def open_all(made: Mapping[str, Path]) -> Iterator[Mapping[str, Actor]]:
+def open_all(made: Mapping[str, Path]) -> Iterator[Mapping[str, PolicyLike]]:
     """All bundles, in a process that plays."""
     actors: dict[str, Policy] = {name: Policy.load(path, threads=1) for name, path in made.items()}
     try:

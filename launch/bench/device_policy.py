@@ -14,14 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trimvla.export.graphs.stages import example_inputs, stages_under
 from trimvla.policies.cogact.compiled import compile_blocks
 from trimvla.policies.cogact.fused import fuse
 from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.cogact.stages import STAGES, example_inputs, stages
 from trimvla.policies.sizes.config import PolicyConfig
-from trimvla.runtime.bundle.manifest import STAGES
+from trimvla.runtime.bundle.plan import Plan
 
 TOTAL = "total"
+NAMES = tuple(stage.name for stage in STAGES)
 WARM_UP = 3  # runs before a capture: kernels are chosen, workspaces allocated
 
 Run = Callable[[], object]
@@ -67,7 +68,7 @@ def random_policy(cfg: PolicyConfig, device: str, dtype: torch.dtype, seed: int 
 
 def device_inputs(cfg: PolicyConfig, device: str, seed: int = 0) -> dict[str, Tensor]:
     """Random stage inputs of the smallest prompt bucket, by tensor name."""
-    made = example_inputs(cfg, cfg.prompt.buckets[0], torch.Generator().manual_seed(seed))
+    made = example_inputs(cfg, Plan(), cfg.prompt.buckets[0], torch.Generator().manual_seed(seed))
     return {name: tensor.to(device) for name, tensor in made.items()}
 
 
@@ -84,14 +85,14 @@ class DevicePolicy:
         policy = fuse(policy) if way.fused else policy
         policy = compile_blocks(policy) if way.compiled else policy
         self._stages = {
-            stage.name: (stage.module(policy), stage) for stage in stages_under(policy.plan)
+            stage.name: (stage.module(policy), stage) for stage in stages(policy.cfg, policy.plan)
         }
         self._tensors = dict(inputs)
         with torch.inference_mode():
             self._run_all()
             # stages' graphs read these places for good; the run of all makes new ones
             self._read = dict(self._tensors)
-            self.runs: dict[str, Run] = {name: self._stage_run(name) for name in STAGES} | {
+            self.runs: dict[str, Run] = {name: self._stage_run(name) for name in NAMES} | {
                 TOTAL: self._run_all
             }
             if way.graph:
@@ -115,7 +116,7 @@ class DevicePolicy:
         return lambda: self._run_stage(name)
 
     def _run_all(self) -> None:
-        for name in STAGES:
+        for name in NAMES:
             self._tensors.update(self._run_stage(name))
 
 

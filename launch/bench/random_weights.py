@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trimvla.export.graphs.stages import example_inputs
 from trimvla.launch.bench import turns as benchmark
 from trimvla.launch.bench.floor import better, floors, measure_machine
 from trimvla.launch.bench.report import MEANING, as_table
@@ -25,11 +24,12 @@ from trimvla.launch.bench.turns import TOTAL, Samples, Subject, timed
 from trimvla.launch.console import Console
 from trimvla.launch.exporting.work import ExportArgs
 from trimvla.launch.exporting.work import run as export
+from trimvla.policies.families import family_of
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.memory import PRECISIONS
 from trimvla.runtime.backends.runner import Runner, create
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.runtime.bundle.manifest import STAGES, Manifest, StageSpec
+from trimvla.runtime.bundle.manifest import PLAIN, Manifest, StageSpec
 
 PLACE = Path("out/random")
 WIDENED = (
@@ -99,10 +99,12 @@ def measure(
     it gave.
     """
     generator = torch.Generator().manual_seed(0)
-    example = example_inputs(cfg, manifest.prompt.buckets[0], generator)
+    example = family_of(cfg).example_inputs(
+        cfg, manifest.plan, manifest.prompt.buckets[0], generator
+    )
     arrays = {name: tensor.numpy() for name, tensor in example.items()}
     total = np.zeros(turns.rounds)
-    for stage in STAGES:
+    for stage in manifest.modes[PLAIN]:
         took = time_stage(directory, manifest, stage, arrays, turns)
         total += took
         yield ("L0", stage), took.tolist()

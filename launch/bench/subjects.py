@@ -14,20 +14,32 @@ import numpy as np
 
 from trimvla.launch.bench.floor import Floor, Machine, floors
 from trimvla.launch.bench.socket_layer import SocketPolicy
-from trimvla.launch.bench.turns import Subject, policy_calls, stage_inputs
+from trimvla.launch.bench.turns import Subject, policy_calls, prompt_length, stage_inputs
 from trimvla.launch.extras import install, missing_module
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import BackendError, CheckpointError, ConfigError
 from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.preprocess.observation import Observation
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What every policy is given: a picture uint8[h, w, 3] and an instruction."""
+    """What every policy is given:
+
+    a picture uint8[h, w, 3] on each of its cameras, an instruction, a state of zeros.
+    """
 
     picture: np.ndarray
     instruction: str
+
+    def of(self, policy: Policy) -> Observation:
+        """As this policy takes it."""
+        manifest = policy.manifest
+        state = None if manifest.state is None else np.zeros(manifest.state.dim)
+        return Observation(
+            dict.fromkeys(manifest.images.names, self.picture), self.instruction, state
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ def open_party(
 
 def own_subject(party: Party, socket: SocketPolicy, backend: str, asked: Asked) -> Subject:
     """The bundle as it runs on a robot: all four layers."""
-    calls = (*policy_calls(party.policy, asked.picture, asked.instruction), socket.turn)
+    calls = (*policy_calls(party.policy, asked.of(party.policy)), socket.turn)
     return Subject(party.name, party.name, backend, party.dense, calls)
 
 
@@ -101,7 +113,7 @@ def named_subjects(
             raise ConfigError(f"expected BUNDLE@BACKEND for --also, got {name!r}")
         party = open_party(bundle, backend, threads, stack)
         reference = party.dense and party.policy.manifest.precision == "float32"
-        calls = policy_calls(party.policy, asked.picture, asked.instruction)
+        calls = policy_calls(party.policy, asked.of(party.policy))
         title = f"{party.name}@{backend}"
         found.append((Subject(title, title, backend, reference, calls), party))
     return found
@@ -154,8 +166,8 @@ def torch_subjects(
     for backend in backends:
         for party, model in zip(parties, models, strict=True):
             twin = on_torch(party.policy, model, backend)
-            check_same(party.policy, twin, asked.picture, asked.instruction)
-            calls = policy_calls(twin, asked.picture, asked.instruction)
+            check_same(party.policy, twin, asked.of(twin))
+            calls = policy_calls(twin, asked.of(twin))
             yield Subject(f"{party.name}@{backend}", party.name, backend, party.dense, calls)
 
 
@@ -169,7 +181,5 @@ def party_floors(party: Party, asked: Asked, machine: Machine) -> dict[str, Floo
     Raises ConfigError where the manifest does not say the sizes.
     """
     manifest = party.policy.manifest
-    prompt = stage_inputs(party.policy, asked.picture, asked.instruction)["language"][
-        "input_ids"
-    ].shape[1]
+    prompt = prompt_length(stage_inputs(party.policy, asked.of(party.policy)))
     return floors(PolicyConfig.from_dict(manifest.policy), manifest.plan, prompt, machine)

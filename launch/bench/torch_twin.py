@@ -18,17 +18,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from trimvla.export.graphs.stages import stages_under
-from trimvla.export.verify import checkpoint_beside
+from trimvla.export.graphs.stages import stages_of
+from trimvla.export.verify import checkpoint_beside, under_plan
 from trimvla.launch.bench.turns import COMPILED
-from trimvla.policies.cogact.model import CogAct
-from trimvla.policies.sizes.config import PolicyConfig
-from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.backends.chain import HostChain
 from trimvla.runtime.backends.runner import check_inputs
 from trimvla.runtime.bundle.manifest import Manifest, StageSpec
-from trimvla.runtime.errors import BackendError, BundleError, CheckpointError
+from trimvla.runtime.errors import BackendError, CheckpointError
 from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.preprocess.observation import Observation
 
 TOLERANCE = 1e-3  # on the raw sample; rounding is 1e-5
 
@@ -75,7 +73,7 @@ class TorchRunner:
         del self._run
 
 
-def load_model(directory: Path, manifest: Manifest, otherwise: Path | None = None) -> CogAct:
+def load_model(directory: Path, manifest: Manifest, otherwise: Path | None = None) -> nn.Module:
     """The torch policy of a bundle, under its plan.
 
     Args:
@@ -94,33 +92,30 @@ def load_model(directory: Path, manifest: Manifest, otherwise: Path | None = Non
         if otherwise is None:
             raise
         dense = checkpoint_beside(otherwise)
-    if PolicyConfig.from_dict(manifest.policy) != dense.cfg:
-        raise BundleError(
-            f"bundle '{directory}': expected the config of policy '{dense.cfg.name}', got another"
-        )
-    return trim(dense, manifest.plan)
+    return under_plan(dense, manifest, directory)
 
 
-def on_torch(policy: Policy, model: CogAct, backend: str) -> Policy:
+def on_torch(policy: Policy, model: nn.Module, backend: str) -> Policy:
     """The policy with torch behind its stages; `model` is its torch twin under the same plan."""
     runners = {
         stage.name: TorchRunner(stage.module(model), policy.manifest.stages[stage.name], backend)
-        for stage in stages_under(policy.manifest.plan)
+        for stage in stages_of(model)
     }
     twin = copy(policy)
     twin.chain = HostChain(runners)
     return twin
 
 
-def check_same(policy: Policy, baseline: Policy, picture: np.ndarray, instruction: str) -> None:
-    """Raise BackendError where the two give different actions: then their times say nothing of each
-    other.
+def check_same(policy: Policy, baseline: Policy, observation: Observation) -> None:
+    """Raise BackendError where the two give different actions:
+
+    then their times say nothing of each other.
     """
-    expected, got = (each.infer(picture, instruction).sample for each in (policy, baseline))
+    expected, got = (each.infer(observation).sample for each in (policy, baseline))
     worst = float(np.abs(got - expected).max())
     if not worst <= TOLERANCE:
         name = policy.manifest.name
-        ran = baseline.describe()["action"]["backend"]
+        ran = next(iter(baseline.describe().values()))["backend"]
         raise BackendError(
             f"{ran}: expected the actions of bundle '{name}' within {TOLERANCE:g}, got {worst:.2g}"
             " apart"

@@ -24,8 +24,9 @@ from trimvla.launch.bench.floor import Floor
 from trimvla.launch.bench.results import BenchRow
 from trimvla.runtime.backends.chain import HostChain
 from trimvla.runtime.backends.runner import Runner
-from trimvla.runtime.bundle.manifest import STAGES
+from trimvla.runtime.bundle.manifest import PLAIN
 from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.preprocess.observation import Observation
 
 TOTAL = "total"
 EAGER = "torch-eager"
@@ -91,11 +92,14 @@ def one_turn(subjects: Sequence[Subject], turn: int) -> Iterator[tuple[str, Time
                 yield subject.name, subject.calls[index](turn)
 
 
-def policy_calls(policy: Policy, picture: np.ndarray, instruction: str) -> tuple[Call, Call]:
-    """L0, and L1 with L2, of a policy for this picture uint8[h, w, 3] and instruction."""
-    inputs = stage_inputs(policy, picture, instruction)
-    stages = {name: partial(policy.runners[name].run, inputs[name]) for name in STAGES}
-    return partial(graphs_alone, stages), partial(whole_policy, policy, picture, instruction)
+def policy_calls(policy: Policy, observation: Observation) -> tuple[Call, Call]:
+    """L0, and L1 with L2, of a policy for this observation."""
+    inputs = stage_inputs(policy, observation)
+    stages = {
+        name: partial(policy.runners[name].run, inputs[name])
+        for name in policy.manifest.modes[PLAIN]
+    }
+    return partial(graphs_alone, stages), partial(whole_policy, policy, observation)
 
 
 def graphs_alone(stages: Mapping[str, Callable[[], object]], turn: int) -> Times:
@@ -104,9 +108,9 @@ def graphs_alone(stages: Mapping[str, Callable[[], object]], turn: int) -> Times
     return {**times, ("L0", TOTAL): sum(times.values())}
 
 
-def whole_policy(policy: Policy, picture: np.ndarray, instruction: str, turn: int) -> Times:
+def whole_policy(policy: Policy, observation: Observation, turn: int) -> Times:
     """L1 and L2, of one call: the policy times its own parts."""
-    parts = dict(policy.infer(picture, instruction, seed=turn).milliseconds)
+    parts = dict(policy.infer(observation, seed=turn).milliseconds)
     whole = parts.pop("total")
     return {
         ("L1", "preprocess"): parts["preprocess"],
@@ -122,15 +126,18 @@ def timed(call: Callable[[], object]) -> float:
     return (time.monotonic_ns() - start) / 1e6
 
 
-def stage_inputs(
-    policy: Policy, picture: np.ndarray, instruction: str
-) -> dict[str, Mapping[str, np.ndarray]]:
+def stage_inputs(policy: Policy, observation: Observation) -> dict[str, Mapping[str, np.ndarray]]:
     """What each stage gets in this policy, by stage and tensor name."""
     twin = copy(policy)
     heard = {name: Listener(runner) for name, runner in policy.runners.items()}
     twin.chain = HostChain(heard)
-    twin.infer(picture, instruction)
+    twin.infer(observation)
     return {name: listener.inputs for name, listener in heard.items()}
+
+
+def prompt_length(inputs: Mapping[str, Mapping[str, np.ndarray]]) -> int:
+    """Ids in the prompt, padding included, of what the stages got."""
+    return next(stage["input_ids"].shape[1] for stage in inputs.values() if "input_ids" in stage)
 
 
 class Listener:

@@ -22,7 +22,7 @@ from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Policy
-from trimvla.sim.actor import EXPERT, noise_shape
+from trimvla.sim.actor import EXPERT, noise_shape, observe
 from trimvla.sim.evaluation.latency import Latency, constant, parse
 from trimvla.sim.evaluation.rollout import Player, Setting
 
@@ -161,13 +161,12 @@ def measure(player: Player, setting: Setting) -> tuple[float, ...]:
         raise ConfigError("expected a bundle for '--latency measured': the expert does not think")
     with closing(setting.make_task()) as opened:
         episode = opened.episode(0, official=opened.official > 0)
-        image = episode.image
-        sentence = episode.instruction
+        observation = observe(episode, player)
         episode.close()
     noise = np.zeros(noise_shape(player), np.float32)
     took = []
     for _ in range(WARMUP + CALLS):
         started = time.perf_counter_ns()
-        player.infer(image, sentence, noise=noise)
+        player.infer(observation, noise=noise)
         took.append((time.perf_counter_ns() - started) / 1e6)
     return tuple(round(ms, 3) for ms in took[WARMUP:])

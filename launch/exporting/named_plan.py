@@ -7,15 +7,16 @@ the plan in a bundle's manifest the selector itself must be named. Knows plans; 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.families import parse_config
 from trimvla.policies.trimming.own import use_selector
 from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.bundle.plan import Plan, load_plan
 from trimvla.runtime.errors import ConfigError
 
 
-def named_plan(path: Path | None, cfg: PolicyConfig) -> Plan:
+def named_plan(path: Path | None, cfg: Any) -> Plan:  # noqa: ANN401
     """The plan at this path, for this policy; without one, everything is kept.
 
     Raises ConfigError for what is no plan, or a selector that is not to be had or does not work.
@@ -23,8 +24,14 @@ def named_plan(path: Path | None, cfg: PolicyConfig) -> Plan:
     if path is None:
         return Plan()
     plan = load_plan(path)
-    use_selector(plan.tokens, cfg.patches, f"{path}: tokens.selector")
+    if plan.tokens is not None:
+        use_selector(plan.tokens, visual_tokens(cfg), f"{path}: tokens.selector")
     return plan
+
+
+def visual_tokens(cfg: Any) -> int:  # noqa: ANN401
+    """Visual tokens in a policy's sequence, of all its cameras."""
+    return getattr(cfg, "patches", None) or cfg.visual_tokens
 
 
 def use_named_selector(selector: str | None, manifest: Manifest) -> None:
@@ -39,4 +46,4 @@ def use_named_selector(selector: str | None, manifest: Manifest) -> None:
         named = "none" if tokens is None else repr(tokens.selector)
         words = f"the token selector of bundle '{manifest.name}', {named}"
         raise ConfigError(f"expected {words}, for --selector, got {selector!r}")
-    use_selector(tokens, PolicyConfig.from_dict(manifest.policy).patches, "--selector")
+    use_selector(tokens, visual_tokens(parse_config(manifest.policy)), "--selector")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
+from trimvla.runtime.bundle.manifest import ActionKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,16 @@ class ExportOptions(Options):
     cache_interval: int = 1
     """Likewise: run the head's blocks at every n-th DDIM step only."""
 
-    control_hz: float = 5.0
-    """Rows of an action chunk per second (5 for the tabletop and WidowX, 3 for the Google
-    robot).
+    control_hz: float | None = None
+    """Rows of an action chunk per second (default: as the family's robots have it; 5 for the
+    tabletop
+    and WidowX, 3 for the Google robot).
+    """
+
+    kinds: tuple[ActionKind, ...] | None = None
+    """What each action dimension means to the robot: delta, absolute, velocity or gripper, one word
+    a
+    dimension (default: as the family has it).
     """
 
     guided: bool = False

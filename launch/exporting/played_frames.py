@@ -20,7 +20,7 @@ from trimvla.policies.trimming.calibrate import Calibration, calibration_of
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Policy
-from trimvla.runtime.inference.preprocess import resize
+from trimvla.runtime.preprocess.letterbox import resize
 from trimvla.sim.actor import EXPERT
 from trimvla.sim.episodes import Episode, Task, make_task
 from trimvla.sim.evaluation.rollout import Player, Setting, run_episode

@@ -1,23 +1,27 @@
-"""Where a policy comes from: a run folder, a bundle with its checkpoint beside it, or an official
-checkpoint.
+"""Where a policy comes from: a run folder, a bundle with its checkpoint beside it, or a checkpoint
+of
+any family as its makers publish it, recognised by its files.
 
-Knows files and presets; decides nothing about what is made of the policy.
+Knows places and asks the table of families; decides nothing about what is made of the policy.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from trimvla.export.verify import checkpoint_beside
-from trimvla.policies.cogact import checkpoint
-from trimvla.policies.cogact.model import CogAct
-from trimvla.policies.sizes.config import PRESETS
+from torch import nn
+
+from trimvla.export.verify import beside
+from trimvla.policies.checkpoint import Checkpoint
+from trimvla.policies.families import Family, family_of, recognise
+from trimvla.policies.own_file import OwnWeights, build_own, open_own
+from trimvla.policies.statistics import read_openvla
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import ConfigError
 
 WEIGHTS = "policy.safetensors"
 TOKENIZER = "tokenizer.json"
-STATISTICS = ("statistics.json", "dataset_statistics.json")  # ours, and the official layout's
+STATISTICS = ("statistics.json", "dataset_statistics.json")  # ours, and OpenVLA's
 
 
 def find_source(source: Path) -> Path:
@@ -30,34 +34,111 @@ def is_official(source: Path) -> bool:
     return not (source / WEIGHTS).exists() and not (source / bundles.MANIFEST).exists()
 
 
-def load_policy(source: Path, preset: str | None, name: str | None = None) -> CogAct:
-    """The torch policy of the source; `name` is that of the .pt file, where an official checkpoint
-    has several.
+def open_source(
+    source: Path,
+    *,
+    preset: str | None = None,
+    checkpoint: str | None = None,
+    statistics_key: str | None = None,
+    tokenizer: Path | None = None,
+) -> Checkpoint:
+    """The checkpoint of a source, opened and checked; nothing large is read.
+
+    Args:
+        source: a folder, see `find_source`.
+        preset: sizes, where a checkpoint does not hold its own.
+        checkpoint: name of the file of weights, where there are several.
+        statistics_key: which data set, where there are several.
+        tokenizer: `tokenizer.json`, where it does not lie in the source.
 
     Raises:
-        ConfigError: an official checkpoint without a known preset.
+        ConfigError: no known checkpoint, with what was looked for; no preset, statistics or key.
         CheckpointError: weights that are missing, unknown or of another shape.
     """
-    if (source / WEIGHTS).exists():
-        return checkpoint.load(source / WEIGHTS)
     if not is_official(source):
-        return checkpoint_beside(source)
-    return checkpoint.load_official(source, PRESETS[check_preset(source, preset)], name=name)
-
-
-def check_preset(source: Path, preset: str | None) -> str:
-    """The preset that an official checkpoint needs; ConfigError where it is not known."""
-    if preset not in PRESETS:
+        return _own_checkpoint(source, statistics_key, tokenizer)
+    family = official_family(source)
+    if checkpoint is not None and not family.several_checkpoints:
         raise ConfigError(
-            f"{source}: no {WEIGHTS}, so an official checkpoint: expected --preset as one of "
-            f"{sorted(PRESETS)}, got {preset!r}"
+            f"expected no --checkpoint for family '{family.name}', got {checkpoint!r}"
         )
-    return preset
+    named = {"checkpoint": checkpoint} if family.several_checkpoints else {}
+    return family.open_checkpoint(
+        source, preset=preset, statistics_key=statistics_key, tokenizer=tokenizer, **named
+    )
+
+
+def official_family(source: Path) -> Family:
+    """Whose checkpoint a folder holds. ConfigError says what was looked for."""
+    try:
+        return recognise(source)
+    except ConfigError as error:
+        ours = f"our own: {WEIGHTS} of a run, or {bundles.MANIFEST} of a bundle"
+        raise ConfigError(f"{error}; {ours}") from None
+
+
+def build_policy(opened: Checkpoint) -> nn.Module:
+    """The dense policy of an opened checkpoint, in float32 on the CPU.
+
+    CheckpointError where weights do not fit.
+    """
+    if isinstance(opened.weights, OwnWeights):
+        return build_own(opened.cfg, opened.weights, opened.directory)
+    return family_of(opened.cfg).build(opened.cfg, opened.weights)
+
+
+def load_policy(source: Path, preset: str | None, name: str | None = None) -> nn.Module:
+    """The torch policy of a source; `name` is that of the file of weights, where there are several.
+
+    Raises what `open_source` and `build_policy` raise; statistics are not asked for where they are
+    ours.
+    """
+    if is_official(source):
+        key = any_key(source)
+        return build_policy(open_source(source, preset=preset, checkpoint=name, statistics_key=key))
+    path = own_weights(source)
+    cfg, weights = open_own(path)
+    return build_own(cfg, weights, path)
+
+
+def any_key(source: Path) -> str | None:
+    """A data set's name, for whoever needs no statistics."""
+    path = next((source / name for name in STATISTICS if (source / name).is_file()), None)
+    if path is None:
+        return None
+    from trimvla.runtime.bundle.action_statistics import read_table
+
+    return min(read_table(path, error=ConfigError))
 
 
 def find_statistics(source: Path) -> Path:
-    """The file of action statistics by dataset. Raises ConfigError where the source has none."""
+    """The file of statistics by data set. Raises ConfigError where the source has none."""
     for name in STATISTICS:
         if (source / name).exists():
             return source / name
     raise ConfigError(f"{source}: expected {' or '.join(STATISTICS)}, got neither")
+
+
+def own_weights(source: Path) -> Path:
+    """The weights of a run folder, or those beside a bundle.
+
+    CheckpointError where there are none.
+    """
+    return source / WEIGHTS if (source / WEIGHTS).exists() else beside(source)
+
+
+def _own_checkpoint(source: Path, statistics_key: str | None, tokenizer: Path | None) -> Checkpoint:
+    statistics = read_openvla(find_statistics(source), statistics_key)
+    path = own_weights(source)
+    cfg, weights = open_own(path)
+    found = tokenizer or source / TOKENIZER
+    return Checkpoint(
+        cfg=cfg,
+        weights=weights,
+        statistics=statistics.features,
+        statistics_key=statistics.key,
+        statistics_file=statistics.where,
+        tokenizer=found if found.is_file() or tokenizer is not None else None,
+        cameras=tuple(getattr(cfg, "cameras", ())),
+        directory=source,
+    )

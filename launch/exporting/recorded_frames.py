@@ -18,7 +18,7 @@ from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.trimming.calibrate import Calibration, calibration_of
 from trimvla.runtime.bus.messages import Frame, Task
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.inference.preprocess import resize
+from trimvla.runtime.preprocess.letterbox import resize
 from trimvla.runtime.record.recording import Recording
 
 Sample = tuple[np.ndarray, str]

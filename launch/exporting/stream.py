@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from pathlib import Path
 
-from trimvla.export.bundle import SIX_DELTAS_AND_GRIPPER
-from trimvla.export.inputs import action_spec, read_tokenizer
+from trimvla.export.inputs import read_tokenizer, with_action
 from trimvla.export.streaming.bundle import Wanted, export_streamed
 from trimvla.export.streaming.placeholders import KEY, placeholder_statistics, placeholder_tokenizer
 from trimvla.export.streaming.writer import Report
@@ -21,14 +19,15 @@ from trimvla.launch.exporting.named_plan import named_plan
 from trimvla.launch.exporting.options import ExportOptions
 from trimvla.launch.exporting.parity_table import as_table
 from trimvla.launch.exporting.results import StreamedResult, parity_of
+from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.cogact.half import DTYPES
-from trimvla.policies.cogact.weights import CheckpointWeights, RandomWeights, Weights
-from trimvla.policies.sizes.config import PolicyConfig, find_preset
+from trimvla.policies.cogact.source import inputs_and_output
+from trimvla.policies.cogact.weights import RandomWeights, Weights
+from trimvla.policies.families import family_of, find_preset
+from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import shape_of
 from trimvla.policies.sizes.memory import plan_memory, precision_named
 from trimvla.policies.trimming.plan_by_size import plan_by_sizes
-from trimvla.runtime.bundle.action_statistics import chosen, read_table
-from trimvla.runtime.bundle.manifest import ActionSpec
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.errors import ConfigError
 
@@ -90,18 +89,22 @@ def streamed_precision(text: str) -> str:
 def random_source(args: ExportOptions) -> tuple[Weights, Wanted]:
     """Random weights, a plan by sizes, and placeholders for what a checkpoint would bring."""
     cfg = find_preset(args.preset or "")
+    family = family_of(cfg)
+    if family.lend_weights is None:
+        raise ConfigError(
+            f"expected a preset of a family that is streamed, got one of '{family.name}'"
+        )
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     plan = named_plan(args.plan, cfg) if args.plan else counted_plan(args, cfg, now)
+    described = with_action(inputs_and_output(cfg, KEY), args.control_hz, args.kinds)
+    given = read_tokenizer(args.tokenizer, described.prompt, family) if args.tokenizer else None
     wanted = Wanted(
         cfg,
         plan,
         streamed_precision(args.dtype),
+        described=described,
         statistics=placeholder_statistics(cfg),
-        statistics_key=KEY,
-        tokenizer=read_tokenizer(args.tokenizer, cfg)
-        if args.tokenizer
-        else placeholder_tokenizer(cfg.prompt),
-        control_hz=args.control_hz,
+        tokenizer=given or placeholder_tokenizer(cfg.prompt),
     )
     return RandomWeights(cfg, args.seed), wanted
 
@@ -118,47 +121,22 @@ def counted_plan(args: ExportOptions, cfg: PolicyConfig, created_utc: str) -> Pl
     )
 
 
-def official_source(
-    args: ExportOptions, directory: Path, cfg: PolicyConfig, statistics: Path, tokenizer: Path
-) -> tuple[Weights, Wanted]:
-    """An official checkpoint, mapped, with its own statistics and tokenizer."""
-    table = read_table(statistics, error=ConfigError)
-    key = choose_key(table, args.statistics_key)
-    chosen(
-        table,
-        key,
-        default_actions(cfg, args.control_hz, key),
-        where=str(statistics),
-        error=ConfigError,
-    )
+def official_source(args: ExportOptions, opened: Checkpoint) -> tuple[Weights, Wanted]:
+    """A published checkpoint, mapped, with its own statistics and tokenizer."""
+    cfg = opened.cfg
+    family = family_of(cfg)
+    plan = named_plan(args.plan, cfg)
+    described = with_action(family.describe(opened, plan), args.control_hz, args.kinds)
     wanted = Wanted(
         cfg,
-        named_plan(args.plan, cfg),
+        plan,
         streamed_precision(args.dtype),
-        statistics=table,
-        statistics_key=key,
-        tokenizer=read_tokenizer(tokenizer, cfg),
-        control_hz=args.control_hz,
+        described=described,
+        statistics=opened.table,
+        tokenizer=read_tokenizer(opened.tokenizer, described.prompt, family),
     )
-    return CheckpointWeights(directory, cfg, args.checkpoint), wanted
-
-
-def default_actions(cfg: PolicyConfig, control_hz: float, key: str) -> ActionSpec:
-    """The actions of what this verb exports: six deltas and a gripper."""
-    return action_spec(cfg, control_hz, SIX_DELTAS_AND_GRIPPER, key)
-
-
-def choose_key(statistics: Iterable[str], asked: str | None) -> str:
-    """The dataset that is meant.
-
-    Raises ConfigError where it is unknown or not said among several.
-    """
-    keys = sorted(statistics)
-    if asked is None and len(keys) == 1:
-        return keys[0]
-    if asked not in keys:
-        raise ConfigError(f"expected --statistics-key as one of {keys}, got {asked!r}")
-    return asked
+    assert family.lend_weights is not None
+    return family.lend_weights(opened.directory, cfg, args.checkpoint), wanted
 
 
 @contextmanager

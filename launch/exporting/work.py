@@ -10,11 +10,12 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
-from trimvla.export.bundle import export_policy
-from trimvla.export.inputs import check_target
+from trimvla.export.bundle import BundleRequest, export_policy
+from trimvla.export.inputs import check_target, with_action
 from trimvla.export.precision.table import PRECISIONS, precision_named
 from trimvla.launch.console import progress_bar
 from trimvla.launch.exporting.calibration import find_calibration
@@ -24,24 +25,22 @@ from trimvla.launch.exporting.parity_table import as_table
 from trimvla.launch.exporting.policy_source import (
     TOKENIZER,
     WEIGHTS,
-    check_preset,
+    build_policy,
     find_source,
-    find_statistics,
     is_official,
-    load_policy,
+    open_source,
 )
 from trimvla.launch.exporting.results import ExportResult, StreamedResult, parity_of
 from trimvla.launch.exporting.stream import (
-    choose_key,
-    default_actions,
     official_source,
     random_source,
     run_streamed,
 )
 from trimvla.launch.exporting.unwinding import unwinding
-from trimvla.policies.sizes.config import PRESETS, PolicyConfig
+from trimvla.policies.checkpoint import Checkpoint
+from trimvla.policies.families import family_of
 from trimvla.policies.trimming.calibrate import Calibration
-from trimvla.runtime.bundle.action_statistics import chosen, read_table
+from trimvla.runtime.bundle.action_statistics import chosen
 from trimvla.runtime.errors import ConfigError
 
 
@@ -87,38 +86,50 @@ def export(args: ExportArgs) -> ExportResult | StreamedResult:
     if args.source is None:
         return run_streamed(args, *random_source(args))
     source = find_source(args.source)
-    statistics = find_statistics(source)
     check_target(args.out, args.overwrite)
-    if is_official(source):
-        cfg = PRESETS[check_preset(source, args.preset)]
-        parts = official_source(args, source, cfg, statistics, args.tokenizer or source / TOKENIZER)
-        return run_streamed(args, *parts)
-    table = read_table(statistics, error=ConfigError)
-    key = choose_key(table, args.statistics_key)
+    opened = open_source(
+        source,
+        preset=args.preset,
+        checkpoint=args.checkpoint,
+        statistics_key=args.statistics_key,
+        tokenizer=args.tokenizer,
+    )
+    if is_official(source) and family_of(opened.cfg).lend_weights is not None:
+        return run_streamed(args, *official_source(args, opened))
     weights = WeightsBeside(source / WEIGHTS, args.out.with_name(f"{args.out.name}.safetensors"))
     weights.check(args.overwrite)
     with progress_bar() as progress:
         progress.add_task("exporting and comparing with torch", total=None)
-        policy = load_policy(source, args.preset, args.checkpoint)
-        actions = default_actions(policy.cfg, args.control_hz, key)
-        chosen(table, key, actions, where=str(statistics), error=ConfigError)
-        manifest = export_policy(
-            policy,
-            named_plan(args.plan, policy.cfg),
-            table,
-            args.tokenizer or source / TOKENIZER,
-            args.out,
-            statistics_key=key,
-            control_hz=args.control_hz,
-            precision=args.dtype,
-            calibration=calibration_for(args, source, policy.cfg),
-            overwrite=args.overwrite,
-            guided=args.guided,
-        )
+        manifest = export_policy(bundle_request(args, source, opened))
     weights.copy()
     parity = parity_of(manifest)
     args.console().print(as_table(parity))
     return ExportResult(ok=True, bundle=args.out, parity=parity, bytes=size(args.out))
+
+
+def bundle_request(args: ExportArgs, source: Path, opened: Checkpoint) -> BundleRequest:
+    """What is exported of an opened checkpoint.
+
+    Raises ConfigError where statistics or frames do not fit.
+    """
+    plan = named_plan(args.plan, opened.cfg)
+    described = with_action(
+        family_of(opened.cfg).describe(opened, plan), args.control_hz, args.kinds
+    )
+    key = opened.statistics_key
+    chosen(opened.table, key, described.action, where=opened.statistics_file, error=ConfigError)
+    return BundleRequest(
+        policy=build_policy(opened),
+        described=described,
+        plan=plan,
+        statistics=opened.table,
+        tokenizer=opened.tokenizer,
+        out=args.out,
+        precision=args.dtype,
+        calibration=calibration_for(args, source, opened.cfg),
+        overwrite=args.overwrite,
+        guided=args.guided,
+    )
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,7 @@ class WeightsBeside:
             Path(partial).unlink(missing_ok=True)
 
 
-def calibration_for(args: ExportArgs, source: Path, cfg: PolicyConfig) -> Calibration | None:
+def calibration_for(args: ExportArgs, source: Path, cfg: Any) -> Calibration | None:  # noqa: ANN401
     """Frames, if the precision needs them. Raises ConfigError where there are none."""
     if not PRECISIONS[precision_named(args.dtype)].calibrated:
         return None

@@ -6,7 +6,7 @@ would not fit, and the page is as high as it needs to be. Knows no policy and no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,10 +41,11 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 class CallStory:
     """What one call used, and what it took.
 
-    `kept` int64[K]: raster indices in a `grid` x `grid` of patches.
+    `kept` int64[K]: raster indices in a `grid` x `grid` of patches, one camera after the other.
     """
 
-    image: NDArray[np.uint8]
+    images: Mapping[str, NDArray[np.uint8]]
+    """By camera, in the policy's order."""
     instruction: str
     bundle: str
     grid: int
@@ -56,6 +57,25 @@ class CallStory:
     milliseconds: dict[str, float]
     same: bool | None
     """Whether the actions are those that were recorded; None where nothing was."""
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of all cameras."""
+        return len(self.images) * self.grid**2
+
+    def marked(self, side: int | None = None) -> dict[str, NDArray[np.uint8]]:
+        """Every camera's image under its kept tokens."""
+        size = self.grid**2
+        return {
+            camera: kept_over_image(
+                image, self.kept[self.kept // size == place] % size, self.grid, *_given(side)
+            )
+            for place, (camera, image) in enumerate(self.images.items())
+        }
+
+
+def _given(side: int | None) -> tuple[int, ...]:
+    return () if side is None else (side,)
 
 
 @dataclass(frozen=True)
@@ -127,7 +147,7 @@ def describe(story: CallStory) -> list[str]:
     reuse = ", the others reuse" if len(story.recompute) < story.steps else ""
     lines = [
         f"{story.bundle}: {story.instruction}",
-        f"visual tokens   {len(story.kept)} of {story.grid**2}",
+        f"visual tokens   {len(story.kept)} of {story.tokens}",
         f"language layers {len(story.layers)} of {story.all_layers}",
         f"sampler steps   {len(story.recompute)} computed of {story.steps}{reuse}",
         *(f"{name:<15} {value:.1f} ms" for name, value in story.milliseconds.items()),
@@ -141,15 +161,18 @@ def describe(story: CallStory) -> list[str]:
 def draw(story: CallStory) -> Image.Image:
     """The picture of the call."""
     page = lay_out(story)
-    size = (SIDE + PANEL + 3 * MARGIN, page.height)
-    image = Image.new("RGB", size, PAPER)
-    seen = Image.fromarray(kept_over_image(story.image, story.kept, story.grid, SIDE))
-    image.paste(seen.resize((SIDE, SIDE), Image.Resampling.NEAREST), (MARGIN, MARGIN))
+    count = len(story.images)
+    image = Image.new("RGB", (count * (SIDE + MARGIN) + PANEL + 2 * MARGIN, page.height), PAPER)
+    for place, marked in enumerate(story.marked(SIDE).values()):
+        seen = Image.fromarray(marked).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+        image.paste(seen, (MARGIN + place * (SIDE + MARGIN), MARGIN))
+    shift = (count - 1) * (SIDE + MARGIN)
     pen = ImageDraw.Draw(image)
     for box, colour in page.boxes:
-        pen.rectangle(box, colour)
+        left, top, right, bottom = box
+        pen.rectangle((left + shift, top, right + shift, bottom), colour)
     for text in page.texts:
-        pen.text((text.left, text.top), text.text, INK, page.font)
+        pen.text((text.left + shift, text.top), text.text, INK, page.font)
     return image
 
 

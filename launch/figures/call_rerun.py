@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from trimvla.launch.extras import install, missing_module
 from trimvla.launch.figures.call_picture import CallStory, describe
-from trimvla.launch.figures.kept_tokens import kept_over_image
 from trimvla.runtime.errors import ConfigError
 
 
@@ -29,8 +28,10 @@ def write(path: Path, story: CallStory, actions: NDArray[np.float64]) -> None:
         stream.save(path)
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"{path}: cannot write the Rerun recording: {error}") from None
-    stream.log("camera/seen", rr.Image(story.image))
-    stream.log("camera/kept", rr.Image(kept_over_image(story.image, story.kept, story.grid)))
+    for camera, marked in story.marked().items():
+        place = f"camera/{camera}" if len(story.images) > 1 else "camera"
+        stream.log(f"{place}/seen", rr.Image(story.images[camera]))
+        stream.log(f"{place}/kept", rr.Image(marked))
     stream.log("story", rr.TextDocument("\n".join(describe(story))))
     stream.log("milliseconds", rr.BarChart(np.array(list(story.milliseconds.values()))))
     for row, action in enumerate(actions):

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trimvla.launch.figures import style
-from trimvla.runtime.bundle.manifest import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TOTAL = "total"
+STAGES = ("vision", "language", "action")  # of the policies that are measured
 NAME = 34  # letters of a row's name in a line
 BAR = 0.6  # of a row's height
 ROOM = 1.1  # of the longest bar, for the number behind it

@@ -30,8 +30,11 @@ from trimvla.runtime.bus.topics import COLOR, KIB, MIB, REPORT, TOPICS, Topic
 ROOT = Path(__file__).parents[2]
 MANIFEST_TYPES = (
     manifest_types.Manifest,
-    manifest_types.ImageSpec,
+    manifest_types.ImagesSpec,
+    manifest_types.CameraSpec,
     manifest_types.PromptSpec,
+    manifest_types.StateSpec,
+    manifest_types.FlowSpec,
     manifest_types.ActionSpec,
     manifest_types.StageSpec,
     manifest_types.TensorSpec,

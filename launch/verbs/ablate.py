@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tyro.conf import Positional
 
-from trimvla.export.bundle import export_policy
+from trimvla.export.bundle import BundleRequest, described_by, export_policy
 from trimvla.export.verify import checkpoint_beside
 from trimvla.launch import tables
 from trimvla.launch.ablation.play import play
@@ -290,6 +290,8 @@ def make_some(args: Args, origin: Origin, rows: Sequence[Row]) -> Iterator[tuple
     """Some rows' bundles, in a process of its own."""
     torch.set_num_threads(1)
     policy = checkpoint_beside(origin.dense)
+    if not isinstance(policy, CogAct):
+        raise ConfigError("expected a bundle of the CogACT shape, whose plans this verb knows")
     for row in rows:
         yield (
             row.name,
@@ -307,17 +309,16 @@ def make_bundle(args: Args, row: Row, origin: Origin, policy: CogAct) -> Path:
         policy, origin.data, request(row, args.amounts(row), steps, args.draw), time_stamp()
     )
     if not (directory.exists() and same(plan, bundles.load(directory).plan)):
-        statistics = read_table(dense / bundles.STATISTICS)
-        export_policy(
-            policy,
-            plan,
-            statistics,
-            dense / bundles.TOKENIZER,
-            directory,
-            statistics_key=source.action.statistics_key,
-            control_hz=source.action.control_hz,
+        wanted = BundleRequest(
+            policy=policy,
+            described=described_by(source),
+            plan=plan,
+            statistics=read_table(dense / bundles.STATISTICS),
+            tokenizer=dense / bundles.TOKENIZER,
+            out=directory,
             overwrite=True,
         )
+        export_policy(wanted)
     return directory
 
 
@@ -362,7 +363,7 @@ def take_times(
 
 def own(party: Party, asked: Asked) -> Subject:
     """The bundle by ONNX Runtime, without sockets."""
-    calls = benchmark.policy_calls(party.policy, asked.picture, asked.instruction)
+    calls = benchmark.policy_calls(party.policy, asked.of(party.policy))
     return Subject(party.name, party.name, "onnxruntime", party.dense, calls)
 
 

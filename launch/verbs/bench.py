@@ -320,7 +320,7 @@ def measure(args: Args, stack: ExitStack) -> Measured:
 def picture_shape(args: Args) -> tuple[int, int, int]:
     """Height, width and channels of the picture that everybody gets."""
     if args.picture == OWN_SIZE:
-        side = manifest.load(manifest.resolve(args.bundle)).image.size
+        side = manifest.load(manifest.resolve(args.bundle)).images.size
         return side, side, 3
     width, height = map(int, args.picture.split("x"))
     return height, width, 3

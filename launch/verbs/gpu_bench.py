@@ -49,8 +49,11 @@ from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.sizes.config import PolicyConfig, find_preset
 from trimvla.policies.trimming.plan_by_size import plan_by_sizes
 from trimvla.policies.trimming.trimmed import trim
+from trimvla.runtime.bundle.manifest import PLAIN
+from trimvla.runtime.bundle.mode_problems import external_inputs
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.errors import BackendError, ConfigError, TrimvlaError
+from trimvla.runtime.preprocess.observation import blank_observation
 
 DENSE = "dense"
 # EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP
@@ -297,11 +300,14 @@ def add_bundle(
     from trimvla.runtime.inference.policy import Policy
 
     policy = Policy.load(path, backend=backend, provider=provider)
-    side = policy.manifest.image.size
-    words = "pick up the red cube"
-    stages = benchmark.stage_inputs(policy, np.zeros((side, side, 3), np.uint8), words)
-    inputs = {name: value for stage in stages.values() for name, value in stage.items()}
-    given = {name: inputs[name] for name in ("image", "input_ids", "last", "noise")}
+    manifest = policy.manifest
+    blank = blank_observation(manifest, "pick up the red cube", manifest.images.size)
+    inputs = {
+        name: value
+        for stage in benchmark.stage_inputs(policy, blank).values()
+        for name, value in stage.items()
+    }
+    given = {name: inputs[name] for name in external_inputs(manifest, PLAIN)}
 
     def call(turn: int) -> Times:
         start = time.monotonic_ns()

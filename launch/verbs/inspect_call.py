@@ -24,10 +24,11 @@ from trimvla.launch.outputs import Output
 from trimvla.launch.result import Answer
 from trimvla.launch.system.recorded_policy import choose_bundles, open_rungs
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.runtime.bundle.manifest import Manifest
+from trimvla.runtime.bundle.manifest import PLAIN, Manifest
 from trimvla.runtime.errors import ConfigError, ImageError, RecordingError
 from trimvla.runtime.images import read_image
 from trimvla.runtime.inference.policy import Policy, PolicyResult
+from trimvla.runtime.preprocess.observation import Observation, one_image
 from trimvla.runtime.record.recording import Recording
 from trimvla.runtime.record.replay import Call, Calls, compare
 
@@ -86,12 +87,9 @@ class Args(Options):
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What is inspected: a picture uint8[h, w, 3], a sentence, the noise's seed; the recorded call
-    if there is one.
-    """
+    """What is inspected: an observation, the noise's seed; the recorded call if there is one."""
 
-    image: NDArray[np.uint8]
-    instruction: str
+    observation: Observation
     seed: tuple[int, ...]
     call: Call | None = None
 
@@ -158,8 +156,8 @@ def run(args: Args) -> InspectResult:
     """Make the call, tell its story, draw it."""
     policy, look = prepare(args)
     known = None if look.call is None else look.call.known
-    policy.infer(look.image, look.instruction, seed=look.seed, known=known)  # the first is slower
-    result = policy.infer(look.image, look.instruction, seed=look.seed, known=known)
+    policy.infer(look.observation, seed=look.seed, known=known)  # the first call is slower
+    result = policy.infer(look.observation, seed=look.seed, known=known)
     story = tell(policy, look, result)
     call_picture.write(args.out, story)
     if args.rerun is not None:
@@ -182,11 +180,11 @@ def prepare(args: Args) -> tuple[Policy, Look]:
         policy = rungs.pop(call.chunk.rung, None) or rungs.pop(next(iter(rungs)))
         for other in rungs.values():
             other.close()
-        return policy, Look(call.frame.image, call.chunk.instruction, call.chunk.seed, call)
+        return policy, Look(call.observation, call.chunk.seed, call)
     bundle = bundles.resolve(args.what)
     if args.image is None or args.instruction is None:
         raise ConfigError("expected --image and --instruction, or a recording to take them from")
-    look = Look(read_picture(args.image), args.instruction, (args.seed,))
+    look = Look(one_image(read_picture(args.image), args.instruction), (args.seed,))
     return Policy.load(bundle, backend=args.backend or "onnxruntime", threads=1), look
 
 
@@ -212,15 +210,15 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 def tell(policy: Policy, look: Look, result: PolicyResult) -> CallStory:
     """What ran, as the manifest's plan says and the call measured."""
     manifest = policy.manifest
-    patches = manifest.stages["vision"].tensor("visual").shape[1]
+    patches = visual_tokens(manifest)
     layers, steps = depth(manifest)
     recompute = range(steps) if manifest.plan.recompute is None else manifest.plan.recompute
     return CallStory(
-        image=look.image,
-        instruction=look.instruction,
+        images=look.observation.images,
+        instruction=look.observation.instruction,
         bundle=manifest.name,
-        grid=math.isqrt(int(patches)),
-        kept=np.arange(int(patches)) if result.kept is None else result.kept,
+        grid=math.isqrt(patches // len(manifest.images.cameras)),
+        kept=np.arange(patches) if result.kept is None else result.kept,
         layers=tuple(range(layers)) if manifest.plan.layers is None else manifest.plan.layers,
         all_layers=layers,
         recompute=tuple(recompute),
@@ -230,11 +228,19 @@ def tell(policy: Policy, look: Look, result: PolicyResult) -> CallStory:
     )
 
 
+def visual_tokens(manifest: Manifest) -> int:
+    """Visual tokens of all cameras: rows of the tensor `visual`."""
+    first = manifest.stages[manifest.modes[PLAIN][0]]
+    return int(first.tensor("visual").shape[-2])
+
+
 def depth(manifest: Manifest) -> tuple[int, int]:
     """Language layers of the dense policy, and sampler steps; 0 where the manifest does not say."""
     policy: dict[str, Any] = manifest.policy
-    steps = manifest.plan.steps or policy.get("diffusion", {}).get("inference_steps", 0)
-    return policy.get("language", {}).get("layers", 0), steps
+    flow = 0 if manifest.flow is None else manifest.flow.steps
+    steps = manifest.plan.steps or policy.get("diffusion", {}).get("inference_steps", flow)
+    text = policy.get("language") or policy.get("text") or {}
+    return text.get("layers", 0), steps
 
 
 def as_answer(policy: Policy, look: Look, story: CallStory, args: Args) -> InspectResult:
@@ -243,12 +249,12 @@ def as_answer(policy: Policy, look: Look, story: CallStory, args: Args) -> Inspe
     return InspectResult(
         ok=True,
         bundle=policy.manifest.name,
-        instruction=look.instruction,
+        instruction=look.observation.instruction,
         seed=list(look.seed),
         chunk=None if chunk is None else chunk.sequence,
         frame=None if chunk is None else chunk.frame_sequence,
         same_as_recorded=story.same,
-        tokens=KeptOf(kept=story.kept.tolist(), of=story.grid**2),
+        tokens=KeptOf(kept=story.kept.tolist(), of=story.tokens),
         layers=RunOf(run=list(story.layers), of=story.all_layers),
         steps=ComputedOf(computed=list(story.recompute), of=story.steps),
         milliseconds={name: round(value, 3) for name, value in story.milliseconds.items()},

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options
@@ -21,6 +20,7 @@ from trimvla.runtime.bus.curve import Keys
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.ports import check_port
+from trimvla.runtime.preprocess.observation import blank_observation
 from trimvla.runtime.servers.groot_server import GrootServer
 from trimvla.runtime.servers.service import Place, Service, ServiceConfig
 from trimvla.runtime.servers.tokens import read_token
@@ -152,7 +152,7 @@ def run(args: Args) -> ServeResult:
             args.bundle, backend=args.backend, provider=args.provider, threads=args.threads
         )
         stack.callback(policy.close)
-        policy.infer(np.zeros((64, 64, 3), np.uint8), "warm up")
+        policy.infer(blank_observation(policy.manifest))
         service = stack.enter_context(Service(policy, config, on_lost=stop.set))
         places = listen(args, service, keys, token, stack)
         args.console().print(

@@ -123,6 +123,8 @@ def run(args: Args) -> TrimResult:
     """Measure, decide, write the plan and its picture; the scores as bars."""
     source = find_source(args.source)
     policy = load_policy(source, args.preset, args.checkpoint)
+    if not isinstance(policy, CogAct):
+        raise ConfigError(f"{source}: expected a policy that `trimvla trim` has a planner for")
     tokenizer = source / TOKENIZER
     with progress_bar() as progress:
         progress.add_task("measuring the policy on calibration frames", total=None)

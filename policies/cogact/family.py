@@ -42,6 +42,8 @@ FAMILY = Family(
         " model"
     ),
     several_checkpoints=True,
+    lend_weights=lazily(f"{HERE}.weights:CheckpointWeights"),
+    calibrates=True,
     open_checkpoint=lazily(f"{HERE}.source:open_checkpoint"),
     build=lazily(f"{HERE}.source:build"),
     layout=lazily(f"{HERE}.source:layout"),
@@ -52,5 +54,5 @@ FAMILY = Family(
     example_inputs=lazily(f"{HERE}.stages:example_inputs"),
     describe=lazily(f"{HERE}.source:describe"),
     cost=cost,
-    reference="trimvla.export.reference.checks:COGACT",
+    reference="trimvla.export.reference.cogact:FAMILY",
 )

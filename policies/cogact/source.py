@@ -64,6 +64,7 @@ def open_checkpoint(
         weights=open_official(directory, cfg, checkpoint),
         statistics=statistics.features,
         statistics_key=statistics.key,
+        statistics_file=statistics.where,
         tokenizer=found if found.is_file() else None,
         cameras=(CAMERA,),
         directory=directory,

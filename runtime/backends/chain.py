@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from trimvla.runtime.backends.runner import Runner, find_backend
-from trimvla.runtime.bundle.manifest import STAGES, Manifest, StageSpec
+from trimvla.runtime.bundle.manifest import PLAIN, Manifest, StageSpec
 
 Tensors = dict[str, np.ndarray]
 Milliseconds = dict[str, float]
@@ -32,14 +32,14 @@ class Chain(Protocol):
         ...
 
     def run(
-        self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES
+        self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] | None = None
     ) -> tuple[Tensors, Milliseconds]:
         """One pass.
 
         Args:
-            inputs: what none of the stages makes, by tensor name: `image`, `input_ids`, `last`,
-                `noise`.
-            stages: those that run, of the ones that were opened.
+            inputs: what none of the stages makes, by tensor name: images, prompt, state, noise.
+            stages: those that run, in their order, of the ones that were opened; all of them when
+                left out.
 
         Returns:
             At least every tensor that no later stage takes (`actions`, and `kept` where tokens are
@@ -63,12 +63,12 @@ class HostChain:
         self.runners = dict(runners)
 
     def run(
-        self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES
+        self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] | None = None
     ) -> tuple[Tensors, Milliseconds]:
         """See `Chain.run`."""
         tensors = dict(inputs)
         took = {}
-        for name in stages:
+        for name in self.runners if stages is None else stages:
             start = time.monotonic_ns()
             runner = self.runners[name]
             tensors |= runner.run({spec.name: tensors[spec.name] for spec in runner.spec.inputs})
@@ -89,11 +89,11 @@ def open_chain(
     provider: str | None = None,
     threads: int = 0,
     engines: Path | None = None,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] | None = None,
 ) -> Chain:
-    """These stages of a bundle, chained; on their device where the backend can.
+    """These stages of a bundle, by default those of a plain call, chained.
 
-    Options as for `runner.create`.
+    On their device where the backend can. Options as for `runner.create`.
 
     Example:
         >>> import numpy as np
@@ -109,6 +109,7 @@ def open_chain(
         (1, 256, 192)
         >>> chain.close()
     """
+    stages = manifest.modes[PLAIN] if stages is None else stages
     module, options = find_backend(backend, provider, threads, engines)
     if hasattr(module, "open_chain"):
         return module.open_chain(directory, manifest, stages=stages, **options)

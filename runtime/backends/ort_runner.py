@@ -26,7 +26,7 @@ from trimvla.runtime.backends.chain import (
 )
 from trimvla.runtime.backends.failures import call_failure
 from trimvla.runtime.backends.runner import check_inputs
-from trimvla.runtime.bundle.manifest import STAGES, Manifest, StageSpec
+from trimvla.runtime.bundle.manifest import Manifest, StageSpec
 from trimvla.runtime.errors import BackendError, BundleError
 from trimvla.runtime.specs import describe
 
@@ -122,11 +122,12 @@ class BoundChain(HostChain):
         self._device = device
 
     def run(
-        self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES
+        self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] | None = None
     ) -> tuple[Tensors, Milliseconds]:
         """See `chain.Chain.run`."""
         values = {}
         took = {}
+        stages = tuple(self._bound) if stages is None else stages
         for name in stages:
             start = time.monotonic_ns()
             runner = self._bound[name]
@@ -152,7 +153,7 @@ def open_chain(
     *,
     provider: str | None = None,
     threads: int = 0,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str],
 ) -> Chain:
     """See `chain.open_chain`."""
     specs = {name: manifest.stages[name] for name in stages}

@@ -19,49 +19,60 @@ import msgspec
 from trimvla.runtime.bundle import manifest_limits
 from trimvla.runtime.bundle.manifest_types import (
     GUIDED,
-    GUIDED_STAGES,
+    GUIDED_SUFFIX,
     MANIFEST,
-    OPTIONAL_STAGES,
+    PLAIN,
     SCHEMA_VERSION,
-    STAGES,
     STATISTICS,
     TOKENIZER,
     ActionKind,
     ActionSpec,
+    CameraSpec,
     FileSpec,
-    ImageSpec,
+    FlowSpec,
+    ImagesSpec,
+    InputsAndOutput,
     Manifest,
     PromptSpec,
     StageSpec,
+    StateSpec,
     TensorSpec,
+    modes_of,
 )
+from trimvla.runtime.bundle.mode_problems import mode_problems
 from trimvla.runtime.bundle.onnx_references import referenced_files
 from trimvla.runtime.bundle.open_bundle import OpenBundle
 from trimvla.runtime.bundle.plan import Plan
+from trimvla.runtime.bundle.schema_1 import VERSION as OLD_VERSION
+from trimvla.runtime.bundle.schema_1 import OldManifest, old_problem, upgrade
 from trimvla.runtime.errors import BundleError, ConfigError
 from trimvla.runtime.text_files import convert, parse_json
 
 __all__ = [
     "GUIDED",
-    "GUIDED_STAGES",
+    "GUIDED_SUFFIX",
     "MANIFEST",
-    "OPTIONAL_STAGES",
+    "PLAIN",
     "SCHEMA_VERSION",
-    "STAGES",
     "STATISTICS",
     "TOKENIZER",
     "ActionKind",
     "ActionSpec",
+    "CameraSpec",
     "FileSpec",
-    "ImageSpec",
+    "FlowSpec",
+    "ImagesSpec",
+    "InputsAndOutput",
     "Manifest",
     "Plan",
     "PromptSpec",
     "StageSpec",
+    "StateSpec",
     "TensorSpec",
     "check",
     "check_name",
     "load",
+    "modes_of",
     "opened",
     "parse",
     "resolve",
@@ -75,7 +86,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The directory of a bundle: a path to one, else the name of a shipped one.
+    """The directory of a bundle:
 
     BundleError lists the shipped names.
 
@@ -89,8 +100,8 @@ def resolve(name_or_path: str | Path) -> Path:
             return candidate
     known = ", ".join(shipped()) or "none"
     raise BundleError(
-        f"expected a directory with a {MANIFEST} or a shipped bundle ({known}), got"
-        f" '{name_or_path}'"
+        f"expected a directory with a {MANIFEST} or a shipped bundle ({known}), "
+        f"got '{name_or_path}'"
     )
 
 
@@ -108,9 +119,9 @@ def shipped() -> list[str]:
 
 
 def shipped_directory(name: str) -> Path | None:
-    """The directory of a shipped bundle; None where none is called so.
+    """The directory of a shipped bundle;
 
-    Whatever stands in the working directory.
+    None where none is called so. Whatever stands in the working directory.
     """
     known = [root / name for root in _shipped_roots() if (root / name / MANIFEST).is_file()]
     return known[0] if known and name in shipped() else None
@@ -175,22 +186,29 @@ def write(directory: Path, manifest: Manifest) -> Manifest:
 
 
 def parse(raw: bytes, path: Path) -> Manifest:
-    """A manifest's text, checked in itself; `path` is for the error's words.
+    """A manifest's text, checked in itself;
 
-    Raises BundleError and nothing else.
+    `path` is for the error's words. Raises BundleError and nothing else.
     """
     data = parse_json(raw, path, "a manifest", error=BundleError)
-    _check_version(path, data)
-    manifest = convert(data, Manifest, path, error=BundleError)
+    manifest = _converted(data, path)
     check(manifest)
     return manifest
 
 
-def _check_version(path: Path, data: object) -> None:
-    """Before the fields: a file of another version may have others."""
+def _converted(data: object, path: Path) -> Manifest:
+    """By the version first: a file of another one may have other fields."""
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
+    if version == SCHEMA_VERSION:
+        return convert(data, Manifest, path, error=BundleError)
+    if version != OLD_VERSION or isinstance(version, bool):
+        versions = f"{OLD_VERSION} or {SCHEMA_VERSION}"
+        raise BundleError(f"{path}: expected schema_version {versions}, got {version!r}")
+    old = convert(data, OldManifest, path, error=BundleError)
+    wrong = old_problem(old)
+    if wrong is not None:
+        raise BundleError(f"bundle '{old.name[:80]}': {wrong}")
+    return upgrade(old)
 
 
 def check(manifest: Manifest) -> None:
@@ -211,47 +229,46 @@ def check_name(name: str, what: str) -> None:
 def _problems(manifest: Manifest) -> Iterator[str]:
     action = manifest.action
     prompt = manifest.prompt
-    if set(manifest.stages) - set(OPTIONAL_STAGES) != set(STAGES):
-        yield (
-            f"expected stages {list(STAGES)}, and perhaps {list(OPTIONAL_STAGES)}, got"
-            f" {list(manifest.stages)}"
-        )
-        return
     if len(action.kinds) != action.dim:
         yield f"expected {action.dim} entries for 'action.kinds', got {len(action.kinds)}"
+    if action.sampled_dim < action.dim:
+        yield f"expected at least {action.dim} for 'action.padded_dim', got {action.padded_dim}"
     if not prompt.buckets or list(prompt.buckets) != sorted(set(prompt.buckets)):
         yield f"expected rising lengths for 'prompt.buckets', got {list(prompt.buckets)}"
     if "{instruction}" not in prompt.template:
         yield f"expected '{{instruction}}' in 'prompt.template', got {prompt.template!r}"
-    yield from _shape_problems(manifest)
+    if prompt.split_at is not None and prompt.template.count(prompt.split_at) != 1:
+        yield f"expected {prompt.split_at!r} once in 'prompt.template', got {prompt.template!r}"
+    yield from _state_problems(manifest)
+    names = manifest.images.names
+    if len(set(names)) != len(names):
+        yield f"expected names that differ for 'images.cameras', got {list(names)}"
+    yield from mode_problems(manifest)
     needed = [STATISTICS, TOKENIZER, *(stage.file for stage in manifest.stages.values())]
-    yield from (
-        f"file '{name}' is needed and not listed in 'files'"
-        for name in needed
-        if name not in manifest.files
-    )
+    missing = [name for name in needed if name not in manifest.files]
+    yield from (f"file '{name}' is needed and not listed in 'files'" for name in missing)
 
 
-def _shape_problems(manifest: Manifest) -> Iterator[str]:
-    side = manifest.image.size
-    chunk = (1, manifest.action.horizon, manifest.action.dim)
-    expected = [
-        ("vision", "image", (1, side, side, 3)),
-        ("action", "noise", chunk),
-        ("action", "actions", chunk),
-    ]
-    if GUIDED in manifest.stages:
-        expected += [(GUIDED, name, chunk) for name in ("noise", "known", "guided_actions")]
-        expected.append((GUIDED, "weight", (1, manifest.action.horizon, 1)))
-    for stage, name, shape in expected:
-        got = manifest.stages[stage].tensor(name).shape
-        if got != shape:
-            yield f"expected {list(shape)} for '{name}' of stage '{stage}', got {list(got)}"
+def _state_problems(manifest: Manifest) -> Iterator[str]:
+    state = manifest.state
+    as_text = state is not None and state.into == "text"
+    if as_text != ("{state}" in manifest.prompt.template):
+        words = "'{state}' in 'prompt.template' where 'state.into' is text, and only there"
+        yield f"expected {words}, got {manifest.prompt.template!r}"
+    if state is None:
+        return
+    if state.names and len(state.names) != state.dim:
+        yield f"expected {state.dim} entries for 'state.names', or none, got {len(state.names)}"
+    if state.padded < state.dim:
+        yield f"expected at least {state.dim} for 'state.padded', got {state.padded}"
+    if as_text and state.bins is None:
+        yield "expected a number for 'state.bins' where 'state.into' is text, got none"
 
 
 def _check_references(directory: Path, manifest: Manifest) -> None:
-    """Every file that a graph reads must be one that was hashed; absolute names and folders are
-    none.
+    """Every file that a graph reads must be one that was hashed;
+
+    absolute names and folders are none.
     """
     for name, stage in manifest.stages.items():
         for other in referenced_files(directory / stage.file):

@@ -24,7 +24,12 @@ DTYPES = ("float32", "float16", "int64", "int32", "uint8", "int8", "bool")
 
 MAX_IMAGE_SIZE = 2048  # pixels a side
 MAX_HORIZON = 1024  # rows of a chunk
+MAX_CAMERAS = 16
 MAX_DIM = 128  # numbers of an action
+MAX_STATE = 1024  # numbers of a state
+MAX_BINS = 65536
+MAX_STEPS = 1024  # of a sampler
+MAX_NUMBER = 1e6  # of a pixel's range
 MAX_HZ = 1000.0
 MAX_BUCKETS = 16  # every one is compiled
 MAX_PROMPT = 8192  # tokens
@@ -50,7 +55,9 @@ def problems(manifest: Manifest) -> Iterator[str]:
         yield f"expected {NAME_WORDS} for 'name', got {manifest.name[:80]!r}"
     for field in ("created_utc", "trimvla_version", "precision"):
         yield from _text(f"'{field}'", getattr(manifest, field), 64)
-    yield from _range("image.size", manifest.image.size, 1, MAX_IMAGE_SIZE)
+    yield from _text("'family'", manifest.family, 128)
+    yield from _images(manifest)
+    yield from _state(manifest)
     yield from _action(manifest)
     yield from _prompt(manifest)
     for name, stage in manifest.stages.items():
@@ -58,10 +65,52 @@ def problems(manifest: Manifest) -> Iterator[str]:
     yield from _files(manifest)
 
 
+def _images(manifest: Manifest) -> Iterator[str]:
+    images = manifest.images
+    yield from _range("images.size", images.size, 1, MAX_IMAGE_SIZE)
+    yield from _text("'images.tensor'", images.tensor, 128)
+    if not 1 <= len(images.cameras) <= MAX_CAMERAS:
+        yield f"expected 1 to {MAX_CAMERAS} entries of 'images.cameras', got {len(images.cameras)}"
+        return
+    for index, camera in enumerate(images.cameras):
+        yield from _text(f"'images.cameras[{index}].name'", camera.name, 128)
+    numbers = (*images.pad_value, *images.scale)
+    if not all(abs(number) <= MAX_NUMBER for number in numbers):
+        fields = "'images.pad_value' and 'images.scale'"
+        yield f"expected numbers up to {MAX_NUMBER:g} for {fields}, got {numbers}"
+    elif not images.scale[0] < images.scale[1]:
+        yield f"expected a range that rises for 'images.scale', got {list(images.scale)}"
+    elif images.dtype == "uint8" and images.scale != (0.0, 255.0):
+        yield f"expected [0, 255] for 'images.scale' of uint8, got {list(images.scale)}"
+    elif images.dtype == "uint8" and images.resize == "bilinear":
+        yield "expected float32 for 'images.dtype' where 'images.resize' is bilinear, got uint8"
+
+
+def _state(manifest: Manifest) -> Iterator[str]:
+    state = manifest.state
+    flow = manifest.flow
+    if flow is not None:
+        yield from _range("flow.steps", flow.steps, 1, MAX_STEPS)
+    if state is None:
+        return
+    yield from _range("state.dim", state.dim, 1, MAX_STATE)
+    yield from _range("state.padded", state.padded, 1, MAX_STATE)
+    yield from _range("state.epsilon", state.epsilon, 0, 1)
+    if state.bins is not None:
+        yield from _range("state.bins", state.bins, 2, MAX_BINS)
+    if len(state.names) > MAX_STATE:
+        yield f"expected at most {MAX_STATE} entries of 'state.names', got {len(state.names)}"
+        return
+    for index, name in enumerate(state.names):
+        yield from _text(f"'state.names[{index}]'", name, 128)
+
+
 def _action(manifest: Manifest) -> Iterator[str]:
     action = manifest.action
     yield from _range("action.horizon", action.horizon, 1, MAX_HORIZON)
     yield from _range("action.dim", action.dim, 1, MAX_DIM)
+    yield from _range("action.padded_dim", action.sampled_dim, 1, MAX_DIM)
+    yield from _range("action.epsilon", action.epsilon, 0, 1)
     if not (math.isfinite(action.control_hz) and 0 < action.control_hz <= MAX_HZ):
         yield (
             f"expected a rate above 0 and at most {MAX_HZ:g} for 'action.control_hz', got"
@@ -73,8 +122,13 @@ def _action(manifest: Manifest) -> Iterator[str]:
 def _prompt(manifest: Manifest) -> Iterator[str]:
     prompt = manifest.prompt
     yield from _text("'prompt.template'", prompt.template, MAX_TEXT)
-    for field in ("bos_id", "pad_id"):
-        yield from _range(f"prompt.{field}", getattr(prompt, field), 0, MAX_ID)
+    yield from _range("prompt.pad_id", prompt.pad_id, 0, MAX_ID)
+    if prompt.bos_id is not None:
+        yield from _range("prompt.bos_id", prompt.bos_id, 0, MAX_ID)
+    if prompt.vocabulary is not None:
+        yield from _range("prompt.vocabulary", prompt.vocabulary, 1, MAX_ID)
+    if prompt.split_at is not None:
+        yield from _text("'prompt.split_at'", prompt.split_at, 64)
     if len(prompt.suffix_ids) > MAX_SUFFIX:
         yield (
             f"expected at most {MAX_SUFFIX} entries for 'prompt.suffix_ids', got"
@@ -153,7 +207,7 @@ def _files(manifest: Manifest) -> Iterator[str]:
             )
 
 
-def _range(field: str, value: Any, low: int, high: int) -> Iterator[str]:  # noqa: ANN401 - a number, whoever made it
+def _range(field: str, value: Any, low: float, high: float) -> Iterator[str]:  # noqa: ANN401 - a number, whoever made it
     if not low <= value <= high:
         yield f"expected {low} to {high} for '{field}', got {value}"
 

@@ -1,29 +1,52 @@
-"""The types of a bundle's manifest: what stands in it, field by field.
+"""The types of a bundle's manifest: what stands in it, field by field. Knows no file and checks
+nothing.
 
-Knows no file and checks nothing.
+Schema 2. A manifest of schema 1 is read into the same type (`schema_1`).
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from trimvla.runtime.bundle.inputs_and_output import (
+    ActionKind,
+    ActionSpec,
+    CameraSpec,
+    FlowSpec,
+    ImagesSpec,
+    InputsAndOutput,
+    PromptSpec,
+    StateSpec,
+)
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import BundleError
 from trimvla.runtime.specs import ArraySpec
 
-SCHEMA_VERSION = 1
+__all__ = [
+    "ActionKind",
+    "ActionSpec",
+    "CameraSpec",
+    "FileSpec",
+    "FlowSpec",
+    "ImagesSpec",
+    "InputsAndOutput",
+    "Manifest",
+    "PromptSpec",
+    "StageSpec",
+    "StateSpec",
+    "TensorSpec",
+]
+
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 STATISTICS = "statistics.json"
-STAGES = ("vision", "language", "action")
-GUIDED = "action_guided"
-GUIDED_STAGES = ("vision", "language", GUIDED)  # one call, where known rows guide it
-OPTIONAL_STAGES = (GUIDED,)
-
-ActionKind = Literal["delta", "absolute", "velocity", "gripper"]
-"""What one action dimension means to the robot; it decides what a hold is (`fallback.py`)."""
+PLAIN = "plain"
+GUIDED = "guided"
+GUIDED_SUFFIX = "_guided"
+"""Of the name of a stage that takes rows that are known: `action_guided` stands in for `action`."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,43 +74,8 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for spec in (*self.inputs, *self.outputs):
             if spec.name == name:
                 return spec
-        raise BundleError(
-            f"stage '{self.file}': expected a tensor '{name}', got {[s.name for s in self.inputs]}"
-        )
-
-
-class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a picture becomes the vision stage's input: resized straight to `size` x `size`, no
-    crop.
-    """
-
-    size: int
-    resize: Literal["bicubic-antialias"] = "bicubic-antialias"
-
-
-class PromptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How an instruction becomes token ids: BOS, template, suffix, padding up to the next bucket
-    length.
-    """
-
-    template: str
-    bos_id: int
-    suffix_ids: tuple[int, ...]
-    pad_id: int
-    buckets: tuple[int, ...]
-    lowercase: bool = True
-
-
-class ActionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The action chunk: `horizon` rows of `dim` numbers at `control_hz`, un-normalised with one
-    key's statistics.
-    """
-
-    horizon: int
-    dim: int
-    control_hz: float
-    kinds: tuple[ActionKind, ...]
-    statistics_key: str
+        names = [s.name for s in self.inputs]
+        raise BundleError(f"stage '{self.file}': expected a tensor '{name}', got {names}")
 
 
 class FileSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,12 +95,56 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     name: str
     created_utc: str
     trimvla_version: str
+    family: str = "cogact"
+    """Whose table row exported it (`policies.families`); a runtime does not ask."""
     policy: dict[str, Any]
+    """The family's config."""
     plan: Plan = Plan()
     precision: str = "float32"
-    image: ImageSpec
+    images: ImagesSpec
     prompt: PromptSpec
+    state: StateSpec | None = None
+    """None where the policy reads no state."""
+    flow: FlowSpec | None = None
+    """None where the sampler is no flow."""
     action: ActionSpec
     stages: dict[str, StageSpec]
+    """In the order in which they run."""
+    modes: dict[str, tuple[str, ...]]
+    """Which stages one call runs:
+
+    `plain`, and where the bundle has it `guided`, with rows that are known.
+    """
     parity: dict[str, Any] = {}
     files: dict[str, FileSpec] = {}
+
+    def mode(self, guided: bool) -> tuple[str, ...]:
+        """The stages of one call. BundleError where the bundle cannot be guided."""
+        name = GUIDED if guided else PLAIN
+        if name not in self.modes:
+            raise BundleError(
+                f"bundle '{self.name}': expected the mode '{GUIDED}': export it with --guided"
+            )
+        return self.modes[name]
+
+    def opened(self, guided: bool) -> tuple[str, ...]:
+        """The stages that are opened for plain calls and, where asked for, guided ones;
+
+        in their order.
+        """
+        wanted = {*self.mode(guided=False), *(self.mode(guided=True) if guided else ())}
+        return tuple(name for name in self.stages if name in wanted)
+
+
+def modes_of(stages: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Modes by the names of a policy's stages, in their order:
+
+    "<name>_guided" stands in for "<name>".
+    """
+    guided = {
+        name.removesuffix(GUIDED_SUFFIX): name for name in stages if name.endswith(GUIDED_SUFFIX)
+    }
+    plain = tuple(name for name in stages if not name.endswith(GUIDED_SUFFIX))
+    if not guided:
+        return {PLAIN: plain}
+    return {PLAIN: plain, GUIDED: tuple(guided.get(name, name) for name in plain)}

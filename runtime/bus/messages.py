@@ -23,6 +23,7 @@ SCHEMA_VERSION = 1
 MAX_ROWS = 256
 MAX_DIM = 64
 MAX_STATE = 4096
+MAX_VIEWS = 16  # cameras of one policy
 
 TimeNs = Annotated[int, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -70,6 +71,15 @@ class JointState(Message, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Per joint or tool coordinate [rad or m]."""
     gripper: float
     """1 = open, 0 = closed."""
+    names: Annotated[tuple[Text, ...], msgspec.Meta(max_length=MAX_DIM)] = ()
+    """Of the positions, in order; empty where the robot does not name them."""
+
+    def __post_init__(self) -> None:
+        if self.names and len(self.names) != len(self.position):
+            expected = len(self.position)
+            raise ValueError(
+                f"expected {expected} entries for 'names', or none, got {len(self.names)}"
+            )
 
 
 class Guidance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,6 +95,17 @@ class Guidance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Rows that were taken over as they are."""
     weights: Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_ROWS)]
     """Of each row, from 0 (free) to 1 (frozen)."""
+
+
+class FrameReference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which image of a camera a chunk was made from."""
+
+    view: Text
+    """The policy's name of the camera."""
+    camera: Text
+    """The robot's, as in the topic."""
+    sequence: Count
+    time_ns: TimeNs
 
 
 class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,7 +130,17 @@ class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     seed: Annotated[tuple[Count, ...], msgspec.Meta(max_length=8)]
     """The same observation and seed give the same actions."""
     instruction: Text = ""
-    """What the policy was told: with the picture and the seed, all that a replay needs."""
+    """What the policy was told:
+
+    with the images, the state and the seed, all that a replay needs.
+    """
+    frames: Annotated[tuple[FrameReference, ...], msgspec.Meta(max_length=MAX_VIEWS)] = ()
+    """Of every camera that the policy looked through, where it has several;
+
+    else `frame_sequence` says it.
+    """
+    state: Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_DIM + 1)] = ()
+    """What the policy read of the robot's state; empty where it reads none."""
     guidance: Guidance | None = None
     """How the chunk before guided it, if it did."""
     rung: Text = ""

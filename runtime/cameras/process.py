@@ -34,8 +34,8 @@ from trimvla.runtime.clock import Rate, monotonic_ns, to_ns
 from trimvla.runtime.errors import CameraError, ImageError
 from trimvla.runtime.foreign_thread import ForeignThread
 from trimvla.runtime.images import read_image
-from trimvla.runtime.inference.preprocess import resize
 from trimvla.runtime.log_limit import LimitedLog
+from trimvla.runtime.preprocess.letterbox import resize
 from trimvla.runtime.specs import ArraySpec
 
 TIMELESS_S = 5.0  # so long a source may go on without telling when its images were taken

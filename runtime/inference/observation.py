@@ -61,7 +61,7 @@ class AgeBudget:
 
 
 @dataclass(frozen=True, eq=False)
-class Observation:
+class JoinedObservation:
     """What the policy may act on. `time_ns` is the capture of the oldest picture."""
 
     frames: dict[str, Frame]
@@ -78,7 +78,7 @@ def join(
     budget: AgeBudget = AgeBudget(),
     *,
     stills: Mapping[str, Stills] | None = None,
-) -> Observation:
+) -> JoinedObservation:
     """One observation from the newest of everything.
 
     Args:
@@ -114,7 +114,7 @@ def join(
     for camera, still in (stills or {}).items():
         _check_same(camera, still.same, seen[camera], budget)
         _check_alike(camera, still.alike, seen[camera], budget)
-    return Observation(seen, task, state, oldest.time_ns)
+    return JoinedObservation(seen, task, state, oldest.time_ns)
 
 
 def _need(name: str, part: Part | None) -> Part:

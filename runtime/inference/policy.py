@@ -1,8 +1,8 @@
-"""A bundle that acts: picture and instruction in, action chunk out.
+"""A bundle that acts: an observation in, an action chunk out.
 
 Loads the manifest with full validation, opens one runner per stage and keeps preprocessing beside
-them. The same picture, instruction and noise give the same actions, bit for bit on one backend.
-Knows no clock, socket or robot.
+them. The same observation and noise give the same actions, bit for bit on one backend. Knows no
+clock, socket or robot.
 """
 
 from __future__ import annotations
@@ -18,24 +18,14 @@ import numpy as np
 from trimvla.runtime.backends.chain import Chain, open_chain
 from trimvla.runtime.backends.runner import Runner
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.runtime.bundle.action_statistics import ActionStatistics, load_statistics
-from trimvla.runtime.bundle.manifest import (
-    GUIDED,
-    GUIDED_STAGES,
-    STAGES,
-    STATISTICS,
-    TOKENIZER,
-    Manifest,
-)
+from trimvla.runtime.bundle.action_statistics import chosen, chosen_state, read_table
+from trimvla.runtime.bundle.manifest import GUIDED, PLAIN, STATISTICS, TOKENIZER, Manifest
+from trimvla.runtime.bundle.scale import Scale, binarise, normalise, unnormalise
 from trimvla.runtime.bundle.tokenizer_file import check_vocabulary, load_tokenizer
-from trimvla.runtime.errors import BackendError, BundleError
-from trimvla.runtime.inference.preprocess import (
-    Prompter,
-    binarise,
-    normalise,
-    resize,
-    unnormalise,
-)
+from trimvla.runtime.errors import BackendError, BundleError, ConfigError
+from trimvla.runtime.inference.policy_like import Known
+from trimvla.runtime.preprocess.observation import Inputs, Observation, one_image
+from trimvla.runtime.preprocess.prompts import Prompter
 from trimvla.runtime.specs import ArraySpec
 
 
@@ -64,16 +54,6 @@ class PolicyResult:
     kept: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Known:
-    """What guides a chunk: `actions` float64[H, A] in the robot's units, `weights` float32[H] from
-    0 to 1.
-    """
-
-    actions: np.ndarray
-    weights: np.ndarray
-
-
 class Policy:
     """The stages of a bundle, ready to run.
 
@@ -90,17 +70,16 @@ class Policy:
         >>> policy.close()
     """
 
-    def __init__(
-        self, manifest: Manifest, chain: Chain, prompter: Prompter, statistics: ActionStatistics
-    ) -> None:
-        """Use `Policy.load`."""
+    def __init__(self, manifest: Manifest, chain: Chain, inputs: Inputs, scale: Scale) -> None:
+        """Use `Policy.load`. `scale`: of the actions."""
         self.manifest = manifest
         self.chain = chain
-        self._prompter = prompter
-        self._statistics = statistics
+        self._inputs = inputs
+        self._scale = scale
         action = manifest.action
-        self._gripper = tuple(i for i, kind in enumerate(action.kinds) if kind == "gripper")
-        self._chunk = (action.horizon, action.dim)
+        is_gripper = [kind == "gripper" and action.binary_gripper for kind in action.kinds]
+        self._gripper = tuple(i for i, gripper in enumerate(is_gripper) if gripper)
+        self._chunk = (action.horizon, action.sampled_dim)
         self._noise = ArraySpec("noise", "float32", self._chunk)
 
     @classmethod
@@ -125,15 +104,8 @@ class Policy:
         """
         directory = bundles.resolve(bundle)
         with bundles.opened(directory) as (files, manifest), files.named() as place:
-            if guided and GUIDED not in manifest.stages:
-                raise BundleError(
-                    f"bundle '{manifest.name}': expected the stage '{GUIDED}': export it with"
-                    " --guided"
-                )
-            prompter = _prompter(place / TOKENIZER, manifest)
-            statistics = load_statistics(
-                place / STATISTICS, manifest.action.statistics_key, manifest.action
-            )
+            stages = manifest.opened(guided)
+            inputs, scale = _scaling(place, manifest)
             chain = open_chain(
                 place,
                 manifest,
@@ -141,14 +113,14 @@ class Policy:
                 provider=provider,
                 threads=threads,
                 engines=engines,
-                stages=(*STAGES, GUIDED) if guided else STAGES,
+                stages=stages,
             )
             try:
                 files.check_unchanged()
             except BundleError:
                 chain.close()
                 raise
-        return cls(manifest, chain, prompter, statistics)
+        return cls(manifest, chain, inputs, scale)
 
     @property
     def runners(self) -> Mapping[str, Runner]:
@@ -157,8 +129,8 @@ class Policy:
 
     def infer(
         self,
-        image: np.ndarray,
-        instruction: str,
+        observation: Observation | np.ndarray,
+        instruction: str | None = None,
         *,
         noise: np.ndarray | None = None,
         seed: int | Sequence[int] = 0,
@@ -167,48 +139,54 @@ class Policy:
         """One action chunk.
 
         Args:
-            image: uint8[h, w, 3] RGB of any size.
-            instruction: what to do.
+            observation: images by camera, instruction and state; or the image of the only camera,
+                uint8[h, w, 3] RGB.
+            instruction: what to do, with an image alone.
             noise: float32[H, A], standard normal; where there is none it is drawn from
             seed: one or several integers, such as the policy's and the frame's.
             known: rows that the chunk is guided towards; needs a policy that was loaded `guided`.
 
         Raises:
-            ObservationError: the picture's dtype or shape.
+            ObservationError: an image's dtype or shape, a camera or state that is missing or does
+                not fit.
             PromptError: an empty instruction, or one longer than the largest prompt bucket.
             SpecError: the noise's dtype or shape.
             BackendError: the network's output is not finite.
         """
         watch = Stopwatch()
         with watch.part("preprocess"):
-            square = resize(image, self.manifest.image.size)[None]
-            ids, last = self._prompter.ids(instruction)
+            start = self._inputs.tensors(_observed(observation, instruction))
             noise = self.draw_noise(seed) if noise is None else self._noise.validate(noise)
-        start = {"image": square, "input_ids": ids, "last": last, "noise": noise[None]}
+            start["noise"] = noise[None]
         if known is None:
-            outputs, took = self.chain.run(start, STAGES)
+            outputs, took = self.chain.run(start, self.manifest.modes[PLAIN])
             sample = outputs["actions"][0]
         else:
-            outputs, took = self.chain.run(start | self._towards(known), GUIDED_STAGES)
+            towards = self._towards(known)
+            outputs, took = self.chain.run(start | towards, self.manifest.modes[GUIDED])
             sample = outputs["guided_actions"][0]
         watch.add(took)
         if not np.isfinite(sample).all():  # a clipped NaN in the gripper would read as "open"
             raise BackendError("expected finite numbers for 'actions', got NaN or infinity")
-        normalized = binarise(sample, self._gripper)
-        actions = unnormalise(normalized, self._statistics)
+        action = self.manifest.action
+        normalized = binarise(sample[:, : action.dim], self._gripper, clip=action.clip)
+        actions = unnormalise(normalized, self._scale)
         kept = outputs["kept"][0] if "kept" in outputs else None
         return PolicyResult(sample, normalized, actions, watch.milliseconds(), kept)
 
     def _towards(self, known: Known) -> dict[str, np.ndarray]:
         """The guided stage's own inputs; a dimension without spread is guided to 0, where training
         left it.
+
+        So are the dimensions that are only padding: training data has zeros there.
         """
-        if GUIDED not in self.runners:
-            raise BackendError(
-                f"expected a policy that was loaded with the stage '{GUIDED}', to guide it"
-            )
-        rows = normalise(known.actions, self._statistics)
-        return {"known": rows[None], "weight": known.weights[None, :, None]}
+        guided = self.manifest.modes.get(GUIDED, ())
+        if not guided or not all(name in self.runners for name in guided):
+            raise BackendError(f"expected a policy that was loaded '{GUIDED}', to guide it")
+        rows = normalise(known.actions, self._scale)
+        missing = self._chunk[1] - rows.shape[1]
+        padded = np.pad(rows, ((0, 0), (0, missing))) if missing > 0 else rows
+        return {"known": padded[None], "weight": known.weights[None, :, None]}
 
     def draw_noise(self, seed: int | Sequence[int]) -> np.ndarray:
         """float32[H, A], the same for the same seed."""
@@ -223,17 +201,33 @@ class Policy:
         self.chain.close()
 
 
+def _observed(observation: Observation | np.ndarray, instruction: str | None) -> Observation:
+    if isinstance(observation, Observation):
+        if instruction is not None:
+            raise ConfigError("expected the instruction in the observation, got another beside it")
+        return observation
+    return one_image(observation, instruction)  # pyright: ignore[reportArgumentType] - the prompter checks it
+
+
+def _scaling(place: Path, manifest: Manifest) -> tuple[Inputs, Scale]:
+    """What stands before the network and behind it, from the bundle's tokenizer and statistics."""
+    path = place / STATISTICS
+    table = read_table(path)
+    key = manifest.action.statistics_key
+    scale = chosen(table, key, manifest.action, where=str(path))
+    spec = manifest.state
+    state = None if spec is None else chosen_state(table, key, spec, where=str(path))
+    return Inputs(manifest, _prompter(place / TOKENIZER, manifest), state), scale
+
+
 def _prompter(path: Path, manifest: Manifest) -> Prompter:
-    """The bundle's tokenizer, which must not give ids that the language stage has no embedding
-    for.
-    """
+    """The bundle's tokenizer; it must not give ids that the language stage has no embedding for."""
     tokenizer = load_tokenizer(path)
     prompt = manifest.prompt
-    language = manifest.policy.get("language")
-    vocabulary = language.get("vocab") if isinstance(language, dict) else None
-    if isinstance(vocabulary, int):
-        special = (prompt.bos_id, *prompt.suffix_ids, prompt.pad_id)
-        check_vocabulary(tokenizer, vocabulary, special, path, error=BundleError)
+    if prompt.vocabulary is not None:
+        first = () if prompt.bos_id is None else (prompt.bos_id,)
+        special = (*first, *prompt.suffix_ids, prompt.pad_id)
+        check_vocabulary(tokenizer, prompt.vocabulary, special, path, error=BundleError)
     return Prompter(tokenizer, prompt)
 
 

@@ -40,11 +40,12 @@ from trimvla.runtime.errors import (
 from trimvla.runtime.inference.frozen_frames import FrozenFrameDetector, Stills
 from trimvla.runtime.inference.ladder import LadderConfig
 from trimvla.runtime.inference.motion_phase import PhaseConfig
-from trimvla.runtime.inference.observation import AgeBudget, Observation, join
+from trimvla.runtime.inference.observation import AgeBudget, JoinedObservation, join
 from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.inference.policy_like import PolicyLike
+from trimvla.runtime.inference.robot_inputs import ONE_CAMERA, RobotInputs
 from trimvla.runtime.inference.scheduler import (
     InferenceScheduler,
-    PolicyLike,
     SchedulerConfig,
     check_rungs,
     warm_up,
@@ -80,6 +81,11 @@ class PolicyConfig:
     `engine_folders`.
     """
     camera: str = "front"
+    """The robot's camera that a policy with one camera looks through."""
+    cameras: dict[str, str] = field(default_factory=dict)
+    """For a policy with several: by its own name for each of its cameras, the robot's camera. The
+    images of the first
+    one start the calls. `camera` means nothing then."""
     more_cameras: tuple[str, ...] = ()
     """Cameras that the policy does not look through and that must be as fresh as its own."""
     valid_rows: int = 8
@@ -117,6 +123,19 @@ class PolicyConfig:
             raise ConfigError(f"expected bundles that differ for 'rungs', got {list(self.rungs)}")
 
     @property
+    def looked_through(self) -> tuple[str, ...]:
+        """The robot's cameras that the policy looks through;
+
+        the first one's images start the calls.
+        """
+        return tuple(dict.fromkeys(self.cameras.values())) or (self.camera,)
+
+    @property
+    def all_cameras(self) -> tuple[str, ...]:
+        """Those, and the ones that must be as fresh."""
+        return tuple(dict.fromkeys((*self.looked_through, *self.more_cameras)))
+
+    @property
     def thought(self) -> SchedulerConfig:
         """How each call's rung and guidance are chosen."""
         return SchedulerConfig(self.rtc, self.ladder, self.phase)
@@ -137,12 +156,18 @@ class PolicyLoop:
         statistics_key: str = "",
         refusals: Publisher | None = None,
         side: int = 0,
+        robot: RobotInputs = ONE_CAMERA,
     ) -> None:
         """`meaning` and `statistics_key`: of the policy's actions, which every chunk names.
 
-        `refusals` says what was not acted on, and why. `side`: of the picture that the policy was
-        trained with; a smaller one is acted on, after a warning.
+        `refusals` says what was not acted on, and why.
+        `side`: of the picture that the policy was trained with; a smaller one is acted on, after a
+        warning.
+        `robot`: which of the robot's cameras and numbers the policy sees; by default its only
+        camera is `config.camera`.
         """
+        self._robot_inputs = robot
+        self._budget = robot.budget(config.budget)
         self._scheduler = (
             policy
             if isinstance(policy, InferenceScheduler)
@@ -156,10 +181,9 @@ class PolicyLoop:
         self._telemetry = telemetry
         self._refusals = refusals
         self._side = side
-        self._color = color(config.camera)
-        self._watches = {
-            camera: FrozenFrameDetector() for camera in (config.camera, *config.more_cameras)
-        }
+        self._camera = config.looked_through[0]
+        self._color = color(self._camera)
+        self._watches = {camera: FrozenFrameDetector() for camera in config.all_cameras}
         self._gap_ns = to_ns(JITTER / config.max_hz)
         self.seen_ns = -self._gap_ns
         """Capture of the last picture that was looked at."""
@@ -178,7 +202,7 @@ class PolicyLoop:
         BackendUnavailableError if the policy can no longer act.
         """
         self._inputs.update(WAIT_S)
-        frame = self._frame(self._config.camera)
+        frame = self._frame(self._camera)
         task = _alive_task(self._inputs["task"])
         self._telemetry.counters["frames_missed"] = self._inputs[self._color].missed
         self._telemetry.values["camera_hz"] = round(self._inputs[self._color].hz, 2)
@@ -213,9 +237,11 @@ class PolicyLoop:
         message = self._inputs["robot/state"].message
         return message if isinstance(message, JointState) else None
 
-    def _observe(self, task: Task | None, stills: dict[str, Stills] | None = None) -> Observation:
+    def _observe(
+        self, task: Task | None, stills: dict[str, Stills] | None = None
+    ) -> JoinedObservation:
         frames = {camera: self._frame(camera) for camera in self._watches}
-        return join(monotonic_ns(), frames, task, self._robot(), self._config.budget, stills=stills)
+        return join(monotonic_ns(), frames, task, self._robot(), self._budget, stills=stills)
 
     def _act(self, frame: Frame, task: Task | None, stills: dict[str, Stills]) -> bool:
         """Judge the picture; think; publish."""
@@ -239,28 +265,28 @@ class PolicyLoop:
         return True
 
     def _note_silence(self, frame: Frame, task: Task | None) -> None:
-        """A camera that fell silent gives nothing to judge: say once that its last picture is too
-        old by now.
+        """A camera that fell silent gives nothing to judge:
+
+        say once that its last picture is too old by now.
         """
-        overdue = monotonic_ns() - frame.time_ns > to_ns(
-            self._config.budget.of_camera(frame.camera)
-        )
+        overdue = monotonic_ns() - frame.time_ns > to_ns(self._budget.of_camera(frame.camera))
         if overdue and self._telemetry.state == "running":
             try:
                 self._observe(task)
             except TrimvlaError as error:
                 self._refuse(error, task)
 
-    def _think(self, observation: Observation, frame: Frame) -> ActionChunk:
-        task = observation.task
+    def _think(self, joined: JoinedObservation, frame: Frame) -> ActionChunk:
+        task = joined.task
+        seen = self._robot_inputs.seen(joined, self._config)
         seed = (self._config.seed, task.episode, frame.sequence)
-        thought = self._scheduler.run(task, frame, seed, self._telemetry)
+        thought = self._scheduler.run(task, seen.observation, seen.time_ns, seed, self._telemetry)
         result = thought.result
         produced_ns = monotonic_ns()
         self._telemetry.time_all("inference", result.milliseconds)
-        self._telemetry.time_ns("photon_to_chunk", produced_ns - frame.time_ns)
+        self._telemetry.time_ns("photon_to_chunk", produced_ns - seen.time_ns)
         return ActionChunk(
-            time_ns=frame.time_ns,
+            time_ns=seen.time_ns,
             episode=task.episode,
             actions=tuple(map(tuple, result.actions.tolist())),
             control_hz=self._meaning.hz,
@@ -271,6 +297,8 @@ class PolicyLoop:
             frame_sequence=frame.sequence,
             seed=seed,
             instruction=task.instruction,
+            frames=seen.frames,
+            state=seen.state,
             **thought.about,
         )
 
@@ -332,7 +360,7 @@ class PolicyLoop:
             )
             within = f"within {self._config.camera_timeout_s:g} s of {start}"
             raise CameraError(
-                f"camera '{self._config.camera}': expected a first picture on '{self._color}'"
+                f"camera '{self._camera}': expected a first picture on '{self._color}'"
                 f" {within}, got none"
             )
 
@@ -373,10 +401,11 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
     policies, costs_s = started
     first = next(iter(policies.values())).manifest
     action = first.action
+    robot = RobotInputs.of(first, config)
     scheduler = InferenceScheduler(policies, config.thought, costs_s=costs_s, kinds=action.kinds)
     telemetry.state = "idle"
     telemetry.reason = ""
-    cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
+    cameras = [topic(color(camera)) for camera in config.all_cameras]
     inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
     reporter.inputs = inputs
     chunks = Publisher(run_dir, topic("chunk"))
@@ -390,7 +419,8 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
         statistics_key=action.statistics_key,
         config=config,
         refusals=refusals,
-        side=first.image.size,
+        side=first.images.size,
+        robot=robot,
     )
     try:
         while not stop.is_set():

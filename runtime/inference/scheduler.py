@@ -13,12 +13,13 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 
-from trimvla.runtime.bundle.manifest import ActionKind
-from trimvla.runtime.bus.messages import ActionChunk, Frame, Guidance, Task
+from trimvla.runtime.bundle.manifest import ActionKind, Manifest
+from trimvla.runtime.bus.messages import ActionChunk, Guidance, Task
 from trimvla.runtime.bus.telemetry import Telemetry
 from trimvla.runtime.chunks.rtc import RtcConfig, guide, known_rows
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
@@ -26,7 +27,9 @@ from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.board_sensors import Board, read_board
 from trimvla.runtime.inference.ladder import Conditions, Ladder, LadderConfig
 from trimvla.runtime.inference.motion_phase import Phase, PhaseConfig
-from trimvla.runtime.inference.policy import Known, Policy
+from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.inference.policy_like import Chunk, Known, PolicyLike
+from trimvla.runtime.preprocess.observation import Observation, blank_observation
 
 log = logging.getLogger(__name__)
 SENSE_NS = NS_PER_S  # between two looks at the board's sensors
@@ -36,37 +39,6 @@ QUANTILE = 0.9
 WARM_CALLS = 3  # on each rung; the first is slower
 # of a manifest's `action`: alike on all rungs
 TASK_FIELDS = ("horizon", "dim", "control_hz", "kinds")
-
-
-class Chunk(Protocol):
-    """The part of a policy's result that travels."""
-
-    @property
-    def actions(self) -> np.ndarray:
-        """float[H, D], un-normalised."""
-        ...
-
-    @property
-    def milliseconds(self) -> dict[str, float]:
-        """Time by part, and `total`."""
-        ...
-
-
-class PolicyLike(Protocol):
-    """What thinks; `runtime.policy.Policy` is one."""
-
-    def infer(
-        self,
-        image: np.ndarray,
-        instruction: str,
-        *,
-        seed: tuple[int, ...],
-        known: Known | None = None,
-    ) -> Chunk:
-        """uint8[h, w, 3] and a sentence -> the next actions, guided towards `known` where there is
-        one.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -126,19 +98,24 @@ class InferenceScheduler:
         return 0 if self._ladder is None else self._ladder.rung
 
     def run(
-        self, task: Task, frame: Frame, seed: tuple[int, ...], telemetry: Telemetry
+        self,
+        task: Task,
+        observation: Observation,
+        time_ns: int,
+        seed: tuple[int, ...],
+        telemetry: Telemetry,
     ) -> ScheduledInference:
-        """One call. Raises what the policy raises."""
+        """One call on an observation of `time_ns`. Raises what the policy raises."""
         start_ns = self._now_ns()
         self._choose(start_ns, telemetry)
-        guidance = self._guidance(task, frame, start_ns)
+        guidance = self._guidance(task, time_ns, start_ns)
         known = (
             None
             if guidance is None or self._last is None
             else Known(*known_rows(self._last, guidance))
         )
         policy = self._policies[self.rung]
-        result = policy.infer(frame.image, task.instruction, seed=seed, known=known)
+        result = policy.infer(observation, seed=seed, known=known)
         self._note(self._now_ns(), start_ns, telemetry)
         about: dict[str, Any] = {"guidance": guidance}
         if self._ladder is not None:
@@ -168,10 +145,10 @@ class InferenceScheduler:
         took = self._took[self.rung]
         return float(np.quantile(took, QUANTILE)) if took else 0.0
 
-    def _guidance(self, task: Task, frame: Frame, now_ns: int) -> Guidance | None:
+    def _guidance(self, task: Task, time_ns: int, now_ns: int) -> Guidance | None:
         ready_ns = now_ns + round(self.expected_s() * NS_PER_S)
         last = self._last if self._last is not None and self._last.serves(task) else None
-        return guide(self._config.rtc, last, task.episode, frame.time_ns, ready_ns)
+        return guide(self._config.rtc, last, task.episode, time_ns, ready_ns)
 
     def _note(self, now_ns: int, start_ns: int, telemetry: Telemetry) -> None:
         seconds = (now_ns - start_ns) / NS_PER_S
@@ -204,28 +181,38 @@ class InferenceScheduler:
 
 
 def check_rungs(policies: Mapping[str, Policy]) -> None:
-    """Raise ConfigError unless all rungs drive the same robot."""
-    (top, first), *others = ((name, policy.manifest.action) for name, policy in policies.items())
-    for name, action in others:
+    """Raise ConfigError unless all rungs drive the same robot and look at the same."""
+    (top, first), *others = ((name, policy.manifest) for name, policy in policies.items())
+    for name, manifest in others:
         for field_name in TASK_FIELDS:
-            expected = getattr(first, field_name)
-            got = getattr(action, field_name)
-            if expected != got:
-                raise ConfigError(
-                    f"rungs: 'action.{field_name}' is {expected} in '{top}', got {got} in '{name}'"
-                )
+            _check_alike(top, name, f"action.{field_name}", first, manifest)
+        _check_alike(top, name, "images.names", first, manifest)
+        _check_alike_states(top, name, first, manifest)
+
+
+def _check_alike(top: str, name: str, field_name: str, first: Manifest, other: Manifest) -> None:
+    expected = attrgetter(field_name)(first)
+    got = attrgetter(field_name)(other)
+    if expected != got:
+        raise ConfigError(f"rungs: '{field_name}' is {expected} in '{top}', got {got} in '{name}'")
+
+
+def _check_alike_states(top: str, name: str, first: Manifest, other: Manifest) -> None:
+    """A rung may do without a state that the others read."""
+    if first.state is not None and other.state is not None:
+        _check_alike(top, name, "state.names", first, other)
+        _check_alike(top, name, "state.dim", first, other)
 
 
 def warm_up(policy: Policy, guided: bool) -> float:
     """Make the first calls, which are slower, through every stage; what the last one took [s]."""
-    horizon = policy.manifest.action.horizon
-    dim = policy.manifest.action.dim
-    picture = np.zeros((64, 64, 3), np.uint8)
+    action = policy.manifest.action
+    nothing = blank_observation(policy.manifest)
     start_ns = 0
     if guided:
-        nothing = Known(np.zeros((horizon, dim)), np.zeros(horizon, np.float32))
-        policy.infer(picture, "warm up", known=nothing)
+        rows = np.zeros((action.horizon, action.dim))
+        policy.infer(nothing, known=Known(rows, np.zeros(action.horizon, np.float32)))
     for _ in range(WARM_CALLS):
         start_ns = monotonic_ns()
-        policy.infer(picture, "warm up")
+        policy.infer(nothing)
     return (monotonic_ns() - start_ns) / NS_PER_S

@@ -89,6 +89,16 @@ def fit(image: NDArray[np.uint8], spec: ImagesSpec) -> NDArray[Any]:
     return square if spec.dtype == "uint8" else _scaled(_unit(square), spec)
 
 
+def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """RGB uint8[h, w, 3] -> uint8[size, size, 3], straight (no crop), bicubic with antialias on
+    uint8.
+
+    This is torchvision's resize of a PIL picture, hence CogACT's. Raises ObservationError on
+    another dtype or shape.
+    """
+    return _resize(check_image(image), (size, size), "bicubic-antialias")
+
+
 def resize_bilinear(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
     """float32[h, w, c] -> float32[height, width, c]: torch's `interpolate(mode="bilinear",
     antialias=False)`.

@@ -8,9 +8,9 @@ bit for bit; elsewhere the differences are measured.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -20,13 +20,17 @@ from trimvla.runtime.bus.messages import ActionChunk, Frame
 from trimvla.runtime.bus.topics import MIB
 from trimvla.runtime.chunks.rtc import known_rows
 from trimvla.runtime.errors import RecordingError
-from trimvla.runtime.inference.policy import Known
-from trimvla.runtime.inference.scheduler import PolicyLike
+from trimvla.runtime.inference.policy_like import Known, PolicyLike
+from trimvla.runtime.preprocess.observation import ONLY, Observation
 from trimvla.runtime.record.recording import Recording
 
 MAX_CHUNK_BYTES = 128 * MIB  # of all chunks of a recording: hours, at a kilobyte a chunk
-Key = tuple[int, int]
-"""Sequence and capture time [ns] of a picture."""
+MAX_WAITING = 64  # images that wait for the others of their calls
+Key = tuple[str, int, int]
+"""Camera, sequence and capture time [ns] of an image;
+
+no camera for chunks that name only a frame of their only one.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +38,20 @@ class Call:
     """One recorded policy call: what went in, and what came out."""
 
     frame: Frame
+    """Of the only camera, or of the first of several."""
     chunk: ActionChunk
     before: ActionChunk | None = None
     """The chunk that guided it, if one did."""
+    frames: Mapping[str, Frame] = field(default_factory=dict)
+    """By the policy's name of the camera, where it looks through several."""
+
+    @property
+    def observation(self) -> Observation:
+        """What the policy saw."""
+        frames = self.frames or {ONLY: self.frame}
+        state = np.array(self.chunk.state) if self.chunk.state else None
+        images = {view: frame.image for view, frame in frames.items()}
+        return Observation(images, self.chunk.instruction, state)
 
     @property
     def known(self) -> Known | None:
@@ -88,12 +103,13 @@ class Calls:
     """
 
     def __init__(self, recording: Recording) -> None:
-        """Read all chunks; which of them can be repeated shows after iterating.
+        """Read all chunks;
 
-        Raises RecordingError.
+        which of them can be repeated shows after iterating. Raises RecordingError.
         """
         self._recording = recording
         self._chunks: dict[Key, list[ActionChunk]] = {}
+        """By each image that they were made from."""
         self._said: dict[int, ActionChunk] = {}
         self._before: dict[int, ActionChunk] = {}
         """By the number of a chunk that was guided, the one that guided it."""
@@ -107,8 +123,8 @@ class Calls:
             held += len(msgspec.msgpack.encode(entry.message))
             if held > MAX_CHUNK_BYTES:
                 raise RecordingError(
-                    f"{recording.path}: expected at most {MAX_CHUNK_BYTES} bytes of chunks, got"
-                    " more"
+                    f"{recording.path}: expected at most {MAX_CHUNK_BYTES} bytes of chunks, "
+                    "got more"
                 )
             self._take(entry.message)
 
@@ -121,7 +137,8 @@ class Calls:
         if not chunk.seed or not chunk.instruction:
             self._mute["the chunk does not say its seed and instruction"] += 1
             return
-        self._chunks.setdefault((chunk.frame_sequence, chunk.time_ns), []).append(chunk)
+        for key in keys_of(chunk):
+            self._chunks.setdefault(key, []).append(chunk)
 
     def _find(self, chunk: ActionChunk, sequence: int) -> str:
         """Note which chunk guided this one; why not, if it cannot be found."""
@@ -141,23 +158,75 @@ class Calls:
         return ""
 
     def __iter__(self) -> Iterator[Call]:
-        waiting = dict(self._chunks)
-        first_ns = None
+        gathering = Gathering(self._chunks)
+        first_ns: int | None = None
         for entry in self._recording.entries(lambda name: name.endswith("/color")):
             frame = entry.message
             assert isinstance(frame, Frame)
             first_ns = frame.time_ns if first_ns is None else min(first_ns, frame.time_ns)
-            for chunk in waiting.pop((frame.sequence, frame.time_ns), ()):
-                yield Call(frame, chunk, self._before.get(id(chunk)))
+            for chunk, frames in gathering.add(frame):
+                views = frames if chunk.frames else {}
+                yield Call(next(iter(frames.values())), chunk, self._before.get(id(chunk)), views)
         self.left_out = Counter(self._mute)
-        for (_, time_ns), chunks in waiting.items():
-            early = first_ns is not None and time_ns < first_ns
-            why = (
-                "its picture is from before the recording"
-                if early
-                else "its picture is not in the recording"
-            )
-            self.left_out[why] += len(chunks)
+        for chunk in gathering.incomplete():
+            early = first_ns is not None and chunk.time_ns < first_ns
+            where = "from before the recording" if early else "not in the recording"
+            self.left_out[f"its picture is {where}"] += 1
+
+
+def keys_of(chunk: ActionChunk) -> list[Key]:
+    """Every image that a chunk was made from."""
+    if not chunk.frames:
+        return [("", chunk.frame_sequence, chunk.time_ns)]
+    return [(frame.camera, frame.sequence, frame.time_ns) for frame in chunk.frames]
+
+
+class Gathering:
+    """Brings together the images of each call, as they come; at most `MAX_WAITING` of them wait."""
+
+    def __init__(self, chunks: Mapping[Key, Sequence[ActionChunk]]) -> None:
+        """`chunks`: by each image that they were made from."""
+        self._chunks = {key: list(made) for key, made in chunks.items()}
+        self._open = {id(chunk): chunk for made in chunks.values() for chunk in made}
+        self._needed = Counter(key for chunk in self._open.values() for key in keys_of(chunk))
+        self._waiting: OrderedDict[Key, Frame] = OrderedDict()
+
+    def add(self, frame: Frame) -> Iterator[tuple[ActionChunk, dict[str, Frame]]]:
+        """The calls that this image completes, with their images by the policy's names of the
+        cameras.
+        """
+        for key in (
+            ("", frame.sequence, frame.time_ns),
+            (frame.camera, frame.sequence, frame.time_ns),
+        ):
+            for chunk in self._chunks.pop(key, ()):
+                if not chunk.frames:
+                    del self._open[id(chunk)]
+                    yield chunk, {ONLY: frame}
+                    continue
+                self._waiting[key] = frame
+                found = [self._waiting.get(other) for other in keys_of(chunk)]
+                frames = [one for one in found if one is not None]
+                if len(frames) == len(found):
+                    self._close(chunk)
+                    yield (
+                        chunk,
+                        {view.view: one for view, one in zip(chunk.frames, frames, strict=True)},
+                    )
+        while len(self._waiting) > MAX_WAITING:
+            self._waiting.popitem(last=False)
+
+    def incomplete(self) -> list[ActionChunk]:
+        """Chunks whose images have not all come."""
+        return list(self._open.values())
+
+    def _close(self, chunk: ActionChunk) -> None:
+        """Let go of the chunk, and of the images that no other one waits for."""
+        del self._open[id(chunk)]
+        for key in keys_of(chunk):
+            self._needed[key] -= 1
+            if not self._needed[key]:
+                self._waiting.pop(key, None)
 
 
 class Outcome(msgspec.Struct):
@@ -194,9 +263,7 @@ def replay(
     outcome = Outcome(calls=calls.count)
     for call in calls:
         infers = (rungs or {}).get(call.chunk.rung, policy)
-        result = infers.infer(
-            call.frame.image, call.chunk.instruction, seed=call.chunk.seed, known=call.known
-        )
+        result = infers.infer(call.observation, seed=call.chunk.seed, known=call.known)
         difference = compare(call, np.asarray(result.actions, np.float64))
         outcome.repeated += 1
         outcome.exact += difference is None

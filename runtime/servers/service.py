@@ -284,5 +284,5 @@ def describe(policy: Policy) -> dict[str, object]:
         "action_dim": action.dim,
         "control_hz": action.control_hz,
         "action_kinds": list(action.kinds),
-        "image_size": policy.manifest.image.size,
+        "image_size": policy.manifest.images.size,
     }

@@ -16,8 +16,8 @@ from functools import partial
 import numpy as np
 
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.inference.policy import Known
-from trimvla.sim.actor import EXPERT, KINDS, Actor, noise_shape
+from trimvla.runtime.inference.policy_like import Known, PolicyLike
+from trimvla.sim.actor import EXPERT, KINDS, noise_shape, observe
 from trimvla.sim.episodes import Episode, Task, make_task
 from trimvla.sim.evaluation.latency import Latency
 from trimvla.sim.evaluation.success import WAITS, Outcome, Success, success_of
@@ -26,7 +26,7 @@ from trimvla.sim.evaluation.workers import spread
 from trimvla.sim.own.options import EnvOptions
 from trimvla.sim.seeds import FIRST_SEED
 
-Player = Actor | str
+Player = PolicyLike | str
 """Who drives an episode; `EXPERT` is the task's own scripted expert."""
 
 
@@ -125,7 +125,7 @@ def look_of(player: Player, episode: Episode, seed: int, dim: int = len(KINDS)) 
 
     def look(tick: int, known: Known | None) -> np.ndarray:
         noise = np.random.default_rng((seed, tick)).standard_normal(shape, dtype=np.float32)
-        return player.infer(episode.image, episode.instruction, noise=noise, known=known).actions
+        return player.infer(observe(episode, player), noise=noise, known=known).actions
 
     return look
 

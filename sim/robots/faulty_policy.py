@@ -28,9 +28,12 @@ from trimvla.runtime.bus.topics import color, topic
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference import process as policy_process
-from trimvla.runtime.inference.policy import Known, PolicyResult
-from trimvla.runtime.inference.process import PolicyConfig, PolicyLike, PolicyLoop
+from trimvla.runtime.inference.policy import PolicyResult
+from trimvla.runtime.inference.policy_like import Known, PolicyLike
+from trimvla.runtime.inference.process import PolicyConfig, PolicyLoop
+from trimvla.runtime.inference.robot_inputs import ONE_CAMERA, RobotInputs
 from trimvla.runtime.inference.scheduler import InferenceScheduler, warm_up
+from trimvla.runtime.preprocess.observation import Observation
 from trimvla.sim.robots.faults import Fault, Switch
 
 FAILURES = {
@@ -74,17 +77,18 @@ class DummyPolicy:
 
     def infer(
         self,
-        image: np.ndarray,
-        instruction: str,
+        observation: Observation,
         *,
-        seed: tuple[int, ...],
+        noise: np.ndarray | None = None,
+        seed: int | Sequence[int] = 0,
         known: Known | None = None,
     ) -> PolicyResult:
         """As `Policy.infer`; what it computes is of no use, and nothing guides it."""
         start = time.monotonic()
         while (took := (time.monotonic() - start) * 1e3) < self._milliseconds:
             np.sin(self._numbers, out=self._numbers)
-        turn = seed[-1] / 10 + np.arange(self._rows)[:, None] / 5 + np.arange(len(STAND_IN_KINDS))
+        last = seed if isinstance(seed, int) else seed[-1]
+        turn = last / 10 + np.arange(self._rows)[:, None] / 5 + np.arange(len(STAND_IN_KINDS))
         actions = 0.005 * np.sin(turn)
         actions[:, -1] = 1.0
         sample = actions.astype(np.float32)
@@ -101,17 +105,17 @@ class FaultInjectedPolicy:
 
     def infer(
         self,
-        image: np.ndarray,
-        instruction: str,
+        observation: Observation,
         *,
-        seed: tuple[int, ...],
+        noise: np.ndarray | None = None,
+        seed: int | Sequence[int] = 0,
         known: Known | None = None,
     ) -> PolicyResult:
         """As `Policy.infer`."""
         fault = self._switch.fault()
         if fault is not None and fault.kind in FAILURES:
             raise call_failure("onnxruntime", RuntimeError(FAILURES[fault.kind]))
-        result = self._policy.infer(image, instruction, seed=seed, known=known)
+        result = self._policy.infer(observation, noise=noise, seed=seed, known=known)
         assert isinstance(result, PolicyResult)
         direction = self._sweep.direction(fault, monotonic_ns())
         if fault is not None and fault.kind == "sweep":
@@ -192,6 +196,7 @@ class Loaded:
     costs_s: Sequence[float]
     meaning: ActionMeaning
     statistics_key: str = ""
+    robot: RobotInputs = ONE_CAMERA
 
 
 def load(config: FaultyPolicyConfig) -> Loaded:
@@ -205,9 +210,16 @@ def load(config: FaultyPolicyConfig) -> Loaded:
             {config.bundle: stand_in}, (config.stand_in_ms / 1e3,), _stand_in_meaning(config)
         )
     policies = policy_process.load_rungs(config)
-    action = next(iter(policies.values())).manifest.action
+    manifest = next(iter(policies.values())).manifest
+    action = manifest.action
     costs_s = [warm_up(policy, config.rtc.enabled) for policy in policies.values()]
-    return Loaded(policies, costs_s, meaning_of(action), action.statistics_key)
+    return Loaded(
+        policies,
+        costs_s,
+        meaning_of(action),
+        action.statistics_key,
+        RobotInputs.of(manifest, config),
+    )
 
 
 def action_meanings(config: FaultyPolicyConfig) -> dict[str, ActionMeaning]:
@@ -230,7 +242,7 @@ def run(config: FaultyPolicyConfig, run_dir: Path, stop: threading.Event) -> Non
     scheduler = InferenceScheduler(
         spoilt, config.thought, costs_s=loaded.costs_s, kinds=loaded.meaning.kinds
     )
-    cameras = [topic(color(camera)) for camera in (config.camera, *config.more_cameras)]
+    cameras = [topic(color(camera)) for camera in config.all_cameras]
     inputs = Subscriber(run_dir, [*cameras, topic("task"), topic("robot/state")])
     reporter.inputs = inputs
     chunks = FaultyChunks(run_dir, switch)
@@ -244,6 +256,7 @@ def run(config: FaultyPolicyConfig, run_dir: Path, stop: threading.Event) -> Non
         statistics_key=loaded.statistics_key,
         config=config,
         refusals=refusals,
+        robot=loaded.robot,
     )
     reporter.telemetry.state = "idle"
     try:

@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from trimvla.runtime.inference.policy import Policy
-from trimvla.sim.actor import Actor, noise_shape
+from trimvla.runtime.inference.policy_like import PolicyLike
+from trimvla.runtime.preprocess.observation import one_image
+from trimvla.sim.actor import noise_shape
 from trimvla.sim.seeds import FIRST_SEED
 from trimvla.sim.simpler.env import CAMERA, SimplerEpisode, SimplerTask
 from trimvla.sim.simpler.scatter import Scatter
@@ -152,7 +154,7 @@ def demonstrate(task: SimplerTask, seed: int, shard: Shard, scattered: int = SCA
     return episode.success
 
 
-def correct(task: SimplerTask, seed: int, shard: Shard, actor: Actor, view: View) -> bool:
+def correct(task: SimplerTask, seed: int, shard: Shard, actor: PolicyLike, view: View) -> bool:
     """Let a policy drive and label every picture with what the expert would do; True when it ended
     in success.
 
@@ -176,7 +178,8 @@ def correct(task: SimplerTask, seed: int, shard: Shard, actor: Actor, view: View
             noise = np.random.default_rng((seed, k)).standard_normal(
                 noise_shape(actor), dtype=np.float32
             )
-            chunk = actor.infer(episode.image, episode.instruction, noise=noise).actions
+            seen = one_image(episode.image, episode.instruction)
+            chunk = actor.infer(seen, noise=noise).actions
         episode.step(chunk[k % EXECUTE])
     return episode.success
 

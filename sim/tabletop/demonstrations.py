@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from trimvla.runtime.inference.policy import Policy
-from trimvla.sim.actor import Actor, noise_shape
+from trimvla.runtime.inference.policy_like import PolicyLike
+from trimvla.sim.actor import noise_shape, observe_as
 from trimvla.sim.seeds import FIRST_SEED
 from trimvla.sim.tabletop import expert
 from trimvla.sim.tabletop.env import TabletopEnv
@@ -169,9 +170,10 @@ def episode(env: TabletopEnv, seed: int, shard: Shard) -> bool:
     return False
 
 
-def corrected_episode(env: TabletopEnv, seed: int, shard: Shard, actor: Actor) -> bool:
-    """Let a policy drive, label every picture with what the expert would do; True when it ended in
-    success.
+def corrected_episode(env: TabletopEnv, seed: int, shard: Shard, actor: PolicyLike) -> bool:
+    """Let a policy drive, label every picture with what the expert would do;
+
+    True when it ended in success.
     """
     rng = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed, options={"scene": sample_scene(rng)})
@@ -181,7 +183,9 @@ def corrected_episode(env: TabletopEnv, seed: int, shard: Shard, actor: Actor) -
         row = k % CORRECTED_EXECUTE
         if row == 0:
             noise = rng.standard_normal(noise_shape(actor), dtype=np.float32)
-            chunk = actor.infer(observation["image"], env.instruction, noise=noise).actions
+            chunk = actor.infer(
+                observe_as(observation, env.instruction, actor), noise=noise
+            ).actions
         observation, _, done, _, _ = env.step(chunk[row])
         if done:
             return True

@@ -27,7 +27,7 @@ from trimvla.runtime.backends.tensorrt.engine import STATIC, StageEngine
 from trimvla.runtime.backends.tensorrt.engine_cache import EngineRecord
 from trimvla.runtime.backends.tensorrt.tensors import DeviceTensor, plan_tensors
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.runtime.bundle.manifest import STAGES, Manifest, StageSpec
+from trimvla.runtime.bundle.manifest import Manifest, StageSpec
 from trimvla.runtime.errors import BackendError, SpecError
 
 
@@ -165,11 +165,12 @@ class TrtChain:
         self._marks = [stages.cuda.event() for _ in range(len(stages.stages) + 1)]
 
     def run(
-        self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] = STAGES
+        self, inputs: Mapping[str, np.ndarray], stages: Sequence[str] | None = None
     ) -> tuple[Tensors, Milliseconds]:
         """See `chain.Chain.run`."""
         opened = self._stages
         cuda = self._stages.cuda
+        stages = tuple(self.runners) if stages is None else stages
         taken, made = chain_io({name: self.runners[name] for name in stages})
         self._check(inputs, taken)
         buckets = {name: opened.bucket(name, inputs) for name in stages}
@@ -234,7 +235,7 @@ def open_chain(
     provider: str | None = None,
     threads: int = 0,
     engines: Path | None = None,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str],
 ) -> TrtChain:
     """See `chain.open_chain`."""
     return TrtChain(
