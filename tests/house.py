@@ -87,7 +87,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime.chunks": BUS,
     "runtime.backends": (*BUS, "runtime.backends.tensorrt"),
     "runtime.backends.tensorrt": (*BUS, "runtime.backends"),
-    "runtime.cameras": (*BUS, "runtime.inference"),
+    "runtime.cameras": (*BUS, "runtime.inference", "runtime.preprocess"),
     "runtime.preprocess": (*BASE, "runtime.bundle"),
     "runtime.inference": (*CORE, "runtime.preprocess"),
     "runtime.control": CORE,
