@@ -28,6 +28,8 @@ FIXTURES = ("pi0_tiny_a", "pi05_tiny_a")
 WEIGHTS = "model.safetensors"
 NORM = "paligemma_with_expert.paligemma.model.language_model.layers.0.input_layernorm.weight"
 
+TABLE_STORED = "paligemma_with_expert.paligemma.lm_head.weight"  # of the tied table
+
 Change = Callable[[dict[str, torch.Tensor]], object]
 
 
@@ -114,6 +116,13 @@ def test_openpis_files_hold_the_same_policy(fixture: Path, copied: Path) -> None
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
     images = family_of(theirs.cfg).describe(theirs, Plan()).images
     assert (images.resize, images.dtype) == ("bilinear-antialias", "uint8")
+
+
+def test_the_layout_names_every_weight_of_ours(fixture: Path) -> None:
+    cfg = opened(fixture).cfg
+    live, dead = family_of(cfg).layout(cfg)
+    assert sorted(live.values()) == sorted(build_meta(cfg).state_dict())
+    assert not dead & set(live) - {TABLE_STORED}
 
 
 def test_dead_weights_are_not_needed(copied: Path) -> None:

@@ -53,6 +53,14 @@ class Source:
     offset: float = 0.0
     """Added to every number."""
 
+    @property
+    def label(self) -> str:
+        """The name, with the columns in NumPy's notation where they are not all."""
+        if self.columns is None:
+            return self.name
+        first, end = self.columns
+        return f"{self.name}[:, {first}:{end}]"
+
     def of(self, stored: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Our weight, of our shape; a view of the stored tensor where nothing is added."""
         part = stored if self.columns is None else stored[:, slice(*self.columns)]
@@ -110,8 +118,8 @@ def dead_names(cfg: Pi0Config) -> frozenset[str]:
 
 
 def layout(cfg: Pi0Config) -> tuple[dict[str, str], frozenset[str]]:
-    """See `Family.layout`; names as openpi has them."""
-    return {source.name: name for name, source in sources(cfg).items()}, dead_names(cfg)
+    """See `Family.layout`; names as openpi has them, with the columns where a weight is a part."""
+    return {source.label: name for name, source in sources(cfg).items()}, dead_names(cfg)
 
 
 def official_parameters(cfg: Pi0Config) -> int:
