@@ -111,7 +111,9 @@ class TrimmedDecoder(Decoder):
         (cos, sin, mask) = context
         attend = following.self_attn
         q = attend.queries(normed[:, start:], cos[start:], sin[start:])
-        k, _ = joined(self.past(plan.after), attend.keys(normed, cos, sin), attend.values(normed))
+        k = attend.keys(normed, cos, sin)
+        if (folded := self.past(plan.after)) is not None:  # its values are not needed for scores
+            k = torch.cat([folded[0].expand(len(k), -1, -1, -1), k], dim=2)
         return x, row_probabilities(q, k, mask[start:])
 
     def finish(self, x: Tensor, kept: Tensor, length: int, last: Tensor) -> Tensor:
