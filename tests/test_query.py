@@ -201,3 +201,29 @@ def test_objects_are_counted_as_msgpack_means_them():
         ([msgspec.msgpack.Ext(5, b"x" * 300), 1], 3),
     ):
         assert count_objects(msgspec.msgpack.encode(value)) == count
+
+
+CAMERAS = ("camera1", "camera2")
+SEVERAL = {
+    "LeRobot": {"observation.images.camera1": 1, "observation.images.camera2": 2, "task": "go"},
+    "openpi": {"observation/camera1": 1, "observation/camera2": 2, "prompt": "go"},
+}
+
+
+@pytest.mark.parametrize("form", SEVERAL)
+def test_a_policy_with_several_cameras_gets_each_by_its_name(form: str) -> None:
+    observation = {
+        key: np.full((4, 4, 3), value, np.uint8) if isinstance(value, int) else value
+        for key, value in SEVERAL[form].items()
+    }
+    separator = "." if form == "LeRobot" else "/"
+    observation[f"observation{separator}state"] = np.arange(3, dtype=np.float32)
+    seen = normalise(observation, cameras=CAMERAS).observation
+    assert {name: int(image[0, 0, 0]) for name, image in seen.images.items()} == {
+        "camera1": 1,
+        "camera2": 2,
+    }
+    assert seen.state is not None and seen.state.tolist() == [0.0, 1.0, 2.0]
+    del observation[f"observation{separator}{'images.' if form == 'LeRobot' else ''}camera2"]
+    with pytest.raises(ObservationError, match=r"cameras \['camera1', 'camera2'\].*missing"):
+        normalise(observation, cameras=CAMERAS)

@@ -10,7 +10,7 @@ endpoint needs. There is no endpoint that ends the server.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -37,7 +37,7 @@ class Request:
     """For `reset`: of the next episode's noise."""
 
 
-def parse(raw: bytes, camera: str = "", token: str = "") -> Request:
+def parse(raw: bytes, camera: str = "", token: str = "", *, cameras: Sequence[str] = ()) -> Request:
     """A request.
 
     Raises WireError for what is none or shows another token, ObservationError for what it asks.
@@ -51,7 +51,9 @@ def parse(raw: bytes, camera: str = "", token: str = "") -> Request:
         )
     if endpoint == "get_action":
         observation = _inner(message.get("data"), "data").get("observation")
-        return Request(endpoint, normalise(observation, camera, _extra(message, observation)))
+        return Request(
+            endpoint, normalise(observation, camera, _extra(message, observation), cameras=cameras)
+        )
     if endpoint == "reset":
         return Request(endpoint, seed=_seed(message.get("data")))
     return Request(cast("Endpoint", endpoint))

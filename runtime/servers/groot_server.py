@@ -139,7 +139,12 @@ class GrootServer:
     def _begin(self, client: bytes, request: zmq.Frame) -> bytes | None:
         """In a decoder's thread: the answer, or None where it will come later."""
         service = self._service
-        asked = parse(request.bytes, service.config.camera, self._token)
+        asked = parse(
+            request.bytes,
+            service.config.camera,
+            self._token,
+            cameras=service.cameras,
+        )
         if asked.endpoint == "ping":
             return reply(
                 {

@@ -10,8 +10,8 @@ the policy is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from trimvla.runtime.bus.messages import SCHEMA_VERSION
 from trimvla.runtime.errors import ObservationError
 from trimvla.runtime.image_codec import MAX_PIXELS
+from trimvla.runtime.preprocess.observation import ONLY, Observation
 from trimvla.runtime.specs import describe
 
 MAX_TEXT = 4096
@@ -43,10 +44,10 @@ class Query:
     """One question. Times are on the server's monotonic clock, which it tells in its answers."""
 
     image: NDArray[np.uint8]
-    """RGB uint8[h, w, 3], contiguous."""
+    """RGB uint8[h, w, 3], contiguous; of several, the policy's first camera."""
     instruction: str
     state: NDArray[np.float32] | None = None
-    """float32[n], as it came; no shipped policy reads it."""
+    """float32[n], as it came, for policies that read it."""
     seq: int | None = None
     """The client's own number; it comes back with the answer."""
     t_capture_ns: int | None = None
@@ -54,10 +55,21 @@ class Query:
     """When the answer is of no use any more."""
     seed: int | None = None
     """Of the noise; the session's own where there is none."""
+    images: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """By the policy's names of its cameras, where it looks through several."""
+
+    @property
+    def observation(self) -> Observation:
+        """What the policy is given."""
+        return Observation(self.images or {ONLY: self.image}, self.instruction, self.state)
 
 
 def normalise(
-    observation: object, camera: str = "", extra: Mapping[Any, Any] | None = None
+    observation: object,
+    camera: str = "",
+    extra: Mapping[Any, Any] | None = None,
+    *,
+    cameras: Sequence[str] = (),
 ) -> Query:
     """An observation in any of the four conventions.
 
@@ -65,6 +77,7 @@ def normalise(
         observation: as it was unpacked.
         camera: which picture the policy looks at; where it is empty, the only one or one of `MAIN`.
         extra: where `seq`, `t_capture_ns` and the like stand, if not in the observation.
+        cameras: a policy's names of its cameras. Of several, each must be among the images.
     """
     if not isinstance(observation, Mapping):
         raise ObservationError(
@@ -77,7 +90,8 @@ def normalise(
             f"expected the observation keys of LeRobot, openpi, GR00T or vla-eval, got {keys}"
         )
     source, names = form.pictures(observation)
-    name = _choose(names, camera)
+    names |= {n: f"observation/{n}" for n in cameras if f"observation/{n}" in observation}
+    chosen = _choose_all(names, cameras) if len(cameras) > 1 else [_choose(names, camera)]
     optional = {
         key: _number(extra or observation, key)
         for key in ("seq", "t_capture_ns", "deadline_ns", "seed")
@@ -87,8 +101,10 @@ def normalise(
         raise ObservationError(f"expected {SCHEMA_VERSION} for 'schema_version', got {version}")
     instruction = _sentence(*form.instruction(observation))
     state = form.state(observation)
-    image = _picture(name, source[names[name]], form)  # last: it costs most
-    return Query(image, instruction, state, **optional)
+    # last: they cost most
+    images = {name: _picture(name, source[names[name]], form) for name in chosen}
+    several = images if len(cameras) > 1 else {}
+    return Query(images[chosen[0]], instruction, state, images=several, **optional)
 
 
 Pictures = tuple[Mapping[Any, Any], dict[str, str]]
@@ -235,6 +251,17 @@ def _choose(pictures: Mapping[str, str], camera: str) -> str:
             f"expected one picture, or one called {', '.join(MAIN)}, got {names}"
         )
     return main[0] if main else next(iter(pictures))
+
+
+def _choose_all(pictures: Mapping[str, str], cameras: Sequence[str]) -> list[str]:
+    """The policy's cameras, where an image of each has come; others are not looked at."""
+    missing = [name for name in cameras if name not in pictures]
+    if missing:
+        got = sorted(map(_short, pictures))[:12]
+        raise ObservationError(
+            f"expected images of the cameras {list(cameras)}, got {got}: missing {missing}"
+        )
+    return list(cameras)
 
 
 def _picture(name: str, value: object, form: Form) -> NDArray[np.uint8]:

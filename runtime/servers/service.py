@@ -124,6 +124,7 @@ class Service:
         self.lost: BackendUnavailableError | None = None
         self._on_lost = on_lost
         self.metadata = describe(policy)
+        self.cameras = policy.manifest.images.names
         self.decoders = Decoders()
         self._policy = policy
         self._jobs: deque[_Job] = deque()
@@ -219,7 +220,7 @@ class Service:
         began_ns = monotonic_ns()
         self._check_time(query, began_ns)
         seed = session.noise(self.config.seed, query.seed)
-        result = self._policy.infer(query.image, query.instruction, seed=seed)
+        result = self._policy.infer(query.observation, seed=seed)
         done_ns = monotonic_ns()
         info = {
             "schema_version": SCHEMA_VERSION,
@@ -285,4 +286,6 @@ def describe(policy: Policy) -> dict[str, object]:
         "control_hz": action.control_hz,
         "action_kinds": list(action.kinds),
         "image_size": policy.manifest.images.size,
+        "cameras": list(policy.manifest.images.names),
+        "state_dim": 0 if policy.manifest.state is None else policy.manifest.state.dim,
     }

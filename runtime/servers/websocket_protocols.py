@@ -61,7 +61,7 @@ class Openpi:
 
     def receive(self, raw: bytes | str, session: Session) -> Query:
         """Every message is an observation."""
-        return normalise(_opened(raw), self._camera)
+        return normalise(_opened(raw), self._camera, cameras=self._metadata.get("cameras", ()))
 
     def answer(self, answer: Answer) -> bytes:
         """`actions` float32[H, D], and `server_timing` as openpi's own server tells it."""
@@ -96,7 +96,7 @@ class VlaEval:
         """
         kind, payload, self._seq = envelope(raw)
         if kind == "observation":
-            return normalise(payload, self._camera)
+            return normalise(payload, self._camera, cameras=self._metadata.get("cameras", ()))
         if kind == "hello":
             return self._wrap("hello", self._hello(payload))
         if kind == "episode_start":
