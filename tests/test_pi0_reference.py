@@ -160,6 +160,7 @@ def test_a_plan_that_does_not_fit_is_refused(
         reference.family.trim(reference.policy, plan)
 
 
+@pytest.mark.slow
 def test_exported_graphs_give_the_stored_arrays(shared_dir: Path, tmp_path: Path) -> None:
     """One family, the groups that need no more graphs than a dense policy and one trimmed one
     have.
