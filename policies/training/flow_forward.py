@@ -152,7 +152,7 @@ def velocity(
         valid = memory.valid[index].expand(len(state), -1).repeat_interleave(draws, 0)
         mask = torch.cat([valid[:, None].expand(-1, n, -1), own.expand(len(x), -1, -1)], dim=2)
         rows = layer(rows, repeated, angles, mask).x
-    return expert.decode(rows[:, 1:], table)
+    return expert.decode(rows[:, 1:], None)
 
 
 def pointer_loss(
