@@ -1,14 +1,21 @@
-"""SmolVLA's stages: one after the other they are the policy."""
+"""SmolVLA's stages as graphs: the same numbers as torch, and operators that TensorRT 10.3 takes."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from smolvla_policy import TINY, act, inputs, random_policy
 
+from trimvla.export.graphs.to_onnx import export_stage
+from trimvla.export.tensorrt.operators import check_operators
 from trimvla.policies.smolvla.model import SmolVla
-from trimvla.policies.smolvla.stages import example_inputs, stages, tensor_specs
+from trimvla.policies.smolvla.stages import example_inputs, memory_names, stages, tensor_specs
 from trimvla.policies.smolvla.trimmed import trim
+from trimvla.runtime.backends.runner import create
+from trimvla.runtime.bundle.manifest_types import StageSpec
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 from trimvla.runtime.bundle.vision_plan import PatchPlan, VisionPlan
 
@@ -34,10 +41,65 @@ def policy() -> SmolVla:
     return random_policy()
 
 
+def through_onnx(
+    policy: SmolVla, plan: Plan, bucket: int, directory: Path, *, guided: bool = False
+) -> dict[str, float]:
+    """Largest difference of every output, each stage fed with torch's own inputs."""
+    trimmed = trim(policy, plan)
+    generator = torch.Generator().manual_seed(1)
+    tensors = example_inputs(TINY, plan, bucket, generator)
+    weight = torch.tensor([1.0, 0.7, 0.3, 0.0, 0.0, 0.0])[None, :, None]
+    tensors |= {"known": torch.randn(tensors["noise"].shape, generator=generator), "weight": weight}
+    specs = tensor_specs(TINY, plan)
+    apart: dict[str, float] = {}
+    for stage in stages(TINY, plan, guided):
+        path = directory / f"{stage.name}.onnx"
+        if not path.exists():
+            export_stage(trimmed, stage, path)
+            check_operators(path)
+        given = {name: tensors[name] for name in stage.inputs}
+        with torch.no_grad():
+            made = stage.module(trimmed)(*given.values())
+        outputs = made if isinstance(made, tuple) else (made,)
+        tensors |= dict(zip(stage.outputs, outputs, strict=True))
+        spec = StageSpec(
+            path.name,
+            tuple(specs[name] for name in stage.inputs),
+            tuple(specs[name] for name in stage.outputs),
+        )
+        runner = create("onnxruntime", path, spec, threads=1)
+        got = runner.run({name: tensor.numpy() for name, tensor in given.items()})
+        runner.close()
+        for name, expected in zip(stage.outputs, outputs, strict=True):
+            apart[name] = float(np.abs(got[name] - expected.numpy()).max())
+    return apart
+
+
+@pytest.mark.slow
+def test_the_dense_stages_and_the_guided_one(policy: SmolVla, tmp_path: Path) -> None:
+    for bucket in TINY.prompt.buckets:
+        apart = through_onnx(policy, SHORT, bucket, tmp_path, guided=True)
+        assert set(apart) == {"visual", "keys", "values", "actions", "guided_actions"}
+        assert max(apart.values()) < 1e-4
+    sizes = {path.stem: path.stat().st_size for path in tmp_path.glob("*.onnx")}
+    assert sizes["action_guided"] < 0.5 * sizes["action"]  # its weights are in the other's file
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [pytest.param(TRIMMED, id="trimmed", marks=pytest.mark.slow), pytest.param(STATE, id="state")],
+)
+def test_the_stages_under_a_plan(policy: SmolVla, tmp_path: Path, plan: Plan) -> None:
+    apart = through_onnx(policy, plan, TINY.prompt.longest, tmp_path)
+    assert set(memory_names(TINY, plan)) < set(apart)
+    assert apart.pop("kept") == 0.0
+    assert max(apart.values()) < 1e-4
+
+
 @pytest.mark.parametrize("plan", [Plan(), SHORT, TRIMMED, STATE])
 @torch.no_grad()
 def test_stages_one_after_the_other_are_the_policy(policy: SmolVla, plan: Plan) -> None:
-    """Zeros behind a short prompt's keys, two groups of keys and pieces change nothing."""
+    """What fills up a short prompt's keys, two groups of keys and pieces change nothing."""
     trimmed = trim(policy, plan)
     expected = act(trimmed, inputs(plan=plan))
     short = example_inputs(TINY, plan, TINY.prompt.buckets[0], torch.Generator().manual_seed(3))

@@ -5,7 +5,7 @@
 
 Keys and values are those that each expert layer reads: the decoder's, or the layer's own
 projections of them, which no sampler step changes. They have one length, that of the longest
-prompt, with zeros behind a shorter one; `last` says how many count. Where tokens are dropped,
+prompt, filled up behind a shorter one; `last` says how many count. Where tokens are dropped,
 layers before and behind read rows of two lengths. All that depends on the flow's time alone is a
 constant of the action stage; every Euler step is unrolled. Knows no file format and no backend.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimvla.policies.chained import Chained
@@ -52,6 +51,7 @@ class LanguageStage(nn.Module):
         self.policy = policy
         self.longest = policy.cfg.prompt.longest
         self.counts = split(policy.plan, policy.cfg)
+        self.visual = visual_of_groups(policy.cfg, policy.plan)
 
     def forward(
         self,
@@ -72,15 +72,26 @@ class LanguageStage(nn.Module):
         missing = self.longest - input_ids.shape[1]
         early, _ = self.counts
         groups = [group for group in (memory.layers[:early], memory.layers[early:]) if group]
-        made = [tensor for group in groups for tensor in stacked(group, missing)]
+        seen = [n for n, count in zip(self.visual, self.counts, strict=True) if count]
+        made = [
+            tensor
+            for group, rows in zip(groups, seen, strict=True)
+            for tensor in stacked(group, rows + 1 + self.longest, missing)
+        ]
         return tuple(made) if kept is None else (*made, kept)
 
 
-def stacked(layers: Sequence[KeysValues], missing: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of some layers float[layers, kv heads, n + missing, d], zeros behind."""
+def stacked(layers: Sequence[KeysValues], rows: int, missing: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of some layers float[layers, kv heads, rows, d]; the `missing` last rows are
+    copies of the first one, which nobody looks at.
+
+    A Gather: TensorRT 10.3 is not known to take Pad, nor anything of no rows where none is missing.
+    """
+    index = torch.arange(rows, device=layers[0].keys.device)
+    index = index * (index < rows - missing)
     keys = torch.cat([layer.keys for layer in layers])
     values = torch.cat([layer.values for layer in layers])
-    return F.pad(keys, (0, 0, 0, missing)), F.pad(values, (0, 0, 0, missing))
+    return keys.index_select(2, index), values.index_select(2, index)
 
 
 def action_stage(policy: SmolVla) -> Chained:
