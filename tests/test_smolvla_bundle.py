@@ -1,4 +1,4 @@
-"""A LeRobot folder, exported: raw images, an instruction and the state in, LeRobot's actions out."""
+"""A LeRobot folder, exported: images, an instruction and the state in, its actions out."""
 
 from __future__ import annotations
 
