@@ -51,7 +51,7 @@ VERBS = (
     Verb("operator", "operate", "", "arm, disarm, reset or stop a robot; ends well if it counted"),
     Verb("serve", "serve", "", "a bundle for the clients of GR00T, openpi and vla-eval"),
     Verb("keys", "keys", "", "keys for hosts that talk over TCP: make a pair, list who is trusted"),
-    Verb("camera", "camera", "", "publish a camera, a video file or a test picture"),
+    Verb("camera", "camera", "", "publish a camera, a video file or a test image"),
     Verb("eval", "evaluate", "sim", "episodes in simulation: success rate and its interval", True),
     Verb("report", "report", "train", "the page on success and latency, from kept results"),
     Verb("train", "train", "train", "behaviour cloning of the shipped policy; resumes", True),

@@ -51,7 +51,7 @@ def insert(text: str, name: str, table: str) -> str:
 
 
 def as_markdown(head: Row, rows: Sequence[Row]) -> str:
-    """A table, or one sentence where it has no rows."""
+    """A table, or one instruction where it has no rows."""
     if not rows:
         return "No results yet."
     lines = (head, ("---",) * len(head), *rows)

@@ -9,8 +9,8 @@ TrimvlaError
 |- PromptError          an instruction: empty, or longer than the largest bucket
 |- ObservationError     what the policy would look at
 |  `- StaleError        it is older than its budget
-|     |- SkewError      its pictures are of different moments
-|     `- FrozenError    its pictures are new, what they show is not
+|     |- SkewError      its images are of different moments
+|     `- FrozenError    its images are new, what they show is not
 |- BackendError         a backend or provider that was asked for and is not given, or a call of it
 that failed
 |  `- BackendUnavailableError   no later call can work either: a lost device; who owns the backend
@@ -68,11 +68,11 @@ class StaleError(ObservationError):
 
 
 class SkewError(StaleError):
-    """The pictures of one observation were taken too far apart."""
+    """The images of one observation were taken too far apart."""
 
 
 class FrozenError(StaleError):
-    """A camera goes on sending the same picture, first captured at `since_ns`."""
+    """A camera goes on sending the same image, first captured at `since_ns`."""
 
     def __init__(self, words: str, since_ns: int) -> None:
         super().__init__(words)

@@ -49,9 +49,9 @@ def decode_image(data: bytes, kind: Kind, size: tuple[int, int] | None = None) -
                 raise ImageError(f"expected {measured} pixels, got {image.size}")
             pixels = to_rgb(image)
     except ImageError as error:
-        raise WireError(f"no {kind} picture: {error}") from None
+        raise WireError(f"no {kind} image: {error}") from None
     except Exception as error:  # damaged files make the decoders raise almost anything
-        raise WireError(f"no {kind} picture: {str(error)[:200]}") from None
+        raise WireError(f"no {kind} image: {str(error)[:200]}") from None
     if size is not None and pixels.shape[1::-1] != size:
         raise WireError(
             f"expected {size[0]} x {size[1]} pixels, got {pixels.shape[1::-1]} once upright"
@@ -72,33 +72,33 @@ def measure(data: bytes, kind: Kind) -> tuple[int, int]:
     try:
         width, height = _measure_png(data) if kind == "png" else _measure_jpeg(data)
     except (struct.error, IndexError):
-        raise WireError(f"no {kind} picture: it is cut off") from None
+        raise WireError(f"no {kind} image: it is cut off") from None
     if not (width and height):
-        raise WireError(f"no {kind} picture: expected pixels, got {width} x {height}")
+        raise WireError(f"no {kind} image: expected pixels, got {width} x {height}")
     return width, height
 
 
 def _measure_png(data: bytes) -> tuple[int, int]:
     if not data.startswith(PNG_MAGIC) or data[12:16] != b"IHDR":
-        raise WireError("no png picture: expected its signature and header first")
+        raise WireError("no png image: expected its signature and header first")
     place = len(PNG_MAGIC)
     for _ in range(MAX_PARTS):
         if place + 8 > len(data) or data[place + 4 : place + 8] == b"IEND":
             return struct.unpack_from(">II", data, 16)
         (length,) = struct.unpack_from(">I", data, place)
         place += 12 + length
-    raise WireError(f"expected at most {MAX_PARTS} chunks in a png picture")
+    raise WireError(f"expected at most {MAX_PARTS} chunks in a png image")
 
 
 def _measure_jpeg(data: bytes) -> tuple[int, int]:
     if not data.startswith(b"\xff\xd8"):
-        raise WireError("no jpeg picture: expected its signature first")
+        raise WireError("no jpeg image: expected its signature first")
     if (scans := data.count(START_OF_SCAN)) > MAX_SCANS:
-        raise WireError(f"expected at most {MAX_SCANS} scans in a jpeg picture, got {scans}")
+        raise WireError(f"expected at most {MAX_SCANS} scans in a jpeg image, got {scans}")
     place = 2
     for _ in range(MAX_PARTS):
         if data[place] != 0xFF:
-            raise WireError("no jpeg picture: expected a marker")
+            raise WireError("no jpeg image: expected a marker")
         marker = data[place + 1]
         place += 1
         if marker == 0xFF:  # padding
@@ -110,4 +110,4 @@ def _measure_jpeg(data: bytes) -> tuple[int, int]:
             height, width = struct.unpack_from(">HH", data, place + 3)
             return width, height
         place += struct.unpack_from(">H", data, place)[0]
-    raise WireError(f"expected at most {MAX_PARTS} segments in a jpeg picture")
+    raise WireError(f"expected at most {MAX_PARTS} segments in a jpeg image")

@@ -31,7 +31,7 @@ def check_can_render() -> None:
     """
     if _drawing["pid"] not in (0, os.getpid()):
         raise ConfigError(
-            "expected a process that was not forked after a picture was drawn: OpenGL hangs in it."
+            "expected a process that was not forked after an image was drawn: OpenGL hangs in it."
             " Start it with spawn, as in gymnasium.vector.AsyncVectorEnv(..., context='spawn'), or"
             " draw nothing before"
         )

@@ -1,9 +1,9 @@
-"""Recorded chunks through every mode: what the tests and the picture in docs/concepts/chunks.md are
+"""Recorded chunks through every mode: what the tests and the image in docs/concepts/chunks.md are
 made of.
 
 `python -m tests.chunk_modes record` plays episodes with the shipped policy, thinking taking half a
-second, and keeps what its action stage was given and gave; `draw` makes the picture. Such a replay
-is open-loop: the pictures are those of the recorded run, whatever a mode would have done. `play`
+second, and keeps what its action stage was given and gave; `draw` makes the image. Such a replay
+is open-loop: the images are those of the recorded run, whatever a mode would have done. `play`
 lets every mode play.
 """
 
@@ -41,7 +41,7 @@ FILE = Path(__file__).with_name("recorded_chunks.npz")
 PICTURE = Path(__file__).parent.parent / "docs" / "concepts" / "chunks" / "switch.png"
 SEEDS = (1000, 1001, 1002, 1003)
 BUNDLE = bundles.resolve("tabletop")
-LATE = 3  # ticks from a picture to the first command of its chunk
+LATE = 3  # ticks from an image to the first command of its chunk
 THINKING = constant("half a second", 500)
 # some pass while the policy thinks, twice as many until the next chunk
 PLAIN = Pace(mode="latest", valid_rows=12)

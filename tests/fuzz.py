@@ -272,7 +272,7 @@ def _frames() -> list[Target]:
             1,
         ),
         Target(
-            "LeRobot's pictures",
+            "LeRobot's images",
             [[_lerobot()]],
             lambda p: lerobot.decode(p[0], "front"),
             (WireError,),

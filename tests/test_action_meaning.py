@@ -325,8 +325,8 @@ def test_the_old_sentences_chunk_is_dropped_at_once(tmp_path: Path) -> None:
         desk.until_state("hold", "no chunk yet")
         after = [command for command in desk.commands if command.time_ns > changed_ns]
         moved = [command for command in after if command.kind == "action"]
-        assert len(moved) <= 2, "what was on its way when the sentence changed"
-        desk.fields = {}  # the call that was under way: still for the old sentence
+        assert len(moved) <= 2, "what was on its way when the instruction changed"
+        desk.fields = {}  # the call that was under way: still for the old instruction
         seen = len(desk.commands)
         desk.ticks(20)
         assert {command.kind for command in desk.commands[seen:]} == {"hold"}

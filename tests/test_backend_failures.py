@@ -1,4 +1,4 @@
-"""A lost device ends the policy's process, which comes back; one bad call costs one picture;
+"""A lost device ends the policy's process, which comes back; one bad call costs one image;
 nothing else goes on.
 """
 

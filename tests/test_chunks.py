@@ -273,7 +273,7 @@ def test_an_episode_goes_on_while_the_policy_thinks():
     assert len(ticks) == 60 and not episode.success
     # nothing is known yet
     assert all(tick.chunk is None and not tick.action[:6].any() for tick in ticks[:3])
-    made = [step - step % 3 - 3 for step in range(3, 60)]  # of the picture of three ticks before
+    made = [step - step % 3 - 3 for step in range(3, 60)]  # of the image of three ticks before
     expected = [step * 1e-4 + chunk * 1e-7 for step, chunk in zip(range(3, 60), made, strict=True)]
     np.testing.assert_allclose([tick.action[0] for tick in ticks[3:]], expected, atol=1e-12)
     np.testing.assert_allclose(jumps(ticks)[:, 0], 1e-4 + 3e-7, atol=1e-12)

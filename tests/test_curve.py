@@ -272,7 +272,7 @@ def test_times_of_another_host_are_put_on_our_clock():
 
 
 def test_a_policy_may_be_on_another_host(tmp_path):
-    """Two run directories that share nothing but TCP: pictures go there, chunks come back, on the
+    """Two run directories that share nothing but TCP: images go there, chunks come back, on the
     robot's clock.
     """
     ports = free_ports(4)

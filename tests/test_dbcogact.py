@@ -30,7 +30,7 @@ from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
 from trimvla.runtime.errors import CheckpointError, ConfigError
 
 FULL = PRESETS["dbcogact"]
-FOLDED = 31  # ids before the picture
+FOLDED = 31  # ids before the image
 LIMIT = 700_000  # bytes of a shard in the tests
 
 
@@ -214,7 +214,7 @@ def test_what_a_bundle_says_is_dexbotics(source) -> None:
 
 
 def tokens(cfg: DbCogActConfig, length: int = 9) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random visual tokens, ids behind the picture with padding, and where the last id is."""
+    """Random visual tokens, ids behind the image with padding, and where the last id is."""
     torch.manual_seed(0)
     visual = torch.randn(1, cfg.patches, cfg.language.width)
     ids = torch.randint(400, (1, length))

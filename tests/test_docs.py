@@ -166,7 +166,7 @@ def test_the_readme_names_every_verb() -> None:
 
 @pytest.mark.parametrize("path", WRITTEN, ids=name_of)
 def test_prose_is_wrapped(path: Path) -> None:
-    """Tables, pictures, links and code may be wider."""
+    """Tables, images, links and code may be wider."""
     prose = FENCE.sub("", path.read_text()).splitlines()
     wide = [
         line

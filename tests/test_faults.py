@@ -155,7 +155,7 @@ def test_a_faulty_camera(kind: Kind, amount: float, shown: int, tmp_path: Path) 
         front = hears[color("front")]
 
         def shoot(number: int, patience_s: float) -> list[Frame]:
-            # one picture on its way at a time: a socket for pictures holds no more
+            # one image on its way at a time: a socket for images holds no more
             time.sleep(0.05)
             camera.show(Frame("front", number, np.full((4, 4, 3), number, np.uint8)))
             hears.update(patience_s)

@@ -156,7 +156,7 @@ def test_it_runs_where_nothing_is_installed_but_torch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "L14 T56@torch-eager" in done.stdout
-    # no matplotlib, no picture
+    # no matplotlib, no image
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["gpu-cpu.json"]
 
 

@@ -153,7 +153,7 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
     "many chunks": many_chunks,
     "deep chunk": of(("chunk", DEEP)),
     "deep field": of(("chunk", chunk()[:-1] + b', "actions": ' + DEEP + b"}")),
-    "deep picture": of(("chunk", chunk()), ("front/color", b'{"x": ' + DEEP + b"}")),
+    "deep image": of(("chunk", chunk()), ("front/color", b'{"x": ' + DEEP + b"}")),
     "no UTF-8": of(("chunk", chunk(instruction="x").replace(b"x", b"\xff\xfe"))),
     "no map": of(("chunk", b"[1, 2]")),
     "a huge number": of(("chunk", chunk().replace(b'"time_ns": 5', b'"time_ns": 1' + b"0" * 400))),
@@ -161,7 +161,7 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
     "many chunks of numbers": lambda path: write(
         path, [("chunk", chunk(actions=[[0.0] * 28_000]))], repeat=1500
     ),
-    "a picture that unfolds": of(("chunk", chunk()), ("front/color", picture((16384, 16384)))),
+    "an image that unfolds": of(("chunk", chunk()), ("front/color", picture((16384, 16384)))),
     "facts are no map": facts(system="[1, 2, 3]"),
     "facts are deep": facts(system=DEEP.decode()),
     "facts are no JSON": facts(system="{"),
@@ -217,7 +217,7 @@ def test_a_pipe_is_no_recording(tmp_path: Path) -> None:
 
 def test_inspect_refuses_them_too(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
-    for name in ("deep chunk", "facts are no map", "a picture that unfolds"):
+    for name in ("deep chunk", "facts are no map", "an image that unfolds"):
         path = HOSTILE[name](tmp_path / "a.mcap")
         status, out, error, memory, _ = run(
             ["inspect", str(path), "--bundle", str(bundle), "--json"]

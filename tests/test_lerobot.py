@@ -93,7 +93,7 @@ def test_a_server_without_this_camera_is_told(server):
     source = LeRobotSource(where, "front", 0.5)
     try:
         with pytest.raises(
-            CameraError, match="gives no picture: expected a picture of 'head_camera', got wrist"
+            CameraError, match="gives no image: expected an image of 'head_camera', got wrist"
         ):
             source.read()
     finally:
@@ -137,7 +137,7 @@ def hostile_messages() -> dict[str, bytes]:
     return {
         "scans": of(attack.jpeg_of_scans(2000, 2000, 5000)),
         "segments": of(b"\xff\xd8" + b"\xff\xe1\x00\x02" * 1_000_000),
-        "another kind of picture": of(attack.png_of_zeros(8, 8)),
+        "another kind of image": of(attack.png_of_zeros(8, 8)),
         "deep": b'{"images": {"a": ""}, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         "many cameras": b'{"images": {'
         + b",".join(b'"%d":""' % number for number in range(1_000_000))

@@ -79,7 +79,7 @@ def test_demo_in_a_folder_that_cannot_be_written() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("demo", "--video", "film.avi"), ("inspect", "x", "--out", "picture.xyz")],
+    [("demo", "--video", "film.avi"), ("inspect", "x", "--out", "image.xyz")],
     ids=" ".join,
 )
 def test_a_suffix_that_nothing_writes_is_refused_first(

@@ -46,11 +46,11 @@ def test_the_policys_camera_is_chosen_or_asked_for():
     assert (normalise(lerobot, "right").image == other).all()
     with pytest.raises(
         ObservationError,
-        match=r"expected one picture, or one called image, .* got \['left', 'right'\]",
+        match=r"expected one image, or one called image, .* got \['left', 'right'\]",
     ):
         normalise(lerobot)
     with pytest.raises(
-        ObservationError, match=r"expected a picture of the camera 'front', got \['left', 'right'\]"
+        ObservationError, match=r"expected an image of the camera 'front', got \['left', 'right'\]"
     ):
         normalise(lerobot, "front")
 
@@ -65,14 +65,14 @@ def test_the_policys_camera_is_chosen_or_asked_for():
         ),
         (
             {"images": PICTURE, "prompt": "go"},
-            r"expected a map of pictures for 'images', got uint8\[6, 8, 3\]",
+            r"expected a map of images for 'images', got uint8\[6, 8, 3\]",
         ),
         (
             {"images": {"a": PICTURE[..., :1]}, "prompt": "go"},
             r"expected uint8\[h, w, 3\] for 'a', got uint8\[6, 8, 1\]",
         ),
         ({"images": {"a": PICTURE[:0]}, "prompt": "go"}, r"got uint8\[0, 8, 3\]"),
-        ({"images": {"a": PICTURE}}, "expected a sentence for 'task_description', got None"),
+        ({"images": {"a": PICTURE}}, "expected an instruction for 'task_description', got None"),
         (
             {"images": {"a": PICTURE}, "prompt": "x" * 5000},
             "at most 4096 characters for 'prompt', got 5000",
@@ -96,7 +96,7 @@ def test_the_policys_camera_is_chosen_or_asked_for():
         ),
         (
             {"video": {"a": PICTURE[None, None]}},
-            "expected a map with a sentence for 'language', got None",
+            "expected a map with an instruction for 'language', got None",
         ),
         (
             {"observation/image": [1], "prompt": "go"},
@@ -159,7 +159,7 @@ def test_arrays_come_back_as_they_went():
             {"__image__": True, "format": "tiff", "data": b""},
             "expected raw, jpeg or png for 'format', got 'tiff'",
         ),
-        ({"__image__": True, "format": "png", "data": b"x"}, "expected a png picture for 'data'"),
+        ({"__image__": True, "format": "png", "data": b"x"}, "expected a png image for 'data'"),
     ],
 )
 def test_what_only_claims_to_be_an_array_is_refused(value, words):

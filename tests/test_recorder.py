@@ -200,7 +200,7 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 def publish_frames(run_dir: Path, enough) -> None:
-    """Pictures that do not compress, until `enough()`."""
+    """Images that do not compress, until `enough()`."""
     with Publisher(run_dir, topic(color("front"))) as out:
 
         def send() -> bool:

@@ -61,7 +61,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_file(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Camera, policy and recorder as processes, with JPEG pictures, until there were a few
+    """Camera, policy and recorder as processes, with JPEG images, until there were a few
     chunks.
     """
     home = tmp_path_factory.mktemp("run")
@@ -225,10 +225,10 @@ def test_calls_that_cannot_be_repeated_are_named(policy: Policy, tmp_path: Path)
     lost = frame(2)
     chunks = [chunk_of(policy, one) for one in (early, first, lost)]
     before = replay(record(tmp_path / "before.mcap", [first, *chunks[:2]]), policy)
-    assert before.left_out == {"its picture is from before the recording": 1}
+    assert before.left_out == {"its image is from before the recording": 1}
     assert before.same(), "nothing was lost: the recorder came later"
     gap = replay(record(tmp_path / "gap.mcap", [first, *chunks[1:]]), policy)
-    assert gap.left_out == {"its picture is not in the recording": 1}
+    assert gap.left_out == {"its image is not in the recording": 1}
     assert not gap.same()
     mute = replay(record(tmp_path / "mute.mcap", [first, chunk_of(policy, first, seed=())]), policy)
     assert mute.left_out == {"the chunk does not say its seed and instruction": 1}

@@ -26,7 +26,7 @@ SMALL = CameraConfig(kind="synthetic", width=32, height=24, hz=50)
 
 
 class Silent:
-    """A camera that never gives a picture."""
+    """A camera that never gives an image."""
 
     def __init__(self) -> None:
         self.released = threading.Event()
@@ -40,7 +40,7 @@ class Silent:
 
 
 class Strange(Silent):
-    """A camera that gives what is no picture."""
+    """A camera that gives what is no image."""
 
     def read(self) -> np.ndarray:
         return np.zeros((2, 2), np.float32)
@@ -50,7 +50,7 @@ def test_a_camera_that_never_starts_is_a_clear_error():
     silent = Silent()
     begin = time.monotonic()
     with pytest.raises(
-        CameraError, match=r"'front': expected a first picture within 0\.1 s, got none"
+        CameraError, match=r"'front': expected a first image within 0\.1 s, got none"
     ):
         start(lambda: silent, "front", 0.1)
     assert time.monotonic() - begin < 2
@@ -60,13 +60,13 @@ def test_a_camera_that_never_starts_is_a_clear_error():
 def test_a_camera_that_gives_no_picture_is_a_clear_error():
     with pytest.raises(
         CameraError,
-        match=r"'front': expected uint8\[\?, \?, 3\] for 'picture', got float32\[2, 2\]",
+        match=r"'front': expected uint8\[\?, \?, 3\] for 'image', got float32\[2, 2\]",
     ):
         start(Strange, "front", 5)
 
 
 def test_sources_that_cannot_be_opened_are_clear_errors(tmp_path):
-    with pytest.raises(CameraError, match="camera 'front': cannot read picture"):
+    with pytest.raises(CameraError, match="camera 'front': cannot read image"):
         ImageSource(CameraConfig(kind="image", where=str(tmp_path / "absent.png")))
     pytest.importorskip("cv2", reason="devices and video files need OpenCV")
     with pytest.raises(CameraError, match="'/dev/absent' cannot be opened"):
@@ -77,7 +77,7 @@ def test_sources_that_cannot_be_opened_are_clear_errors(tmp_path):
 
 def test_the_process_fails_to_start_with_its_camera(tmp_path):
     config = CameraConfig(kind="image", where=str(tmp_path / "absent.png"))
-    with pytest.raises(CameraError, match="cannot read picture"):
+    with pytest.raises(CameraError, match="cannot read image"):
         camera.run(config, tmp_path, threading.Event())
 
 
@@ -96,8 +96,8 @@ def test_a_video_starts_again_when_it_ends(tmp_path):
 
 def test_a_picture_file_is_shown_as_it_is(tmp_path):
     picture = np.random.default_rng(0).integers(0, 255, (5, 7, 3), np.uint8)
-    Image.fromarray(picture).save(tmp_path / "picture.png")
-    source = ImageSource(CameraConfig(kind="image", where=str(tmp_path / "picture.png")))
+    Image.fromarray(picture).save(tmp_path / "image.png")
+    source = ImageSource(CameraConfig(kind="image", where=str(tmp_path / "image.png")))
     assert (source.read() == picture).all()
 
 
@@ -251,13 +251,13 @@ def test_a_device_that_fails_now_and_then_is_asked_again(monkeypatch: pytest.Mon
     before = monotonic_ns()
     assert [source.read().shape for _ in range(3)] == [(4, 6, 3), (4, 6, 3), (2, 6, 3)]
     assert source.skipped == 3 and before <= (source.captured_ns or 0) <= monotonic_ns()
-    with pytest.raises(CameraError, match="device '0' gives no picture"):
+    with pytest.raises(CameraError, match="device '0' gives no image"):
         source.read()
 
 
 def test_a_device_that_gives_no_colours_is_one_error(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(
         CameraError,
-        match=r"device '0': expected uint8\[\?, \?, 3\] for 'picture', got uint16\[4, 6\]",
+        match=r"device '0': expected uint8\[\?, \?, 3\] for 'image', got uint16\[4, 6\]",
     ):
         device([np.zeros((4, 6), np.uint16)], monkeypatch).read()

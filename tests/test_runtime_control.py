@@ -94,7 +94,7 @@ def told(**fields: Any) -> Inputs:
 def test_rows_belong_to_moments():
     observed = chunk(0.5)
     assert [row_at(observed, at(t)) for t in (0.6, 1.0, 1.49, 1.51, 2.0, 4.6)] == [0, 0, 0, 1, 1, 4]
-    # a late tick looks at a picture that is younger than its plan
+    # a late tick looks at an image that is younger than its plan
     assert row_at(observed, at(0.0)) == 0
     assert row_at(observed, at(-2.0)) < 0
     assert row_at(observed, at(1.45), actuation_ns=PERIOD // 10) == 1
@@ -209,7 +209,7 @@ def test_a_new_episode_starts_without_the_chunks_of_the_last_one():
     assert controller.decide(at(1), told(chunk=chunk())).state == "running"
     following = msgspec.structs.replace(TASK, episode=2, started_ns=at(1.5))
     assert controller.decide(at(2), told(task=following, chunk=chunk())).state == "armed"
-    early = chunk(1.4, episode=2)  # a picture from before the task
+    early = chunk(1.4, episode=2)  # an image from before the task
     assert controller.decide(at(2), told(task=following, chunk=early)).state == "armed"
     assert (
         controller.decide(at(2), told(task=following, chunk=chunk(1.6, episode=2))).state
@@ -521,7 +521,7 @@ def test_a_task_without_a_camera_is_a_clear_error(tmp_path, policy):
     with policy_loop(tmp_path, policy, PolicyConfig(camera_timeout_s=0.2)) as (loop, _):
         assert not loop.step()  # no task: a camera may take its time
         words = (
-            "camera 'front': expected a first picture on 'front/color' within 0.2 s of the task's"
+            "camera 'front': expected a first image on 'front/color' within 0.2 s of the task's"
             " start, got none"
         )
         with ExitStack() as stack, pytest.raises(CameraError, match=words):

@@ -67,7 +67,7 @@ def test_the_set_has_an_age_and_a_skew():
     ):
         join(at(410), frames, TASK)
     with pytest.raises(
-        StaleError, match="at most 200 ms of age for all pictures together, got 310 ms from 'front"
+        StaleError, match="at most 200 ms of age for all images together, got 310 ms from 'front"
     ):
         join(at(410), frames, TASK, None, AgeBudget(set_s=0.2, skew_s=None))
 
@@ -83,7 +83,7 @@ def test_a_frozen_camera_is_refused():
     frame = {"front": seen(300)}
     assert join(at(310), frame, TASK, None, budget, stills=stills(same=Still(at(100), 2)))
     with pytest.raises(
-        FrozenError, match=r"new pixels on 'front/color', got the same for 201 ms \(3 pictures\)"
+        FrozenError, match=r"new pixels on 'front/color', got the same for 201 ms \(3 images\)"
     ) as got:
         join(at(310), frame, TASK, None, budget, stills=stills(same=Still(at(99), 2)))
     assert got.value.since_ns == at(99)
@@ -137,7 +137,7 @@ def test_no_chunk_outlives_the_age_of_its_picture():
     queue = ChunkQueue(QueueConfig(max_age_s=0.5))
     queue.push(chunk(0), at(10))
     assert isinstance(queue.due(at(500)), Due)
-    assert queue.due(at(501)) == "expected a picture of at most 500 ms, got one of 501 ms"
+    assert queue.due(at(501)) == "expected an image of at most 500 ms, got one of 501 ms"
     voters = ChunkQueue(QueueConfig(mode="ensemble", votes=2, max_age_s=0.5))
     voters.push(chunk(0), at(10))
     voters.push(chunk(300), at(310))
@@ -241,7 +241,7 @@ def test_a_camera_smaller_than_the_policy_is_named_once(
             tasks.send(Task(time_ns=now, episode=1, instruction="go", started_ns=started))
             front.send(Frame("front", now, picture(front.sent)))
             loop.step()
-    assert telemetry.counters["frames_used"] >= 3, "small pictures are acted on"
+    assert telemetry.counters["frames_used"] >= 3, "small images are acted on"
     warnings = [
         record.getMessage() for record in caplog.records if "smaller" in record.getMessage()
     ]

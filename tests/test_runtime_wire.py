@@ -139,7 +139,7 @@ def test_unknown_header_fields_are_passed_over():
         ({"sequence": 2**70}, r"\$\.sequence"),
         ({"captured_monotonic_ns": None}, "captured_monotonic_ns"),
         ({"codec": "pickle"}, r"\$\.codec"),
-        ({"codec": "jpeg"}, "no jpeg picture"),
+        ({"codec": "jpeg"}, "no jpeg image"),
         ({"codec": "raw_rgb8"}, "expected 'rgb8' for 'pixel_format'"),
     ],
 )

@@ -38,7 +38,7 @@ TOKEN = "let-me-in-0815"
 MOST_MIB = 600  # above the idle server; before, 16 connections held 1 GiB and one message 3.2 GiB
 MOST_LOG = 200_000  # bytes
 ANSWER_S = 5.0  # others' questions meanwhile, on a machine that is busy with other things too
-SIZE = (3840, 2880)  # of a picture within the budget: 33 million bytes
+SIZE = (3840, 2880)  # of an image within the budget: 33 million bytes
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def openpi_call(server: Server) -> float:
 
 
 def bombs(count: int) -> dict[str, Any]:
-    """vla-eval's form of pictures; each of them unfolds to 33 million bytes."""
+    """vla-eval's form of images; each of them unfolds to 33 million bytes."""
     png = {
         "__image__": True,
         "format": "png",
@@ -116,7 +116,7 @@ def test_pictures_that_unfold_cost_no_memory_and_no_time_of_others(server):
     print(f"grown by {grown[0]:.0f} MiB, others waited {max(waited):.2f} s at most")
     assert max(waited) < ANSWER_S
     assert grown[0] < MOST_MIB
-    assert all("expected one picture, or one called" in words for words in refused)
+    assert all("expected one image, or one called" in words for words in refused)
 
 
 def test_one_picture_is_unpacked_of_many_and_the_budget_is_the_messages(server):
@@ -132,7 +132,7 @@ def test_one_picture_is_unpacked_of_many_and_the_budget_is_the_messages(server):
             "shape": [],
         }
         with pytest.raises(
-            RuntimeError, match="expected arrays and pictures of at most 33554432 bytes"
+            RuntimeError, match="expected arrays and images of at most 33554432 bytes"
         ):
             client.get_action({"images": {"image": wide}, "prompt": TASK})
         lists = {
@@ -141,7 +141,7 @@ def test_one_picture_is_unpacked_of_many_and_the_budget_is_the_messages(server):
             "states": [*bombs(8)["images"].values()],
         }
         with pytest.raises(
-            RuntimeError, match="expected arrays and pictures of at most 33554432 bytes"
+            RuntimeError, match="expected arrays and images of at most 33554432 bytes"
         ):
             client.get_action(lists)
     assert grown[0] < MOST_MIB
@@ -184,7 +184,7 @@ def test_nothing_is_unpacked_before_the_token(bundle, tmp_path):
                 assert error.startswith(
                     ("expected the server's token", "expected str for 'api_token'")
                 )
-        assert grown[0] < 30  # the picture unfolds to 33 MB
+        assert grown[0] < 30  # the image unfolds to 33 MB
         with pytest.raises(InvalidStatus, match="401"):
             connect(
                 server.places["openpi"], additional_headers={"Authorization": "Api-Key \xff"}

@@ -1,7 +1,7 @@
 """A served bundle and its clients: openpi's and vla-eval's real ones, and one written to GR00T's
 documented frames.
 
-Every client looks at the same picture; all must get the actions that the bundle gives when it is
+Every client looks at the same image; all must get the actions that the bundle gives when it is
 asked directly.
 """
 
@@ -162,7 +162,7 @@ def test_vla_evals_own_client(policy, served):
             await conn.start_episode({"task": {"name": "t", "seed": 9}})
             got.append(await conn.act(VLA_EVAL))
             with pytest.raises(
-                RuntimeError, match="expected a sentence for 'task_description', got ''"
+                RuntimeError, match="expected an instruction for 'task_description', got ''"
             ):
                 await conn.act({**VLA_EVAL, "task_description": ""})
             return got
@@ -184,7 +184,7 @@ def test_an_episode_of_vla_evals_own_runner(policy, served):
     rows: list[np.ndarray] = []
 
     class Table(benchmarks.StepBenchmark):
-        """Three steps on a picture that stays the same."""
+        """Three steps on an image that stays the same."""
 
         def get_tasks(self) -> list[dict[str, Any]]:
             return [{"name": "pick"}]
@@ -224,14 +224,14 @@ def test_a_client_of_groots_documented_frames(policy, served):
         assert info["seq"] == 41 and info["action_kinds"][-1] == "gripper" and info["horizon"] == 16
         assert client.call("reset", {"options": {"seed": 5}}) == {"episode": 1}
         assert (client.get_action(GROOT)[0]["actions"][0] == expected(policy, (5, 0))).all()
-        # the newest of two pictures counts
+        # the newest of two images counts
         two = {**GROOT, "video": {"front": np.stack([IMAGE, OTHER])[None]}}
         assert (client.get_action(two)[0]["actions"][0] == expected(policy, (5, 1), OTHER)).all()
         for wrong, words in (
             ({**GROOT, "video": {"front": IMAGE}}, r"expected uint8\[1, t, h, w, 3\] for 'front'"),
             (
                 {**GROOT, "language": {"task": [[7]]}},
-                "expected a sentence for 'language.task', got 7",
+                "expected an instruction for 'language.task', got 7",
             ),
             (
                 {**GROOT, "state": {"arm": np.full((1, 1, 7), np.nan)}},

@@ -48,7 +48,7 @@ class Actions:
 
 @dataclass
 class ExpertActor:
-    """Reads the state behind the picture's back and does what the sentence says."""
+    """Reads the state behind the image's back and does what the instruction says."""
 
     env: TabletopEnv
     heard: list[str] = field(default_factory=list)

@@ -34,7 +34,7 @@ def env():
 
 @pytest.fixture(scope="module")
 def blind():
-    """The same physics without pictures."""
+    """The same physics without images."""
     return TabletopEnv(observe=False)
 
 
@@ -255,7 +255,7 @@ import gymnasium as gym
 from trimvla.sim.tabletop.env import TabletopEnv
 def main(context):
     first = TabletopEnv()
-    first.reset(seed=1)  # a picture in the parent
+    first.reset(seed=1)  # an image in the parent
     envs = gym.vector.AsyncVectorEnv([TabletopEnv] * 2, context=context)
     print(envs.reset(seed=3)[0]["image"].shape)
     envs.close()
@@ -266,7 +266,7 @@ def test_a_vector_environment_that_was_forked_after_a_picture_is_refused() -> No
     done = in_a_process(VECTOR + "main('fork')")
     assert done.returncode == 1
     assert (
-        "ConfigError: expected a process that was not forked after a picture was drawn"
+        "ConfigError: expected a process that was not forked after an image was drawn"
         in done.stderr
     )
 

@@ -46,7 +46,7 @@ def test_where_the_simulator_waits_every_chunk_is_executed_from_its_first_row() 
 
 @pytest.mark.parametrize("hz", [3.0, 5.0, 30.0])
 def test_a_chunk_comes_late_and_begins_at_the_row_that_is_due(hz: float) -> None:
-    """Two and a half periods: there at the third tick; then the next picture is looked at."""
+    """Two and a half periods: there at the third tick; then the next image is looked at."""
     told, pilot = play(constant("late", 2500 / hz), 10, Pace(execute=1, votes=1, max_age_s=10), hz)
     assert told == ["hold", "hold", "hold", "0+3", "0+4", "0+5", "3+3", "3+4", "3+5", "6+3"]
     assert pilot.held == 3
@@ -89,7 +89,7 @@ def test_a_new_sentence_voids_what_was_thought_about_the_last_one() -> None:
     words = ["a", "a", "a", "b", "b", "b", "b"]
     actions = [pilot.act(tick, word)[0] for tick, word in enumerate(words)]
     assert actions == [0, 0, 1, 0, 0, 0, 5], (
-        "the look of tick 2 was about another sentence; it still had to end"
+        "the look of tick 2 was about another instruction; it still had to end"
     )
 
 
@@ -102,7 +102,7 @@ def test_the_last_chunks_vote_where_every_step_looks() -> None:
 
 
 def test_a_guide_freezes_what_passes_while_nine_of_ten_looks_last() -> None:
-    """Looks of one and three periods in turn; a new sentence has no chunk before it."""
+    """Looks of one and three periods in turn; a new instruction has no chunk before it."""
     frozen = []
 
     def look(tick: int, known: Known | None) -> np.ndarray:

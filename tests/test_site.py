@@ -100,7 +100,7 @@ PLANTED = {
     "a page": ("[x](nowhere.md)", "nowhere.md"),
     "a heading": ("[x](guides/serving.md#no-such-heading)", "no-such-heading"),
     "a file": ("[x](../benchmarks/nothing.json)", "nothing.json"),
-    "a picture": ("![x](nothing.png)", "nothing.png"),
+    "an image": ("![x](nothing.png)", "nothing.png"),
 }
 
 

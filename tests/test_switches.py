@@ -251,7 +251,7 @@ class Stage:
 
 
 def chunk(now: int, hz: float) -> ActionChunk:
-    """Small steps, from a picture of now."""
+    """Small steps, from an image of now."""
     return ActionChunk(
         time_ns=now,
         episode=1,

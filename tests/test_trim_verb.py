@@ -24,7 +24,7 @@ DEEP = msgspec.structs.replace(TINY, language=msgspec.structs.replace(TINY.langu
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A run folder with random weights and one shard of pictures."""
+    """A run folder with random weights and one shard of images."""
     save(random_policy(DEEP), tmp_path / "policy.safetensors")
     words = {word: index for index, word in enumerate(("<pad>", "<s>", "</s>", "<empty>", "<unk>"))}
     Tokenizer(models.WordLevel(words, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
@@ -97,7 +97,7 @@ def test_a_shipped_bundle_is_trimmed_on_fresh_demonstrations(tmp_path: Path) -> 
     ["put the red cube on the purple plate", "what? out: in: pick up the can", "go"],
 )
 def test_the_instruction_is_found_in_a_prompt(instruction: str, tabletop_bundle: Path) -> None:
-    """The picture of a plan shows it, not the prompt around it, whose spaces decoding changes."""
+    """The image of a plan shows it, not the prompt around it, whose spaces decoding changes."""
     tokenizer = Tokenizer.from_file(str(tabletop_bundle / "tokenizer.json"))
     prompt = PRESETS["tabletop"].prompt
     text = tokenizer.decode(prompt_ids(tokenizer, prompt, instruction))

@@ -1,7 +1,7 @@
 """What the runtime around the modules gives for the arrays of a reference directory.
 
-Pictures to pixels, ids to text and back, samples to robot units, the ensemble, the SIMPLER adapter;
-and the whole way from a picture to actions. Yields (key, value) as `reference_modules` does.
+Images to pixels, ids to text and back, samples to robot units, the ensemble, the SIMPLER adapter;
+and the whole way from an image to actions. Yields (key, value) as `reference_modules` does.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ RAW = {
     "raw_rotation_delta": "rotation_delta",
     "raw_open_gripper": "open_gripper",
 }
-DEPLOY_AREA = 0.9  # share of the picture's area that the deploy script's second crop keeps
+DEPLOY_AREA = 0.9  # share of the image's area that the deploy script's second crop keeps
 
 
 def pixels(ref: Reference) -> Values:
-    """The picture, resized and standardised for each encoder."""
+    """The image, resized and standardised for each encoder."""
     square = square_image(ref, "in/image")
     for name, vit in ref.encoders:
         yield f"in/pixel_{name}", vit.normalise(square)
 
 
 def square_image(ref: Reference, key: str) -> Tensor:
-    """uint8[1, S, S, 3] of a stored picture."""
+    """uint8[1, S, S, 3] of a stored image."""
     return torch.from_numpy(resize(ref.array(key), ref.policy.cfg.image_size).copy())[None]
 
 
@@ -93,7 +93,7 @@ def in_units(ref: Reference, actions: np.ndarray, statistics_key: str) -> np.nda
 
 
 def end_to_end(ref: Reference) -> Values:
-    """From the picture and the ids to actions, through the whole policy."""
+    """From the image and the ids to actions, through the whole policy."""
     diffusion = ref.policy.cfg.diffusion
     stages = ref.stages
     dense = Plan()
@@ -107,7 +107,7 @@ def end_to_end(ref: Reference) -> Values:
 
 
 def batch(ref: Reference) -> Values:
-    """Two pictures with prompts of different length, all the way, in one batch."""
+    """Two images with prompts of different length, all the way, in one batch."""
     image = torch.cat([square_image(ref, key) for key in ("in/image", "batch/image2")])
     last = torch.from_numpy(batch_mask(ref)).sum(dim=1) - 1
     feature = ref.policy.language.cognition(
@@ -160,7 +160,7 @@ def adapter_steps(
 
 
 def deploy(ref: Reference) -> Values:
-    """The picture as CogACT's deploy script prepares it."""
+    """The image as CogACT's deploy script prepares it."""
     for key, match in ref.matches(r"deploy/resized(\d+)"):
         yield key, deploy_resize(ref.array("in/image"), int(match[1]))
 

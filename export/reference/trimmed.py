@@ -41,7 +41,7 @@ ALPHA = 0.5
 
 
 def calibration_inputs(ref: Reference) -> Values:
-    """The decoder's input of each calibration sample, from its picture and ids."""
+    """The decoder's input of each calibration sample, from its image and ids."""
     for key, match in ref.matches(r"bi/(sample\d+)/inputs_embeds"):
         visual = ref.policy.vision(square_image(ref, f"bi/{match[1]}/image"))
         yield key, ref.policy.language.embed(visual, ref.tensor(f"bi/{match[1]}/input_ids")[None])

@@ -147,7 +147,7 @@ def parse(library: TrtLibrary, path: Path) -> Parsed:
 
 
 def parser_problem(library: TrtLibrary, parser: Any) -> str:  # noqa: ANN401 - the library has no types
-    """The parser's errors as one sentence about the first node that it does not take."""
+    """The parser's errors as one instruction about the first node that it does not take."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     if not errors:
         return library.complaint()

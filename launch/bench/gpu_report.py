@@ -1,4 +1,4 @@
-"""The GPU benchmark for people: a table, and a picture of the stages of every policy.
+"""The GPU benchmark for people: a table, and an image of the stages of every policy.
 
 Knows rows only.
 """
@@ -51,6 +51,6 @@ def totals(result: GpuResult) -> list[GpuRow]:
 
 
 def draw(result: GpuResult, path: Path) -> Path:
-    """The picture of a result of `gpu-bench`, as a PNG; its path."""
+    """The image of a result of `gpu-bench`, as a PNG; its path."""
     title = f"{result.preset} in {result.dtype} on {result.device}"
     return style.save(stage_times_figure(as_plain(result.rows), title), path)

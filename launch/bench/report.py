@@ -20,7 +20,7 @@ SAMPLES_AS = (".npz", ".json")
 IN_A_ROW = "graphs in a row, not on inputs that lie ready"
 ELSEWHERE = "policy in its own process against in this one"
 MEANING = (
-    "L0: the graphs alone. L1: picture in. L2: policy, chunk out. L3: socket in, socket out.",
+    "L0: the graphs alone. L1: image in. L2: policy, chunk out. L3: socket in, socket out.",
     "x dense: times as fast as the dense policy on the same backend, turn by turn: median "
     "(quartiles).",
     "x eager: the same against the dense policy in eager torch.",
@@ -68,7 +68,7 @@ def breakdown(
     again = parts["policy"] - float(np.median(cells["L2", TOTAL]))
     socket = {name: ms for name, ms in parts.items() if name != "policy"}
     found = (
-        ("L1 - L0", "picture resized, prompt looked up, noise drawn", picture),
+        ("L1 - L0", "image resized, prompt looked up, noise drawn", picture),
         ("L1 - L0", IN_A_ROW, over("L1", "L0") - picture),
         ("L2 - L1", "clipped, un-normalised", over("L2", "L1")),
         *(("L3 - L2", name, ms) for name, ms in socket.items()),
@@ -85,7 +85,7 @@ def own_parts(rows: Sequence[CostPart]) -> float:
 
 def as_cost(result: BenchResult) -> Table:
     """The runtime's own cost, part by part."""
-    title = f"the runtime's own cost, picture {result.picture} [ms]"
+    title = f"the runtime's own cost, image {result.picture} [ms]"
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
     for column in ("step", "part", "p50 ms"):
         table.add_column(column, justify="right" if column == "p50 ms" else "left")

@@ -57,7 +57,7 @@ def socket_policy(
 
     Args:
         bundle: its directory.
-        picture: uint8[h, w, 3], published again and again.
+        image: uint8[h, w, 3], published again and again.
         instruction: the task's.
         backend: what executes the stages; see `runtime.runner`.
         provider: what executes inside the backend.

@@ -27,7 +27,7 @@ from trimvla.runtime.preprocess.observation import Observation
 class Asked:
     """What every policy is given:
 
-    a picture uint8[h, w, 3] on each of its cameras, an instruction, a state of zeros.
+    an image uint8[h, w, 3] on each of its cameras, an instruction, a state of zeros.
     """
 
     picture: np.ndarray

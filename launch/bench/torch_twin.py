@@ -2,7 +2,7 @@
 compiled, in float32.
 
 The policy around the stages stays the runtime's own, so both sides of a ratio pay the same for
-picture, prompt and chunk. Weights are those beside the bundle, as `verify` takes them; a baseline
+image, prompt and chunk. Weights are those beside the bundle, as `verify` takes them; a baseline
 whose actions differ from the bundle's is refused. Knows no clock.
 """
 

@@ -1,7 +1,7 @@
 """Latency of several policies, layer by layer, measured in turns within one run: calls in; p50, p99
 and ratios out.
 
-L0 is the stages' graphs alone, on inputs that lie ready. L1 begins with picture and instruction:
+L0 is the stages' graphs alone, on inputs that lie ready. L1 begins with image and instruction:
 resize, tokenise, draw noise, graphs. L2 is the policy: the action chunk out, in the robot's units.
 L3 is the policy's process, socket in and socket out; it comes from `launch`, which may start
 processes. All subjects take turns and every second turn runs backwards, so that a slow moment of

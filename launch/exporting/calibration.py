@@ -18,7 +18,7 @@ from trimvla.runtime.errors import ConfigError
 
 SHARDS = "demos/*.npz"
 RECORDINGS = (".mcap", ".partial")
-SIMULATED = "tabletop"  # the policy whose pictures come from our own simulator
+SIMULATED = "tabletop"  # the policy whose images come from our own simulator
 # seeds that no training uses: 1,000,000 and as many times its episodes further
 FRESH_SHARD = 10_000
 

@@ -88,7 +88,7 @@ PROCESSES = {
             "camera",
             "trimvla.runtime.cameras.process",
             "CameraConfig",
-            "a device, file or test picture -> frames",
+            "a device, file or test image -> frames",
             "camera-{name}",
         ),
         Process(

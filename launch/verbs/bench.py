@@ -80,7 +80,7 @@ class Args(Options):
     """What the policy is asked."""
 
     picture: str = OWN_SIZE
-    """Size of the camera's picture: the policy's own, as the demo's camera and one with `side` give
+    """Size of the camera's image: the policy's own, as the demo's camera and one with `side` give
     it; or 640x480.
     """
 
@@ -150,8 +150,7 @@ class Args(Options):
             r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.picture
         ):
             raise ConfigError(
-                f"expected a size such as 640x480, or {OWN_SIZE}, got {self.picture!r} for"
-                " --picture"
+                f"expected a size such as 640x480, or {OWN_SIZE}, got {self.picture!r} for --image"
             )
         if self.threads < 0:
             raise ConfigError(f"expected --threads >= 0, got {self.threads}")
@@ -318,7 +317,7 @@ def measure(args: Args, stack: ExitStack) -> Measured:
 
 
 def picture_shape(args: Args) -> tuple[int, int, int]:
-    """Height, width and channels of the picture that everybody gets."""
+    """Height, width and channels of the image that everybody gets."""
     if args.picture == OWN_SIZE:
         side = manifest.load(manifest.resolve(args.bundle)).images.size
         return side, side, 3

@@ -22,12 +22,12 @@ from trimvla.runtime.cameras.process import CameraConfig, Kind
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Publish a camera, a file or a test picture until Ctrl-C, as multipart frames on
+    """Publish a camera, a file or a test image until Ctrl-C, as multipart frames on
     `<name>/color`.
     """
 
     kind: Kind = "device"
-    """Where the pictures come from."""
+    """Where the images come from."""
 
     where: str = "0"
     """A device's number or path, a file, or `tcp://host:port/name` of a LeRobot camera."""
@@ -39,10 +39,10 @@ class Args(Options):
     """Frames per second."""
 
     width: int = 640
-    """Asked of devices and test pictures [pixels]."""
+    """Asked of devices and test images [pixels]."""
 
     height: int = 480
-    """Asked of devices and test pictures [pixels]."""
+    """Asked of devices and test images [pixels]."""
 
     codec: Codec = "raw_rgb8"
     """How a frame travels."""

@@ -60,7 +60,7 @@ class Args(Options):
     """Seed of the first table; the others follow."""
 
     variant: Literal["default", "lighting", "texture", "camera", "distractors", "all"] = "default"
-    """What the pictures look like."""
+    """What the images look like."""
 
     video: Path = Path("out/demo.mp4")
     """Where the film goes: .mp4 or .gif."""

@@ -205,7 +205,7 @@ def affordable_rounds(bench: Bench) -> int:
 
 
 def write_files(result: GpuResult, out: Path) -> GpuResult:
-    """The JSON and, where matplotlib is installed, the picture; whole, whenever one looks."""
+    """The JSON and, where matplotlib is installed, the image; whole, whenever one looks."""
     out.mkdir(parents=True, exist_ok=True)
     device = result.device.lower()
     slug = "".join(letter if letter.isalnum() else "-" for letter in device)

@@ -28,7 +28,7 @@ FIND_S = 10.0  # for sockets to appear
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Record a running system: pictures, state, chunks, commands and decisions.
+    """Record a running system: images, state, chunks, commands and decisions.
 
     `run` and `demo` have `--record`.
     """

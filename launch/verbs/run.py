@@ -70,7 +70,7 @@ class Args(Options):
     def __post_init__(self) -> None:
         """Raise ConfigError for what cannot be."""
         if self.task is not None and not self.task.strip():
-            raise ConfigError("expected a sentence, got an empty one for --task")
+            raise ConfigError("expected an instruction, got an empty one for --task")
         if self.metrics is not None:
             check_port(self.metrics, "--metrics")
 

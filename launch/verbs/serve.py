@@ -65,7 +65,7 @@ class Args(Options):
     """Let plain connections leave this host."""
 
     camera: str = ""
-    """The picture to look at, where a client sends several; by default the only one, or one of a
+    """The image to look at, where a client sends several; by default the only one, or one of a
     usual name.
     """
 
@@ -81,7 +81,7 @@ class Args(Options):
     """Of the noise, where a client sets none."""
 
     max_age_s: float = 0.5
-    """Of a question that says when its picture was taken."""
+    """Of a question that says when its image was taken."""
 
     idle_s: float = 300.0
     """A client that asks nothing for so long is forgotten."""
@@ -144,7 +144,7 @@ def run(args: Args) -> ServeResult:
     token = read_token(args.token_file) if args.token_file else ""
     if args.zmq is args.websocket is args.vla_eval is None:
         raise ConfigError("expected a port for --zmq, --websocket or --vla-eval, got none")
-    # a damaged picture is its client's error, not a line of our log
+    # a damaged image is its client's error, not a line of our log
     warnings.filterwarnings("ignore", module="PIL")
     stop = stop_event(watch_parent=False)
     with ExitStack() as stack:

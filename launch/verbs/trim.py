@@ -34,7 +34,7 @@ from trimvla.runtime.errors import ConfigError
 
 Rows = Literal["text", "instruction", "last", "none"]
 BAR = 40  # characters of the longest bar
-PICTURES = 6  # frames in the picture of a plan that drops tokens
+PICTURES = 6  # frames in the image of a plan that drops tokens
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Args(EnvArgs):
     """
 
     out: Path
-    """Where the plan goes; a picture of it goes beside it (`.png`)."""
+    """Where the plan goes; an image of it goes beside it (`.png`)."""
 
     preset: str | None = None
     """Sizes of an official checkpoint: cogact-small, cogact-base or cogact-large."""
@@ -115,12 +115,12 @@ class Args(EnvArgs):
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""
         return Output("--out", self.out), Output(
-            "the picture beside --out", self.out.with_suffix(".png")
+            "the image beside --out", self.out.with_suffix(".png")
         )
 
 
 def run(args: Args) -> TrimResult:
-    """Measure, decide, write the plan and its picture; the scores as bars."""
+    """Measure, decide, write the plan and its image; the scores as bars."""
     source = find_source(args.source)
     policy = load_policy(source, args.preset, args.checkpoint)
     if not isinstance(policy, CogAct):

@@ -1,7 +1,7 @@
 """The whole policy: vision tower, decoder and action head, joined.
 
 `forward` is the deployed computation; its three parts are the three exported stages. Sizes: P
-visual tokens, D language width, H x A action chunk. Preprocessing to the square picture and to ids
+visual tokens, D language width, H x A action chunk. Preprocessing to the square image and to ids
 happens outside, as does un-normalisation.
 """
 
@@ -49,7 +49,7 @@ class CogAct(nn.Module):
         )
 
     def forward(self, image: Tensor, input_ids: Tensor, last: Tensor, noise: Tensor) -> Tensor:
-        """One picture and prompt to one action chunk.
+        """One image and prompt to one action chunk.
 
         Args:
             image: uint8[b, S, S, 3] RGB, already resized.

@@ -26,7 +26,7 @@ from trimvla.runtime.errors import ConfigError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PAD_RGB = (122, 116, 104)
-"""What a picture is padded with to a square: CLIP's mean colour."""
+"""What an image is padded with to a square: CLIP's mean colour."""
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
@@ -62,7 +62,7 @@ class QwenConfig(LanguageConfig, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How an instruction becomes ids: text before the picture, the picture, text behind it.
+    """How an instruction becomes ids: text before the image, the image, text behind it.
 
     Both halves are tokenised apart, without BOS; the instruction is neither lowercased nor
     stripped. `before_ids` are the first half's ids: it never changes.
@@ -81,7 +81,7 @@ class ChatPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         if "{instruction}" not in self.after:
             raise ConfigError(f"expected '{{instruction}}' in after, got {self.after!r}")
         if not self.before_ids:
-            raise ConfigError("expected ids before the picture in before_ids, got none")
+            raise ConfigError("expected ids before the image in before_ids, got none")
         if not self.buckets or list(self.buckets) != sorted(set(self.buckets)):
             raise ConfigError(f"expected strictly increasing buckets, got {self.buckets}")
 
@@ -98,7 +98,7 @@ class DbCogActConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     prompt: ChatPrompt
     diffusion: DiffusionConfig = DiffusionConfig()
     cameras: tuple[str, ...] = ("front",)
-    """Pictures of an observation, in the order of their tokens."""
+    """Images of an observation, in the order of their tokens."""
 
     def __post_init__(self) -> None:
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
@@ -109,7 +109,7 @@ class DbCogActConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     @property
     def image_size(self) -> int:
-        """Side of the square picture in pixels."""
+        """Side of the square image in pixels."""
         return self.vision.image_size
 
     @property

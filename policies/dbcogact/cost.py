@@ -1,7 +1,7 @@
 """What a DB-CogACT policy costs under a plan: parameters, operations, bytes of weights.
 
 From sizes alone. Operations are those of matrix products (2 m n k), batch 1, as the exported stages
-compute them: the text before the picture is folded into keys and values, which rows look at but
+compute them: the text before the image is folded into keys and values, which rows look at but
 which nothing computes; the last layer computes the cognition position only; both guidance halves,
 every sampler step. Needs no torch.
 """
@@ -58,7 +58,7 @@ def cost(
 
 
 def stage_costs(cfg: DbCogActConfig, shape: Shape, prompt: int) -> dict[str, Cost]:
-    """Cost of each exported stage for `prompt` ids behind the picture."""
+    """Cost of each exported stage for `prompt` ids behind the image."""
     return {
         "vision": vision_cost(cfg),
         "language": language_cost(cfg, shape, prompt, folded=len(cfg.prompt.before_ids)),

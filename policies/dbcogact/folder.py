@@ -81,8 +81,8 @@ def read_config(directory: Path, tokenizer: Path, cameras: tuple[str, ...]) -> D
 
     Args:
         directory: holds config.json.
-        tokenizer: its tokenizer.json; gives the ids of the text before the picture.
-        cameras: names of the pictures of an observation; the checkpoint does not say how many.
+        tokenizer: its tokenizer.json; gives the ids of the text before the image.
+        cameras: names of the images of an observation; the checkpoint does not say how many.
 
     Raises:
         CheckpointError, ConfigError: a file or field is missing, or asks for what is not done here.

@@ -1,6 +1,6 @@
 """The whole policy: CLIP and projector, Qwen2 and the action head, joined.
 
-The text in front of the picture never changes: its keys and values are folded into the decoder
+The text in front of the image never changes: its keys and values are folded into the decoder
 (`Decoder.fold`), which then sees the visual tokens first and the rest of the prompt behind them.
 Sizes: C cameras, P visual tokens of all of them, D language width, H x A action chunk.
 """
@@ -22,7 +22,7 @@ from trimvla.runtime.bundle.plan import Plan
 
 
 class ClipTower(nn.Module):
-    """CLIP and the projector; the pictures of all cameras become one row of visual tokens."""
+    """CLIP and the projector; the images of all cameras become one row of visual tokens."""
 
     def __init__(self, cfg: DbCogActConfig) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class DbCogAct(nn.Module):
         self.head = Dit(cfg.head, condition=cfg.language.width)
 
     def fold(self) -> None:
-        """Fold the text in front of the picture into the decoder; once its weights are there."""
+        """Fold the text in front of the image into the decoder; once its weights are there."""
         device = self.language.embed_tokens.weight.device
         self.language.fold(torch.tensor([self.cfg.prompt.before_ids], device=device))
 
@@ -78,7 +78,7 @@ class DbCogAct(nn.Module):
 
         Args:
             images: uint8[C, S, S, 3] RGB, already square.
-            input_ids: int64[1, L], the prompt behind the picture, padded on the right.
+            input_ids: int64[1, L], the prompt behind the image, padded on the right.
             last: int64[1], index of the last id that is not padding.
             noise: float[1, H, A], standard normal.
 

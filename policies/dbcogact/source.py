@@ -183,7 +183,7 @@ def images_spec(cfg: DbCogActConfig) -> ImagesSpec:
 
 
 def prompt_spec(cfg: DbCogActConfig) -> PromptSpec:
-    """The half of the prompt behind the picture; the other is folded into the language stage."""
+    """The half of the prompt behind the image; the other is folded into the language stage."""
     return PromptSpec(
         template=cfg.prompt.after,
         bos_id=None,

@@ -3,7 +3,7 @@
     images -> vision -> visual; visual, input_ids, last -> language -> cognition; cognition, noise
     -> action -> actions
 
-`input_ids` are the prompt behind the picture: what is before it is folded into the language stage.
+`input_ids` are the prompt behind the image: what is before it is folded into the language stage.
 Knows no file format and no backend.
 """
 

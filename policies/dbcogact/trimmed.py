@@ -1,6 +1,6 @@
 """A DB-CogACT policy under a plan: fewer layers, narrower MLPs, fewer tokens, reused features.
 
-The decoder is `trimming.trimmed_language`'s; the text in front of the picture is folded in anew,
+The decoder is `trimming.trimmed_language`'s; the text in front of the image is folded in anew,
 for other layers give other keys and values. Weights that a plan keeps whole are shared with the
 dense policy. Decides nothing.
 """

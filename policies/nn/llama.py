@@ -1,8 +1,8 @@
 """The decoder of LLaMA and Qwen2, prefill only: visual tokens and a prompt in, the cognition
 feature out.
 
-There is no LM head and nothing is generated: one causal pass answers one picture. Text in front of
-the picture that never changes may be folded into keys and values (`Past`). Rotary positions follow
+There is no LM head and nothing is generated: one causal pass answers one image. Text in front of
+the image that never changes may be folded into keys and values (`Past`). Rotary positions follow
 the "rotate half" convention and RMSNorm runs in float32, as in the published weights. Module names
 are those of the official checkpoint. Knows no tokeniser: ids come in ready.
 """
@@ -204,7 +204,7 @@ def causal_mask(length: int, device: torch.device, past: int = 0) -> Tensor:
 class Decoder(nn.Module):
     """Embedding, layers, final norm.
 
-    `lead` ids of a prompt stand before the pictures of all `cameras`, the others behind them. In
+    `lead` ids of a prompt stand before the images of all `cameras`, the others behind them. In
     front of them all may stand a text that never changes: `fold` computes its keys and values once.
     """
 

@@ -1,7 +1,7 @@
 """SigLIP as Hugging Face stores it: patches with positions, pre-norm blocks, a norm at the end.
 
 Module names are those of its checkpoints: projections of queries, keys and values apart, LayerNorms
-by number. All patches of a picture attend to each other; pictures are the batch. Knows no projector
+by number. All patches of an image attend to each other; images are the batch. Knows no projector
 and no language model.
 """
 

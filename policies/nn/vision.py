@@ -1,4 +1,4 @@
-"""Vision: pictures to visual tokens in the language model's width.
+"""Vision: images to visual tokens in the language model's width.
 
 The ViTs (DINOv2 with registers, SigLIP, or a small one of our own) run only the blocks up to the
 feature block: what the public code computes after it is thrown away, so it is not built. Module

@@ -51,7 +51,7 @@ class VitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     @property
     def patches(self) -> int:
-        """Visual tokens per picture."""
+        """Visual tokens per image."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
@@ -162,12 +162,12 @@ class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         grids = {(vit.image_size, vit.patches) for vit in self.vision}
         if len(grids) > 1:
             raise ConfigError(
-                f"expected one picture size and patch count for all encoders, got {sorted(grids)}"
+                f"expected one image size and patch count for all encoders, got {sorted(grids)}"
             )
 
     @property
     def image_size(self) -> int:
-        """Side of the square picture in pixels."""
+        """Side of the square image in pixels."""
         return self.vision[0].image_size
 
     @property
@@ -275,7 +275,7 @@ TABLETOP = PolicyConfig(
 # SimplerEnv's WidowX tasks: the tabletop's sizes
 WIDOWX = msgspec.structs.replace(TABLETOP, name="widowx")
 
-# the same on a window of the picture, at more than twice the resolution and for the same cost
+# the same on a window of the image, at more than twice the resolution and for the same cost
 WIDOWX_WINDOW = msgspec.structs.replace(
     TABLETOP,
     name="widowx-window",

@@ -1,4 +1,4 @@
-"""Calibration: pictures and prompts of one policy, and what its decoder does to them.
+"""Calibration: images and prompts of one policy, and what its decoder does to them.
 
 One pass over the data gathers all that the criteria need: how much each layer turns the residual
 stream, and the mean squares that go into each MLP. Knows no criterion and decides nothing.
@@ -27,7 +27,7 @@ from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.text_files import pointer_in
 
-MAX_ARCHIVE_BYTES = 4 << 30  # some 28,000 pictures of 224 x 224
+MAX_ARCHIVE_BYTES = 4 << 30  # some 28,000 images of 224 x 224
 
 Sums = tuple[Tensor, Tensor, Tensor]
 """float64[layers], float64[layers, width], float64[layers, mlp_hidden]: see `Statistics`."""
@@ -145,8 +145,8 @@ def calibration_from_shards(
     frames: int,
     seed: int,
 ) -> Calibration:
-    """Frames drawn from shards of demonstrations (see `dataset`), each with the sentence that was
-    being pursued.
+    """Frames drawn from shards of demonstrations (see `dataset`), each with the instruction that
+    was being pursued.
 
     Args:
         shards: the files.
@@ -231,7 +231,7 @@ def kept_tokens(
         frames: how many at most.
 
     Returns:
-        (picture uint8[S, S, 3], its kept visual tokens int64[K] in raster order, its prompt's ids
+        (image uint8[S, S, 3], its kept visual tokens int64[K] in raster order, its prompt's ids
         int64[l]) of each.
     """
     decoder = policy.language

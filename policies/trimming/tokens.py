@@ -3,7 +3,7 @@ they must beat.
 
 A selector is a pure function from what is known where tokens are dropped to ascending indices of a
 fixed number, so it exports as TopK and Gather. EfficientVLA (arXiv 2506.10100) writes relevance as
-visual-to-text attention; under a causal mask with the picture in front that is zero, so it is read
+visual-to-text attention; under a causal mask with the image in front that is zero, so it is read
 here as text (query) to visual (key). The paper does not say which features diversity compares:
 here, by default, the hidden states where tokens are dropped.
 """
@@ -69,11 +69,11 @@ def relevance(
 
     Args:
         probabilities: float[b, heads, L - lead, m + P + L]: attention of the ids behind the
-            picture.
+            image.
         rows: see `TokenPlan.rows`.
         last: int64[b], index of EOS in the ids; what lies right of it is padding and never counts.
         patches: P.
-        lead: ids before the picture.
+        lead: ids before the image.
         start: the first visual token's key, m + lead (None: m is 0).
 
     Returns:
@@ -134,14 +134,14 @@ def most_relevant(plan: TokenPlan, seen: Seen) -> Tensor:
 
 
 def random(plan: TokenPlan, seen: Seen) -> Tensor:
-    """A set drawn once from the plan's seed, the same for every picture."""
+    """A set drawn once from the plan's seed, the same for every image."""
     return _constant(
         sorted(Random(plan.seed).sample(range(seen.features.shape[1]), plan.keep)), seen
     )
 
 
 def uniform(plan: TokenPlan, seen: Seen) -> Tensor:
-    """A grid over the picture, the same for every picture."""
+    """A grid over the image, the same for every image."""
     return _constant(grid(seen.features.shape[1], plan.keep), seen)
 
 

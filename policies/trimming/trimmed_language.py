@@ -134,14 +134,14 @@ class TrimmedDecoder(Decoder):
 
 
 def kept_positions(kept: Tensor, total: int, length: int, lead: int = 1) -> Tensor:
-    """Places in a sequence of `total` of the ids before the picture, the kept visual tokens and the
+    """Places in a sequence of `total` of the ids before the image, the kept visual tokens and the
     other ids.
 
     Args:
         kept: int64[b, K], raster indices.
         total: P + L.
         length: L.
-        lead: ids before the picture.
+        lead: ids before the image.
 
     Returns:
         int64[b, K + L], ascending.

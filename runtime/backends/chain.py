@@ -1,8 +1,8 @@
-"""The stages of a policy, one behind the other: the picture goes in, the sampled actions come out.
+"""The stages of a policy, one behind the other: the image goes in, the sampled actions come out.
 
 Between two stages a tensor travels under its name. `HostChain` takes every result back to the host,
 which any backend can do; a backend that can leave them on its device brings a chain of its own.
-Knows neither pictures nor prompts.
+Knows neither images nor prompts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a failed call costs one picture or the process: a lost device never comes back by itself.
+"""Whether a failed call costs one image or the process: a lost device never comes back by itself.
 
 A library's error becomes `BackendUnavailableError` where it speaks of its device, else
 `BackendError`; `FailureStreak` is the backstop for whatever looks like one bad call, again and
@@ -62,7 +62,7 @@ class FailureStreak:
     def add(self, error: TrimvlaError, now_ns: int) -> None:
         """Note why there is no chunk.
 
-        What a picture or a sentence is refused for says nothing about the backend.
+        What an image or an instruction is refused for says nothing about the backend.
 
         Raises BackendUnavailableError where that was the backend's end, or one failure too many.
         """

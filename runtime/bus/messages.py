@@ -5,7 +5,7 @@ Knows fields, units and ranges; not how they become bytes.
 Times are nanoseconds of one host's clock (`clock.monotonic_ns`). `time_ns` is when the content was
 true: a frame's capture, a state's reading, the sending of a command, or of each repeat of a task. A
 sign of life is as old as that, for messages may wait on their way. Arrays that the robot acts on
-are float64 tuples; pictures are numpy.
+are float64 tuples; images are numpy.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class FrameReference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the policy wants to do next.
 
-    `time_ns` is the capture of the oldest picture that it was made from.
+    `time_ns` is the capture of the oldest image that it was made from.
     """
 
     episode: Count
@@ -149,7 +149,7 @@ class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Why it was this one."""
 
     def serves(self, task: Task) -> bool:
-        """Whether it was made for this task and its instruction, from a picture that is no older
+        """Whether it was made for this task and its instruction, from an image that is no older
         than the task.
         """
         same = self.episode == task.episode and self.instruction == task.instruction
@@ -187,7 +187,7 @@ class Command(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: Text = ""
     """Why it holds, or what the gate changed."""
     captured_ns: TimeNs | None = None
-    """Capture of the picture behind this action; none for a hold."""
+    """Capture of the image behind this action; none for a hold."""
     chunk_sequence: Count | None = None
     row: Count | None = None
 
@@ -199,7 +199,7 @@ class Refusal(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kind: Literal["stale", "skewed", "frozen", "other"]
     reason: Text
     since_ns: TimeNs | None = None
-    """Pictures captured after then and until `time_ns` did not show the world; None where they are
+    """Images captured after then and until `time_ns` did not show the world; None where they are
     merely too old.
     """
 
@@ -294,11 +294,11 @@ UNKNOWN_AGE = "unknown"  # as a frame's `timestamp_source`
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A picture and when it was taken. `image` is RGB uint8[h, w, 3], contiguous.
+    """An image and when it was taken. `image` is RGB uint8[h, w, 3], contiguous.
 
     `utc_ns` is `time_ns` on the wall clock, for people and other hosts; its publisher sets it.
     `timestamp_source` says who knew the time: `host`, `driver`, `read`, `server`, `simulator`, or
-    `unknown`, and then the time is 0 and nobody may act on the picture.
+    `unknown`, and then the time is 0 and nobody may act on the image.
     """
 
     camera: str
@@ -311,5 +311,5 @@ class Frame:
 
     @property
     def age_known(self) -> bool:
-        """Whether it is known when the picture was taken."""
+        """Whether it is known when the image was taken."""
         return self.timestamp_source != UNKNOWN_AGE

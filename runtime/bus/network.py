@@ -6,7 +6,7 @@ Monotonic clocks of two hosts have nothing in common, so what comes from another
 sender's wall clock beside its monotonic one, and is moved by the difference as it arrives. A frame
 carries its capture on both: the wall-clock one is derived from the other (`bus.Publisher`), so that
 an image that was old when it was sent is as old here. The hosts' wall clocks must agree (chrony,
-PTP): by as much as they differ, pictures look older or younger than they are, and one that claims
+PTP): by as much as they differ, images look older or younger than they are, and one that claims
 the future or is too old is refused.
 """
 

@@ -165,7 +165,7 @@ def _encode_image(image: NDArray[np.uint8], codec: Codec) -> bytes:
 
 
 def decode_header(topic: Topic, parts: Sequence[bytes]) -> FrameHeader:
-    """What a camera's parts say of their picture, which stays packed. Raises WireError."""
+    """What a camera's parts say of their image, which stays packed. Raises WireError."""
     if topic.type is not Frame or len(parts) != 3 or parts[0] != topic.name.encode():
         raise WireError(
             f"topic '{topic.name}': expected the 3 parts of a camera frame, got {len(parts)}"

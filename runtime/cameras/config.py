@@ -28,18 +28,18 @@ class CameraConfig:
     hz: float = 15.0
     width: int = 640
     height: int = 480
-    """Asked of devices and synthetic pictures; files keep their size."""
+    """Asked of devices and synthetic images; files keep their size."""
     codec: Codec = "raw_rgb8"
     """How a frame travels.
 
     `raw_rgb8` costs least; viewers of the registry's `camera-stream` may want `raw_bgr8`.
     """
     side: int | None = None
-    """Shrink to a square of this side where the picture is taken, exactly as the policy would:
+    """Shrink to a square of this side where the image is taken, exactly as the policy would:
     fewer bytes travel.
     """
     start_timeout_s: float = 5.0
-    """Without a first picture by then, the camera counts as not started."""
+    """Without a first image by then, the camera counts as not started."""
     swap_red_blue: bool = False
     """Exchange red and blue, for a source that has them the wrong way round."""
     allow_plain: bool = False

@@ -26,7 +26,7 @@ from trimvla.runtime.errors import CameraError, SpecError
 from trimvla.runtime.specs import ArraySpec
 
 log = logging.getLogger(__name__)
-PICTURE = ArraySpec("picture", "uint8", (None, None, 3))
+IMAGE = ArraySpec("image", "uint8", (None, None, 3))
 RETRY_S = 1.0  # for so long a device is asked again that gives no image
 HELD_BACK = 8  # images that a driver without times may have kept
 GAP_S = 0.25  # after so long without a read, or two periods, they are passed over
@@ -60,7 +60,7 @@ def from_opencv(image: Any, words: str) -> NDArray[np.uint8]:  # noqa: ANN401 - 
     Raises CameraError for what it is not, such as the 16-bit grey of a depth camera.
     """
     try:
-        PICTURE.validate(image)
+        IMAGE.validate(image)
     except SpecError as error:
         raise CameraError(f"{words}: {error}") from None
     return flip(image)
@@ -154,7 +154,7 @@ class DeviceSource:
         until_ns = monotonic_ns() + to_ns(RETRY_S)
         while (image := self._take()) is None:
             if monotonic_ns() > until_ns:
-                raise CameraError(f"{self._words} gives no picture")
+                raise CameraError(f"{self._words} gives no image")
             self.skipped += 1
             time.sleep(RETRY_S / 100)  # some drivers fail at once
         return from_opencv(image, self._words)
@@ -184,7 +184,7 @@ class DeviceSource:
     def _grab(self) -> None:
         """Take the next image from the driver, still packed."""
         if not self._try_grab():
-            raise CameraError(f"{self._words} gives no picture")
+            raise CameraError(f"{self._words} gives no image")
 
     def _try_grab(self) -> bool:
         asked_ns = monotonic_ns()

@@ -1,4 +1,4 @@
-"""Cameras of LeRobot's image server: one JSON text with base64 JPEG pictures of all of them.
+"""Cameras of LeRobot's image server: one JSON text with base64 JPEG images of all of them.
 
 Knows its form alone.
 
@@ -39,7 +39,7 @@ _decoder = msgspec.json.Decoder(_Pictures)
 
 
 def decode(raw: bytes, camera: str) -> tuple[NDArray[np.uint8], float | None]:
-    """One camera's picture, RGB uint8[h, w, 3], and its wall-clock time [s].
+    """One camera's image, RGB uint8[h, w, 3], and its wall-clock time [s].
 
     Raises WireError and nothing else.
     """
@@ -47,15 +47,15 @@ def decode(raw: bytes, camera: str) -> tuple[NDArray[np.uint8], float | None]:
         raise WireError(f"expected at most {MAX_BYTES} bytes from a LeRobot camera, got {len(raw)}")
     if raw.count(b",") > MAX_COMMAS:  # none is in base64
         raise WireError(
-            f"expected at most {MAX_COMMAS} commas in a message of LeRobot's pictures, got more"
+            f"expected at most {MAX_COMMAS} commas in a message of LeRobot's images, got more"
         )
     try:
         pictures = _decoder.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise WireError(f"no LeRobot pictures: {error}") from None
+        raise WireError(f"no LeRobot images: {error}") from None
     if camera not in pictures.images:
         names = ", ".join(sorted(pictures.images)[:8]) or "none"
-        raise WireError(f"expected a picture of '{camera[:64]}', got {names[:200]}")
+        raise WireError(f"expected an image of '{camera[:64]}', got {names[:200]}")
     return _unpack(pictures.images[camera]), pictures.timestamps.get(camera)
 
 
@@ -73,7 +73,7 @@ def _as_ns(taken_s: float | None) -> int:
 
 
 class LeRobotSource:
-    """The newest picture of one camera of a LeRobot image server at `tcp://host:port/name`."""
+    """The newest image of one camera of a LeRobot image server at `tcp://host:port/name`."""
 
     def __init__(
         self, where: str, camera: str, timeout_s: float, *, allow_plain: bool = False
@@ -103,7 +103,7 @@ class LeRobotSource:
             raise CameraError(f"{self._words}: {error}") from None
 
     def read(self) -> NDArray[np.uint8]:
-        """The next picture, and when it was taken in `captured_ns`.
+        """The next image, and when it was taken in `captured_ns`.
 
         Raises CameraError where none comes in time, and at first where its times are not on this
         host's wall clock.
@@ -115,7 +115,7 @@ class LeRobotSource:
         return picture
 
     def _find_clock(self) -> DriverClock:
-        """Over the first pictures, which are passed over."""
+        """Over the first images, which are passed over."""
         probes = [self._receive()[1] for _ in range(PROBES)]
         try:
             return DriverClock(find_clock(probes, ("wall",)))
@@ -123,7 +123,7 @@ class LeRobotSource:
             raise CameraError(f"{self._words}: {error}; the hosts' clocks must agree") from None
 
     def _receive(self) -> tuple[NDArray[np.uint8], Stamped]:
-        """The next picture; messages that are none are passed over."""
+        """The next image; messages that are none are passed over."""
         deadline = monotonic_ns() + self._timeout_ns
         problem = "nothing came"
         while (left_ns := deadline - monotonic_ns()) > 0:
@@ -135,7 +135,7 @@ class LeRobotSource:
                 problem = str(error)
                 continue
             return picture, Stamped(_as_ns(taken_s), instant())
-        raise CameraError(f"{self._words} gives no picture: {problem}")
+        raise CameraError(f"{self._words} gives no image: {problem}")
 
     def close(self) -> None:
         """Disconnect."""

@@ -1,9 +1,9 @@
-"""Cameras: where pictures come from, and the process that publishes them.
+"""Cameras: where images come from, and the process that publishes them.
 
 Knows capture; not what is seen.
 
 A source is anything with `read() -> uint8[h, w, 3]` and `close()`; one that knows when its last
-picture was taken says so in `captured_ns`, and never puts the present in the place of a time that
+image was taken says so in `captured_ns`, and never puts the present in the place of a time that
 it does not know. OpenCV, which devices and video files need, is an extra and is imported when it is
 needed.
 """
@@ -43,14 +43,14 @@ log = logging.getLogger(__name__)
 limited_log = LimitedLog(log)
 Prepare = Callable[[np.ndarray], np.ndarray]
 RECTANGLES = 8  # in a test image
-PICTURE = ArraySpec("picture", "uint8", (None, None, 3))
+IMAGE = ArraySpec("image", "uint8", (None, None, 3))
 
 
 class Source(Protocol):
-    """Where pictures come from."""
+    """Where images come from."""
 
     def read(self) -> NDArray[np.uint8]:
-        """The next picture, RGB uint8[h, w, 3]; may wait for it.
+        """The next image, RGB uint8[h, w, 3]; may wait for it.
 
         Raises CameraError if there is none.
         """
@@ -63,7 +63,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class TimedSource(Protocol):
-    """A source that knows when its last picture was taken, or that this cannot be known."""
+    """A source that knows when its last image was taken, or that this cannot be known."""
 
     captured_ns: int | None
     """None where it cannot be known.
@@ -74,7 +74,7 @@ class TimedSource(Protocol):
 
 @runtime_checkable
 class LossySource(Protocol):
-    """A source that passes over pictures which it cannot read, and counts them."""
+    """A source that passes over images which it cannot read, and counts them."""
 
     skipped: int
 
@@ -106,7 +106,7 @@ class SyntheticSource:
 
 
 class ImageSource:
-    """The same picture from a file, again and again; read once, so that a file which is replaced
+    """The same image from a file, again and again; read once, so that a file which is replaced
     changes nothing.
     """
 
@@ -114,10 +114,10 @@ class ImageSource:
         try:
             self._picture = read_image(config.where)
         except ImageError as error:
-            raise CameraError(f"camera '{config.name}': cannot read picture: {error}") from None
+            raise CameraError(f"camera '{config.name}': cannot read image: {error}") from None
 
     def read(self) -> NDArray[np.uint8]:
-        """The picture."""
+        """The image."""
         return self._picture
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ SOURCES: dict[Kind, Callable[[CameraConfig], Source]] = {
 
 
 def start(open_source: Callable[[], Source], name: str, timeout_s: float) -> Source:
-    """Open a source and see its first picture.
+    """Open a source and see its first image.
 
     Raises CameraError if that fails or takes longer than the timeout.
     """
@@ -145,7 +145,7 @@ def start(open_source: Callable[[], Source], name: str, timeout_s: float) -> Sou
     def attempt() -> None:
         try:
             source = open_source()
-            PICTURE.validate(source.read())
+            IMAGE.validate(source.read())
             outcome.put(source)
         except Exception as error:  # handed over to the caller's thread
             outcome.put(error)
@@ -155,7 +155,7 @@ def start(open_source: Callable[[], Source], name: str, timeout_s: float) -> Sou
         result = outcome.get(timeout=timeout_s)
     except queue.Empty:
         raise CameraError(
-            f"camera '{name}': expected a first picture within {timeout_s:g} s, got none"
+            f"camera '{name}': expected a first image within {timeout_s:g} s, got none"
         ) from None
     if isinstance(result, Exception):
         raise (
@@ -165,7 +165,7 @@ def start(open_source: Callable[[], Source], name: str, timeout_s: float) -> Sou
 
 
 def as_configured(config: CameraConfig, read: np.ndarray) -> np.ndarray:
-    """What is published of a picture uint8[h, w, 3]: contiguous, its channels in order, shrunk
+    """What is published of an image uint8[h, w, 3]: contiguous, its channels in order, shrunk
     where that is asked.
     """
     image = np.ascontiguousarray(flip(read) if config.swap_red_blue else read)
@@ -173,7 +173,7 @@ def as_configured(config: CameraConfig, read: np.ndarray) -> np.ndarray:
 
 
 def take(source: Source, name: str, prepare: Prepare = np.ascontiguousarray) -> Frame:
-    """The next picture with its time: the source's own, else, where it is made, when it was asked
+    """The next image with its time: the source's own, else, where it is made, when it was asked
     for.
     """
     asked_ns = monotonic_ns()

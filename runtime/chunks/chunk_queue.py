@@ -47,9 +47,9 @@ class QueueConfig:
     another; what is left is caught up at the same pace. By default the gate's `max_change`.
     """
     max_age_s: float = 2.0
-    """Of the picture behind an action, whatever its chunk says about its valid rows."""
+    """Of the image behind an action, whatever its chunk says about its valid rows."""
     actuation_s: float = 0.0
-    """From a command's sending to the robot's motion: a picture taken in that time does not show
+    """From a command's sending to the robot's motion: an image taken in that time does not show
     the command yet.
     """
 
@@ -85,7 +85,7 @@ class Due:
 def row_at(chunk: ActionChunk, now_ns: int, actuation_ns: int = 0) -> int:
     """The row that belongs to this moment; `valid_rows` or more once the chunk has expired.
 
-    Up to one period before the observation it is row 0: a late tick may look at a picture that was
+    Up to one period before the observation it is row 0: a late tick may look at an image that was
     taken after the moment for which the tick was planned. Earlier than that it is negative.
     """
     row = math.floor((now_ns - chunk.time_ns + actuation_ns) * chunk.control_hz / NS_PER_S)
@@ -104,7 +104,7 @@ class ChunkQueue:
         kept = {"latest": 1, "ensemble": self._config.votes, "blend": MAX_FADING}[self._config.mode]
         self._chunks: deque[ActionChunk] = deque(maxlen=kept)
         self._since: dict[int, int] = {}
-        """When each of them came, by the time of its picture [ns]."""
+        """When each of them came, by the time of its image [ns]."""
 
     def reset(self) -> None:
         """Forget all chunks."""
@@ -120,7 +120,7 @@ class ChunkQueue:
             }
 
     def withdraw(self, start_ns: int, end_ns: int) -> None:
-        """Forget the chunks that were made from pictures captured after `start_ns` and until
+        """Forget the chunks that were made from images captured after `start_ns` and until
         `end_ns`.
         """
         kept = [chunk for chunk in self._chunks if not start_ns < chunk.time_ns <= end_ns]
@@ -141,7 +141,7 @@ class ChunkQueue:
         if not young:
             age_ms = (now_ns - self._chunks[-1].time_ns) / NS_PER_MS
             return (
-                f"expected a picture of at most {self._config.max_age_s * 1e3:.0f} ms, got one of"
+                f"expected an image of at most {self._config.max_age_s * 1e3:.0f} ms, got one of"
                 f" {age_ms:.0f} ms"
             )
         rows = [(chunk, row_at(chunk, tick_ns, self._actuation_ns)) for chunk in young]

@@ -82,7 +82,7 @@ def guide(
         config: how.
         old: the chunk that is being executed.
         episode: of the new chunk.
-        time_ns: of the picture that it will be made from.
+        time_ns: of the image that it will be made from.
         ready_ns: when it is expected to be there.
     """
     if not config.enabled or old is None or old.episode != episode or time_ns < old.time_ns:

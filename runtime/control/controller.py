@@ -331,7 +331,7 @@ def _missing(health: Health | None) -> str:
 
 
 def _because(now_ns: int, reason: str, refusal: Refusal | None) -> str:
-    """Why there is no action: with the policy's own reason, where it has just refused a picture."""
+    """Why there is no action: with the policy's own reason, where it has just refused an image."""
     recent = refusal is not None and now_ns - refusal.time_ns < NS_PER_S
     return f"{reason}; refused: {refusal.reason}" if refusal is not None and recent else reason
 

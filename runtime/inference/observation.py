@@ -1,4 +1,4 @@
-"""Joins the newest pictures, the robot's state and the task into one observation, or says why it
+"""Joins the newest images, the robot's state and the task into one observation, or says why it
 must not be acted on.
 
 Pure: knows messages, ages and what `frozen` measured; not where they come from.
@@ -16,7 +16,7 @@ from trimvla.runtime.errors import ConfigError, FrozenError, ObservationError, S
 from trimvla.runtime.inference.frozen_frames import Still, Stills
 
 Part = TypeVar("Part", Frame, JointState)
-# equal pictures before a motion makes them suspicious: one may have been taken just before it
+# equal images before a motion makes them suspicious: one may have been taken just before it
 MIN_REPEATS = 2
 
 
@@ -25,13 +25,13 @@ class AgeBudget:
     """How old what the policy looks at may be [s]; None switches a check off."""
 
     frame_s: float = 0.5
-    """Of a picture."""
+    """Of an image."""
     cameras: dict[str, float] = field(default_factory=dict)
     """The same, for cameras that differ."""
     set_s: float | None = None
-    """Of the oldest picture of all; where cameras have ages of their own."""
+    """Of the oldest image of all; where cameras have ages of their own."""
     skew_s: float | None = 0.1
-    """Between the oldest and the newest picture of one observation."""
+    """Between the oldest and the newest image of one observation."""
     state_s: float | None = None
     """Of the robot's state; None where the policy does not read it."""
     frozen_s: float | None = None
@@ -56,13 +56,13 @@ class AgeBudget:
             raise ConfigError(f"expected numbers above 0 in a budget, got {wrong}")
 
     def of_camera(self, camera: str) -> float:
-        """How old a picture of this camera may be [s]."""
+        """How old an image of this camera may be [s]."""
         return self.cameras.get(camera, self.frame_s)
 
 
 @dataclass(frozen=True, eq=False)
 class JoinedObservation:
-    """What the policy may act on. `time_ns` is the capture of the oldest picture."""
+    """What the policy may act on. `time_ns` is the capture of the oldest image."""
 
     frames: dict[str, Frame]
     task: Task
@@ -93,8 +93,8 @@ def join(
         ObservationError: no active task, or a part that has never come.
         StaleError: a part that is too old or of unknown age, is from before the task, or claims to
             be from the future.
-        SkewError: pictures of different moments.
-        FrozenError: pictures that are new and show nothing new.
+        SkewError: images of different moments.
+        FrozenError: images that are new and show nothing new.
     """
     if task is None or not task.active:
         raise ObservationError("no active task")
@@ -139,10 +139,10 @@ def _check_age(name: str, time_ns: int, now_ns: int, budget_s: float, started_ns
 
 
 def _check_set(seen: Mapping[str, Frame], oldest: Frame, now_ns: int, budget: AgeBudget) -> None:
-    """All pictures together: the age of the oldest, and how far it is behind the newest."""
+    """All images together: the age of the oldest, and how far it is behind the newest."""
     age_ms = (now_ns - oldest.time_ns) / NS_PER_MS
     if budget.set_s is not None and age_ms > budget.set_s * 1e3:
-        limit = f"at most {budget.set_s * 1e3:.0f} ms of age for all pictures together"
+        limit = f"at most {budget.set_s * 1e3:.0f} ms of age for all images together"
         raise StaleError(f"expected {limit}, got {age_ms:.0f} ms from '{oldest.camera}/color'")
     newest = max(seen.values(), key=lambda frame: frame.time_ns)
     skew_ms = (newest.time_ns - oldest.time_ns) / NS_PER_MS
@@ -158,7 +158,7 @@ def _check_same(camera: str, still: Still, frame: Frame, budget: AgeBudget) -> N
     lasted_ms = (frame.time_ns - still.since_ns) / NS_PER_MS
     what = f"expected new pixels on '{camera}/color', got the same for {lasted_ms:.0f} ms"
     if budget.frozen_s is not None and still.repeats > 0 and lasted_ms > budget.frozen_s * 1e3:
-        raise FrozenError(f"{what} ({still.repeats + 1} pictures)", still.since_ns)
+        raise FrozenError(f"{what} ({still.repeats + 1} images)", still.since_ns)
     if (
         budget.frozen_moved is not None
         and still.repeats >= MIN_REPEATS

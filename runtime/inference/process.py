@@ -1,9 +1,9 @@
-"""The process `policy`: newest picture and task in, action chunk out, as often as it can.
+"""The process `policy`: newest image and task in, action chunk out, as often as it can.
 
 Never part of a control tick.
 
 Knows sockets, ages and a policy that infers; not what the network is. The noise's seed is made of
-the configured seed, the episode and the frame, and travels with the chunk: the same picture gives
+the configured seed, the episode and the frame, and travels with the chunk: the same image gives
 the same actions again.
 """
 
@@ -91,8 +91,8 @@ class PolicyConfig:
     valid_rows: int = 8
     """Rows of a chunk that may be executed; what is further ahead is a guess."""
     max_hz: float = 10.0
-    """About this many calls per second at most: pictures that follow the last one sooner are passed
-    over, so that a chunk is always made of a picture that has just come.
+    """About this many calls per second at most: images that follow the last one sooner are passed
+    over, so that a chunk is always made of an image that has just come.
     """
     seed: int = 0
     budget: AgeBudget = field(default_factory=AgeBudget)
@@ -105,7 +105,7 @@ class PolicyConfig:
     ready_timeout_s: float = 120.0
     """What loading and warming up may take; a bundle that takes longer counts as one that hangs."""
     camera_timeout_s: float = 10.0
-    """Without a first picture this long into a task, and since the process was ready, the camera
+    """Without a first image this long into a task, and since the process was ready, the camera
     counts as not started.
     """
 
@@ -161,7 +161,7 @@ class PolicyLoop:
         """`meaning` and `statistics_key`: of the policy's actions, which every chunk names.
 
         `refusals` says what was not acted on, and why.
-        `side`: of the picture that the policy was trained with; a smaller one is acted on, after a
+        `side`: of the image that the policy was trained with; a smaller one is acted on, after a
         warning.
         `robot`: which of the robot's cameras and numbers the policy sees; by default its only
         camera is `config.camera`.
@@ -186,19 +186,19 @@ class PolicyLoop:
         self._watches = {camera: FrozenFrameDetector() for camera in config.all_cameras}
         self._gap_ns = to_ns(JITTER / config.max_hz)
         self.seen_ns = -self._gap_ns
-        """Capture of the last picture that was looked at."""
+        """Capture of the last image that was looked at."""
         self._looked_at: Frame | None = None
         self._failures = FailureStreak()
         self._began_ns = monotonic_ns()
 
     def step(self) -> bool:
-        """Wait for news; if there is a new picture, act on it.
+        """Wait for news; if there is a new image, act on it.
 
         Returns whether a chunk was published.
 
-        A picture is refused, with its reason in the report, if `join` or the policy refuses it.
+        An image is refused, with its reason in the report, if `join` or the policy refuses it.
 
-        Raises CameraError if a task is under way and the camera has never given a picture,
+        Raises CameraError if a task is under way and the camera has never given an image,
         BackendUnavailableError if the policy can no longer act.
         """
         self._inputs.update(WAIT_S)
@@ -244,7 +244,7 @@ class PolicyLoop:
         return join(monotonic_ns(), frames, task, self._robot(), self._budget, stills=stills)
 
     def _act(self, frame: Frame, task: Task | None, stills: dict[str, Stills]) -> bool:
-        """Judge the picture; think; publish."""
+        """Judge the image; think; publish."""
         arrived_ns = self._inputs[self._color].received_ns
         if frame.age_known:
             self._telemetry.time_ns("travel", arrived_ns - frame.time_ns)
@@ -267,7 +267,7 @@ class PolicyLoop:
     def _note_silence(self, frame: Frame, task: Task | None) -> None:
         """A camera that fell silent gives nothing to judge:
 
-        say once that its last picture is too old by now.
+        say once that its last image is too old by now.
         """
         overdue = monotonic_ns() - frame.time_ns > to_ns(self._budget.of_camera(frame.camera))
         if overdue and self._telemetry.state == "running":
@@ -339,7 +339,7 @@ class PolicyLoop:
         height, width = frame.image.shape[:2]
         if min(height, width) < self._side:
             log.warning(
-                "camera '%s': pictures of %d x %d are smaller than the policy's, %d x %d: what they"
+                "camera '%s': images of %d x %d are smaller than the policy's, %d x %d: what they"
                 " lack is missing",
                 *(frame.camera, width, height, self._side, self._side),
             )
@@ -360,7 +360,7 @@ class PolicyLoop:
             )
             within = f"within {self._config.camera_timeout_s:g} s of {start}"
             raise CameraError(
-                f"camera '{self._camera}': expected a first picture on '{self._color}'"
+                f"camera '{self._camera}': expected a first image on '{self._color}'"
                 f" {within}, got none"
             )
 
@@ -375,7 +375,7 @@ def _alive_task(source: Input) -> Task | None:
 
 
 def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
-    """The process `policy`: load, warm up, then act on pictures until `stop`.
+    """The process `policy`: load, warm up, then act on images until `stop`.
 
     Raises BundleError or BackendError if the bundle cannot run or hangs, CameraError if the camera
     never starts.

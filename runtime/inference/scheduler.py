@@ -135,7 +135,7 @@ class InferenceScheduler:
             self._phase.receive(chunk)
 
     def forget(self) -> None:
-        """A picture was refused: the last chunk may have been made of no better one, and guides
+        """An image was refused: the last chunk may have been made of no better one, and guides
         none.
         """
         self._last = None

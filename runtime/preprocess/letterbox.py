@@ -93,7 +93,7 @@ def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """RGB uint8[h, w, 3] -> uint8[size, size, 3], straight (no crop), bicubic with antialias on
     uint8.
 
-    This is torchvision's resize of a PIL picture, hence CogACT's. Raises ObservationError on
+    This is torchvision's resize of a PIL image, hence CogACT's. Raises ObservationError on
     another dtype or shape.
     """
     return _resize(check_image(image), (size, size), "bicubic-antialias")

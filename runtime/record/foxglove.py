@@ -1,7 +1,7 @@
-"""Messages as JSON that Foxglove shows: its own schemas for pictures and log lines, and ours where
+"""Messages as JSON that Foxglove shows: its own schemas for images and log lines, and ours where
 it has none.
 
-Pictures stay as they were sent: no encoder runs, and unpacking gives the pixels that the policy
+Images stay as they were sent: no encoder runs, and unpacking gives the pixels that the policy
 saw. Knows forms; no file and no socket. Schemas: https://docs.foxglove.dev/docs/sdk/schemas.
 """
 
@@ -29,7 +29,7 @@ class Time(msgspec.Struct, frozen=True):
 
 
 class RawImage(msgspec.Struct, frozen=True):
-    """foxglove.RawImage, and the header under which the picture travelled."""
+    """foxglove.RawImage, and the header under which the image travelled."""
 
     timestamp: Time
     frame_id: str
@@ -42,7 +42,7 @@ class RawImage(msgspec.Struct, frozen=True):
 
 
 class CompressedImage(msgspec.Struct, frozen=True):
-    """foxglove.CompressedImage, and the header under which the picture travelled."""
+    """foxglove.CompressedImage, and the header under which the image travelled."""
 
     timestamp: Time
     frame_id: str

@@ -24,7 +24,7 @@ from trimvla.runtime.errors import RecordingError
 MAX_CHUNK = 64 * MIB  # unpacked; ours hold 4 MiB and the message that exceeds it, at most 43 MiB
 MAX_RECORD = MAX_CHUNK + MIB  # as it stands in the file
 MAX_UNPACKED = 1024 * MIB  # of a whole file, and for each of its bytes
-MAX_RATIO = 1000  # ... so many more: raw pictures of a covered camera are compressed well
+MAX_RATIO = 1000  # ... so many more: raw images of a covered camera are compressed well
 IN_CHUNKS = {Opcode.CHANNEL, Opcode.MESSAGE, Opcode.SCHEMA}
 
 

@@ -43,7 +43,7 @@ Table = dict[str, tuple[str, str]]
 COUNTERS = {
     "late": ("trimvla_deadline_misses", "Control ticks that began late"),
     "skipped": ("trimvla_skipped_ticks", "Deadlines that passed while an earlier tick was at work"),
-    "frames_stale": ("trimvla_stale_frames", "Pictures that were refused for their age"),
+    "frames_stale": ("trimvla_stale_frames", "Images that were refused for their age"),
     "gated": ("trimvla_gate_interventions", "Actions that the gate changed"),
     "holds": ("trimvla_holds", "Commands to hold"),
     "rung_switches": ("trimvla_rung_switches", "Changes of the bundle on the quality ladder"),
@@ -57,11 +57,11 @@ COUNTERS = {
 DURATIONS = {
     "observation_age": (
         "trimvla_observation_age_seconds",
-        "Age of a picture when the policy took it up",
+        "Age of an image when the policy took it up",
     ),
     "photon_to_action": (
         "trimvla_photon_to_action_seconds",
-        "From a picture's capture to its first command",
+        "From an image's capture to its first command",
     ),
 }
 #   value of a process's report -> metric, what it is

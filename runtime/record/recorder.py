@@ -54,7 +54,7 @@ class RecorderConfig:
     A replay reads `policy`.
     """
     queue_frames: int = 32
-    """Pictures by camera that wait for the disk."""
+    """Images by camera that wait for the disk."""
     queue_messages: int = 1024
     """Other messages by topic that wait for the disk."""
     flush_s: float = 1.0

@@ -172,7 +172,7 @@ class Recording:
         return self.entries()
 
     def entries(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Entry]:
-        """Messages of the wanted topics in the order in which they were received; pictures are
+        """Messages of the wanted topics in the order in which they were received; images are
         unpacked.
 
         Topics that we do not know are passed over. Raises RecordingError for a damaged file or

@@ -1,4 +1,4 @@
-"""Recorded policy calls, done again: the same picture, instruction and noise must give the same
+"""Recorded policy calls, done again: the same image, instruction and noise must give the same
 actions.
 
 Knows recordings and anything that infers. On the backend that was recorded the actions are the same
@@ -99,7 +99,7 @@ def compare(call: Call, actions: NDArray[np.float64]) -> Difference | None:
 class Calls:
     """The policy calls of a recording.
 
-    Iterating reads the file once more; memory holds one picture at a time.
+    Iterating reads the file once more; memory holds one image at a time.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -171,7 +171,7 @@ class Calls:
         for chunk in gathering.incomplete():
             early = first_ns is not None and chunk.time_ns < first_ns
             where = "from before the recording" if early else "not in the recording"
-            self.left_out[f"its picture is {where}"] += 1
+            self.left_out[f"its image is {where}"] += 1
 
 
 def keys_of(chunk: ActionChunk) -> list[Key]:

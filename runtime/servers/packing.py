@@ -64,7 +64,7 @@ class Budget:
         self.left -= size
         if self.left < 0:
             raise WireError(
-                f"expected arrays and pictures of at most {MAX_BYTES} bytes in a message, got more"
+                f"expected arrays and images of at most {MAX_BYTES} bytes in a message, got more"
             )
 
 
@@ -228,7 +228,7 @@ def _from_image(value: _Fields, budget: Budget) -> NDArray[Any]:
         budget.take(3 * width * height)
         return decode_image(data, cast("Kind", kind))
     except WireError as error:
-        raise WireError(f"expected a {kind} picture for 'data', got: {error}") from None
+        raise WireError(f"expected a {kind} image for 'data', got: {error}") from None
 
 
 _MARKS: dict[str | bytes, Callable[[_Fields, Budget], Any]] = {

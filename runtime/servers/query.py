@@ -36,7 +36,7 @@ MAIN = (
     "exterior_image_1_left",
     "ego_view",
 )
-"""Names of the picture that a policy with one camera looks at, where a client sends several."""
+"""Names of the image that a policy with one camera looks at, where a client sends several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def normalise(
 
     Args:
         observation: as it was unpacked.
-        camera: which picture the policy looks at; where it is empty, the only one or one of `MAIN`.
+        camera: which image the policy looks at; where it is empty, the only one or one of `MAIN`.
         extra: where `seq`, `t_capture_ns` and the like stand, if not in the observation.
         cameras: a policy's names of its cameras. Of several, each must be among the images.
     """
@@ -108,7 +108,7 @@ def normalise(
 
 
 Pictures = tuple[Mapping[Any, Any], dict[str, str]]
-"""A map that holds pictures, and by a picture's name its key there."""
+"""A map that holds images, and by an image's name its key there."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Form:
     """Its key, and what stands there."""
     state: Callable[[Mapping[Any, Any]], NDArray[np.float32] | None]
     batched: bool = False
-    """Pictures are uint8[1, t, h, w, 3]: the newest counts."""
+    """Images are uint8[1, t, h, w, 3]: the newest counts."""
 
 
 def _under(prefix: str, *more: str) -> Callable[[Mapping[Any, Any]], Pictures]:
@@ -153,7 +153,7 @@ def _inside(key: str) -> Callable[[Mapping[Any, Any]], Pictures]:
     def pictures(observation: Mapping[Any, Any]) -> Pictures:
         inner = observation.get(key)
         if not isinstance(inner, Mapping) or not all(isinstance(name, str) for name in inner):
-            raise ObservationError(f"expected a map of pictures for '{key}', got {briefly(inner)}")
+            raise ObservationError(f"expected a map of images for '{key}', got {briefly(inner)}")
         return inner, {name: name for name in inner}
 
     return pictures
@@ -169,11 +169,11 @@ def _first(*keys: str) -> Callable[[Mapping[Any, Any]], tuple[str, object]]:
 
 
 def _language(observation: Mapping[Any, Any]) -> tuple[str, object]:
-    """GR00T's sentence: `{"language": {key: [[sentence]]}}`."""
+    """GR00T's instruction: `{"language": {key: [[instruction]]}}`."""
     inner = observation.get("language")
     if not isinstance(inner, Mapping) or not inner:
         raise ObservationError(
-            f"expected a map with a sentence for 'language', got {briefly(inner)}"
+            f"expected a map with an instruction for 'language', got {briefly(inner)}"
         )
     key, value = next(iter(inner.items()))
     while isinstance(value, list) and len(value) == 1:
@@ -239,17 +239,15 @@ FORMS = (
 
 
 def _choose(pictures: Mapping[str, str], camera: str) -> str:
-    """The name of the picture that the policy looks at."""
+    """The name of the image that the policy looks at."""
     if camera in pictures:
         return camera
     names = sorted(map(_short, pictures))[:12]
     if camera:
-        raise ObservationError(f"expected a picture of the camera '{camera}', got {names}")
+        raise ObservationError(f"expected an image of the camera '{camera}', got {names}")
     main = [name for name in MAIN if name in pictures]
     if len(pictures) != 1 and not main:
-        raise ObservationError(
-            f"expected one picture, or one called {', '.join(MAIN)}, got {names}"
-        )
+        raise ObservationError(f"expected one image, or one called {', '.join(MAIN)}, got {names}")
     return main[0] if main else next(iter(pictures))
 
 
@@ -287,7 +285,7 @@ def _picture(name: str, value: object, form: Form) -> NDArray[np.uint8]:
 
 def _sentence(key: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ObservationError(f"expected a sentence for '{key}', got {briefly(value)}")
+        raise ObservationError(f"expected an instruction for '{key}', got {briefly(value)}")
     if len(value) > MAX_TEXT:
         raise ObservationError(
             f"expected at most {MAX_TEXT} characters for '{key}', got {len(value)}"

@@ -48,13 +48,13 @@ class ServiceConfig:
     seed: int = 0
     """Of the noise, where a client sets none."""
     camera: str = ""
-    """The picture that the policy looks at, where a client sends several."""
+    """The image that the policy looks at, where a client sends several."""
     votes: int = 1
     """Chunks that vote on the row of a step, for clients that want one row a step (CogACT's
     adaptive ensemble).
     """
     max_age_s: float = 0.5
-    """Of a question that says when its picture was taken."""
+    """Of a question that says when its image was taken."""
     max_sessions: int = 64
     max_waiting: int = 16
     """Questions in the queue."""
@@ -92,7 +92,7 @@ class Answer:
     """What one question gave."""
 
     actions: np.ndarray
-    """float32[H, D], un-normalised; the first row is for the moment of the picture."""
+    """float32[H, D], un-normalised; the first row is for the moment of the image."""
     row: np.ndarray
     """float32[D]: what a client that executes one row a step executes now."""
     info: dict[str, Any]

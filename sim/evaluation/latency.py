@@ -26,7 +26,7 @@ WAYS = "milliseconds, lognormal:MEDIAN,SIGMA, wall, or a .json file with a list 
 
 @dataclass(frozen=True)
 class Latency:
-    """From the picture to the chunk [ms].
+    """From the image to the chunk [ms].
 
     `values`: the constant; median and sigma of the logarithm; or the trace.
     """

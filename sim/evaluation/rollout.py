@@ -117,7 +117,7 @@ def robot_of(player: Player, task: Task) -> Robot:
 
 
 def look_of(player: Player, episode: Episode, seed: int, dim: int = len(KINDS)) -> Look:
-    """What a player makes of the picture that is there now; its noise is fixed by seed and tick."""
+    """What a player makes of the image that is there now; its noise is fixed by seed and tick."""
     if isinstance(player, str):
         return lambda tick, known: episode.expert()[None]
 
@@ -132,7 +132,7 @@ def look_of(player: Player, episode: Episode, seed: int, dim: int = len(KINDS)) 
 
 def kind_of(episode: Episode) -> str:
     """By what outcomes are grouped: what the environment calls it, or the first word of the
-    sentence.
+    instruction.
     """
     return getattr(episode, "kind", None) or episode.instruction.split()[0]
 

@@ -1,9 +1,9 @@
-"""A policy behind its latency, in simulated time: what it decides on the picture of one tick is due
+"""A policy behind its latency, in simulated time: what it decides on the image of one tick is due
 only later.
 
-The policy looks at the picture of tick k when it is free, and its chunk is there at t_k + latency.
+The policy looks at the image of tick k when it is free, and its chunk is there at t_k + latency.
 Until then the robot executes what is due of the last chunk, by the queue, the seam and the guide
-that also run on the robot, or holds. Pictures exist at ticks only, so a latency acts in whole
+that also run on the robot, or holds. Images exist at ticks only, so a latency acts in whole
 control periods, rounded up. Without a latency the simulator waits while the policy thinks. Knows
 ticks and chunks; knows no policy's inside and no environment.
 """
@@ -33,7 +33,7 @@ from trimvla.sim.evaluation.latency import Latency
 FOREVER_S = 1e6
 QUANTILE = 0.9  # of the looks so far: what the next is expected to take, as on the robot
 Look = Callable[[int, Known | None], NDArray[np.floating]]
-"""Tick, and what guides -> the chunk float[H, A] that the policy makes of that tick's picture."""
+"""Tick, and what guides -> the chunk float[H, A] that the policy makes of that tick's image."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Pace:
     valid_rows: int = 8
     """Rows of a chunk that may be executed where there is a latency; as on the robot."""
     max_age_s: float = 2.0
-    """Of the picture behind an action where there is a latency; as on the robot."""
+    """Of the image behind an action where there is a latency; as on the robot."""
     mode: Mode | None = None
     """Of the queue; by default the last chunks vote where every tick looks, else the newest
     decides.
@@ -157,7 +157,7 @@ class Pilot:
         return self._last
 
     def _hear(self, sentence: str) -> None:
-        """What was thought about another sentence is void."""
+        """What was thought about another instruction is void."""
         if sentence != self._sentence:
             self._queue.reset()
             self._transition.reset()

@@ -4,7 +4,7 @@ in time, or never.
 It integrates deltas, says where it is at a steady rate, and holds by itself when its commander
 falls silent: nobody else can do that for it when the control loop, its machine or the network is
 gone. It counts what it was told by the commands' sequence numbers: lost ones, repeated ones, and
-those that came too late to be obeyed. Knows no picture and no policy. `sim.robot` is the same
+those that came too late to be obeyed. Knows no image and no policy. `sim.robot` is the same
 behind a world with things on a table.
 """
 

@@ -33,7 +33,7 @@ class SimCameraConfig:
     hz: float = 12.0
     """Frames per second."""
     side: int = 128
-    """Side of the square picture [pixels]."""
+    """Side of the square image [pixels]."""
 
     def __post_init__(self) -> None:
         if not CAMERA_NAME.fullmatch(self.name):
@@ -45,7 +45,7 @@ class SimCameraConfig:
 
 
 class SceneRenderer:
-    """Pictures of states; opens the renderer with the first scene and keeps it while scenes
+    """Images of states; opens the renderer with the first scene and keeps it while scenes
     change.
     """
 

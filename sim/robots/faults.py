@@ -34,15 +34,15 @@ from trimvla.runtime.errors import ConfigError
 
 FILE = "faults.json"
 SEEN = "fault-seen-{name}"
-#   of a camera: drop    this share of the pictures is lost on the way
-#                delay   pictures come this much late [s], with their true capture times
+#   of a camera: drop    this share of the images is lost on the way
+#                delay   images come this much late [s], with their true capture times
 #                freeze  the same pixels, with new sequence numbers and times
 #                buffers the last so many images in turn, as a driver that hangs gives them (5)
 #                reencode, overlay, pixel   the same image, as JPEG of changing quality, with a
 #                        clock over this share of it (0.1), or with one pixel that changes
 #                clock   capture times are off by this much [s]
 #                driver  the driver's own clock, by which images are timed, is off by this much [s]
-#                corrupt what travels is no picture
+#                corrupt what travels is no image
 #   of a policy: nan, inf, range   in its actions
 #                sweep   the first dimension goes to and fro by this much a row
 #                slow    a call takes at least this long [s]
@@ -227,7 +227,7 @@ _DISGUISES: dict[Frozen, Callable[[np.ndarray, np.random.Generator, float], np.n
 
 
 class FaultyCamera:
-    """What becomes of each picture under the fault that is on."""
+    """What becomes of each image under the fault that is on."""
 
     def __init__(self, frames: FaultyPublisher, switch: Switch) -> None:
         self._frames = frames
@@ -239,7 +239,7 @@ class FaultyCamera:
         self._driver = DriverClock("monotonic")
 
     def show(self, frame: Frame) -> None:
-        """Publish a picture, or what the fault makes of it."""
+        """Publish an image, or what the fault makes of it."""
         fault = self._switch.fault()
         kind = "" if fault is None else fault.kind
         amount = 0.0 if fault is None else fault.amount
@@ -271,7 +271,7 @@ class FaultyCamera:
         return replace(frame, time_ns=taken_ns)
 
     def _due(self, frame: Frame, delay_s: float) -> Iterator[Frame]:
-        """Those pictures whose time has come."""
+        """Those images whose time has come."""
         self._held.append(frame)
         while self._held and monotonic_ns() - self._held[0].time_ns >= to_ns(delay_s):
             yield self._held.popleft()

@@ -2,7 +2,7 @@
 
 It steps once per command and holds by its own watchdog when none comes; it publishes its joints,
 the whole state for cameras, and how the episode stands. A task with a new episode number sets the
-table anew. Knows physics through `TabletopEnv` and time through the clock; knows no picture and no
+table anew. Knows physics through `TabletopEnv` and time through the clock; knows no image and no
 policy.
 """
 

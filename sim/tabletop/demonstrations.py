@@ -1,8 +1,8 @@
-"""Scripted demonstrations: pictures, privileged labels and action chunks, shard by shard.
+"""Scripted demonstrations: images, privileged labels and action chunks, shard by shard.
 
 Noise disturbs only what is executed; the label is always what the clean expert would do from there
-(DART, arXiv 1703.09327). As the expert has no memory, each picture is labelled for several goals of
-its table, so one picture teaches what different sentences mean. For the same reason a policy may
+(DART, arXiv 1703.09327). As the expert has no memory, each image is labelled for several goals of
+its table, so one image teaches what different instructions mean. For the same reason a policy may
 drive while the expert labels (DAgger, arXiv 1011.0686): these corrections show the states that the
 policy gets itself into. Shards may hold what the wrist camera sees and where the robot is too.
 Knows the simulator, the expert and anything that infers; knows no tokenizer and no training.
@@ -29,7 +29,7 @@ from trimvla.sim.tabletop.expert import State
 from trimvla.sim.tabletop.model import project
 from trimvla.sim.tabletop.scene import Goal, Scene, sample_scene
 
-GOALS = 6  # sentences labelled per picture; the first is the one being pursued
+GOALS = 6  # instructions labelled per image; the first is the one being pursued
 AUX = 8  # object x y, target x y, tool x y z [m], opening
 SHARD_EPISODES = 100
 # the most steps of an episode; steps between two looks
@@ -57,7 +57,7 @@ def sample_noise(rng: np.random.Generator) -> Noise:
 
 
 def label_goals(scene: Scene, state: State, goal: Goal, rng: np.random.Generator) -> list[Goal]:
-    """`GOALS` goals for one picture, the pursued one first; with an object in hand only goals about
+    """`GOALS` goals for one image, the pursued one first; with an object in hand only goals about
     that object.
     """
     others = [g for g in scene.goals() if g != goal and state.held in (-1, g.object)]
@@ -73,7 +73,7 @@ def aux_label(scene: Scene, state: State, goal: Goal) -> np.ndarray:
 
 
 def picture_points(scene: Scene, state: State, goal: Goal) -> np.ndarray:
-    """float32[2, 2]: where the object and its target are in the picture, in 0..1."""
+    """float32[2, 2]: where the object and its target are in the image, in 0..1."""
     thing = state.objects[goal.object]
     target = thing if goal.verb == "pick" else expert.support(scene, state, goal)
     return project(np.array([thing, target]), scene.look)
@@ -171,7 +171,7 @@ def episode(env: TabletopEnv, seed: int, shard: Shard) -> bool:
 
 
 def corrected_episode(env: TabletopEnv, seed: int, shard: Shard, actor: PolicyLike) -> bool:
-    """Let a policy drive, label every picture with what the expert would do;
+    """Let a policy drive, label every image with what the expert would do;
 
     True when it ended in success.
     """

@@ -2,7 +2,7 @@
 per seed.
 
 Actions are SIMPLER's: float32[7] = delta xyz [m], delta axis-angle [rad], gripper (1 = open, 0 =
-close), at 5 Hz. The observation is one third-person picture, and where it is asked for that of the
+close), at 5 Hz. The observation is one third-person image, and where it is asked for that of the
 wrist camera and where the robot is; success is judged from privileged state and reported in
 `info["success"]`. Knows physics and judging; knows no policy, socket or expert decision.
 """
@@ -42,7 +42,7 @@ TURN = 1.5
 
 
 class TabletopEnv(gym.Env):
-    """A gantry robot above objects and targets; one sentence says what to do.
+    """A gantry robot above objects and targets; one instruction says what to do.
 
     `reset(options=...)` takes `variant` (see `scene.VARIANTS`), `verb` (pick, put, stack) or a
     ready `scene`. An episode ends with success, or is cut after `MAX_STEPS` steps.
@@ -62,7 +62,7 @@ class TabletopEnv(gym.Env):
         *,
         wrist: bool = False,
     ) -> None:
-        """`observe=False` skips the pictures (all zeros) for runs that need only physics.
+        """`observe=False` skips the images (all zeros) for runs that need only physics.
 
         `wrist` adds "wrist" uint8[128, 128, 3] and "state" float32[5] to the observation (see
         `STATE`).
@@ -137,7 +137,7 @@ class TabletopEnv(gym.Env):
         return self.scene().instruction()
 
     def swapped_instruction(self) -> str:
-        """A sentence about another object of this table, fixed per scene."""
+        """An instruction about another object of this table, fixed per scene."""
         scene = self.scene()
         place = int(abs(scene.objects[0].x) * 1e6)
         return scene.instruction(other_goal(scene, np.random.default_rng(place)))
@@ -203,7 +203,7 @@ class TabletopEnv(gym.Env):
         }
 
     def picture(self, camera: str) -> np.ndarray:
-        """What one of `model.CAMERAS` sees now: uint8[128, 128, 3], zeros without pictures."""
+        """What one of `model.CAMERAS` sees now: uint8[128, 128, 3], zeros without images."""
         if not self._observe:
             return np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         return self._get_renderer().render(

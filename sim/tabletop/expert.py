@@ -2,7 +2,7 @@
 
 Because it has no memory, the right action for any state and any goal is known, also for goals
 nobody pursued: `chunk` plays the expert forward in a kinematic model of the robot and gives the
-next H actions as a label. Knows poses; knows nothing of physics, pictures or language.
+next H actions as a label. Knows poses; knows nothing of physics, images or language.
 """
 
 from __future__ import annotations

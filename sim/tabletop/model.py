@@ -166,7 +166,7 @@ def _apply_look(model: mujoco.MjModel, scene: Scene) -> None:
 
 
 def project(points: np.ndarray, look: Look) -> np.ndarray:
-    """World points float[n, 3] [m] -> where they are in the picture, float32[n, 2] (x right, y
+    """World points float[n, 3] [m] -> where they are in the image, float32[n, 2] (x right, y
     down, in 0..1).
     """
     position = np.add(CAMERA_POS, look.camera)

@@ -2,7 +2,7 @@
 variants.
 
 Knows the vocabulary of the task and how a scene is drawn at random from a seed. Knows nothing of
-physics, rendering or robots. Metres and radians; x to the right in the picture, y away from the
+physics, rendering or robots. Metres and radians; x to the right in the image, y away from the
 camera, z up, table top at z = 0.
 """
 
@@ -105,7 +105,7 @@ class Scene:
     tool: tuple[float, float, float]
 
     def instruction(self, goal: Goal | None = None) -> str:
-        """The sentence for `goal` (default: the scene's own)."""
+        """The instruction for `goal` (default: the scene's own)."""
         goal = goal or self.goal
         target = self.objects if goal.verb == "stack" else self.targets
         name = target[goal.target].name if goal.target >= 0 else ""
@@ -142,7 +142,9 @@ class Scene:
 
 
 def all_instructions() -> list[str]:
-    """Every sentence that a scene can ask, in a fixed order (the tokenizer is made from them)."""
+    """Every instruction that a scene can ask, in a fixed order (the tokenizer is made from
+    them).
+    """
     objects = [f"{color} {kind}" for color in COLORS for kind in OBJECT_KINDS]
     targets = [f"{color} {kind}" for color in COLORS for kind in TARGET_KINDS]
     cubes = [f"{color} cube" for color in COLORS]
@@ -174,7 +176,7 @@ def sample_scene(
 
 
 def sample_look(rng: np.random.Generator, variant: str) -> Look:
-    """The picture's conditions: a little light jitter by default, more where the variant says
+    """The image's conditions: a little light jitter by default, more where the variant says
     so.
     """
     strong = variant in ("lighting", "all")

@@ -17,7 +17,7 @@ SWAPPED = "swapped"
 
 
 class TabletopEpisode:
-    """One table and one sentence; see `episodes.Episode`."""
+    """One table and one instruction; see `episodes.Episode`."""
 
     def __init__(self, env: TabletopEnv, seed: int, swapped: bool) -> None:
         observation, info = env.reset(seed=seed)
@@ -66,7 +66,7 @@ class TabletopTask:
     def __init__(
         self, variant: str = "default", *, swapped: bool = False, observe: bool = True
     ) -> None:
-        """`swapped`: a sentence about another object is said; success is still judged by the
+        """`swapped`: an instruction about another object is said; success is still judged by the
         original goal.
         """
         words = [variant] * (variant != "default") + [SWAPPED] * swapped

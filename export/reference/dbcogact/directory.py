@@ -1,6 +1,6 @@
 """A reference directory of DB-CogACT, opened: stored arrays, and our policy with stored weights.
 
-The stored `input_ids` hold -200 where the picture goes; ours are what is behind it, and what is
+The stored `input_ids` hold -200 where the image goes; ours are what is behind it, and what is
 before it is folded in. Computes nothing and compares nothing.
 """
 
@@ -39,7 +39,7 @@ PLANNED = re.compile(
 )
 """Arrays that a graph of a plan of its own gives."""
 PICTURE = -200
-"""Stands for the picture in stored ids."""
+"""Stands for the image in stored ids."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class DbReference:
     # --- ids ---
 
     def halves(self, key: str) -> tuple[Tensor, Tensor]:
-        """Stored ids before and behind the picture: int64[1, m], int64[1, L]."""
+        """Stored ids before and behind the image: int64[1, m], int64[1, L]."""
         ids = self.tensor(key)
         places = (ids == PICTURE).nonzero().flatten().tolist()
         if len(places) != 1:
@@ -127,7 +127,7 @@ class DbReference:
         before, after = (self.policy.language.embed_tokens(ids) for ids in self.halves(key))
         return torch.cat([before, visual, after], dim=1)
 
-    # --- several pictures ---
+    # --- several images ---
 
     @cached_property
     def two_pictures(self) -> DbReference:

@@ -1,7 +1,7 @@
 """What stands around the modules gives for the arrays of a DB-CogACT reference directory.
 
-Pictures to pixels, instructions to ids, samples to the robot's units, SIMPLER's actions; and the
-whole way from pictures to actions.
+Images to pixels, instructions to ids, samples to the robot's units, SIMPLER's actions; and the
+whole way from images to actions.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from trimvla.runtime.preprocess.prompts import Prompter
 
 
 def images(ref: DbReference, *keys: str) -> Tensor:
-    """uint8[C, S, S, 3] of stored pictures, one a camera."""
+    """uint8[C, S, S, 3] of stored images, one a camera."""
     spec = ref.described.images
     by_camera = {name: ref.array(key) for name, key in zip(spec.names, keys, strict=True)}
     return torch.from_numpy(images_tensor(by_camera, spec).copy())
 
 
 def pixels(ref: DbReference) -> Values:
-    """Pictures, padded, resized and standardised."""
+    """Images, padded, resized and standardised."""
     encoder = ref.policy.vision.encoder
     yield "in/pixel_clip", encoder.normalise(images(ref, "in/image"))
     if "multi/image2" in ref.arrays:
@@ -74,7 +74,7 @@ def clipped(sample: np.ndarray) -> np.ndarray:
 
 
 def end_to_end(ref: DbReference) -> Values:
-    """From the pictures and the ids to actions, through the whole policy."""
+    """From the images and the ids to actions, through the whole policy."""
     diffusion = ref.policy.cfg.diffusion
     visual = ref.run("vision", DENSE, images=images(ref, "in/image"))["visual"]
     feature, _ = ref.cognition(DENSE, visual)
@@ -83,7 +83,7 @@ def end_to_end(ref: DbReference) -> Values:
 
 
 def second(ref: DbReference) -> Values:
-    """Another instruction, the same picture and noise."""
+    """Another instruction, the same image and noise."""
     if "second/input_ids" not in ref.arrays:
         return
     feature, _ = ref.cognition(DENSE, ref.tensor("vision/projected"), "second/input_ids")
@@ -95,7 +95,7 @@ def second(ref: DbReference) -> Values:
 
 
 def several_pictures(ref: DbReference) -> Values:
-    """Two pictures at the one place, their tokens in a row."""
+    """Two images at the one place, their tokens in a row."""
     if "multi/image2" not in ref.arrays:
         return
     both = ref.two_pictures

@@ -1,6 +1,6 @@
 """What trimmed policies give for the arrays of a DB-CogACT reference directory.
 
-Formulas as in CogACT's directory (`reference.trimmed`); here text stands before the picture too,
+Formulas as in CogACT's directory (`reference.trimmed`); here text stands before the image too,
 and what is folded into the stages is unfolded where whole sequences are stored.
 """
 
@@ -27,7 +27,7 @@ from trimvla.runtime.bundle.scale import unnormalise
 from trimvla.runtime.errors import ConfigError
 
 READING = "evla/attn1/text/hid"
-"""Attention of the last layer that sees all tokens, by all text behind the picture."""
+"""Attention of the last layer that sees all tokens, by all text behind the image."""
 ALPHA = 0.5
 
 
@@ -35,7 +35,7 @@ ALPHA = 0.5
 
 
 def calibration_inputs(ref: DbReference) -> Values:
-    """The decoder's input of each calibration sample, from its picture and ids."""
+    """The decoder's input of each calibration sample, from its image and ids."""
     for key, match in ref.matches(r"bi/(sample\d+)/inputs_embeds"):
         visual = ref.policy.vision(images(ref, f"bi/{match[1]}/image"))
         yield key, ref.whole(visual, f"bi/{match[1]}/input_ids")
