@@ -13,11 +13,18 @@ from torch import nn
 
 from trimvla.export.verify import beside
 from trimvla.policies.checkpoint import Checkpoint
-from trimvla.policies.families import Family, family_of, recognise
-from trimvla.policies.own_file import OwnWeights, build_own, open_own
+from trimvla.policies.families import (
+    FAMILIES,
+    Family,
+    family_of,
+    find_family,
+    parse_config,
+    recognise,
+)
+from trimvla.policies.own_file import OwnWeights, build_own, load_own, open_own
 from trimvla.policies.statistics import read_openvla
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.errors import CheckpointError, ConfigError
 
 WEIGHTS = "policy.safetensors"
 TOKENIZER = "tokenizer.json"
@@ -99,6 +106,74 @@ def load_policy(source: Path, preset: str | None, name: str | None = None) -> nn
     path = own_weights(source)
     cfg, weights = open_own(path)
     return build_own(cfg, weights, path)
+
+
+def policy_of_bundle(
+    directory: Path, source: Path | None = None, checkpoint: str | None = None
+) -> nn.Module:
+    """The dense policy that a bundle was exported from: of `source`, or of the weights beside it.
+
+    What a source does not say itself (sizes, data set, tokenizer) is the bundle's.
+
+    Raises:
+        CheckpointError: no weights lie beside the bundle; the message names --source.
+        ConfigError: see `open_source`.
+    """
+    if source is None:
+        return load_own(_beside_or_source(directory))
+    if not source.is_dir():
+        raise ConfigError(f"expected a folder for --source, got {source}")
+    if not is_official(source):
+        return load_policy(source, None)
+    manifest = bundles.load(directory)
+    cfg = parse_config(manifest.policy)
+    opened = open_source(
+        source,
+        preset=cfg.name if family_of(cfg).presets.get(cfg.name) == cfg else None,
+        checkpoint=checkpoint,
+        statistics_key=manifest.action.statistics_key,
+        tokenizer=directory / bundles.TOKENIZER,
+    )
+    return build_policy(opened)
+
+
+def _beside_or_source(directory: Path) -> Path:
+    """`beside`, and for the person who exported a checkpoint's folder what to do about it."""
+    try:
+        return beside(directory)
+    except CheckpointError as error:
+        words = "or the folder that it was exported from as --source DIR"
+        raise CheckpointError(f"{error}; {words}") from None
+
+
+def family_of_source(source: Path) -> Family:
+    """Whose policy a source is: by a bundle's manifest, a run's header or a checkpoint's names of
+    files; no weight is read.
+
+    Raises what `official_family` raises, and for files that are none of ours.
+    """
+    if is_official(source):
+        return official_family(source)
+    if (source / WEIGHTS).exists():
+        return family_of(open_own(source / WEIGHTS)[0])
+    return family_of(parse_config(bundles.load(source).policy))
+
+
+def check_planner(source: Path) -> None:
+    """Refuse a source whose family has no planner, before anything of it is loaded.
+
+    Raises:
+        ConfigError: there is none, with the families that have one.
+    """
+    family = family_of_source(source)
+    if family.calibrates:
+        return
+    planned = [name for name in FAMILIES if find_family(name).calibrates]
+    raise ConfigError(
+        f"{source}: expected a policy of a family with a planner ({', '.join(planned)}), got one of"
+        f" family '{family.name}': write its plan yourself (docs/concepts/plan.md), and give it to"
+        " `trimvla export --plan`"
+    )
 
 
 def any_key(source: Path) -> str | None:

@@ -36,6 +36,7 @@ from trimvla.launch.console import Progress, progress_bar
 from trimvla.launch.evaluation.env_args import EnvArgs, check_fits
 from trimvla.launch.exporting.calibration import simulate
 from trimvla.launch.exporting.played_frames import PlayedEnv, calibration_from_env
+from trimvla.launch.exporting.policy_source import check_planner
 from trimvla.launch.outputs import Output
 from trimvla.launch.result import as_plain
 from trimvla.launch.system.signals import terminate_as_interrupt
@@ -214,6 +215,7 @@ def run(args: Args) -> AblationResult:
     if args.page is not None:
         read_text(args.page, "")
     dense = bundles.resolve(args.bundle)
+    check_planner(dense)
     setting, seeds = find_episodes(args)
     work = args.work / f"{weights_digest(dense)[:12]}{args.suffix}"
     with progress_bar(counts=True, transient=False) as progress:
@@ -290,8 +292,7 @@ def make_some(args: Args, origin: Origin, rows: Sequence[Row]) -> Iterator[tuple
     """Some rows' bundles, in a process of its own."""
     torch.set_num_threads(1)
     policy = checkpoint_beside(origin.dense)
-    if not isinstance(policy, CogAct):
-        raise ConfigError("expected a bundle of the CogACT shape, whose plans this verb knows")
+    assert isinstance(policy, CogAct)  # what families that calibrate build
     for row in rows:
         yield (
             row.name,

@@ -14,7 +14,12 @@ from trimvla.launch.console import progress_bar
 from trimvla.launch.evaluation.env_args import EnvArgs
 from trimvla.launch.exporting.calibration import find_calibration
 from trimvla.launch.exporting.played_frames import PlayedEnv, calibration_from_env
-from trimvla.launch.exporting.policy_source import TOKENIZER, find_source, load_policy
+from trimvla.launch.exporting.policy_source import (
+    TOKENIZER,
+    check_planner,
+    find_source,
+    load_policy,
+)
 from trimvla.launch.exporting.results import TrimResult
 from trimvla.launch.figures.kept_tokens import kept_over_image
 from trimvla.launch.figures.plan_picture import KeptFrame, draw_plan
@@ -122,9 +127,9 @@ class Args(EnvArgs):
 def run(args: Args) -> TrimResult:
     """Measure, decide, write the plan and its image; the scores as bars."""
     source = find_source(args.source)
+    check_planner(source)
     policy = load_policy(source, args.preset, args.checkpoint)
-    if not isinstance(policy, CogAct):
-        raise ConfigError(f"{source}: expected a policy that `trimvla trim` has a planner for")
+    assert isinstance(policy, CogAct)  # what families that calibrate build
     tokenizer = source / TOKENIZER
     with progress_bar() as progress:
         progress.add_task("measuring the policy on calibration frames", total=None)

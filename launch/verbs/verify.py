@@ -34,6 +34,14 @@ class Args(Options):
     imported only where it is named here (docs/guides/own-token-selector.md).
     """
 
+    source: Path | None = None
+    """With a bundle that has no weights beside it: what it was exported from, a run folder or a
+    checkpoint's folder as its makers publish it (LeRobot's, openpi's, Dexbotic's, CogACT's).
+    """
+
+    checkpoint: str | None = None
+    """With --source: name of the .pt file in its `checkpoints/`; needed where there are several."""
+
     reference: Path | None = None
     """A directory of arrays that the public CogACT code gave (docs/reference/reference-format.md):
     torch against these arrays."""
@@ -51,6 +59,10 @@ def run(args: Args) -> Parity:
     """Verify one of the two; a table for people."""
     if (args.bundle is None) == (args.reference is None):
         raise ConfigError("expected either a bundle or --reference DIR")
+    if args.bundle is None and args.source is not None:
+        raise ConfigError(f"expected --source with a bundle only, got {args.source}")
+    if args.source is None and args.checkpoint is not None:
+        raise ConfigError(f"expected --checkpoint with --source only, got {args.checkpoint!r}")
     console = args.console()
     with progress_bar() as progress:
         progress.add_task("comparing", total=None)
@@ -75,6 +87,8 @@ def _reference(directory: Path, args: Args) -> Parity:
 def _bundle(name: str, args: Args) -> Parity:
     from trimvla.export.verify import verify_bundle
     from trimvla.launch.exporting.named_plan import use_named_selector
+    from trimvla.launch.exporting.policy_source import policy_of_bundle
 
-    use_named_selector(args.selector, bundles.load(bundles.resolve(name)))
-    return verify_bundle(name)
+    directory = bundles.resolve(name)
+    use_named_selector(args.selector, bundles.load(directory))
+    return verify_bundle(name, policy_of_bundle(directory, args.source, args.checkpoint))
