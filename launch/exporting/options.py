@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimvla.launch.exporting.plan_counts import PlanCounts
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.runtime.bundle.manifest import ActionKind
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(Options):
-    """All but the source."""
+class ExportOptions(PlanCounts, Options):
+    """All but the source; the counts are for random weights, instead of a plan."""
 
     out: Path
     """Where the bundle goes; its last part becomes the bundle's name."""
@@ -57,18 +58,6 @@ class ExportOptions(Options):
     plan: Path | None = None
     """What to keep: a plan made by `trimvla trim` (default: everything). A token selector of your
     own that it names is imported: look into a plan that somebody gave you."""
-
-    layers: int | None = None
-    """Instead of a plan, for random weights: language layers to keep (default: all)."""
-
-    mlp_keep: float = 1.0
-    """Likewise: share of the MLP channels to keep in every kept layer."""
-
-    tokens: int | None = None
-    """Likewise: visual tokens to keep after the second kept layer (default: all)."""
-
-    cache_interval: int = 1
-    """Likewise: run the head's blocks at every n-th DDIM step only."""
 
     control_hz: float | None = None
     """Rows of an action chunk per second (default: as the family's robots have it; 5 for the

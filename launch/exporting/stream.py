@@ -113,10 +113,8 @@ def counted_plan(args: ExportOptions, cfg: PolicyConfig, created_utc: str) -> Pl
     """The plan that --layers, --mlp-keep, --tokens and --cache-interval describe."""
     return plan_by_sizes(
         cfg,
-        layers=args.layers,
-        mlp_keep=args.mlp_keep,
+        **args.kept,
         tokens=None if args.tokens is None else TokenPlan(keep=args.tokens),
-        cache_interval=args.cache_interval,
         created_utc=created_utc,
     )
 

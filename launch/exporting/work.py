@@ -58,13 +58,7 @@ class ExportArgs(ExportOptions):
 
     def __post_init__(self) -> None:
         """Raise ConfigError where options do not go together."""
-        counts = (self.layers, self.mlp_keep, self.tokens, self.cache_interval) != (
-            None,
-            1.0,
-            None,
-            1,
-        )
-        if counts and (not self.random_weights or self.plan is not None):
+        if self.counted and (not self.random_weights or self.plan is not None):
             raise ConfigError(
                 "expected --layers, --mlp-keep, --tokens and --cache-interval only with"
                 " --random-weights and without --plan: what a trained policy can do without is for"

@@ -45,6 +45,7 @@ from trimvla.launch.bench.subjects import (
 )
 from trimvla.launch.bench.turns import COMPILED, EAGER, Cell, Samples, Subject
 from trimvla.launch.console import Console, progress_bar
+from trimvla.launch.exporting.plan_counts import PlanCounts
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.launch.system.signals import terminate_as_interrupt
@@ -57,7 +58,7 @@ Baselines = Literal["auto", "none", "eager", "all"]
 
 
 @dataclass(frozen=True)
-class Args(Options):
+class Args(PlanCounts, Options):
     """Measure a bundle's latency layer by layer; with --against, beside the dense bundle and the
     dense torch policy.
     """
@@ -125,18 +126,6 @@ class Args(Options):
     dtype: str = "float16"
     """Likewise: float32, float16 or bfloat16."""
 
-    layers: int | None = None
-    """Likewise: language layers to keep (default: all)."""
-
-    mlp_keep: float = 1.0
-    """Likewise: share of the MLP channels to keep in every kept layer."""
-
-    tokens: int | None = None
-    """Likewise: visual tokens to keep after the second kept layer (default: all)."""
-
-    cache_interval: int = 1
-    """Likewise: run the head's blocks at every n-th DDIM step only."""
-
     samples: Path | None = None
     """Also write the time of every single turn here: .npz or .json."""
 
@@ -168,13 +157,7 @@ class Args(Options):
             raise ConfigError(
                 "expected --random-weights without a bundle, --against, --baselines and --samples"
             )
-        counts = (self.layers, self.mlp_keep, self.tokens, self.cache_interval) != (
-            None,
-            1.0,
-            None,
-            1,
-        )
-        if counts and not self.random_weights:
+        if self.counted and not self.random_weights:
             raise ConfigError(
                 "expected --layers, --mlp-keep, --tokens and --cache-interval with --random-weights"
                 " only"
@@ -237,33 +220,14 @@ def full_size(args: Args) -> RandomResult:
     from trimvla.launch.bench.random_weights import PLACE, Turns, run_random
     from trimvla.launch.exporting.work import ExportArgs
 
-    counts = (
-        f"L{args.layers}",
-        f"M{args.mlp_keep:g}",
-        f"T{args.tokens}",
-        f"C{args.cache_interval}",
-    )
-    given = (
-        args.layers is not None,
-        args.mlp_keep != 1.0,
-        args.tokens is not None,
-        args.cache_interval != 1,
-    )
-    parts = (
-        args.preset,
-        *(count for count, is_given in zip(counts, given, strict=True) if is_given),
-        args.dtype,
-    )
     asked = ExportArgs(
         json=args.json,
-        out=PLACE / "-".join(parts),
+        out=PLACE / "-".join((args.preset, *args.short_names, args.dtype)),
         preset=args.preset,
         random_weights=True,
         dtype=args.dtype,
-        layers=args.layers,
-        mlp_keep=args.mlp_keep,
+        **args.kept,
         tokens=args.tokens,
-        cache_interval=args.cache_interval,
     )
     return run_random(asked, Turns(args.backend, args.threads, args.rounds, args.warmup))
 

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from trimvla.launch.console import progress_bar
 from trimvla.launch.evaluation.env_args import EnvArgs
 from trimvla.launch.exporting.calibration import find_calibration
+from trimvla.launch.exporting.plan_counts import PlanCounts
 from trimvla.launch.exporting.played_frames import PlayedEnv, calibration_from_env
 from trimvla.launch.exporting.policy_source import (
     TOKENIZER,
@@ -42,8 +43,8 @@ BAR = 40  # characters of the longest bar
 PICTURES = 6  # frames in the image of a plan that drops tokens
 
 
-@dataclass(frozen=True)
-class Args(EnvArgs):
+@dataclass(frozen=True, kw_only=True)
+class Args(PlanCounts, EnvArgs):
     """Decide what is kept of a policy; what is left out is kept. No training."""
 
     source: Positional[Path]
@@ -75,18 +76,9 @@ class Args(EnvArgs):
     frames: int = 64
     """Frames to take from the demonstrations, the recording or the environment."""
 
-    layers: int | None = None
-    """Language layers to keep."""
-
     criterion: str = "block-influence"
     """What a layer is worth: block-influence, the controls random and reverse-order, or
     module:attribute of your own, which is imported (docs/guides/own-token-selector.md)."""
-
-    mlp_keep: float = 1.0
-    """Share of the MLP channels to keep in every kept layer."""
-
-    tokens: int | None = None
-    """Visual tokens to keep."""
 
     after: int = 2
     """Kept language layers that still see every token."""
@@ -104,9 +96,6 @@ class Args(EnvArgs):
 
     alpha: float = 0.5
     """Share of the other tokens that relevance chooses; diversity chooses the rest."""
-
-    cache_interval: int = 1
-    """Run the head's blocks at every n-th DDIM step only."""
 
     steps: int | None = None
     """DDIM steps: the control that a cache must beat."""
@@ -169,11 +158,9 @@ def calibrate(args: Args, source: Path, cfg: PolicyConfig) -> Calibration:
 def request(args: Args) -> Request:
     """The options, as the planner takes them."""
     return Request(
-        layers=args.layers,
+        **args.kept,
         criterion=args.criterion,
-        mlp_keep=args.mlp_keep,
         tokens=token_plan(args),
-        cache_interval=args.cache_interval,
         steps=args.steps,
         guidance=args.guidance,
         seed=args.seed,
