@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from trimvla.policies.checkpoint import Checkpoint
     from trimvla.policies.sizes.cost_report import CostReport
+    from trimvla.policies.sizes.counts import Trimmable
+    from trimvla.policies.sizes.memory import MemoryPlan
     from trimvla.policies.stage import Stage
     from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput
     from trimvla.runtime.bundle.manifest_types import TensorSpec
@@ -104,6 +106,8 @@ class Family:
     """(cfg, plan, cameras=None, prompt=None) -> parameters, flops and weight_bytes, whole and by
     stage, as
     `sizes.cost.report`. None: as the config has it; the smallest bucket."""
+    trimmable: Callable[[Any], Trimmable]
+    """cfg -> what counts of layers, MLP channels, visual tokens and steps refer to."""
     reference: str
     """"module:attribute" of a `ReferenceFamily` in export/reference: how a reference directory is
     opened, and what is
@@ -116,6 +120,10 @@ class Family:
     """Whether `trimming.calibrate` has its frames:
 
     what int8 and the planner of `trimming.planner` need.
+    """
+    memory: Callable[[Any, Plan, str], MemoryPlan] | None = None
+    """(cfg, plan, precision) -> what its engines need, by `sizes.memory`; None: nobody has worked
+    it out.
     """
     several_checkpoints: bool = False
     """Whether a directory may hold several files of weights, of which --checkpoint names one."""

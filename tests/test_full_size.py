@@ -32,9 +32,10 @@ from trimvla.policies.cogact.stages import example_inputs, stages
 from trimvla.policies.cogact.weights import CheckpointWeights, RandomWeights
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.sizes.cost import shape_by_counts, shape_of
+from trimvla.policies.sizes.counts import spread
 from trimvla.policies.sizes.memory import plan_memory
 from trimvla.policies.trimming.kept import part_of
-from trimvla.policies.trimming.plan_by_size import plan_by_sizes, spread
+from trimvla.policies.trimming.plan_by_size import plan_by_sizes
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.backends.ort_runner import OrtRunner
 from trimvla.runtime.bundle import manifest as bundles

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trimvla.policies.families import parse_config
+from trimvla.policies.families import family_of, parse_config
 from trimvla.policies.trimming.own import use_selector
 from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.bundle.plan import Plan, load_plan
@@ -31,7 +31,7 @@ def named_plan(path: Path | None, cfg: Any) -> Plan:  # noqa: ANN401
 
 def visual_tokens(cfg: Any) -> int:  # noqa: ANN401
     """Visual tokens in a policy's sequence, of all its cameras."""
-    return getattr(cfg, "patches", None) or cfg.visual_tokens
+    return family_of(cfg).trimmable(cfg).visual_tokens
 
 
 def use_named_selector(selector: str | None, manifest: Manifest) -> None:

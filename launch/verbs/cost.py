@@ -4,26 +4,24 @@ device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.table import Table
 from tyro.conf import Positional
 
+from trimvla.launch.exporting.plan_counts import PlanCounts
+from trimvla.launch.exporting.sized import Named, Sized, find_sizes
 from trimvla.launch.options import Options
-from trimvla.policies.sizes.config import PolicyConfig, find_preset
-from trimvla.policies.sizes.cost import Shape, report, shape_by_counts, shape_of
+from trimvla.policies.families import Family, family_of
 from trimvla.policies.sizes.cost_report import CostReport, Ratios, StageCost, ratios
-from trimvla.policies.sizes.memory import (
-    BOARDS,
-    GIB,
-    BoardFit,
-    fit_rows,
-    plan_memory,
-    precision_named,
-)
-from trimvla.runtime.bundle.plan import TokenPlan, TokenSelector, load_plan
+from trimvla.policies.sizes.counts import Trimmable, plan_by_counts
+from trimvla.policies.sizes.memory import BOARDS, GIB, PRECISIONS, BoardFit, precision_named
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, TokenSelector
+from trimvla.runtime.errors import ConfigError
 
 # EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP
 # and interval 5.
@@ -31,44 +29,51 @@ PUBLISHED = ((28, 112), (28, 56), (22, 112), (22, 56))
 
 
 @dataclass(frozen=True)
-class Args(Options):
+class Args(PlanCounts, Options):
     """Parameters, floating-point operations and bytes of weights, from the config alone."""
 
-    plan: Positional[Path | None] = None
-    """A plan file; without it, the options below say how much is kept."""
+    source: Positional[Path | None] = None
+    """A bundle (by path, or a shipped one by name), a run folder or a checkpoint's folder, whose
+    own sizes count, and a bundle's own plan; or a plan file, for --preset.
+    """
 
-    preset: str = "cogact-base"
-    """Which policy: cogact-small, cogact-base, cogact-large or tabletop."""
+    plan: Path | None = None
+    """A plan file; without a plan, the options below say how much is kept."""
 
-    layers: int | None = None
-    """Language layers to keep (default: all)."""
+    preset: str | None = None
+    """Which policy, where no folder is named: cogact-small, cogact-base (the default),
+    cogact-large, tabletop, dbcogact, smolvla-base, pi0 or pi05; needed beside a folder in CogACT's
+    official layout.
+    """
 
-    mlp_keep: float = 1.0
-    """Share of the MLP channels to keep in every kept layer."""
+    statistics_key: str | None = None
+    """Which data set, of a checkpoint's folder with several."""
 
-    tokens: int | None = None
-    """Visual tokens to keep after the second kept layer (default: all)."""
+    checkpoint: str | None = None
+    """Name of the .pt file in `checkpoints/` of an official CogACT folder; needed where there are
+    several.
+    """
+
+    cameras: int | None = None
+    """Cameras that the policy looks through: its first ones (default: all that it has)."""
 
     selector: TokenSelector = "efficientvla"
     """Which tokens: some selectors need extra score rows."""
 
-    cache_interval: int = 1
-    """Run the head's blocks at every n-th DDIM step only."""
-
     steps: int | None = None
-    """DDIM steps (default: as configured)."""
+    """Sampler steps, DDIM or Euler (default: as configured)."""
 
     prompt: int | None = None
     """Ids in the prompt, padding included (default: the smallest bucket)."""
 
     dtype: str = "float32"
     """Precision of the weights: float32, float16, bfloat16, int8 or int4 (fp32, fp16 and bf16 are
-    understood).
+    understood); the last two for CogACT alone.
     """
 
     boards: bool = False
-    """Also say which boards have the memory, in every precision; of a dense CogACT also for
-    published trimmings.
+    """Also say which boards have the memory, in every precision, of a CogACT; of a dense one also
+    for published trimmings.
     """
 
 
@@ -78,7 +83,9 @@ class CostResult(CostReport, frozen=True, kw_only=True):
     ok: bool
     """Always true."""
     preset: str
-    """Which policy."""
+    """Which policy: the name of its sizes."""
+    family: str
+    """Its family."""
     dtype: str
     """Precision of the weights."""
     ratio_to_dense: Ratios
@@ -89,12 +96,16 @@ class CostResult(CostReport, frozen=True, kw_only=True):
 
 def run(args: Args) -> CostResult:
     """Cost under the plan, and its share of the dense policy's."""
-    cfg = find_preset(args.preset)
     precision = precision_named(args.dtype)
-    dense = in_precision(cfg, shape_by_counts(cfg), args.prompt, precision)
-    shape = wanted_shape(args, cfg)
-    cost = in_precision(cfg, shape, args.prompt, precision)
-    boards = fit_rows(cfg, named_shapes(cfg, shape)) if args.boards else msgspec.UNSET
+    named = Named(args.source, args.plan, args.preset, args.statistics_key, args.checkpoint)
+    sized = find_sizes(named)
+    cfg = sized.cfg
+    family = family_of(cfg)
+    check_known(family, precision, args.boards)
+    dense = in_precision(cfg, Plan(), args, precision)
+    plan = wanted_plan(args, sized)
+    cost = in_precision(cfg, plan, args, precision)
+    boards = list(fit_rows(cfg, plan)) if args.boards else msgspec.UNSET
     console = args.console()
     console.print(as_table(cfg.name, precision, cost, dense))
     if boards is not msgspec.UNSET:
@@ -103,16 +114,39 @@ def run(args: Args) -> CostResult:
         **msgspec.structs.asdict(cost),
         ok=True,
         preset=cfg.name,
+        family=family.name,
         dtype=precision,
         ratio_to_dense=ratios(cost, dense),
         boards=boards,
     )
 
 
-def in_precision(cfg: PolicyConfig, shape: Shape, prompt: int | None, precision: str) -> CostReport:
-    """`cost.report`, with bytes of weights as this precision stores them."""
-    cost = report(cfg, shape, prompt)
-    weights = plan_memory(cfg, shape, precision).weights
+def check_known(family: Family, precision: str, boards: bool) -> None:
+    """Refuse what is worked out for some families only.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    if family.memory is not None:
+        return
+    if boards:
+        words = "no --boards: what its engines need on a board is not worked out"
+        raise ConfigError(f"expected for family '{family.name}' {words}")
+    uniform = [name for name, kind in PRECISIONS.items() if kind.matrix == kind.other]
+    if precision not in uniform:
+        words = f"--dtype for family '{family.name}' as one of {uniform}"
+        raise ConfigError(f"expected {words}, got {precision!r}")
+
+
+def in_precision(cfg: Any, plan: Plan, args: Args, precision: str) -> CostReport:  # noqa: ANN401
+    """The family's report, with bytes of weights as this precision stores them."""
+    family = family_of(cfg)
+    cost = family.cost(cfg, plan, cameras=args.cameras, prompt=args.prompt)
+    if family.memory is None:
+        one = PRECISIONS[precision].other
+        weights = {name: int(one * row.parameters) for name, row in cost.stages.items()}
+    else:
+        weights = family.memory(cfg, plan, precision).weights
     stages = {
         name: msgspec.structs.replace(row, weight_bytes=weights[name])
         for name, row in cost.stages.items()
@@ -120,43 +154,64 @@ def in_precision(cfg: PolicyConfig, shape: Shape, prompt: int | None, precision:
     return msgspec.structs.replace(cost, weight_bytes=sum(weights.values()), stages=stages)
 
 
-def wanted_shape(args: Args, cfg: PolicyConfig) -> Shape:
-    """What the plan file keeps, or as much as the options say."""
-    if args.plan is not None:
-        from trimvla.policies.trimming.trimmed import check  # needs torch; the counts do not
+def wanted_plan(args: Args, sized: Sized) -> Plan:
+    """As much as the options say, else the plan that is named or the source's own.
 
-        plan = load_plan(args.plan)
-        check(plan, cfg)
-        return shape_of(cfg, plan)
-    tokens = None if args.tokens is None else TokenPlan(keep=args.tokens, selector=args.selector)
-    return shape_by_counts(
-        cfg,
-        layers=args.layers,
-        mlp_keep=args.mlp_keep,
-        tokens=tokens,
-        cache_interval=args.cache_interval,
-        steps=args.steps,
-    )
+    Raises:
+        ConfigError: counts beside a named plan, or more than there is.
+    """
+    there = family_of(sized.cfg).trimmable(sized.cfg)
+    counted = counted_plan(args, over_cameras(there, args.cameras))
+    if sized.plan is None or not counted.dense:
+        if sized.named and not counted.dense:
+            raise ConfigError("expected either a plan file or counts of what is kept, got both")
+        return counted
+    if sized.plan.tokens is not None and args.cameras not in (None, there.cameras):
+        words = f"the {there.cameras} camera(s) that the plan chooses tokens of"
+        raise ConfigError(f"expected --cameras as {words}, got {args.cameras}")
+    return sized.plan
 
 
-def named_shapes(cfg: PolicyConfig, shape: Shape) -> list[tuple[str, Shape]]:
-    """The shape that was asked for; if that is all of a CogACT, the published trimmings beside
+def counted_plan(args: Args, there: Trimmable) -> Plan:
+    """The plan that keeps as much as the options say. ConfigError where there is not so much."""
+    tokens = None
+    if args.tokens is not None:
+        tokens = TokenPlan(keep=args.tokens, selector=args.selector)
+    return plan_by_counts(there, **args.kept, tokens=tokens, steps=args.steps)
+
+
+def over_cameras(there: Trimmable, cameras: int | None) -> Trimmable:
+    """What there is with so many cameras."""
+    return there if cameras is None else replace(there, cameras=cameras)
+
+
+def fit_rows(cfg: Any, plan: Plan) -> Iterator[BoardFit]:  # noqa: ANN401
+    """One row for every plan and precision."""
+    memory = family_of(cfg).memory
+    assert memory is not None  # see `check_known`
+    for name, one in named_plans(cfg, plan):
+        for precision in PRECISIONS:
+            yield memory(cfg, one, precision).fit(name)
+
+
+def named_plans(cfg: Any, plan: Plan) -> list[tuple[str, Plan]]:  # noqa: ANN401
+    """The plan that was asked for; if that is all of a CogACT, the published trimmings beside
     it.
     """
-    if shape != shape_by_counts(cfg):
-        return [("as asked", shape)]
+    if not plan.dense:
+        return [("as asked", plan)]
     points = PUBLISHED if cfg.name.startswith("cogact") else ()
     return [
-        ("dense", shape),
+        ("dense", plan),
         *((f"L{layers} T{tokens}", published(cfg, layers, tokens)) for layers, tokens in points),
     ]
 
 
-def published(cfg: PolicyConfig, layers: int, tokens: int) -> Shape:
+def published(cfg: Any, layers: int, tokens: int) -> Plan:  # noqa: ANN401
     """One row of `PUBLISHED`."""
-    return shape_by_counts(
-        cfg, layers=layers, mlp_keep=0.75, tokens=TokenPlan(keep=tokens), cache_interval=5
-    )
+    there = family_of(cfg).trimmable(cfg)
+    kept = TokenPlan(keep=tokens)
+    return plan_by_counts(there, layers=layers, mlp_keep=0.75, tokens=kept, cache_interval=5)
 
 
 def as_table(name: str, dtype: str, cost: CostReport, dense: CostReport) -> Table:

@@ -11,6 +11,8 @@ from trimvla.policies.families import Family, lazily
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.sizes.cost import report, shape_of
 from trimvla.policies.sizes.cost_report import CostReport
+from trimvla.policies.sizes.counts import trimmable
+from trimvla.policies.sizes.memory import MemoryPlan, plan_memory
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import ConfigError
 
@@ -29,6 +31,11 @@ def cost(
     if cameras not in (None, 1):
         raise ConfigError(f"expected 1 camera for '{cfg.name}', got {cameras}")
     return report(cfg, shape_of(cfg, plan), prompt)
+
+
+def memory(cfg: PolicyConfig, plan: Plan, precision: str) -> MemoryPlan:
+    """See `Family.memory`."""
+    return plan_memory(cfg, shape_of(cfg, plan), precision)
 
 
 FAMILY = Family(
@@ -54,5 +61,7 @@ FAMILY = Family(
     example_inputs=lazily(f"{HERE}.stages:example_inputs"),
     describe=lazily(f"{HERE}.source:describe"),
     cost=cost,
+    trimmable=trimmable,
+    memory=memory,
     reference="trimvla.export.reference.cogact:FAMILY",
 )

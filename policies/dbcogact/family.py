@@ -9,8 +9,21 @@ from trimvla.policies.dbcogact.config import PRESETS, DbCogActConfig
 from trimvla.policies.dbcogact.cost import cost
 from trimvla.policies.dbcogact.folder import MODEL_TYPE, recognises
 from trimvla.policies.families import Family, lazily
+from trimvla.policies.sizes.counts import Trimmable
 
 HERE = "trimvla.policies.dbcogact"
+
+
+def trimmable(cfg: DbCogActConfig) -> Trimmable:
+    """See `Family.trimmable`."""
+    return Trimmable(
+        layers=cfg.language.layers,
+        mlp_hidden=cfg.language.mlp_hidden,
+        image_tokens=cfg.vision.patches,
+        cameras=len(cfg.cameras),
+        steps=cfg.diffusion.inference_steps,
+    )
+
 
 FAMILY = Family(
     name="dbcogact",
@@ -31,6 +44,7 @@ FAMILY = Family(
     example_inputs=lazily(f"{HERE}.stages:example_inputs"),
     describe=lazily(f"{HERE}.source:describe"),
     cost=cost,
+    trimmable=trimmable,
     reference="trimvla.export.reference.dbcogact.groups:DBCOGACT",
     reference_names=("db-cogact",),
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from trimvla.policies.families import Family, lazily
 from trimvla.policies.pi0.config import PRESETS, Pi0Config, Variant
 from trimvla.policies.pi0.cost import cost
+from trimvla.policies.sizes.counts import Trimmable
 
 HERE = "trimvla.policies.pi0"
 TOKENIZER_HINT = (
@@ -31,6 +32,17 @@ def _recognises(family: Variant) -> Callable[[Path], bool]:
     return recognises
 
 
+def trimmable(cfg: Pi0Config) -> Trimmable:
+    """See `Family.trimmable`."""
+    return Trimmable(
+        layers=cfg.language.layers,
+        mlp_hidden=cfg.language.mlp_hidden,
+        image_tokens=cfg.patches,
+        cameras=len(cfg.cameras),
+        steps=cfg.flow.steps,
+    )
+
+
 def _row(family: Variant) -> Family:
     return Family(
         name=family,
@@ -49,6 +61,7 @@ def _row(family: Variant) -> Family:
         example_inputs=lazily(f"{HERE}.stages:example_inputs"),
         describe=lazily(f"{HERE}.describe:describe"),
         cost=cost,
+        trimmable=trimmable,
         reference="trimvla.export.reference.pi0.groups:PI0",
     )
 

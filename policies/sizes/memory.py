@@ -10,7 +10,6 @@ also times kernels, which nobody has measured for this yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -245,13 +244,3 @@ def usable_on(board: str) -> int:
     if board not in BOARDS:
         raise ConfigError(f"expected one of {list(BOARDS)} for 'board', got {board!r}")
     return BOARDS[board].usable_bytes
-
-
-def fit_rows(
-    cfg: PolicyConfig,
-    shapes: Iterable[tuple[str, Shape]],
-    precisions: Iterable[str] = tuple(PRECISIONS),
-) -> list[BoardFit]:
-    """One row for every shape and precision."""
-    kinds = tuple(precisions)
-    return [plan_memory(cfg, shape, kind).fit(name) for name, shape in shapes for kind in kinds]

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trimvla.policies.families import Family, lazily
+from trimvla.policies.sizes.counts import Trimmable
 from trimvla.policies.smolvla.config import PRESETS, SmolVlaConfig
 from trimvla.policies.smolvla.cost import cost
 from trimvla.runtime.errors import CheckpointError
@@ -31,6 +32,17 @@ def recognises(directory: Path) -> bool:
     return isinstance(config, dict) and config.get("type") == TYPE
 
 
+def trimmable(cfg: SmolVlaConfig) -> Trimmable:
+    """See `Family.trimmable`."""
+    return Trimmable(
+        layers=cfg.text.layers,
+        mlp_hidden=cfg.text.mlp_hidden,
+        image_tokens=cfg.tokens,
+        cameras=len(cfg.cameras),
+        steps=cfg.flow.steps,
+    )
+
+
 FAMILY = Family(
     name="smolvla",
     config_type=SmolVlaConfig,
@@ -48,5 +60,6 @@ FAMILY = Family(
     example_inputs=lazily(f"{HERE}.stages:example_inputs"),
     describe=lazily(f"{HERE}.describe:describe"),
     cost=cost,
+    trimmable=trimmable,
     reference="trimvla.export.reference.smolvla.groups:SMOLVLA",
 )
