@@ -15,11 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimvla.launch.training.gpu_train import NOUNS, pack, unpack
+from trimvla.launch.training.gpu_train import NOUNS, pack, pack_all, unpack, unpack_shard
 from trimvla.launch.training.presets import courses
 from trimvla.policies.cogact import checkpoint
 from trimvla.policies.sizes.config import PRESETS
+from trimvla.policies.training.dataset import read_shard
+from trimvla.policies.training.pictures import pictures_of
 from trimvla.policies.training.trainer import Trainer
+from trimvla.sim.simpler.shard import Shard
 
 ROOT = Path(__file__).parent.parent
 
@@ -126,3 +129,25 @@ def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "recipe.json" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_shard_of_a_still_camera_is_packed_as_it_is(tmp_path: Path) -> None:
+    demos = tmp_path / "demos"
+    demos.mkdir()
+    background = np.zeros((8, 8, 3), np.uint8)
+    shard = Shard(background)
+    for value in (0, 7):
+        shard.add_picture(background + np.uint8(value))
+    shard.chunks = [np.zeros((1, 16, 7), np.float32)] * 2
+    shard.aux = [np.zeros((1, 12), np.float32)] * 2
+    shard.points = [np.zeros((1, 2, 2), np.float32)] * 2
+    shard.joints = [np.zeros(8, np.float32)] * 2
+    shard.tool = [np.zeros(7, np.float32)] * 2
+    shard.texts = [["put carrot on plate"]] * 2
+    shard.save(demos / "still-0000.npz")
+    packed = tmp_path / "packed"
+    pack_all(demos, packed)
+    [path] = packed.iterdir()
+    assert path.read_bytes() == (demos / "still-0000.npz").read_bytes()
+    assert unpack_shard(tmp_path, path) == path
+    assert pictures_of(read_shard(path), 8).picture(1).min() == 7

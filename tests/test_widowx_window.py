@@ -36,9 +36,8 @@ def test_places_come_from_where_the_window_lies() -> None:
     x = (torch.arange(side) + 0.5) / side
     y = x[:, None].expand(side, side)
     place = torch.stack([x.expand(side, side), y], dim=-1).reshape(1, -1, 2)
-    left, top, width, height = 0.25, 0.125, 0.5, 0.75
-    moved = move_places(place, (left, top, width, height)).reshape(side, side, 2)
-    expected = torch.stack([left + width * x.expand(side, side), top + height * y], dim=-1)
+    moved = move_places(place, (0.25, 0.125, 0.5, 0.75)).reshape(side, side, 2)
+    expected = torch.stack([0.25 + 0.5 * x.expand(side, side), 0.125 + 0.75 * y], dim=-1)
     torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(move_places(place, (0.0, 0.0, 1.0, 1.0)), place)
 
@@ -49,7 +48,7 @@ def test_training_starts_from_either_kind_of_weights(tmp_path: Path) -> None:
     start = courses()["widowx-window"].method.start
     begun = start(WINDOW, checkpoint.save(whole, tmp_path / "whole.safetensors"))
     assert begun.cfg == WINDOW
-    kept = [name for name, value in begun.state_dict().items() if name.startswith("language")]
+    kept = [name for name in begun.state_dict() if name.startswith("language")]
     assert kept
     for name in kept:
         assert torch.equal(begun.state_dict()[name], whole.state_dict()[name])
