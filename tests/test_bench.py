@@ -210,13 +210,17 @@ def test_the_other_side_must_be_dense(
     assert "expected a dense bundle for --against" in error
 
 
-def test_a_process_that_cannot_run_says_why(tiny: Path, tmp_path: Path) -> None:
+def test_a_process_that_cannot_run_says_why(tmp_path: Path) -> None:
     from trimvla.launch.bench.socket_layer import socket_policy
     from trimvla.launch.system.supervisor import ProcessEndedError
+    from trimvla.runtime.bundle.manifest import STATISTICS
 
+    bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
+    statistics = bundle / STATISTICS
+    statistics.write_text(statistics.read_text().replace("0.05", "0.07"))
     picture = np.zeros((8, 8, 3), np.uint8)
     with (
-        pytest.raises(ProcessEndedError, match=r"process 'policy' ended .*shipped bundle"),
-        socket_policy(tmp_path, picture, "pick up the red cube") as process,
+        pytest.raises(ProcessEndedError, match=r"process 'policy' ended .*sha256"),
+        socket_policy(bundle, picture, "pick up the red cube") as process,
     ):
         process.connect()

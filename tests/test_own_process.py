@@ -100,7 +100,7 @@ def test_who_watches_knows_it_by_its_section(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("process", "settings", "words"),
     [
-        (f"{HERE}:run", "sped = 1.0", "arm: sped: unknown, expected one of kinds, state_hz"),
+        (f"{HERE}:run", "sped = 1.0", "arm: sped: unknown, expected one of kinds, state_names"),
         (f"{HERE}:run", "speed = 0.0", "arm: expected 'speed' above 0, got 0.0"),
         (f"{HERE}:run", "speed = 'fast'", "arm: speed: expected `float`"),
         (f"{HERE}:run", "stale_s = -1.0", "expected a number above 0 for 'stale_s', got -1.0"),

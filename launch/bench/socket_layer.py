@@ -1,7 +1,7 @@
 """Layer L3 of a benchmark: the process `policy` as `run` starts it, a frame published, its chunk
 received.
 
-This side plays camera, robot and operator on the real topics; the process does not know that it is
+This side plays cameras, robot and operator on the real topics; the process does not know that it is
 measured. Only its guards against old images and slow starts are wide open. Knows sockets and one
 process; nothing of percentiles.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +23,35 @@ from trimvla.launch.system.client import SystemClient, new_task
 from trimvla.launch.system.processes import programs
 from trimvla.launch.system.run_dirs import temporary_run_dir
 from trimvla.launch.system.supervisor import Supervisor
+from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.inputs_and_output import StateSpec
+from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.bus.messages import ActionChunk, Frame, JointState
 from trimvla.runtime.bus.telemetry import REPORT_PERIOD_S
 from trimvla.runtime.bus.topics import color
 from trimvla.runtime.clock import NS_PER_MS, monotonic_ns
 
-CAMERA = "front"
+CAMERA = "camera-{}"
 PROCESS = "policy"
 ANSWER = f"an answer of the process '{PROCESS}'"
-SENDS = ("task", "robot/state", color(CAMERA))
+SENDS = ("task", "robot/state")
+POSITIONS = 6  # of a robot whose policy does not read them
 READY_TIMEOUT_S = 120.0  # imports and model loading on a slow, busy machine
 ANSWER_TIMEOUT_S = 60.0
 ASK_AGAIN_S = 2.0  # while connecting: who is not there yet receives nothing
-SETTLE_S = 0.01  # task and state arrive before the image; they have sockets of their own
+SETTLE_S = 0.01  # the rest arrives before the first camera's image; it has sockets of its own
 POLL_S = 0.2
 WIDE_OPEN: dict[str, Any] = {
     "max_hz": 1000.0,
     "camera_timeout_s": 3600.0,
-    "budget": {"frame_s": ANSWER_TIMEOUT_S},
+    "budget": {"frame_s": ANSWER_TIMEOUT_S, "skew_s": ANSWER_TIMEOUT_S},
 }
 
 
 @contextmanager
 def socket_policy(
     bundle: Path,
-    picture: np.ndarray,
+    image: np.ndarray,
     instruction: str,
     *,
     backend: str = "onnxruntime",
@@ -57,15 +62,20 @@ def socket_policy(
 
     Args:
         bundle: its directory.
-        image: uint8[h, w, 3], published again and again.
+        image: uint8[h, w, 3], published again and again by every camera of the bundle.
         instruction: the task's.
         backend: what executes the stages; see `runtime.runner`.
         provider: what executes inside the backend.
         threads: of an operator.
+
+    Raises:
+        BundleError: its manifest cannot be read.
     """
-    section = {
+    manifest = bundles.load(bundle, verify_hashes=False)
+    cameras = cameras_of(manifest)
+    section: dict[str, Any] = {
         "bundle": str(bundle.resolve()),
-        "camera": CAMERA,
+        "cameras": cameras,
         "backend": backend,
         "threads": threads,
     }
@@ -74,20 +84,42 @@ def socket_policy(
         run_dir = stack.enter_context(temporary_run_dir())
         parts = programs({PROCESS: section | WIDE_OPEN}, run_dir)
         group = Supervisor(parts, run_dir, restart=False)
+        sends = (*SENDS, *map(color, cameras.values()))
         client = SystemClient(
-            run_dir, sends=SENDS, receives=["chunk"], processes=[PROCESS], check=group.check
+            run_dir, sends=sends, receives=["chunk"], processes=[PROCESS], check=group.check
         )
         stack.enter_context(client)
         stack.enter_context(group)
-        yield SocketPolicy(client, picture, instruction)
+        world = World(tuple(cameras.values()), image, resting_position(manifest.state))
+        yield SocketPolicy(client, world, instruction)
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """What this side plays: the same image by every camera, and a robot that stands still."""
+
+    cameras: tuple[str, ...]
+    """The first one's images start the calls."""
+    image: np.ndarray
+    position: tuple[float, ...]
+
+
+def cameras_of(manifest: Manifest) -> dict[str, str]:
+    """The policy's name of each of its cameras -> this side's."""
+    return {name: CAMERA.format(i) for i, name in enumerate(manifest.images.names)}
+
+
+def resting_position(state: StateSpec | None) -> tuple[float, ...]:
+    """Zeros, as many as the policy reads."""
+    return (0.0,) * (POSITIONS if state is None else state.dim)
 
 
 class SocketPolicy:
     """The other end of the process's sockets. Made by `socket_policy`."""
 
-    def __init__(self, client: SystemClient, picture: np.ndarray, instruction: str) -> None:
+    def __init__(self, client: SystemClient, world: World, instruction: str) -> None:
         self._client = client
-        self._picture = picture
+        self._world = world
         self._task = new_task(instruction, episode=0)
         self._sent_ns: dict[int, int] = {}
         self._next = 0
@@ -130,16 +162,22 @@ class SocketPolicy:
         return {("L3", TOTAL): answers[0]}
 
     def _ask(self) -> None:
-        """Task and state first, so that the image can be acted on; its time is its publishing's."""
+        """Task, state and the other cameras first, so that the first one's image can be acted on;
+        its time is its publishing's.
+        """
+        first, *others = self._world.cameras
+        image = self._world.image
         now = monotonic_ns()
         task = msgspec.structs.replace(self._task, time_ns=now)
         self._client.send("task", task)
-        state = JointState(time_ns=now, position=(0.0,) * 6, gripper=1.0)
+        state = JointState(time_ns=now, position=self._world.position, gripper=1.0)
         self._client.send("robot/state", state)
+        for camera in others:
+            self._client.send(color(camera), Frame(camera, now, image))
         time.sleep(SETTLE_S)
         now = monotonic_ns()
         self._sent_ns[self._next] = now
-        self._next = 1 + self._client.send(color(CAMERA), Frame(CAMERA, now, self._picture))
+        self._next = 1 + self._client.send(color(first), Frame(first, now, image))
 
     def _answers(self, first: int) -> Iterator[float]:
         """Milliseconds from a frame of this turn to its chunk, where one has just come."""

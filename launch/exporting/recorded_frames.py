@@ -42,7 +42,7 @@ def calibration_from_recording(
         ConfigError: no frame of the policy's camera was recorded while a task was held.
     """
     recording = Recording(path)
-    camera = recorded_policy(recording).camera
+    camera = recorded_policy(recording).first_camera
     drawn = draw(samples(recording, cfg.image_size, camera), frames, np.random.default_rng(seed))
     if not drawn:
         raise ConfigError(

@@ -1,8 +1,8 @@
-"""Whether policies, control loop and drivers of a system mean the same by an action, before any
-process starts.
+"""Whether policies, control loop and drivers of a system mean the same by an action, and whether
+policies find their cameras and state, before any process starts.
 
-Knows sections and what their modules say of themselves (`action_meanings`); opens no bundle but its
-manifest.
+Knows sections and what their modules say of themselves (`action_meanings`, `robot_inputs`); opens
+no bundle but its manifest. What a robot does not say of itself shows at its first message.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from trimvla.runtime.bundle.action_meaning import ActionMeaning, describe, disagreement
 from trimvla.runtime.control.controller import ControlConfig
 from trimvla.runtime.drivers.driver import DriverConfig
-from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.errors import ConfigError, ObservationError
 
 
 def check_actions(configs: Mapping[str, tuple[Any, Any]]) -> None:
@@ -52,6 +52,40 @@ def check_actions(configs: Mapping[str, tuple[Any, Any]]) -> None:
         for control, expected in controls.items()
         if kinds != expected.kinds
     ]
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def check_inputs(configs: Mapping[str, tuple[Any, Any]]) -> None:
+    """Compare every policy of a system with the cameras that it is given and the drivers' states.
+
+    Args:
+        configs: by section, the module of its process and its configuration.
+
+    Raises:
+        ConfigError: a camera too few or too many, rungs that look at different things, or a state
+            of another length or order; all of them at once.
+        BundleError: a bundle's manifest cannot be read.
+    """
+    drivers = {
+        name: config.state_names
+        for name, (_, config) in configs.items()
+        if isinstance(config, DriverConfig) and config.state_names
+    }
+    problems: list[str] = []
+    for section, (module, config) in configs.items():
+        if not hasattr(module, "robot_inputs"):
+            continue
+        try:
+            inputs = module.robot_inputs(config)
+        except ConfigError as error:
+            problems.append(f"{section}: {error}")
+            continue
+        for driver, names in drivers.items():
+            try:
+                inputs.check_state(names)
+            except ObservationError as error:
+                problems.append(f"{driver}.state_names: {error}")
     if problems:
         raise ConfigError("; ".join(problems))
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from trimvla.launch.extras import install, missing_module
-from trimvla.launch.system.action_check import check_actions
+from trimvla.launch.system.action_check import check_actions, check_inputs
 from trimvla.launch.system.child import Program
 from trimvla.launch.system.config import build, decode_file
 from trimvla.launch.system.own_process import OwnProcess
@@ -255,9 +255,17 @@ def cameras(sections: Sections) -> list[str]:
         camera
         for name, section in sections.items()
         if row_of(name, section).report == PROCESSES["policy"].report
-        for camera in (section.get("camera", "front"), *section.get("more_cameras", ()))
+        for camera in (*_looked_through(section), *section.get("more_cameras", ()))
     ]
     return list(dict.fromkeys([*started, *looked]))
+
+
+def _looked_through(section: Mapping[str, Any]) -> list[str]:
+    """As `PolicyConfig.looked_through`, of a section that may be a recording's or unchecked."""
+    several = section.get("cameras")
+    if isinstance(several, Mapping) and several:
+        return [str(camera) for camera in several.values()]
+    return [str(section.get("camera", "front"))]
 
 
 def section_of(row: str, sections: Sections) -> dict[str, Any]:
@@ -361,7 +369,9 @@ def check_system(sections: Sections) -> None:
 
     Raises ConfigError, or BundleError for a bundle that is not there.
     """
-    check_actions({name: configure(name, section) for name, section in sections.items()})
+    configs = {name: configure(name, section) for name, section in sections.items()}
+    check_actions(configs)
+    check_inputs(configs)
 
 
 def programs(sections: Sections, run_dir: Path, log_format: str = "text") -> list[Program]:

@@ -36,11 +36,17 @@ class RecordedPolicy(msgspec.Struct):
 
     bundle: str | None = None
     camera: str = "front"
+    cameras: dict[str, str] = {}
     rungs: list[str] = []
     backend: str = "onnxruntime"
     provider: str | None = None
     threads: Threads = 1
     rtc: RecordedRtc = msgspec.field(default_factory=RecordedRtc)
+
+    @property
+    def first_camera(self) -> str:
+        """The robot's camera that it looked through; of several, the first."""
+        return next(iter(self.cameras.values()), self.camera)
 
 
 def recorded_policy(recording: Recording) -> RecordedPolicy:

@@ -82,6 +82,9 @@ class DriverConfig:
 
     kinds: tuple[ActionKind, ...] = SIX_DELTAS_AND_GRIPPER
     """What each number of a command means to this robot. Control must be set to the same."""
+    state_names: tuple[str, ...] = ()
+    """What the positions that it reads are called, in order: a policy that knows its state by name
+    is checked against them before anything moves. Empty: not named."""
     state_hz: float = 50.0
     """How often it publishes where it is [Hz]."""
     watchdog_s: float = 0.5
@@ -176,6 +179,7 @@ class _Loop:
         self, driver: Driver, config: DriverConfig, run_dir: Path, name: str, stack: ExitStack
     ) -> None:
         self._driver = driver
+        self._names = config.state_names
         self._period_ns = to_ns(1 / config.state_hz)
         self._next_ns = 0
         self._obedience = Obedience(config)
@@ -216,7 +220,12 @@ class _Loop:
         now = monotonic_ns()
         position, gripper = self._driver.read()
         values = tuple(float(each) for each in position)
-        return JointState(time_ns=now, position=values, gripper=float(gripper))
+        names = self._names
+        if names and len(names) != len(values):
+            raise ConfigError(
+                f"expected positions of 'state_names', {list(names)}, got {len(values)} numbers"
+            )
+        return JointState(time_ns=now, position=values, gripper=float(gripper), names=names)
 
     def _end(self) -> None:
         self._telemetry.state = "holding"

@@ -22,10 +22,11 @@ from trimvla.runtime.backends.failures import FailureStreak
 from trimvla.runtime.backends.tensorrt import engine_folders
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.action_meaning import ActionMeaning, meaning_of
+from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.bus.messages import ActionChunk, Frame, JointState, Refusal, Task
 from trimvla.runtime.bus.sockets import Input, Publisher, Subscriber
 from trimvla.runtime.bus.telemetry import Reporter, Telemetry
-from trimvla.runtime.bus.topics import color, topic
+from trimvla.runtime.bus.topics import CAMERA_NAME, color, topic
 from trimvla.runtime.bus.traffic import explain
 from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns, to_ns
@@ -105,7 +106,7 @@ class PolicyConfig:
     ready_timeout_s: float = 120.0
     """What loading and warming up may take; a bundle that takes longer counts as one that hangs."""
     camera_timeout_s: float = 10.0
-    """Without a first image this long into a task, and since the process was ready, the camera
+    """Without a first image this long into a task, and since the process was ready, a camera
     counts as not started.
     """
 
@@ -119,6 +120,11 @@ class PolicyConfig:
                 raise ConfigError(
                     f"expected a number above 0, got {getattr(self, name)} for '{name}'"
                 )
+        if wrong := [name for name in self.all_cameras if not CAMERA_NAME.fullmatch(name)]:
+            raise ConfigError(f"expected names of the robot's cameras, got {wrong}")
+        if unknown := [name for name in self.budget.cameras if name not in self.all_cameras]:
+            known = list(self.all_cameras)
+            raise ConfigError(f"expected some of {known} for 'budget.cameras', got {unknown}")
         if len(set(self.rungs)) != len(self.rungs):
             raise ConfigError(f"expected bundles that differ for 'rungs', got {list(self.rungs)}")
 
@@ -181,6 +187,8 @@ class PolicyLoop:
         self._telemetry = telemetry
         self._refusals = refusals
         self._side = side
+        self._small: set[str] = set()
+        """Cameras of which that was said."""
         self._camera = config.looked_through[0]
         self._color = color(self._camera)
         self._watches = {camera: FrozenFrameDetector() for camera in config.all_cameras}
@@ -198,7 +206,7 @@ class PolicyLoop:
 
         An image is refused, with its reason in the report, if `join` or the policy refuses it.
 
-        Raises CameraError if a task is under way and the camera has never given an image,
+        Raises CameraError if a task is under way and a camera has never given an image,
         BackendUnavailableError if the policy can no longer act.
         """
         self._inputs.update(WAIT_S)
@@ -206,8 +214,8 @@ class PolicyLoop:
         task = _alive_task(self._inputs["task"])
         self._telemetry.counters["frames_missed"] = self._inputs[self._color].missed
         self._telemetry.values["camera_hz"] = round(self._inputs[self._color].hz, 2)
+        self._check_cameras(task)
         if frame is None:
-            self._check_camera(task)
             return False
         stills = self._look()
         if frame is self._looked_at or (
@@ -217,7 +225,7 @@ class PolicyLoop:
             return False
         self._looked_at = frame
         self.seen_ns = frame.time_ns if frame.age_known else self.seen_ns
-        self._check_size(frame)
+        self._check_sizes()
         return self._act(frame, task, stills)
 
     def _frame(self, camera: str) -> Frame | None:
@@ -334,22 +342,26 @@ class PolicyLoop:
             self._refusals.send(refusal)
         self._failures.add(error, refusal.time_ns)
 
-    def _check_size(self, frame: Frame) -> None:
-        """Say once where a camera, or its `side`, gives less than the policy looks at."""
-        height, width = frame.image.shape[:2]
-        if min(height, width) < self._side:
+    def _check_sizes(self) -> None:
+        """Say once of each camera that it, or its `side`, gives less than the policy looks at."""
+        frames = [self._frame(camera) for camera in self._config.looked_through]
+        for frame in (frame for frame in frames if frame and frame.camera not in self._small):
+            height, width = frame.image.shape[:2]
+            if min(height, width) >= self._side:
+                continue
             log.warning(
                 "camera '%s': images of %d x %d are smaller than the policy's, %d x %d: what they"
                 " lack is missing",
                 *(frame.camera, width, height, self._side, self._side),
             )
-            self._side = 0
+            self._small.add(frame.camera)
 
-    def _check_camera(self, task: Task | None) -> None:
-        """A process that was started again may be younger than its task, and its camera than
-        both.
+    def _check_cameras(self, task: Task | None) -> None:
+        """Each must have given a first image in time. A process that was started again may be
+        younger than its task, and its cameras than both.
         """
-        if task is None or not task.active:
+        missing = [camera for camera in self._watches if self._frame(camera) is None]
+        if not missing or task is None or not task.active:
             return
         waited_s = (monotonic_ns() - max(task.started_ns, self._began_ns)) / NS_PER_S
         if waited_s > self._config.camera_timeout_s:
@@ -360,7 +372,7 @@ class PolicyLoop:
             )
             within = f"within {self._config.camera_timeout_s:g} s of {start}"
             raise CameraError(
-                f"camera '{self._camera}': expected a first image on '{self._color}'"
+                f"camera '{missing[0]}': expected a first image on '{color(missing[0])}'"
                 f" {within}, got none"
             )
 
@@ -399,9 +411,10 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
         reporter.close()
         return
     policies, costs_s = started
-    first = next(iter(policies.values())).manifest
+    manifests = [policy.manifest for policy in policies.values()]
+    first = manifests[0]
     action = first.action
-    robot = RobotInputs.of(first, config)
+    robot = RobotInputs.of(manifests, config)
     scheduler = InferenceScheduler(policies, config.thought, costs_s=costs_s, kinds=action.kinds)
     telemetry.state = "idle"
     telemetry.reason = ""
@@ -437,9 +450,23 @@ def action_meanings(config: PolicyConfig) -> dict[str, ActionMeaning]:
 
     Raises BundleError.
     """
+    return {name: meaning_of(manifest.action) for name, manifest in manifests_of(config).items()}
+
+
+def robot_inputs(config: PolicyConfig) -> RobotInputs:
+    """Which of the robot's cameras and numbers the policy sees, read from the manifests alone.
+
+    Raises BundleError, and ConfigError where bundles and configuration do not go together.
+    """
+    manifests = manifests_of(config)
+    check_rungs(manifests)
+    return RobotInputs.of(list(manifests.values()), config)
+
+
+def manifests_of(config: PolicyConfig) -> dict[str, Manifest]:
+    """Of every bundle by its name, the best first. Raises BundleError."""
     names = config.rungs or (config.bundle,)
-    manifests = {name: bundles.load(bundles.resolve(name), verify_hashes=False) for name in names}
-    return {name: meaning_of(manifest.action) for name, manifest in manifests.items()}
+    return {name: bundles.load(bundles.resolve(name), verify_hashes=False) for name in names}
 
 
 def load_and_warm_up(config: PolicyConfig, step: Step) -> tuple[dict[str, Policy], list[float]]:
@@ -472,5 +499,5 @@ def load_rungs(config: PolicyConfig) -> dict[str, Policy]:
         )
         for name in config.rungs or (config.bundle,)
     }
-    check_rungs(policies)
+    check_rungs({name: policy.manifest for name, policy in policies.items()})
     return policies

@@ -7,7 +7,7 @@ anything runs (`RobotInputs.of`), and what only a message shows at its first one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from trimvla.runtime.bus.messages import Frame, FrameReference, JointState
 from trimvla.runtime.errors import ConfigError, ObservationError
 from trimvla.runtime.inference.observation import AgeBudget, JoinedObservation
 from trimvla.runtime.preprocess.observation import ONLY, Observation
+from trimvla.runtime.preprocess.state import check_state_names
 
 GRIPPER = "gripper"
 
@@ -57,16 +58,31 @@ class RobotInputs:
     views: Mapping[str, str] = field(default_factory=dict)
     """The policy's name of a camera -> the robot's; empty: one camera, whatever it is called."""
     state: StateSpec | None = None
+    several: bool = False
+    """The policy knows several cameras, though some may be left out: a chunk names its frames."""
 
     @classmethod
-    def of(cls, manifest: Manifest, config: Cameras) -> RobotInputs:
-        """For a bundle and a configuration.
+    def of(cls, manifests: Sequence[Manifest], config: Cameras) -> RobotInputs:
+        """For a configuration and a bundle, or all rungs of a ladder, which have the same cameras.
+
+        The state is read where one of the rungs reads it.
 
         Raises:
             ConfigError: a camera that the bundle needs and the configuration does not give it, or
                 the reverse.
         """
-        return cls(views_of(manifest, config), manifest.state)
+        first = manifests[0]
+        states = [manifest.state for manifest in manifests if manifest.state is not None]
+        several = len(first.images.cameras) > 1
+        return cls(views_of(first, config), states[0] if states else None, several)
+
+    def check_state(self, names: Sequence[str]) -> None:
+        """Raise ObservationError where the policy cannot read the state of a robot that calls its
+        positions so.
+        """
+        position = (0.0,) * len(names)
+        message = JointState(time_ns=0, position=position, gripper=0.0, names=tuple(names))
+        check_state_names(state_of(message, self.state)[1], self.state)
 
     def budget(self, budget: AgeBudget) -> AgeBudget:
         """The ages that are allowed;
@@ -86,11 +102,10 @@ class RobotInputs:
         frames = {view: joined.frames[camera] for view, camera in views.items()}
         state, names = state_of(joined.state, self.state)
         images = {view: frame.image for view, frame in frames.items()}
-        several = len(frames) > 1
         return Seen(
             Observation(images, joined.task.instruction, state, names),
             min(frame.time_ns for frame in frames.values()),
-            tuple(reference(view, frame) for view, frame in frames.items()) if several else (),
+            tuple(reference(view, frame) for view, frame in frames.items()) if self.several else (),
             () if state is None else tuple(state.tolist()),
         )
 
@@ -151,9 +166,15 @@ def state_of(
     if spec.dim == count:
         return np.array(message.position), message.names
     if spec.dim == count + 1:
-        names = (*message.names, GRIPPER) if message.names else ()
+        names = (*message.names, _gripper_name(spec)) if message.names else ()
         return np.array((*message.position, message.gripper)), names
     wanted = f" of {list(spec.names)}" if spec.names else ""
     raise ObservationError(
         f"expected {spec.dim} numbers{wanted} on 'robot/state', got {count}, and the gripper"
     )
+
+
+def _gripper_name(spec: StateSpec) -> str:
+    """A robot does not name its gripper; a policy may call it `gripper.pos`."""
+    last = spec.names[-1] if spec.names else ""
+    return last if GRIPPER in last.lower() else GRIPPER

@@ -180,9 +180,9 @@ class InferenceScheduler:
         return self._board
 
 
-def check_rungs(policies: Mapping[str, Policy]) -> None:
+def check_rungs(manifests: Mapping[str, Manifest]) -> None:
     """Raise ConfigError unless all rungs drive the same robot and look at the same."""
-    (top, first), *others = ((name, policy.manifest) for name, policy in policies.items())
+    (top, first), *others = manifests.items()
     for name, manifest in others:
         for field_name in TASK_FIELDS:
             _check_alike(top, name, f"action.{field_name}", first, manifest)

@@ -137,7 +137,7 @@ class Calls:
         if not chunk.seed or not chunk.instruction:
             self._mute["the chunk does not say its seed and instruction"] += 1
             return
-        for key in keys_of(chunk):
+        for key in dict.fromkeys(keys_of(chunk)):  # one camera may serve two of the policy's
             self._chunks.setdefault(key, []).append(chunk)
 
     def _find(self, chunk: ActionChunk, sequence: int) -> str:
@@ -188,7 +188,7 @@ class Gathering:
         """`chunks`: by each image that they were made from."""
         self._chunks = {key: list(made) for key, made in chunks.items()}
         self._open = {id(chunk): chunk for made in chunks.values() for chunk in made}
-        self._needed = Counter(key for chunk in self._open.values() for key in keys_of(chunk))
+        self._needed = Counter(key for chunk in self._open.values() for key in set(keys_of(chunk)))
         self._waiting: OrderedDict[Key, Frame] = OrderedDict()
 
     def add(self, frame: Frame) -> Iterator[tuple[ActionChunk, dict[str, Frame]]]:
@@ -223,7 +223,7 @@ class Gathering:
     def _close(self, chunk: ActionChunk) -> None:
         """Let go of the chunk, and of the images that no other one waits for."""
         del self._open[id(chunk)]
-        for key in keys_of(chunk):
+        for key in set(keys_of(chunk)):
             self._needed[key] -= 1
             if not self._needed[key]:
                 self._waiting.pop(key, None)

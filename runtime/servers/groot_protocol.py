@@ -105,8 +105,10 @@ def error_reply(error: Exception) -> bytes:
 
 def modality_config(metadata: Mapping[str, Any], camera: str) -> dict[str, object]:
     """What the client's `ModalityConfig` class is made of, for what is looked at, said and done."""
+    cameras = metadata["cameras"]
     parts = {
-        "video": ([0], [camera or "image"]),
+        "video": ([0], list(cameras) if len(cameras) > 1 else [camera or "image"]),
+        **({"state": ([0], ["state"])} if metadata["state_dim"] else {}),
         "language": ([0], ["task"]),
         "action": (list(range(metadata["horizon"])), [ACTIONS]),
     }

@@ -210,15 +210,15 @@ def load(config: FaultyPolicyConfig) -> Loaded:
             {config.bundle: stand_in}, (config.stand_in_ms / 1e3,), _stand_in_meaning(config)
         )
     policies = policy_process.load_rungs(config)
-    manifest = next(iter(policies.values())).manifest
-    action = manifest.action
+    manifests = [policy.manifest for policy in policies.values()]
+    action = manifests[0].action
     costs_s = [warm_up(policy, config.rtc.enabled) for policy in policies.values()]
     return Loaded(
         policies,
         costs_s,
         meaning_of(action),
         action.statistics_key,
-        RobotInputs.of(manifest, config),
+        RobotInputs.of(manifests, config),
     )
 
 
@@ -227,6 +227,13 @@ def action_meanings(config: FaultyPolicyConfig) -> dict[str, ActionMeaning]:
     if config.stand_in_ms is not None:
         return {"stand-in": _stand_in_meaning(config)}
     return policy_process.action_meanings(config)
+
+
+def robot_inputs(config: FaultyPolicyConfig) -> RobotInputs:
+    """As `policy_process.robot_inputs`."""
+    if config.stand_in_ms is not None:
+        return ONE_CAMERA
+    return policy_process.robot_inputs(config)
 
 
 def _stand_in_meaning(config: FaultyPolicyConfig) -> ActionMeaning:
