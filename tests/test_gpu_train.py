@@ -143,6 +143,7 @@ def test_a_shard_of_a_still_camera_is_packed_as_it_is(tmp_path: Path) -> None:
     shard.points = [np.zeros((1, 2, 2), np.float32)] * 2
     shard.joints = [np.zeros(8, np.float32)] * 2
     shard.tool = [np.zeros(7, np.float32)] * 2
+    shard.states = [np.zeros(17)] * 2
     shard.texts = [["put carrot on plate"]] * 2
     shard.save(demos / "still-0000.npz")
     packed = tmp_path / "packed"

@@ -96,6 +96,7 @@ def label(
     shard.points.append(project(points, np.array([state.thing, state.target]))[None])
     shard.joints.append(joints.astype(np.float32))
     shard.tool.append(tool.astype(np.float32))
+    shard.states.append(state.numbers())
     shard.texts.append([episode.instruction])
     return chunk
 

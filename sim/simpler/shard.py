@@ -27,6 +27,8 @@ class Shard:
     the values of those that do. Labels are float32: `chunks` [n, 1, H, A], `aux` [n, 1, X],
     `points` [n, 1, 2, 2], `joints` [n, 8] (six of the arm [rad], two of the fingers [m]), `tool`
     [n, 7] (position [m] and quaternion w, x, y, z in the robot's base); `texts` str[n, 1].
+    `states` float64[n, 17] is all that the expert was told, its `State`'s numbers in order, so that
+    another expert can label the same pictures.
     """
 
     def __init__(self, background: np.ndarray) -> None:
@@ -37,6 +39,7 @@ class Shard:
         self.points: list[np.ndarray] = []
         self.joints: list[np.ndarray] = []
         self.tool: list[np.ndarray] = []
+        self.states: list[np.ndarray] = []
         self.texts: list[list[str]] = []
 
     def __len__(self) -> int:
@@ -62,6 +65,7 @@ class Shard:
                 points=np.stack(self.points),
                 joints=np.stack(self.joints),
                 tool=np.stack(self.tool),
+                states=np.stack(self.states),
                 texts=np.array(self.texts),
             )
         partial.rename(path)
