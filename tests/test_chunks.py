@@ -232,11 +232,9 @@ def test_a_policy_keeps_known_rows_and_needs_the_stage_for_it(tmp_path: Path):
     np.testing.assert_array_equal(kept[4:], free[4:])
     plain = Policy.load(directory)
     assert "action_guided" not in plain.runners
-    with pytest.raises(BackendError, match="stage 'action_guided'"):
+    with pytest.raises(BackendError, match="loaded 'guided'"):
         plain.infer(picture, "pick up", known=Known(known, weights(HORIZON, 4, 4)))
-    with pytest.raises(
-        BundleError, match="expected the stage 'action_guided': export it with --guided"
-    ):
+    with pytest.raises(BundleError, match="expected the mode 'guided': export it with --guided"):
         Policy.load(write_bundle(tmp_path / "plain"), guided=True)
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from trimvla.launch.evaluation.options import Args, Chunks
 from trimvla.launch.evaluation.report import film_names, sentence
 from trimvla.launch.verbs.evaluate import prepare
 from trimvla.runtime.bundle import manifest as bundles
+from trimvla.sim.evaluation.statistics import compare
 
 ALONE = {
     "ok",
@@ -154,13 +156,8 @@ def test_everything_out_of_range_is_told_at_once(capsys: pytest.CaptureFixture[s
 def test_the_sentence_says_no_more_than_the_interval(
     interval: tuple[float, float], non_inferior: bool, words: str
 ) -> None:
-    numbers = {
-        "interval": interval,
-        "non_inferior": non_inferior,
-        "margin": 0.05,
-        "difference": 0.01,
-        "p_value": 0.3,
-    }
+    paired = compare([True, False], [True, False], margin=0.05)
+    numbers = replace(paired, interval=interval, non_inferior=non_inferior)
     assert words in sentence("a", "b", numbers)
 
 
@@ -408,7 +405,7 @@ def test_latencies_of_devices_are_estimates(capsys: pytest.CaptureFixture[str]) 
         (("--chunks", "blend"), "expected --latency for --chunks blend"),
         (
             ("--chunks", "rtc", "--latency", "200"),
-            "expected the stage 'action_guided': export it with --guided",
+            "expected the mode 'guided': export it with --guided",
         ),
         (("--latency", "soon"), "expected milliseconds"),
         (("--latency", "orin:much"), "expected a device and the share"),

@@ -24,7 +24,7 @@ from trimvla.export.verify import checkpoint_beside, open_runners, parity, verif
 from trimvla.policies.cogact.checkpoint import save
 from trimvla.policies.cogact.stages import GUIDED, STAGES
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.runtime.bundle.manifest import Plan
+from trimvla.runtime.bundle.manifest import Plan, modes_of
 from trimvla.runtime.errors import BundleError, CheckpointError, ConfigError
 from trimvla.runtime.inference.policy import Known, Policy
 
@@ -298,7 +298,9 @@ def test_the_guided_stage_reads_the_weights_of_the_plain_one(bundle, policy, tmp
     directory = shutil.copytree(bundle, tmp_path / "guided")
     plain = bundles.load(directory)
     stages = {**plain.stages, GUIDED.name: bundle_module.export_to(policy, GUIDED, directory)}
-    manifest = bundle_module.prove(policy, msgspec.structs.replace(plain, stages=stages), directory)
+    modes = modes_of(tuple(stages))
+    described = msgspec.structs.replace(plain, stages=stages, modes=modes)
+    manifest = bundle_module.prove(policy, described, directory)
     row = manifest.parity["groups"]["guided_actions"]
     assert row["compared"] == 2 * len(TINY.prompt.buckets) and row["worst"] < 1e-4
     assert set(manifest.files) - set(plain.files) == {"action_guided.onnx"}

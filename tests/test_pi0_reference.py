@@ -59,7 +59,7 @@ def reference(request: pytest.FixtureRequest, shared_dir: Path) -> Pi0Reference:
 
 
 def failures(comparison: Comparison) -> list[str]:
-    return [f"{failure['key']}: {failure['reason']}" for failure in comparison.failed]
+    return [f"{failure.key}: {failure.reason}" for failure in comparison.failed]
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
@@ -185,7 +185,7 @@ def test_the_action_graph_holds_each_weight_once_and_no_modulation(
     export_stage(policy, stage, tmp_path / "action.onnx")
     graph = onnx.load(tmp_path / "action.onnx").graph
     stored = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
-    counted = reference.family.cost(policy.cfg, Plan())["stages"]["action"]["parameters"]
+    counted = reference.family.cost(policy.cfg, Plan()).stages["action"].parameters
     assert stored == pytest.approx(counted, rel=0.01)
     kinds = {node.op_type for node in graph.node}
     assert not kinds & {"ScatterND", "CumSum", "ReduceMin", "Sin64", "If", "Loop"}

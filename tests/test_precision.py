@@ -209,12 +209,12 @@ def test_a_lower_precision_is_judged_by_its_worst_and_by_its_median() -> None:
     for key, error in enumerate((0.01, 0.02, 0.4)):
         comparison.add(str(key), np.array([3.0, 4.0]), np.array([3.0, 4.0 + 5 * error]))
     told = report({"actions": comparison})
-    assert told["ok"]
-    assert told["groups"]["actions"]["worst"] == pytest.approx(0.4)
-    assert told["groups"]["actions"]["typical"] == pytest.approx(0.02)
+    assert told.ok
+    assert told.groups["actions"].worst == pytest.approx(0.4)
+    assert told.groups["actions"].typical == pytest.approx(0.02)
     comparison.add("3", np.array([3.0, 4.0]), np.array([3.0, 7.0]))
     comparison.add("4", np.array([3.0, 4.0]), np.array([3.0, 5.0]))
-    reasons = [failure["reason"] for failure in report({"actions": comparison})["failed"]]
+    reasons = [failure.reason for failure in report({"actions": comparison}).failed]
     assert any("difference of at most 0.5, got 0.6" in reason for reason in reasons)
     assert any("0.1 for the median" in reason for reason in reasons)
 

@@ -39,13 +39,13 @@ WRONG_STATISTICS = {
     "cut": (json.dumps(GOOD).encode()[:60], r"line 1, column \d+.*cut off"),
     "latin1": (
         json.dumps(GOOD).encode() + b" \xe4",
-        r"expected action statistics in UTF-8, got byte 0xE4 in line 1",
+        r"expected action statistics by data set in UTF-8, got byte 0xE4 in line 1",
     ),
     "utf16": (json.dumps(GOOD).encode("utf-16"), "got UTF-16: save it as UTF-8"),
     "deep": (b"[" * 100_000, "nested deeper than 64"),
     "nested": (b"[" * 200 + b"]" * 200, "nested deeper than 64"),
     "twice": (b'{"lab": {}, "lab": {}}', "the key 'lab' twice"),
-    "list": (b"[1]", r"by data set, got \[1\]"),
+    "list": (b"[1]", r"by data set, got list"),
     "nan": (
         json.dumps({"lab": {"action": {**ACTION, "q01": [float("nan")] * 7}}}).encode(),
         r"lab\.action\.q01\[0\]",
