@@ -249,7 +249,7 @@ def recognise_reference(name: str) -> Family:
     return found
 
 
-def all_presets() -> dict[str, Any]:
+def all_presets() -> Mapping[str, Any]:
     """Every family's presets by name."""
     return {name: cfg for row in FAMILIES for name, cfg in find_family(row).presets.items()}
 

@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,8 @@ def pack_shard(place: Path, path: Path) -> None:
     if "images" not in content:  # of a window: it is small already
         shutil.copyfile(path, partial_path)
     else:
-        np.savez_compressed(partial_path, **pack(content.pop("images")), **content)
+        packed: dict[str, Any] = {**pack(content.pop("images")), **content}
+        np.savez_compressed(partial_path, **packed)
     partial_path.replace(place / path.name)
 
 
@@ -88,7 +90,9 @@ def unpack_shard(place: Path, path: Path) -> Path:
     if "first" not in content:
         return path
     packed = {name: content.pop(name) for name in ("first", "changed", "pixels")}
-    np.savez(place / path.name, images=unpack(**packed, count=len(content["chunks"])), **content)
+    images = unpack(**packed, count=len(content["chunks"]))
+    whole: dict[str, Any] = {"images": images, **content}
+    np.savez(place / path.name, **whole)
     return place / path.name
 
 
