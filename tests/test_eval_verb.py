@@ -252,7 +252,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_table(
     played = [json.loads(line)["seed"] for line in lines if line.endswith("}")]
     assert sorted(played) == list(range(1000, 1000 + episodes))
     assert f"{told['successes']}" in (out / "table.txt").read_text()
-    assert (out / "image.png").stat().st_size > 5000
+    assert (out / "picture.png").stat().st_size > 5000
     status, told, _ = evaluate(capsys, *words, "--variant", "lighting", "--out", str(out))
     assert status == 1
     assert 'with \'task\' "tabletop" instead of "tabletop:lighting"' in told["error"]
