@@ -139,7 +139,8 @@ class Args(PlanCounts, Options):
             r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.picture
         ):
             raise ConfigError(
-                f"expected a size such as 640x480, or {OWN_SIZE}, got {self.picture!r} for --picture"
+                f"expected a size such as 640x480, or {OWN_SIZE}, for --picture,"
+                f" got {self.picture!r}"
             )
         if self.threads < 0:
             raise ConfigError(f"expected --threads >= 0, got {self.threads}")
