@@ -97,20 +97,21 @@ def export_policy(request: BundleRequest) -> Manifest:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from trimvla.export import export_policy
+        >>> from trimvla.export.bundle import BundleRequest
         >>> from trimvla.policies import load_policy
         >>> from trimvla.runtime import Plan, Policy, find_bundle
         >>> shipped = find_bundle("tabletop")
         >>> bundle = Path(tempfile.mkdtemp()) / "short"
         >>> scale = {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}
-        >>> manifest = export_policy(
-        ...     load_policy(shipped.with_suffix(".safetensors")),
-        ...     Plan(layers=(0, 4), steps=2),
-        ...     {"lab": {"action": scale}},
-        ...     shipped / "tokenizer.json",
-        ...     bundle,
-        ...     statistics_key="lab",
-        ...     control_hz=5.0,
+        >>> request = BundleRequest(
+        ...     policy=load_policy(shipped.with_suffix(".safetensors")),
+        ...     described=Policy.load(shipped).manifest.described,
+        ...     plan=Plan(layers=(0, 4), steps=2),
+        ...     statistics={"tabletop": {"action": scale}},
+        ...     tokenizer=shipped / "tokenizer.json",
+        ...     out=bundle,
         ... )
+        >>> manifest = export_policy(request)
         >>> sorted(manifest.stages), Policy.load(bundle).manifest.name
         (['action', 'language', 'vision'], 'short')
     """

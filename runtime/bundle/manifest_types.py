@@ -118,6 +118,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     parity: dict[str, Any] = {}
     files: dict[str, FileSpec] = {}
 
+    @property
+    def described(self) -> InputsAndOutput:
+        """What the policy takes and gives, as an export asks for it."""
+        return InputsAndOutput(
+            images=self.images,
+            prompt=self.prompt,
+            state=self.state,
+            flow=self.flow,
+            action=self.action,
+        )
+
     def mode(self, guided: bool) -> tuple[str, ...]:
         """The stages of one call. BundleError where the bundle cannot be guided."""
         name = GUIDED if guided else PLAIN
