@@ -55,17 +55,14 @@ class BundleRequest:
     policy: nn.Module
     """The dense policy of any family, in float32, on the CPU."""
     described: InputsAndOutput
-    """What it takes and gives:
-
-    `Family.describe`, perhaps with another rate or other kinds (`inputs.with_action`).
+    """What it takes and gives: `Family.describe`, perhaps with another rate or other kinds
+    (`inputs.with_action`).
     """
     plan: Plan = DENSE
     """What is kept of it; the empty plan is the dense policy."""
     statistics: Mapping[str, Any]
-    """{key:
-
-    {"action": {"q01": [A], ...}, "state": {...}}} with `described.action.statistics_key` among the
-    keys.
+    """{key: {"action": {"q01": [A], ...}, "state": {...}}} with
+    `described.action.statistics_key` among the keys.
     """
     tokenizer: Path | None
     """The policy's `tokenizer.json`."""
@@ -170,9 +167,8 @@ def manifest_of(
     created_utc: str | None,
     guided: bool = False,
 ) -> Manifest:
-    """The manifest of a bundle made now, or at `created_utc`;
-
-    its parity report is still missing.
+    """The manifest of a bundle made now, or at `created_utc`; its parity report is still
+    missing.
     """
     stages = stage_specs(cfg, plan, guided)
     return Manifest(
@@ -241,9 +237,8 @@ def written_beside(out: Path) -> Iterator[Path]:
 
 
 def swap(beside: Path, out: Path) -> None:
-    """Exchange `beside` and `out` by renaming;
-
-    afterwards `beside` holds what `out` was, if it was.
+    """Exchange `beside` and `out` by renaming; afterwards `beside` holds what `out` was, if it
+    was.
     """
     if not out.exists():
         beside.rename(out)

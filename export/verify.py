@@ -244,9 +244,8 @@ def comparisons(stages: Sequence[Stage], precision: str) -> dict[str, Comparison
 
 
 def limit_of(precision: str, name: str) -> Limit:
-    """How far an output may be from float32's in a lower precision;
-
-    what lies between stages is as cognition is.
+    """How far an output may be from float32's in a lower precision; what lies between stages is
+    as cognition is.
     """
     limits = LIMITS[precision]
     guided = "actions" if name == "guided_actions" else name

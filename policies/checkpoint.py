@@ -52,9 +52,8 @@ class Checkpoint:
 
     @property
     def table(self) -> dict[str, Any]:
-        """The statistics as a bundle's `statistics.json` has them:
-
-        {key: {feature: {name: list}}}.
+        """The statistics as a bundle's `statistics.json` has them: {key: {feature: {name:
+        list}}}.
         """
         features = {
             feature: {name: array.tolist() for name, array in arrays.items()}

@@ -55,9 +55,8 @@ class Family:
 
     name: str
     config_type: type
-    """A frozen struct with `fingerprint`, `to_dict`, `from_dict`;
-
-    `family: Literal[name]` but for the first family.
+    """A frozen struct with `fingerprint`, `to_dict`, `from_dict`; `family: Literal[name]` but
+    for the first family.
     """
     presets: Mapping[str, Any]
     """Configs of published sizes, by name."""
@@ -80,14 +79,12 @@ class Family:
     a time. It has
     `cfg` and `plan`."""
     layout: Callable[[Any], tuple[Mapping[str, str], frozenset[str]]]
-    """cfg -> ({name in the checkpoint:
-
-    our name}, names that are stored and never reach an action).
+    """cfg -> ({name in the checkpoint: our name}, names that are stored and never reach an
+    action).
     """
     trim: Callable[[Any, Plan], Any]
-    """(dense policy, plan) -> the policy under the plan, with its weights shared;
-
-    `policy.plan` is the plan.
+    """(dense policy, plan) -> the policy under the plan, with its weights shared; `policy.plan`
+    is the plan.
     """
     check_plan: Callable[[Plan, Any], None]
     """(plan, cfg): ConfigError that names the field where the plan does not fit."""
@@ -117,9 +114,8 @@ class Family:
     the whole policy; None: it is loaded whole.
     """
     calibrates: bool = False
-    """Whether `trimming.calibrate` has its frames:
-
-    what int8 and the planner of `trimming.planner` need.
+    """Whether `trimming.calibrate` has its frames: what int8 and the planner of
+    `trimming.planner` need.
     """
     memory: Callable[[Any, Plan, str], MemoryPlan] | None = None
     """(cfg, plan, precision) -> what its engines need, by `sizes.memory`; None: nobody has worked

@@ -23,9 +23,8 @@ MAIN = ("image", "front", "primary")  # what a policy may call the image that ev
 
 
 class Seen(Protocol):
-    """The part of an episode that a policy sees;
-
-    `images` and `state` are there where the environment has them.
+    """The part of an episode that a policy sees; `images` and `state` are there where the
+    environment has them.
     """
 
     @property

@@ -92,7 +92,9 @@ def test_a_run_goes_on_with_its_own_recipe_only(
 
 def test_a_longer_run_is_the_same_run(tmp_path: Path) -> None:
     Trainer(TINY, Recipe(steps=5, compile=False), AUX).save(tmp_path / "state.pt")
-    Trainer(TINY, Recipe(steps=9, compile=False), AUX).resume(tmp_path / "state.pt")
+    longer = Trainer(TINY, Recipe(steps=9, compile=False), AUX)
+    longer.resume(tmp_path / "state.pt")
+    assert longer.recipe.steps == 9
 
 
 def test_weights_that_a_run_began_with_are_in_its_description(tmp_path: Path) -> None:

@@ -71,9 +71,8 @@ def run_stage(stage: Stage, policy: nn.Module, inputs: Mapping[str, Tensor]) -> 
 
 
 def known_rows(actions: Tensor, shift: int = 3) -> dict[str, Tensor]:
-    """Inputs for a guided stage:
-
-    float[1, H, A] `shift` rows on, two frozen, then ever less guided, the last free.
+    """Inputs for a guided stage: float[1, H, A] `shift` rows on, two frozen, then ever less
+    guided, the last free.
     """
     ahead = actions.shape[1] - shift
     known = torch.zeros_like(actions)

@@ -25,9 +25,8 @@ from trimvla.runtime.preprocess.observation import Observation
 
 @dataclass(frozen=True)
 class Asked:
-    """What every policy is given:
-
-    an image uint8[h, w, 3] on each of its cameras, an instruction, a state of zeros.
+    """What every policy is given: an image uint8[h, w, 3] on each of its cameras, an
+    instruction, a state of zeros.
     """
 
     picture: np.ndarray

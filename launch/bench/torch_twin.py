@@ -107,9 +107,8 @@ def on_torch(policy: Policy, model: nn.Module, backend: str) -> Policy:
 
 
 def check_same(policy: Policy, baseline: Policy, observation: Observation) -> None:
-    """Raise BackendError where the two give different actions:
-
-    then their times say nothing of each other.
+    """Raise BackendError where the two give different actions: then their times say nothing of
+    each other.
     """
     expected, got = (each.infer(observation).sample for each in (policy, baseline))
     worst = float(np.abs(got - expected).max())

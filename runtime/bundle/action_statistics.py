@@ -154,9 +154,8 @@ def _scale(table: Mapping[str, Any], key: str, wanted: _Wanted, where: str, erro
 
 
 def _problems(lists: Mapping[str, Any], key: str, wanted: _Wanted) -> Iterator[str]:
-    """What is wrong, in the order in which one wants to know it;
-
-    later checks rely on earlier ones.
+    """What is wrong, in the order in which one wants to know it; later checks rely on earlier
+    ones.
     """
     missing = [name for name in LISTS[wanted.mode] if name not in lists]
     if missing:

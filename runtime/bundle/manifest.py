@@ -86,9 +86,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The directory of a bundle:
-
-    BundleError lists the shipped names.
+    """The directory of a bundle: BundleError lists the shipped names.
 
     Example:
         >>> from trimvla.runtime import find_bundle
@@ -119,9 +117,8 @@ def shipped() -> list[str]:
 
 
 def shipped_directory(name: str) -> Path | None:
-    """The directory of a shipped bundle;
-
-    None where none is called so. Whatever stands in the working directory.
+    """The directory of a shipped bundle; None where none is called so. Whatever stands in the
+    working directory.
     """
     known = [root / name for root in _shipped_roots() if (root / name / MANIFEST).is_file()]
     return known[0] if known and name in shipped() else None
@@ -186,9 +183,8 @@ def write(directory: Path, manifest: Manifest) -> Manifest:
 
 
 def parse(raw: bytes, path: Path) -> Manifest:
-    """A manifest's text, checked in itself;
-
-    `path` is for the error's words. Raises BundleError and nothing else.
+    """A manifest's text, checked in itself; `path` is for the error's words. Raises BundleError
+    and nothing else.
     """
     data = parse_json(raw, path, "a manifest", error=BundleError)
     manifest = _converted(data, path)
@@ -266,9 +262,8 @@ def _state_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _check_references(directory: Path, manifest: Manifest) -> None:
-    """Every file that a graph reads must be one that was hashed;
-
-    absolute names and folders are none.
+    """Every file that a graph reads must be one that was hashed; absolute names and folders are
+    none.
     """
     for name, stage in manifest.stages.items():
         for other in referenced_files(directory / stage.file):

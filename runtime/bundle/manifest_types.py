@@ -111,9 +111,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     stages: dict[str, StageSpec]
     """In the order in which they run."""
     modes: dict[str, tuple[str, ...]]
-    """Which stages one call runs:
-
-    `plain`, and where the bundle has it `guided`, with rows that are known.
+    """Which stages one call runs: `plain`, and where the bundle has it `guided`, with rows that
+    are known.
     """
     parity: dict[str, Any] = {}
     files: dict[str, FileSpec] = {}
@@ -139,18 +138,16 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return self.modes[name]
 
     def opened(self, guided: bool) -> tuple[str, ...]:
-        """The stages that are opened for plain calls and, where asked for, guided ones;
-
-        in their order.
+        """The stages that are opened for plain calls and, where asked for, guided ones; in their
+        order.
         """
         wanted = {*self.mode(guided=False), *(self.mode(guided=True) if guided else ())}
         return tuple(name for name in self.stages if name in wanted)
 
 
 def modes_of(stages: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Modes by the names of a policy's stages, in their order:
-
-    "<name>_guided" stands in for "<name>".
+    """Modes by the names of a policy's stages, in their order: "<name>_guided" stands in for
+    "<name>".
     """
     guided = {
         name.removesuffix(GUIDED_SUFFIX): name for name in stages if name.endswith(GUIDED_SUFFIX)

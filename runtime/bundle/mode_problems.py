@@ -35,9 +35,8 @@ def mode_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def external_inputs(manifest: Manifest, mode: str) -> dict[str, tuple[str, TensorSpec]]:
-    """What none of a mode's stages makes:
-
-    tensor -> the first stage that takes it, and its spec there.
+    """What none of a mode's stages makes: tensor -> the first stage that takes it, and its spec
+    there.
     """
     found: dict[str, tuple[str, TensorSpec]] = {}
     made: set[str] = set()
@@ -51,9 +50,8 @@ def external_inputs(manifest: Manifest, mode: str) -> dict[str, tuple[str, Tenso
 
 
 def runtime_inputs(manifest: Manifest) -> dict[str, tuple[str, Shape | None]]:
-    """What the runtime makes for a call:
-
-    name -> dtype and shape; None for a prompt's, whose length varies.
+    """What the runtime makes for a call: name -> dtype and shape; None for a prompt's, whose
+    length varies.
     """
     size = manifest.images.size
     chunk = (1, manifest.action.horizon, manifest.action.sampled_dim)

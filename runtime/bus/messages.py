@@ -130,14 +130,12 @@ class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     seed: Annotated[tuple[Count, ...], msgspec.Meta(max_length=8)]
     """The same observation and seed give the same actions."""
     instruction: Text = ""
-    """What the policy was told:
-
-    with the images, the state and the seed, all that a replay needs.
+    """What the policy was told: with the images, the state and the seed, all that a replay
+    needs.
     """
     frames: Annotated[tuple[FrameReference, ...], msgspec.Meta(max_length=MAX_VIEWS)] = ()
-    """Of every camera that the policy looked through, where it has several;
-
-    else `frame_sequence` says it.
+    """Of every camera that the policy looked through, where it has several; else
+    `frame_sequence` says it.
     """
     state: Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_DIM + 1)] = ()
     """What the policy read of the robot's state; empty where it reads none."""

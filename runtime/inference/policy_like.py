@@ -16,9 +16,8 @@ from trimvla.runtime.preprocess.observation import Observation
 
 @dataclass(frozen=True)
 class Known:
-    """What guides a chunk:
-
-    `actions` float64[H, A] in the robot's units, `weights` float32[H] from 0 to 1.
+    """What guides a chunk: `actions` float64[H, A] in the robot's units, `weights` float32[H]
+    from 0 to 1.
     """
 
     actions: np.ndarray

@@ -130,9 +130,8 @@ class PolicyConfig:
 
     @property
     def looked_through(self) -> tuple[str, ...]:
-        """The robot's cameras that the policy looks through;
-
-        the first one's images start the calls.
+        """The robot's cameras that the policy looks through; the first one's images start the
+        calls.
         """
         return tuple(dict.fromkeys(self.cameras.values())) or (self.camera,)
 
@@ -273,9 +272,8 @@ class PolicyLoop:
         return True
 
     def _note_silence(self, frame: Frame, task: Task | None) -> None:
-        """A camera that fell silent gives nothing to judge:
-
-        say once that its last image is too old by now.
+        """A camera that fell silent gives nothing to judge: say once that its last image is too
+        old by now.
         """
         overdue = monotonic_ns() - frame.time_ns > to_ns(self._budget.of_camera(frame.camera))
         if overdue and self._telemetry.state == "running":

@@ -85,9 +85,8 @@ class RobotInputs:
         check_state_names(state_of(message, self.state)[1], self.state)
 
     def budget(self, budget: AgeBudget) -> AgeBudget:
-        """The ages that are allowed;
-
-        a state that is read is as old as an image at most, where nothing else is said.
+        """The ages that are allowed; a state that is read is as old as an image at most, where
+        nothing else is said.
         """
         if self.state is None or budget.state_s is not None:
             return budget

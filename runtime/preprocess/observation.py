@@ -42,9 +42,8 @@ class Observation:
     state: NDArray[np.floating[Any]] | None = None
     """float[dim] in the robot's units; policies that read none ignore it."""
     state_names: tuple[str, ...] = ()
-    """Of the state's numbers, where the robot names them:
-
-    they must be those of the policy, in its order.
+    """Of the state's numbers, where the robot names them: they must be those of the policy, in
+    its order.
     """
 
 
@@ -56,9 +55,8 @@ def one_image(image: NDArray[np.uint8], instruction: str) -> Observation:
 def blank_observation(
     manifest: Manifest, instruction: str = "warm up", side: int = 64
 ) -> Observation:
-    """Black images of every camera and a state of zeros:
-
-    what a bundle is warmed up and timed with.
+    """Black images of every camera and a state of zeros: what a bundle is warmed up and timed
+    with.
     """
     black = np.zeros((side, side, 3), np.uint8)
     state = None if manifest.state is None else np.zeros(manifest.state.dim)

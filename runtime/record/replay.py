@@ -27,9 +27,8 @@ from trimvla.runtime.record.recording import Recording
 MAX_CHUNK_BYTES = 128 * MIB  # of all chunks of a recording: hours, at a kilobyte a chunk
 MAX_WAITING = 64  # images that wait for the others of their calls
 Key = tuple[str, int, int]
-"""Camera, sequence and capture time [ns] of an image;
-
-no camera for chunks that name only a frame of their only one.
+"""Camera, sequence and capture time [ns] of an image; no camera for chunks that name only a
+frame of their only one.
 """
 
 
@@ -103,9 +102,8 @@ class Calls:
     """
 
     def __init__(self, recording: Recording) -> None:
-        """Read all chunks;
-
-        which of them can be repeated shows after iterating. Raises RecordingError.
+        """Read all chunks; which of them can be repeated shows after iterating. Raises
+        RecordingError.
         """
         self._recording = recording
         self._chunks: dict[Key, list[ActionChunk]] = {}

@@ -171,9 +171,8 @@ def episode(env: TabletopEnv, seed: int, shard: Shard) -> bool:
 
 
 def corrected_episode(env: TabletopEnv, seed: int, shard: Shard, actor: PolicyLike) -> bool:
-    """Let a policy drive, label every image with what the expert would do;
-
-    True when it ended in success.
+    """Let a policy drive, label every image with what the expert would do; True when it ended in
+    success.
     """
     rng = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed, options={"scene": sample_scene(rng)})
