@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -309,16 +309,18 @@ def test_settings_out_of_range(change: dict, tmp_path: Path) -> None:
 
 
 def test_the_verb_finds_what_there_is_to_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("trimvla.launch.verbs.record.SETTLE_S", 2.0)
     stop = threading.Event()
 
     def robot() -> None:
-        with (
-            Publisher(tmp_path, topic("wrist/color")) as frames,
-            Publisher(tmp_path, topic("command")) as orders,
-            Publisher(tmp_path, topic(report("control"))) as reports,
-        ):
+        with ExitStack() as stack:
+            publishers = []
+            for name in ("wrist/color", "command", report("control")):
+                publishers.append(stack.enter_context(Publisher(tmp_path, topic(name))))
+                time.sleep(0.3)  # a system that starts makes its sockets one after another
+            frames, orders, reports = publishers
             while not stop.wait(0.02):
                 frames.send(Frame("wrist", time.monotonic_ns(), NOISE))
                 orders.send(command(1))
@@ -329,7 +331,7 @@ def test_the_verb_finds_what_there_is_to_record(
     try:
         path = tmp_path / "verb.mcap"
         assert (
-            cli.main(["record", str(path), "--run-dir", str(tmp_path), "--seconds", "4", "--json"])
+            cli.main(["record", str(path), "--run-dir", str(tmp_path), "--seconds", "6", "--json"])
             == 0
         )
     finally:

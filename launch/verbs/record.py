@@ -24,6 +24,8 @@ from trimvla.runtime.record import recorder
 from trimvla.runtime.record.recorder import RecorderConfig
 
 FIND_S = 10.0  # for sockets to appear
+SETTLE_S = 1.0  # without a new one, and all are there: a system that starts makes one after another
+LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,26 @@ def find(args: Args, stop: threading.Event) -> RecorderConfig:
 
     ConfigError if there is nothing.
     """
+    found = sockets(args.run_dir)
     waited = 0.0
-    while not (owners(args.run_dir, "color") or owners(args.run_dir, "report")) and waited < FIND_S:
-        if stop.wait(0.1):
+    quiet = 0.0
+    while waited < FIND_S and not (any(found) and quiet >= SETTLE_S):
+        if stop.wait(LOOK_S):
             break
-        waited += 0.1
-    cameras = owners(args.run_dir, "color") if args.cameras is None else args.cameras
-    processes = owners(args.run_dir, "report")
+        waited += LOOK_S
+        before = found
+        found = sockets(args.run_dir)
+        quiet = quiet + LOOK_S if found == before else 0.0
+    all_cameras, processes = found
+    cameras = all_cameras if args.cameras is None else args.cameras
     if not cameras and not processes:
         raise ConfigError(f"expected the sockets of a running system in {args.run_dir}, got none")
     return RecorderConfig(str(args.file), cameras, processes, system=system(args.run_dir))
+
+
+def sockets(run_dir: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The cameras and the processes that have a socket now."""
+    return owners(run_dir, "color"), owners(run_dir, "report")
 
 
 def owners(run_dir: Path, kind: str) -> tuple[str, ...]:
