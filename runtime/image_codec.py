@@ -2,8 +2,8 @@
 unpacked.
 
 A few bytes can ask for gigabytes (a PNG of zeros), for minutes (a progressive JPEG with thousands
-of scans) or for a parser's patience (millions of empty chunks). The file's own headers tell, and
-are read here without a decoder.
+of scans) or for a parser's patience (millions of empty chunks). The file's own headers show it,
+and are read here without a decoder.
 """
 
 from __future__ import annotations

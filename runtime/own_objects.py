@@ -104,7 +104,7 @@ def load_function(
 
 
 def load_object(name: str, option: str, error: type[TrimvlaError] = ConfigError) -> object:
-    """Import the module of `name` and return its attribute; `load_function` says what is raised."""
+    """Import the module of `name` and return its attribute; raises what `load_function` raises."""
     reference = parse_reference(name)
     if reference is None:
         form = "module:attribute, such as my_pkg.envs:make (a module's name, no path of a file)"
@@ -136,9 +136,9 @@ def load_module(name: str, option: str, error: type[TrimvlaError] = ConfigError)
 
 
 def blame(failure: BaseException) -> str:
-    """An exception of the user's own code as one line: its kind, its words, its file and line."""
-    said = str(failure).strip().splitlines()
-    text = f"{type(failure).__name__}: {said[0]}" if said else type(failure).__name__
+    """An exception of the user's own code as one line: its kind, its message, its file and line."""
+    lines = str(failure).strip().splitlines()
+    text = f"{type(failure).__name__}: {lines[0]}" if lines else type(failure).__name__
     if isinstance(failure, SyntaxError) and failure.filename is not None:
         named = "line" in text
         return text if named else f"{text} ({failure.filename}, line {failure.lineno})"

@@ -21,7 +21,7 @@ def check_endpoint(endpoint: str, field: str, *, any_free: bool = False) -> None
     """Raise ConfigError for a `tcp://host:port` without a port in range; other transports are not
     looked at.
 
-    With `any_free` the port may be 0 or `*`, for who listens and tells afterwards where.
+    With `any_free` the port may be 0 or `*`, for a server that reports its port afterwards.
     """
     parts = urlsplit(endpoint)
     if parts.scheme != "tcp":

@@ -2,11 +2,11 @@
 
 Knows their switches; imports none of them.
 
-A robot asks no name server for a vendor's host and writes no device id under HOME. ONNX Runtime
+A robot resolves no name of a vendor's host and writes no device id under HOME. ONNX Runtime
 from 1.29 on does both once its library is loaded, OpenVINO's package when it is imported; the
 switches work only before that, so `trimvla.runtime` and every other package of ours throw them when
-they are imported, in every process. Child processes inherit the environment. docs/guides/network.md
-says what leaves a host.
+they are imported, in every process. Child processes inherit the environment. What leaves a host
+stands in docs/guides/network.md.
 """
 
 from __future__ import annotations

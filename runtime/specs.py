@@ -1,4 +1,4 @@
-"""Says what an array must be and checks it. Knows dtypes and shapes; not what the numbers mean."""
+"""Specifications of arrays and their check. Knows dtypes and shapes; not what the numbers mean."""
 
 from __future__ import annotations
 

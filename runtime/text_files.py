@@ -116,7 +116,7 @@ def parse_json(raw: bytes, path: Path | str, what: str, *, error: Error = Config
     """JSON bytes as Python's values; `path` is for the error's words.
 
     NaN and infinity, which JSON does not know and Python writes, are let through: whoever reads
-    numbers checks them, and can say which number it is. A key that stands twice in one table is
+    numbers checks them, and can name the one that is wrong. A key that stands twice in one table is
     refused: readers differ in which they take.
     """
     text = decode_text(raw, path, what, error=error)

@@ -231,7 +231,7 @@ def test_calls_that_cannot_be_repeated_are_named(policy: Policy, tmp_path: Path)
     assert gap.left_out == {"its image is not in the recording": 1}
     assert not gap.same()
     mute = replay(record(tmp_path / "mute.mcap", [first, chunk_of(policy, first, seed=())]), policy)
-    assert mute.left_out == {"the chunk does not say its seed and instruction": 1}
+    assert mute.left_out == {"the chunk has no seed or no instruction": 1}
     assert not mute.same()
 
 

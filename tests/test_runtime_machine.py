@@ -176,7 +176,7 @@ def test_an_emergency_stop_that_must_be_heard_is_missed() -> None:
     rig = Rig()
     assert (
         rig.tick("arm", estop=None) == "idle"
-        and rig.reason == "the emergency stop has not been heard yet"
+        and rig.reason == "the emergency stop has not been received yet"
     )
     assert rig.tick("arm") == "running"
     assert rig.tick(estop=None) == "fault" and rig.reason == "the emergency stop is silent"

@@ -24,7 +24,7 @@ from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.chunks.chunk_queue import QueueConfig
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from trimvla.runtime.control.controller import ControlConfig, Decision
-from trimvla.runtime.control.process import HEARS, ControlLoop
+from trimvla.runtime.control.process import SUBSCRIBES, ControlLoop
 from trimvla.runtime.control.safety import Limits
 
 HZ = 10.0
@@ -163,7 +163,7 @@ def test_what_waited_in_the_sockets_counts_by_its_own_time(tmp_path: Path):
     """
     names = ("task", "robot/state", "chunk", "command")
     with ExitStack() as stack:
-        inputs = stack.enter_context(Subscriber(tmp_path, [topic(name) for name in HEARS]))
+        inputs = stack.enter_context(Subscriber(tmp_path, [topic(name) for name in SUBSCRIBES]))
         tasks, states, chunks, commands = [
             stack.enter_context(Publisher(tmp_path, topic(name))) for name in names
         ]
@@ -206,7 +206,7 @@ class Stopped(Subscriber):
 def test_an_action_that_was_decided_before_the_stop_is_not_sent_after_it(tmp_path: Path):
     telemetry = Telemetry("control")
     with ExitStack() as stack:
-        inputs = Stopped(tmp_path, [topic(name) for name in HEARS])
+        inputs = Stopped(tmp_path, [topic(name) for name in SUBSCRIBES])
         stack.callback(inputs.close)
         world = World(tmp_path, stack)
         commands = stack.enter_context(Publisher(tmp_path, topic("command")))

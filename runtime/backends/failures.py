@@ -1,6 +1,6 @@
 """Whether a failed call costs one image or the process: a lost device never comes back by itself.
 
-A library's error becomes `BackendUnavailableError` where it speaks of its device, else
+A library's error becomes `BackendUnavailableError` where its message is about the device, else
 `BackendError`; `FailureStreak` is the backstop for whatever looks like one bad call, again and
 again. Knows errors and times; no backend.
 """
@@ -18,8 +18,8 @@ from trimvla.runtime.errors import (
     TrimvlaError,
 )
 
-# what ONNX Runtime, TensorRT and CUDA's libraries say where the device, its context or its driver
-# is gone
+# messages of ONNX Runtime, TensorRT and CUDA's libraries where the device, its context or its
+# driver is gone
 DEVICE_WORDS = re.compile(
     r"cuda (failure|error|driver)|cuda ?error|cudnn|cublas|cufft|cusolver|curand|device["
     r" _-]?(reset|removed|lost|hung)"
@@ -62,7 +62,7 @@ class FailureStreak:
     def add(self, error: TrimvlaError, now_ns: int) -> None:
         """Note why there is no chunk.
 
-        What an image or an instruction is refused for says nothing about the backend.
+        A refused image or instruction is no failure of the backend.
 
         Raises BackendUnavailableError where that was the backend's end, or one failure too many.
         """

@@ -166,12 +166,12 @@ def own_precision(graph: Any) -> str:  # noqa: ANN401 - the library has no types
 
 
 def products(compiled: Any) -> Counter[str]:  # noqa: ANN401 - the library has no types
-    """Precisions of the matrix products of a compiled model, as it tells them of itself."""
+    """Precisions of the matrix products of a compiled model, read back from it."""
     found: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ops():
-        told = node.get_rt_info()
-        if "layerType" in told and told["layerType"].astype(str) in PRODUCTS:
-            name = str(told["runtimePrecision"].astype(str))
+        info = node.get_rt_info()
+        if "layerType" in info and info["layerType"].astype(str) in PRODUCTS:
+            name = str(info["runtimePrecision"].astype(str))
             found[NAMES.get(name, name)] += 1
     return found
 
@@ -182,13 +182,13 @@ def check_precision(found: Counter[str], asked: str, model: str, quantised: bool
 
     OpenVINO computes dynamically quantised products in floating point: that is no int8 either.
     """
-    told = ", ".join(f"{count} in {name}" for name, count in found.most_common()) or "no products"
+    counts = ", ".join(f"{count} in {name}" for name, count in found.most_common()) or "no products"
     other = found.keys() - {NAMES[asked], "int8", "float32"}
     lost = asked != "f32" and found and not found.keys() & {NAMES[asked], "int8"}
     if other or lost or (quantised and "int8" not in found):
         wanted = f"int8 and {NAMES[asked]}" if quantised else NAMES[asked]
-        raise BackendError(f"{model}: asked for {wanted}, OpenVINO compiled {told}")
-    return told
+        raise BackendError(f"{model}: asked for {wanted}, OpenVINO compiled {counts}")
+    return counts
 
 
 def check_borders(model: Path, spec: StageSpec, graph: Any) -> None:  # noqa: ANN401 - the library has no types
@@ -239,8 +239,6 @@ def bucket_lengths(model: Path) -> tuple[int, ...]:
 
 
 def first_line(error: Exception) -> str:
-    """The library's messages are long; the last of their lines that says something is the
-    reason.
-    """
+    """The reason in one of the library's long messages: its last line that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,9 +1,9 @@
 """ONNX Runtime: the default backend, on any CPU.
 
-Asks for one provider and checks what it got: `get_available_providers()` lists providers that do
-not load, and a session falls back to the CPU without a word. On CUDA, what lies between two stages
-stays on the device. Waiting threads sleep instead of spinning: on a robot's few cores a spinning
-pool starves the control loop.
+Requests one provider and checks which one it got: `get_available_providers()` lists providers that
+do not load, and a session falls back to the CPU without an error. On CUDA, what lies between two
+stages stays on the device. Waiting threads sleep instead of spinning: on a robot's few cores a
+spinning pool starves the control loop.
 """
 
 from __future__ import annotations

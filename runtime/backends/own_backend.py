@@ -82,7 +82,7 @@ class OwnRunner:
             raise BackendError(f"{self._name}: {error}") from None
 
     def describe(self) -> dict[str, str]:
-        """See `runner.Runner`; what the runner does not say is unknown."""
+        """See `runner.Runner`; fields that the runner does not give are unknown."""
         unknown = {"version": "unknown", "provider": "unknown"}
         return {"backend": self._name, **unknown, **self._runner.describe()}
 

@@ -1,4 +1,4 @@
-"""Ranges of everything that a manifest says, checked before anything is allocated, compiled or
+"""Ranges of every number in a manifest, checked before anything is allocated, compiled or
 opened for it.
 
 A manifest comes from elsewhere: its numbers decide how much memory is taken and how often a graph

@@ -119,7 +119,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def described(self) -> InputsAndOutput:
-        """What the policy takes and gives, as an export asks for it."""
+        """The policy's inputs and output, in the form that an export takes."""
         return InputsAndOutput(
             images=self.images,
             prompt=self.prompt,

@@ -2,9 +2,9 @@
 
 The directory is opened once, every file in it is opened without following a link, checked and
 hashed; backends load through the open directory (`place`), which nobody can exchange for another.
-Afterwards `check_unchanged` says whether a file was written or exchanged in between: any such
+Afterwards `check_unchanged` refuses a file that was written or exchanged in between: any such
 change leaves its mark on the file's or the directory's change time, which no ordinary user can set.
-Knows files; what a manifest says is `manifest`'s.
+Knows files; the manifest's contents are `manifest`'s.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class TokenPlan(
     source: Literal["previous", "next", "expert"] = "previous"
     """The layer whose attention is read: the last that sees every token, the first that does not,
     or the first of the action expert whose queries look at these tokens alone, at the first sampler
-    step (`rows` then says nothing).
+    step (`rows` is then unused).
     """
     embedding: Literal["hidden", "projected"] = "hidden"
     """What diversity compares: the hidden states where tokens are dropped, or the projector's
@@ -208,7 +208,7 @@ class Plan(
 
     @property
     def dense(self) -> bool:
-        """Whether everything is kept as the config says."""
+        """Whether the plan leaves everything as in the config."""
         return msgspec.structs.replace(self, policy=None, provenance=None) == Plan()
 
 
@@ -224,7 +224,7 @@ def _parts(part: msgspec.Struct, prefix: str = "") -> Iterator[str]:
 
 
 def check_parts(plan: Plan, known: Collection[str], policy: str) -> None:
-    """Refuse a plan that asks for what a family does not have.
+    """Refuse a plan with parts that a family does not have.
 
     Args:
         plan: the plan.

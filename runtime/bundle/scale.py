@@ -54,7 +54,7 @@ class Scale(msgspec.Struct, frozen=True):
 def normalise(values: NDArray[np.float64], scale: Scale) -> NDArray[np.float32]:
     """Robot's units float64[..., D] -> normalised float32[..., D]: the inverse of `unnormalise`.
 
-    Dimensions without spread, which that cannot tell apart, become 0.
+    Dimensions without spread, whose values cannot be scaled, become 0.
     """
     if scale.mode == "none":
         return np.asarray(values, np.float32)

@@ -63,7 +63,7 @@ class Connection:
         return max(0, self.received() - self.taken_bytes)
 
     def received(self) -> int:
-        """All bytes that it ever sent; 0 where the kernel does not tell."""
+        """All bytes that it ever sent; 0 where the kernel does not report them."""
         with contextlib.suppress(OSError, struct.error):
             if self.copy is not None:
                 info = self.copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED + 8)

@@ -50,7 +50,7 @@ class Sender:
         self.message: Message | Frame | None = None
         """The newest."""
         self.as_of_ns = 0
-        """When that was true, at the latest: it came then, or it says that it is from before and
+        """When that was true, at the latest: its arrival, or its own earlier time where it
         waited on its way.
         """
         self.arrivals: deque[int] = deque(maxlen=RATE_WINDOW)

@@ -130,12 +130,12 @@ class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     seed: Annotated[tuple[Count, ...], msgspec.Meta(max_length=8)]
     """The same observation and seed give the same actions."""
     instruction: Text = ""
-    """What the policy was told: with the images, the state and the seed, all that a replay
+    """The policy's instruction: with the images, the state and the seed, all that a replay
     needs.
     """
     frames: Annotated[tuple[FrameReference, ...], msgspec.Meta(max_length=MAX_VIEWS)] = ()
-    """Of every camera that the policy looked through, where it has several; else
-    `frame_sequence` says it.
+    """The images of a policy with several cameras, one for each; with one camera,
+    `frame_sequence` identifies its image.
     """
     state: Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_DIM + 1)] = ()
     """What the policy read of the robot's state; empty where it reads none."""
@@ -295,8 +295,8 @@ class Frame:
     """An image and when it was taken. `image` is RGB uint8[h, w, 3], contiguous.
 
     `utc_ns` is `time_ns` on the wall clock, for people and other hosts; its publisher sets it.
-    `timestamp_source` says who knew the time: `host`, `driver`, `read`, `server`, `simulator`, or
-    `unknown`, and then the time is 0 and nobody may act on the image.
+    `timestamp_source` is where the time comes from: `host`, `driver`, `read`, `server`,
+    `simulator`, or `unknown`, and then the time is 0 and nobody may act on the image.
     """
 
     camera: str

@@ -1,10 +1,10 @@
-"""Publish and subscribe over ZeroMQ: newest wins, and every input says how fresh it is.
+"""Publish and subscribe over ZeroMQ: newest wins, and every input carries its freshness.
 
 Each topic has its own `ipc` socket in the run directory, which belongs to one user; or, where
-`network` says so, a TCP address, with keys. Publishers bind and subscribers connect, in any order.
-A topic has one publisher: a second one is an error, however the run directory is reached (`claim`).
-`estop`, `deadman` and `operator` may have several on one host, each with a socket of its own; a
-subscriber finds them all. A publisher never waits: what a reader cannot take is dropped. A
+`network` gives one, a TCP address, with keys. Publishers bind and subscribers connect, in any
+order. A topic has one publisher: a second one is an error, however the run directory is reached
+(`claim`). `estop`, `deadman` and `operator` may have several on one host, each with a socket of its
+own; a subscriber finds them all. A publisher never waits: what a reader cannot take is dropped. A
 subscriber receives in a thread of its own, so that arrival times are true and nothing old waits in
 a socket while its owner is busy. Topics whose messages all count (`depth` above 1) keep a queue.
 There is no replay for late joiners: what must reach them is repeated by its sender. A topic that
@@ -80,8 +80,8 @@ class Publisher:
         self.topic = topic
         self._codec: Codec = codec
         self.sent = 0
-        self._said: Message | None = None
-        self._said_ns = 0
+        self._last_sent: Message | None = None
+        self._last_sent_ns = 0
         with contextlib.ExitStack() as stack:
             try:
                 self._open(run_dir, stack)
@@ -161,15 +161,15 @@ class Publisher:
         self.sent += 1
 
     def _repeats(self, message: Message | Frame) -> bool:
-        """Whether it says the same as the one before, which has just been sent."""
+        """Whether it equals the one before, which has just been sent."""
         if not isinstance(message, Message):
             return False
         now = monotonic_ns()
         bare = msgspec.structs.replace(message, sequence=0, time_ns=0)
-        if bare == self._said and now - self._said_ns < REPEAT_NS:
+        if bare == self._last_sent and now - self._last_sent_ns < REPEAT_NS:
             return True
-        self._said = bare
-        self._said_ns = now
+        self._last_sent = bare
+        self._last_sent_ns = now
         return False
 
     def close(self) -> None:

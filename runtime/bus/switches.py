@@ -1,10 +1,10 @@
-"""What emergency stops, deadman's switches and operators say together, where there are several of
+"""Combines the messages of several emergency stops, deadman's switches and operators into one of
 each. Pure.
 
-estop     pressed if any sender is or was since the last look; silent as soon as one that was heard
-          is, even if others go on: nobody knows what the silent one would say
-deadman   held only if every sender that was heard holds it and none let go since the last look
-operator  every word counts once, in the order of arrival
+estop     pressed if any sender is or was since the last look; silent as soon as one known
+          sender is, even if others go on: the silent one may be pressed
+deadman   held only if every known sender holds it and none let go since the last look
+operator  every request counts once, in the order of arrival
 
 A silent sender is expected back until the operator's `reset`: then those that are silent are
 forgotten, and whoever sends again is expected again.
@@ -18,11 +18,11 @@ from collections.abc import Iterable
 from trimvla.runtime.bus.inputs import Input
 from trimvla.runtime.bus.messages import Deadman, EStop, Operator
 
-REMEMBERED = 256  # words that are told from their repetitions
+REMEMBERED = 256  # requests whose repetitions are recognised
 
 
 def stop_button(source: Input) -> EStop | None:
-    """The message that counts; None if a sender is silent, or none was heard."""
+    """The message that counts; None if a sender is silent, or none is known."""
     newest = [message for message in source.newest if isinstance(message, EStop)]
     since = [message for message in source.fresh if isinstance(message, EStop)]
     pressed = next((message for message in [*since, *newest] if message.pressed), None)
@@ -32,7 +32,7 @@ def stop_button(source: Input) -> EStop | None:
 
 
 def enabling_switch(source: Input) -> Deadman | None:
-    """The message that counts; None if a sender is silent, or none was heard."""
+    """The message that counts; None if a sender is silent, or none is known."""
     newest = [message for message in source.newest if isinstance(message, Deadman)]
     since = [message for message in source.fresh if isinstance(message, Deadman)]
     released = next((message for message in [*since, *newest] if not message.held), None)

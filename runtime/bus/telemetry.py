@@ -134,11 +134,11 @@ class Reporter:
         self.inputs = inputs
         self._publisher = Publisher(run_dir, topic(report(telemetry.process)))
         self._next_ns = 0
-        self._said = ""
+        self._published_state = ""
 
     def beat(self) -> None:
         """Publish if it is time, or if the state is another one."""
-        if monotonic_ns() >= self._next_ns or self.telemetry.state != self._said:
+        if monotonic_ns() >= self._next_ns or self.telemetry.state != self._published_state:
             self._publish()
 
     def close(self) -> None:
@@ -148,6 +148,6 @@ class Reporter:
 
     def _publish(self) -> None:
         self._next_ns = monotonic_ns() + to_ns(REPORT_PERIOD_S)
-        self._said = self.telemetry.state
+        self._published_state = self.telemetry.state
         self.telemetry.note_traffic(self.inputs)
         self._publisher.send(self.telemetry.report())

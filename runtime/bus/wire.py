@@ -2,8 +2,8 @@
 
 Knows bytes; not sockets.
 
-A message is `[topic, msgpack]`. A camera frame is `[topic, JSON header, payload]`, in the form that
-the registry's `camera-stream` speaks, so that its viewers show our cameras and its publishers feed
+A message is `[topic, msgpack]`. A camera frame is `[topic, JSON header, payload]`, in the format of
+the registry's `camera-stream`, so that its viewers show our cameras and its publishers feed
 our policies. Whatever is wrong with received bytes, `decode` raises WireError and nothing else.
 """
 
@@ -165,7 +165,7 @@ def _encode_image(image: NDArray[np.uint8], codec: Codec) -> bytes:
 
 
 def decode_header(topic: Topic, parts: Sequence[bytes]) -> FrameHeader:
-    """What a camera's parts say of their image, which stays packed. Raises WireError."""
+    """Decode the header of a frame; the image itself stays packed. Raises WireError."""
     if topic.type is not Frame or len(parts) != 3 or parts[0] != topic.name.encode():
         raise WireError(
             f"topic '{topic.name}': expected the 3 parts of a camera frame, got {len(parts)}"
@@ -228,8 +228,8 @@ def _decode_frame(topic: Topic, raw_header: bytes, payload: bytes) -> Frame:
 def _frame_facts(
     topic: Topic, header: FrameHeader, payload: bytes
 ) -> list[tuple[str, object, object]]:
-    """Name, expected and received of everything that the header says twice or the payload
-    contradicts.
+    """Name, expected and received value of each header field that contradicts another one or the
+    payload.
     """
     camera, _, stream = topic.name.rpartition("/")
     facts: list[tuple[str, object, object]] = [

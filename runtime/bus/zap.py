@@ -2,9 +2,9 @@
 
 Knows keys; not what travels.
 
-With keys, a socket speaks CURVE and asks here (ZeroMQ's authentication protocol, ZAP) whether a
-client's key is on the list. A stranger without a key, or one that takes us for somebody else, fails
-before that; the socket's monitor tells.
+With keys, a socket is encrypted with CURVE, and this module authenticates (ZeroMQ's protocol, ZAP)
+clients whose key is on the list. A client without a key, or with one meant for another server,
+fails before that; the socket's monitor reports it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ACCEPTED = zmq.EVENT_ACCEPTED
 GONE = zmq.EVENT_DISCONNECTED
 FAILED = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "no key, or one meant for another server",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "it broke off the handshake, or speaks another protocol",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "it broke off the handshake, or uses another protocol",
 }
 WATCHED = (
     ACCEPTED | GONE | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -78,7 +78,7 @@ class ZapAuthenticator:
             server.curve_secretkey = self._keys.secret
             server.curve_publickey = self._keys.public
             server.zap_domain = b"trimvla"
-            # with 1, libzmq 4.3.5 never hears ZAP's answer: nobody comes in
+            # with 1, libzmq 4.3.5 never receives ZAP's reply: no client is accepted
             server.rcvhwm = max(server.rcvhwm, 2)
         self._watches.append(_Watch(server, self.refusals, Connections(limits)))
         try:
@@ -182,9 +182,9 @@ class _Watch:
         self._reason: str | None = None
 
     def take(self) -> None:
-        """All events that wait.
+        """Handle all waiting events.
 
-        A failure does not say whose; the disconnection that follows at once does.
+        A failure does not name its client; the disconnection that follows at once does.
         """
         waiting: list[tuple[zmq.Event, int]] = []
         while self.events.poll(0):

@@ -47,7 +47,7 @@ class CameraConfig:
     fourcc: str = ""
     """The pixel format of a device, such as MJPG or YUYV; the driver's own choice by default."""
     timestamps: TimestampSource = "driver"
-    """When a device's images were taken: as the driver says, which must be on a clock of this host,
+    """When a device's images were taken: by the driver, which must be on a clock of this host,
     or when each was asked for (`read`), which is right only for a driver that keeps no old images.
     """
 

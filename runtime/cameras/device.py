@@ -4,8 +4,8 @@ Knows its settings and when its images were taken.
 
 What was asked for is read back. A pixel format that was named must be the one that comes; a size or
 rate that differs is logged. An image has the driver's own time, on a clock of this host
-(`driver_clock`), or, where the configuration says so, the time at which it was asked for. OpenCV is
-an extra and is imported when it is needed.
+(`driver_clock`), or, where the configuration chooses it, the time at which it was requested. OpenCV
+is an extra and is imported when it is needed.
 """
 
 from __future__ import annotations

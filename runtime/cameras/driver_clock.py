@@ -6,7 +6,7 @@ A driver stamps its images with some clock. Which one is found once, when a sour
 several images: one of this host's clocks that runs just ahead of all their stamps, or none, and
 then no age can be known. From then on a stamp is only ever converted. One that cannot be (none,
 from the future, before the last one) has no time, and its image is of unknown age: the present is
-never put in its place. Images that are old keep a time that says so.
+never put in its place. Images that are old keep their old time.
 """
 
 from __future__ import annotations

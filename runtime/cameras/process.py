@@ -3,9 +3,9 @@
 Knows capture; not what is seen.
 
 A source is anything with `read() -> uint8[h, w, 3]` and `close()`; one that knows when its last
-image was taken says so in `captured_ns`, and never puts the present in the place of a time that
-it does not know. OpenCV, which devices and video files need, is an extra and is imported when it is
-needed.
+image was taken has the time in `captured_ns`, and never puts the present in the place of a time
+that it does not know. OpenCV, which devices and video files need, is an extra and is imported when
+it is needed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from trimvla.runtime.log_limit import LimitedLog
 from trimvla.runtime.preprocess.letterbox import resize
 from trimvla.runtime.specs import ArraySpec
 
-TIMELESS_S = 5.0  # so long a source may go on without telling when its images were taken
+TIMELESS_S = 5.0  # so long a source may go on without the times at which its images were taken
 log = logging.getLogger(__name__)
 limited_log = LimitedLog(log)
 Prepare = Callable[[np.ndarray], np.ndarray]

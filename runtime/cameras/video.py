@@ -34,7 +34,7 @@ class VideoSource:
             raise CameraError(f"{self._words}: no such file")
         self._where = config.where
         self._capture = cv2.VideoCapture(config.where)
-        # as the file says; 0 or less where it does not
+        # from the file's header; 0 or less where it has none
         self._length = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._reads = 0  # since the file's start
         self.skipped = 0

@@ -4,7 +4,7 @@ Knows chunks and time.
 
 A chunk's row r is for the moment of its observation plus r control periods. So a chunk that took
 long to make starts further down: its first rows belong to moments that have passed. Pure: the
-caller says what time it is.
+caller passes the time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class QueueConfig:
     another; what is left is caught up at the same pace. By default the gate's `max_change`.
     """
     max_age_s: float = 2.0
-    """Of the image behind an action, whatever its chunk says about its valid rows."""
+    """Of the image behind an action, whatever the valid rows of its chunk."""
     actuation_s: float = 0.0
     """From a command's sending to the robot's motion: an image taken in that time does not show
     the command yet.
@@ -72,8 +72,8 @@ class QueueConfig:
 
 @dataclass(frozen=True)
 class Due:
-    """The action float64[D] for a moment: `row` of `chunk`, the newest that has one; `voters`
-    chunks had a say.
+    """The action float64[D] for a moment: `row` of `chunk`, the newest that has one; `voters` is
+    the number of chunks that were averaged.
     """
 
     action: NDArray[np.float64]

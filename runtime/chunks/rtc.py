@@ -1,12 +1,12 @@
-"""Real-time chunking: what of the next chunk is known before the policy has thought of it.
+"""Real-time chunking: the rows of the next chunk that are fixed before the policy computes it.
 
 Pure: chunks and times.
 
-While the policy thinks, the robot executes the chunk that it has. The rows of the new chunk that
-belong to that time are frozen to what the old one says; the rows after them are guided towards it,
+While the policy computes, the robot executes the chunk that it has. The rows of the new chunk that
+belong to that time are frozen to the old one's; the rows after them are guided towards it,
 ever less (Black, Galliker and Levine 2025, "Real-Time Execution of Action Chunking Flow Policies";
-docs/concepts/chunks.md says what differs). The sampler itself is `policies.diffusion`'s; here is
-which rows, and how much. Both travel with the chunk, so that a replay can do the same.
+for the differences see docs/concepts/chunks.md). The sampler itself is `policies.diffusion`'s; here
+is which rows, and how much. Both travel with the chunk, so that a replay can do the same.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def guide(
 def known_rows(
     old: ActionChunk, guidance: Guidance
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """What the old chunk says for the new one's rows, float64[H, D] in the robot's units, and the
+    """The old chunk's actions for the new one's rows, float64[H, D] in the robot's units, and the
     weights float32[H].
 
     Rows that it does not reach repeat its last one; their weight is 0.

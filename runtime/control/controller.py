@@ -2,7 +2,7 @@
 
 Pure: no socket, no clock, no inference.
 
-`machine` says which states there are; here each tick's inputs become events, and a state becomes a
+`states` lists the states; here each tick's inputs become events, and a state becomes a
 command:
 
 running       the action that is due, as the gate let it through
@@ -41,7 +41,7 @@ from trimvla.runtime.control.safety import Limits, Motion, check, place, speed
 from trimvla.runtime.control.states import State
 from trimvla.runtime.errors import ConfigError
 
-LOST = "robot/state does not say where the robot is"
+LOST = "robot/state has no position of the robot"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Inputs:
     """The newest, or one since the last tick that was pressed."""
     deadman: Deadman | None = None
     health: Health | None = None
-    """The newest, however old: what is missing stays so until it is said to be back."""
+    """The newest, however old: what is missing stays so until it is reported back."""
     requests: tuple[Operator, ...] = ()
     """All since the last tick."""
 
@@ -197,8 +197,8 @@ class Controller:
         return self._stay(now_ns)
 
     def hold(self, now_ns: int, reason: str) -> Decision:
-        """The last word before nothing more is said: stay, and do not ramp a velocity that nobody
-        would ramp on.
+        """The last command before nothing more is sent: stay, and do not ramp a velocity that
+        nobody would ramp on.
         """
         self._interlock.no_action(reason)
         return self._stay(now_ns, np.full_like(self._ramp, np.inf))

@@ -108,7 +108,7 @@ class Reckoner:
         self.reset()
 
     def reset(self) -> None:
-        """A person says that the robot is where it says: nothing is pending."""
+        """A person confirms that the robot is where it reports: nothing is pending."""
         count = len(self._kinds)
         self.pending: Array = np.zeros(count)
         """float64[D]: commanded, and not seen in the measurement yet."""
@@ -202,9 +202,9 @@ class Reckoner:
 
     def _unseen(self) -> Array:
         """What was commanded since the measurement was last found to live, and did not show."""
-        told = self._commanded - self._base_commanded
+        commanded = self._commanded - self._base_commanded
         seen = self._measured - self._base_measured
-        return np.where(self._target, self.pending, _known(told - seen))
+        return np.where(self._target, self.pending, _known(commanded - seen))
 
     def _believe(self, now_ns: int) -> None:
         """Where a measurement was found to live, what is pending is on its way, or came since and
@@ -213,16 +213,16 @@ class Reckoner:
         trail = self._trail
         begin_ns = now_ns - MEMORY * self._lag_ns
         known = trail.times[:, None] >= np.maximum(self._base_ns, begin_ns)
-        told = self._commanded - trail.commanded
+        commanded = self._commanded - trail.commanded
         seen = self._measured - trail.measured
-        lives = (lives_by(told, seen, self._shown) & known).any(axis=0)
+        lives = (lives_by(commanded, seen, self._shown) & known).any(axis=0)
         if lives.any():
             self._base_ns[lives] = now_ns
             self._base_commanded = np.where(lives, self._commanded, self._base_commanded)
             self._base_measured = np.where(lives, self._measured, self._base_measured)
         trusted = (self._base_ns >= 0) & ~self._target
         if trusted.any():
-            recent = told[trail.times >= begin_ns]
+            recent = commanded[trail.times >= begin_ns]
             unseen = self._unseen()
             low = np.fmin(recent.min(axis=0, initial=0.0), unseen)
             high = np.fmax(recent.max(axis=0, initial=0.0), unseen)
@@ -249,7 +249,7 @@ class Reckoner:
         """
         if not self._bounded:
             return ""
-        # a robot that moves less than it is told leaves something pending, and one that lags
+        # a robot that moves less than commanded leaves something pending, and one that lags
         # something unseen
         unseen = self._unseen()
         pending = self.pending
@@ -299,17 +299,17 @@ def _reason(what: str) -> str:
     return f"the robot does not follow its commands: {what}"
 
 
-def lives_by(told: Array, seen: Array, shown: Array) -> NDArray[np.bool_]:
-    """Whether measured motions `seen` belong to a sensor that lives, where `told` was commanded:
-    float64[..., D].
+def lives_by(commanded: Array, seen: Array, shown: Array) -> NDArray[np.bool_]:
+    """Whether measured motions `seen` belong to a sensor that lives, where `commanded` was
+    commanded: float64[..., D].
 
-    It followed at least half of a motion of `shown` or more, or moved by itself, further than it
-    was told to.
+    It followed at least half of a motion of `shown` or more, or moved by itself, further than
+    commanded.
     """
     far = abs(seen)
-    near = abs(told)
+    near = abs(commanded)
     with np.errstate(invalid="ignore"):
-        follows = (near >= shown) & (seen * told >= 0.5 * told * told)
+        follows = (near >= shown) & (seen * commanded >= 0.5 * commanded * commanded)
         leads = (far >= shown) & (far >= 2 * near)
     return (follows | leads) & np.isfinite(shown)
 

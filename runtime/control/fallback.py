@@ -60,8 +60,8 @@ def moves(kinds: Sequence[ActionKind], last: ArrayLike) -> bool:
 def as_command(
     kinds: Sequence[ActionKind], position: Sequence[float], gripper: float
 ) -> NDArray[np.float64] | None:
-    """The command float64[D] that says where the robot is, to hold before the first command; None
-    if that is unknown.
+    """The command float64[D] for the robot's present position, to hold before the first command;
+    None if that is unknown.
 
     `position` has one entry for each dimension but the gripper's, and matters only where one of
     them is absolute; `gripper` is 1 = open, 0 = closed.

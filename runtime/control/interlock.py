@@ -1,7 +1,7 @@
 """Whether the robot may move, and why not: tasks, the operator, the emergency stop and the
 deadman's switch -> states.
 
-Pure: the caller says what time it is and what came. What is sent in a state is the controller's
+Pure: the caller passes the time and what came. What is sent in a state is the controller's
 business.
 """
 
@@ -33,7 +33,7 @@ class InterlockConfig:
     instruction under the same episode is another task.
     """
     estop: bool = False
-    """Whether the emergency stop must be heard all the time.
+    """Whether the emergency stop must be received all the time.
 
     One that is pressed counts in any case.
     """
@@ -67,7 +67,7 @@ class Interlock:
         """Since when it is known. An `arm` from before was meant for another."""
         self._stopped_ns = -1
         """When a person last reset or disarmed; a task from before arms nothing."""
-        self._estop_heard = False
+        self._estop_received = False
         self._refused_ns: int | None = None
 
     @property
@@ -91,7 +91,7 @@ class Interlock:
             now_ns: this moment.
             task: the live one; None where there is none.
             requests: the operator's, in their order.
-            estop: its newest message, or one that says that it was pressed since the last tick;
+            estop: its newest message, or the one with which it was pressed since the last tick;
                 None if it is silent.
         """
         for event, reason in self._events(now_ns, task, requests, estop):
@@ -134,7 +134,7 @@ class Interlock:
     def _events(
         self, now_ns: int, task: Task | None, requests: Sequence[Operator], estop: EStop | None
     ) -> Iterator[tuple[Event, str]]:
-        self._estop_heard |= estop is not None
+        self._estop_received |= estop is not None
         yield from self._task_events(now_ns, task)
         for message in requests:
             if message.request != "arm":
@@ -147,19 +147,19 @@ class Interlock:
                 "estop",
                 f"the emergency stop is pressed{f' by {estop.source}' if estop.source else ''}",
             )
-        elif estop is None and self._config.estop and self._estop_heard:
+        elif estop is None and self._config.estop and self._estop_received:
             yield "estop", "the emergency stop is silent"
 
     def _task_events(self, now_ns: int, task: Task | None) -> Iterator[tuple[Event, str]]:
         """The end of one task, and the begin of another.
 
-        None begins before a required emergency stop was heard.
+        None begins before a required emergency stop was received.
         """
         if task is None or not task.active:
             self._task = None
             yield "end", "no live task" if task is None else "the task is not active"
-        elif self._config.estop and not self._estop_heard:
-            yield "end", "the emergency stop has not been heard yet"
+        elif self._config.estop and not self._estop_received:
+            yield "end", "the emergency stop has not been received yet"
         elif (task.episode, task.instruction) != self._task:
             same_episode = self._task is not None and task.episode == self._task[0]
             self._task = (task.episode, task.instruction)

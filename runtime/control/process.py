@@ -44,7 +44,16 @@ PRESSES = "estop_presses"  # counter of the report: ticks that saw the emergency
 SWITCHES = ("estop", "deadman")
 BRAKE_S = 2.0  # of the 5 s that a supervisor gives a process to end
 STOPS = "control stops"
-HEARS = ("task", "robot/state", "chunk", "refusal", "estop", "deadman", "health", "operator")
+SUBSCRIBES = (
+    "task",
+    "robot/state",
+    "chunk",
+    "refusal",
+    "estop",
+    "deadman",
+    "health",
+    "operator",
+)
 
 
 class ControlLoop:
@@ -94,8 +103,8 @@ class ControlLoop:
         )
 
     def _explain(self, decision: Decision) -> Decision:
-        """The decision; where the robot does not move, its reason says what is wrong with the
-        traffic too.
+        """The decision; where the robot does not move, its reason names faults of the traffic
+        too.
         """
         if decision.state == "running":
             return decision
@@ -195,9 +204,9 @@ def _newest(source: Input, kind: type[Kind]) -> Kind | None:
 
 
 def run(config: ControlConfig, run_dir: Path, stop: threading.Event) -> None:
-    """The process `control`, until `stop`; then the robot is told to hold."""
+    """The process `control`, until `stop`; then it sends a hold."""
     telemetry = Telemetry("control")
-    inputs = Subscriber(run_dir, [topic(name) for name in HEARS])
+    inputs = Subscriber(run_dir, [topic(name) for name in SUBSCRIBES])
     commands = Publisher(run_dir, topic("command", config.hz))
     reporter = Reporter(run_dir, telemetry, inputs)
     loop = ControlLoop(config, inputs, commands, telemetry)

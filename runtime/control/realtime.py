@@ -1,7 +1,7 @@
-"""Asks the operating system for what a control loop likes: priority, cores, memory that stays, no
-collector's pauses.
+"""Requests from the operating system what a control loop needs: priority, cores, memory that stays,
+no collector's pauses.
 
-One call, `set_up`, that says for each wish whether it was granted, as read back from the system,
+One call, `set_up`, that returns for each wish whether it was granted, as read back from the system,
 and why not. Knows Linux; elsewhere the wishes are refused, with that reason. Changes only its own
 process.
 """

@@ -3,7 +3,7 @@ than allowed.
 
 Pure functions; they know numbers and what a dimension means, not robots or time. An action that is
 not even numbers of the right count is refused: the caller holds. One that goes beyond a limit is
-brought back to it, and the verdict says so, limit by limit and dimension by dimension.
+brought back to it, and the verdict lists it, limit by limit and dimension by dimension.
 
 Every limit is an interval of the action. They are nested in the order of `window`: each is cut to
 what those before it leave, so that where two cannot both be kept the earlier one is. All functions
@@ -118,9 +118,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Bound:
-    """One limit as an interval float64[..., D] of the action, and what is said of an action
-    outside.
-    """
+    """One limit as an interval float64[..., D] of the action, and the text for an action outside."""
 
     what: str
     low: Array
@@ -294,9 +292,9 @@ def _problems(name: str, value: Array, limits: Limits) -> tuple[str, ...]:
 
 
 def _unplaced(limits: Limits, motion: Motion | None) -> tuple[str, ...]:
-    """A workspace cannot be kept by a robot that does not say where it is.
+    """Reasons why a workspace cannot be kept: the robot's position is unknown.
 
-    Absolute targets say so themselves.
+    Absolute targets need none: they are positions themselves.
     """
     if motion is None or (limits.workspace_low is None and limits.workspace_high is None):
         return ()

@@ -1,4 +1,4 @@
-"""The states of a robot under control, and the table that says what leads from one to another.
+"""The states of a robot under control, and the table of transitions between them.
 
 Pure: a table.
 
@@ -25,7 +25,7 @@ EVENTS: tuple[Event, ...] = get_args(Event)
 
 # estop    the emergency stop is pressed, or it is required and has fallen silent
 # failure  what must not go on: the gate has refused every action for too long
-# reset    a person says that the cause of the fault is gone
+# reset    a person confirms that the cause of the fault is gone
 # arm      a person, or with `arm = "auto"` a new task, lets the robot move
 # disarm   a person does not
 # end      the task is over, or another one began

@@ -5,7 +5,7 @@ Pure: knows pixels, times, positions; judges nothing.
 A sensor has noise, so a living camera never gives the same pixels twice; a driver that hangs gives
 one old buffer, or several in turn, with new sequence numbers and new capture times. Simulated
 images have no noise, and what is frozen may be encoded anew or carry a clock, so its pixels are
-new. Then only the robot tells: it moved, and the camera still shows what it showed before. Hence
+new. Then only the robot's motion shows it: the camera still shows what it showed before. Hence
 two measurements, each with the time that it lasts and the robot's motion meanwhile:
 
     same    the pixels of an earlier image, but for a few points
@@ -14,8 +14,8 @@ two measurements, each with the time that it lasts and the robot's motion meanwh
             images but for one small place, such as that of a clock or a lamp
 
 The motion is that since the earlier image was first seen: a robot that comes back may find the same
-image. An image is compared with the newest 32: no driver has more buffers. `observe.AgeBudget` says
-what is too much.
+image. An image is compared with the newest 32: no driver has more buffers. `observe.AgeBudget` sets
+the limits.
 
 Cannot be noticed: `alike` while the robot stands still; a clock on a frozen image without noise, or
 with noise added to all of it: a simulated or a living camera that sees little of its robot gives

@@ -83,7 +83,7 @@ class LadderConfig:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What is known now; None where nothing says it."""
+    """The board's readings and the motion's phase now; None where unknown."""
 
     temperature_c: float | None = None
     power_w: float | None = None
@@ -113,7 +113,7 @@ def level(before: int, value: float | None, limits: Sequence[float], relief: flo
 
 
 class Ladder:
-    """Stands on a rung; is told how long calls took, and asked before each one whether to move."""
+    """Stands on a rung; receives how long calls took, and decides before each one whether to move."""
 
     def __init__(self, config: LadderConfig, costs_s: Sequence[float]) -> None:
         """`costs_s`: what a call took on each rung, measured when nothing else ran.
@@ -218,12 +218,12 @@ class Ladder:
                 ),
             )
         if self._heat > self.rung and self._heat >= floor:
-            told = (
+            measured = (
                 ""
                 if conditions.temperature_c is None
                 else f" at {conditions.temperature_c:.0f} degrees"
             )
-            return "heat", f"the board is hot{told}"
+            return "heat", f"the board is hot{measured}"
         if self._strain > self.rung and self._strain >= floor:
             return "power", f"expected at most {config.max_w:g} W, got {conditions.power_w} W"
         return "motion", "coarse motion"

@@ -1,5 +1,5 @@
-"""Joins the newest images, the robot's state and the task into one observation, or says why it
-must not be acted on.
+"""Joins the newest images, the robot's state and the task into one observation, or gives the reason
+why it must not be acted on.
 
 Pure: knows messages, ages and what `frozen` measured; not where they come from.
 """

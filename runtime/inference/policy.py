@@ -93,8 +93,8 @@ class Policy:
         guided: bool = False,
         engines: Path | None = None,
     ) -> Policy:
-        """Open a bundle by path or by a shipped bundle's name; `runner.create` says what the
-        options are.
+        """Open a bundle by path or by a shipped bundle's name; the options are those of
+        `runner.create`.
 
         `guided`: also open the optional stage with which a chunk can be guided towards known rows.
 

@@ -41,7 +41,7 @@ class Cameras(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """One observation, and what a chunk that is made from it says about it."""
+    """One observation, and the fields that it gives a chunk that is made from it."""
 
     observation: Observation
     time_ns: int
@@ -86,7 +86,7 @@ class RobotInputs:
 
     def budget(self, budget: AgeBudget) -> AgeBudget:
         """The ages that are allowed; a state that is read is as old as an image at most, where
-        nothing else is said.
+        nothing else is configured.
         """
         if self.state is None or budget.state_s is not None:
             return budget

@@ -33,7 +33,7 @@ from trimvla.runtime.preprocess.observation import Observation, blank_observatio
 
 log = logging.getLogger(__name__)
 SENSE_NS = NS_PER_S  # between two looks at the board's sensors
-# calls on a rung, and which of them says how long the next one takes
+# calls on a rung, and which of them stands for the next one's time
 WINDOW = 50
 QUANTILE = 0.9
 WARM_CALLS = 3  # on each rung; the first is slower
@@ -52,7 +52,7 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class ScheduledInference:
-    """What a call gave, and what its chunk says about how it came about."""
+    """The result of a call, and the fields of its chunk about how it was made."""
 
     result: Chunk
     about: dict[str, Any]
@@ -158,7 +158,7 @@ class InferenceScheduler:
             self._ladder.timed(now_ns / NS_PER_S, seconds)
 
     def _choose(self, now_ns: int, telemetry: Telemetry) -> None:
-        """Ask the ladder; say what has changed."""
+        """Move to the rung that the ladder decides on, and log a change."""
         if self._ladder is None:
             return
         board = self._feel(now_ns)

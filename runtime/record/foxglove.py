@@ -134,16 +134,16 @@ def _field(part: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-class Narrator:
-    """Tells decisions as log lines: every change of a process's state, and every new reason behind
+class ChangeLog:
+    """Writes decisions as log lines: every change of a process's state, and every new reason behind
     a command.
     """
 
     def __init__(self) -> None:
-        self._said: dict[str, tuple[str, str]] = {}
+        self._last: dict[str, tuple[str, str]] = {}
 
-    def tell(self, message: Message | Frame, utc_ns: int) -> Log | None:
-        """The line that this message gives; none if it says nothing new."""
+    def line_for(self, message: Message | Frame, utc_ns: int) -> Log | None:
+        """The log line of a message; None if nothing has changed."""
         if isinstance(message, Report):
             return self._line(message.process, message.state, message.reason, utc_ns)
         if isinstance(message, Command):
@@ -151,9 +151,9 @@ class Narrator:
         return None
 
     def _line(self, name: str, state: str, reason: str, utc_ns: int) -> Log | None:
-        if self._said.get(name) == (state, reason):
+        if self._last.get(name) == (state, reason):
             return None
-        self._said[name] = (state, reason)
+        self._last[name] = (state, reason)
         return Log(
             as_time(utc_ns),
             WARNING if reason else INFO,

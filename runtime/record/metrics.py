@@ -3,7 +3,7 @@
 
 Knows reports; measures nothing itself. What operators ask for has a name of its own in a table;
 every other counter and value is there under its own label. The page is for this host alone unless
-`host` says otherwise.
+`host` is set.
 """
 
 from __future__ import annotations
@@ -125,10 +125,10 @@ class Page:
 
 def _counters(reports: Iterable[Report]) -> Iterator[Metric]:
     families: dict[str, CounterMetricFamily] = {}
-    for said in reports:
-        for name, count in said.counters.items():
+    for entry in reports:
+        for name, count in entry.counters.items():
             (metric, text), extra = _metric_of(name, COUNTERS, TOPIC_COUNTERS, EVENTS, "event")
-            labels = {"process": said.process, **extra}
+            labels = {"process": entry.process, **extra}
             family = families.setdefault(
                 metric, CounterMetricFamily(metric, text, labels=list(labels))
             )
@@ -152,13 +152,13 @@ def _metric_of(
 
 def _durations(reports: Iterable[Report]) -> Iterator[Metric]:
     families: dict[str, HistogramMetricFamily] = {}
-    for said in reports:
-        for name, summary in said.latencies.items():
+    for entry in reports:
+        for name, summary in entry.latencies.items():
             metric, text = DURATIONS.get(name, STAGE)
             labels = ["process"] if name in DURATIONS else ["process", "stage"]
             family = families.setdefault(metric, HistogramMetricFamily(metric, text, labels=labels))
             family.add_metric(
-                [said.process, name][: len(labels)], _cumulated(summary), summary.sum / 1e3
+                [entry.process, name][: len(labels)], _cumulated(summary), summary.sum / 1e3
             )
     yield from families.values()
 
@@ -177,12 +177,12 @@ def _gauges(reports: Iterable[Report], now_ns: int) -> Iterator[Metric]:
         "trimvla_report_age_seconds", "Since a process's last report", labels=["process"]
     )
     families: dict[str, GaugeMetricFamily] = {}
-    for said in reports:
-        state.add_metric([said.process, said.state], 1)
-        silent.add_metric([said.process], (now_ns - said.time_ns) / NS_PER_S)
-        for name, number in said.values.items():
+    for entry in reports:
+        state.add_metric([entry.process, entry.state], 1)
+        silent.add_metric([entry.process], (now_ns - entry.time_ns) / NS_PER_S)
+        for name, number in entry.values.items():
             (metric, text), extra = _metric_of(name, VALUES, TOPIC_VALUES, OTHERS, "name")
-            labels = {"process": said.process, **extra}
+            labels = {"process": entry.process, **extra}
             family = families.setdefault(
                 metric, GaugeMetricFamily(metric, text, labels=list(labels))
             )
@@ -206,14 +206,14 @@ def run(config: MetricsConfig, run_dir: Path, stop: threading.Event) -> None:
     telemetry.values["port"] = server.server_port
     log.info("http://%s:%d/metrics", config.host, server.server_port)
     names = [report(name) for name in config.processes]
-    hears = Subscriber(run_dir, [topic(name) for name in names])
-    reporter = Reporter(run_dir, telemetry, hears)
+    reports_in = Subscriber(run_dir, [topic(name) for name in names])
+    reporter = Reporter(run_dir, telemetry, reports_in)
     try:
         while not stop.is_set():
-            hears.update(WAIT_S)
-            messages = [hears[name].message for name in names]
+            reports_in.update(WAIT_S)
+            messages = [reports_in[name].message for name in names]
             page.reports = [message for message in messages if isinstance(message, Report)]
             reporter.beat()
     finally:
-        for closing in (server, hears, reporter):
+        for closing in (server, reports_in, reporter):
             closing.close()

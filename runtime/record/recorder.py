@@ -3,7 +3,7 @@
 It listens like any other reader: a publisher drops what a reader cannot take. Its own queues are
 bounded; what is lost on the way shows as gaps in the sequence numbers and is counted. A file that
 cannot be written, on a full disk or anywhere else, ends the recording with one error: the process
-stays, says so in its report, and nothing else stops.
+stays, its report has the error, and nothing else stops.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from trimvla.runtime.record.recording import RecordingWriter, partial
 log = logging.getLogger(__name__)
 NAME = "recorder"
 WAIT_S = 0.1  # for messages, so that `stop` is seen
-SILENCE_S = 0.3  # after which nobody says anything more
+SILENCE_S = 0.3  # after which nobody sends anything more
 LAST_WORDS_S = 2.0  # and how long they may take to end
 MIB = 1024 * 1024
 
@@ -104,8 +104,8 @@ def facts(system: dict[str, Any]) -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's name, where Linux tells it: kernels are chosen by it, and with them the last
-    bits.
+    """The processor's name, where Linux reports it: kernels are chosen by it, and with them the
+    last bits.
     """
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -4,9 +4,9 @@ Writes it and reads it; knows no socket.
 
 Every message is JSON with a schema (`foxglove.py`), so that the file opens in Foxglove. Times in
 the file are of the wall clock, for people; times inside the messages stay those of the robot's
-monotonic clock. While it is written the file is called `<name>.partial`; its real name says that it
-is complete. What was flushed before a crash can be read from the partial file. Facts about the run
-stand in the file as metadata. A file may come from anybody: whatever is wrong with it is a
+monotonic clock. While it is written the file is called `<name>.partial`; its real name means that
+it is complete. What was flushed before a crash can be read from the partial file. Facts about the
+run stand in the file as metadata. A file may come from anybody: whatever is wrong with it is a
 RecordingError, in bounded time and memory.
 """
 
@@ -32,7 +32,7 @@ from trimvla.runtime.bus.topics import Topic, topic
 from trimvla.runtime.clock import wall_offset_ns
 from trimvla.runtime.errors import ConfigError, RecordingError, WireError
 from trimvla.runtime.record import foxglove
-from trimvla.runtime.record.foxglove import CompressedImage, Narrator, Picture, RawImage
+from trimvla.runtime.record.foxglove import ChangeLog, CompressedImage, Picture, RawImage
 from trimvla.runtime.record.mcap_records import read_records
 
 PARTIAL = ".partial"
@@ -71,7 +71,7 @@ class RecordingWriter:
         self._writer.add_metadata(FACTS, {**facts, "utc_minus_monotonic_ns": str(self._offset_ns)})
         self._channels: dict[str, int] = {}
         self._schemas: dict[type, int] = {}
-        self._narrator = Narrator()
+        self._change_log = ChangeLog()
 
     def add(self, topic: Topic, received_ns: int, parts: list[bytes]) -> int:
         """Append what came on a topic at `received_ns`; returns its sequence number.
@@ -83,7 +83,7 @@ class RecordingWriter:
         message = wire.decode(topic, parts)
         assert isinstance(message, Message)
         self._append(topic.name, message, message.sequence, received_ns, message.time_ns)
-        line = self._narrator.tell(message, self._offset_ns + message.time_ns)
+        line = self._change_log.line_for(message, self._offset_ns + message.time_ns)
         if line is not None:
             self._append(LOG_TOPIC, line, 0, received_ns, message.time_ns)
         return message.sequence

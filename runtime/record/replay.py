@@ -108,7 +108,7 @@ class Calls:
         self._recording = recording
         self._chunks: dict[Key, list[ActionChunk]] = {}
         """By each image that they were made from."""
-        self._said: dict[int, ActionChunk] = {}
+        self._by_sequence: dict[int, ActionChunk] = {}
         self._before: dict[int, ActionChunk] = {}
         """By the number of a chunk that was guided, the one that guided it."""
         self.count = 0
@@ -128,21 +128,21 @@ class Calls:
 
     def _take(self, chunk: ActionChunk) -> None:
         self.count += 1
-        self._said[chunk.sequence] = chunk
+        self._by_sequence[chunk.sequence] = chunk
         if chunk.guidance is not None and (why := self._find(chunk, chunk.guidance.chunk)):
             self._mute[why] += 1
             return
         if not chunk.seed or not chunk.instruction:
-            self._mute["the chunk does not say its seed and instruction"] += 1
+            self._mute["the chunk has no seed or no instruction"] += 1
             return
         for key in dict.fromkeys(keys_of(chunk)):  # one camera may serve two of the policy's
             self._chunks.setdefault(key, []).append(chunk)
 
     def _find(self, chunk: ActionChunk, sequence: int) -> str:
         """Note which chunk guided this one; why not, if it cannot be found."""
-        before = self._said.get(sequence)
+        before = self._by_sequence.get(sequence)
         if before is None or before.episode != chunk.episode:
-            early = self.count == 1 or sequence < min(self._said)
+            early = self.count == 1 or sequence < min(self._by_sequence)
             return (
                 f"the chunk that guided it is {'from before' if early else 'not in'} the recording"
             )

@@ -40,7 +40,7 @@ class Request:
 def parse(raw: bytes, camera: str = "", token: str = "", *, cameras: Sequence[str] = ()) -> Request:
     """A request.
 
-    Raises WireError for what is none or shows another token, ObservationError for what it asks.
+    Raises WireError for what is none or has another token, ObservationError for its contents.
     """
     message = open_map(raw)
     check_token(message, token)
@@ -104,7 +104,7 @@ def error_reply(error: Exception) -> bytes:
 
 
 def modality_config(metadata: Mapping[str, Any], camera: str) -> dict[str, object]:
-    """What the client's `ModalityConfig` class is made of, for what is looked at, said and done."""
+    """The fields of the client's `ModalityConfig` class, for images, instructions and actions."""
     cameras = metadata["cameras"]
     parts = {
         "video": ([0], list(cameras) if len(cameras) > 1 else [camera or "image"]),

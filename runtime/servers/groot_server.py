@@ -1,4 +1,5 @@
-"""The ZeroMQ server that GR00T's client talks to. Knows sockets; `groot` knows what is said.
+"""The ZeroMQ server that GR00T's client talks to. Knows sockets; `groot_protocol` knows the
+messages.
 
 Clients use REQ sockets; inside is a ROUTER, so that one slow client keeps nobody waiting: requests
 are taken at once, one of each client, and unpacked by the service's decoders, questions wait in the

@@ -1,4 +1,4 @@
-"""What a client asks a policy: the observation keys of LeRobot, openpi, GR00T and vla-eval,
+"""A client's query to a policy: the observation keys of LeRobot, openpi, GR00T and vla-eval,
 normalised once.
 
 Everything here takes what somebody sent and gives one typed `Query`, or an ObservationError that
@@ -41,7 +41,7 @@ MAIN = (
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """One question. Times are on the server's monotonic clock, which it tells in its answers."""
+    """One question. Times are on the server's monotonic clock, which its answers contain."""
 
     image: NDArray[np.uint8]
     """RGB uint8[h, w, 3], contiguous; of several, the policy's first camera."""

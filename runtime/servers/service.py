@@ -1,10 +1,10 @@
-"""A policy that several clients ask: one thread infers, in fair order, from a bounded queue.
+"""A policy for several clients: one thread infers, in fair order, from a bounded queue.
 
 Knows no protocol.
 
-Every session has at most one question under way, so first come, first served is fair, and who
-floods is told so without costing the others anything. A question that is too old, or past its
-deadline, when its turn comes is refused.
+Every session has at most one question under way, so first come, first served is fair, and a
+client that floods is refused without costing the others anything. A question that is too old, or
+past its deadline, when its turn comes is refused.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class ServiceConfig:
     adaptive ensemble).
     """
     max_age_s: float = 0.5
-    """Of a question that says when its image was taken."""
+    """Of a question that has its image's capture time."""
     max_sessions: int = 64
     max_waiting: int = 16
     """Questions in the queue."""
     idle_s: float = 300.0
-    """A session that asks nothing for so long is forgotten; of `max_sessions` the longest idle,
+    """A session without a question for so long is forgotten; of `max_sessions` the longest idle,
     where another comes.
     """
 
@@ -108,8 +108,8 @@ class Service:
         config: ServiceConfig = ServiceConfig(),
         on_lost: Callable[[], object] = lambda: None,
     ) -> None:
-        """`on_lost` is called once, in another thread, when the backend is gone for good and `lost`
-        says why.
+        """`on_lost` is called once, in another thread, when the backend is gone for good; `lost`
+        is the reason.
 
         Raises ConfigError for more votes than a chunk has rows.
         """
@@ -170,7 +170,7 @@ class Service:
         self.close()
 
     def refuse(self, error: Exception) -> TrimvlaError:
-        """Count what a client did wrong, and the error that it is told: no internals of ours."""
+        """Count a client's fault; returns the error that is sent to it, without our internals."""
         if isinstance(error, TrimvlaError):
             self.counters["malformed" if isinstance(error, WireError) else "refused"] += 1
             return error
@@ -201,7 +201,7 @@ class Service:
             if isinstance(error, BackendUnavailableError) and self.lost is None:
                 self.lost = error
                 self._on_lost()
-        except Exception as error:  # a client is told no internals
+        except Exception as error:  # a client receives no internals
             limited.exception(type(error), "a question failed: %s", error)
             outcome = BackendError(
                 "expected an answer of the policy, got an internal error; see the server's log"

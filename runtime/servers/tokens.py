@@ -31,7 +31,7 @@ def read_token(path: Path) -> str:
 
 
 def is_same(shown: str, expected: str) -> bool:
-    """Whether a shown token is the expected one; how long this takes tells nothing of where they
+    """Whether a shown token is the expected one, in a time that does not depend on where they
     differ.
     """
     return hmac.compare_digest(shown.encode(errors="replace"), expected.encode(errors="replace"))

@@ -2,7 +2,7 @@
 all together.
 
 The library limits one message; not what many connections hold at once, nor frames that carry
-nothing. Knows bytes and frames; not what is said. For the thread of one event loop.
+nothing. Knows bytes and frames; not messages. For the thread of one event loop.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What openpi's and vla-eval's clients say over a websocket and what they expect, without the
-websocket: pure.
+"""The protocols of openpi's and vla-eval's clients over a websocket, without the websocket: pure.
 
-A conversation hears one message at a time and gives what to send back at once, or a question for
-the policy. Knows frames and their order; not connections, and not how an answer comes about.
+A conversation receives one message at a time and returns what to send back at once, or a question
+for the policy. Knows frames and their order; not connections, and not how an answer comes about.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ KINDS = ("hello", "observation", "episode_start", "episode_end", "error")
 class Conversation(Protocol):
     """One client's protocol.
 
-    It hears a message, and is asked for an answer or a refusal, before it hears the next.
+    It receives a message, and makes an answer or a refusal, before it receives the next.
     """
 
     def greeting(self) -> bytes | None:
-        """What is sent before anything is heard."""
+        """What is sent before anything is received."""
         ...
 
     def receive(self, raw: bytes | str, session: Session) -> Query | bytes | None:
@@ -48,7 +47,7 @@ class Conversation(Protocol):
 
 
 class Openpi:
-    """Observations in, action chunks out; the server speaks first."""
+    """Observations in, action chunks out; the server sends first."""
 
     def __init__(self, metadata: Mapping[str, Any], camera: str = "") -> None:
         self._metadata = metadata
@@ -64,7 +63,7 @@ class Openpi:
         return normalise(_opened(raw), self._camera, cameras=self._metadata.get("cameras", ()))
 
     def answer(self, answer: Answer) -> bytes:
-        """`actions` float32[H, D], and `server_timing` as openpi's own server tells it."""
+        """`actions` float32[H, D], and `server_timing` as openpi's own server sends it."""
         timing = {"infer_ms": answer.info["infer_ms"], "prev_total_ms": self._previous_ms}
         self._previous_ms = answer.info["queue_ms"] + answer.info["infer_ms"]
         return pack({"actions": answer.actions, "server_timing": timing, **answer.info}, "openpi")
@@ -88,7 +87,7 @@ class VlaEval:
         self._seq = 0
 
     def greeting(self) -> None:
-        """The client speaks first."""
+        """None: the client sends first."""
 
     def receive(self, raw: bytes | str, session: Session) -> Query | bytes | None:
         """HELLO is answered, an episode's start resets the session, an observation is a

@@ -3,9 +3,8 @@ client decides.
 
 Runs asyncio in a thread of its own; messages are unpacked by the service's decoders. A browser's
 pages are refused (they send an `Origin`), so is who shows another token than the server's, who
-sends more than the cap, and who neither speaks nor reads for too long. Where the house is full, the
-longest idle leaves for who comes. `GET /healthz` answers
-200. Knows connections; not what is said.
+sends more than the cap, and who neither sends nor reads for too long. At the limit of connections,
+a new one replaces the longest idle. `GET /healthz` answers 200. Knows connections; not messages.
 """
 
 from __future__ import annotations
@@ -199,10 +198,10 @@ class WebsocketServer:
         try:
             session = service.sessions.of(connection.id)
             job = service.decoders.submit(len(raw), partial(conversation.receive, raw, session))
-            heard = await asyncio.wrap_future(job)
-            if not isinstance(heard, Query):
-                return heard
-            question = service.ask(session, heard)
+            received = await asyncio.wrap_future(job)
+            if not isinstance(received, Query):
+                return received
+            question = service.ask(session, received)
         except Exception as error:  # one client's message must not end its conversation
             return conversation.refusal(service.refuse(error))
         try:

@@ -51,7 +51,7 @@ class Graph:
 
 
 def load_runtime() -> Any:  # noqa: ANN401 - the library has no types
-    """CUDA's runtime API as a module; BackendError says what to install."""
+    """CUDA's runtime API as a module; BackendError names what to install."""
     try:
         return importlib.import_module(MODULE)
     except ImportError as error:

@@ -1,7 +1,7 @@
 """Which GPU and which JetPack this machine has, and how much memory is free: what an engine is tied
 to.
 
-Asks the driver's own program and the files of Linux for Tegra; loads no CUDA. Knows no backend.
+Queries the driver's own program and the files of Linux for Tegra; loads no CUDA. Knows no backend.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def free_bytes() -> int | None:
     """Memory that a new process can have: the system's, and on a card with memory of its own no
     more than that.
 
-    None where the system does not tell.
+    None where the system does not report it.
     """
     if not MEMORY.exists():
         return None
@@ -75,7 +75,7 @@ def available(meminfo: str) -> int:
 
 
 def _query_gpu(field: str) -> str | None:
-    """One field of the first GPU, as nvidia-smi tells it; None where there is no driver."""
+    """One field of the first GPU, from nvidia-smi; None where there is no driver."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]

@@ -47,7 +47,7 @@ class StageEngine:
             spec: what must cross its border.
             buckets: the prompt lengths that it must have a profile for; empty for a stage that sees
                 no prompt.
-            sha256: of the engine, as its record says; not looked at when left out.
+            sha256: of the engine, from its record; not checked when left out.
 
         Raises:
             BackendError: it does not load here, or is not the engine of such a stage.
@@ -84,7 +84,7 @@ class StageEngine:
             scratch_bytes: its size.
 
         Raises:
-            BackendError: the library refuses something; says which call, and its reason.
+            BackendError: the library refuses something; names the call, and its reason.
         """
         strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         for bucket, profile in self._profiles.items():

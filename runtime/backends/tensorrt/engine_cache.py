@@ -71,14 +71,14 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     seconds: float
     """Parsing and building."""
     precision: str
-    """What its matrix products compute in, as the strongly typed network says."""
+    """What its matrix products compute in, by the strongly typed network."""
     read_back: dict[str, Any]
-    """What the built engine says of itself: `export.engine_precision.read_back`."""
+    """What was read back from the built engine: `export.engine_precision.read_back`."""
 
 
 def content_digest(manifest: Manifest) -> str:
-    """What all graphs of a bundle hold, as a short name: folders of engines are told apart by it,
-    never by names.
+    """A short digest of all graphs of a bundle: it identifies a folder of engines, which a name
+    never does.
     """
     graphs = sorted(
         (name, file.sha256) for name, file in manifest.files.items() if name not in TEXTS
@@ -153,7 +153,7 @@ def require(directory: Path, wanted: EngineKey, bundle: Path) -> EngineRecord:
     largest first.
 
     Raises:
-        BackendError: there is none; says what is there instead, and how to build it. Or others may
+        BackendError: there is none; names what is there instead, and how to build it. Or others may
             write into the folder: an engine is code that runs on the device.
     """
     if directory.exists():
@@ -193,7 +193,7 @@ def _records(directory: Path, stage: str) -> Iterator[EngineRecord]:
         try:
             yield msgspec.json.decode(path.read_bytes(), type=EngineRecord)
         except msgspec.DecodeError:
-            continue  # `find` speaks of it when it is built again
+            continue  # `find` reports it when it is built again
 
 
 def store(directory: Path, engine: bytes | memoryview, record: EngineRecord) -> Path:

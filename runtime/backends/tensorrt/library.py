@@ -45,7 +45,7 @@ NAMES = {  # the library's DataType -> ours
     "INT4": "int4",
 }
 KEPT_MESSAGES = 20
-NOISE = "has Int64 binding"  # a hint about every int64 input; a stage's spec says int64 already
+NOISE = "has Int64 binding"  # a hint about every int64 input; a stage's spec is int64 already
 
 log = logging.getLogger("trimvla.tensorrt")
 
@@ -81,7 +81,7 @@ def load_trt(backend: str) -> TrtLibrary:
     """The library, imported once: TensorRT allows one Logger per process.
 
     Raises:
-        BackendError: an unknown backend, or the library is not installed; says what to install.
+        BackendError: an unknown backend, or the library is not installed; names what to install.
     """
     if backend not in MODULES:
         raise BackendError(f"expected one of {sorted(MODULES)}, got {backend!r} for 'backend'")

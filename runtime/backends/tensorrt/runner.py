@@ -46,7 +46,7 @@ class TrtStages:
     ) -> None:
         """Find, load, bind and capture the engines of these stages.
 
-        Raises BackendError; says what is missing.
+        Raises BackendError; names what is missing.
         """
         library = trt_library.load_trt(backend)
         device = find_device()
