@@ -118,7 +118,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Bound:
-    """One limit as an interval float64[..., D] of the action, and the text for an action outside."""
+    """One limit as an interval float64[..., D] of the action, with the text for actions outside."""
 
     what: str
     low: Array

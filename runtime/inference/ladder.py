@@ -113,7 +113,7 @@ def level(before: int, value: float | None, limits: Sequence[float], relief: flo
 
 
 class Ladder:
-    """Stands on a rung; receives how long calls took, and decides before each one whether to move."""
+    """Stands on a rung; receives the calls' times, and decides before each one whether to move."""
 
     def __init__(self, config: LadderConfig, costs_s: Sequence[float]) -> None:
         """`costs_s`: what a call took on each rung, measured when nothing else ran.
