@@ -32,7 +32,7 @@ from trimvla.runtime.bus.wire import decode, encode
 from trimvla.runtime.clock import monotonic_ns, wall_ns
 from trimvla.runtime.errors import ConfigError, WireError
 from trimvla.runtime.inference import process as policy_process
-from trimvla.runtime.inference.process import PolicyConfig
+from trimvla.runtime.inference.policy_config import PolicyConfig
 
 STATE = topic("robot/state")
 

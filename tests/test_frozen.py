@@ -26,7 +26,8 @@ from trimvla.runtime.errors import FrozenError
 from trimvla.runtime.inference.frozen_frames import FrozenFrameDetector, Still
 from trimvla.runtime.inference.observation import AgeBudget, join
 from trimvla.runtime.inference.policy import Policy
-from trimvla.runtime.inference.process import PolicyConfig, PolicyLoop
+from trimvla.runtime.inference.policy_config import PolicyConfig
+from trimvla.runtime.inference.policy_loop import PolicyLoop
 from trimvla.sim.robots.faults import Frozen, FrozenImages
 
 START = 10 * NS_PER_S

@@ -42,7 +42,7 @@ from trimvla.runtime.control.process import ControlConfig
 from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.inference import process as policy_process
 from trimvla.runtime.inference.policy import Policy
-from trimvla.runtime.inference.process import PolicyConfig
+from trimvla.runtime.inference.policy_config import PolicyConfig
 from trimvla.runtime.servers.packing import MAX_BYTES, pack
 
 LIMITS = Limits((-0.05,) * 6 + (0.0,), (0.05,) * 6 + (1.0,))

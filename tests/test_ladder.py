@@ -31,13 +31,14 @@ from trimvla.runtime.control import process as control
 from trimvla.runtime.control.controller import ControlConfig
 from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.inference import process as policy_process
 from trimvla.runtime.inference.board_sensors import Board, read_board
 from trimvla.runtime.inference.ladder import ENOUGH, Conditions, Ladder, LadderConfig, level
 from trimvla.runtime.inference.motion_phase import Phase
 from trimvla.runtime.inference.policy import Known
-from trimvla.runtime.inference.process import PolicyConfig
-from trimvla.runtime.inference.scheduler import InferenceScheduler, SchedulerConfig
+from trimvla.runtime.inference.policy_config import PolicyConfig
+from trimvla.runtime.inference.policy_loop import PolicyLoop
+from trimvla.runtime.inference.rungs import load_rungs
+from trimvla.runtime.inference.scheduler import InferenceScheduler, SchedulerConfig, warm_up
 from trimvla.runtime.preprocess.observation import Observation, one_image
 
 COSTS = (0.2, 0.1, 0.05)
@@ -357,8 +358,8 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
     """
     stop = threading.Event()
     telemetry = Telemetry("policy")
-    policies = policy_process.load_rungs(config)
-    costs_s = [policy_process.warm_up(policy, config.rtc.enabled) for policy in policies.values()]
+    policies = load_rungs(config)
+    costs_s = [warm_up(policy, config.rtc.enabled) for policy in policies.values()]
     scheduler = InferenceScheduler(
         policies, config.thought, costs_s=costs_s, kinds=KINDS, sense=lambda: stage.board
     )
@@ -367,7 +368,7 @@ def system(run_dir: Path, stage: Stage, config: PolicyConfig) -> Iterator[Teleme
             Subscriber(run_dir, [topic(n) for n in ("front/color", "task", "robot/state")])
         )
         chunks = stack.enter_context(Publisher(run_dir, topic("chunk")))
-        loop = policy_process.PolicyLoop(
+        loop = PolicyLoop(
             scheduler, inputs, chunks, telemetry, meaning=ActionMeaning(KINDS, 5.0), config=config
         )
 
@@ -450,4 +451,4 @@ def test_rungs_of_different_robots_are_refused(tmp_path):
     with pytest.raises(
         ConfigError, match=r"rungs: 'action.control_hz' is 5.0 in '.*top', got 3.0 in '.*other'"
     ):
-        policy_process.load_rungs(PolicyConfig(rungs=(str(top), str(other))))
+        load_rungs(PolicyConfig(rungs=(str(top), str(other))))

@@ -27,7 +27,8 @@ from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.runtime.inference.board_sensors import Board
 from trimvla.runtime.inference.ladder import LadderConfig
 from trimvla.runtime.inference.policy import Policy
-from trimvla.runtime.inference.process import PolicyConfig, load_rungs
+from trimvla.runtime.inference.policy_config import PolicyConfig
+from trimvla.runtime.inference.rungs import load_rungs
 from trimvla.runtime.inference.scheduler import InferenceScheduler
 from trimvla.runtime.preprocess.observation import one_image
 from trimvla.runtime.record.recording import Recording, RecordingWriter, fact

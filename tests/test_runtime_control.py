@@ -53,7 +53,8 @@ from trimvla.runtime.errors import CameraError, ConfigError, ObservationError, S
 from trimvla.runtime.inference import process as policy_process
 from trimvla.runtime.inference.observation import AgeBudget, join
 from trimvla.runtime.inference.policy import Policy
-from trimvla.runtime.inference.process import PolicyConfig, PolicyLoop
+from trimvla.runtime.inference.policy_config import PolicyConfig
+from trimvla.runtime.inference.policy_loop import PolicyLoop
 
 START = 10 * NS_PER_S
 PERIOD = NS_PER_S // 5

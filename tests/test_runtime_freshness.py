@@ -26,7 +26,8 @@ from trimvla.runtime.errors import ConfigError, FrozenError, SkewError, StaleErr
 from trimvla.runtime.inference.frozen_frames import Still, Stills
 from trimvla.runtime.inference.observation import AgeBudget, join
 from trimvla.runtime.inference.policy import Policy
-from trimvla.runtime.inference.process import PolicyConfig, PolicyLoop
+from trimvla.runtime.inference.policy_config import PolicyConfig
+from trimvla.runtime.inference.policy_loop import PolicyLoop
 
 START = 10 * NS_PER_S
 MEANING = ActionMeaning(("delta",) * 6 + ("gripper",), 5.0)

@@ -40,8 +40,9 @@ from trimvla.runtime.drivers.driver import DriverConfig, drive
 from trimvla.runtime.errors import ConfigError, ObservationError
 from trimvla.runtime.inference.observation import JoinedObservation
 from trimvla.runtime.inference.policy import Policy
-from trimvla.runtime.inference.process import PolicyConfig, robot_inputs
+from trimvla.runtime.inference.policy_config import PolicyConfig
 from trimvla.runtime.inference.robot_inputs import RobotInputs
+from trimvla.runtime.inference.rungs import robot_inputs
 from trimvla.runtime.preprocess.observation import Observation
 from trimvla.runtime.record.recording import Recording, RecordingWriter
 from trimvla.runtime.record.replay import replay

@@ -21,7 +21,7 @@ from trimvla.runtime.bus.traffic import MAX_REASON, explain
 from trimvla.runtime.bus.wire import encode
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
 from trimvla.runtime.inference import process as policy_process
-from trimvla.runtime.inference.process import PolicyConfig
+from trimvla.runtime.inference.policy_config import PolicyConfig
 from trimvla.sim.robots.faults import FaultyPublisher
 
 STATE = topic("robot/state")

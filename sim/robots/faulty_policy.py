@@ -27,10 +27,11 @@ from trimvla.runtime.bus.telemetry import Reporter, Telemetry
 from trimvla.runtime.bus.topics import color, topic
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.inference import process as policy_process
+from trimvla.runtime.inference import rungs
 from trimvla.runtime.inference.policy import PolicyResult
+from trimvla.runtime.inference.policy_config import PolicyConfig
 from trimvla.runtime.inference.policy_like import Known, PolicyLike
-from trimvla.runtime.inference.process import PolicyConfig, PolicyLoop
+from trimvla.runtime.inference.policy_loop import PolicyLoop
 from trimvla.runtime.inference.robot_inputs import ONE_CAMERA, RobotInputs
 from trimvla.runtime.inference.scheduler import InferenceScheduler, warm_up
 from trimvla.runtime.preprocess.observation import Observation
@@ -209,7 +210,7 @@ def load(config: FaultyPolicyConfig) -> Loaded:
         return Loaded(
             {config.bundle: stand_in}, (config.stand_in_ms / 1e3,), _stand_in_meaning(config)
         )
-    policies = policy_process.load_rungs(config)
+    policies = rungs.load_rungs(config)
     manifests = [policy.manifest for policy in policies.values()]
     action = manifests[0].action
     costs_s = [warm_up(policy, config.rtc.enabled) for policy in policies.values()]
@@ -223,17 +224,17 @@ def load(config: FaultyPolicyConfig) -> Loaded:
 
 
 def action_meanings(config: FaultyPolicyConfig) -> dict[str, ActionMeaning]:
-    """As `policy_process.action_meanings`."""
+    """As `rungs.action_meanings`."""
     if config.stand_in_ms is not None:
         return {"stand-in": _stand_in_meaning(config)}
-    return policy_process.action_meanings(config)
+    return rungs.action_meanings(config)
 
 
 def robot_inputs(config: FaultyPolicyConfig) -> RobotInputs:
-    """As `policy_process.robot_inputs`."""
+    """As `rungs.robot_inputs`."""
     if config.stand_in_ms is not None:
         return ONE_CAMERA
-    return policy_process.robot_inputs(config)
+    return rungs.robot_inputs(config)
 
 
 def _stand_in_meaning(config: FaultyPolicyConfig) -> ActionMeaning:
