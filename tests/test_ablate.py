@@ -11,13 +11,14 @@ from typing import Any, cast
 
 import pytest
 
+from trimvla.launch.ablation import bundles as ablation_bundles
+from trimvla.launch.ablation.bundles import make_bundles
 from trimvla.launch.ablation.play import read_rounds
 from trimvla.launch.ablation.report import NAME, as_markdown, cells
 from trimvla.launch.ablation.results import AblationRow, Timing
 from trimvla.launch.ablation.rows import DENSE, ROWS, Amounts, request
 from trimvla.launch.console import Progress
 from trimvla.launch.tables import insert
-from trimvla.launch.verbs import ablate
 from trimvla.launch.verbs.ablate import Args
 from trimvla.policies.trimming.planner import Request
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
@@ -158,12 +159,12 @@ def test_bundles_are_made_of_the_rows_that_were_asked_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
-        ablate,
+        ablation_bundles,
         "spread",
         lambda some, rows, workers: [(row.name, tmp_path) for row in reversed(rows)],
     )
     args = Args(rows=("cache", "width"))
-    made = ablate.make_bundles(args, cast("Any", None), Progress(disable=True))
+    made = make_bundles(args, cast("Any", None), Progress(disable=True))
     assert list(made) == [DENSE, "cache", "width"]
 
 

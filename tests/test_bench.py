@@ -15,8 +15,9 @@ import pytest
 
 from tests import tiny_bundle
 from trimvla.launch import cli
+from trimvla.launch.bench.options import Baselines
 from trimvla.launch.bench.turns import COMPILED, EAGER
-from trimvla.launch.verbs.bench import Args, Baselines
+from trimvla.launch.verbs.bench import Args
 from trimvla.policies.sizes.config import PRESETS
 from trimvla.policies.sizes.cost import vision_cost
 

@@ -18,6 +18,7 @@ from tiny_policy import TINY, random_policy
 from trimvla.launch import cli
 from trimvla.launch.bench import device_policy as gpu_policy
 from trimvla.launch.bench.device_policy import EAGER, DevicePolicy, device_inputs
+from trimvla.launch.bench.gpu_subjects import FIRST_ROUNDS
 from trimvla.launch.verbs import gpu_bench
 from trimvla.policies.cogact.compiled import compile_blocks
 from trimvla.policies.cogact.fused import FusedAttention, fuse
@@ -183,7 +184,7 @@ def test_what_fails_is_noted_and_what_was_measured_stays(
         gpu_bench.run(args)
     result = json.loads((tmp_path / "gpu-cpu.json").read_text())
     assert {row["subject"] for row in result["rows"]} == {"dense@torch-eager", "L3 T6@torch-eager"}
-    assert result["rounds"] == gpu_bench.FIRST_ROUNDS
+    assert result["rounds"] == FIRST_ROUNDS
 
 
 @pytest.mark.parametrize("plan", [Plan(), TRIMMED], ids=["dense", "trimmed"])

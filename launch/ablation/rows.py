@@ -16,6 +16,7 @@ from trimvla.runtime.bundle.plan import TokenPlan, TokenSelector
 Knob = Literal["layers", "width", "tokens", "cache"]
 DENSE = "dense"
 WHOLE = "all"
+MAIN = (DENSE, WHOLE)  # rows that play more episodes, and are compiled
 EARLY = 2  # the paper's layer
 ALL: tuple[Knob, ...] = ("layers", "width", "tokens", "cache")
 
