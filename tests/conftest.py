@@ -60,6 +60,12 @@ def _existing(path: Path, what: str) -> Path:
     return path
 
 
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pytest's own under a short name: a socket's whole path may be 107 bytes long."""
+    return tmp_path_factory.mktemp("t")
+
+
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     """The root of the repository."""
