@@ -30,13 +30,14 @@ from trimvla.policies.training.flow_dataset import (
     FlowDemonstrations,
     longest_prompt,
     mapped,
-    normalise,
     prompt_ids,
+    scale_of,
 )
 from trimvla.policies.training.flow_forward import Dropped, remember, velocity
 from trimvla.policies.training.flow_presets import FLOW_PRESETS, LONGEST_PROMPT, TABLETOP_FLOW
 from trimvla.policies.training.flow_trainer import FlowRecipe, FlowTrainer, initialise
 from trimvla.policies.training.optimised import train
+from trimvla.runtime.bundle.scale import normalise, unnormalise
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.preprocess.prompts import Prompter
 from trimvla.sim.tabletop import scene
@@ -146,9 +147,8 @@ def test_shards_are_mapped_and_normalised(shard, data) -> None:
     with np.load(shard) as arrays:
         assert np.array_equal(mapped(shard, "wrist"), arrays["wrist"])
         assert np.array_equal(data.pictures(3)[0], arrays["images"][3])
-        back = normalise(arrays["state"], data.statistics["state"]) * np.array(
-            data.statistics["state"]["std"]
-        ) + np.array(data.statistics["state"]["mean"])
+        scale = scale_of(data.statistics["state"])
+        back = unnormalise(normalise(arrays["state"], scale), scale)
         assert np.allclose(back, arrays["state"], atol=1e-5)
         assert arrays["state"].shape[1] == len(STATE)
     with pytest.raises(ConfigError, match="expected 'left' in the shard"):

@@ -21,7 +21,7 @@ from trimvla.policies.training.dataset import (
     Demonstrations,
     action_statistics,
     make_tokenizer,
-    normalise,
+    within_bounds,
 )
 from trimvla.policies.training.dropping import block_order, glimpse, patchy_tokens, spread
 from trimvla.policies.training.packed import packed_mask, packed_states, shared_prefix, take_last
@@ -143,7 +143,7 @@ def test_normalised_actions_come_back_as_they_were() -> None:
     chunks[..., 3] = 0.0
     chunks[..., 6] = chunks[..., 6] > 0
     statistics = action_statistics(chunks)["action"]
-    back = unnormalise(normalise(chunks, {"action": statistics}), scale_of(statistics))
+    back = unnormalise(within_bounds(chunks, {"action": statistics}), scale_of(statistics))
     inside = np.clip(chunks, statistics["q01"], statistics["q99"])
     np.testing.assert_allclose(back, inside, atol=1e-7)
 
@@ -161,7 +161,7 @@ def test_symmetric_statistics_let_a_policy_turn_back() -> None:
     )
 
     def travelled(statistics: dict[str, Any]) -> np.ndarray:
-        return unnormalise(normalise(back, statistics), scale_of(statistics["action"]))
+        return unnormalise(within_bounds(back, statistics), scale_of(statistics["action"]))
 
     assert travelled(one_sided)[0, 5] > 0
     np.testing.assert_allclose(travelled(both), back, atol=1e-6)

@@ -20,6 +20,7 @@ from torch import Tensor
 from trimvla.policies.cogact.tokenizer import build_tokenizer, prompt_ids
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.training.pictures import Stack, pictures_of
+from trimvla.runtime.bundle.scale import Scale, normalise
 from trimvla.runtime.errors import ConfigError
 
 YAW = 5  # of an action's dimensions
@@ -66,17 +67,15 @@ def action_statistics(chunks: np.ndarray, *, symmetric: bool = False) -> dict[st
     return {"action": {"q01": low.tolist(), "q99": high.tolist(), "mask": mask}}
 
 
-def normalise(chunks: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
-    """Actions to [-1, 1] where the mask says so; dimensions without spread become 0.
+def within_bounds(chunks: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
+    """Actions to [-1, 1], clipped, where the mask says so; dimensions without spread become 0.
 
     The runtime undoes it.
     """
     action = statistics["action"]
-    low = np.asarray(action["q01"])
-    high = np.asarray(action["q99"])
-    spread = np.where(high - low > 1e-8, high - low, np.inf)
-    scaled = np.clip(2.0 * (chunks - low) / spread - (spread < np.inf), -1.0, 1.0)
-    return np.where(action["mask"], scaled, chunks).astype(np.float32)
+    mask = tuple(action["mask"])
+    scaled = normalise(chunks, Scale(tuple(action["q01"]), tuple(action["q99"]), mask))
+    return np.where(mask, np.clip(scaled, -1.0, 1.0), scaled)
 
 
 class Demonstrations:
@@ -103,7 +102,7 @@ class Demonstrations:
         self.images = Stack([pictures_of(shard, cfg.image_size) for shard in loaded])
         chunks = np.concatenate([shard["chunks"] for shard in loaded])
         self.statistics = statistics or action_statistics(chunks[:, 0], symmetric=symmetric)
-        self.actions = normalise(chunks, self.statistics)
+        self.actions = within_bounds(chunks, self.statistics)
         turns = chunks[..., YAW].sum(axis=-1, keepdims=True)
         self.aux = np.concatenate(
             [np.concatenate([shard["aux"] for shard in loaded]), turns], axis=-1

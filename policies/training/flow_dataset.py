@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trimvla.policies.pi0.config import Pi0Config
 from trimvla.policies.training.dataset import YAW, noun_places
+from trimvla.runtime.bundle.scale import Scale, normalise
 from trimvla.runtime.errors import ConfigError
 
 EPSILON = 1e-8
@@ -82,8 +83,8 @@ class FlowDemonstrations:
             "action": describe(chunks[:, 0].reshape(-1, chunks.shape[-1])),
             "state": describe(states),
         }
-        self._actions = normalise(chunks, self.statistics["action"])
-        self._states = normalise(states, self.statistics["state"])
+        self._actions = normalise(chunks, scale_of(self.statistics["action"]))
+        self._states = normalise(states, scale_of(self.statistics["state"]))
         turns = chunks[..., YAW].sum(axis=-1, keepdims=True)
         aux = np.concatenate([shard["aux"] for shard in loaded])
         self.aux = np.concatenate([aux, turns], axis=-1)
@@ -158,11 +159,10 @@ def describe(values: np.ndarray) -> dict[str, list[float]]:
     return {"mean": wide.mean(axis=0).tolist(), "std": wide.std(axis=0).tolist()}
 
 
-def normalise(values: np.ndarray, statistics: dict[str, list[float]]) -> np.ndarray:
-    """(x - mean) / (std + epsilon), float32."""
-    mean = np.asarray(statistics["mean"])
-    std = np.asarray(statistics["std"])
-    return ((values - mean) / (std + EPSILON)).astype(np.float32)
+def scale_of(statistics: dict[str, list[float]]) -> Scale:
+    """(x - mean) / (std + epsilon), as the runtime is to undo it."""
+    mean = tuple(statistics["mean"])
+    return Scale(mean, tuple(statistics["std"]), mode="mean_std", epsilon=EPSILON)
 
 
 def prompt_ids(tokenizer: Tokenizer, cfg: Pi0Config, instruction: str) -> list[int]:
