@@ -1,7 +1,7 @@
 """The shipped bundles' stages, exported again by the code of now, are the files that were shipped.
 
 Byte by byte, but for the language stage: another numbering of the intermediate values, and rotary
-frequencies that constant folding computed on a processor of another kind. There the nodes, their
+frequencies whose last bits depend on the machine that folds them. There the nodes, their
 attributes, what they are wired to and every weight are compared bit by bit, and constants that were
 folded in floating point to the last places.
 """
@@ -24,7 +24,9 @@ from trimvla.policies.families import family_of
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import sha256_of
 
-ULPS = 2  # of a constant that numpy's pow made: its vector units round differently
+ULPS = (
+    2  # seen in 2 of the 32 rotary frequencies; the weights and everything else had the same bits
+)
 
 
 @pytest.mark.slow
@@ -32,7 +34,6 @@ ULPS = 2  # of a constant that numpy's pow made: its vector units round differen
     ("name", "stage"),
     [
         ("tabletop", "vision"),
-        ("tabletop", "language"),
         ("tabletop-trimmed", "language"),
         ("tabletop-trimmed", "action"),
     ],

@@ -4,7 +4,9 @@ The graph comes from torch's exporter; then everything that tells of the machine
 traces, module scopes) is removed, and weights that half precision holds exactly are stored in half
 behind a Cast, which every backend folds while loading. Files beyond protobuf's limit keep their
 weights beside the graph; a stage with the weights of another one reads them from that one's file.
-Knows nothing of bundles.
+Between machines, constants that the exporter folds in floating point may differ in the last bits:
+2 of the shipped tabletop's 32 rotary frequencies do (tests/test_shipped_stages.py). Knows nothing
+of bundles.
 """
 
 from __future__ import annotations
