@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trimvla.policies.chained import Chained, Piece
 from trimvla.policies.nn.flow import FlowStep
+from trimvla.policies.nn.flow_pieces import Collect, Reuse
 from trimvla.policies.nn.gemma import Angles, KeysValues, Modulation
 from trimvla.policies.pi0.expert import Expert, ExpertLayer
 
@@ -139,14 +140,6 @@ class Sum(nn.Module):
         return (x - tokens)[:, -self.rows :]
 
 
-class Reuse(nn.Module):
-    """New rows and the old sum."""
-
-    def forward(self, tokens: Tensor, added: Tensor) -> Tensor:
-        """float[1, H, width] each -> the same."""
-        return tokens + added
-
-
 class Regate(nn.Module):
     """New rows and what every layer gave before its gates, under the gates of the new time."""
 
@@ -182,14 +175,6 @@ class Euler(nn.Module):
             return following
         known, weight, to_actions, pull = more[-4:]
         return following + pull * weight * (known - (x + to_actions * velocity))
-
-
-class Collect(nn.Module):
-    """x of every step in one tensor."""
-
-    def forward(self, *xs: Tensor) -> Tensor:
-        """float[1, H, A] each -> float[steps, H, A]."""
-        return torch.cat(xs)
 
 
 @dataclass(frozen=True)

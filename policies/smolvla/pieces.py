@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trimvla.policies.chained import Chained, Piece
 from trimvla.policies.nn.flow import FlowStep
+from trimvla.policies.nn.flow_pieces import Collect, Reuse
 from trimvla.policies.smolvla.expert import Expert, ExpertLayer, as_layer, joined_mask
 from trimvla.policies.smolvla.keys_values import Angles, KeysValues
 from trimvla.policies.smolvla.model import SmolVla
@@ -99,14 +100,6 @@ class Sum(nn.Module):
         return x - tokens
 
 
-class Reuse(nn.Module):
-    """New rows and the old sum."""
-
-    def forward(self, tokens: Tensor, added: Tensor) -> Tensor:
-        """float[1, H, width] each -> the same."""
-        return tokens + added
-
-
 class Euler(nn.Module):
     """The velocity, and one step along it; `guided` towards known rows."""
 
@@ -126,14 +119,6 @@ class Euler(nn.Module):
             return following
         known, weight, to_actions, pull = more
         return following + pull * weight * (known - (x + to_actions * velocity))
-
-
-class Collect(nn.Module):
-    """x of every step in one tensor."""
-
-    def forward(self, *xs: Tensor) -> Tensor:
-        """float[1, H, A] each -> float[steps, H, A]."""
-        return torch.cat(xs)
 
 
 def build(

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from copy import copy
 from typing import TypeVar
 
-import torch
 from torch import nn
 
+from trimvla.policies.nn.gemma import narrow_mlp
 from trimvla.policies.nn.grouped import GatedMlp
 from trimvla.policies.nn.siglip import DroppedPatches, Siglip
 from trimvla.policies.smolvla.checks import check
@@ -115,20 +115,7 @@ def narrow(layer: Layer, channels: Sequence[int] | None) -> Layer:
     if channels is None:
         return layer
     made = copy(layer)
-    made._modules = {**layer._modules, "mlp": narrow_mlp(layer.get_submodule("mlp"), channels)}
-    return made
-
-
-def narrow_mlp(mlp: nn.Module, channels: Sequence[int]) -> GatedMlp:
-    """The same channels of gate, up and down."""
+    mlp = layer.get_submodule("mlp")
     assert isinstance(mlp, GatedMlp)
-    kept = torch.tensor(channels, device=mlp.gate_proj.weight.device)
-    with torch.device("meta"):
-        made = GatedMlp(mlp.gate_proj.in_features, len(channels), mlp.activation)
-    for ours, theirs, axis in (
-        (made.gate_proj, mlp.gate_proj, 0),
-        (made.up_proj, mlp.up_proj, 0),
-        (made.down_proj, mlp.down_proj, 1),
-    ):
-        ours.weight = nn.Parameter(theirs.weight.detach().index_select(axis, kept))
+    made._modules = {**layer._modules, "mlp": narrow_mlp(mlp, channels)}
     return made
