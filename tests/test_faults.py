@@ -261,7 +261,7 @@ def test_a_robot_is_safe_whatever_breaks(
     status, result = verb(
         capsys, "faults", "--bundle", str(bundle), *(w for word in words for w in ("--only", word))
     )
-    assert [row["fault"] for row in result["rows"] if not row["ok"]] == [], result
+    assert [row for row in result["rows"] if not row["ok"]] == []
     assert status == 0
 
 

@@ -80,8 +80,14 @@ def nothing(scene: Scene) -> None:
 
 
 def send(process: str, number: signal.Signals) -> Action:
-    """A signal to a process."""
-    return lambda scene: os.kill(scene.pids()[process], number)
+    """A signal to a process; it takes effect when it is sent, not when the process was looked for."""
+
+    def action(scene: Scene) -> None:
+        pid = scene.pids()[process]
+        scene.broken_ns = monotonic_ns()
+        os.kill(pid, number)
+
+    return action
 
 
 def signal_supervisor(number: signal.Signals) -> Action:
@@ -94,8 +100,7 @@ def kill_late(process: str, after_s: float) -> Action:
 
     def action(scene: Scene) -> None:
         time.sleep(max(0.0, after_s - _task_age_s(scene)))
-        scene.broken_ns = monotonic_ns()
-        os.kill(scene.pids()[process], signal.SIGKILL)
+        send(process, signal.SIGKILL)(scene)
 
     return action
 
@@ -125,8 +130,10 @@ def mend_and_reset(scene: Scene) -> None:
 
 def fill_disk(scene: Scene) -> None:
     """No file of the recorder may grow any more: its next write fails, as on a full disk."""
+    recorder = scene.pids()["recorder"]
     size = partial(scene.run_dir / RECORDING).stat().st_size
-    resource.prlimit(scene.pids()["recorder"], resource.RLIMIT_FSIZE, (size, size))
+    scene.broken_ns = monotonic_ns()
+    resource.prlimit(recorder, resource.RLIMIT_FSIZE, (size, size))
 
 
 def not_recorded(scene: Scene, report: Reports) -> bool:
