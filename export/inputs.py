@@ -53,7 +53,7 @@ def check_target(out: Path, overwrite: bool) -> None:
 def with_action(
     described: InputsAndOutput,
     control_hz: float | None = None,
-    kinds: Sequence[ActionKind] | None = None,
+    kinds: Sequence[ActionKind] = (),
 ) -> InputsAndOutput:
     """The same with another rate [Hz] and other kinds of action dimensions, where they are given.
 
@@ -62,7 +62,7 @@ def with_action(
     """
     action = described.action
     rate = action.control_hz if control_hz is None else control_hz
-    chosen = action.kinds if kinds is None else tuple(kinds)
+    chosen = tuple(kinds) or action.kinds
     if not (math.isfinite(rate) and 0 < rate <= MAX_HZ):
         limits = f"a rate above 0 and of at most {MAX_HZ:g} Hz"
         raise ConfigError(f"expected {limits} for 'control_hz', got {rate}")

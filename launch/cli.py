@@ -4,7 +4,7 @@ Knows their table, exit codes and how an error looks; not what a verb does.
 
 A verb's module is imported when it is called, so that `trimvla --help` costs nothing and a robot
 without torch can `run`. Exit status: 0 only on success, 1 for a failure, 2 for a wrong command
-line, 130 for Ctrl-C.
+line, 130 for Ctrl-C, 141 where nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import contextlib
 import difflib
 import importlib
 import io
+import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -25,6 +27,9 @@ from trimvla.launch.outputs import check_outputs
 from trimvla.launch.result import Answer, Result, as_json, error_of
 from trimvla.runtime.errors import TrimvlaError
 from trimvla.runtime.printable import printable, printable_lines
+
+
+NO_READER = 141  # as shells report a program that wrote where nobody reads
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,10 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
         return fail(str(error), in_json)
     except KeyboardInterrupt:
         return fail("interrupted", in_json, status=130)
+    except BrokenPipeError as error:
+        if reader_left():
+            raise
+        return unexpected(error, in_json)
     except SystemExit as stop:
         return usage_exit(stop, in_json)
     except Exception as error:
@@ -139,8 +148,7 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
             return fail(
                 f"`trimvla {verb.name}` needs {module}: {install(module, verb.extra)}", in_json
             )
-        print(printable_lines(traceback.format_exc(), indent=""), file=sys.stderr)
-        return fail(f"{type(error).__name__}: {error}", in_json)
+        return unexpected(error, in_json)
     if error := error_of(result):
         print(f"error: {printable_lines(error)}", file=sys.stderr, flush=True)
     if in_json:
@@ -164,6 +172,23 @@ def parse(module: ModuleType, verb: Verb, argv: list[str]) -> Any:  # noqa: ANN4
         print(printable_lines(complaints.getvalue(), indent=""), end="", file=sys.stderr)
     configure_logging(log_format=args.log_format)
     return args
+
+
+def unexpected(error: Exception, in_json: bool) -> int:
+    """Report an error that nobody foresaw, with its traceback."""
+    print(printable_lines("".join(traceback.format_exception(error)), indent=""), file=sys.stderr)
+    return fail(f"{type(error).__name__}: {error}", in_json)
+
+
+def reader_left() -> bool:
+    """Whether nobody reads stdout any more, as after `trimvla eval --help | head`."""
+    try:
+        stdout = sys.stdout.fileno()
+    except OSError:  # no file of the system's
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def print_json(result: Result) -> None:
@@ -220,7 +245,15 @@ def program() -> NoReturn:
     """What the command `trimvla` runs."""
     from trimvla.runtime.foreign_thread import end_process
 
-    end_process(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not reader_left():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = NO_READER
+    end_process(status)
 
 
 if __name__ == "__main__":

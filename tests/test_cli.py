@@ -14,6 +14,7 @@ from dataclasses import dataclass, is_dataclass
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
@@ -78,6 +79,19 @@ def test_every_verb_has_arguments_and_a_run(verb: cli.Verb) -> None:
     assert issubclass(module.Args, Options)
     assert is_dataclass(module.Args)
     assert callable(module.run)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS, ids=lambda verb: verb.name)
+def test_an_option_of_several_words_is_given_once_for_each(verb: cli.Verb) -> None:
+    """`tuple | None` would be read as one word, and the words before it lost."""
+    hints = get_type_hints(verb.load().Args)
+    mixed = {
+        name: hint
+        for name, hint in hints.items()
+        if any(get_origin(part) in (tuple, list) for part in get_args(hint))
+        and get_origin(hint) is not tuple
+    }
+    assert mixed == {}
 
 
 def test_help_imports_no_heavy_package() -> None:
@@ -221,6 +235,22 @@ def test_interrupt(verb, capsys: pytest.CaptureFixture[str]) -> None:
     verb(raising(KeyboardInterrupt()))
     assert cli.main(["fake", "--json"]) == 130
     assert last_json(capsys.readouterr().out)["error"] == "interrupted"
+
+
+@pytest.mark.parametrize("words", ["--help", "eval --help", "inspect tabletop --json"])
+def test_a_reader_that_leaves_ends_the_program_quietly(words: str) -> None:
+    """As `trimvla eval --help | head -1` does; with and without Python's own buffer."""
+    command = [sys.executable, "-m", "trimvla.launch.cli", *words.split()]
+    for unbuffered in ("", "1"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environ, check=False
+        )
+        os.close(writer)
+        assert done.returncode == 141
+        assert "Traceback" not in done.stderr and "Broken pipe" not in done.stderr
 
 
 def test_wrong_option_still_ends_in_json(verb, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trimvla.launch import cli
 from trimvla.launch.system.config import decode_file
-from trimvla.policies.cogact.checkpoint import load, load_official, save
+from trimvla.policies.cogact import checkpoint
+from trimvla.policies.cogact.checkpoint import load_official, save
 from trimvla.policies.sizes.config import PRESETS
+from trimvla.runtime.bundle import manifest
 from trimvla.runtime.errors import CheckpointError, ConfigError
 from trimvla.runtime.text_files import parse_json, read_json, read_text
 
@@ -137,9 +139,34 @@ def test_a_byte_order_mark_and_a_broken_neighbour_are_fine(source: Path, tmp_pat
     table = {**GOOD, "other": {"action": {"mean": [float("nan")]}}}
     (source / "statistics.json").write_bytes(codecs.BOM_UTF8 + json.dumps(table).encode())
     out = tmp_path / "bundle"
-    assert cli.main(["export", str(source), "--out", str(out), "--statistics-key", "lab"]) == 0
+    kinds = ["delta", "velocity", "delta", "absolute", "delta", "delta", "gripper"]
+    asked = [word for kind in kinds for word in ("--kinds", kind)]
+    words = ["export", str(source), "--out", str(out), "--statistics-key", "lab", *asked]
+    assert cli.main(words) == 0
+    assert list(manifest.load(out).action.kinds) == kinds
     assert json.loads((out / "statistics.json").read_text()) == GOOD
     assert cli.main(["verify", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "kinds", "message"),
+    [
+        (1, ("delta", "gripper"), "expected 7 entries for 'kinds', got 2"),
+        (2, ("dash",), "velocity"),
+    ],
+)
+def test_export_names_wrong_kinds(
+    status: int,
+    kinds: tuple[str, ...],
+    message: str,
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = [word for kind in kinds for word in ("--kinds", kind)]
+    assert cli.main(["export", str(source), "--out", str(tmp_path / "bundle"), *asked]) == status
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("name", ["..", ".hidden", "a b", "naïve", "-x", "x" * 65, "a;b"])
@@ -253,7 +280,7 @@ def test_a_checkpoint_pointer(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_safetensors_pointer(tmp_path: Path) -> None:
     (tmp_path / "policy.safetensors").write_text(POINTER)
     with pytest.raises(CheckpointError, match="Git LFS pointer"):
-        load(tmp_path / "policy.safetensors")
+        checkpoint.load(tmp_path / "policy.safetensors")
 
 
 class Foreign:

@@ -120,7 +120,7 @@ def export_cogact(
     *,
     statistics_key: str,
     control_hz: float,
-    kinds: Sequence[ActionKind] | None = None,
+    kinds: Sequence[ActionKind] = (),
     **options: Any,
 ) -> Manifest:
     """`export_policy` of a CogACT with the inputs and output that its family describes."""

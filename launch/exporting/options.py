@@ -65,10 +65,9 @@ class ExportOptions(PlanCounts, Options):
     and WidowX, 3 for the Google robot).
     """
 
-    kinds: tuple[ActionKind, ...] | None = None
-    """What each action dimension means to the robot: delta, absolute, velocity or gripper, one word
-    a
-    dimension (default: as the family has it).
+    kinds: tuple[ActionKind, ...] = ()
+    """What an action dimension means to the robot: delta, absolute, velocity or gripper; once for
+    each dimension, in their order (default: as the family has it).
     """
 
     guided: bool = False

@@ -41,8 +41,8 @@ class Args(Options):
     run_dir: Path
     """Where the system's sockets are: the `--run-dir` of `trimvla run`."""
 
-    cameras: tuple[str, ...] | None = None
-    """Which cameras; all whose sockets are there, by default."""
+    cameras: tuple[str, ...] = ()
+    """Which camera, once for each (default: all whose sockets are there)."""
 
     seconds: float | None = None
     """Stop after this time."""
@@ -87,7 +87,7 @@ def find(args: Args, stop: threading.Event) -> RecorderConfig:
         found = sockets(args.run_dir)
         quiet = quiet + LOOK_S if found == before else 0.0
     all_cameras, processes = found
-    cameras = all_cameras if args.cameras is None else args.cameras
+    cameras = args.cameras or all_cameras
     if not cameras and not processes:
         raise ConfigError(f"expected the sockets of a running system in {args.run_dir}, got none")
     return RecorderConfig(str(args.file), cameras, processes, system=system(args.run_dir))
