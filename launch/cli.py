@@ -28,7 +28,6 @@ from trimvla.launch.result import Answer, Result, as_json, error_of
 from trimvla.runtime.errors import TrimvlaError
 from trimvla.runtime.printable import printable, printable_lines
 
-
 NO_READER = 141  # as shells report a program that wrote where nobody reads
 
 
@@ -137,13 +136,11 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
         return fail(str(error), in_json)
     except KeyboardInterrupt:
         return fail("interrupted", in_json, status=130)
-    except BrokenPipeError as error:
-        if reader_left():
-            raise
-        return unexpected(error, in_json)
     except SystemExit as stop:
         return usage_exit(stop, in_json)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_left():
+            raise
         if isinstance(error, ImportError) and (module := missing_module(error)):
             return fail(
                 f"`trimvla {verb.name}` needs {module}: {install(module, verb.extra)}", in_json

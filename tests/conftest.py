@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from trimvla.sim.rendering import choose_renderer
 
 choose_renderer()  # before anything imports mujoco
+
+# an example may take long on a busy machine; that says nothing about the code
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -149,20 +149,20 @@ def test_a_byte_order_mark_and_a_broken_neighbour_are_fine(source: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("status", "kinds", "message"),
+    ("kinds", "expected"),
     [
-        (1, ("delta", "gripper"), "expected 7 entries for 'kinds', got 2"),
-        (2, ("dash",), "velocity"),
+        (("delta", "gripper"), (1, "expected 7 entries for 'kinds', got 2")),
+        (("dash",), (2, "velocity")),
     ],
 )
 def test_export_names_wrong_kinds(
-    status: int,
     kinds: tuple[str, ...],
-    message: str,
+    expected: tuple[int, str],
     source: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    status, message = expected
     asked = [word for kind in kinds for word in ("--kinds", kind)]
     assert cli.main(["export", str(source), "--out", str(tmp_path / "bundle"), *asked]) == status
     assert message in " ".join(capsys.readouterr().err.split())

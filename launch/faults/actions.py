@@ -80,7 +80,7 @@ def nothing(scene: Scene) -> None:
 
 
 def send(process: str, number: signal.Signals) -> Action:
-    """A signal to a process; it takes effect when it is sent, not when the process was looked for."""
+    """A signal to a process; it takes effect when it is sent, not when the search for it began."""
 
     def action(scene: Scene) -> None:
         pid = scene.pids()[process]
