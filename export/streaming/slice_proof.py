@@ -116,6 +116,10 @@ def slice_of(cfg: PolicyConfig, plan: Plan) -> tuple[PolicyConfig, Plan]:
         language=replace(cfg.language, layers=kept[-1] + 1),
         head=replace(cfg.head, depth=min(LAYERS, cfg.head.depth)),
     )
+    vision = plan.vision
+    if vision is not None and vision.patches is not None:
+        after = min(vision.patches.after, *last.values())  # at least one block behind it
+        vision = replace(vision, patches=replace(vision.patches, after=after))
     tokens = plan.tokens and replace(plan.tokens, after=min(plan.tokens.after, len(kept) - 1))
     cut = replace(
         plan,
@@ -123,6 +127,7 @@ def slice_of(cfg: PolicyConfig, plan: Plan) -> tuple[PolicyConfig, Plan]:
         layers=None if plan.layers is None else kept,
         channels=None if plan.channels is None else plan.channels[: len(kept)],
         tokens=tokens,
+        vision=vision,
     )
     return small, cut
 
@@ -212,7 +217,8 @@ def _expect(
         (visual, ids, last) = inputs
         assert isinstance(language, TrimmedDecoder)
         x = language.observe(visual, ids, last)[0]
-        outputs["cognition"] = language.finish(x, torch.from_numpy(got["kept"]), ids.shape[1], last)
+        kept = language.among_seen(torch.from_numpy(got["kept"]))
+        outputs["cognition"] = language.finish(x, kept, ids.shape[1], last)
     return outputs
 
 

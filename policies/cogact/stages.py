@@ -15,6 +15,7 @@ from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.cachers import CachedDit
 from trimvla.policies.nn.diffusion import Known, guided
 from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.sizes.cost import visual_tokens
 from trimvla.policies.stage import PROMPT_AXIS, SAMPLED_TOLERANCE, Stage
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.runtime.bundle.manifest_types import TensorSpec
@@ -159,11 +160,12 @@ def tensor_specs(cfg: PolicyConfig, plan: Plan = DENSE) -> dict[str, TensorSpec]
     width = cfg.language.width
     chunk = (1, cfg.head.horizon, cfg.head.action_dim)
     guidance = cfg.diffusion.guidance if plan.guidance is None else plan.guidance
-    kept = cfg.patches if plan.tokens is None else plan.tokens.keep
+    visual = visual_tokens(cfg.patches, plan)
+    kept = visual if plan.tokens is None else plan.tokens.keep
     residual = (2 if guidance > 1.0 else 1, cfg.head.horizon + 1, cfg.head.width)
     specs = (
         TensorSpec("image", "uint8", (1, side, side, 3)),
-        TensorSpec("visual", "float32", (1, cfg.patches, width)),
+        TensorSpec("visual", "float32", (1, visual, width)),
         TensorSpec("input_ids", "int64", (1, PROMPT_AXIS)),
         TensorSpec("last", "int64", (1,)),
         TensorSpec("cognition", "float32", (1, width)),

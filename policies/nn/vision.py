@@ -94,15 +94,19 @@ class Vit(nn.Module):
         """
         return self.patch_embed(pixels) + self.pos_embed
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """float[b, 3, S, S] -> float[b, P, width]: the feature block's patch tokens."""
+    def enter(self, pixels: Tensor) -> Tensor:
+        """float[b, 3, S, S] -> float[b, prefix + P, width]: what the first block gets."""
         patches = self.embed(pixels)
         tokens = [
             t.expand(len(patches), -1, -1)
             for t in (self.cls_token, self.reg_token)
             if t is not None
         ]
-        x = torch.cat([*tokens, patches], dim=1) if tokens else patches
+        return torch.cat([*tokens, patches], dim=1) if tokens else patches
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """float[b, 3, S, S] -> float[b, P, width]: the feature block's patch tokens."""
+        x = self.enter(pixels)
         for block in self.blocks:
             x = block(x)
         return x[:, self.prefix :]

@@ -18,6 +18,7 @@ from itertools import pairwise
 from trimvla.policies.sizes.config import HeadConfig, PolicyConfig, VitConfig
 from trimvla.policies.sizes.cost_report import CostReport, StageCost
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
+from trimvla.runtime.bundle.vision_plan import PatchPlan
 from trimvla.runtime.errors import ConfigError
 
 FLOAT32_BYTES = 4
@@ -34,6 +35,8 @@ class Shape:
     """Sampler steps that run the head's blocks."""
     steps: int
     guided: bool
+    patches: PatchPlan | None = None
+    """Patches that leave inside the encoders."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,14 @@ def shape_of(cfg: PolicyConfig, plan: Plan) -> Shape:
     steps = cfg.diffusion.inference_steps if plan.steps is None else plan.steps
     full = steps if plan.recompute is None else len(plan.recompute)
     guidance = cfg.diffusion.guidance if plan.guidance is None else plan.guidance
-    return Shape(mlp, plan.tokens, full, steps, guidance > 1.0)
+    patches = None if plan.vision is None else plan.vision.patches
+    return Shape(mlp, plan.tokens, full, steps, guidance > 1.0, patches)
+
+
+def visual_tokens(patches: int, plan: Plan) -> int:
+    """Visual tokens that the encoders give of `patches` of one image."""
+    dropped = None if plan.vision is None else plan.vision.patches
+    return patches if dropped is None else dropped.keep
 
 
 def shape_by_counts(
@@ -109,7 +119,7 @@ def shape_by_counts(
 def stage_costs(cfg: PolicyConfig, shape: Shape, prompt: int) -> dict[str, Cost]:
     """Cost of each exported stage for a prompt of `prompt` ids."""
     return {
-        "vision": vision_cost(cfg),
+        "vision": vision_cost(cfg, shape.patches),
         "language": language_cost(cfg, shape, prompt),
         "action": action_cost(cfg, shape),
     }
@@ -173,38 +183,44 @@ def block_cost(width: int, hidden: int, tokens: int) -> Cost:
     return sum((linear(a, b, tokens) for a, b in maps), mixing)
 
 
-def vision_cost(cfg: PolicyConfig) -> Cost:
+def vision_cost(cfg: PolicyConfig, patches: PatchPlan | None = None) -> Cost:
     """All encoders up to their feature blocks, the projector and the learned positions."""
     widths = (cfg.vision_width, *cfg.projector.hidden, cfg.language.width)
-    maps = (linear(a, b, cfg.patches) for a, b in pairwise(widths))
+    given = cfg.patches if patches is None else patches.keep
+    maps = (linear(a, b, given) for a, b in pairwise(widths))
     positions = Cost(cfg.patches * cfg.language.width * cfg.visual_position, 0)
-    return sum((*map(vit_cost, cfg.vision), *maps), positions)
+    return sum((*(vit_cost(vit, patches) for vit in cfg.vision), *maps), positions)
 
 
-def vit_cost(vit: VitConfig) -> Cost:
-    """One encoder up to its feature block."""
+def vit_cost(vit: VitConfig, dropped: PatchPlan | None = None) -> Cost:
+    """One encoder up to its feature block; `dropped` tells which patches leave on the way."""
     norms = 4 * vit.width + 2 * vit.width * vit.layer_scale
     block = block_cost(vit.width, vit.mlp_hidden, vit.prefix + vit.patches) + Cost(norms, 0)
     count = vit.feature_block + 1
     tokens = Cost((vit.patches + vit.prefix) * vit.width, 0)
     patches = linear(3 * vit.patch_size**2, vit.width, vit.patches)
-    return tokens + patches + Cost(count * block.parameters, count * block.flops)
+    full = count if dropped is None else dropped.after
+    fewer = vit.patches if dropped is None else dropped.keep
+    later = block_cost(vit.width, vit.mlp_hidden, vit.prefix + fewer)
+    flops = full * block.flops + (count - full) * later.flops
+    return tokens + patches + Cost(count * block.parameters, flops)
 
 
 def language_cost(cfg: PolicyConfig, shape: Shape, prompt: int) -> Cost:
     """Embedding, kept layers, final norm; full length until tokens are dropped."""
     language = cfg.language
     table = Cost(language.vocab * language.width + language.width, 0)
-    return sum((*_layers(cfg, shape, prompt), _scores(cfg, shape.tokens, prompt)), table)
+    return sum((*_layers(cfg, shape, prompt), _scores(cfg, shape, prompt)), table)
 
 
 def _layers(cfg: PolicyConfig, shape: Shape, prompt: int) -> Iterator[Cost]:
     """One decoder layer after the other."""
     width = cfg.language.width
     tokens = shape.tokens
+    visual = cfg.patches if shape.patches is None else shape.patches.keep
     for index, hidden in enumerate(shape.mlp):
         dropped = tokens is not None and index >= tokens.after
-        n = prompt + (tokens.keep if tokens is not None and dropped else cfg.patches)
+        n = prompt + (tokens.keep if tokens is not None and dropped else visual)
         # the last layer computes the cognition position only
         rows = 1 if index == len(shape.mlp) - 1 else n
         yield decoder_layer_cost(width, hidden, n, rows)
@@ -217,16 +233,18 @@ def decoder_layer_cost(width: int, hidden: int, n: int, rows: int) -> Cost:
     return keys + others + linear(width, 3 * hidden, rows, bias=False) + Cost(2 * width, 0)
 
 
-def _scores(cfg: PolicyConfig, tokens: TokenPlan | None, prompt: int) -> Cost:
+def _scores(cfg: PolicyConfig, shape: Shape, prompt: int) -> Cost:
     """The extra score rows, and diversity's cosines."""
+    tokens = shape.tokens
+    visual = cfg.patches if shape.patches is None else shape.patches.keep
     if tokens is None or tokens.scored is None:
         return Cost(0, 0)
     width = cfg.language.width
     rows = prompt - 1
-    n = prompt + cfg.patches
+    n = prompt + visual
     flops = 2 * rows * n * width
     if tokens.selector == "efficientvla":
-        flops += 2 * cfg.patches * tokens.key * width
+        flops += 2 * visual * tokens.key * width
     if tokens.source == "next":
         flops += 2 * (rows + n) * width * width
     return Cost(0, flops)

@@ -194,7 +194,8 @@ def activation_elements(cfg: PolicyConfig, shape: Shape, prompt: int) -> dict[st
     """
     language = cfg.language
     head = cfg.head
-    tokens = cfg.patches + prompt
+    visual = cfg.patches if shape.patches is None else shape.patches.keep
+    tokens = visual + prompt
     rows = (1 + shape.guided) * (head.horizon + 1)
     picture = cfg.patches * (cfg.vision_width + max(cfg.projector.hidden, default=0))
     return {

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import Cost, Shape, shape_by_counts, shape_of, stage_costs
 from trimvla.policies.sizes.cost_report import CostReport, StageCost
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
+from trimvla.runtime.bundle.vision_plan import PatchPlan
 from trimvla.runtime.errors import ConfigError
 
 BYTES = 2  # of a 16-bit weight
@@ -141,7 +144,21 @@ def same_plan(cfg: PolicyConfig, plan: Plan, larger: PolicyConfig) -> Shape:
         else _tokens(plan.tokens, larger.patches / cfg.patches, depth),
         steps=steps,
     )
-    return Shape(counts.mlp, counts.tokens, full, steps, counts.guided)
+    guidance = cfg.diffusion.guidance if plan.guidance is None else plan.guidance
+    return Shape(
+        counts.mlp, counts.tokens, full, steps, guidance > 1.0, _patches(cfg, plan, larger)
+    )
+
+
+def _patches(cfg: PolicyConfig, plan: Plan, larger: PolicyConfig) -> PatchPlan | None:
+    """The same share of patches behind the same share of encoder blocks."""
+    patches = None if plan.vision is None else plan.vision.patches
+    if patches is None:
+        return None
+    blocks = [min(vit.feature_block + 1 for vit in one.vision) for one in (cfg, larger)]
+    keep = round(patches.keep * larger.patches / cfg.patches)
+    after = min(blocks[1] - 1, round(patches.after * blocks[1] / blocks[0]))
+    return msgspec.structs.replace(patches, keep=keep, after=after)
 
 
 def _tokens(tokens: TokenPlan, area: float, depth: float) -> TokenPlan:

@@ -11,7 +11,7 @@ here, by default, the hidden states where tokens are dropped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -35,9 +35,15 @@ class Seen:
     features: Tensor
     relevance: Tensor | None
     cameras: int = 1
+    places: tuple[int, ...] | None = None
+    """Raster indices of the tokens, where patches of the (one) image have left before."""
+    patches: int | None = None
+    """How many there are in the whole image."""
 
     def of_camera(self, index: int) -> Seen:
         """What there is of one camera alone."""
+        if self.cameras == 1:
+            return self
         count = self.features.shape[1] // self.cameras
         part = slice(index * count, (index + 1) * count)
         looked = None if self.relevance is None else self.relevance[:, part]
@@ -141,8 +147,12 @@ def random(plan: TokenPlan, seen: Seen) -> Tensor:
 
 
 def uniform(plan: TokenPlan, seen: Seen) -> Tensor:
-    """A grid over the image, the same for every image."""
-    return _constant(grid(seen.features.shape[1], plan.keep), seen)
+    """A grid over the image, the same for every image; where patches have left before, the nearest
+    ones to it that are there.
+    """
+    if seen.places is None or seen.patches is None:
+        return _constant(grid(seen.features.shape[1], plan.keep), seen)
+    return _constant(nearest(grid(seen.patches, plan.keep), seen.places, seen.patches), seen)
 
 
 def grid(patches: int, keep: int) -> list[int]:
@@ -157,6 +167,23 @@ def grid(patches: int, keep: int) -> list[int]:
         row = int((r + 0.5) * side / rows)
         indices += [row * side + int((c + 0.5) * side / columns) for c in range(columns)]
     return indices
+
+
+def nearest(wanted: Sequence[int], places: Sequence[int], patches: int) -> list[int]:
+    """For each wanted raster index of a square of `patches` the nearest place that is still free.
+
+    Ascending indices into `places`; as many as are wanted.
+    """
+    side = math.isqrt(patches)
+    free = dict(enumerate(places))
+    for index in wanted:
+        row, column = divmod(index, side)
+
+        def distance(one: int, row: int = row, column: int = column) -> int:
+            return (free[one] // side - row) ** 2 + (free[one] % side - column) ** 2
+
+        del free[min(free, key=distance)]
+    return [index for index in range(len(places)) if index not in free]
 
 
 def raster(indices: Tensor) -> Tensor:

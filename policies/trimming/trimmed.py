@@ -17,16 +17,22 @@ from trimvla.policies.nn.cachers import CachedDit
 from trimvla.policies.nn.diffusion import Known, ddim_sample, timesteps
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
+from trimvla.policies.trimming.trimmed_vision import TrimmedTower, seen_patches
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, check_parts, unmask
+from trimvla.runtime.bundle.vision_plan import PatchPlan
 from trimvla.runtime.errors import ConfigError
 
 PARTS = frozenset(
     {"layers", "channels", "recompute", "steps", "guidance", "tokens"}
     | {f"tokens.{field}" for field in TokenPlan.__struct_fields__}
 ) - {"tokens.quotas", "tokens.floor"}
-"""What of a plan this family knows: it looks through one camera, and its head has no layers of its
-own.
-"""
+"""What of a plan every policy of this shape knows: its head has no layers of its own."""
+WITH_PATCHES = PARTS | {
+    "vision",
+    "vision.patches",
+    *(f"vision.patches.{field}" for field in PatchPlan.__struct_fields__),
+}
+"""What of a plan this family knows: it looks through one camera."""
 
 
 def trim(policy: CogAct, plan: Plan) -> CogAct:
@@ -47,7 +53,7 @@ def trim(policy: CogAct, plan: Plan) -> CogAct:
     return policy if plan.dense else TrimmedCogAct(policy, plan)
 
 
-def check(plan: Plan, cfg: PolicyConfig, parts: frozenset[str] = PARTS) -> None:
+def check(plan: Plan, cfg: PolicyConfig, parts: frozenset[str] = WITH_PATCHES) -> None:
     """Whether the plan fits the config, and asks for nothing but these `parts`.
 
     Raises:
@@ -64,8 +70,12 @@ def check(plan: Plan, cfg: PolicyConfig, parts: frozenset[str] = PARTS) -> None:
         raise ConfigError(f"expected 'layers' below {cfg.language.layers}, got {layers[-1]}")
     if plan.channels is not None:
         _check_channels(plan.channels, len(layers), cfg.language.mlp_hidden)
+    visual = cfg.patches
+    if plan.vision is not None and plan.vision.patches is not None:
+        _check_patches(plan.vision.patches, cfg)
+        visual = plan.vision.patches.keep
     if plan.tokens is not None:
-        _check_tokens(plan.tokens, len(layers), cfg.patches)
+        _check_tokens(plan.tokens, len(layers), visual)
     steps = sampler_steps(plan, cfg)
     timesteps(cfg.diffusion.train_steps, steps)
     if plan.recompute is not None and plan.recompute[-1] >= steps:
@@ -80,6 +90,19 @@ def _check_channels(channels: Sequence[str], layers: int, hidden: int) -> None:
     highest = max(unmask(text)[-1] for text in channels)
     if highest >= hidden:
         raise ConfigError(f"expected 'channels' below {hidden}, got {highest}")
+
+
+def _check_patches(patches: PatchPlan, cfg: PolicyConfig) -> None:
+    if patches.keep > cfg.patches:
+        raise ConfigError(
+            f"expected at most {cfg.patches} for 'keep' of 'vision.patches', got {patches.keep}"
+        )
+    blocks = min(vit.feature_block + 1 for vit in cfg.vision)
+    if patches.after >= blocks:
+        raise ConfigError(
+            f"expected 'after' of 'vision.patches' below the {blocks} blocks of the shortest"
+            f" encoder, got {patches.after}"
+        )
 
 
 def _check_tokens(tokens: TokenPlan, layers: int, patches: int) -> None:
@@ -119,9 +142,13 @@ class TrimmedCogAct(CogAct):
         nn.Module.__init__(self)
         self.cfg = dense.cfg
         self.plan = plan
+        seen = seen_patches(plan, dense.cfg.patches)
+        dropped = None if plan.vision is None else plan.vision.patches
         self.vision = dense.vision
+        if dropped is not None and seen is not None:
+            self.vision = TrimmedTower(dense.vision, dropped, seen)
         self.head = dense.head
-        self.language = TrimmedDecoder(dense.language, plan)
+        self.language = TrimmedDecoder(dense.language, plan, seen, dense.cfg.patches)
         self.train(dense.training)
 
     def act(self, cognition: Tensor, noise: Tensor, known: Known | None = None) -> Tensor:

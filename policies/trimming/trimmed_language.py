@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from trimvla.policies.nn.attention import shared_heads, softmax
-from trimvla.policies.nn.llama import Decoder, DecoderLayer, Past, SwiGlu, causal_mask, joined
+from trimvla.policies.nn.llama import (
+    Decoder,
+    DecoderLayer,
+    Past,
+    SwiGlu,
+    causal_mask,
+    joined,
+    rotary,
+)
 from trimvla.policies.trimming.tokens import Seen, relevance, select
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
 
@@ -28,8 +36,21 @@ class TrimmedDecoder(Decoder):
     Nothing is folded in yet: other layers give other keys and values.
     """
 
-    def __init__(self, dense: Decoder, plan: Plan) -> None:
-        """Build it from the dense decoder and a plan that fits."""
+    def __init__(
+        self,
+        dense: Decoder,
+        plan: Plan,
+        seen: tuple[int, ...] | None = None,
+        patches: int | None = None,
+    ) -> None:
+        """Build it from the dense decoder and a plan that fits.
+
+        Args:
+            dense: the dense decoder.
+            plan: what is kept.
+            seen: raster indices of the visual tokens that come in, where some have left before.
+            patches: how many there are in the whole image, where some have left before.
+        """
         nn.Module.__init__(self)
         self.head_dim = dense.head_dim
         self.theta = dense.theta
@@ -40,6 +61,8 @@ class TrimmedDecoder(Decoder):
         self.embed_tokens = dense.embed_tokens
         self.norm = dense.norm
         self.tokens = plan.tokens
+        self.seen = seen
+        self.patches = patches
         kept = range(len(dense.layers)) if plan.layers is None else plan.layers
         layers = [dense.layers[index] for index in kept]
         if plan.channels is not None:
@@ -64,7 +87,29 @@ class TrimmedDecoder(Decoder):
         plan = self.token_plan
         x, seen = self.observe(visual, input_ids, last)
         kept = select(plan, seen)
-        return self.finish(x, kept, input_ids.shape[1], last), kept
+        return self.finish(x, kept, input_ids.shape[1], last), self.in_image(kept)
+
+    def in_image(self, kept: Tensor) -> Tensor:
+        """Places int64[b, K] among the tokens that come in -> their raster indices."""
+        return kept if self.seen is None else torch.tensor(self.seen, device=kept.device)[kept]
+
+    def among_seen(self, kept: Tensor) -> Tensor:
+        """Raster indices int64[b, K] -> their places among the tokens that come in."""
+        if self.seen is None:
+            return kept
+        return torch.searchsorted(torch.tensor(self.seen, device=kept.device), kept.contiguous())
+
+    def context(self, x: Tensor, past: int | None = None) -> Context:
+        """See `Decoder.context`; tokens that come in keep the positions of the whole image's."""
+        if self.seen is None or self.patches is None:
+            return super().context(x, past)
+        past = self.folded if past is None else past
+        before = torch.arange(self.lead, device=x.device)
+        seen = torch.tensor(self.seen, device=x.device) + self.lead
+        text = torch.arange(self.lead + len(self.seen), x.shape[1], device=x.device)
+        positions = torch.cat([before, seen, text + (self.patches - len(self.seen))]) + past
+        cos, sin = rotary(positions, self.head_dim, self.theta)
+        return cos, sin, causal_mask(x.shape[1], x.device, past)
 
     @property
     def token_plan(self) -> TokenPlan:
@@ -94,7 +139,7 @@ class TrimmedDecoder(Decoder):
                 probabilities, rows, last, patches, lead=lead, start=self.folded + lead
             )
         features = x[:, lead : lead + patches] if plan.embedding == "hidden" else visual
-        return x, Seen(features, scores, self.cameras)
+        return x, Seen(features, scores, self.cameras, self.seen, self.patches)
 
     def score(self, x: Tensor, context: Context, start: int) -> tuple[Tensor, Tensor]:
         """Run the last layer that sees every token; its output, and the wanted attention of the
