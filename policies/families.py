@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trimvla.policies.sizes.counts import Trimmable
     from trimvla.policies.sizes.memory import MemoryPlan
     from trimvla.policies.stage import Stage
+    from trimvla.policies.trimming.calibrate import Statistics
     from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput
     from trimvla.runtime.bundle.manifest_types import TensorSpec
     from trimvla.runtime.bundle.plan import Plan
@@ -116,6 +117,11 @@ class Family:
     calibrates: bool = False
     """Whether `trimming.calibrate` has its frames: what int8 and the planner of
     `trimming.planner` need.
+    """
+    measure_pairs: Callable[..., Statistics] | None = None
+    """(dense policy, samples of input tensors by name, without padding) ->
+    `trimming.calibrate.Statistics` of its decoder's layers, each paired with the expert's layer
+    that reads it: what `trim` chooses layers by where `calibrates` does not hold.
     """
     memory: Callable[[Any, Plan, str], MemoryPlan] | None = None
     """(cfg, plan, precision) -> what its engines need, by `sizes.memory`; None: nobody has worked

@@ -159,16 +159,20 @@ def family_of_source(source: Path) -> Family:
     return family_of(parse_config(bundles.load(source).policy))
 
 
-def check_planner(source: Path) -> None:
-    """Refuse a source whose family has no planner, before anything of it is loaded.
+def check_planner(source: Path, *, pairs: bool = False) -> None:
+    """Refuse a source whose family has no planner, before anything of it is loaded; `pairs`: one
+    that chooses pairs of layers alone will do.
 
     Raises:
         ConfigError: there is none, with the families that have one.
     """
     family = family_of_source(source)
-    if family.calibrates:
+    if family.calibrates or (pairs and family.measure_pairs is not None):
         return
-    planned = [name for name in FAMILIES if find_family(name).calibrates]
+    rows = [find_family(name) for name in FAMILIES]
+    planned = [
+        row.name for row in rows if row.calibrates or (pairs and row.measure_pairs is not None)
+    ]
     raise ConfigError(
         f"{source}: expected a policy of a family with a planner ({', '.join(planned)}), got one of"
         f" family '{family.name}': write its plan yourself (docs/concepts/plan.md), and give it to"

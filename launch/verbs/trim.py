@@ -13,11 +13,13 @@ from tyro.conf import Positional
 from trimvla.launch.console import progress_bar
 from trimvla.launch.evaluation.env_args import EnvArgs
 from trimvla.launch.exporting.calibration import find_calibration
+from trimvla.launch.exporting.paired_plan import find_shards, paired_plan
 from trimvla.launch.exporting.plan_counts import PlanCounts
 from trimvla.launch.exporting.played_frames import PlayedEnv, calibration_from_env
 from trimvla.launch.exporting.policy_source import (
     TOKENIZER,
     check_planner,
+    family_of_source,
     find_source,
     load_policy,
 )
@@ -27,6 +29,7 @@ from trimvla.launch.figures.plan_picture import KeptFrame, draw_plan
 from trimvla.launch.outputs import Output
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.cogact.tokenizer import instruction_in
+from trimvla.policies.families import family_of
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import report, shape_by_counts, shape_of
 from trimvla.policies.sizes.cost_report import ratios
@@ -66,7 +69,8 @@ class Args(PlanCounts, EnvArgs):
 
     calibration: Path | None = None
     """Calibration data, or a recording (*.mcap) whose frames were seen while a task was held
-    (default: frames of the run folder's demonstrations; for a tabletop bundle, of fresh ones).
+    (default: frames of the run folder's demonstrations; for a tabletop bundle, of fresh ones). For
+    pi0, pi0.5 and SmolVLA: a shard of demonstrations (*.npz) or a folder of them.
     """
 
     env: str | None = None
@@ -116,7 +120,9 @@ class Args(PlanCounts, EnvArgs):
 def run(args: Args) -> TrimResult:
     """Measure, decide, write the plan and its image; the scores as bars."""
     source = find_source(args.source)
-    check_planner(source)
+    check_planner(source, pairs=True)
+    if not family_of_source(source).calibrates:
+        return run_paired(args, source)
     policy = load_policy(source, args.preset, args.checkpoint)
     assert isinstance(policy, CogAct)  # what families that calibrate build
     tokenizer = source / TOKENIZER
@@ -136,6 +142,33 @@ def run(args: Args) -> TrimResult:
         kept_layers=plan.layers,
         scores=list(plan.provenance.scores) if plan.provenance else [],
         ratio_to_dense=ratios(report(cfg, shape_of(cfg, plan)), report(cfg, shape_by_counts(cfg))),
+    )
+
+
+def run_paired(args: Args, source: Path) -> TrimResult:
+    """The same for a policy whose expert reads its decoder layer by layer."""
+    for name in ("env", "preset", "checkpoint"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"expected no --{name} for such a policy, got {getattr(args, name)}")
+    shards = find_shards(args.calibration, source)
+    with progress_bar() as progress:
+        progress.add_task("measuring the policy on calibration frames", total=None)
+        made = paired_plan(source, shards, args.frames, request(args), time_stamp())
+    plan = made.plan
+    family = family_of(made.cfg)
+    scores = plan.provenance.scores if plan.provenance else ()
+    kept = tuple(range(len(scores))) if plan.layers is None else plan.layers
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    picture = draw_plan(scores, kept, [], args.out.with_suffix(".png"))
+    save_plan(plan, args.out)
+    args.console().print(as_table(plan))
+    return TrimResult(
+        ok=True,
+        plan=args.out,
+        picture=picture,
+        kept_layers=plan.layers,
+        scores=list(scores),
+        ratio_to_dense=ratios(family.cost(made.cfg, plan), family.cost(made.cfg, Plan())),
     )
 
 

@@ -61,6 +61,7 @@ def _row(family: Variant) -> Family:
         example_inputs=lazily(f"{HERE}.stages:example_inputs"),
         describe=lazily(f"{HERE}.describe:describe"),
         cost=cost,
+        measure_pairs=lazily("trimvla.policies.trimming.pairs:measure_pairs"),
         trimmable=trimmable,
         reference="trimvla.export.reference.pi0.groups:PI0",
     )

@@ -7,7 +7,7 @@ already square, prompts are ids; normalising the state and un-normalising action
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,15 @@ class Pi0(nn.Module):
     def steps(self) -> int:
         """Euler steps."""
         return self.cfg.flow.steps if self.plan.steps is None else self.plan.steps
+
+    def stream_layers(self) -> list[nn.Module]:
+        """The decoder's layers that give a stream: all but the deepest."""
+        return list(self.language.layers)
+
+    def read_prefix(self, sample: Mapping[str, Tensor]) -> Memory:
+        """What the expert reads of `images`, `input_ids` and `length`, as `forward` takes them."""
+        visual = self.vision(sample["images"]).flatten(0, 1)[None]
+        return self.language(visual, sample["input_ids"], sample["length"])
 
     def sampler(self, memory: Memory, state: Tensor | None) -> CachedExpert:
         """The velocity field of one call; state float[b, padded state] where the expert sees

@@ -7,7 +7,7 @@ into squares, ids, normalising the state and scaling actions back happen outside
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,18 @@ class SmolVla(nn.Module):
     def of(cls, cfg: SmolVlaConfig) -> SmolVla:
         """The dense policy, with torch's default weights."""
         return cls(cfg, Vision.of(cfg), Prefix.of(cfg), Expert.of(cfg))
+
+    def stream_layers(self) -> list[nn.Module]:
+        """The decoder's layers that give a stream: all but the deepest."""
+        return list(self.prefix.layers)[:-1]
+
+    def read_prefix(self, sample: Mapping[str, Tensor]) -> Memory:
+        """What the expert reads of `images`, `input_ids`, `length` and `state`, as `forward` takes
+        them.
+        """
+        visual = self.vision(sample["images"])
+        ids = sample["input_ids"]
+        return self.remember(visual, ids, sample["length"], sample["state"])[0]
 
     def remember(
         self,

@@ -1,0 +1,119 @@
+"""Frames of demonstration shards as a policy's input tensors: every camera, the state, the prompt.
+
+A shard is an npz with one array a camera, named as the camera (`images` for the tabletop's front
+camera, or for an only camera), `texts` and, where the policy reads one, `state`. Knows the
+runtime's preprocessing; knows no family.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimvla.policies.checkpoint import Checkpoint
+from trimvla.policies.training.flow_dataset import CAMERAS, mapped
+from trimvla.runtime.bundle.action_statistics import chosen_state
+from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.preprocess.letterbox import images_tensor
+from trimvla.runtime.preprocess.prompts import Prompter
+from trimvla.runtime.preprocess.state import state_text, state_vector
+
+Sample = dict[str, Tensor]
+"""`images`, `input_ids` without padding, `length`, and `state` where there is one."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames drawn from one or several shards."""
+
+    samples: tuple[Sample, ...]
+
+    def digest(self) -> str:
+        """sha256 of everything, in hexadecimal."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            for name, tensor in sample.items():
+                digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+                digest.update(np.ascontiguousarray(tensor.numpy()).data)
+        return digest.hexdigest()
+
+
+class Reader:
+    """Makes a policy's input tensors of a shard's rows."""
+
+    def __init__(self, opened: Checkpoint, described: InputsAndOutput, prompter: Prompter) -> None:
+        self.described = described
+        self.prompter = prompter
+        state = described.state
+        self.scale = None
+        if state is not None:
+            self.scale = chosen_state(
+                opened.table,
+                opened.statistics_key,
+                state,
+                where=opened.statistics_file,
+                error=ConfigError,
+            )
+
+    def read(self, path: Path, rows: np.ndarray) -> Iterator[Sample]:
+        """The rows int64[k] of one shard.
+
+        Raises:
+            ConfigError: the shard lacks a camera or the state.
+        """
+        spec = self.described.images
+        pictures = {name: mapped(path, array_of(name, spec.names)) for name in spec.names}
+        texts = mapped(path, "texts")
+        states = None if self.scale is None else mapped(path, "state")
+        for row in rows:
+            images = {name: np.asarray(array[row]) for name, array in pictures.items()}
+            state = None if states is None else np.asarray(states[row], np.float32)
+            yield self.sample(images, str(texts[row, 0]), state)
+
+    def sample(
+        self, images: dict[str, np.ndarray], instruction: str, state: np.ndarray | None
+    ) -> Sample:
+        """One observation's tensors."""
+        made = {"images": torch.from_numpy(images_tensor(images, self.described.images))}
+        text = ""
+        spec = self.described.state
+        if state is not None and spec is not None and self.scale is not None:
+            vector = state_vector(state, spec, self.scale)
+            made["state"] = torch.from_numpy(vector)[None]
+            text = state_text(vector, spec.bins or 0) if spec.into == "text" else ""
+        ids, last = self.prompter.ids(instruction, text)
+        length = last + 1
+        made["input_ids"] = torch.tensor(ids[:, : int(length[0])])
+        made["length"] = torch.tensor(length)
+        return made
+
+
+def array_of(camera: str, cameras: tuple[str, ...]) -> str:
+    """The name of a camera's array in a shard."""
+    return "images" if len(cameras) == 1 else CAMERAS.get(camera, camera)
+
+
+def draw_frames(reader: Reader, shards: list[Path], count: int, seed: int) -> Frames:
+    """`count` frames drawn evenly at random from all shards; all, where there are fewer.
+
+    Raises:
+        ConfigError: there are no shards, or no frames are wanted.
+    """
+    if not shards or count < 1:
+        words = "shards of demonstrations (--calibration FILE or FOLDER) and at least 1 frame"
+        raise ConfigError(f"expected {words}, got {len(shards)} and {count}")
+    lengths = np.array([len(mapped(path, "texts")) for path in shards])
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    drawn = np.sort(np.random.default_rng(seed).permutation(int(starts[-1]))[:count])
+    samples: list[Sample] = []
+    for index, path in enumerate(shards):
+        inside = drawn[(drawn >= starts[index]) & (drawn < starts[index + 1])]
+        samples.extend(reader.read(path, inside - starts[index]))
+    return Frames(tuple(samples))

@@ -1,0 +1,166 @@
+"""`trimvla trim` for policies whose expert reads the decoder layer by layer: pi0 and SmolVLA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from smolvla_policy import TINY, write_checkpoint
+from test_flow_training import TINY as PI0_TINY
+from tokenizers import Tokenizer, models
+
+from trimvla.launch import cli
+from trimvla.launch.training.presets import flow_tokenizer
+from trimvla.policies.families import family_of
+from trimvla.policies.nn.gemma import GemmaLayer
+from trimvla.policies.pi0.model import Pi0
+from trimvla.policies.pi0.save import save_lerobot
+from trimvla.policies.training.flow_dataset import EPSILON
+from trimvla.policies.trimming.pairs import measure_pairs
+from trimvla.runtime.bundle.plan import Plan, load_plan
+from trimvla.runtime.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def single_thread():
+    torch.set_num_threads(1)
+
+
+def pi0_folder(directory: Path) -> Path:
+    """A tiny pi0 whose decoder's layer 1 does nothing."""
+    torch.manual_seed(0)
+    policy = Pi0(PI0_TINY).eval()
+    layer = policy.language.layers[1]
+    assert isinstance(layer, GemmaLayer)
+    torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+    torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    statistics = {
+        name: {"mean": [0.0] * dim, "std": [1.0] * dim}
+        for name, dim in (("action", 7), ("state", 5))
+    }
+    save_lerobot(
+        policy,
+        directory,
+        statistics=statistics,
+        tokenizer=flow_tokenizer(PI0_TINY),
+        epsilon=EPSILON,
+    )
+    shard(directory, side=128, state=5)
+    return directory
+
+
+def smolvla_folder(directory: Path) -> Path:
+    write_checkpoint(directory)
+    words = {word: index for index, word in enumerate(("<pad>", "<s>", "<unk>", "lift"))}
+    Tokenizer(models.WordLevel(words, unk_token="<unk>")).save(str(directory / "tokenizer.json"))
+    shard(directory, side=32, state=TINY.state_dim)
+    return directory
+
+
+def shard(directory: Path, *, side: int, state: int) -> None:
+    """Demonstrations as `train` makes them, of noise."""
+    rng = np.random.default_rng(0)
+    (directory / "demos").mkdir()
+    np.savez(
+        directory / "demos" / "shard-0000.npz",
+        images=rng.integers(0, 256, (6, side, side, 3), dtype=np.uint8),
+        wrist=rng.integers(0, 256, (6, side, side, 3), dtype=np.uint8),
+        state=rng.normal(size=(6, state)).astype(np.float32),
+        texts=np.full((6, 2), "lift"),
+    )
+
+
+def trim(folder: Path, *words: str) -> int:
+    return cli.main(["trim", str(folder), "--out", str(folder / "plan.json"), *words])
+
+
+def test_a_pair_that_does_nothing_goes_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pi0_folder(tmp_path)
+    words = "--layers 3 --tokens 10 --key-tokens 2 --after 1 --cache-interval 2 --frames 4 --json"
+    assert trim(folder, *words.split()) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    plan = load_plan(folder / "plan.json")
+    assert plan.layers == (0, 2, 3)
+    assert result["scores"][1] == pytest.approx(0.0, abs=1e-6)
+    assert result["scores"][3] == max(result["scores"])  # keys and values alone: never first to go
+    assert plan.tokens is not None
+    assert plan.tokens.keep == 10
+    assert plan.recompute == (0, 2, 4, 6, 8)
+    assert plan.provenance is not None
+    assert plan.provenance.frames == 4
+    assert result["ratio_to_dense"]["flops"] < 1
+    assert (folder / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_camera_and_the_state_are_measured(tmp_path: Path) -> None:
+    folder = smolvla_folder(tmp_path)
+    assert trim(folder, "--layers", "3", "--frames", "6") == 0
+    first = load_plan(folder / "plan.json")
+    assert first.provenance is not None
+    assert len(first.layers or ()) == 3
+    path = folder / "demos" / "shard-0000.npz"
+    for name in ("wrist", "state"):
+        with np.load(path) as arrays:
+            stored = dict(arrays)
+        np.savez(path, **{**stored, name: np.zeros_like(stored[name])})
+        assert trim(folder, "--layers", "3", "--frames", "6") == 0
+        changed = load_plan(folder / "plan.json").provenance
+        assert changed is not None
+        assert changed.scores != first.provenance.scores
+        np.savez(path, **stored)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--layers 5", "from 1 to 4 language layers"),
+        ("--tokens 33", "at most 32 visual tokens"),
+        ("--mlp-keep 0.5", "expected --mlp-keep 1"),
+        ("--guidance 1.5", "nothing to trim by ['guidance']"),
+        ("--frames 0", "at least 1 frame"),
+        ("--calibration nowhere.npz", "expected a shard of demonstrations for --calibration"),
+        ("--env tabletop", "expected no --env"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    tmp_path: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pi0_folder(tmp_path)
+    assert trim(folder, *words.split()) == 1
+    assert message in capsys.readouterr().err
+    assert not (folder / "plan.json").exists()
+
+
+def test_a_shard_without_a_camera_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pi0_folder(tmp_path)
+    path = folder / "demos" / "shard-0000.npz"
+    with np.load(path) as arrays:
+        stored = dict(arrays)
+    np.savez(path, **{name: array for name, array in stored.items() if name != "wrist"})
+    assert trim(folder, "--layers", "3") == 1
+    assert "expected 'wrist' in the shard" in capsys.readouterr().err
+    assert not (folder / "plan.json").exists()
+
+
+def test_the_plan_it_gives_is_one_that_the_family_takes(tmp_path: Path) -> None:
+    folder = pi0_folder(tmp_path)
+    assert trim(folder, "--layers", "2", "--frames", "2") == 0
+    plan = load_plan(folder / "plan.json")
+    trimmed = family_of(PI0_TINY).trim(Pi0(PI0_TINY), Plan(layers=plan.layers))
+    assert len(trimmed.expert.layers) == 2
+
+
+def test_there_is_something_to_measure() -> None:
+    with pytest.raises(ConfigError, match="at least one calibration sample"):
+        measure_pairs(Pi0(PI0_TINY), [])
+    alone = msgspec.structs.replace(PI0_TINY.language, layers=1)
+    with pytest.raises(ConfigError, match="at least 2 layers"):
+        measure_pairs(Pi0(msgspec.structs.replace(PI0_TINY, language=alone)), [])
