@@ -123,7 +123,7 @@ class LowerComparison(Comparison):
         return self.differences[-1]
 
     def finish(self) -> None:
-        """Judge what all arrays say together."""
+        """Judge all arrays together."""
         if self.differences and self.typical > self.typical_tolerance:
             allowed = f"{self.typical_tolerance:g} for the median of all differences"
             self.fail(None, f"expected at most {allowed}, got {self.typical:.3g}")

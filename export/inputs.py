@@ -75,7 +75,7 @@ def with_action(
 def read_tokenizer(path: Path | None, prompt: PromptSpec, family: Family) -> str:
     """A tokenizer's text, if it is one of this policy.
 
-    Raises ConfigError, which says where users have it.
+    Raises ConfigError, which names the place where users have it.
     """
     if path is None or not path.exists():
         where = "beside the checkpoint, or under --tokenizer" if path is None else f"at {path}"

@@ -63,7 +63,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bundle: str | None = None
     """The bundle's name."""
     weights: dict[str, object] | None = None
-    """What tells the weights of a streamed export from others."""
+    """What identifies the weights of a streamed export."""
 
     def complaint(self, most: int = 3) -> str:
         """The first failures, in words; empty where all agrees."""

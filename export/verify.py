@@ -63,7 +63,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
     },
 }
 """Of lower precisions, relative to float32 torch; of `kept`, the share of tokens that differ. The
-worst of sampled actions says little (see `SAMPLED_TOLERANCE`): noise between two modes goes to
+worst of sampled actions means little (see `SAMPLED_TOLERANCE`): noise between two modes goes to
 either, and a whole chunk differs.
 """
 

@@ -1,10 +1,10 @@
 """The families of policies: one row each, and the only place where a family is looked up by name,
 config or files.
 
-Nothing outside a family's own folder asks which family it is: it takes the row and calls it. A row
-is a `Family`, named by "module:attribute" and imported when asked for; a family of one's own is
-named the same way where a name is expected. Imports no torch, and neither does a row: its functions
-do (`lazily`).
+Nothing outside a family's own folder depends on which family it is: it takes the row and calls it.
+A row is a `Family`, named by "module:attribute" and imported when asked for; a family of one's own
+is named the same way where a name is expected. Imports no torch, and neither does a row: its
+functions do (`lazily`).
 """
 
 from __future__ import annotations

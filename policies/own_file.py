@@ -2,7 +2,7 @@
 in the header.
 
 What `trimvla train` writes and what lies beside a bundle. Strict where it is built: `Family.build`
-refuses weights that are missing or unknown. Knows a file; asks the table of families for the rest.
+refuses weights that are missing or unknown. Knows a file; the table of families knows the rest.
 """
 
 from __future__ import annotations

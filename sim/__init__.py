@@ -1,6 +1,6 @@
 """Robots and cameras that need no hardware, on the same topics; rollouts; statistics.
 
-Episodes of a policy in simulation, and what their outcomes say.
+Episodes of a policy in simulation, and what follows from their outcomes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What drives an episode: anything that turns an observation into actions. Knows no policy.
 
-A policy sees of an environment what its bundle says: the one image, or several by name, and the
+A policy sees of an environment what its bundle names: the one image, or several by name, and the
 state.
 """
 
@@ -17,7 +17,7 @@ from trimvla.runtime.inference.policy_like import PolicyLike
 from trimvla.runtime.preprocess.observation import ONLY, Observation
 
 EXPERT = "expert"  # in an actor's place: the scripted expert of the task itself
-ROWS = 16  # of a chunk, where an actor has no manifest that says them
+ROWS = 16  # of a chunk, where an actor has no manifest that gives them
 KINDS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)  # of our own tasks
 MAIN = ("image", "front", "primary")  # what a policy may call the image that every environment has
 

@@ -81,7 +81,7 @@ class Task(Protocol):
 
     @property
     def kinds(self) -> tuple[ActionKind, ...] | None:
-        """What each of them means; None where nobody says it, and then the bundle's hold."""
+        """What each of them means; None where it is unknown, and then the bundle's hold."""
         ...
 
     @property
@@ -123,7 +123,7 @@ def make_task(name: str, options: EnvOptions | None = None) -> Task:
 
     Args:
         name: the task.
-        options: what an environment of the last two kinds does not say itself.
+        options: what an environment of the last two kinds does not define itself.
 
     Raises:
         ConfigError: no such task, or something that it needs is not installed.

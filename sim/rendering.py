@@ -22,8 +22,8 @@ def choose_renderer(
     """Render without a display: keep the user's MUJOCO_GL, else take the first library that is
     installed.
 
-    Returns the choice, or None where neither is there; MuJoCo then tries a window and says why it
-    cannot.
+    Returns the choice, or None where neither is there; MuJoCo then tries a window and reports why
+    it cannot.
     """
     environ = os.environ if environ is None else environ
     if "MUJOCO_GL" not in environ:

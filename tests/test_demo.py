@@ -30,7 +30,7 @@ from trimvla.runtime.bus.telemetry import Telemetry
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.control import process as control
-from trimvla.sim.robots.robot import SAYS, TabletopRobot, act, speak
+from trimvla.sim.robots.robot import PUBLISHES, TabletopRobot, act, publish
 from trimvla.sim.tabletop import expert
 
 FAST_HZ = 20.0  # four times real time
@@ -47,21 +47,21 @@ PROMISED = {
 
 
 def expert_system(run_dir: Path, stop: threading.Event) -> None:
-    """Robot and policy in one: after every step the expert says what comes next, as a chunk on the
+    """Robot and policy in one: after every step the expert publishes the next chunk on the
     bus.
     """
     robot = TabletopRobot()
     telemetry = Telemetry("robot")
-    says = [Publisher(run_dir, topic(name)) for name in SAYS]
+    publishers = [Publisher(run_dir, topic(name)) for name in PUBLISHES]
     chunks = Publisher(run_dir, topic("chunk"))
-    hears = Subscriber(run_dir, [topic("task"), topic("command")])
+    inputs = Subscriber(run_dir, [topic("task"), topic("command")])
     while not stop.is_set():
-        hears.update(1 / 50)
-        act(robot, hears, telemetry)
-        speak(robot, says)
+        inputs.update(1 / 50)
+        act(robot, inputs, telemetry)
+        publish(robot, publishers)
         if robot.ready:
             chunks.send(expert_chunk(robot))
-    for closing in (hears, chunks, *says, robot):
+    for closing in (inputs, chunks, *publishers, robot):
         closing.close()
 
 

@@ -58,12 +58,12 @@ def add_weight(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 def sweep(graph: ir.Graph) -> None:
     """Remove nodes and initializers that nothing uses."""
-    told = set(graph.outputs)
+    outputs = set(graph.outputs)
     for node in reversed(list(graph)):
-        if not any(value.uses() or value in told for value in node.outputs):
+        if not any(value.uses() or value in outputs for value in node.outputs):
             graph.remove(node, safe=True)
     for name, value in list(graph.initializers.items()):
-        if not value.uses() and value not in told:
+        if not value.uses() and value not in outputs:
             del graph.initializers[name]
 
 

@@ -20,7 +20,7 @@ from trimvla.runtime.bundle.plan import Plan
 
 DENSE = Plan()
 KEPT = "kept"
-"""The output that says which visual tokens go on: an index, and so compared as one."""
+"""The output with the visual tokens that go on: an index, and so compared as one."""
 
 
 def stages_of(policy: nn.Module, guided: bool = False) -> tuple[Stage, ...]:

@@ -1,6 +1,6 @@
 """One stage -> one checked ONNX file, the same bytes every time.
 
-The graph comes from torch's exporter; then everything that tells of the machine that made it (stack
+The graph comes from torch's exporter; then everything that reveals the machine that made it (stack
 traces, module scopes) is removed, and weights that half precision holds exactly are stored in half
 behind a Cast, which every backend folds while loading. Files beyond protobuf's limit keep their
 weights beside the graph; a stage with the weights of another one reads them from that one's file.

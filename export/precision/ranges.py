@@ -30,8 +30,8 @@ class Probe:
         proto = onnx.load(str(model), load_external_data=False)
         self.inputs = [value.name for value in proto.graph.input]
         self.largest = dict.fromkeys(wanted, 0.0)
-        told = {value.name for value in proto.graph.output}
-        more = (name for name in wanted if name not in told)
+        present = {value.name for value in proto.graph.output}
+        more = (name for name in wanted if name not in present)
         proto.graph.output.extend(
             onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in more
         )

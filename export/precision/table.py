@@ -1,8 +1,8 @@
 """A bundle's graphs in another precision: float32 stage files -> the same files in the precision
 that was asked for.
 
-The table says what each precision is. Stage borders, norms, softmax, sums (so the residual stream
-and the sampler's state) and the choice of tokens stay in float32 in all of them. Graphs are
+The table defines what each precision is. Stage borders, norms, softmax, sums (so the residual
+stream and the sampler's state) and the choice of tokens stay in float32 in all of them. Graphs are
 rewritten after their export; the proof against float32 torch is `verify`'s.
 """
 

@@ -51,7 +51,7 @@ def policy_config(architecture: Section) -> PolicyConfig:
     """Build the config that a reference directory's `architecture.json` describes.
 
     Raises:
-        ConfigError: a field is missing, or asks for something that the modules do not do.
+        ConfigError: a field is missing, or needs something that the modules do not do.
     """
     try:
         _check_fixed(architecture)

@@ -1,7 +1,7 @@
 """Does this policy compute what the public code computed? Every stored array of a reference
 directory, compared.
 
-Each family says how its directories are opened and what is compared how closely
+Each family defines how its directories are opened and what is compared how closely
 (`groups.ReferenceFamily`, named in its row of the table); which family a directory is of stands in
 its architecture.json. The format of the directory is in docs/reference/reference-format.md. Knows
 no sizes: they come from the directory.

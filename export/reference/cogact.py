@@ -1,6 +1,6 @@
 """What is compared of a CogACT reference directory, and how closely.
 
-`modules`, `runtime` and, for trimmed policies, `trimmed` say how each array comes about.
+`modules`, `runtime` and, for trimmed policies, `trimmed` define how each array comes about.
 """
 
 from __future__ import annotations

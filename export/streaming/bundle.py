@@ -111,10 +111,10 @@ def export_streamed(
         overwrite: replace an existing bundle.
         resume: go on with what a killed export of the same has left; else, or where it was another,
             begin anew.
-        report: told how many bytes of which file are written.
+        report: called with how many bytes of which file are written.
 
     Returns:
-        The manifest. Its `parity` says what was compared: see `slice_proof.prove_slice`.
+        The manifest. Its `parity` records what was compared: see `slice_proof.prove_slice`.
 
     Raises:
         ConfigError: the target exists, no such statistics, or another export to it is running.

@@ -168,7 +168,7 @@ def _turn(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> ir.Value:
 
 
 def _assign_slots(graph: ir.Graph, used: list[_Use], data_file: str) -> tuple[Slot, ...]:
-    """Give every weight its place in the file, in the graph's order, and tell the graph."""
+    """Give every weight its place in the file, in the graph's order, and enter it in the graph."""
     slots: list[Slot] = []
     end = 0
     for use in used:

@@ -2,7 +2,7 @@
 costs little.
 
 Each weight goes from where it lies through the plan and the precision into its place, block by
-block. A journal says how many weights of which file have reached the disk; the graph is written
+block. A journal records how many weights of which file have reached the disk; the graph is written
 last, with the weights' hash in it, so a graph that is there is complete. Knows slots and sources of
 weights; no bundle.
 """
@@ -93,7 +93,7 @@ def _read_lines(file: IO[str]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes stages of one policy: `weights` are the dense policy's, `report` is told of every
+    """Writes stages of one policy: `weights` are the dense policy's, `report` is called for every
     weight.
     """
 
@@ -106,7 +106,7 @@ class Writer:
         """Write a stage's weights and then its graph to `path`, checked.
 
         Raises:
-            BundleError: the file of weights is not as long as its slots say.
+            BundleError: the file of weights is not as long as its slots.
             onnx.checker.ValidationError: the graph is not valid.
         """
         data = path.with_name(f"{path.name}.data")

@@ -30,7 +30,7 @@ TUNED_BY_TIMING = ("tensorrt",)
 MEANINGLESS = ("", "false")  # the parser's reason where an operator is simply not supported
 
 Report = Callable[[str, str], None]
-"""Told the stage and what is being done with it."""
+"""Called with the stage and what is being done with it."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from trimvla.runtime.errors import BundleError
 
 OPSETS = range(9, 21)
-TOPK_LIMIT = 3840  # NVIDIA's operator reference for TopK, and what its builder says of a larger K
+TOPK_LIMIT = 3840  # NVIDIA's operator reference for TopK, and its builder's error for a larger K
 
 FLOATS = ("float32", "float16", "bfloat16")
 INTEGERS = ("int32", "int64")
@@ -146,10 +146,10 @@ def problems_of(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def describe(model: onnx.ModelProto) -> Graph:
-    """Types of all tensors, inferred where the file does not tell them."""
+    """Types of all tensors, inferred where the file does not give them."""
     graph = model.graph
-    told = {value.name for value in (*graph.value_info, *graph.output)}
-    if any(name and name not in told for node in graph.node for name in node.output):
+    typed = {value.name for value in (*graph.value_info, *graph.output)}
+    if any(name and name not in typed for node in graph.node for name in node.output):
         graph = onnx.shape_inference.infer_shapes(model).graph
     values = (*graph.input, *graph.value_info, *graph.output)
     types = {value.name: type_name(value.type.tensor_type.elem_type) for value in values}

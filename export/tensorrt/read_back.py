@@ -1,10 +1,10 @@
-"""Asked precision against built precision: what a strongly typed network says, and what the built
-engine says.
+"""Requested precision against built precision: that of a strongly typed network, and that of the
+built engine.
 
 A builder may fall back without a word (NVIDIA/TensorRT#4590: FP8 and FP4 flags that built FP32), so
 what was built is read back through the engine inspector and compared tensor by tensor. Loading an
-engine needs a GPU; without one nothing was read back, and the answer says so. Imports no backend:
-the library comes in as an argument.
+engine needs a GPU; without one nothing was read back, and the answer records that. Imports no
+backend: the library comes in as an argument.
 """
 
 from __future__ import annotations

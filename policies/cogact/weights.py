@@ -34,7 +34,7 @@ class Weights(Protocol):
 
     @property
     def identity(self) -> dict[str, object]:
-        """What tells these weights from others; JSON-able."""
+        """What identifies these weights; JSON-able."""
         ...
 
     def lend(self, name: str) -> AbstractContextManager[Tensor]:

@@ -82,10 +82,10 @@ def read_config(directory: Path, tokenizer: Path, cameras: tuple[str, ...]) -> D
     Args:
         directory: holds config.json.
         tokenizer: its tokenizer.json; gives the ids of the text before the image.
-        cameras: names of the images of an observation; the checkpoint does not say how many.
+        cameras: names of the images of an observation; the checkpoint does not give their number.
 
     Raises:
-        CheckpointError, ConfigError: a file or field is missing, or asks for what is not done here.
+        CheckpointError, ConfigError: a file or field is missing, or needs what is not done here.
     """
     path = directory / CONFIG
     data = read_json(path, "a policy's config", error=CheckpointError)

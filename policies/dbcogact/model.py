@@ -43,7 +43,7 @@ class ClipTower(nn.Module):
 
 
 class DbCogAct(nn.Module):
-    """A policy of the DB-CogACT shape; `plan` says what is kept of it."""
+    """A policy of the DB-CogACT shape; `plan` is what is kept of it."""
 
     def __init__(self, cfg: DbCogActConfig) -> None:
         """Build the modules with torch's default weights; nothing is folded in yet."""
@@ -60,7 +60,7 @@ class DbCogAct(nn.Module):
         self.language.fold(torch.tensor([self.cfg.prompt.before_ids], device=device))
 
     def act(self, cognition: Tensor, noise: Tensor, known: Known | None = None) -> Tensor:
-        """float[b, D], float[b, H, A] -> float[b, H, A]: sample as the config and the plan say."""
+        """float[b, D], float[b, H, A] -> float[b, H, A]: sample by the config and the plan."""
         plan = self.plan
         diffusion = self.cfg.diffusion
         return ddim_sample(

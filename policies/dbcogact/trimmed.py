@@ -39,7 +39,7 @@ def trim(policy: DbCogAct, plan: Plan) -> DbCogAct:
     """The policy under the plan; the dense policy itself where the plan keeps everything.
 
     Raises:
-        ConfigError: the plan is for another config, or asks for what this one does not have.
+        ConfigError: the plan is for another config, or needs what this one does not have.
     """
     check(plan, policy.cfg)
     return policy if plan.dense else TrimmedDbCogAct(policy, plan)

@@ -46,7 +46,7 @@ def grouped_probabilities(q: Tensor, k: Tensor, mask: Tensor | None = None) -> T
 
 
 class GroupedAttention(nn.Module):
-    """Projections of attention with fewer key-value heads than heads; whoever uses it says what
+    """Projections of attention with fewer key-value heads than heads; its user decides what
     attends to what.
 
     `width_in` is what keys and values are made from, where that is another stream than the

@@ -49,7 +49,7 @@ class PrefixOutput:
 class Prefix(nn.Module):
     """The decoder under any plan.
 
-    `reads` says for every layer whether the expert reads it; the deepest is read.
+    `reads[layer]`: whether the expert reads that layer; the deepest is read.
     """
 
     def __init__(

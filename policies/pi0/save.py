@@ -75,7 +75,7 @@ def stored_weights(policy: Pi0, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def lerobot_config(cfg: Pi0Config) -> dict[str, Any]:
-    """What LeRobot's config.json says of a policy, as far as it is read."""
+    """The fields of LeRobot's config.json for a policy, as far as they are read."""
     side = cfg.vision.image_size
     images = {f"{IMAGES}{name}": _feature("VISUAL", [3, side, side]) for name in cfg.cameras}
     return {

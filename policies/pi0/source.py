@@ -72,7 +72,7 @@ def variant_of(directory: Path) -> Variant | None:
     if "type" in config:
         return TYPES.get(str(config["type"]))
     if "paligemma_variant" in config and "action_horizon" in config:
-        names = openpi_names(SafetensorsFiles(directory))  # openpi's config.json does not say which
+        names = openpi_names(SafetensorsFiles(directory))  # openpi's config.json does not name it
         return "pi05" if "time_mlp_in.weight" in names else "pi0"
     return None
 
@@ -123,7 +123,7 @@ def find_tokenizer(directory: Path, chosen: Path | None) -> Path | None:
 
 @dataclass(frozen=True)
 class Found:
-    """What the files around the weights say."""
+    """What the files around the weights contain."""
 
     cfg: Pi0Config
     statistics: Statistics

@@ -4,7 +4,7 @@
     keys, values, last (and state for pi0), noise -> action -> actions
 
 Keys and values have one length, that of the longest prompt, with zeros behind a shorter one; `last`
-says how many count. Where tokens are dropped, layers before and behind have keys of two lengths.
+counts the valid ones. Where tokens are dropped, layers before and behind have keys of two lengths.
 All that depends on the flow's time alone is a constant of the action stage, every Euler step is
 unrolled. Knows no file format and no backend.
 """

@@ -1,6 +1,6 @@
 """How much of a policy there is to keep, and the plan that keeps so much of it.
 
-Counts say nothing about what is worth keeping: layers are spread evenly, the first MLP channels
+Counts do not show what is worth keeping: layers are spread evenly, the first MLP channels
 stay. Knows sizes and no weights; needs no torch.
 """
 

@@ -225,7 +225,7 @@ def require_memory(plan: MemoryPlan, usable: int, where: str, *, run_here: bool 
         run_here: whether the engines must also run there, not only be built.
 
     Raises:
-        ConfigError: too little memory; says what is needed, what there is, and what would help.
+        ConfigError: too little memory; names what is needed, what there is, and what would help.
     """
     fits = plan.building <= usable and (not run_here or plan.running <= usable)
     if fits:

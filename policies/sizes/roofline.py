@@ -110,7 +110,7 @@ def floors_ms(report: CostReport, device: Device, attained: float = 1.0) -> dict
 
 
 def _weights_read(stage: StageCost) -> int:
-    """All of them once, where the report says nothing else."""
+    """All of them once, where the report has nothing else."""
     return stage.parameters if stage.weights_read is None else stage.weights_read
 
 

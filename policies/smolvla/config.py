@@ -18,7 +18,7 @@ from trimvla.policies.sizes.config import HALF, VitConfig
 from trimvla.runtime.errors import ConfigError
 
 MAX_STEPS = 1000
-ROPE_BASE = 10000.0  # the public code's own, whatever the language model's config says
+ROPE_BASE = 10000.0  # the public code's own, whatever the language model's config has
 PatchPositions = Literal["identity", "shifted"]
 
 

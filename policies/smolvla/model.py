@@ -22,7 +22,7 @@ from trimvla.runtime.bundle.plan import Plan
 
 
 class SmolVla(nn.Module):
-    """A policy; `plan` says what is kept of it (`trimmed.trim`)."""
+    """A policy; `plan` is what is kept of it (`trimmed.trim`)."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class SmolVla(nn.Module):
         return Memory(tuple(read for read, _ in pairs), tuple(mask for _, mask in pairs))
 
     def _looked(self, noise: Tensor | None, length: Tensor) -> Looked | None:
-        """The expert's relevance of visual rows, where the plan asks for it."""
+        """The expert's relevance of visual rows, where the plan needs it."""
         tokens = self.plan.tokens
         if tokens is None or tokens.source != "expert" or tokens.scored is None:
             return None

@@ -5,7 +5,7 @@
 
 Keys and values are those that each expert layer reads: the decoder's, or the layer's own
 projections of them, which no sampler step changes. They have one length, that of the longest
-prompt, filled up behind a shorter one; `last` says how many count. Where tokens are dropped,
+prompt, filled up behind a shorter one; `last` counts the valid ones. Where tokens are dropped,
 layers before and behind read rows of two lengths. All that depends on the flow's time alone is a
 constant of the action stage; every Euler step is unrolled. Knows no file format and no backend.
 """
@@ -147,8 +147,8 @@ def stages(cfg: SmolVlaConfig, plan: Plan = DENSE, guided: bool = False) -> tupl
     memory = memory_names(cfg, plan)
     tokens = plan.tokens
     kept = () if tokens is None else ("kept",)
-    asks = tokens is not None and tokens.source == "expert" and tokens.scored is not None
-    noise = ("noise",) if asks else ()
+    scored = tokens is not None and tokens.source == "expert" and tokens.scored is not None
+    noise = ("noise",) if scored else ()
     seen = ("visual", "input_ids", "last", "state", *noise)
     plain = (
         Stage("vision", VisionStage, ("images",), ("visual",), 1e-4),

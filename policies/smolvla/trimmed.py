@@ -46,7 +46,7 @@ def trim(policy: SmolVla, plan: Plan) -> SmolVla:
     """The policy under the plan; the dense policy itself where the plan keeps everything.
 
     Raises:
-        ConfigError: the plan is for another config, or asks for what this one does not have.
+        ConfigError: the plan is for another config, or needs what this one does not have.
     """
     cfg = policy.cfg
     check(plan, cfg)

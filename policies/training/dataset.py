@@ -1,6 +1,6 @@
 """Demonstration shards in memory: pictures, prompts and normalised action chunks, in batches.
 
-A shard is an npz with pictures (`pictures` tells how), `chunks` float32[n, g, H, A], `aux`
+A shard is an npz with pictures (`pictures` decodes them), `chunks` float32[n, g, H, A], `aux`
 float32[n, g, X], `points` float32[n, g, 2, 2] and `texts` str[n, g]: g sentences a picture, the
 first the one that was being pursued. Knows arrays; knows no simulator.
 """
@@ -68,7 +68,7 @@ def action_statistics(chunks: np.ndarray, *, symmetric: bool = False) -> dict[st
 
 
 def within_bounds(chunks: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
-    """Actions to [-1, 1], clipped, where the mask says so; dimensions without spread become 0.
+    """Actions to [-1, 1], clipped, where the mask is set; dimensions without spread become 0.
 
     The runtime undoes it.
     """

@@ -28,7 +28,7 @@ LAST_RATE = 0.02
 
 
 class AnyRecipe(Protocol):
-    """What every recipe says; a dataclass."""
+    """The fields that every recipe has; a dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     steps: int
@@ -50,7 +50,7 @@ class Data(Protocol):
 
 
 class Trained(Protocol):
-    """What a trainer tells about a run."""
+    """What a trainer reports about a run."""
 
     cfg: Any
     recipe: Any

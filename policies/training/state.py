@@ -24,7 +24,7 @@ Origin = dict[str, str]
 
 
 def origin_of(weights: Path) -> Origin:
-    """What tells these weights from others."""
+    """What identifies these weights."""
     return {"name": weights.name, "sha256": sha256_of(weights)}
 
 

@@ -1,7 +1,7 @@
 """Which part of which dense weight a trimmed policy's weight is, by name; for weights that are read
 one at a time.
 
-What `trimmed.trim` does to modules that are in memory, told for names. Knows no values.
+What `trimmed.trim` does to modules that are in memory, done for names. Knows no values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A plan made from sizes alone, for weights whose values say nothing: how much is kept, not what is
-worth keeping.
+"""A plan made from sizes alone, for weights whose values mean nothing: how much is kept, not what
+is worth keeping.
 
-Its provenance says that nothing was calibrated.
+Its provenance records that nothing was calibrated.
 """
 
 from __future__ import annotations

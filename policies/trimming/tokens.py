@@ -4,7 +4,7 @@ they must beat.
 A selector is a pure function from what is known where tokens are dropped to ascending indices of a
 fixed number, so it exports as TopK and Gather. EfficientVLA (arXiv 2506.10100) writes relevance as
 visual-to-text attention; under a causal mask with the image in front that is zero, so it is read
-here as text (query) to visual (key). The paper does not say which features diversity compares:
+here as text (query) to visual (key). The paper does not specify which features diversity compares:
 here, by default, the hidden states where tokens are dropped.
 """
 
@@ -200,7 +200,7 @@ def raster(indices: Tensor) -> Tensor:
 
 
 def _needed(seen: Seen) -> Tensor:
-    assert seen.relevance is not None  # `TokenPlan.scored` asks for it
+    assert seen.relevance is not None  # `TokenPlan.scored` needs it
     return seen.relevance
 
 

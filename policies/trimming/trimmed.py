@@ -39,7 +39,7 @@ def trim(policy: CogAct, plan: Plan) -> CogAct:
     """The policy under the plan; the dense policy itself where the plan keeps everything.
 
     Raises:
-        ConfigError: the plan is for another config, or asks for what this one does not have.
+        ConfigError: the plan is for another config, or needs what this one does not have.
 
     Example:
         >>> from trimvla.policies import load_policy, trim
@@ -54,7 +54,7 @@ def trim(policy: CogAct, plan: Plan) -> CogAct:
 
 
 def check(plan: Plan, cfg: PolicyConfig, parts: frozenset[str] = WITH_PATCHES) -> None:
-    """Whether the plan fits the config, and asks for nothing but these `parts`.
+    """Whether the plan fits the config, and needs nothing but these `parts`.
 
     Raises:
         ConfigError: it does not; the message names the field.

@@ -48,7 +48,7 @@ class Latency:
 
     @property
     def mean_ms(self) -> float | None:
-        """What it costs on average; None where only the run itself tells."""
+        """What it costs on average; None where only the run itself shows it."""
         if self.kind == "wall":
             return None
         if self.kind == "lognormal":
@@ -92,17 +92,19 @@ def read_trace(path: Path) -> tuple[float, ...]:
     of L2).
     """
     try:
-        told = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: expected a list of milliseconds, got: {error}") from None
-    if isinstance(told, Mapping):
+    if isinstance(content, Mapping):
         rows = [
-            values for name, values in told.items() if len(told) == 1 or name.endswith("L2 total")
+            values
+            for name, values in content.items()
+            if len(content) == 1 or name.endswith("L2 total")
         ]
-        told = rows[0] if rows else []
-    if not isinstance(told, Sequence) or isinstance(told, str) or not told:
+        content = rows[0] if rows else []
+    if not isinstance(content, Sequence) or isinstance(content, str) or not content:
         raise ConfigError(f"{path}: expected a list of milliseconds, got none")
-    return _numbers(told, str(path))
+    return _numbers(content, str(path))
 
 
 def _numbers(values: Sequence[object], source: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""A run's outcomes on disk: a line that says what is played, then one line for every finished
+"""A run's outcomes on disk: a line that names what is played, then one line for every finished
 episode.
 
 A run that was killed reads back what it had, whole rounds only, and plays the rest; a line cut off
@@ -31,7 +31,7 @@ class OutcomeLog:
         """Open or create.
 
         Raises:
-            ConfigError: the file is of another run; says which field differs.
+            ConfigError: the file is of another run; names the field that differs.
         """
         self.rounds: dict[Deal, Round] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,11 +76,11 @@ def read_lines(text: str) -> Iterator[dict[str, object]]:
     """The lines that are whole."""
     for line in text.splitlines():
         try:
-            told = json.loads(line)
+            record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(told, dict):
-            yield told
+        if isinstance(record, dict):
+            yield record
 
 
 def read_header(path: Path) -> Header | None:

@@ -60,7 +60,7 @@ class Setting:
     waits.
     """
     options: EnvOptions = field(default_factory=EnvOptions)
-    """What the environment does not say itself."""
+    """What the environment does not define itself."""
 
     def make_task(self) -> Task:
         """The task, made anew."""
@@ -109,7 +109,7 @@ def run_episode(
 
 
 def robot_of(player: Player, task: Task) -> Robot:
-    """What an action means: as the task says, else as the bundle that plays does."""
+    """What an action means: by the task, else by the bundle that plays."""
     manifest = getattr(player, "manifest", None)
     kinds = task.kinds or (manifest.action.kinds if manifest is not None else ("delta",) * task.dim)
     start = getattr(task, "start", None)
@@ -234,7 +234,7 @@ def check_episodes(task: Task, seeds: Sequence[int], *, official: bool) -> None:
 
 
 def check_expert(players: Iterable[str], setting: Setting) -> None:
-    """The expert says one action at a time, and what to do now: it must look at every step and
+    """The expert gives one action at a time, and what to do now: it must look at every step and
     cannot be late.
     """
     if EXPERT in players and (setting.pace.execute != 1 or any(setting.latencies.values())):

@@ -1,4 +1,5 @@
-"""What successes say: one rate, two policies on the same episodes, simulation against reality.
+"""What follows from successes: one rate, two policies on the same episodes, simulation against
+reality.
 
 Two policies that play the same seeds are compared by the episodes in which they differ (the
 discordant pairs): McNemar's exact test, Tango's score interval and a bootstrap interval of the
@@ -40,7 +41,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What paired episodes say about candidate - reference, in success rate.
+    """The difference candidate - reference in success rate, from paired episodes.
 
     `interval` (Tango's, two-sided at `confidence`) decides: `non_inferior` means that its lower
     end, `lower_bound`, is above -`margin`; one-sided, that is a test at (1 - `confidence`) / 2.
@@ -119,7 +120,7 @@ def compare(
 ) -> Comparison:
     """Compare two policies that played the same episodes, in the same order.
 
-    Tango's interval decides, not the bootstrap's: where no episode tells the two apart, the
+    Tango's interval decides, not the bootstrap's: where no episode separates the two, the
     bootstrap sees no difference in any resample and its interval is the point 0, however few the
     episodes are.
 

@@ -38,7 +38,7 @@ Look = Callable[[int, Known | None], NDArray[np.floating]]
 
 @dataclass(frozen=True)
 class Pace:
-    """How often a policy looks, how much of what it says is executed, and how one chunk follows
+    """How often a policy looks, how much of its chunk is executed, and how one chunk follows
     another.
     """
 
@@ -83,7 +83,7 @@ class Robot:
     def first(self, *, held: bool) -> NDArray[np.float64]:
         """The action float64[A] before the first one.
 
-        Raises ConfigError where it is `held`, and nobody says which target keeps the robot still.
+        Raises ConfigError where it is `held`, and no target is known that keeps the robot still.
         """
         if self.start is not None:
             return np.array(self.start)
@@ -127,7 +127,7 @@ class Pilot:
         self._newest: ActionChunk | None = None
         self._free_ns = 0
         self._looked = -pace.execute
-        self._sentence: str | None = None
+        self._instruction: str | None = None
         self._last: NDArray[np.float64] = robot.first(held=self._late)
         self.source: ActionChunk | None = None
         """The chunk behind the last action; None for a hold."""
@@ -138,10 +138,10 @@ class Pilot:
         self.held = 0
         """Ticks without an action that was due."""
 
-    def act(self, tick: int, sentence: str) -> NDArray[np.float64]:
+    def act(self, tick: int, instruction: str) -> NDArray[np.float64]:
         """The action float64[A] of this tick; ticks rise by one."""
         now_ns = tick * self._period_ns
-        self._hear(sentence)
+        self._set_instruction(instruction)
         self._take(now_ns)
         if now_ns >= self._free_ns and tick - self._looked >= self._pace.execute:
             self._think(tick, now_ns)
@@ -156,13 +156,13 @@ class Pilot:
             self.source = due.chunk
         return self._last
 
-    def _hear(self, sentence: str) -> None:
+    def _set_instruction(self, instruction: str) -> None:
         """What was thought about another instruction is void."""
-        if sentence != self._sentence:
+        if instruction != self._instruction:
             self._queue.reset()
             self._transition.reset()
             self._coming = self._newest = None
-            self._sentence = sentence
+            self._instruction = instruction
 
     def _take(self, now_ns: int) -> None:
         if self._coming is not None and self._coming.produced_ns <= now_ns:

@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 Work = Callable[[Sequence[Item]], Iterable[Result]]
 """Some items -> one result each, one by one; whatever it opens, it opens once for all of them."""
 Message = Literal["result", "end", "error"]
-"""What a process tells: one result, that its work is done, or what went wrong instead."""
+"""What a process reports: one result, that its work is done, or what went wrong instead."""
 
 
 class WorkerError(TrimvlaError):
@@ -72,7 +72,7 @@ def _start(work: Work[Item, Result], hand: Sequence[Item]) -> tuple[Connection, 
 
 
 def _collect(processes: dict[Connection, BaseProcess]) -> Iterator[Any]:
-    """All results; a process that has told its end may take its time to go."""
+    """All results; a process that has reported its end may take its time to go."""
     waiting = set(processes)
     while waiting:
         for receiver in wait(list(waiting)):
@@ -119,7 +119,7 @@ def _interrupts_ignored() -> Iterator[None]:
     """Processes started here never see Ctrl-C: it reaches the whole group, and stopping them is the
     parent's part.
     """
-    # only the main thread may, and it alone hears it
+    # only the main thread may, and it alone receives it
     if threading.current_thread() is not threading.main_thread():
         yield
         return

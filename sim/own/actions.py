@@ -1,4 +1,5 @@
-"""What an environment says of its actions: their size, kinds and rate, and one that keeps it still.
+"""What an environment defines of its actions: their size, kinds and rate, and one that keeps it
+still.
 
 Each is checked once, when the task is made. Knows gymnasium's spaces and attributes; no policy.
 """
@@ -42,7 +43,7 @@ def _is_row_of_floats(space: gym.spaces.Box) -> bool:
 
 
 def action_kinds(name: str, env: gym.Env, dim: int) -> tuple[ActionKind, ...] | None:
-    """What each number of an action means, where the environment says it as `action_kinds`."""
+    """What each number of an action means, where the environment has it as `action_kinds`."""
     found = attribute(env, KINDS)
     if found is None:
         return None
@@ -55,7 +56,7 @@ def action_kinds(name: str, env: gym.Env, dim: int) -> tuple[ActionKind, ...] | 
 
 
 def start_action(name: str, env: gym.Env, dim: int) -> np.ndarray | None:
-    """The action float64[dim] before the first one, where the environment says it."""
+    """The action float64[dim] before the first one, where the environment has it."""
     found = attribute(env, START)
     if found is None:
         return None
@@ -66,9 +67,9 @@ def start_action(name: str, env: gym.Env, dim: int) -> np.ndarray | None:
 
 
 def control_rate(name: str, env: gym.Env, options: EnvOptions) -> float:
-    """Steps per second: as the environment says, else as the bundle does, else as it renders."""
-    said = [value for each in RATES if (value := attribute(env, each)) is not None]
-    rate = said[0] if said else options.control_hz or env.metadata.get("render_fps")
+    """Steps per second: the environment's, else the bundle's, else those of its rendering."""
+    rates = [value for each in RATES if (value := attribute(env, each)) is not None]
+    rate = rates[0] if rates else options.control_hz or env.metadata.get("render_fps")
     if rate is None:
         words = f"'{RATES[0]}' of the environment: nothing says its steps per second"
         raise ConfigError(f"{name}: expected {words}")

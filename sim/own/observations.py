@@ -1,4 +1,4 @@
-"""What an environment shows and says at a step: the image, the instruction, and whether it is done.
+"""What an environment gives at a step: the image, the instruction, and whether it is done.
 
 Each is looked for where gymnasium's environments have it; what is nowhere is one error that names
 the places. Knows gymnasium's observations and `info`; no policy.
@@ -56,7 +56,7 @@ def find_image(name: str, env: gym.Env, observation: object, camera: str | None)
 
 
 def shows_image(env: gym.Env) -> bool:
-    """Whether an observation holds an image, as its space says."""
+    """Whether an observation holds an image, by its space."""
     spaces = leaves(env.observation_space).values()
     return any(
         isinstance(space, gym.spaces.Box)
@@ -105,7 +105,7 @@ def find_instruction(
 ) -> str:
     """What is asked now: by the option, the observation, `info` or the environment, in this order.
 
-    Raises ConfigError where nobody says it.
+    Raises ConfigError where nothing gives it.
     """
     inside = observation.get(INSTRUCTION) if isinstance(observation, Mapping) else None
     places = (options.instruction, inside, info.get(INSTRUCTION), attribute(env, INSTRUCTION))

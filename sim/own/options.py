@@ -1,4 +1,6 @@
-"""What a person says of an environment that does not say it by itself. Knows words and numbers."""
+"""What a person adds about an environment that does not define it by itself. Knows words and
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,18 @@ MAX_STEPS = 1000  # of an episode that neither the environment nor a person limi
 
 @dataclass(frozen=True)
 class EnvOptions:
-    """Of a gymnasium environment; our own tasks say all of this themselves."""
+    """Of a gymnasium environment; our own tasks define all of this themselves."""
 
     camera: str | None = None
     """The observation's key with the policy's image, `a.b` for an inner one, or `render`."""
     instruction: str | None = None
-    """What is asked, where the environment does not say it."""
+    """The instruction, where the environment has none."""
     success_reward: float | None = None
     """Terminated with at least this reward counts as success; where `info` has no success."""
     max_steps: int | None = None
     """Steps after which an episode is over."""
     control_hz: float | None = None
-    """Steps per second, where the environment does not say it: the bundle's."""
+    """Steps per second, where the environment has none: the bundle's."""
 
     def __post_init__(self) -> None:
         if self.instruction is not None and not self.instruction.strip():

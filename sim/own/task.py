@@ -2,7 +2,7 @@
 
 An action reaches `step()` as a robot would receive it: un-normalised, the gripper 1 = open and
 0 = closed, in the dtype of the action space and not clipped to its bounds. Knows gymnasium's
-interface; `actions` and `observations` say what is taken from where. Knows no policy.
+interface; `actions` and `observations` define what is taken from where. Knows no policy.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class GymnasiumTask:
         except Exception as error:  # the user's own code, or gymnasium's checks of it
             raise ConfigError(f"{self.name}: trying one step failed: {blame(error)}") from error
         if problems:
-            told = [problem.removeprefix(f"{self.name}: ") for problem in problems]
-            raise ConfigError(f"{self.name}: {'; '.join(told)}")
+            bare = [problem.removeprefix(f"{self.name}: ") for problem in problems]
+            raise ConfigError(f"{self.name}: {'; '.join(bare)}")
 
     def close(self) -> None:
         """Free the environment."""

@@ -1,11 +1,11 @@
 """A simulated arm without a world, and what every driver owes its robot: a command is obeyed once,
 in time, or never.
 
-It integrates deltas, says where it is at a steady rate, and holds by itself when its commander
-falls silent: nobody else can do that for it when the control loop, its machine or the network is
-gone. It counts what it was told by the commands' sequence numbers: lost ones, repeated ones, and
-those that came too late to be obeyed. Knows no image and no policy. `sim.robot` is the same
-behind a world with things on a table.
+It integrates deltas, publishes its position at a steady rate, and holds by itself when its
+commander falls silent: nobody else can do that for it when the control loop, its machine or the
+network is gone. It counts what it received by the commands' sequence numbers: lost ones, repeated
+ones, and those that came too late to be obeyed. Knows no image and no policy. `sim.robot` is the
+same behind a world with things on a table.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ArmConfig:
     """How the arm behaves."""
 
     state_hz: float = 50.0
-    """How often it says where it is [Hz]."""
+    """How often it publishes its position [Hz]."""
     watchdog_s: float = 0.3
     """Silent for longer, its commander counts as gone, and the arm holds.
 
@@ -52,7 +52,7 @@ class ArmConfig:
 
 
 class Arm:
-    """Where it is, what it was told, and whether it moves.
+    """Where it is, what it received, and whether it moves.
 
     Pure: what happens when is the caller's.
     """
@@ -64,7 +64,7 @@ class Arm:
         self.state: Literal["waiting", "moving", "holding"] = "waiting"
         self.last: Command | None = None
         """The newest command."""
-        self._heard_ns = 0
+        self._received_ns = 0
 
     def obey(self, command: Command, now_ns: int) -> str:
         """Take one command; what it was: obeyed, repeated or stale.
@@ -79,7 +79,7 @@ class Arm:
             or len(command.action) != JOINTS + 1
         ):
             return "stale"
-        self._heard_ns = now_ns
+        self._received_ns = now_ns
         self.state = "moving" if command.kind == "action" else "holding"
         if command.kind == "action":
             self.position = self.position + np.asarray(command.action[:JOINTS])
@@ -88,7 +88,9 @@ class Arm:
 
     def watch(self, now_ns: int) -> bool:
         """Hold if nobody commands any more; True at the moment when that begins."""
-        silent = self.state == "moving" and now_ns - self._heard_ns > to_ns(self._config.watchdog_s)
+        silent = self.state == "moving" and now_ns - self._received_ns > to_ns(
+            self._config.watchdog_s
+        )
         if silent:
             self.state = "holding"
         return silent

@@ -100,7 +100,7 @@ def seen_ns(run_dir: Path) -> int | None:
 class Switch:
     """The fault of one process, as it is now.
 
-    When it sees one, it says so in a file beside the switch.
+    When it sees one, it records that in a file beside the switch.
     """
 
     def __init__(self, run_dir: Path, name: str) -> None:

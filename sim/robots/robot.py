@@ -26,7 +26,8 @@ from trimvla.sim.tabletop.env import TabletopEnv
 NULL_DELTA = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
 GRIPPER = 6
 NO_EPISODE = -1
-SAYS = ("robot/state", "sim/state", "episode")  # topics, in the order of `TabletopRobot.messages`
+# topics, in the order of `TabletopRobot.messages`
+PUBLISHES = ("robot/state", "sim/state", "episode")
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class RobotConfig:
     """How the simulated robot behaves."""
 
     variant: str = "default"
-    """What the table looks like, where the task does not say."""
+    """What the table looks like, where the task does not define it."""
     state_hz: float = 20.0
-    """How often it says where it is, at least [Hz]."""
+    """How often it publishes its position, at least [Hz]."""
     watchdog_s: float = 1.0
     """Silent for longer, its commander counts as gone, and the robot holds."""
     stale_s: float = 0.5
@@ -114,7 +115,7 @@ class TabletopRobot:
         self._done = terminated or truncated
 
     def messages(self, now: int) -> tuple[JointState, SimState, Episode]:
-        """What the robot says at this moment; see `SAYS` for the topics."""
+        """What the robot publishes at this moment; see `PUBLISHES` for the topics."""
         scene = self.env.scene()
         state = self.env.state()
         return (
@@ -148,30 +149,32 @@ class TabletopRobot:
 
 
 def run(config: RobotConfig, run_dir: Path, stop: threading.Event) -> None:
-    """The process `robot`: hear, step, speak, until `stop`. A command is executed when it comes."""
+    """The process `robot`: receive, step, publish, until `stop`. A command is executed when it
+    comes.
+    """
     robot = TabletopRobot(config)
     reporter = Reporter(run_dir, Telemetry("robot"))
-    says = [Publisher(run_dir, topic(name)) for name in SAYS]
-    hears = Subscriber(run_dir, [topic("task"), topic("command")])
-    reporter.inputs = hears
+    publishers = [Publisher(run_dir, topic(name)) for name in PUBLISHES]
+    inputs = Subscriber(run_dir, [topic("task"), topic("command")])
+    reporter.inputs = inputs
     try:
         while not stop.is_set():
-            hears.update(1 / config.state_hz)
-            act(robot, hears, reporter.telemetry)
-            speak(robot, says)
+            inputs.update(1 / config.state_hz)
+            act(robot, inputs, reporter.telemetry)
+            publish(robot, publishers)
             reporter.beat()
     finally:
-        for closing in (hears, reporter, *says, robot):
+        for closing in (inputs, reporter, *publishers, robot):
             closing.close()
 
 
-def act(robot: TabletopRobot, hears: Subscriber, telemetry: Telemetry) -> None:
+def act(robot: TabletopRobot, inputs: Subscriber, telemetry: Telemetry) -> None:
     """Follow the newest task, obey the commands that came, hold if there are none."""
     now = monotonic_ns()
-    task = hears["task"].message
-    if hears["task"].updated and isinstance(task, Task):
+    task = inputs["task"].message
+    if inputs["task"].updated and isinstance(task, Task):
         telemetry.count("episodes", robot.follow(task, now))
-    for command in hears["command"].fresh:
+    for command in inputs["command"].fresh:
         obeyed = isinstance(command, Command) and robot.obey(command, monotonic_ns())
         telemetry.count("commands_obeyed" if obeyed else "commands_refused")
     robot.watch(monotonic_ns())
@@ -179,8 +182,8 @@ def act(robot: TabletopRobot, hears: Subscriber, telemetry: Telemetry) -> None:
     telemetry.state = "ready" if robot.ready else "waiting"
 
 
-def speak(robot: TabletopRobot, says: list[Publisher]) -> None:
+def publish(robot: TabletopRobot, publishers: list[Publisher]) -> None:
     """Publish where everything is, once there is a table."""
     if robot.ready:
-        for publisher, message in zip(says, robot.messages(monotonic_ns()), strict=True):
+        for publisher, message in zip(publishers, robot.messages(monotonic_ns()), strict=True):
             publisher.send(message)

@@ -185,7 +185,7 @@ class SimplerEpisode:
 
     @property
     def job(self) -> Job:
-        """What the expert is told about the task."""
+        """What the expert receives about the task."""
         return self._twin.job
 
     @property

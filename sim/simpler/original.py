@@ -3,10 +3,10 @@ when a task is made.
 
 The protocol is that of its own evaluator: an environment is built anew for every episode (drive
 targets survive a reset) and reset once, for building its scene once more moves the spoon by 0.03
-mm; the score is the `done` of the last step, an episode goes on until its limit, the sentence is
-read again at every step, and the robot's adapter starts anew with every new sentence, as CogACT's
-does. Not on a registry: users clone it (docs/guides/simpler-original.md). What it prints goes to
-stderr. Knows its documented API and the grids; knows no policy.
+mm; the score is the `done` of the last step, an episode goes on until its limit, the instruction is
+read again at every step, and the robot's adapter starts anew with every new instruction, as that of
+CogACT does. Not on a registry: users clone it (docs/guides/simpler-original.md). What it prints
+goes to stderr. Knows its documented API and the grids; knows no policy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from trimvla.sim.simpler.install import NO_VULKAN, ORIGINAL, PAGE, installed, un
 SIM_HZ = {"google_robot": 513, "widowx_bridge": 500}
 ASSETS = "clone it with its submodule and set MS2_ASSET_DIR to its ManiSkill2_real2sim/data"
 VULKAN_WORDS = ("vk::", "vulkan", "render")  # of a RuntimeError where there is no driver
-TERMINATE = 7  # an eighth number above 0 says that the sub-task is done; CogACT never says so
+TERMINATE = 7  # an eighth number above 0 means that the sub-task is done; CogACT never sends one
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class OriginalEpisode:
         """The environment's own `episode_stats`."""
         self.instruction: str = self._env.unwrapped.get_language_instruction()
         self.kind = kind or self.instruction.split()[0]
-        self.image = self._picture(observation)
+        self.image = self._image(observation)
 
     def step(self, action: np.ndarray) -> bool:
         """See `episodes.Episode`; an eighth number above 0 ends the sub-task, and with the last one
@@ -116,13 +116,13 @@ class OriginalEpisode:
             inner.advance_to_next_subtask()
         _, parts = self._adapter.step(action[None, :TERMINATE])
         command = np.concatenate([parts["world_vector"], parts["rot_axangle"], parts["gripper"]])
-        with spoken():
+        with stdout_to_stderr():
             observation, _, done, truncated, info = self._env.step(command)
         self._steps += 1
         self.success = bool(done)
         self.stats = dict(info.get("episode_stats", {}))
-        self.image = self._picture(observation)
-        self._hear(inner.get_language_instruction())
+        self.image = self._image(observation)
+        self._set_instruction(inner.get_language_instruction())
         return bool(truncated) or (ends and final) or self._steps >= self._original.limit
 
     def expert(self) -> np.ndarray:
@@ -135,12 +135,12 @@ class OriginalEpisode:
         """Close the environment."""
         self._env.close()
 
-    def _hear(self, sentence: str) -> None:
-        if sentence != self.instruction:
-            self.instruction = sentence
+    def _set_instruction(self, instruction: str) -> None:
+        if instruction != self.instruction:
+            self.instruction = instruction
             self._adapter.reset()
 
-    def _picture(self, observation: Any) -> np.ndarray:  # noqa: ANN401
+    def _image(self, observation: Any) -> np.ndarray:  # noqa: ANN401
         image = np.ascontiguousarray(self._package.image(self._env.unwrapped, observation))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ConfigError(
@@ -163,7 +163,7 @@ class OriginalTask:
         self.name = f"simpler_env:{name}:{which}"
         self._task = name
         self._original = ORIGINALS[name]
-        with spoken():
+        with stdout_to_stderr():
             self._package = Package.load()
         self._cells = official(name, which)
         self.control_hz = self._original.hz
@@ -180,7 +180,7 @@ class OriginalTask:
         """
         self.check((index,), official=official)
         cell = self._cell(index) if official else None
-        with spoken(), driver_named():
+        with stdout_to_stderr(), driver_named():
             env = self._package.make(self._task) if cell is None else self._build(cell)
             observation, _ = (
                 env.reset(seed=index)
@@ -239,7 +239,7 @@ class OriginalTask:
 
 
 @contextmanager
-def spoken() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """What the package prints ("Control mode: ...") goes to stderr: stdout is for results."""
     with redirect_stdout(sys.stderr):
         yield

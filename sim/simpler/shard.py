@@ -27,7 +27,7 @@ class Shard:
     the values of those that do. Labels are float32: `chunks` [n, 1, H, A], `aux` [n, 1, X],
     `points` [n, 1, 2, 2], `joints` [n, 8] (six of the arm [rad], two of the fingers [m]), `tool`
     [n, 7] (position [m] and quaternion w, x, y, z in the robot's base); `texts` str[n, 1].
-    `states` float64[n, 17] is all that the expert was told, its `State`'s numbers in order, so that
+    `states` float64[n, 17] is all that the expert received, its `State`'s numbers in order, so that
     another expert can label the same pictures.
     """
 

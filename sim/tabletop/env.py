@@ -42,7 +42,7 @@ TURN = 1.5
 
 
 class TabletopEnv(gym.Env):
-    """A gantry robot above objects and targets; one instruction says what to do.
+    """A gantry robot above objects and targets; one instruction states what to do.
 
     `reset(options=...)` takes `variant` (see `scene.VARIANTS`), `verb` (pick, put, stack) or a
     ready `scene`. An episode ends with success, or is cut after `MAX_STEPS` steps.

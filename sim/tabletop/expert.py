@@ -160,7 +160,7 @@ def limit_tool(x: float, y: float, z: float) -> tuple[float, float, float]:
 
 
 def step(scene: Scene, state: State, action: Action) -> State:
-    """Kinematic model: the tool goes where it is told, a closing gripper takes what is between its
+    """Kinematic model: the tool goes where it is sent, a closing gripper takes what is between its
     pads.
     """
     dx, dy, dz, dyaw, gripper = action

@@ -63,7 +63,7 @@ class Item:
 
     @property
     def name(self) -> str:
-        """As the instruction says it, for example `red cube`."""
+        """As the instruction names it, for example `red cube`."""
         return f"{self.color} {self.kind}"
 
 
@@ -176,9 +176,7 @@ def sample_scene(
 
 
 def sample_look(rng: np.random.Generator, variant: str) -> Look:
-    """The image's conditions: a little light jitter by default, more where the variant says
-    so.
-    """
+    """The image's conditions: a little light jitter by default, what `variant` names in full."""
     strong = variant in ("lighting", "all")
     reach, dim = (0.5, (0.55, 1.35)) if strong else (0.05, (0.92, 1.08))
     (x, y) = rng.uniform(-reach, reach, 2)

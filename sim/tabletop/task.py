@@ -66,7 +66,7 @@ class TabletopTask:
     def __init__(
         self, variant: str = "default", *, swapped: bool = False, observe: bool = True
     ) -> None:
-        """`swapped`: an instruction about another object is said; success is still judged by the
+        """`swapped`: an instruction about another object is given; success is still judged by the
         original goal.
         """
         words = [variant] * (variant != "default") + [SWAPPED] * swapped

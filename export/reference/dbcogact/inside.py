@@ -95,7 +95,7 @@ def dit(ref: DbReference) -> Values:
 
 
 def pieces(ref: DbReference, prefix: str) -> Values:
-    """Every block from what the stored arrays say went into it; the guided noise from the last.
+    """Every block from the stored arrays that went into it; the guided noise from the last.
 
     The public generator's run of dbcogact_tiny_a fed every block with `tokens_in` instead of the
     block before it, so neither the blocks behind the first nor this timestep's guided noise are of

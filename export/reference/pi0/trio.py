@@ -75,7 +75,7 @@ def token_plan(keep: int) -> Plan:
 
 
 def scores(ref: Pi0Reference) -> Values:
-    """Attention inside layer index 1, and what it says about visual tokens; the expert's at the
+    """Attention inside layer index 1, and the relevance it gives visual tokens; the expert's at the
     first step.
     """
     rows = prefix_rows(ref)

@@ -1,6 +1,6 @@
 """Does our SmolVLA compute what LeRobot's computed? What is compared, and how closely.
 
-Tolerances are for float32; the fixture's notes say where they come from. Arrays below `in/` and
+Tolerances are for float32; the fixture's notes give their source. Arrays below `in/` and
 `time/t` are what the others are computed from.
 """
 
