@@ -21,6 +21,8 @@ RECORDINGS = (".mcap", ".partial")
 SIMULATED = "tabletop"  # the policy whose images come from our own simulator
 # seeds that no training uses: 1,000,000 and as many times its episodes further
 FRESH_SHARD = 10_000
+# times as many episodes are played as frames are drawn: hardly two are of the same scene
+EPISODES_A_FRAME = 2
 
 
 def find_calibration(
@@ -40,7 +42,14 @@ def find_calibration(
     shards = sorted(source.glob(SHARDS))
     if not shards and cfg.name == SIMULATED:
         with tempfile.TemporaryDirectory() as directory:
-            return simulate(Path(directory), cfg, tokenizer, frames=frames, seed=seed)
+            return simulate(
+                Path(directory),
+                cfg,
+                tokenizer,
+                frames=frames,
+                seed=seed,
+                episodes=max(1, EPISODES_A_FRAME * frames),
+            )
     return calibration_from_shards(
         shards, cfg, lambda: load_tokenizer(tokenizer, error=ConfigError), frames, seed
     )
@@ -54,8 +63,12 @@ def simulate(
     frames: int,
     seed: int,
     env: str = SIMULATED,
+    episodes: int | None = None,
 ) -> Calibration:
     """Frames of a shard of demonstrations that no policy was trained on; it stays in the directory.
+
+    `episodes`: how many of the tabletop's are played at most; a whole shard's where left out.
+    They are what takes the time.
 
     Raises:
         ConfigError: the environment's expert makes no demonstrations, or something that it needs is
@@ -74,7 +87,10 @@ def simulate(
         )
     elif family == SIMULATED:
         shard = demonstrations.shard_path(directory, FRESH_SHARD)
-        making = demonstrations.make_shards(directory, 1, 1, first=FRESH_SHARD)
+        whole = demonstrations.SHARD_EPISODES
+        making = demonstrations.make_shards(
+            directory, 1, 1, first=FRESH_SHARD, episodes=min(episodes or whole, whole)
+        )
     else:
         raise ConfigError(
             f"expected tabletop or simpler:TASK, which have demonstrations, got {env!r}"

@@ -218,11 +218,13 @@ def make_shards(
     first: int = 0,
     bundle: str | None = None,
     wrist: bool = False,
+    episodes: int = SHARD_EPISODES,
 ) -> Iterator[tuple[int, int]]:
     """Write the missing ones of `count` shards from number `first` on; yields (frames, successes)
     as each is done.
 
     With `bundle` its policy drives (corrections), else the expert. `wrist`: see `TabletopEnv`.
+    `episodes`: the first ones of each shard, where not all are wanted.
     """
     directory.mkdir(parents=True, exist_ok=True)
     missing = [i for i in range(first, first + count) if not shard_path(directory, i).exists()]
@@ -232,7 +234,7 @@ def make_shards(
                 make_shard,
                 shard_path(directory, i),
                 FIRST_SEED + i * SHARD_EPISODES,
-                SHARD_EPISODES,
+                episodes,
                 bundle,
                 wrist=wrist,
             )
