@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimvla.launch.training.presets import courses, flow_tokenizer
+from trimvla.launch.training.presets import flow_tokenizer, training_presets
 from trimvla.policies.nn.flow import flow_steps
 from trimvla.policies.pi0.checkpoint import build
 from trimvla.policies.pi0.config import (
@@ -223,7 +223,7 @@ def test_what_is_saved_is_opened_like_any_checkpoint(data, tmp_path) -> None:
 
 def test_the_presets_are_trained_with_their_own_cameras() -> None:
     for name, cfg in FLOW_PRESETS.items():
-        course = courses()[name]
-        assert course.config(name) is cfg
-        assert asdict(course.recipe)["pointer_layer"] < cfg.language.layers - 1
+        preset = training_presets()[name]
+        assert preset.cfg is cfg
+        assert asdict(preset.recipe)["pointer_layer"] < cfg.language.layers - 1
     assert FLOW_PRESETS["tabletop-flow-front"].cameras == ("front",)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimvla.launch.training.gpu_train import NOUNS, pack, pack_all, unpack, unpack_shard
-from trimvla.launch.training.presets import courses
+from trimvla.launch.training.presets import training_presets
 from trimvla.policies.cogact import checkpoint
 from trimvla.policies.sizes.config import PRESETS
 from trimvla.policies.training.dataset import read_shard
@@ -41,7 +41,7 @@ def write_run(place: Path) -> tuple[Path, Path]:
     """A shard of noise and a run to go on from, as `trimvla train` leaves it."""
     rng = np.random.default_rng(0)
     cfg = PRESETS["widowx"]
-    course = courses()["widowx"]
+    preset = training_presets()["widowx"]
     demos = place / "demos"
     run = place / "run"
     demos.mkdir()
@@ -54,11 +54,11 @@ def write_run(place: Path) -> tuple[Path, Path]:
         points=rng.random((8, 1, 2, 2), dtype=np.float32),
         texts=np.array([["put carrot on plate"]] * 8),
     )
-    course.tokenizer(cfg).save(str(run / "tokenizer.json"))
+    preset.tokenizer(cfg).save(str(run / "tokenizer.json"))
     bounds = {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}}
     (run / "statistics.json").write_text(json.dumps({"widowx": bounds}))
     checkpoint.save(
-        Trainer(cfg, course.recipe, 13).averaged_policy(),
+        Trainer(cfg, preset.recipe, 13).averaged_policy(),
         run / "policy.safetensors",
         dtype=torch.float16,
     )
@@ -94,8 +94,8 @@ def test_a_run_goes_on_where_nothing_is_installed(tmp_path: Path) -> None:
     checkpoint.load(run / "policy.safetensors", PRESETS["widowx"])
 
 
-def test_nouns_are_the_courses() -> None:
-    assert tuple(NOUNS.split(",")) == courses()["widowx"].nouns
+def test_nouns_are_the_training_presets() -> None:
+    assert tuple(NOUNS.split(",")) == training_presets()["widowx"].nouns
 
 
 def test_a_run_with_a_state_is_refused(tmp_path: Path) -> None:

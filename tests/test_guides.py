@@ -82,9 +82,12 @@ def follow(guide: str, folder: Path) -> str:
     return printed
 
 
-SLOW = pytest.param("own-token-selector", marks=pytest.mark.slow)  # a whole export
+QUICK = ("own-environment", "own-backend", "own-robot")
+SLOW = ("own-token-selector", "own-training-preset")  # a whole export, a training
 
 
-@pytest.mark.parametrize("guide", ["own-environment", "own-backend", "own-robot", SLOW])
+@pytest.mark.parametrize(
+    "guide", [*QUICK, *(pytest.param(guide, marks=pytest.mark.slow) for guide in SLOW)]
+)
 def test_a_guide_can_be_followed(guide: str, tmp_path: Path) -> None:
     follow(guide, tmp_path)

@@ -15,7 +15,7 @@ from tests.tiny_policy import TINY
 from trimvla.launch import cli
 from trimvla.launch.result import as_plain
 from trimvla.launch.training.method import COGACT
-from trimvla.launch.training.presets import courses
+from trimvla.launch.training.presets import training_presets
 from trimvla.launch.verbs.train import Args, describe, draw_curve
 from trimvla.policies.cogact.tokenizer import prompt_ids
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
@@ -51,7 +51,7 @@ def test_the_widowx_recipe_starts_from_the_tabletops_words() -> None:
     args = Args(preset="widowx", steps=7)
     assert (args.folder, args.recipe.steps, args.recipe.sentences) == (Path("runs/widowx"), 7, 1)
     cfg = PRESETS["widowx"]
-    tokenizer = courses()["widowx"].tokenizer(cfg)
+    tokenizer = training_presets()["widowx"].tokenizer(cfg)
     for sentence in INSTRUCTIONS:
         ids = prompt_ids(tokenizer, cfg.prompt, sentence)
         assert len(ids) <= cfg.prompt.buckets[0]
@@ -110,3 +110,39 @@ def test_weights_that_a_run_began_with_are_in_its_description(tmp_path: Path) ->
     other.start_from(other.averaged_policy(), {"name": "two.safetensors", "sha256": "02"})
     with pytest.raises(ConfigError, match=r"--weights one\.safetensors there and two\.safetensors"):
         other.resume(tmp_path / "state.pt")
+
+
+WRONG_PRESETS = {
+    "tablestop": "expected one of tabletop, tabletop-flow,",
+    "no_such_module:preset": "expected a module 'no_such_module'",
+    "json:no_such_name": "no_such_name",
+    "json:dumps": "--preset: expected a TrainingPreset, got function as 'json:dumps'",
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PRESETS)
+def test_a_preset_that_is_none_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--preset", name]) == 1
+    text = " ".join(capsys.readouterr().err.split())
+    assert WRONG_PRESETS[name] in text
+    assert "--preset" in text and "Traceback" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_preset_of_ones_own_is_imported_and_names_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_presets_of_this_test.py").write_text(
+        "from dataclasses import replace\n"
+        "from trimvla.launch.training.presets import training_presets\n"
+        "tabletop = training_presets()['tabletop']\n"
+        "short = replace(tabletop, recipe=replace(tabletop.recipe, steps=3), tasks=('a', 'b'))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    args = Args(preset="own_presets_of_this_test:short", tasks=("b",))
+    assert (args.folder, args.recipe.steps) == (Path("runs/short"), 3)
+    with pytest.raises(ConfigError, match=r"--tasks out of \['a', 'b'\]"):
+        Args(preset="own_presets_of_this_test:short", tasks=("c",))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from trimvla.launch.training.presets import courses
+from trimvla.launch.training.presets import training_presets
 from trimvla.launch.training.regrid import move_places, regrid, start_in_window, stretch_filters
 from trimvla.policies.cogact import checkpoint
 from trimvla.policies.cogact.initialise import initialise
@@ -45,7 +45,7 @@ def test_places_come_from_where_the_window_lies() -> None:
 def test_training_starts_from_either_kind_of_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole = initialise(CogAct(WHOLE))
-    start = courses()["widowx-window"].method.start
+    start = training_presets()["widowx-window"].method.start
     begun = start(WINDOW, checkpoint.save(whole, tmp_path / "whole.safetensors"))
     assert begun.cfg == WINDOW
     kept = [name for name in begun.state_dict() if name.startswith("language")]

@@ -32,7 +32,7 @@ from trimvla.policies.training.dataset import Demonstrations, read_shard
 from trimvla.policies.training.trainer import Recipe, Trainer, train
 from trimvla.runtime.errors import ConfigError, TrimvlaError
 
-# the course's own, which needs the simulator to be read
+# the preset's own, which needs the simulator to be read
 NOUNS = "carrot,plate,spoon,towel,block,eggplant,basket"
 TRIAL_STEPS = 30  # that say how long a step takes; the first third does not count
 

@@ -7,7 +7,7 @@ several cameras and a state). The verb knows neither. Knows run folders; makes n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trimvla.policies.cogact import checkpoint
-from trimvla.policies.sizes.config import PRESETS
 from trimvla.policies.training.dataset import Demonstrations
 from trimvla.policies.training.flow_dataset import EPSILON, FlowDemonstrations
-from trimvla.policies.training.flow_presets import FLOW_PRESETS
 from trimvla.policies.training.flow_trainer import FlowTrainer
 from trimvla.policies.training.trainer import Trainer
 from trimvla.runtime.bundle.action_statistics import chosen, read_table
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 class Method:
     """What differs between the shapes."""
 
-    configs: Mapping[str, Any]
-    """Preset -> the policy's config."""
     load: Callable[[TrainingPreset, Path, Any], Any]
     """(preset, run, cfg) -> demonstrations; writes the run's tokenizer and statistics."""
     trainer: Callable[..., Any]
@@ -47,11 +43,11 @@ class Method:
     """Losses that the picture shows; the first is the policy's own."""
 
 
-def load_demonstrations(course: TrainingPreset, run: Path, cfg: Any) -> Demonstrations:  # noqa: ANN401
+def load_demonstrations(preset: TrainingPreset, run: Path, cfg: Any) -> Demonstrations:  # noqa: ANN401
     """All shards, with the run's tokenizer and action statistics, which are made once and then
     kept.
     """
-    tokenizer = course.tokenizer(cfg)
+    tokenizer = preset.tokenizer(cfg)
     tokenizer.save(str(run / "tokenizer.json"))
     path = run / "statistics.json"
     known = None
@@ -63,9 +59,9 @@ def load_demonstrations(course: TrainingPreset, run: Path, cfg: Any) -> Demonstr
         sorted((run / "demos").glob("*.npz")),
         cfg,
         tokenizer,
-        nouns=course.nouns,
+        nouns=preset.nouns,
         statistics=known,
-        symmetric=course.symmetric,
+        symmetric=preset.symmetric,
     )
     path.write_text(json.dumps({cfg.name: data.statistics}) + "\n")
     return data
@@ -77,14 +73,14 @@ def save_cogact(trainer: Trainer, data: Demonstrations, run: Path) -> Path:
     return checkpoint.save(trainer.averaged_policy(), path, dtype=torch.float16)
 
 
-def load_flow(course: TrainingPreset, run: Path, cfg: Any) -> FlowDemonstrations:  # noqa: ANN401
+def load_flow(preset: TrainingPreset, run: Path, cfg: Any) -> FlowDemonstrations:  # noqa: ANN401
     """The same for several cameras and a state; the statistics stay those of the first shards."""
-    tokenizer = course.tokenizer(cfg)
+    tokenizer = preset.tokenizer(cfg)
     tokenizer.save(str(run / "tokenizer.json"))
     path = run / "statistics.json"
     known = read_json(path, "statistics", error=ConfigError)[cfg.name] if path.exists() else None
     shards = sorted((run / "demos").glob("*.npz"))
-    data = FlowDemonstrations(shards, cfg, tokenizer, nouns=course.nouns, statistics=known)
+    data = FlowDemonstrations(shards, cfg, tokenizer, nouns=preset.nouns, statistics=known)
     path.write_text(json.dumps({cfg.name: data.statistics}) + "\n")
     return data
 
@@ -112,7 +108,6 @@ def start_flow(cfg: Any, path: Path) -> Any:  # noqa: ANN401
 
 
 COGACT = Method(
-    configs=PRESETS,
     load=load_demonstrations,
     trainer=Trainer,
     start=lambda cfg, path: checkpoint.load(path, cfg),
@@ -120,7 +115,6 @@ COGACT = Method(
     curves=("diffusion", "aux", "object_cm"),
 )
 FLOW = Method(
-    configs=FLOW_PRESETS,
     load=load_flow,
     trainer=FlowTrainer,
     start=start_flow,

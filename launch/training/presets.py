@@ -15,11 +15,14 @@ from trimvla.launch.training.regrid import start_in_window
 from trimvla.policies.cogact import checkpoint
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.cogact.tokenizer import build_tokenizer, extend_tokenizer
-from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.training.dataset import make_tokenizer
+from trimvla.policies.training.flow_presets import FLOW_PRESETS
 from trimvla.policies.training.flow_trainer import FlowRecipe
 from trimvla.policies.training.trainer import Recipe
 from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.own_objects import is_own, load_object
 from trimvla.sim.simpler import demonstrations as simpler_demonstrations
 from trimvla.sim.simpler.twins import TWINS
 from trimvla.sim.simpler.view import WORKSPACE, View
@@ -28,8 +31,10 @@ from trimvla.sim.tabletop import demonstrations, scene
 
 @dataclass(frozen=True)
 class TrainingPreset:
-    """How one preset is trained."""
+    """What one preset trains, and how."""
 
+    cfg: Any
+    """The policy's config; its name is the key of the statistics."""
     recipe: Any
     """A frozen dataclass with all that shapes the result besides config and data."""
     tokenizer: Callable[[Any], Tokenizer]
@@ -42,10 +47,6 @@ class TrainingPreset:
     symmetric: bool = False
     """Whether actions are scaled alike in both directions."""
     method: Method = COGACT
-
-    def config(self, name: str) -> Any:  # noqa: ANN401
-        """The policy's config."""
-        return self.method.configs[name]
 
 
 def tabletop_tokenizer(cfg: PolicyConfig) -> Tokenizer:
@@ -71,9 +72,10 @@ def start_window(cfg: PolicyConfig, path: Path) -> CogAct:
     return start_in_window(checkpoint.load(path), cfg, WORKSPACE.shares)
 
 
-def widowx(view: View, method: Method) -> TrainingPreset:
+def widowx(cfg: PolicyConfig, view: View, method: Method) -> TrainingPreset:
     """A policy for SimplerEnv's WidowX tasks that sees a part of the official picture."""
     return TrainingPreset(
+        cfg,
         Recipe(
             steps=1400,
             pictures=32,
@@ -97,28 +99,57 @@ def widowx(view: View, method: Method) -> TrainingPreset:
     )
 
 
+def tabletop_flow(cfg: Any) -> TrainingPreset:  # noqa: ANN401
+    """A policy of pi0's shape for the tabletop."""
+    return TrainingPreset(
+        cfg,
+        FlowRecipe(),
+        flow_tokenizer,
+        (*scene.OBJECT_KINDS, *scene.TARGET_KINDS),
+        partial(demonstrations.make_shards, wrist=True),
+        demonstrations.SHARD_EPISODES,
+        method=FLOW,
+    )
+
+
 @cache
-def courses() -> dict[str, TrainingPreset]:
-    """Preset -> how it is trained."""
+def training_presets() -> dict[str, TrainingPreset]:
+    """Name -> what is trained, and how."""
+    window = replace(COGACT, start=start_window)
     return {
         "tabletop": TrainingPreset(
+            PRESETS["tabletop"],
             Recipe(),
             tabletop_tokenizer,
             (*scene.OBJECT_KINDS, *scene.TARGET_KINDS),
             demonstrations.make_shards,
             demonstrations.SHARD_EPISODES,
         ),
-        **dict.fromkeys(
-            ("tabletop-flow", "tabletop-flow-front"),
-            TrainingPreset(
-                FlowRecipe(),
-                flow_tokenizer,
-                (*scene.OBJECT_KINDS, *scene.TARGET_KINDS),
-                partial(demonstrations.make_shards, wrist=True),
-                demonstrations.SHARD_EPISODES,
-                method=FLOW,
-            ),
-        ),
-        "widowx": widowx(simpler_demonstrations.SMALL, COGACT),
-        "widowx-window": widowx(simpler_demonstrations.FINE, replace(COGACT, start=start_window)),
+        **{
+            name: tabletop_flow(FLOW_PRESETS[name])
+            for name in ("tabletop-flow", "tabletop-flow-front")
+        },
+        "widowx": widowx(PRESETS["widowx"], simpler_demonstrations.SMALL, COGACT),
+        "widowx-window": widowx(PRESETS["widowx-window"], simpler_demonstrations.FINE, window),
     }
+
+
+def find_training_preset(name: str) -> TrainingPreset:
+    """One of ours, or the user's own, `module:attribute`, which is imported.
+
+    Raises ConfigError where there is none, or it is something else.
+    """
+    ours = training_presets()
+    if name in ours:
+        return ours[name]
+    if not is_own(name):
+        known = ", ".join(ours)
+        raise ConfigError(
+            f"expected one of {known}, or module:attribute of your own, for --preset, got {name!r}"
+        )
+    found = load_object(name, "--preset")
+    if not isinstance(found, TrainingPreset):
+        raise ConfigError(
+            f"--preset: expected a TrainingPreset, got {type(found).__name__} as {name!r}"
+        )
+    return found

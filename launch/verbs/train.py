@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import torch
@@ -22,7 +22,7 @@ from trimvla.launch.figures.losses import loss_figure
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.launch.result import as_plain
-from trimvla.launch.training.presets import TrainingPreset, courses
+from trimvla.launch.training.presets import TrainingPreset, find_training_preset
 from trimvla.launch.training.results import RunData, RunDescription, TrainResult
 from trimvla.policies.training.optimised import Data, Optimised, Trained, train
 from trimvla.policies.training.state import check_same_run, origin_of, read_state
@@ -40,17 +40,16 @@ class Args(Options):
     Stop it at any time; the same command goes on.
     """
 
-    preset: Literal[
-        "tabletop", "tabletop-flow", "tabletop-flow-front", "widowx", "widowx-window"
-    ] = "tabletop"
-    """What is trained: the tabletop's policy of CogACT's shape; one of pi0's shape, with front and
-    wrist cameras and the robot's state; the same with the front camera alone; or the policy for
-    SimplerEnv's WidowX tasks (extra `simpler`), which sees the whole picture or, finer, a window of
-    it."""
+    preset: str = "tabletop"
+    """What is trained: tabletop, a policy of CogACT's shape; tabletop-flow, one of pi0's shape with
+    front and wrist cameras and the robot's state; tabletop-flow-front, the same with the front
+    camera alone; widowx, for SimplerEnv's WidowX tasks (extra `simpler`), which sees the whole
+    image; widowx-window, which sees a window of it, finer; or module:attribute, a TrainingPreset
+    of your own (docs/guides/own-training-preset.md)."""
 
     run: Path | None = None
-    """Folder of the run: demonstrations, state, weights, loss curve; runs/<preset> when left
-    out.
+    """Folder of the run: demonstrations, state, weights, loss curve; runs/ and the preset's name
+    (of your own: its attribute's) when left out.
     """
 
     shards: int = 44
@@ -91,8 +90,8 @@ class Args(Options):
         wrong = [f"--{name}" for name, value in given.items() if value is not None and value < 1]
         if wrong:
             raise ConfigError(f"expected at least 1 for {', '.join(wrong)}")
-        if unknown := sorted(set(self.tasks) - set(courses()[self.preset].tasks)):
-            known = sorted(courses()[self.preset].tasks) or "none"
+        if unknown := sorted(set(self.tasks) - set(self.training_preset.tasks)):
+            known = sorted(self.training_preset.tasks) or "none"
             raise ConfigError(
                 f"expected --tasks out of {known} for --preset {self.preset}, got {unknown}"
             )
@@ -107,7 +106,7 @@ class Args(Options):
     @property
     def folder(self) -> Path:
         """Where the run lies."""
-        return self.run or Path("runs") / self.preset
+        return self.run or Path("runs") / self.preset.rpartition(":")[2]
 
     @property
     def restriction(self) -> dict[str, tuple[str, ...]]:
@@ -115,14 +114,14 @@ class Args(Options):
         return {"names": self.tasks} if self.tasks else {}
 
     @property
-    def course(self) -> TrainingPreset:
-        """How the preset is trained."""
-        return courses()[self.preset]
+    def training_preset(self) -> TrainingPreset:
+        """What the preset trains, and how; ConfigError where there is none of this name."""
+        return find_training_preset(self.preset)
 
     @property
     def recipe(self) -> Any:  # noqa: ANN401
         """The preset's, with what was given."""
-        recipe = self.course.recipe
+        recipe = self.training_preset.recipe
         return replace(
             recipe,
             steps=self.steps or recipe.steps,
@@ -146,8 +145,8 @@ def check_device(device: str) -> None:
 def run(args: Args) -> TrainResult:
     """Make what is missing and train; the files of the run."""
     args.folder.mkdir(parents=True, exist_ok=True)
-    course = args.course
-    cfg = course.config(args.preset)
+    preset = args.training_preset
+    cfg = preset.cfg
     origin = None if args.weights is None else origin_of(args.weights)
     state = args.folder / "state.pt"
     if state.exists():  # asked now, not after hours of demonstrations
@@ -155,16 +154,16 @@ def run(args: Args) -> TrainResult:
     with progress_bar(text_column("{task.fields[note]}"), counts=True, transient=False) as progress:
         make_demonstrations(args, progress)
         make_corrections(args, progress)
-        data = course.method.load(course, args.folder, cfg)
-        trainer = course.method.trainer(cfg, args.recipe, data.aux.shape[-1], args.device)
+        data = preset.method.load(preset, args.folder, cfg)
+        trainer = preset.method.trainer(cfg, args.recipe, data.aux.shape[-1], args.device)
         if args.weights is not None:
-            trainer.start_from(course.method.start(cfg, args.weights), origin)
-        fit(trainer, data, args.folder, progress, course.method.curves[0])
-    weights = course.method.save(trainer, data, args.folder)
+            trainer.start_from(preset.method.start(cfg, args.weights), origin)
+        fit(trainer, data, args.folder, progress, preset.method.curves[0])
+    weights = preset.method.save(trainer, data, args.folder)
     described = describe(args, trainer, len(data))
     text = json.dumps(as_plain(described), indent=1)
     (args.folder / "recipe.json").write_text(text + "\n")
-    curve = draw_curve(trainer.history, args.folder / "loss.png", course.method.curves)
+    curve = draw_curve(trainer.history, args.folder / "loss.png", preset.method.curves)
     args.console().print(
         f"trained {trainer.step} steps in {trainer.seconds / 60:.0f} min: {weights}, {curve}"
     )
@@ -174,7 +173,7 @@ def run(args: Args) -> TrainResult:
 def make_demonstrations(args: Args, progress: Progress) -> None:
     """Write the shards that are missing."""
     task = progress.add_task("demonstrations", total=None, note="")
-    make = args.course.make_shards
+    make = args.training_preset.make_shards
     for frames, successes in make(
         args.folder / "demos", args.shards, args.workers, **args.restriction
     ):
@@ -194,7 +193,7 @@ def make_corrections(args: Args, progress: Progress) -> None:
         raise ConfigError(
             f"expected the policy so far as a bundle: trimvla export {args.folder} --out {bundle}"
         )
-    make = args.course.make_shards
+    make = args.training_preset.make_shards
     shards = make(
         directory,
         args.corrections,
@@ -229,7 +228,7 @@ def describe(args: Args, trainer: Trained, frames: int) -> RunDescription:
             shards=args.shards,
             tasks=args.tasks,
             corrections=args.corrections,
-            episodes_per_shard=args.course.episodes_per_shard,
+            episodes_per_shard=args.training_preset.episodes_per_shard,
             first_seed=demonstrations.FIRST_SEED,
             frames=frames,
         ),
