@@ -28,6 +28,7 @@ from trimvla.policies.training.optimised import Data, Optimised, Trained, train
 from trimvla.policies.training.state import check_same_run, origin_of, read_state
 from trimvla.policies.training.trainer import Recipe
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.own_objects import is_own
 from trimvla.sim.tabletop import demonstrations
 
 SMOOTHING = 50  # steps
@@ -90,14 +91,19 @@ class Args(Options):
         wrong = [f"--{name}" for name, value in given.items() if value is not None and value < 1]
         if wrong:
             raise ConfigError(f"expected at least 1 for {', '.join(wrong)}")
+        if not is_own(self.preset):  # what is somebody's own is imported when it is needed
+            self.check_tasks()
+        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
+            raise ConfigError(f"expected 0 < --learning-rate < 1, got {self.learning_rate:g}")
+        check_device(self.device)
+
+    def check_tasks(self) -> None:
+        """Raise ConfigError where there is no such preset, or it has no such task."""
         if unknown := sorted(set(self.tasks) - set(self.training_preset.tasks)):
             known = sorted(self.training_preset.tasks) or "none"
             raise ConfigError(
                 f"expected --tasks out of {known} for --preset {self.preset}, got {unknown}"
             )
-        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
-            raise ConfigError(f"expected 0 < --learning-rate < 1, got {self.learning_rate:g}")
-        check_device(self.device)
 
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""
@@ -144,6 +150,7 @@ def check_device(device: str) -> None:
 
 def run(args: Args) -> TrainResult:
     """Make what is missing and train; the files of the run."""
+    args.check_tasks()
     args.folder.mkdir(parents=True, exist_ok=True)
     preset = args.training_preset
     cfg = preset.cfg
