@@ -33,7 +33,7 @@ from trimvla.runtime.chunks.rtc import RtcConfig  # noqa: E402
 from trimvla.runtime.inference.policy import Known, Policy  # noqa: E402
 from trimvla.sim.evaluation.latency import constant  # noqa: E402
 from trimvla.sim.evaluation.rollout import look_of  # noqa: E402
-from trimvla.sim.evaluation.virtual_time import Look, Pace, Pilot  # noqa: E402
+from trimvla.sim.evaluation.virtual_time import LatencySimulator, Look, Pace  # noqa: E402
 from trimvla.sim.tabletop.env import CONTROL_HZ  # noqa: E402
 from trimvla.sim.tabletop.task import TabletopTask  # noqa: E402
 
@@ -111,16 +111,16 @@ class Tick:
 def fly(
     look: Look,
     pace: Pace,
-    sentence: str = "",
+    instruction: str = "",
     step: Callable[[np.ndarray], bool] = lambda action: False,
     ticks: int = 60,
 ) -> list[Tick]:
     """All commands until `step`, the world, says that it is over; thinking takes half a second."""
-    pilot = Pilot(look, CONTROL_HZ, pace, THINKING)
+    simulator = LatencySimulator(look, CONTROL_HZ, pace, THINKING)
     told = []
     for tick in range(ticks):
-        action = pilot.act(tick, sentence)
-        told.append(Tick(tick, action, pilot.source))
+        action = simulator.act(tick, instruction)
+        told.append(Tick(tick, action, simulator.source))
         if step(action):
             break
     return told

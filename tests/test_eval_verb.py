@@ -23,7 +23,7 @@ import pytest
 from tests import tiny_bundle
 from trimvla.launch import cli
 from trimvla.launch.evaluation.options import Args, Chunks
-from trimvla.launch.evaluation.report import film_names, sentence
+from trimvla.launch.evaluation.report import conclusion, film_names
 from trimvla.launch.verbs.evaluate import prepare
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.sim.evaluation.statistics import compare
@@ -158,7 +158,7 @@ def test_the_sentence_says_no_more_than_the_interval(
 ) -> None:
     paired = compare([True, False], [True, False], margin=0.05)
     numbers = replace(paired, interval=interval, non_inferior=non_inferior)
-    assert words in sentence("a", "b", numbers)
+    assert words in conclusion("a", "b", numbers)
 
 
 # As at a terminal, also where the tests run behind `nohup` or `&`, whose children ignore
@@ -337,7 +337,7 @@ def test_how_chunks_follow_is_chosen_by_a_word(
 ) -> None:
     match = prepare(Args(latency="200", chunks=chunks))
     pace = match.setting.pace
-    assert (pace.mode, pace.rtc.enabled, match.players.guided) == (mode, guided, guided)
+    assert (pace.mode, pace.rtc.enabled, match.policies.guided) == (mode, guided, guided)
 
 
 def test_real_time_chunks_are_played_by_a_guided_bundle(

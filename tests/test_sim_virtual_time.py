@@ -15,14 +15,14 @@ from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Known
 from trimvla.sim.evaluation.latency import Latency, constant, parse, split
-from trimvla.sim.evaluation.virtual_time import Pace, Pilot
+from trimvla.sim.evaluation.virtual_time import LatencySimulator, Pace
 
 HZ = 5.0
 
 
 def play(
     latency: Latency | None, ticks: int, pace: Pace, hz: float = HZ, rows: int = 16
-) -> tuple[list[str], Pilot]:
+) -> tuple[list[str], LatencySimulator]:
     """Every tick as "LOOK+ROW", what was executed, or "hold": the first number of a row says whose
     it is.
     """
@@ -34,9 +34,9 @@ def play(
         chunk[:, 6] = 0.25
         return chunk
 
-    pilot = Pilot(look, hz, pace, latency)
-    actions = [pilot.act(tick, "go") for tick in range(ticks)]
-    return [f"{a[0] - 1:.0f}+{a[1]:.0f}" if a[0] else "hold" for a in actions], pilot
+    simulator = LatencySimulator(look, hz, pace, latency)
+    actions = [simulator.act(tick, "go") for tick in range(ticks)]
+    return [f"{a[0] - 1:.0f}+{a[1]:.0f}" if a[0] else "hold" for a in actions], simulator
 
 
 def test_where_the_simulator_waits_every_chunk_is_executed_from_its_first_row() -> None:
@@ -47,10 +47,12 @@ def test_where_the_simulator_waits_every_chunk_is_executed_from_its_first_row() 
 @pytest.mark.parametrize("hz", [3.0, 5.0, 30.0])
 def test_a_chunk_comes_late_and_begins_at_the_row_that_is_due(hz: float) -> None:
     """Two and a half periods: there at the third tick; then the next image is looked at."""
-    told, pilot = play(constant("late", 2500 / hz), 10, Pace(execute=1, votes=1, max_age_s=10), hz)
+    told, simulator = play(
+        constant("late", 2500 / hz), 10, Pace(execute=1, votes=1, max_age_s=10), hz
+    )
     assert told == ["hold", "hold", "hold", "0+3", "0+4", "0+5", "3+3", "3+4", "3+5", "6+3"]
-    assert pilot.held == 3
-    assert pilot.latencies_ms == [2500 / hz] * 4
+    assert simulator.held == 3
+    assert simulator.latencies_ms == [2500 / hz] * 4
 
 
 def test_rows_that_are_not_valid_and_pictures_that_are_old_are_held_for() -> None:
@@ -71,23 +73,25 @@ def test_rows_that_are_not_valid_and_pictures_that_are_old_are_held_for() -> Non
 
 
 def test_a_hold_keeps_the_grip() -> None:
-    pilot = Pilot(lambda tick, known: np.full((2, 7), 0.25), HZ, Pace(), constant("late", 300))
-    held = pilot.act(0, "go")
-    _ = pilot.act(1, "go")
-    last = [pilot.act(tick, "go") for tick in (2, 3, 4)][-1]
+    simulator = LatencySimulator(
+        lambda tick, known: np.full((2, 7), 0.25), HZ, Pace(), constant("late", 300)
+    )
+    held = simulator.act(0, "go")
+    _ = simulator.act(1, "go")
+    last = [simulator.act(tick, "go") for tick in (2, 3, 4)][-1]
     assert held.tolist() == [0] * 6 + [1], "at first the gripper is open"
     assert last.tolist() == [0] * 6 + [1], "rows 2 and 3 of a chunk of two do not exist"
 
 
 def test_a_new_sentence_voids_what_was_thought_about_the_last_one() -> None:
-    pilot = Pilot(
+    simulator = LatencySimulator(
         lambda tick, known: np.full((16, 7), tick + 1.0),
         HZ,
         Pace(execute=1, votes=1),
         constant("late", 400),
     )
     words = ["a", "a", "a", "b", "b", "b", "b"]
-    actions = [pilot.act(tick, word)[0] for tick, word in enumerate(words)]
+    actions = [simulator.act(tick, word)[0] for tick, word in enumerate(words)]
     assert actions == [0, 0, 1, 0, 0, 0, 5], (
         "the look of tick 2 was about another instruction; it still had to end"
     )
@@ -96,9 +100,9 @@ def test_a_new_sentence_voids_what_was_thought_about_the_last_one() -> None:
 def test_the_last_chunks_vote_where_every_step_looks() -> None:
     """By the rule of CogACT's ensemble: likeness to the newest."""
     rows = {0: np.eye(7)[:2], 1: -np.eye(7)[:2]}
-    pilot = Pilot(lambda tick, known: rows[tick], HZ, Pace(execute=1, votes=2))
-    pilot.act(0, "go")
-    assert np.count_nonzero(pilot.act(1, "go")) == 2
+    simulator = LatencySimulator(lambda tick, known: rows[tick], HZ, Pace(execute=1, votes=2))
+    simulator.act(0, "go")
+    assert np.count_nonzero(simulator.act(1, "go")) == 2
 
 
 def test_a_guide_freezes_what_passes_while_nine_of_ten_looks_last() -> None:
@@ -110,10 +114,10 @@ def test_a_guide_freezes_what_passes_while_nine_of_ten_looks_last() -> None:
         return np.zeros((16, 7))
 
     pace = Pace(mode="latest", valid_rows=12, rtc=RtcConfig(enabled=True, margin_s=0.0))
-    pilot = Pilot(look, HZ, pace, Latency("turns", "trace", (200.0, 600.0)), seed=4)
+    simulator = LatencySimulator(look, HZ, pace, Latency("turns", "trace", (200.0, 600.0)), seed=4)
     for tick in range(10):
-        pilot.act(tick, "a" if tick < 5 else "b")
-    first, second = pilot.latencies_ms[:2]
+        simulator.act(tick, "a" if tick < 5 else "b")
+    first, second = simulator.latencies_ms[:2]
     assert {first, second} == {200.0, 600.0}
     assert frozen[:4] == [0, 1 + round(first / 200), 3, 0], (
         "what is expected third: 2.8 periods, so two rows and one"
@@ -157,6 +161,6 @@ def test_what_is_no_latency_is_refused(word: str) -> None:
 
 
 def test_wall_time_is_what_the_look_took() -> None:
-    pilot = Pilot(lambda tick, known: np.zeros((1, 7)), HZ, Pace(), parse("wall"))
-    pilot.act(0, "go")
-    assert pilot.latencies_ms == pilot.wall_ms
+    simulator = LatencySimulator(lambda tick, known: np.zeros((1, 7)), HZ, Pace(), parse("wall"))
+    simulator.act(0, "go")
+    assert simulator.latencies_ms == simulator.wall_ms

@@ -30,8 +30,8 @@ from trimvla.runtime.inference.policy import Known
 from trimvla.runtime.preprocess.observation import Observation
 from trimvla.sim.episodes import Task, make_task
 from trimvla.sim.evaluation import rollout
-from trimvla.sim.evaluation.rollout import Player, Setting
-from trimvla.sim.evaluation.virtual_time import Pace, Pilot
+from trimvla.sim.evaluation.rollout import PolicyOrExpert, Setting
+from trimvla.sim.evaluation.virtual_time import LatencySimulator, Pace
 from trimvla.sim.simpler.grids import ORIGINALS, SETS, official
 from trimvla.sim.simpler.install import unfit
 
@@ -64,7 +64,7 @@ class Still:
         return SimpleNamespace(actions=np.zeros((16, 7), np.float32))
 
 
-def still() -> AbstractContextManager[Mapping[str, Player]]:
+def still() -> AbstractContextManager[Mapping[str, PolicyOrExpert]]:
     """It alone plays."""
     return nullcontext({"still": Still()})
 
@@ -210,11 +210,11 @@ def test_actions_are_those_of_the_public_adapter(
     made = make_task(task)
     episode = made.episode(0, official=True)
     pace = Pace(execute=1, votes=made.votes)  # pyright: ignore[reportAttributeAccessIssue]
-    pilot = Pilot(lambda tick, known: chunks[tick], made.control_hz, pace)
+    simulator = LatencySimulator(lambda tick, known: chunks[tick], made.control_hz, pace)
     for tick in range(len(chunks)):
         if variant.endswith("reset19") and tick == 18:
             fake.made[0].sentence = "another task"  # read after this step
-        episode.step(pilot.act(tick, episode.instruction))
+        episode.step(simulator.act(tick, episode.instruction))
     sent = np.stack(fake.made[0].commands)
     for name, columns in (
         ("world_vector", slice(0, 3)),

@@ -19,7 +19,7 @@ from trimvla.launch.console import Progress
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.inference.policy_like import PolicyLike
 from trimvla.sim.evaluation import rollout
-from trimvla.sim.evaluation.rollout import Round, Setting
+from trimvla.sim.evaluation.rollout import PairedOutcomes, Setting
 from trimvla.sim.evaluation.success import Outcome
 from trimvla.sim.evaluation.workers import spread
 
@@ -76,9 +76,9 @@ def fingerprint(bundle: Path) -> str:
     return digest.hexdigest()
 
 
-def read_rounds(path: Path) -> dict[int, Round]:
+def read_rounds(path: Path) -> dict[int, PairedOutcomes]:
     """Seeds that were played; a line that was cut off is not counted."""
-    rounds: dict[int, Round] = {}
+    rounds: dict[int, PairedOutcomes] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             played = {name: Outcome(**fields) for name, fields in json.loads(line).items()}

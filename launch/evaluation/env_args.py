@@ -1,4 +1,4 @@
-"""What a person says of an own environment, in every verb that plays one, and what must fit.
+"""What a person adds about an own environment, in every verb that plays one, and what must fit.
 
 Knows options, tasks and manifests; plays nothing.
 """
@@ -35,7 +35,7 @@ class EnvArgs(Options):
     render. Default: the only image that there is, else what render() returns."""
 
     instruction: str | None = None
-    """Own environments: what is asked, where the environment does not say it."""
+    """Own environments: the instruction, where the environment has none."""
 
     success_reward: float | None = None
     """Own environments: an episode that is terminated with at least this reward has succeeded.
@@ -61,7 +61,7 @@ class EnvArgs(Options):
 def check_fits(task: Task, names: Iterable[str]) -> None:
     """Raise ConfigError for a bundle whose actions are not those of the task.
 
-    Their number always counts; their kinds, where the task says them; the rate of deltas.
+    Their number always counts; their kinds, where the task defines them; the rate of deltas.
     """
     for name in names:
         if name == EXPERT:

@@ -60,7 +60,7 @@ class KeptAblation(msgspec.Struct, frozen=True):
     rows: list[AblationRow]
     """One a plan."""
     settings: KeptSettings
-    """What was asked."""
+    """The options of the run."""
 
 
 class KeptTime(msgspec.Struct, frozen=True):

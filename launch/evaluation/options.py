@@ -1,4 +1,4 @@
-"""What `trimvla eval` is asked, and what that means: who plays what, where and how late.
+"""The options of `trimvla eval`, and what they mean: who plays what, where and how late.
 
 Plays nothing.
 """
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from trimvla.launch.evaluation.env_args import EnvArgs
-from trimvla.launch.evaluation.players import Bundles, identity
+from trimvla.launch.evaluation.policies import Bundles, identity
 from trimvla.launch.outputs import Output
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.actor import EXPERT
 
 if TYPE_CHECKING:
-    from trimvla.sim.evaluation.rollout import Deal, Round, Setting
+    from trimvla.sim.evaluation.rollout import PairedOutcomes, Setting, WorkItem
     from trimvla.sim.evaluation.success import Success
 
 Variant = Literal["default", "lighting", "texture", "camera", "distractors", "all"]
@@ -65,7 +65,7 @@ class Args(EnvArgs):
     """
 
     swap_instruction: bool = False
-    """Say a sentence about another object (tabletop); success is still judged by the original
+    """Give an instruction about another object (tabletop); success is still judged by the original
     goal.
     """
 
@@ -98,7 +98,7 @@ class Args(EnvArgs):
 
     out: Path | None = None
     """A folder for outcomes (one line an episode), table, picture and films. A killed run goes on
-    from there; so does one that asks for more episodes.
+    from there; so does one with more episodes.
     """
 
     film: str | None = None
@@ -188,25 +188,25 @@ class Args(EnvArgs):
 class Match:
     """What is played, by whom: everything that decides the outcomes."""
 
-    players: Bundles
+    policies: Bundles
     setting: Setting
     conditions: tuple[str, ...]
     seeds: range
     control_hz: float
 
     @property
-    def deals(self) -> list[Deal]:
+    def items(self) -> list[WorkItem]:
         """All conditions of a seed before the next seed."""
         return [(condition, seed) for seed in self.seeds for condition in self.conditions]
 
-    def results(self, rounds: Mapping[Deal, Round]) -> dict[str, dict[str, Success]]:
+    def results(self, rounds: Mapping[WorkItem, PairedOutcomes]) -> dict[str, dict[str, Success]]:
         """Condition -> role -> its success."""
         from trimvla.sim.evaluation.success import success_of
 
         return {
             condition: {
                 role: success_of([rounds[condition, seed][role] for seed in self.seeds])
-                for role in self.players.names
+                for role in self.policies.names
             }
             for condition in self.conditions
         }
@@ -224,9 +224,9 @@ class Match:
             **({"options": given} if given else {}),
             "official": setting.official,
             "pace": asdict(setting.pace),
-            "players": {role: identity(name) for role, name in self.players.names.items()},
-            "backend": self.players.backend,
-            "provider": self.players.provider,
+            "players": {role: identity(name) for role, name in self.policies.names.items()},
+            "backend": self.policies.backend,
+            "provider": self.policies.provider,
             "latencies": {
                 word: {role: asdict(it) for role, it in roles.items()}
                 for word, roles in latencies.items()

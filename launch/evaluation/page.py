@@ -23,7 +23,7 @@ from trimvla.launch.evaluation.kept import (
     KeptPairs,
     read,
 )
-from trimvla.launch.evaluation.players import estimate
+from trimvla.launch.evaluation.policies import estimate
 from trimvla.launch.evaluation.results import CurveRow
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output

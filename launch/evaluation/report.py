@@ -1,4 +1,4 @@
-"""What `trimvla eval` shows and keeps: tables, the sentence that the numbers allow, curves,
+"""What `trimvla eval` shows and keeps: tables, the conclusion that the numbers allow, curves,
 pictures and films.
 
 Knows results; plays nothing but the episodes that are filmed.
@@ -26,7 +26,7 @@ from trimvla.sim.evaluation.success import Success
 
 if TYPE_CHECKING:
     from trimvla.launch.evaluation.options import Args, Match
-    from trimvla.sim.evaluation.rollout import Deal, Round
+    from trimvla.sim.evaluation.rollout import PairedOutcomes, WorkItem
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def curve_rows(
     names: Mapping[str, str],
     results: Mapping[str, Mapping[str, Success]],
     latencies: Mapping[str, Mapping[str, Latency]],
-    rounds: Mapping[Deal, Round],
+    rounds: Mapping[WorkItem, PairedOutcomes],
     margin: float,
 ) -> list[CurveRow]:
     """One row for every bundle and latency; each bundle but the top one is compared with it,
@@ -111,8 +111,8 @@ def pairs_table(args: Args, comparison: Comparison) -> Table:
     return table
 
 
-def sentence(candidate: str, reference: str, comparison: Comparison) -> str:
-    """What the numbers allow one to say."""
+def conclusion(candidate: str, reference: str, comparison: Comparison) -> str:
+    """What the numbers allow one to conclude, as a sentence."""
     low, high = comparison.interval
     margin = comparison.margin
     by = f"{100 * margin:g} points"
@@ -131,7 +131,9 @@ def sentence(candidate: str, reference: str, comparison: Comparison) -> str:
     )
 
 
-def save(args: Args, result: EvalResult, match: Match, rounds: Mapping[Deal, Round]) -> None:
+def save(
+    args: Args, result: EvalResult, match: Match, rounds: Mapping[WorkItem, PairedOutcomes]
+) -> None:
     """Result, table, picture and films, beside the outcomes."""
     assert args.out is not None
     text = json.dumps(as_plain(result), indent=1)
@@ -147,7 +149,7 @@ def save(args: Args, result: EvalResult, match: Match, rounds: Mapping[Deal, Rou
 
 
 def draw(result: EvalResult, args: Args) -> None:
-    """`picture.png`: the curve, or the rate of every verb; without matplotlib a line says so."""
+    """`picture.png`: the curve, or the rate of every verb; without matplotlib a warning."""
     assert args.out is not None
     try:
         from trimvla.launch.evaluation.figures import draw_curve, draw_verbs
@@ -178,9 +180,11 @@ def film_names(roles: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def film(args: Args, match: Match, rounds: Mapping[Deal, Round], places: Sequence[int]) -> None:
+def film(
+    args: Args, match: Match, rounds: Mapping[WorkItem, PairedOutcomes], places: Sequence[int]
+) -> None:
     """Play the chosen episodes once more, in the first condition, and film them; an outcome that
-    changed is told.
+    changed is logged.
     """
     from trimvla.launch.evaluation.video import Clip, write
     from trimvla.sim.episodes import Episode
@@ -189,23 +193,23 @@ def film(args: Args, match: Match, rounds: Mapping[Deal, Round], places: Sequenc
     assert args.out is not None
     condition = match.conditions[0]
     names = film_names(list(args.names))
-    with closing(match.setting.make_task()) as task, match.players() as players:
+    with closing(match.setting.make_task()) as task, match.policies() as policies:
         for place in places:
             if place >= len(match.seeds):
                 log.warning("no film of episode %d: there are %d", place, len(match.seeds))
                 continue
             seed = match.seeds[place]
-            for role, player in players.items():
-                pictures: list[np.ndarray] = []
+            for role, policy in policies.items():
+                images: list[np.ndarray] = []
 
-                def keep(episode: Episode, pictures: list[np.ndarray] = pictures) -> None:
-                    pictures.append(np.array(episode.image))
+                def keep(episode: Episode, images: list[np.ndarray] = images) -> None:
+                    images.append(np.array(episode.image))
 
                 late = match.setting.latencies.get(condition, {}).get(role)
-                outcome = run_episode(player, task, seed, match.setting, latency=late, watch=keep)
+                outcome = run_episode(policy, task, seed, match.setting, latency=late, watch=keep)
                 if outcome != rounds[condition, seed][role]:
                     log.warning(
                         "seed %d of %s ended otherwise when it was filmed: %s", seed, role, outcome
                     )
-                clip = Clip(pictures, outcome.instruction, outcome.success)
+                clip = Clip(images, outcome.instruction, outcome.success)
                 write(args.out / f"{names[role]}-{seed}.mp4", [clip], task.control_hz)

@@ -1,4 +1,4 @@
-"""What `trimvla eval` answers: success by bundle, pairs with a reference, curves. Knows types
+"""The result of `trimvla eval`: success by bundle, pairs with a reference, curves. Knows types
 alone."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     estimate: bool
     """Always true: a mark for whoever reads the file."""
     device: Device
-    """What the data sheet says of it."""
+    """From its data sheet."""
     attained: float
     """Share of the roofline that is assumed, 0 to 1."""
     scale: str
@@ -35,7 +35,7 @@ class CurveRow(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str
     """Which."""
     latency: str | None
-    """The latency's name as it was asked for; none where the simulator waits."""
+    """The latency's name as it was requested; none where the simulator waits."""
     ms: float | None
     """Its mean [ms]; none where the simulator waits, or time was taken as it came."""
     success_rate: float
@@ -72,7 +72,7 @@ class BundleResult(Success, frozen=True, kw_only=True):
 
 
 class EvalResult(BundleResult, frozen=True, kw_only=True):
-    """The candidate in the first condition; a reference and curves where they were asked for."""
+    """The candidate in the first condition; a reference and curves where they were requested."""
 
     ok: bool
     """Always true: a low rate is no failure."""

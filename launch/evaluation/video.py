@@ -1,4 +1,4 @@
-"""Films of episodes: pictures with the instruction, the clock and the outcome drawn under them, as
+"""Films of episodes: images with the instruction, the clock and the outcome drawn under them, as
 MP4 or GIF.
 
 Knows pixels and files; knows no simulator. Pictures are uint8[h, w, 3] RGB.
@@ -15,11 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from trimvla.runtime.errors import ConfigError, TrimvlaError
 
-BAND = 56  # pixels under the picture
-LINGER_S = 1.2  # how long the last picture of an episode stays
+BAND = 56  # pixels under the image
+LINGER_S = 1.2  # how long the last image of an episode stays
 INK = (235, 235, 235)
 PAPER = (24, 26, 30)
-GIF_PALETTE_FROM = 16  # pictures
+GIF_PALETTE_FROM = 16  # images
 GOOD = (90, 200, 120)
 BAD = (230, 100, 90)
 
@@ -30,9 +30,9 @@ class VideoError(TrimvlaError):
 
 @dataclass(frozen=True)
 class Clip:
-    """One episode: its pictures in order, what was asked and how it ended."""
+    """One episode: its images in order, the instruction and how it ended."""
 
-    pictures: Sequence[np.ndarray]
+    images: Sequence[np.ndarray]
     instruction: str
     success: bool
 
@@ -42,16 +42,16 @@ def write(path: Path, clips: Sequence[Clip], fps: float) -> Path:
 
     Raises:
         ConfigError: another suffix, or nothing to show.
-        VideoError: the file does not have the pictures that were written.
+        VideoError: the file does not have the images that were written.
     """
     check_suffix(path)
-    pictures = [picture for clip in clips for picture in drawn(clip, fps)]
-    if not pictures:
-        raise ConfigError("expected at least one picture, got none for the video")
+    images = [image for clip in clips for image in drawn(clip, fps)]
+    if not images:
+        raise ConfigError("expected at least one image, got none for the video")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
-        WRITERS[path.suffix](beside, pictures, fps)
+        WRITERS[path.suffix](beside, images, fps)
         beside.replace(path)
     except OSError as error:
         raise VideoError(f"{path}: cannot be written: {error.strerror or error}") from None
@@ -61,7 +61,7 @@ def write(path: Path, clips: Sequence[Clip], fps: float) -> Path:
 
 
 def check_suffix(path: Path) -> None:
-    """Raise ConfigError for a file name that says of no film that can be written."""
+    """Raise ConfigError for a file name whose ending is of no film that can be written."""
     if path.suffix not in WRITERS:
         raise ConfigError(
             f"expected one of {sorted(WRITERS)}, got {path.suffix!r} for the video's suffix"
@@ -69,24 +69,22 @@ def check_suffix(path: Path) -> None:
 
 
 def drawn(clip: Clip, fps: float) -> Iterator[np.ndarray]:
-    """The clip's pictures with their band; the last one lingers and says how it ended."""
-    for i, picture in enumerate(clip.pictures):
-        yield with_band(picture, clip.instruction, f"{i / fps:.1f} s", INK)
-    if clip.pictures:
+    """The clip's images with their band; the last one stays longer and shows how it ended."""
+    for i, image in enumerate(clip.images):
+        yield with_band(image, clip.instruction, f"{i / fps:.1f} s", INK)
+    if clip.images:
         outcome, ink = ("done", GOOD) if clip.success else ("failed", BAD)
-        last = with_band(clip.pictures[-1], clip.instruction, outcome, ink)
+        last = with_band(clip.images[-1], clip.instruction, outcome, ink)
         yield from [last] * max(1, round(LINGER_S * fps))
 
 
-def with_band(
-    picture: np.ndarray, title: str, status: str, ink: tuple[int, int, int]
-) -> np.ndarray:
-    """uint8[h + BAND, w, 3]: the picture above two lines of text; sides are even, as MP4 wants
+def with_band(image: np.ndarray, title: str, status: str, ink: tuple[int, int, int]) -> np.ndarray:
+    """uint8[h + BAND, w, 3]: the image above two lines of text; sides are even, as MP4 wants
     them.
     """
-    height, width = (side - side % 2 for side in picture.shape[:2])
+    height, width = (side - side % 2 for side in image.shape[:2])
     canvas = Image.new("RGB", (width, height + BAND), PAPER)
-    canvas.paste(Image.fromarray(picture[:height, :width]))
+    canvas.paste(Image.fromarray(image[:height, :width]))
     draw = ImageDraw.Draw(canvas)
     draw.text((10, height + 8), title, fill=INK, font=font(title, width - 20))
     draw.text((10, height + 32), status, fill=ink, font=ImageFont.load_default(15))
@@ -102,33 +100,33 @@ def font(text: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(8)
 
 
-def _write_mp4(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
+def _write_mp4(path: Path, images: Sequence[np.ndarray], fps: float) -> None:
     import cv2
 
-    height, width = pictures[0].shape[:2]
+    height, width = images[0].shape[:2]
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
     if not writer.isOpened():
         raise VideoError(f"{path}: this OpenCV writes no MP4; use a .gif")
-    for picture in pictures:
-        writer.write(np.ascontiguousarray(picture[..., ::-1]))
+    for image in images:
+        writer.write(np.ascontiguousarray(image[..., ::-1]))
     writer.release()
     reader = cv2.VideoCapture(str(path))
     count = 0
     while reader.read()[0]:
         count += 1
     reader.release()
-    _check_count(path, len(pictures), count)
+    _check_count(path, len(images), count)
 
 
-def _write_gif(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
+def _write_gif(path: Path, images: Sequence[np.ndarray], fps: float) -> None:
     """One palette for all and no dithering: what does not move costs nothing."""
-    palette = _palette(np.concatenate(pictures[:: max(1, len(pictures) // GIF_PALETTE_FROM)]))
-    images = [
-        Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
-        for picture in pictures
+    palette = _palette(np.concatenate(images[:: max(1, len(images) // GIF_PALETTE_FROM)]))
+    reduced = [
+        Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE)
+        for image in images
     ]
-    images[0].save(
-        path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
+    reduced[0].save(
+        path, save_all=True, append_images=reduced[1:], duration=round(1000 / fps), loop=0
     )
     with Image.open(path) as film:
         _check_count(path, 1, min(1, getattr(film, "n_frames", 0)))
@@ -138,10 +136,10 @@ def _palette(sample: np.ndarray) -> Image.Image:
     """256 colours: most for what covers much (shades of the table), some for what is small (a red
     can).
     """
-    picture = Image.fromarray(sample)
+    image = Image.fromarray(sample)
     colors = []
     for count, method in ((192, Image.Quantize.MEDIANCUT), (64, Image.Quantize.MAXCOVERAGE)):
-        colors += (picture.quantize(count, method).getpalette() or [])[: 3 * count]
+        colors += (image.quantize(count, method).getpalette() or [])[: 3 * count]
     palette = Image.new("P", (1, 1))
     palette.putpalette(colors)
     return palette
@@ -149,7 +147,7 @@ def _palette(sample: np.ndarray) -> Image.Image:
 
 def _check_count(path: Path, expected: int, got: int) -> None:
     if got < expected:
-        raise VideoError(f"{path}: expected {expected} pictures to play, got {got}")
+        raise VideoError(f"{path}: expected {expected} images to play, got {got}")
 
 
 WRITERS = {".mp4": _write_mp4, ".gif": _write_gif}

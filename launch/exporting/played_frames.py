@@ -23,7 +23,7 @@ from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.preprocess.letterbox import resize
 from trimvla.sim.actor import EXPERT
 from trimvla.sim.episodes import Episode, Task, make_task
-from trimvla.sim.evaluation.rollout import Player, Setting, run_episode
+from trimvla.sim.evaluation.rollout import PolicyOrExpert, Setting, run_episode
 from trimvla.sim.evaluation.virtual_time import Pace
 from trimvla.sim.own.options import EnvOptions
 from trimvla.sim.seeds import FIRST_SEED
@@ -53,16 +53,16 @@ def calibration_from_env(
     Raises ConfigError where there is no such environment, or nobody to play in it.
     """
     with closing(make_task(played.env, played.options)) as task, ExitStack() as stack:
-        player = find_player(task, played.source, stack)
-        pace = Pace(execute=1 if player == EXPERT else 2)
+        policy = find_policy(task, played.source, stack)
+        pace = Pace(execute=1 if policy == EXPERT else 2)
         setting = Setting(played.env, pace=pace, options=played.options)
-        seen = samples(task, player, cfg.image_size, frames * SPREAD, setting)
+        seen = samples(task, policy, cfg.image_size, frames * SPREAD, setting)
         drawn = draw(seen, frames, np.random.default_rng(seed))
     images = np.stack([image for image, _ in drawn])
     return calibration_of(cfg, images, [instruction for _, instruction in drawn], tokenizer)
 
 
-def find_player(task: Task, source: Path, stack: ExitStack) -> Player:
+def find_policy(task: Task, source: Path, stack: ExitStack) -> PolicyOrExpert:
     """The environment's expert, else the bundle; `stack` closes it."""
     episode = task.episode(FIRST_SEED, official=False)
     try:
@@ -80,7 +80,7 @@ def find_player(task: Task, source: Path, stack: ExitStack) -> Player:
 
 
 def samples(
-    task: Task, player: Player, image_size: int, count: int, setting: Setting
+    task: Task, policy: PolicyOrExpert, image_size: int, count: int, setting: Setting
 ) -> Iterator[Sample]:
     """Images as the policy sees them with their instructions, of one episode after the other."""
     found = 0
@@ -90,7 +90,7 @@ def samples(
         def keep(episode: Episode, seen: list[Sample] = seen) -> None:
             seen.append((resize(episode.image, image_size), episode.instruction))
 
-        run_episode(player, task, FIRST_SEED + index, setting, watch=keep)
+        run_episode(policy, task, FIRST_SEED + index, setting, watch=keep)
         yield from seen
         found += len(seen)
         if found >= count:

@@ -20,14 +20,14 @@ from msgspec import structs
 from trimvla.launch.console import progress_bar, text_column
 from trimvla.launch.evaluation.env_args import check_fits
 from trimvla.launch.evaluation.options import CANDIDATE, REFERENCE, Args, Match
-from trimvla.launch.evaluation.players import Bundles, check_same_task, estimate, resolve_latency
+from trimvla.launch.evaluation.policies import Bundles, check_same_task, estimate, resolve_latency
 from trimvla.launch.evaluation.report import (
     as_table,
+    conclusion,
     curve_rows,
     curve_table,
     pairs_table,
     save,
-    sentence,
 )
 from trimvla.launch.evaluation.results import BundleResult, Estimate, EvalResult
 from trimvla.launch.system.signals import terminate_as_interrupt
@@ -39,7 +39,7 @@ from trimvla.sim.evaluation.statistics import compare
 from trimvla.sim.evaluation.success import Success
 
 if TYPE_CHECKING:
-    from trimvla.sim.evaluation.rollout import Deal, Round
+    from trimvla.sim.evaluation.rollout import PairedOutcomes, WorkItem
 
 
 def run(args: Args) -> EvalResult:
@@ -54,7 +54,7 @@ def run(args: Args) -> EvalResult:
     rounds = play(args, match)
     results = match.results(rounds)
     result = result_of(args, match, rounds, results)
-    tell(args, result, results[match.conditions[0]])
+    show(args, result, results[match.conditions[0]])
     if args.out is not None:
         save(args, result, match, rounds)
     return result
@@ -63,10 +63,10 @@ def run(args: Args) -> EvalResult:
 def result_of(
     args: Args,
     match: Match,
-    rounds: Mapping[Deal, Round],
+    rounds: Mapping[WorkItem, PairedOutcomes],
     results: Mapping[str, Mapping[str, Success]],
 ) -> EvalResult:
-    """The answer: what was asked, and what came of it."""
+    """The result: what was requested, and what came of it."""
     first = results[match.conditions[0]]
     played = {
         "seed": match.seeds[0],
@@ -101,8 +101,8 @@ def result_of(
     return result
 
 
-def tell(args: Args, result: EvalResult, first: Mapping[str, Success]) -> None:
-    """The card."""
+def show(args: Args, result: EvalResult, first: Mapping[str, Success]) -> None:
+    """Print the card."""
     console = args.console()
     console.print(as_table(args, first))
     if result.curve is not None:
@@ -113,7 +113,7 @@ def tell(args: Args, result: EvalResult, first: Mapping[str, Success]) -> None:
         console.print(f"success rate {result.success_rate:.3f}, {interval}")
         return
     console.print(pairs_table(args, result.comparison))
-    console.print(sentence(args.bundle, args.against, result.comparison))
+    console.print(conclusion(args.bundle, args.against, result.comparison))
     if args.swap_instruction:
         words = "success is judged by the original goal"
         console.print(f"{words}: with the instruction swapped, low rates are good")
@@ -151,17 +151,17 @@ def prepare(args: Args) -> Match:
             mode="latest" if args.chunks == "rtc" else args.chunks,
             rtc=RtcConfig(enabled=args.chunks == "rtc"),
         )
-    players = Bundles(
+    policies = Bundles(
         args.names, args.backend, args.threads, args.provider, guided=pace.rtc.enabled
     )
     words = tuple(dict.fromkeys(split(args.latency or "")))
     setting = Setting(args.task, official, pace, options=options)
     latencies = known_latencies(args, words) or {
-        w: resolve_latency(w, args.names, players, setting) for w in words
+        w: resolve_latency(w, args.names, policies, setting) for w in words
     }
     setting = replace(setting, latencies=latencies)
     check_expert(args.names.values(), setting)
-    return Match(players, setting, words or (WAITS,), seeds, hz)
+    return Match(policies, setting, words or (WAITS,), seeds, hz)
 
 
 def known_latencies(args: Args, words: Sequence[str]) -> dict[str, dict[str, Latency]]:
@@ -169,18 +169,18 @@ def known_latencies(args: Args, words: Sequence[str]) -> dict[str, dict[str, Lat
     from trimvla.sim.evaluation.outcomes import read_header
 
     header = read_header(args.out / "outcomes.jsonl") if args.out is not None else None
-    told = (header or {}).get("latencies", {})
-    if set(told) != set(words) or any(set(roles) != set(args.names) for roles in told.values()):
+    stored = (header or {}).get("latencies", {})
+    if set(stored) != set(words) or any(set(roles) != set(args.names) for roles in stored.values()):
         return {}
     return {
         word: {
             role: Latency(it["name"], it["kind"], tuple(it["values"])) for role, it in roles.items()
         }
-        for word, roles in told.items()
+        for word, roles in stored.items()
     }
 
 
-def play(args: Args, match: Match) -> dict[Deal, Round]:
+def play(args: Args, match: Match) -> dict[WorkItem, PairedOutcomes]:
     """(condition, seed) -> round; behind a progress bar, and from where a killed run stopped."""
     from trimvla.sim.evaluation.outcomes import OutcomeLog
 
@@ -193,13 +193,13 @@ def play(args: Args, match: Match) -> dict[Deal, Round]:
         rounds = (
             {}
             if kept is None
-            else {deal: kept.rounds[deal] for deal in match.deals if deal in kept.rounds}
+            else {item: kept.rounds[item] for item in match.items if item in kept.rounds}
         )
-        left = [deal for deal in match.deals if deal not in rounds]
+        left = [item for item in match.items if item not in rounds]
         won = {
             role: sum(it[role].success for it in rounds.values()) for role in reversed(args.names)
         }
-        task = progress.add_task("episodes", total=len(match.deals), completed=len(rounds), won="0")
+        task = progress.add_task("episodes", total=len(match.items), completed=len(rounds), won="0")
         with closing(start(args, match, left)) as coming:
             for played in coming:
                 first = next(iter(played.values()))
@@ -211,19 +211,21 @@ def play(args: Args, match: Match) -> dict[Deal, Round]:
     return rounds
 
 
-def start(args: Args, match: Match, left: Sequence[Deal]) -> Generator[Round, None, None]:
+def start(
+    args: Args, match: Match, left: Sequence[WorkItem]
+) -> Generator[PairedOutcomes, None, None]:
     """What is left to be played, as it comes: from processes of this machine, or from a cluster."""
-    from trimvla.sim.evaluation.rollout import deal_all
+    from trimvla.sim.evaluation.rollout import play_all
 
     if not left:
         return
     if args.ray is None:
-        yield from deal_all(
-            match.players, match.setting, left, args.workers or len(os.sched_getaffinity(0))
+        yield from play_all(
+            match.policies, match.setting, left, args.workers or len(os.sched_getaffinity(0))
         )
         return
     from trimvla.sim.evaluation.ray_workers import over_cluster
 
-    yield from deal_all(
-        match.players, match.setting, left, args.workers or 0, over_cluster(args.ray)
+    yield from play_all(
+        match.policies, match.setting, left, args.workers or 0, over_cluster(args.ray)
     )

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from trimvla.runtime.errors import ConfigError
-from trimvla.sim.evaluation.rollout import Deal, Round
+from trimvla.sim.evaluation.rollout import PairedOutcomes, WorkItem
 from trimvla.sim.evaluation.success import Outcome
 
 Header = Mapping[str, Any]
@@ -33,7 +33,7 @@ class OutcomeLog:
         Raises:
             ConfigError: the file is of another run; names the field that differs.
         """
-        self.rounds: dict[Deal, Round] = {}
+        self.rounds: dict[WorkItem, PairedOutcomes] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text() if path.exists() else ""
         if text.strip():
@@ -51,22 +51,22 @@ class OutcomeLog:
     def __exit__(self, *reason: object) -> None:
         self._file.close()
 
-    def add(self, played: Round) -> None:
+    def add(self, played: PairedOutcomes) -> None:
         """Keep a round; on disk when this returns, but for a power cut."""
-        self.rounds[deal_of(played)] = played
+        self.rounds[item_of(played)] = played
         for role, outcome in played.items():
             self._write({"role": role, **asdict(outcome)})
 
-    def missing(self, deals: Sequence[Deal]) -> list[Deal]:
+    def missing(self, items: Sequence[WorkItem]) -> list[WorkItem]:
         """What is still to be played."""
-        return [deal for deal in deals if deal not in self.rounds]
+        return [item for item in items if item not in self.rounds]
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
 
-def deal_of(played: Round) -> Deal:
+def item_of(played: PairedOutcomes) -> WorkItem:
     """Condition and seed of a round."""
     first = next(iter(played.values()))
     return first.latency, first.seed
@@ -108,13 +108,15 @@ def check_header(path: Path, text: str, header: Header) -> None:
         )
 
 
-def whole_rounds(lines: Iterator[dict[str, object]], roles: Sequence[str]) -> dict[Deal, Round]:
+def whole_rounds(
+    lines: Iterator[dict[str, object]], roles: Sequence[str]
+) -> dict[WorkItem, PairedOutcomes]:
     """Rounds in which every role has played."""
-    rounds: dict[Deal, Round] = defaultdict(dict)
+    rounds: dict[WorkItem, PairedOutcomes] = defaultdict(dict)
     for line in lines:
         if "role" in line:
             role = str(line.pop("role"))
             outcome = msgspec.convert(line, Outcome)
             rounds[outcome.latency, outcome.seed][role] = outcome
-    whole = {deal: played for deal, played in rounds.items() if set(played) == set(roles)}
-    return {deal: {role: played[role] for role in roles} for deal, played in whole.items()}
+    whole = {item: played for item, played in rounds.items() if set(played) == set(roles)}
+    return {item: {role: played[role] for role in roles} for item, played in whole.items()}

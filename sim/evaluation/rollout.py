@@ -21,22 +21,22 @@ from trimvla.sim.actor import EXPERT, KINDS, noise_shape, observe
 from trimvla.sim.episodes import Episode, Task, make_task
 from trimvla.sim.evaluation.latency import Latency
 from trimvla.sim.evaluation.success import WAITS, Outcome, Success, success_of
-from trimvla.sim.evaluation.virtual_time import Look, Pace, Pilot, Robot
+from trimvla.sim.evaluation.virtual_time import LatencySimulator, Look, Pace, Robot
 from trimvla.sim.evaluation.workers import spread
 from trimvla.sim.own.options import EnvOptions
 from trimvla.sim.seeds import FIRST_SEED
 
-Player = PolicyLike | str
+PolicyOrExpert = PolicyLike | str
 """Who drives an episode; `EXPERT` is the task's own scripted expert."""
 
 
-Round = dict[str, Outcome]
-"""One seed, played by every actor: name -> outcome."""
-Load = Callable[[], AbstractContextManager[Mapping[str, Player]]]
+PairedOutcomes = dict[str, Outcome]
+"""One round: a seed, played by every actor, as name -> outcome."""
+Load = Callable[[], AbstractContextManager[Mapping[str, PolicyOrExpert]]]
 """Opens the actors, by name and in the order in which they play, and closes them; in every process
 that plays.
 """
-Deal = tuple[str, int]
+WorkItem = tuple[str, int]
 """What is to be played: the condition and the seed."""
 
 
@@ -68,7 +68,7 @@ class Setting:
 
 
 def run_episode(
-    player: Player,
+    policy: PolicyOrExpert,
     task: Task,
     seed: int,
     setting: Setting,
@@ -79,53 +79,57 @@ def run_episode(
     """Play one episode to its end; `watch` sees it before every step and after the last."""
     episode = task.episode(seed, official=setting.official)
     try:
-        sentence = episode.instruction
+        instruction = episode.instruction
         verb = kind_of(episode)
-        look = look_of(player, episode, seed, task.dim)
-        robot = robot_of(player, task)
-        pilot = Pilot(look, task.control_hz, setting.pace, latency, seed, robot=robot)
+        look = look_of(policy, episode, seed, task.dim)
+        robot = robot_of(policy, task)
+        simulator = LatencySimulator(
+            look, task.control_hz, setting.pace, latency, seed, robot=robot
+        )
         step = 0
         done = False
         while not done and step < task.limit:
             watch(episode)
-            done = episode.step(pilot.act(step, episode.instruction))
+            done = episode.step(simulator.act(step, episode.instruction))
             step += 1
         watch(episode)
         return Outcome(
             seed,
             verb,
-            sentence,
+            instruction,
             episode.success,
             step,
             latency=latency.name if latency else WAITS,
             latency_ms=0.0
             if latency is None or latency.kind == "wall"
-            else mean(pilot.latencies_ms),
-            held=pilot.held,
-            inference_ms=round(float(np.median(pilot.wall_ms)), 3),
+            else mean(simulator.latencies_ms),
+            held=simulator.held,
+            inference_ms=round(float(np.median(simulator.wall_ms)), 3),
         )
     finally:
         episode.close()
 
 
-def robot_of(player: Player, task: Task) -> Robot:
+def robot_of(policy: PolicyOrExpert, task: Task) -> Robot:
     """What an action means: by the task, else by the bundle that plays."""
-    manifest = getattr(player, "manifest", None)
+    manifest = getattr(policy, "manifest", None)
     kinds = task.kinds or (manifest.action.kinds if manifest is not None else ("delta",) * task.dim)
     start = getattr(task, "start", None)
     return Robot(kinds, None if start is None else tuple(map(float, start)))
 
 
-def look_of(player: Player, episode: Episode, seed: int, dim: int = len(KINDS)) -> Look:
-    """What a player makes of the image that is there now; its noise is fixed by seed and tick."""
-    if isinstance(player, str):
+def look_of(policy: PolicyOrExpert, episode: Episode, seed: int, dim: int = len(KINDS)) -> Look:
+    """The chunk that a policy makes of the image that is there now; its noise is fixed by seed and
+    tick.
+    """
+    if isinstance(policy, str):
         return lambda tick, known: episode.expert()[None]
 
-    shape = noise_shape(player, dim)
+    shape = noise_shape(policy, dim)
 
     def look(tick: int, known: Known | None) -> np.ndarray:
         noise = np.random.default_rng((seed, tick)).standard_normal(shape, dtype=np.float32)
-        return player.infer(observe(episode, player), noise=noise, known=known).actions
+        return policy.infer(observe(episode, policy), noise=noise, known=known).actions
 
     return look
 
@@ -167,25 +171,27 @@ def choose_seeds(
     return official, range(first, first + count)
 
 
-def play(load: Load, setting: Setting, deals: Sequence[Deal | int]) -> Generator[Round, None, None]:
-    """Play the deals in turn, each with every actor before the next; a seed alone is the condition
+def play(
+    load: Load, setting: Setting, items: Sequence[WorkItem | int]
+) -> Generator[PairedOutcomes, None, None]:
+    """Play the items in turn, each with every actor before the next; a seed alone is the condition
     `WAITS`.
     """
     with closing(setting.make_task()) as task:
         check_episodes(
             task,
-            [deal if isinstance(deal, int) else deal[1] for deal in deals],
+            [item if isinstance(item, int) else item[1] for item in items],
             official=setting.official,
         )
-        yield from _play(load, setting, deals, task)
+        yield from _play(load, setting, items, task)
 
 
 def _play(
-    load: Load, setting: Setting, deals: Sequence[Deal | int], task: Task
-) -> Generator[Round, None, None]:
+    load: Load, setting: Setting, items: Sequence[WorkItem | int], task: Task
+) -> Generator[PairedOutcomes, None, None]:
     with load() as actors:
-        for deal in deals:
-            condition, seed = (WAITS, deal) if isinstance(deal, int) else deal
+        for item in items:
+            condition, seed = (WAITS, item) if isinstance(item, int) else item
             late = setting.latencies.get(condition, {})
             yield {
                 name: run_episode(actor, task, seed, setting, latency=late.get(name))
@@ -194,25 +200,26 @@ def _play(
 
 
 Spread = Callable[
-    [Callable[..., Iterable[Round]], Sequence[Deal], int], Generator[Round, None, None]
+    [Callable[..., Iterable[PairedOutcomes]], Sequence[WorkItem], int],
+    Generator[PairedOutcomes, None, None],
 ]
-"""Work, deals and a number of processes -> rounds as they come; `workers.spread` or one over
+"""Work, items and a number of processes -> rounds as they come; `workers.spread` or one over
 machines.
 """
 
 
-def deal_all(
-    load: Load, setting: Setting, deals: Sequence[Deal], workers: int = 1, over: Spread = spread
-) -> Generator[Round, None, None]:
-    """Play the deals in so many processes; rounds come as they are ready.
+def play_all(
+    load: Load, setting: Setting, items: Sequence[WorkItem], workers: int = 1, over: Spread = spread
+) -> Generator[PairedOutcomes, None, None]:
+    """Play the items in so many processes; rounds come as they are ready.
 
     With one worker and no other `over` it happens in this process.
     """
-    check_seeds(setting, [seed for _, seed in deals])
+    check_seeds(setting, [seed for _, seed in items])
     work = partial(play, load, setting)
-    if over is spread and min(workers, len(deals)) == 1:
-        return work(deals)
-    return over(work, deals, workers)
+    if over is spread and min(workers, len(items)) == 1:
+        return work(items)
+    return over(work, items, workers)
 
 
 def check_seeds(setting: Setting, seeds: Sequence[int]) -> None:
@@ -233,11 +240,11 @@ def check_episodes(task: Task, seeds: Sequence[int], *, official: bool) -> None:
         check(seeds, official=official)
 
 
-def check_expert(players: Iterable[str], setting: Setting) -> None:
+def check_expert(policies: Iterable[str], setting: Setting) -> None:
     """The expert gives one action at a time, and what to do now: it must look at every step and
     cannot be late.
     """
-    if EXPERT in players and (setting.pace.execute != 1 or any(setting.latencies.values())):
+    if EXPERT in policies and (setting.pace.execute != 1 or any(setting.latencies.values())):
         raise ConfigError(
             "expected --execute 1 and no --latency with the scripted expert: it gives one action a"
             " look"
@@ -251,7 +258,7 @@ def evaluate_all(
     episodes: int,
     seed: int,
     workers: int = 1,
-    progress: Callable[[Round], None] = lambda played: None,
+    progress: Callable[[PairedOutcomes], None] = lambda played: None,
 ) -> dict[str, Success]:
     """Every actor's success over the same seeds, `seed` ... `seed + episodes - 1`; the simulator
     waits.
@@ -264,9 +271,9 @@ def evaluate_all(
         workers: processes; the outcomes are the same however many there are.
         progress: is given each seed's outcomes, as they come.
     """
-    deals = [(WAITS, number) for number in range(seed, seed + episodes)]
+    items = [(WAITS, number) for number in range(seed, seed + episodes)]
     by_actor: dict[str, list[Outcome]] = {}
-    with closing(deal_all(load, setting, deals, workers)) as rounds:
+    with closing(play_all(load, setting, items, workers)) as rounds:
         for played in rounds:
             progress(played)
             for name, outcome in played.items():
@@ -274,7 +281,7 @@ def evaluate_all(
     return {name: success_of(results) for name, results in by_actor.items()}
 
 
-def evaluate(player: Player, setting: Setting, *, episodes: int, seed: int) -> Success:
+def evaluate(policy: PolicyOrExpert, setting: Setting, *, episodes: int, seed: int) -> Success:
     """One actor's success, in this process; see `evaluate_all`.
 
     Example:
@@ -286,6 +293,6 @@ def evaluate(player: Player, setting: Setting, *, episodes: int, seed: int) -> S
         (1, 1)
     """
     found = evaluate_all(
-        lambda: nullcontext({"actor": player}), setting, episodes=episodes, seed=seed
+        lambda: nullcontext({"actor": policy}), setting, episodes=episodes, seed=seed
     )
     return found["actor"]

@@ -2,10 +2,10 @@
 only later.
 
 The policy looks at the image of tick k when it is free, and its chunk is there at t_k + latency.
-Until then the robot executes what is due of the last chunk, by the queue, the seam and the guide
-that also run on the robot, or holds. Images exist at ticks only, so a latency acts in whole
-control periods, rounded up. Without a latency the simulator waits while the policy thinks. Knows
-ticks and chunks; knows no policy's inside and no environment.
+Until then the robot executes what is due of the last chunk, by the queue, the transition limiter
+and the guidance that also run on the robot, or holds. Images exist at ticks only, so a latency acts
+in whole control periods, rounded up. Without a latency the simulator waits while the policy infers.
+Knows ticks and chunks; knows no policy's inside and no environment.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Pace:
     decides.
     """
     max_jump: tuple[float, ...] = ()
-    """The seam's bound; by default there is none."""
+    """The transition limiter's bound; by default there is none."""
     rtc: RtcConfig = field(default_factory=RtcConfig)
     """Whether chunks are guided by the one before."""
 
@@ -94,8 +94,8 @@ class Robot:
         return np.array([float(kind == "gripper") for kind in self.kinds])
 
 
-class Pilot:
-    """Drives one episode: asked at every tick, gives the action for that tick."""
+class LatencySimulator:
+    """Drives one episode: called at every tick, returns the action for that tick."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class Pilot:
         self._set_instruction(instruction)
         self._take(now_ns)
         if now_ns >= self._free_ns and tick - self._looked >= self._pace.execute:
-            self._think(tick, now_ns)
+            self._infer(tick, now_ns)
             self._take(now_ns)
         due = self._queue.due(now_ns)
         if isinstance(due, str):
@@ -157,7 +157,7 @@ class Pilot:
         return self._last
 
     def _set_instruction(self, instruction: str) -> None:
-        """What was thought about another instruction is void."""
+        """What was inferred for another instruction is void."""
         if instruction != self._instruction:
             self._queue.reset()
             self._transition.reset()
@@ -170,7 +170,7 @@ class Pilot:
             self._newest = self._coming
             self._coming = None
 
-    def _think(self, tick: int, now_ns: int) -> None:
+    def _infer(self, tick: int, now_ns: int) -> None:
         expected_ms = float(np.quantile(self.latencies_ms, QUANTILE)) if self.latencies_ms else 0.0
         guidance = guide(
             self._pace.rtc, self._newest, 0, now_ns, now_ns + round(expected_ms * NS_PER_MS)

@@ -24,7 +24,7 @@ from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Policy
 from trimvla.sim.actor import EXPERT, noise_shape, observe
 from trimvla.sim.evaluation.latency import Latency, constant, parse
-from trimvla.sim.evaluation.rollout import Player, Setting
+from trimvla.sim.evaluation.rollout import PolicyOrExpert, Setting
 
 # of a manifest's `action`: alike, or it is another robot
 TASK_FIELDS = ("horizon", "dim", "control_hz", "kinds")
@@ -46,7 +46,7 @@ class Bundles:
     """With the stage for real-time chunking."""
 
     @contextmanager
-    def __call__(self) -> Iterator[dict[str, Player]]:
+    def __call__(self) -> Iterator[dict[str, PolicyOrExpert]]:
         """Load all, and close them in the end."""
         with ExitStack() as stack:
             how = {
@@ -89,11 +89,11 @@ def identity(name: str) -> str:
 
 
 def resolve_latency(
-    word: str, names: Mapping[str, str], players: Bundles, setting: Setting
+    word: str, names: Mapping[str, str], policies: Bundles, setting: Setting
 ) -> dict[str, Latency]:
     """One condition: role -> its latency.
 
-    `measured`, `orin`, `thor`, `orin:0.5`, or what `sim.latency` knows.
+    `measured`, `orin`, `thor`, `orin:0.5`, or what `sim.evaluation.latency` knows.
     """
     device, _, share = word.partition(":")
     if device in DEVICES:
@@ -103,10 +103,10 @@ def resolve_latency(
             for role, name in names.items()
         }
     if word == MEASURED:
-        with players() as opened:
+        with policies() as opened:
             return {
-                role: Latency(word, "trace", measure(player, setting))
-                for role, player in opened.items()
+                role: Latency(word, "trace", measure(policy, setting))
+                for role, policy in opened.items()
             }
     latency = parse(word)
     return dict.fromkeys(names, latency)
@@ -144,7 +144,7 @@ def estimate(name: str, device: str, attained: float = 1.0) -> Estimate:
 
 
 def config_of(manifest: Manifest) -> PolicyConfig:
-    """The policy's sizes; ConfigError where the manifest does not say them."""
+    """The policy's sizes; ConfigError where the manifest does not have them."""
     try:
         return PolicyConfig.from_dict(manifest.policy)
     except (TypeError, ValueError) as error:
@@ -153,20 +153,20 @@ def config_of(manifest: Manifest) -> PolicyConfig:
         ) from None
 
 
-def measure(player: Player, setting: Setting) -> tuple[float, ...]:
-    """Milliseconds of calls on the first picture of the task, one after the other, on this
+def measure(policy: PolicyOrExpert, setting: Setting) -> tuple[float, ...]:
+    """Milliseconds of calls on the first image of the task, one after the other, on this
     machine.
     """
-    if isinstance(player, str):
+    if isinstance(policy, str):
         raise ConfigError("expected a bundle for '--latency measured': the expert does not think")
     with closing(setting.make_task()) as opened:
         episode = opened.episode(0, official=opened.official > 0)
-        observation = observe(episode, player)
+        observation = observe(episode, policy)
         episode.close()
-    noise = np.zeros(noise_shape(player), np.float32)
+    noise = np.zeros(noise_shape(policy), np.float32)
     took = []
     for _ in range(WARMUP + CALLS):
         started = time.perf_counter_ns()
-        player.infer(observation, noise=noise)
+        policy.infer(observation, noise=noise)
         took.append((time.perf_counter_ns() - started) / 1e6)
     return tuple(round(ms, 3) for ms in took[WARMUP:])
