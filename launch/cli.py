@@ -205,7 +205,7 @@ def fail(message: str, in_json: bool, status: int = 1) -> int:
 def usage_exit(stop: SystemExit, in_json: bool) -> int:
     """tyro exits with 0 after help and with 2 after a wrong command line.
 
-    A program that asked for JSON gets some.
+    A program that passed --json gets JSON.
     """
     status = stop.code if isinstance(stop.code, int) else 1
     if status and in_json:

@@ -56,7 +56,7 @@ class Console(RichConsole):
         )
 
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - as rich types it
-        """A string as text, never parsed, whatever the caller asks for; see
+        """A string as text, never parsed, whatever the caller passes; see
         `rich.console.Console`.
         """
         known = {

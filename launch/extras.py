@@ -44,7 +44,7 @@ BROUGHT_BY: dict[str, tuple[str, ...]] = {
 
 
 def missing_module(error: ImportError) -> str | None:
-    """The module of the table that is not installed, if that is all that this error says."""
+    """The module of the table that is not installed, if that is all that this error is about."""
     root = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or root not in BROUGHT_BY:
         return None

@@ -127,7 +127,7 @@ class System:
             if child is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child.pid, signal.SIGINT)
-                child.ask_to_stop()
+                child.request_stop()
         for child in (self._run, self._arm):
             if child is not None and not child.wait(time.monotonic() + 30):
                 child.terminate()

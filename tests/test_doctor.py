@@ -40,20 +40,20 @@ def test_it_is_json_and_a_table(result: DoctorResult) -> None:
 
 
 def test_a_provider_that_falls_back_is_not_ok() -> None:
-    answer = probes.ask("provider", "TensorrtExecutionProvider")
+    answer = probes.run_probe("provider", "TensorrtExecutionProvider")
     if answer.ok:
         pytest.skip("this machine really has TensorRT")
     assert "fell back to CPUExecutionProvider" in (answer.why or "")
 
 
 def test_a_probe_that_crashes_is_an_answer() -> None:
-    answer = probes.ask("rendering", env={"MUJOCO_GL": "nonsense"})
+    answer = probes.run_probe("rendering", env={"MUJOCO_GL": "nonsense"})
     assert not answer.ok
     assert answer.why
 
 
 def test_a_probe_that_hangs_is_an_answer() -> None:
-    assert probes.ask("provider", timeout_s=0.001) == ProbeAnswer(
+    assert probes.run_probe("provider", timeout_s=0.001) == ProbeAnswer(
         ok=False, why="no answer within 0.001 s"
     )
 

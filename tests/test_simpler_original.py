@@ -24,7 +24,7 @@ import pytest
 
 from tests import fake_simpler_env
 from tests.fake_simpler_env import Inner
-from trimvla.launch.machine.probes import ask
+from trimvla.launch.machine.probes import run_probe
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Known
 from trimvla.runtime.preprocess.observation import Observation
@@ -417,7 +417,7 @@ def test_eval_needs_no_other_simulator_and_prints_one_line(tmp_path: Path, repo_
 
 
 def test_doctor_knows_the_package() -> None:
-    told = ask("simpler_env")
+    told = run_probe("simpler_env")
     if INSTALLED:
         assert told.versions is not None and told.versions["sapien"]
         return

@@ -1,4 +1,4 @@
-"""What `trimvla demo` answers. Knows types alone."""
+"""The result of `trimvla demo`. Knows types alone."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def not_recorded(scene: Scene, report: Reports) -> bool:
 
 
 def no_metrics(scene: Scene, report: Reports) -> bool:
-    """Whether the metrics page's log says that it cannot listen."""
+    """Whether the metrics page's log has the error that it cannot listen."""
     log = scene.run_dir / "metrics.log"
     return log.exists() and "error: metrics: cannot listen" in log.read_text()
 
@@ -185,8 +185,8 @@ def _start(scene: Scene, command: list[str]) -> None:
 
 
 def flood_tokens(scene: Scene) -> None:
-    """Strangers flood a served policy with wrong tokens; a client with the right one asks
-    meanwhile.
+    """Strangers flood a served policy with wrong tokens; a client with the right one sends a
+    request meanwhile.
     """
 
     def measure() -> None:
@@ -227,7 +227,7 @@ def press_briefly(scene: Scene) -> None:
 
 
 def press_in_a_storm(scene: Scene) -> None:
-    """One press among a thousand messages a second that say otherwise."""
+    """One press among a thousand messages a second of the opposite."""
     with Desk(scene.run_dir) as second:
         _until_connected()
         begin = time.monotonic()
@@ -292,7 +292,7 @@ def arm(scene: Scene) -> None:
 
 
 def reset_and_arm(scene: Scene) -> None:
-    """A person says that the cause is gone, and lets the robot move."""
+    """A person confirms that the cause is gone, and lets the robot move."""
     desk = scene.people()
     if desk.pressed is None and desk.held is not None:
         desk.pressed = False

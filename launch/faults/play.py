@@ -18,7 +18,7 @@ from trimvla.runtime.errors import TrimvlaError
 from trimvla.sim.robots.faults import seen_ns
 
 START_S = 90.0  # imports and model loading on a slow, busy machine
-SHOWN_S = 60.0  # for a report or a refused process to tell of what the robot need not notice
+SHOWN_S = 60.0  # for a report or a refused process to show what the robot need not notice
 RECOVERY_S = 60.0
 GONE_S = 20.0  # for the processes of a supervisor that was killed
 FLOWS_S = 1.2  # of actions only, before something is broken

@@ -1,4 +1,4 @@
-"""What a run of the fault table says: a table for people, and the same as Markdown.
+"""The outcome of a run of the fault table: a table for people, and the same as Markdown.
 
 Knows results; plays nothing.
 """

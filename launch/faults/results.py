@@ -1,4 +1,4 @@
-"""What `trimvla faults` answers. Knows types alone."""
+"""The result of `trimvla faults`. Knows types alone."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, to_ns
 TURN_S = 0.01  # one wait for messages
 DEPTH = 4096  # commands that wait while nobody looks
 KEPT_CHUNKS = 256
-ARM = "arm"  # the process whose report says where the arm truly is,
+ARM = "arm"  # the process whose report has where the arm truly is,
 POSITION = "position."  # under values that begin like this
 SLACK = 1e-9  # of rounding
 BURST = 3  # commands above the rate within a second: late ticks and the skipped ones around them

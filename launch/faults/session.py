@@ -65,7 +65,7 @@ def running(system: System, bundle: str) -> Iterator[Session]:
 
 
 def _options(system: System, run_dir: Path, stack: ExitStack) -> list[str]:
-    """What `trimvla run` is asked for besides the file."""
+    """The options of `trimvla run` besides the file."""
     if system == "desk":
         return []
     task = ["--task", TASK]
@@ -87,6 +87,6 @@ def _start(name: str, words: list[str], run_dir: Path, stack: ExitStack) -> Chil
     """Start the program with these words; it is terminated at the end."""
     command = [sys.executable, "-m", "trimvla.launch.cli", *words]
     child = Child(name, command, run_dir / f"{name}.log")
-    stack.callback(child.ask_to_stop)
+    stack.callback(child.request_stop)
     stack.callback(child.terminate)
     return child

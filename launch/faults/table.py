@@ -1,9 +1,9 @@
 """The table of faults, and the systems that they happen to: real processes, real signals, real
 sockets.
 
-Each row says what is done, what must follow, and how it is undone. Amounts are stated against the
-budget that they must break, never against the speed of a machine. Knows no result; what is done is
-in `fault_actions`.
+Each row defines what is done, what must follow, and how it is undone. Amounts are stated against
+the budget that they must break, never against the speed of a machine. Knows no result; what is done
+is in `actions`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BOUND_S = MAX_AGE_S + 2 / HZ
 STOP_S = 2 / HZ + 0.1
 """From a person's stop to the last action: two periods, and a tick that is late."""
 ALIKE_S = BOUND_S + 0.8
-"""Where only the robot's motion tells that images are old: also the time in which it gains speed
+"""Where only the robot's motion shows that images are old: also the time in which it gains speed
 and moves by 0.1 m.
 """
 CAMERAS = ("front", "wrist")
@@ -53,7 +53,7 @@ Expectation = Literal[
 # stop           no action from two periods on, until a person lets the robot move again
 # robot holds    nobody commands any more; the robot stops by itself, and no process is left
 # robot waits    nobody commands for a while; the robot stops by itself, and goes on with new images
-# refuse         what is asked for is refused with a clear error; the robot goes on meanwhile
+# refuse         a request is refused with a clear error; the robot goes on meanwhile
 System = Literal["steady", "desk", "port", "orphan", "hangup"]
 
 
@@ -104,7 +104,7 @@ class Row:
     shows: Callable[[Scene, Reports], bool] | None = None
     """How reports, logs or a refused process show what no command does."""
     within_s: float = 0.0
-    """From the fault to the last action, where that is not what `must` says."""
+    """From the fault to the last action, where that is not the bound of `must`."""
 
     @property
     def bound_s(self) -> float:

@@ -19,7 +19,7 @@ from trimvla.launch.system.results import (
 from trimvla.runtime.bus.messages import Report
 
 GROWTH_MIB = 2.0  # per process and from the middle to the end: what an allocator may do
-KEPT_RATE = 0.99  # of the rate that was asked for
+KEPT_RATE = 0.99  # of the configured rate
 
 
 def summarise(
@@ -75,7 +75,7 @@ def grown(memory: Mapping[str, Sequence[float]]) -> float:
 
 
 def command_counts(control: Report, arm: Report) -> CommandCounts:
-    """What control sent, and what the arm says came of it."""
+    """What control sent, and what the arm reports came of it."""
     counts = {name: arm.counters.get(name, 0) for name in ("obeyed", "lost", "repeated", "stale")}
     holds = control.counters.get("holds", 0)
     return CommandCounts(sent=control.counters.get("actions", 0) + holds, holds=holds, **counts)

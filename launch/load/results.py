@@ -1,4 +1,4 @@
-"""What `trimvla load` answers. Knows types alone."""
+"""The result of `trimvla load`. Knows types alone."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from trimvla.launch.machine.jetson_state import read_state
-from trimvla.launch.machine.probes import ask
+from trimvla.launch.machine.probes import run_probe
 from trimvla.launch.machine.results import (
     DoctorResult,
     MachineResult,
@@ -43,7 +43,7 @@ GIB = 2**30
 
 
 def examine() -> DoctorResult:
-    """Every check, without advice; `ok` says whether this install can run a bundle at all."""
+    """Every check, without advice; `ok`: this install can run a bundle at all."""
     found = packages()
     running = backends()
     cpu = running.get("CPUExecutionProvider")
@@ -54,13 +54,13 @@ def examine() -> DoctorResult:
         packages=found,
         backends=running,
         gpu=gpu(),
-        tensorrt=ask("tensorrt"),
-        rendering={name: ask("rendering", env={"MUJOCO_GL": name}) for name in RENDERERS},
-        simpler=ask("simpler"),
-        simpler_env=ask("simpler_env"),
+        tensorrt=run_probe("tensorrt"),
+        rendering={name: run_probe("rendering", env={"MUJOCO_GL": name}) for name in RENDERERS},
+        simpler=run_probe("simpler"),
+        simpler_env=run_probe("simpler_env"),
         cameras=sorted(str(path) for path in Path("/dev").glob("video*")),
         timer=timer_jitter(),
-        realtime=ask("realtime"),
+        realtime=run_probe("realtime"),
         board=read_state(),
         advice=[],
     )
@@ -112,9 +112,9 @@ def backends() -> dict[str, ProbeAnswer]:
     except ImportError as error:
         return {"CPUExecutionProvider": ProbeAnswer(ok=False, why=str(error))}
     listed = [name for name in ort.get_available_providers() if name not in REMOTE_PROVIDERS]
-    answers = {name: ask("provider", name) for name in listed}
+    answers = {name: run_probe("provider", name) for name in listed}
     if installed("openvino"):
-        answers["openvino"] = ask("openvino")
+        answers["openvino"] = run_probe("openvino")
     return answers
 
 

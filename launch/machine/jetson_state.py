@@ -1,9 +1,9 @@
-"""What a Jetson says of itself: release, power mode, clocks, temperatures.
+"""The state that a Jetson reports: release, power mode, clocks, temperatures.
 
-Most of it any Linux says too.
+Most of it any Linux reports too.
 
-Reads files below a root and changes nothing; what is not there is None. Says in one line what slows
-the board down.
+Reads files below a root and changes nothing; what is not there is None. Names in one line what
+slows the board down.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class State:
-    """Of one board; None and empty where it does not tell."""
+    """Of one board; None and empty where it does not report it."""
 
     release: str | None
     power_mode: str | None

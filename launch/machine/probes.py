@@ -2,8 +2,8 @@
 
 Draws no conclusions.
 
-`python -m trimvla.launch.machine.probes NAME [ARGUMENT]` prints one JSON object; `ask` runs that
-and always returns an answer.
+`python -m trimvla.launch.machine.probes NAME [ARGUMENT]` prints one JSON object; `run_probe` runs
+that and always returns an answer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RENDER_SCENE = """<mujoco><worldbody><light pos="0 0 2"/>
 <camera name="c" pos="0 -1 0" xyaxes="1 0 0 0 0 1"/></worldbody></mujoco>"""
 
 
-def ask(
+def run_probe(
     name: str, argument: str = "", env: Mapping[str, str] | None = None, timeout_s: float = 60.0
 ) -> ProbeAnswer:
     """Run one probe in a fresh process; `{"ok": bool, ...}`, with "why" where it is not ok."""
@@ -74,7 +74,7 @@ def provider(name: str) -> ProbeAnswer:
 
 
 def openvino(_: str) -> ProbeAnswer:
-    """OpenVINO's own package: a graph is compiled and run, and the precisions are told that this
+    """OpenVINO's own package: a graph is compiled and run, and the precisions are listed that this
     processor has."""
     import numpy as np
 
@@ -129,7 +129,7 @@ def rendering(_: str) -> ProbeAnswer:
 
 
 def realtime(_: str) -> ProbeAnswer:
-    """Everything that `runtime.realtime` can ask for, in this process that is good for nothing
+    """Everything that `runtime.realtime` can request, in this process that is good for nothing
     else."""
     from trimvla.runtime.control.realtime import RealtimeConfig, set_up
 

@@ -88,7 +88,7 @@ def as_table(result: DoctorResult) -> Table:
 
 
 def board_rows(board: State) -> Iterator[tuple[str, str]]:
-    """Jetson release and power mode, clocks, the hottest zone; only what the machine tells."""
+    """Jetson release and power mode, clocks, the hottest zone; only what the machine reports."""
     if board.release is not None:
         yield "Jetson", f"{board.release}, power mode {board.power_mode or 'unknown'}"
     clocks = [

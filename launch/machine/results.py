@@ -1,4 +1,4 @@
-"""What `trimvla doctor` answers. Knows types alone."""
+"""The result of `trimvla doctor`. Knows types alone."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TimerResult(msgspec.Struct, frozen=True):
 
 
 class DoctorResult(Answer, frozen=True, kw_only=True):
-    """Everything that was tried; `ok` says whether this install can run a bundle at all."""
+    """Everything that was tried; `ok`: this install can run a bundle at all."""
 
     machine: MachineResult
     """The computer."""
@@ -83,8 +83,8 @@ class DoctorResult(Answer, frozen=True, kw_only=True):
     timer: TimerResult
     """How late a process wakes up."""
     realtime: ProbeAnswer
-    """What control can ask the operating system for."""
+    """What control can request of the operating system."""
     board: State
-    """What a Jetson says of itself."""
+    """The state that a Jetson reports."""
     advice: list[str]
     """What to install or to set, one line each."""

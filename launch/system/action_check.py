@@ -1,8 +1,8 @@
 """Whether policies, control loop and drivers of a system mean the same by an action, and whether
 policies find their cameras and state, before any process starts.
 
-Knows sections and what their modules say of themselves (`action_meanings`, `robot_inputs`); opens
-no bundle but its manifest. What a robot does not say of itself shows at its first message.
+Knows sections and what their modules declare (`action_meanings`, `robot_inputs`); opens
+no bundle but its manifest. What a robot does not declare shows at its first message.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Child:
         """None while it runs, else its exit status."""
         return self._process.poll()
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Close the pipe that it watches."""
         with contextlib.suppress(OSError):
             if self._process.stdin is not None:
@@ -99,7 +99,7 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL, which a stopped process feels too; one that waits for a broken device only when
-        that answers.
+        that responds.
         """
         self._process.kill()
 
@@ -137,7 +137,7 @@ class ManagedProcess:
         self._killed_for = ""
         self.child = Child(self.program.name, self.program.command, self._log)
 
-    def receive(self, said: Report | None, silence_s: float, awake_ns: int = 0) -> None:
+    def receive(self, newest: Report | None, silence_s: float, awake_ns: int = 0) -> None:
         """Take the newest report: it is ready, or hangs and is killed.
 
         `awake_ns`: since when somebody looks all the time; of the time before, nothing is known.
@@ -146,7 +146,7 @@ class ManagedProcess:
             return
         now_ns = monotonic_ns()
         silence_s = min(silence_s, (now_ns - awake_ns) / NS_PER_S)
-        own = said if said is not None and said.time_ns >= self.started_ns else None
+        own = newest if newest is not None and newest.time_ns >= self.started_ns else None
         doing = f": {own.reason}" if own is not None and own.reason else ""
         if own is not None and own.state != "starting":
             if not self.ready:
@@ -170,7 +170,7 @@ class ManagedProcess:
             self.child.kill()
 
     def ended(self) -> str:
-        """What is to be said if its process has ended; empty while it runs or is about to be
+        """The error if its process has ended; empty while it runs or is about to be
         started again.
         """
         if self.child is None or self.child.status() is None:

@@ -173,7 +173,7 @@ class SystemClient:
 
 
 def wait_until(done: Callable[[], bool], timeout_s: float, turn: Callable[[], object]) -> bool:
-    """Take turns until it is done; whether it was, in time. It is asked before the first turn and
+    """Take turns until it is done; whether it was, in time. It is called before the first turn and
     after each."""
     deadline = time.monotonic() + timeout_s
     while not done():

@@ -1,4 +1,4 @@
-"""The TOML file that says which topics cross hosts -> a run directory's network.
+"""The TOML file that lists which topics cross hosts -> a run directory's network.
 
 Knows files; opens no socket.
 """

@@ -1,6 +1,6 @@
 """The process table, and how a TOML file becomes running processes: one section a process.
 
-A section's name is the process's name; `process = "..."` inside says which row of the table it is,
+A section's name is the process's name; `process = "..."` inside names which row of the table it is,
 where the two differ, or names a function of the user's own. Knows names, modules and
 configurations; imports a module only to start or check its process.
 """

@@ -1,7 +1,7 @@
 """The policy of a recording: which bundles it names, which of them may be run, and how they are
 opened.
 
-A recording comes from elsewhere: a path in it is shown and not obeyed, unless a person asks for
+A recording comes from elsewhere: a path in it is shown and not obeyed, unless a person requests
 that.
 """
 
@@ -23,13 +23,13 @@ Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 
 
 class RecordedRtc(msgspec.Struct):
-    """What a recording says of real-time chunking."""
+    """The settings of real-time chunking in a recording."""
 
     enabled: bool = False
 
 
 class RecordedPolicy(msgspec.Struct):
-    """What a recording says of the process `policy`.
+    """The settings of the process `policy` in a recording.
 
     Whoever made the file may have written anything here.
     """
@@ -50,7 +50,7 @@ class RecordedPolicy(msgspec.Struct):
 
 
 def recorded_policy(recording: Recording) -> RecordedPolicy:
-    """What the recording says of its policy. Raises RecordingError for what is none."""
+    """The settings of the recording's policy. Raises RecordingError for what is none."""
     sections = fact(recording, "system", dict[str, dict[str, Any]]) or {}
     try:
         return msgspec.convert(section_of("policy", sections), RecordedPolicy)
@@ -93,8 +93,8 @@ def open_rungs(
     provider: str | None,
     threads: int | None,
 ) -> dict[str, Policy]:
-    """The policies by name as they were when they were recorded, but for what is asked otherwise;
-    the top one first.
+    """The policies by name as they were when they were recorded, but for what is requested
+    otherwise; the top one first.
 
     With one bundle one policy makes every call, whatever rung made it then.
     """

@@ -1,4 +1,4 @@
-"""Figures of a running system, as the verbs that start one answer them. Knows types alone."""
+"""Figures of a running system, in the results of the verbs that start one. Knows types alone."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def frame_counts(reports: Iterable[Report], policy: Report) -> FrameCounts:
 
 
 def recording_result(last: Report | None, path: Path) -> RecordingResult:
-    """What the recorder's last report says of its file."""
+    """Of the recorder's file, from its last report."""
     if last is None:
         return RecordingResult(ok=False, file=path, error="the recorder never reported")
     ok = last.state == "complete"

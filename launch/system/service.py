@@ -1,4 +1,4 @@
-"""Whether a system served its robot as it was asked to: what is missing at the end, in words.
+"""Whether a system served its robot as it should: what is missing at the end, in words.
 
 Knows reports alone.
 """
@@ -14,7 +14,7 @@ def shortfalls(
     reports: Iterable[Report], gone: Sequence[str], unwell: str, *, task: bool
 ) -> list[str]:
     """Why a run was none that one may rely on, the most important first; empty where all went as
-    asked.
+    it should.
 
     Args:
         reports: every process's newest, from before all are stopped.

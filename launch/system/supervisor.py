@@ -1,10 +1,10 @@
 """Starts processes in order, notices when one ends or hangs, starts it again or stops all; leaves
 nothing behind.
 
-The robot is stopped first: the moment that something which matters is lost, `health` says so and
-the control loop holds; when all stop, control goes first, and its last word is a hold. Only what
-has once been ready is started again, with growing pauses: what cannot even start is an error at
-once. Knows commands, reports and logs; not what a process does.
+The robot is stopped first: the moment that something which matters is lost, `health` carries that
+and the control loop holds; when all stop, control goes first, and its last command is a hold. Only
+what has once been ready is started again, with growing pauses: what cannot even start is an error
+at once. Knows commands, reports and logs; not what a process does.
 
 Every child holds the reading end of a pipe on its standard input; when the parent goes away,
 however it goes, the pipe closes and the child stops (`signals.stop_event`). A child that does not
@@ -57,8 +57,8 @@ class Supervisor:
         self.gone: list[str] = []
         """What ended for good, and how, without ending the group."""
         self._order: int | None = None
-        self._said_s = 0.0
-        self._said = ""
+        self._published_s = 0.0
+        self._published_reason = ""
         self._trimmed_s = 0.0
         self._looked_ns = self._awake_ns = 0
         """When it last looked, and since when it has looked all the time."""
@@ -74,7 +74,7 @@ class Supervisor:
         names = {program.report for program in self._programs if program.report}
         with contextlib.ExitStack() as stack:
             stack.callback(self._unlock)
-            self._hears = stack.enter_context(
+            self._reports = stack.enter_context(
                 Subscriber(self._run_dir, [topic(report(name)) for name in names])
             )
             self._health = Publisher(self._run_dir, topic("health"))
@@ -97,14 +97,14 @@ class Supervisor:
         Raises ProcessEndedError, with a child's own last words, if one that matters has ended for
         good.
         """
-        self._listen()
+        self._receive()
         for post in tuple(self.posts):
             if text := post.ended():
                 self._lose(post, text)
             post.return_when_due()
         if all(post.ready for post in self.posts):
             self._start_next()
-        self._say(self.unwell)
+        self._publish_health(self.unwell)
         self._trim_logs()
 
     @property
@@ -144,7 +144,7 @@ class Supervisor:
                 ]
             )
         self._health.close()
-        self._hears.close()
+        self._reports.close()
         sweep(self._run_dir)
         self._unlock()
 
@@ -155,7 +155,7 @@ class Supervisor:
 
     def _stop(self, children: Sequence[Child]) -> None:
         for child in children:
-            child.ask_to_stop()
+            child.request_stop()
         deadline = time.monotonic() + GRACE_S
         for child in children:
             if not child.wait(deadline):
@@ -172,7 +172,7 @@ class Supervisor:
                 self.posts.append(ManagedProcess(program, self._run_dir))
                 self.posts[-1].start()
 
-    def _listen(self) -> None:
+    def _receive(self) -> None:
         """Take in the reports.
 
         Who did not look for a while was stopped, or the host was suspended: all begin anew.
@@ -181,13 +181,13 @@ class Supervisor:
         if now_ns - self._looked_ns > to_ns(AWAY_S):
             self._awake_ns = now_ns
         self._looked_ns = now_ns
-        self._hears.update()
+        self._reports.update()
         for post in self.posts:
             if post.program.report:
-                heard = self._hears[report(post.program.report)]
+                newest = self._reports[report(post.program.report)]
                 post.receive(
-                    heard.message if isinstance(heard.message, Report) else None,
-                    heard.silence_s,
+                    newest.message if isinstance(newest.message, Report) else None,
+                    newest.silence_s,
                     self._awake_ns,
                 )
 
@@ -195,7 +195,7 @@ class Supervisor:
         """A child has ended: the robot first, then what is to be done about it."""
         again = self._restart and post.may_return()
         if post.program.matters:
-            self._say(text)
+            self._publish_health(text)
         if again:
             log.error("%s; started again in %.1f s", text, post.pause(text))
             return
@@ -211,9 +211,12 @@ class Supervisor:
             for post in self.posts:
                 post.trim_log()
 
-    def _say(self, unwell: str) -> None:
+    def _publish_health(self, unwell: str) -> None:
         """Publish how the group is, at once if that has changed."""
-        if unwell != self._said or time.monotonic() >= self._said_s + HEALTH_PERIOD_S:
+        if (
+            unwell != self._published_reason
+            or time.monotonic() >= self._published_s + HEALTH_PERIOD_S
+        ):
             self._health.send(Health(time_ns=monotonic_ns(), ok=not unwell, reason=unwell[:4096]))
-            self._said = unwell
-            self._said_s = time.monotonic()
+            self._published_reason = unwell
+            self._published_s = time.monotonic()

@@ -34,7 +34,7 @@ from trimvla.runtime.errors import ConfigError, TrimvlaError
 
 # the preset's own, which needs the simulator to be read
 NOUNS = "carrot,plate,spoon,towel,block,eggplant,basket"
-TRIAL_STEPS = 30  # that say how long a step takes; the first third does not count
+TRIAL_STEPS = 30  # that measure how long a step takes; the first third does not count
 
 
 def pack(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -163,7 +163,7 @@ def fit(args: argparse.Namespace) -> None:
     )
     trainer = Trainer(cfg, replace(recipe, steps=steps), outputs, args.device)
     trainer.start_from(weights)
-    train(trainer, data, args.run, report=say, save_every=10**9)
+    train(trainer, data, args.run, report=print_losses, save_every=10**9)
     checkpoint.save(trainer.averaged_policy(), args.run / "policy.safetensors", dtype=torch.float16)
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
     described = {
@@ -179,7 +179,7 @@ def fit(args: argparse.Namespace) -> None:
     (args.run / "recipe.json").write_text(json.dumps(described, indent=1) + "\n")
 
 
-def say(step: int, losses: dict[str, float]) -> None:
+def print_losses(step: int, losses: dict[str, float]) -> None:
     """One line every hundred steps."""
     if step % 100 == 0:
         print(step, " ".join(f"{name} {value:.4f}" for name, value in losses.items()), flush=True)

@@ -37,7 +37,7 @@ def regrid(policy: CogAct, cfg: PolicyConfig, window: Shares) -> CogAct:
 
 
 def stretch_filters(weight: Tensor, patch: int) -> Tensor:
-    """float[D, 3 * p * p] -> float[D, 3 * patch * patch] that answers alike to an even patch."""
+    """float[D, 3 * p * p] -> float[D, 3 * patch * patch] with the same output for an even patch."""
     side = math.isqrt(weight.shape[1] // 3)
     filters = weight.unflatten(1, (3, side, side))
     fine = filters.repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)

@@ -1,4 +1,4 @@
-"""What `trimvla train` answers, and what a run's `recipe.json` holds. Knows types alone."""
+"""The result of `trimvla train`, and what a run's `recipe.json` holds. Knows types alone."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def named(device: Device) -> str:
 
 
 def check_memory(args: Args, manifest: Manifest, device: Device) -> MemoryPlan | None:
-    """Refuse what is too large before anything is built; None for a bundle that does not tell its
+    """Refuse what is too large before anything is built; None for a bundle that does not have its
     policy's sizes.
 
     Raises:

@@ -86,7 +86,7 @@ class CameraResult(Answer, frozen=True, kw_only=True):
 
 
 def run(args: Args) -> CameraResult:
-    """Publish until told to stop; how many frames there were."""
+    """Publish until stopped; how many frames there were."""
     config = args.config()
     stop = stop_event(watch_parent=False)
     if args.seconds is not None:

@@ -38,7 +38,7 @@ class Args(PlanCounts, Options):
     """
 
     plan: Path | None = None
-    """A plan file; without a plan, the options below say how much is kept."""
+    """A plan file; without a plan, the options below set how much is kept."""
 
     preset: str | None = None
     """Which policy, where no folder is named: cogact-small, cogact-base (the default),
@@ -72,7 +72,7 @@ class Args(PlanCounts, Options):
     """
 
     boards: bool = False
-    """Also say which boards have the memory, in every precision, of a CogACT; of a dense one also
+    """Also list which boards have the memory, in every precision, of a CogACT; of a dense one also
     for published trimmings.
     """
 
@@ -155,7 +155,7 @@ def in_precision(cfg: Any, plan: Plan, args: Args, precision: str) -> CostReport
 
 
 def wanted_plan(args: Args, sized: Sized) -> Plan:
-    """As much as the options say, else the plan that is named or the source's own.
+    """As much as the options keep, else the plan that is named or the source's own.
 
     Raises:
         ConfigError: counts beside a named plan, or more than there is.
@@ -173,7 +173,7 @@ def wanted_plan(args: Args, sized: Sized) -> Plan:
 
 
 def counted_plan(args: Args, there: Trimmable) -> Plan:
-    """The plan that keeps as much as the options say. ConfigError where there is not so much."""
+    """The plan that keeps as much as the options. ConfigError where there is not so much."""
     tokens = None
     if args.tokens is not None:
         tokens = TokenPlan(keep=args.tokens, selector=args.selector)
@@ -195,7 +195,7 @@ def fit_rows(cfg: Any, plan: Plan) -> Iterator[BoardFit]:  # noqa: ANN401
 
 
 def named_plans(cfg: Any, plan: Plan) -> list[tuple[str, Plan]]:  # noqa: ANN401
-    """The plan that was asked for; if that is all of a CogACT, the published trimmings beside
+    """The plan that was chosen; if that is all of a CogACT, the published trimmings beside
     it.
     """
     if not plan.dense:

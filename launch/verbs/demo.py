@@ -124,12 +124,12 @@ def plan(args: Args) -> list[Request]:
 
     env = TabletopEnv(variant=args.variant, observe=False)
     requests: list[Request] = []
-    said: set[str] = set()
+    used: set[str] = set()
     for seed in range(args.seed, args.seed + 100 * args.episodes):
         env.reset(seed=seed)
-        if env.instruction not in said and len(requests) < args.episodes:
+        if env.instruction not in used and len(requests) < args.episodes:
             requests.append(Request(len(requests) + 1, seed, env.instruction, args.variant))
-            said.add(env.instruction)
+            used.add(env.instruction)
     env.close()
     return requests
 
@@ -156,7 +156,7 @@ def play(
 def play_one(
     director: EpisodeClient, request: Request, total: int, console: Console, line: Status
 ) -> Recording:
-    """One episode; the live line says what is happening, a lasting line how it ended."""
+    """One episode; the live line shows what is happening, a lasting line how it ended."""
 
     def watch(recording: Recording) -> None:
         control = director.report("control")

@@ -14,7 +14,7 @@ from trimvla.launch.options import Options
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Say what this machine can do, and what to install for the rest."""
+    """List what this machine can do, and what to install for the rest."""
 
 
 def run(args: Args) -> DoctorResult:

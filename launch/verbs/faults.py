@@ -52,7 +52,7 @@ class Args(Options):
         return (Output("--page", self.page),)
 
     def rows(self) -> list[Row]:
-        """Those that are asked for. Raises ConfigError where there is none."""
+        """Those that are named. Raises ConfigError where there is none."""
         found = [
             row for row in ROWS if not self.only or any(word in row.name for word in self.only)
         ]

@@ -64,7 +64,7 @@ def run(args: Args) -> GpuResult:
 
 
 def affordable_rounds(bench: Bench) -> int:
-    """Turns that everybody together can still do; 0 where they are too few to say anything."""
+    """Turns that everybody together can still do; 0 where they are too few to mean anything."""
     turn_s = (
         sum(min(map(sum, zip(*cells.values(), strict=True))) for cells in bench.samples.values())
         / 1e3

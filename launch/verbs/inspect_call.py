@@ -50,7 +50,7 @@ class Args(Options):
     """
 
     recorded_paths: bool = False
-    """For a recording: run the bundle from wherever the recording says it is; for recordings of
+    """For a recording: run the bundle from the place that the recording names; for recordings of
     your own.
     """
 
@@ -153,16 +153,16 @@ class InspectResult(Answer, frozen=True, kw_only=True):
 
 
 def run(args: Args) -> InspectResult:
-    """Make the call, tell its story, draw it."""
+    """Make the call, describe it, draw it."""
     policy, look = prepare(args)
     known = None if look.call is None else look.call.known
     policy.infer(look.observation, seed=look.seed, known=known)  # the first call is slower
     result = policy.infer(look.observation, seed=look.seed, known=known)
-    story = tell(policy, look, result)
+    story = story_of(policy, look, result)
     call_picture.write(args.out, story)
     if args.rerun is not None:
         call_rerun.write(args.rerun, story, result.actions)
-    answer = as_answer(policy, look, story, args)
+    answer = result_of(policy, look, story, args)
     policy.close()
     console = args.console()
     for line in call_picture.describe(story):
@@ -207,8 +207,8 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
         raise ConfigError(str(error)) from None
 
 
-def tell(policy: Policy, look: Look, result: PolicyResult) -> CallStory:
-    """What ran, as the manifest's plan says and the call measured."""
+def story_of(policy: Policy, look: Look, result: PolicyResult) -> CallStory:
+    """What ran, by the manifest's plan, and how long, as the call measured."""
     manifest = policy.manifest
     patches = visual_tokens(manifest)
     layers, steps = depth(manifest)
@@ -235,7 +235,7 @@ def visual_tokens(manifest: Manifest) -> int:
 
 
 def depth(manifest: Manifest) -> tuple[int, int]:
-    """Language layers of the dense policy, and sampler steps; 0 where the manifest does not say."""
+    """Language layers of the dense policy, and sampler steps; 0 where the manifest has none."""
     policy: dict[str, Any] = manifest.policy
     flow = 0 if manifest.flow is None else manifest.flow.steps
     steps = manifest.plan.steps or policy.get("diffusion", {}).get("inference_steps", flow)
@@ -243,7 +243,7 @@ def depth(manifest: Manifest) -> tuple[int, int]:
     return text.get("layers", 0), steps
 
 
-def as_answer(policy: Policy, look: Look, story: CallStory, args: Args) -> InspectResult:
+def result_of(policy: Policy, look: Look, story: CallStory, args: Args) -> InspectResult:
     """The story as a result."""
     chunk = None if look.call is None else look.call.chunk
     return InspectResult(

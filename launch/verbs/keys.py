@@ -25,7 +25,7 @@ class Args(Options):
     """
 
     action: Positional[Literal["new", "list"]]
-    """`new` makes a pair, `list` says whose keys are here."""
+    """`new` makes a pair, `list` shows whose keys are here."""
 
     name: Positional[str] = field(default_factory=lambda: platform.node().split(".")[0] or "host")
     """Of the host; its own name by default."""

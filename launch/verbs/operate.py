@@ -64,7 +64,7 @@ class OperatorResult(Answer, frozen=True, kw_only=True):
     """`ok`: control acted on the request."""
 
     word: str
-    """What was asked of control."""
+    """The request to control."""
     state: str
     """The state that control is in since."""
     reason: str
@@ -87,7 +87,7 @@ def run(args: Args) -> OperatorResult:
         if before is None:
             missing = f"a report of control in {args.run_dir} within {args.timeout:g} s"
             raise ConfigError(f"expected {missing}, got none")
-        attempt = press(client, before) if args.word == "estop" else ask(client, args.word)
+        attempt = press(client, before) if args.word == "estop" else send_request(client, args.word)
         after = first_report(client, deadline_ns, attempt)
     if after is None:
         raise ConfigError(
@@ -106,7 +106,7 @@ def run(args: Args) -> OperatorResult:
     )
 
 
-def ask(client: SystemClient, word: Literal["arm", "disarm", "reset"]) -> Attempt:
+def send_request(client: SystemClient, word: Literal["arm", "disarm", "reset"]) -> Attempt:
     """An operator's request, under a number that control reports once it has acted on it."""
     client.open("operator")
     number = secrets.randbelow(IDS) + 1

@@ -24,7 +24,7 @@ from trimvla.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class Args(Options):
-    """Run one process of a system until it is told to stop."""
+    """Run one process of a system until it is stopped."""
 
     name: Positional[str]
     """The section's name."""
@@ -43,7 +43,7 @@ class Args(Options):
 
 
 class ProcessResult(Answer, frozen=True, kw_only=True):
-    """A process that ended because it was told to."""
+    """A process that ended because it was stopped."""
 
     process: str
     """The section's name."""

@@ -53,7 +53,7 @@ class Args(Options):
 
 
 def run(args: Args) -> RecordingResult:
-    """Record until told to stop; what the file holds."""
+    """Record until stopped; what the file holds."""
     stop = stop_event(watch_parent=False)
     if args.seconds is not None:
         threading.Timer(args.seconds, stop.set).start()

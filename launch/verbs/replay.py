@@ -34,7 +34,7 @@ COMPARED = ("trimvla", "onnxruntime", "numpy", "pillow")
 class Args(Options):
     """Repeat a recording's policy calls.
 
-    Succeeds if every action is the same, bit for bit unless told otherwise.
+    Succeeds if every action is the same, bit for bit by default.
     """
 
     file: Positional[Path]
@@ -46,7 +46,7 @@ class Args(Options):
     """
 
     recorded_paths: bool = False
-    """Run bundles from wherever the recording says they are: for recordings of your own."""
+    """Run bundles from the places that the recording names: for recordings of your own."""
 
     backend: str | None = None
     """What runs it; the recorded one by default, unless that is code of somebody's own. Also
@@ -59,7 +59,7 @@ class Args(Options):
     """Of the backend; as recorded by default."""
 
     tolerance: float = 0.0
-    """Differences up to this are no failure, in the robot's units; 0 asks for the same bits."""
+    """Differences up to this are no failure, in the robot's units; 0: the same bits."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what cannot be."""

@@ -91,7 +91,7 @@ class ProcessResult(msgspec.Struct, frozen=True):
 
 
 class RunResult(Answer, frozen=True, kw_only=True):
-    """`ok`: nothing failed, and all that was asked for was given."""
+    """`ok`: nothing failed, and all that was requested was given."""
 
     seconds: float
     """From start to end [s]."""
@@ -134,7 +134,7 @@ def run(args: Args) -> RunResult:
 
 
 def over(seconds: float | None, start: float) -> bool:
-    """Whether the time is over that was asked for."""
+    """Whether the requested time is over."""
     return seconds is not None and time.monotonic() - start >= seconds
 
 
@@ -163,7 +163,7 @@ def result_of(
 
 
 def missing(group: Supervisor, reports: Iterable[Report], args: Args) -> list[str]:
-    """What of that which was asked for was not given, up to now."""
+    """What was requested and not given, up to now."""
     return shortfalls(reports, group.gone, group.unwell, task=args.task is not None)
 
 

@@ -1,4 +1,4 @@
-"""`trimvla serve`: a bundle behind the protocols that existing clients speak."""
+"""`trimvla serve`: a bundle behind the protocols of existing clients."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ class Args(Options):
     """Of the noise, where a client sets none."""
 
     max_age_s: float = 0.5
-    """Of a question that says when its image was taken."""
+    """Of a request that has the time of its image."""
 
     idle_s: float = 300.0
-    """A client that asks nothing for so long is forgotten."""
+    """A client without a request for so long is forgotten."""
 
     max_sessions: int = 64
     """Clients at a time."""
@@ -169,7 +169,7 @@ def run(args: Args) -> ServeResult:
 def listen(
     args: Args, service: Service, keys: Keys | None, token: str, stack: ExitStack
 ) -> dict[str, str]:
-    """Open every server that was asked for; protocol -> address."""
+    """Open every server that was requested; protocol -> address."""
     places: dict[str, str] = {}
     if args.zmq is not None:
         endpoint = f"tcp://{args.host}:{args.zmq or '*'}"

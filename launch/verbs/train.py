@@ -65,10 +65,10 @@ class Args(Options):
     """
 
     steps: int | None = None
-    """Optimiser steps; the preset's recipe says how many when left out."""
+    """Optimiser steps; by default as many as in the preset's recipe."""
 
     pictures: int | None = None
-    """Pictures of a step; the preset's recipe says how many when left out."""
+    """Pictures of a step; by default as many as in the preset's recipe."""
 
     learning_rate: float | None = None
     """Of the optimiser, at its highest; the preset's when left out."""
@@ -116,7 +116,7 @@ class Args(Options):
 
     @property
     def restriction(self) -> dict[str, tuple[str, ...]]:
-        """What `make_shards` is told beyond numbers."""
+        """What `make_shards` receives beyond numbers."""
         return {"names": self.tasks} if self.tasks else {}
 
     @property
@@ -156,7 +156,7 @@ def run(args: Args) -> TrainResult:
     cfg = preset.cfg
     origin = None if args.weights is None else origin_of(args.weights)
     state = args.folder / "state.pt"
-    if state.exists():  # asked now, not after hours of demonstrations
+    if state.exists():  # checked now, not after hours of demonstrations
         check_same_run(read_state(state), state, asdict(args.recipe), origin)
     with progress_bar(text_column("{task.fields[note]}"), counts=True, transient=False) as progress:
         make_demonstrations(args, progress)

@@ -92,8 +92,8 @@ class Args(PlanCounts, EnvArgs):
     module:attribute of your own, which is imported (docs/guides/own-token-selector.md)."""
 
     rows: Rows = "text"
-    """Whose attention says what is relevant: text, instruction or last; none for a selector of your
-    own that does not look at it."""
+    """Whose attention decides what is relevant: text, instruction or last; none for a selector of
+    your own that does not look at it."""
 
     key_tokens: int = 4
     """The most relevant tokens, kept first; diversity is measured against them."""
