@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from trimvla.launch.extras import install, missing_module
 from trimvla.launch.outputs import check_outputs
-from trimvla.launch.result import Answer, Result, as_json, error_of
+from trimvla.launch.result import Result, VerbResult, as_json, error_of
 from trimvla.runtime.errors import TrimvlaError
 from trimvla.runtime.printable import printable, printable_lines
 
@@ -198,7 +198,7 @@ def fail(message: str, in_json: bool, status: int = 1) -> int:
     """Report what went wrong: one line on stderr and, if asked, one object on stdout."""
     print(f"error: {printable_lines(message)}", file=sys.stderr, flush=True)
     if in_json:
-        print_json(Answer(ok=False, error=message))
+        print_json(VerbResult(ok=False, error=message))
     return status
 
 
@@ -209,7 +209,7 @@ def usage_exit(stop: SystemExit, in_json: bool) -> int:
     """
     status = stop.code if isinstance(stop.code, int) else 1
     if status and in_json:
-        print_json(Answer(ok=False, error="wrong command line; see stderr"))
+        print_json(VerbResult(ok=False, error="wrong command line; see stderr"))
     return status
 
 

@@ -1,4 +1,4 @@
-"""What a verb answers: a frozen Struct that says whether all is well; `--json` prints its encoding.
+"""The result of a verb: a frozen Struct with whether all is well; `--json` prints its encoding.
 Knows no verb."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import msgspec
 
 
 class Result(Protocol):
-    """What the command line needs of an answer; any msgspec Struct with these fields is one."""
+    """What the command line needs of a result; any msgspec Struct with these fields is one."""
 
     @property
     def ok(self) -> bool:
@@ -19,18 +19,18 @@ class Result(Protocol):
         ...
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What most answers begin with. A field that has a default is left out of the JSON where it has
+class VerbResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What most results begin with. A field that has a default is left out of the JSON where it has
     that value."""
 
     ok: bool
-    """Whether all went as asked; where it is false, the exit status is 1."""
+    """Whether all went well; where it is false, the exit status is 1."""
     error: str | None = None
     """What went wrong, on one line; left out where nothing did."""
 
 
 def error_of(result: Result) -> str | None:
-    """What an answer says that went wrong; None where it says nothing, or all is well."""
+    """The error of a result; None where it has none, or all is well."""
     return None if result.ok else getattr(result, "error", None)
 
 

@@ -22,7 +22,7 @@ import pytest
 from trimvla.launch import cli
 from trimvla.launch.extras import BROUGHT_BY
 from trimvla.launch.options import Options
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.runtime.errors import BundleError
 from trimvla.sim.rendering import choose_renderer
 
@@ -35,7 +35,7 @@ class FakeArgs(Options):
     """How many."""
 
 
-class Counted(Answer, frozen=True, kw_only=True):
+class Counted(VerbResult, frozen=True, kw_only=True):
     """What the verb of these tests answers."""
 
     count: int
@@ -56,7 +56,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
 
 
 def raising(error: BaseException):
-    def run(args: FakeArgs) -> Answer:
+    def run(args: FakeArgs) -> VerbResult:
         raise error
 
     return run
@@ -124,13 +124,13 @@ def test_result_is_one_json_object_on_the_last_line(
 def test_without_json_nothing_is_printed_for_programs(
     verb, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verb(lambda args: Answer(ok=True))
+    verb(lambda args: VerbResult(ok=True))
     assert cli.main(["fake"]) == 0
     assert capsys.readouterr().out == ""
 
 
 def test_a_result_that_is_not_ok_fails(verb) -> None:
-    verb(lambda args: Answer(ok=False))
+    verb(lambda args: VerbResult(ok=False))
     assert cli.main(["fake"]) == 1
 
 
@@ -254,7 +254,7 @@ def test_a_reader_that_leaves_ends_the_program_quietly(words: str) -> None:
 
 
 def test_wrong_option_still_ends_in_json(verb, capsys: pytest.CaptureFixture[str]) -> None:
-    verb(lambda args: Answer(ok=True))
+    verb(lambda args: VerbResult(ok=True))
     assert cli.main(["fake", "--cuont", "3", "--json"]) == 2
     captured = capsys.readouterr()
     assert "--count" in captured.err

@@ -1,4 +1,5 @@
-"""What an ablation says: its rows as a result, a table for people, and the same table as Markdown.
+"""The outcome of an ablation: its rows as a result, a table for people, and the same table as
+Markdown.
 
 Knows samples, outcomes and plans; runs nothing.
 """

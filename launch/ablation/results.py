@@ -1,10 +1,10 @@
-"""What `trimvla ablate` answers: one row a plan with success, time and cost. Knows types alone."""
+"""The result of `trimvla ablate`: one row a plan with success, time and cost. Knows types alone."""
 
 from __future__ import annotations
 
 import msgspec
 
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.sim.evaluation.statistics import Comparison
 
@@ -59,7 +59,7 @@ class AblationRow(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept, without the lists of MLP channels."""
 
 
-class AblationResult(Answer, frozen=True, kw_only=True):
+class AblationResult(VerbResult, frozen=True, kw_only=True):
     """All rows in the order of the table."""
 
     rows: list[AblationRow]

@@ -77,7 +77,7 @@ ROWS = (
 
 
 def request(row: Row, amounts: Amounts, steps: int, seed: int) -> Request:
-    """What the planner is asked for a row.
+    """The request to the planner for a row.
 
     Args:
         row: of the table.
@@ -87,15 +87,15 @@ def request(row: Row, amounts: Amounts, steps: int, seed: int) -> Request:
     """
     after = EARLY if row.early else amounts.after
     tokens = TokenPlan(keep=amounts.tokens, after=after, selector=row.selector, seed=seed)
-    asked = Request(criterion=row.criterion, seed=seed)
+    wanted = Request(criterion=row.criterion, seed=seed)
     if "layers" in row.on:
-        asked = replace(asked, layers=amounts.layers)
+        wanted = replace(wanted, layers=amounts.layers)
     if "width" in row.on:
-        asked = replace(asked, mlp_keep=amounts.mlp_keep)
+        wanted = replace(wanted, mlp_keep=amounts.mlp_keep)
     if "tokens" in row.on:
-        asked = replace(asked, tokens=tokens)
+        wanted = replace(wanted, tokens=tokens)
     if "cache" in row.on:
-        asked = replace(asked, cache_interval=amounts.cache_interval)
+        wanted = replace(wanted, cache_interval=amounts.cache_interval)
     if row.fewer_steps:
-        asked = replace(asked, steps=math.ceil(steps / amounts.cache_interval))
-    return asked
+        wanted = replace(wanted, steps=math.ceil(steps / amounts.cache_interval))
+    return wanted

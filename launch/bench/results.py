@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from trimvla.launch.bench.floor import Machine
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 
 
 class MachineFigures(msgspec.Struct, frozen=True):
@@ -69,7 +69,7 @@ class CostPart(msgspec.Struct, frozen=True):
     """Median [ms]."""
 
 
-class GraphsResult(Answer, frozen=True, kw_only=True):
+class GraphsResult(VerbResult, frozen=True, kw_only=True):
     """What every benchmark of graphs has: its turns and its rows."""
 
     rounds: int
@@ -131,7 +131,7 @@ class GpuRow(BenchRow, frozen=True, kw_only=True):
     """Most memory beyond the weights, or all that a graph holds [bytes]; left out for bundles."""
 
 
-class GpuResult(Answer, frozen=True, kw_only=True):
+class GpuResult(VerbResult, frozen=True, kw_only=True):
     """Of a full-size policy of random weights on a GPU: L0 alone."""
 
     preset: str

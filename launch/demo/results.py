@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.launch.system.results import ControlRate, FrameCounts, Percentiles, RecordingResult
 
 
@@ -36,7 +36,7 @@ class DemoOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """From the task to its end [s]."""
 
 
-class DemoResult(Answer, frozen=True, kw_only=True):
+class DemoResult(VerbResult, frozen=True, kw_only=True):
     """`ok`: at least one task was done, and the recording, if any, is complete."""
 
     success: int

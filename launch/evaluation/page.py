@@ -27,7 +27,7 @@ from trimvla.launch.evaluation.policies import estimate
 from trimvla.launch.evaluation.results import CurveRow
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.launch.tables import Row, as_markdown, duration, insert, p_value, points, rate
 from trimvla.policies.sizes.roofline import find_device
 from trimvla.runtime.bundle import manifest as bundle_files
@@ -59,7 +59,7 @@ class Args(Options):
         )
 
 
-class ReportResult(Answer, frozen=True, kw_only=True):
+class ReportResult(VerbResult, frozen=True, kw_only=True):
     """What went into the page."""
 
     page: Path

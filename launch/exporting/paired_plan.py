@@ -1,5 +1,5 @@
 """A plan for a policy whose expert reads its decoder layer by layer: which pairs stay is measured,
-how many and all else is as it was asked for.
+how many and all else is as requested.
 
 Knows the table of families; the measuring is the family's.
 """
@@ -41,7 +41,7 @@ def paired_plan(
     """Open, measure, decide.
 
     Raises:
-        ConfigError: frames do not fit the policy, or what is asked for is more than there is or
+        ConfigError: frames do not fit the policy, or what is requested is more than there is or
             not to be had in this family.
     """
     if request.mlp_keep != 1.0:
@@ -54,7 +54,7 @@ def paired_plan(
     opened = open_source(source)
     cfg = opened.cfg
     family = family_of(cfg)
-    assert family.measure_pairs is not None  # who calls has asked
+    assert family.measure_pairs is not None  # the caller has checked
     there = family.trimmable(cfg)
     use_selector(request.tokens, there.visual_tokens, "--selector")
     counted = plan_by_counts(

@@ -1,7 +1,7 @@
 """How much of a policy is kept, in four numbers: the options that every verb with a plan shares.
 
 What exactly is kept is the planner's to find out (`trimvla trim`); where weights are random, or
-where only costs are asked for, the counts are all there is. Knows no policy.
+where only costs are wanted, the counts are all there is. Knows no policy.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PlanCounts:
 
     @property
     def counted(self) -> bool:
-        """Whether any of the four was asked for."""
+        """Whether any of the four was given."""
         numbers = (self.layers, self.mlp_keep, self.tokens, self.cache_interval)
         return numbers != (None, 1.0, None, 1)
 
@@ -47,7 +47,7 @@ class PlanCounts:
 
     @property
     def short_names(self) -> list[str]:
-        """What was asked for, short enough for a file's name: L14, M0.75, T56, C5."""
+        """The counts, short enough for a file's name: L14, M0.75, T56, C5."""
         numbers = {
             "L": self.layers,
             "M": self.mlp_keep if self.mlp_keep != 1.0 else None,

@@ -2,7 +2,7 @@
 of
 any family as its makers publish it, recognised by its files.
 
-Knows places and asks the table of families; decides nothing about what is made of the policy.
+Knows places and the table of families; decides nothing about what is made of the policy.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def open_source(
 
 
 def official_family(source: Path) -> Family:
-    """Whose checkpoint a folder holds. ConfigError says what was looked for."""
+    """Whose checkpoint a folder holds. ConfigError names what was looked for."""
     try:
         return recognise(source)
     except ConfigError as error:
@@ -97,7 +97,7 @@ def build_policy(opened: Checkpoint) -> nn.Module:
 def load_policy(source: Path, preset: str | None, name: str | None = None) -> nn.Module:
     """The torch policy of a source; `name` is that of the file of weights, where there are several.
 
-    Raises what `open_source` and `build_policy` raise; statistics are not asked for where they are
+    Raises what `open_source` and `build_policy` raise; statistics are not needed where they are
     ours.
     """
     if is_official(source):
@@ -113,7 +113,7 @@ def policy_of_bundle(
 ) -> nn.Module:
     """The dense policy that a bundle was exported from: of `source`, or of the weights beside it.
 
-    What a source does not say itself (sizes, data set, tokenizer) is the bundle's.
+    What a source does not have itself (sizes, data set, tokenizer) is the bundle's.
 
     Raises:
         CheckpointError: no weights lie beside the bundle; the message names --source.

@@ -7,12 +7,12 @@ from pathlib import Path
 import msgspec
 
 from trimvla.export.parity import Parity
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.policies.sizes.cost_report import Ratios
 from trimvla.runtime.bundle.manifest import Manifest
 
 
-class ExportResult(Answer, frozen=True, kw_only=True):
+class ExportResult(VerbResult, frozen=True, kw_only=True):
     """A bundle that was made."""
 
     bundle: Path
@@ -38,7 +38,7 @@ class StreamedResult(ExportResult, frozen=True, kw_only=True):
     """That over the largest stage's weights."""
 
 
-class TrimResult(Answer, frozen=True, kw_only=True):
+class TrimResult(VerbResult, frozen=True, kw_only=True):
     """A plan that was made."""
 
     plan: Path

@@ -1,4 +1,4 @@
-"""Long work that cleans up after itself also when it is told to end. Knows signals, and no work."""
+"""Long work that cleans up after itself also when a signal ends it. Knows signals, and no work."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class WeightsBeside:
         return not (self.target.exists() and self.target.samefile(self.source))
 
     def check(self, overwrite: bool) -> None:
-        """ConfigError where other weights lie there, which nobody asked to replace."""
+        """ConfigError where other weights lie there, which nobody chose to replace."""
         if self.needed and self.target.exists() and not overwrite:
             words = "where the policy's weights go: remove it or ask for overwriting"
             raise ConfigError(f"expected no file at {self.target}, {words}")

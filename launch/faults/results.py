@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from trimvla.launch.faults.play import Outcome
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 
 
-class FaultsResult(Answer, frozen=True, kw_only=True):
+class FaultsResult(VerbResult, frozen=True, kw_only=True):
     """All rows that were played, and what was judged between them."""
 
     bound_ms: float

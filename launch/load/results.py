@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.launch.system.results import ControlRate, FrameCounts, Percentiles, RecordingResult
 
 
@@ -53,7 +53,7 @@ class CommandCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Received too late to be obeyed."""
 
 
-class LoadResult(Answer, frozen=True, kw_only=True):
+class LoadResult(VerbResult, frozen=True, kw_only=True):
     """`ok`: the rate was kept to 1 %, no command was lost or repeated, no process grew."""
 
     seconds: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from trimvla.launch.machine.jetson_state import State
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 
 
 class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,7 +59,7 @@ class TimerResult(msgspec.Struct, frozen=True):
     """The worst of 100 [us]."""
 
 
-class DoctorResult(Answer, frozen=True, kw_only=True):
+class DoctorResult(VerbResult, frozen=True, kw_only=True):
     """Everything that was tried; `ok`: this install can run a bundle at all."""
 
     machine: MachineResult

@@ -20,7 +20,7 @@ WIDTH = 100
 SECTIONS = ("Args:", "Returns:", "Raises:", "Yields:", "Example:")
 HEAD = (
     "# Python",
-    "What is meant to be imported. A name loads its module when it is asked for: `import "
+    "What is meant to be imported. A name loads its module at its first use: `import "
     "trimvla.runtime` costs a few milliseconds and never brings torch. Everything that is not on "
     "this page is internal: other modules, and names in them, may change in any version. "
     "Arguments, results and errors stand in the docstrings: `help(Policy.infer)`. Errors raised "

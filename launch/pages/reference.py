@@ -87,7 +87,7 @@ def topics_page() -> str:
         (
             "Every topic is a ZeroMQ socket in the run directory. All times are nanoseconds of the"
             " host's clock, which counts on in a suspend. A topic has one publisher unless the"
-            " table says more."
+            " table has more."
         ),
         "\n".join(topic_rows([*TOPICS.values(), COLOR, REPORT])),
         (
@@ -131,8 +131,8 @@ def manifest_page() -> str:
     lines = [
         "# The manifest and the plan",
         (
-            "`manifest.json` says what a bundle is; a plan (`plan.json`, and `plan` in the"
-            " manifest) says what is kept of a policy. Both are JSON; a field that is not listed"
+            "`manifest.json` defines what a bundle is; a plan (`plan.json`, and `plan` in the"
+            " manifest) defines what is kept of a policy. Both are JSON; a field that is not listed"
             " here is an error."
         ),
     ]
@@ -149,7 +149,7 @@ def toml_page() -> str:
         "# The TOML file of a system",
         (
             "One section a process. The section's name is the process's name; `process = \"...\"`"
-            " inside says which of the processes below it is, where the two differ; or it is"
+            " inside names which of the processes below it is, where the two differ; or it is"
             " `module:attribute`, a function of your own ([your own"
             " robot](../guides/own-robot.md#a-driver)). All mistakes are reported at once. `trimvla"
             " run FILE` starts them, `--section.key value` overrides a setting."

@@ -1,4 +1,4 @@
-"""`docs/reference/results.md`: what each verb answers with `--json`, from the types of the answers.
+"""`docs/reference/results.md`: each verb's result with `--json`, from the types of the results.
 
 Knows the table of verbs, return types and the texts below their fields; runs no verb.
 """
@@ -19,20 +19,20 @@ from trimvla.launch.pages.markdown import entry, page, paragraphs
 HEAD = (
     "# Results",
     "Every verb takes `--json` and then prints one JSON object as the last line of stdout; its "
-    "fields are listed below. `ok` is true where all went as asked; where it is false, the exit "
+    "fields are listed below. `ok` is true where all went well; where it is false, the exit "
     "status is 1. A verb that fails before it has a result prints `ok` and `error` alone.",
 )
 
 
 def results_page() -> str:
-    """Every verb's answer; types that several verbs use stand at the end."""
-    answers = {verb.name: list(inner_types(answer_types(verb))) for verb in cli.VERBS}
-    users = Counter(kind for kinds in answers.values() for kind in kinds)
+    """Every verb's result; types that several verbs use stand at the end."""
+    types = {verb.name: list(inner_types(result_types(verb))) for verb in cli.VERBS}
+    users = Counter(kind for kinds in types.values() for kind in kinds)
     lines: list[str] = [*HEAD]
     for verb in cli.VERBS:
-        outer = answer_types(verb)
+        outer = result_types(verb)
         lines.append(f"## {verb.name}")
-        for kind in answers[verb.name]:
+        for kind in types[verb.name]:
             if kind in outer:
                 lines += type_lines(kind, title=len(outer) > 1)
             elif users[kind] == 1:
@@ -57,7 +57,7 @@ def result_field(field: Field) -> str:
     return entry(field.name, kind if field.required else f"{kind}, may be left out", field.text)
 
 
-def answer_types(verb: cli.Verb) -> list[type]:
+def result_types(verb: cli.Verb) -> list[type]:
     """What a verb's `run` returns: one type, or several."""
     hint = typing.get_type_hints(verb.load().run)["return"]
     return [kind for kind in typing.get_args(hint) or (hint,) if is_record(kind)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.runtime.bus.messages import Report, Summary
 
 NO_TIMES = Summary(0, 0.0, 0.0, 0.0)
@@ -44,7 +44,7 @@ class FrameCounts(msgspec.Struct, frozen=True):
     """Refused by the policy, because they were too old."""
 
 
-class RecordingResult(Answer, frozen=True, kw_only=True):
+class RecordingResult(VerbResult, frozen=True, kw_only=True):
     """What became of a recording."""
 
     file: Path

@@ -16,7 +16,7 @@ from trimvla.export.tensorrt.build import WORKSPACE_MB, Engine, Report, Request,
 from trimvla.launch.console import Progress, progress_bar
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import shape_of
 from trimvla.policies.sizes.memory import (
@@ -84,7 +84,7 @@ class EngineResult(msgspec.Struct, frozen=True, kw_only=True):
     """What most of its matrix products compute in."""
 
 
-class BuildResult(Answer, frozen=True, kw_only=True):
+class BuildResult(VerbResult, frozen=True, kw_only=True):
     """The engines of a bundle for this device."""
 
     engines: list[EngineResult]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from trimvla.launch.options import Options
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.launch.system.client import SystemClient
 from trimvla.launch.system.networking import use_network
 from trimvla.launch.system.run_dirs import temporary_run_dir
@@ -70,7 +70,7 @@ class Args(Options):
         return CameraConfig(**{name: getattr(self, name) for name in names})
 
 
-class CameraResult(Answer, frozen=True, kw_only=True):
+class CameraResult(VerbResult, frozen=True, kw_only=True):
     """What was published."""
 
     camera: str

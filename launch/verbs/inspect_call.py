@@ -21,7 +21,7 @@ from trimvla.launch.figures import call_picture, call_rerun
 from trimvla.launch.figures.call_picture import CallStory
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.launch.system.recorded_policy import choose_bundles, open_rungs
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import PLAIN, Manifest
@@ -121,7 +121,7 @@ class ComputedOf(msgspec.Struct, frozen=True, kw_only=True):
     """How many steps there were."""
 
 
-class InspectResult(Answer, frozen=True, kw_only=True):
+class InspectResult(VerbResult, frozen=True, kw_only=True):
     """One policy call, opened up."""
 
     bundle: str

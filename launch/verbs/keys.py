@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.runtime.bus import curve
 from trimvla.runtime.errors import ConfigError
 
@@ -38,7 +38,7 @@ class Args(Options):
         return (Output("--dir", self.dir, folder=True),) if self.action == "new" else ()
 
 
-class NewKeysResult(Answer, frozen=True, kw_only=True):
+class NewKeysResult(VerbResult, frozen=True, kw_only=True):
     """`new`: the pair that was made."""
 
     name: str
@@ -51,7 +51,7 @@ class NewKeysResult(Answer, frozen=True, kw_only=True):
     """The public key itself, in Z85."""
 
 
-class ListedKeysResult(Answer, frozen=True, kw_only=True):
+class ListedKeysResult(VerbResult, frozen=True, kw_only=True):
     """`list`: whose keys are here."""
 
     host: str

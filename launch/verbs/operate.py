@@ -13,7 +13,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.launch.system.client import SystemClient, wait_until
 from trimvla.runtime.bus.messages import EStop, Operator, Report
 from trimvla.runtime.bus.topics import report
@@ -60,7 +60,7 @@ class Args(Options):
             )
 
 
-class OperatorResult(Answer, frozen=True, kw_only=True):
+class OperatorResult(VerbResult, frozen=True, kw_only=True):
     """`ok`: control acted on the request."""
 
     word: str

@@ -13,7 +13,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.launch.system.config import decode_file
 from trimvla.launch.system.networking import use_network
 from trimvla.launch.system.processes import complete, configure
@@ -42,7 +42,7 @@ class Args(Options):
     """Also stop when standard input ends: the parent is gone."""
 
 
-class ProcessResult(Answer, frozen=True, kw_only=True):
+class ProcessResult(VerbResult, frozen=True, kw_only=True):
     """A process that ended because it was stopped."""
 
     process: str

@@ -16,7 +16,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.launch.system.action_check import check_bundle
 from trimvla.launch.system.recorded_policy import choose_bundles, open_rungs
 from trimvla.runtime.bundle.action_meaning import ActionMeaning, meaning_of
@@ -86,7 +86,7 @@ class DifferenceResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """Why there is no largest difference; left out where there is one."""
 
 
-class ReplayResult(Answer, frozen=True, kw_only=True):
+class ReplayResult(VerbResult, frozen=True, kw_only=True):
     """`ok`: every call was repeated, with the same actions within the tolerance."""
 
     calls: int

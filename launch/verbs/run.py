@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from trimvla.launch.console import Console
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.launch.system.client import TASK_PERIOD_S, SystemClient, new_task
 from trimvla.launch.system.networking import use_network
 from trimvla.launch.system.observers import RECORDER, with_metrics, with_recorder
@@ -90,7 +90,7 @@ class ProcessResult(msgspec.Struct, frozen=True):
     """Its latest figures, by name."""
 
 
-class RunResult(Answer, frozen=True, kw_only=True):
+class RunResult(VerbResult, frozen=True, kw_only=True):
     """`ok`: nothing failed, and all that was requested was given."""
 
     seconds: float

@@ -14,7 +14,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options
-from trimvla.launch.result import Answer
+from trimvla.launch.result import VerbResult
 from trimvla.launch.system.signals import stop_event
 from trimvla.runtime.bus.curve import Keys
 from trimvla.runtime.errors import ConfigError
@@ -126,7 +126,7 @@ class Args(Options):
         )
 
 
-class ServeResult(Answer, frozen=True, kw_only=True):
+class ServeResult(VerbResult, frozen=True, kw_only=True):
     """What was served."""
 
     bundle: str
