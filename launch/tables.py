@@ -17,7 +17,7 @@ Row = tuple[str, ...]
 
 class Paired(Protocol):
     """Two policies on the same episodes: the difference of their success rates, and what it allows
-    to say."""
+    to conclude."""
 
     @property
     def difference(self) -> float:

@@ -37,7 +37,7 @@ class Checkpoint:
     statistics_key: str
     """The data set's name; "default" where the checkpoint has a single one without a name."""
     tokenizer: Path | None
-    """`tokenizer.json`; None where the checkpoint has none (`Family.tokenizer_hint` says where
+    """`tokenizer.json`; None where the checkpoint has none (`Family.tokenizer_hint` names where
     users have it).
     """
     cameras: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ from trimvla.policies.training.dataset import (
     make_tokenizer,
     within_bounds,
 )
-from trimvla.policies.training.dropping import block_order, glimpse, patchy_tokens, spread
+from trimvla.policies.training.dropping import blob_dropout, block_order, patch_dropout, spread
 from trimvla.policies.training.packed import packed_mask, packed_states, shared_prefix, take_last
 from trimvla.policies.training.pictures import Stack, pictures_of
 from trimvla.policies.training.trainer import Recipe, Trainer, thinned_count, train
@@ -116,7 +116,7 @@ def test_thinned_sentences_equal_the_deployed_forward_under_a_plan() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_patchy_tokens_are_some_of_what_is_there(seed: int) -> None:
     places = np.arange(0, 256, 2)
-    stay = patchy_tokens(256, places, 40, np.random.default_rng(seed))
+    stay = blob_dropout(256, places, 40, np.random.default_rng(seed))
     assert len(set(stay.tolist())) == 40
     assert (np.diff(stay) > 0).all()
     assert stay.max() < len(places)
@@ -246,13 +246,15 @@ def _stop_at(step: int):
     return report
 
 
-def test_a_glimpse_of_every_patch_is_the_whole_picture() -> None:
+def test_no_patch_dropped_is_the_whole_image() -> None:
     cfg = small()
     tower = initialise(CogAct(cfg)).vision
     image = torch.randint(0, 256, (2, cfg.image_size, cfg.image_size, 3), dtype=torch.uint8)
     everything = torch.arange(cfg.patches)
-    assert torch.allclose(glimpse(tower, image, everything, cfg.patches), tower(image), atol=1e-5)
-    half = glimpse(tower, image, everything[::2], cfg.patches)
+    assert torch.allclose(
+        patch_dropout(tower, image, everything, cfg.patches), tower(image), atol=1e-5
+    )
+    half = patch_dropout(tower, image, everything[::2], cfg.patches)
     assert not half[:, 1::2].any()
     assert half[:, ::2].abs().amax(dim=-1).all()
 

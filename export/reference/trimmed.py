@@ -179,7 +179,7 @@ def token_features(ref: Reference) -> Values:
 
 
 def cache_plans(ref: Reference) -> Iterator[tuple[str, Plan]]:
-    """Prefixes below `cache/` with their schedules; the steps are the config's where the name says
+    """Prefixes below `cache/` with their schedules; the steps are the config's where the name has
     none.
     """
     for key, match in ref.matches(r"cache/(?:ddim(\d+)_)?interval(\d+)/x"):

@@ -2,7 +2,7 @@
 that mean nothing.
 
 The tokenizer knows the words of the prompt's template and takes every other word for one unknown
-word, so prompts have a usual length; un-normalised actions are the network's own numbers. Both say
+word, so prompts have a usual length; un-normalised actions are the network's own numbers. Both note
 what they are.
 """
 

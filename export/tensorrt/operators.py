@@ -29,7 +29,7 @@ INTEGERS = ("int32", "int64")
 NUMBERS = FLOATS + INTEGERS
 ANY = (*NUMBERS, "bool")
 
-# operator -> element types of its data (the first input, unless `DATA_AT` or `TYPED_BY_OUTPUT` says
+# operator -> element types of its data (the first input, unless `DATA_AT` or `TYPED_BY_OUTPUT` has
 # otherwise)
 OPERATORS: dict[str, tuple[str, ...]] = {
     "Abs": NUMBERS,

@@ -76,7 +76,7 @@ class DevicePolicy:
     """One policy, run in one way on inputs that do not move."""
 
     def __init__(self, policy: CogAct, way: Way, inputs: Mapping[str, Tensor]) -> None:
-        """Fuse, compile and capture a policy, dense or trimmed, as the way says; its weights are
+        """Fuse, compile and capture a policy, dense or trimmed, in this way; its weights are
         shared, not copied.
 
         Raises whatever torch raises where it cannot.

@@ -3,7 +3,7 @@ machine's bandwidth.
 
 Both limits are measured, not looked up: the peak is a large float32 matrix product by ONNX Runtime,
 the bandwidth a read of more memory than caches hold, with as many threads as the stages get. So the
-floor says how far a stage is from what this machine does at its best (the roofline of Williams et
+floor shows how far a stage is from what this machine does at its best (the roofline of Williams et
 al. 2009), the larger of the two. Weights that stay in a cache come faster, and a stage that reads
 them at every sampler step is charged once. Knows no policy's time.
 """

@@ -58,7 +58,7 @@ def waiting(run: Run, device: str) -> Run:
 def activation_bytes(policy: DevicePolicy, device: str) -> int:
     """Most memory that one run takes beyond what lies there before it.
 
-    What a graph holds, `reserved_bytes` says.
+    What a graph holds is in `reserved_bytes`.
     """
     if device == "cpu":
         return 0

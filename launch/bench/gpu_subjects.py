@@ -80,7 +80,7 @@ class Bench:
 
 
 def prepare(bench: Bench, dense: CogAct, write: Callable[[], object]) -> None:
-    """All policies in all ways, the ones that targets speak of first; what fails is noted, and the
+    """All policies in all ways, the ones that targets name first; what fails is noted, and the
     next one tried."""
     inputs = device_inputs(bench.cfg, bench.args.device)
     policies = {DENSE: dense}  # trimmed once: ways share the weights
@@ -108,7 +108,7 @@ def prepare(bench: Bench, dense: CogAct, write: Callable[[], object]) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
+    """An error's message, on one line."""
     return (
         f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
     )

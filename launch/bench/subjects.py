@@ -1,6 +1,6 @@
 """Who takes part in a benchmark: the bundles as they run on a robot, and their twins in torch.
 
-Finds bundles and checkpoints, starts processes, and says what had to be left out. Measures nothing.
+Finds bundles and checkpoints, starts processes, notes what had to be left out. Measures nothing.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ UNMEASURED = (ConfigError, CheckpointError, BackendError)
 def party_floors(party: Party, asked: Asked, machine: Machine) -> dict[str, Floor]:
     """The floor of every stage and of all of them.
 
-    Raises ConfigError where the manifest does not say the sizes.
+    Raises ConfigError where the manifest does not have the sizes.
     """
     manifest = party.policy.manifest
     prompt = prompt_length(stage_inputs(party.policy, asked.of(party.policy)))

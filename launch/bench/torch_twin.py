@@ -107,7 +107,7 @@ def on_torch(policy: Policy, model: nn.Module, backend: str) -> Policy:
 
 
 def check_same(policy: Policy, baseline: Policy, observation: Observation) -> None:
-    """Raise BackendError where the two give different actions: then their times say nothing of
+    """Raise BackendError where the two give different actions: then their times mean nothing for
     each other.
     """
     expected, got = (each.infer(observation).sample for each in (policy, baseline))

@@ -2,8 +2,8 @@
 
 The function takes its configuration, the run directory, the event that ends it and the name that it
 reports under; its first parameter's annotation is the dataclass of its options, which are checked
-like ours. Imported only where a configuration is started or checked, never to read what a recording
-says of one. Knows functions and dataclasses; no robot.
+like ours. Imported only where a configuration is started or checked, never to read a recording
+of one. Knows functions and dataclasses; no robot.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from trimvla.runtime.bundle.plan import Plan
 
 
 class CogAct(nn.Module):
-    """A vision-language-action policy of the CogACT shape; `plan` says what is kept of it
+    """A vision-language-action policy of the CogACT shape; `plan` is what is kept of it
     (`trimmed.trim`).
     """
 

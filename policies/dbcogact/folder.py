@@ -35,7 +35,7 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 MODEL_TYPE = "dexbotic_cogact"
 FEATURE_LAYER = -2
-"""CLIP's layer whose output is the feature, where config.json does not say."""
+"""CLIP's layer whose output is the feature, where config.json has none."""
 END = "<|endoftext|>"
 FIXED = {
     "hidden_act": "silu",

@@ -71,7 +71,7 @@ def open_checkpoint(
     tokenizer: Path | None = None,
     cameras: tuple[str, ...] = CAMERAS,
 ) -> Checkpoint:
-    """See `Family.open_checkpoint`; `cameras` names the images, of which the files say nothing.
+    """See `Family.open_checkpoint`; `cameras` names the images, of which the files have nothing.
 
     Raises:
         ConfigError: a preset of other sizes, or statistics that need a key.

@@ -181,7 +181,7 @@ TEMPLATES: dict[Variant, str] = {
 LONGEST: dict[Variant, int] = {"pi0": 48, "pi05": 200}
 STATE_BINS = 256  # of pi0.5's prompt
 SO400M_WIDTH = 1152
-SO400M_HEADS = 16  # not in any file: shapes say 1152 only
+SO400M_HEADS = 16  # not in any file: shapes give 1152 only
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")  # openpi's slots
 
 

@@ -38,7 +38,7 @@ Modulations = tuple[Modulation, Modulation]
 class Memory:
     """What the expert looks at besides its own rows.
 
-    `layers` are the keys and values for each of its layers, `valid` bool[b, n] says which of them
+    `layers` are the keys and values for each of its layers, `valid` bool[b, n] marks those that
     count, `start` int64[b] is the first position behind the whole prefix.
     """
 

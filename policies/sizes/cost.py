@@ -193,7 +193,7 @@ def vision_cost(cfg: PolicyConfig, patches: PatchPlan | None = None) -> Cost:
 
 
 def vit_cost(vit: VitConfig, dropped: PatchPlan | None = None) -> Cost:
-    """One encoder up to its feature block; `dropped` tells which patches leave on the way."""
+    """One encoder up to its feature block; `dropped` are the patches that leave on the way."""
     norms = 4 * vit.width + 2 * vit.width * vit.layer_scale
     block = block_cost(vit.width, vit.mlp_hidden, vit.prefix + vit.patches) + Cost(norms, 0)
     count = vit.feature_block + 1

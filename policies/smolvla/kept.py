@@ -1,7 +1,7 @@
 """What a plan keeps of a SmolVLA policy, in numbers: layers, readers, masks, patches, positions.
 
-Layers are named by their index in the dense policy throughout: it also says of which kind an expert
-layer is. Knows no weights and needs no torch.
+Layers are named by their index in the dense policy throughout: it also decides of which kind an
+expert layer is. Knows no weights and needs no torch.
 """
 
 from __future__ import annotations

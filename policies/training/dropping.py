@@ -17,8 +17,8 @@ from trimvla.policies.nn.vision import VisionTower, Vit
 CLOUD = 5  # supports per side of the random field that decides which regions stay
 
 
-def glimpse(tower: VisionTower, image: Tensor, seen: Tensor, patches: int) -> Tensor:
-    """float[b, P, D] as of the whole tower, which sees only patches int64[n] `seen`; the other rows
+def patch_dropout(tower: VisionTower, image: Tensor, seen: Tensor, patches: int) -> Tensor:
+    """float[b, P, D] of a tower that sees only patches int64[n] `seen`; the other rows
     are zero.
     """
     features = []
@@ -56,7 +56,7 @@ def spread(order: np.ndarray, count: int) -> np.ndarray:
     return np.sort(order[:, : count // len(order)].ravel())
 
 
-def patchy_tokens(
+def blob_dropout(
     patches: int, places: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Which of the tokens at raster `places` stay, int64[count], ascending: where a smooth random

@@ -1,7 +1,7 @@
 """Pictures of demonstrations, by number, at the size that a policy looks at.
 
 A shard has them as they are (`images` uint8[n, S, S, 3]) or as one background and the pixels that
-differ from it (`background`, `foreground`, `ends`; the layout is told where the simulator writes
+differ from it (`background`, `foreground`, `ends`; the layout is defined where the simulator writes
 it). The second are kept squeezed in memory and made when a batch is drawn: a few milliseconds each,
 beside a hundred for a training step's share. Knows arrays; knows no simulator.
 """

@@ -1,7 +1,7 @@
 """Behaviour cloning of a policy of the CogACT shape, resumable.
 
 Loss: noise prediction of the action chunk, and read-outs of object, target and tool positions, of
-the turn that the chunk makes and of whatever else the shards tell, from the words' final states (an
+the turn that the chunk makes and of whatever else the shards hold, from the words' final states (an
 auxiliary head that is not deployed). Several sentences share a picture; visual tokens and layers
 are dropped at random. What is random is drawn on the CPU, so that a run means the same on every
 device. A run's state lives in one file that is replaced atomically. Knows shards and modules; knows
@@ -22,7 +22,7 @@ from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.diffusion import q_sample
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.training.dataset import Batch
-from trimvla.policies.training.dropping import block_order, glimpse, patchy_tokens, spread
+from trimvla.policies.training.dropping import blob_dropout, block_order, patch_dropout, spread
 from trimvla.policies.training.optimised import AuxHead, Optimised, train
 from trimvla.policies.training.packed import packed_states, shared_prefix, take_last
 from trimvla.policies.training.state import Origin
@@ -107,7 +107,7 @@ class Trainer(Optimised):
             visual = (
                 tower(batch.image)
                 if seen is None
-                else glimpse(tower, batch.image, seen, self.cfg.patches)
+                else patch_dropout(tower, batch.image, seen, self.cfg.patches)
             )
             states, scores = packed_states(
                 self.policy.language,
@@ -168,7 +168,7 @@ class Trainer(Optimised):
         if rng.random() >= self.recipe.thin:
             return None
         places = np.arange(patches) if keep is None else keep.numpy()
-        stay = patchy_tokens(patches, places, thinned_count(len(places), patches), rng)
+        stay = blob_dropout(patches, places, thinned_count(len(places), patches), rng)
         return self.recipe.thin_layer, torch.from_numpy(stay).to(self.device)
 
     def _ramp(self) -> float:
@@ -241,7 +241,7 @@ def aux_mask(batch: Batch, common: int, length: int) -> Tensor:
 
 def own_words_from(batch: Batch) -> int:
     """Ids that count as shared: at most those before the word in front of the first noun, which
-    must be told apart.
+    must be distinguished.
     """
     return max(1, min(shared_prefix(batch.ids), int(batch.nouns.min()) - 1))
 

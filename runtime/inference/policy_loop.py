@@ -59,7 +59,7 @@ class PolicyLoop:
     ) -> None:
         """`meaning` and `statistics_key`: of the policy's actions, which every chunk names.
 
-        `refusals` says what was not acted on, and why.
+        `refusals` records what was not acted on, and why.
         `side`: of the image that the policy was trained with; a smaller one is acted on, after a
         warning.
         `robot`: which of the robot's cameras and numbers the policy sees; by default its only
@@ -81,7 +81,7 @@ class PolicyLoop:
         self._refusals = refusals
         self._side = side
         self._small: set[str] = set()
-        """Cameras of which that was said."""
+        """Cameras for which that was published."""
         self._camera = config.looked_through[0]
         self._color = color(self._camera)
         self._watches = {camera: FrozenFrameDetector() for camera in config.all_cameras}
@@ -166,7 +166,7 @@ class PolicyLoop:
         return True
 
     def _note_silence(self, frame: Frame, task: Task | None) -> None:
-        """A camera that fell silent gives nothing to judge: say once that its last image is too
+        """A camera that fell silent gives nothing to judge: publish once that its last image is too
         old by now.
         """
         overdue = monotonic_ns() - frame.time_ns > to_ns(self._budget.of_camera(frame.camera))
@@ -235,7 +235,7 @@ class PolicyLoop:
         self._failures.add(error, refusal.time_ns)
 
     def _check_sizes(self) -> None:
-        """Say once of each camera that it, or its `side`, gives less than the policy looks at."""
+        """Publish once a camera that it, or its `side`, gives less than the policy looks at."""
         frames = [self._frame(camera) for camera in self._config.looked_through]
         for frame in (frame for frame in frames if frame and frame.camera not in self._small):
             height, width = frame.image.shape[:2]

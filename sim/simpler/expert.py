@@ -138,7 +138,7 @@ def _approach(job: Job, state: State) -> Action:
 def turn_across(job: Job, state: State) -> float:
     """The turn to a yaw across the object [rad], the nearest one but for `LEAN`.
 
-    Of yaws that look alike, a picture does not tell which. Where two are as near, the side would
+    Of yaws that look alike, an image does not show which. Where two are as near, the side would
     depend on what cannot be seen.
     """
     lean = LEAN * job.yaw_period

@@ -152,7 +152,7 @@ def with_meshes(files: Iterable[Path]) -> Iterator[Path]:
 
 def fault(path: Path) -> str | None:
     """What is wrong with a file; None where it can be loaded as far as its beginning and length
-    tell.
+    show.
     """
     try:
         with path.open("rb") as file:
