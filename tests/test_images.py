@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trimvla.launch.verbs.inspect_call import read_picture
+from trimvla.launch.verbs.inspect_call import load_image
 from trimvla.runtime.bus.messages import Frame
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.bus.wire import decode, encode
@@ -178,7 +178,7 @@ def test_what_is_no_image_is_one_clear_error_wherever_a_file_is_read(tmp_path: P
     path = broken(tmp_path, kind)
     readers = {
         ImageError: read_image,
-        ConfigError: read_picture,
+        ConfigError: load_image,
         CameraError: lambda path: ImageSource(CameraConfig(kind="image", where=str(path))),
     }
     for error, read in readers.items():

@@ -69,11 +69,11 @@ class Reader:
             ConfigError: the shard lacks a camera or the state.
         """
         spec = self.described.images
-        pictures = {name: mapped(path, array_of(name, spec.names)) for name in spec.names}
+        arrays = {name: mapped(path, array_of(name, spec.names)) for name in spec.names}
         texts = mapped(path, "texts")
         states = None if self.scale is None else mapped(path, "state")
         for row in rows:
-            images = {name: np.asarray(array[row]) for name, array in pictures.items()}
+            images = {name: np.asarray(array[row]) for name, array in arrays.items()}
             state = None if states is None else np.asarray(states[row], np.float32)
             yield self.sample(images, str(texts[row, 0]), state)
 

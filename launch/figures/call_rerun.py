@@ -1,4 +1,4 @@
-"""One policy call as a Rerun recording: picture, kept tokens, actions and times, to look at in
+"""One policy call as a Rerun recording: image, kept tokens, actions and times, to look at in
 Rerun's viewer.
 """
 

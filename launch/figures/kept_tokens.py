@@ -13,7 +13,7 @@ DIM = 0.25  # brightness of what is not kept
 
 
 def kept_over_image(image: np.ndarray, kept: np.ndarray, grid: int, side: int = 384) -> np.ndarray:
-    """The picture with everything dimmed but the patches whose visual tokens are kept.
+    """The image with everything dimmed but the patches whose visual tokens are kept.
 
     Args:
         image: uint8[h, w, 3], square as the policy sees it; enlarged without smoothing.
@@ -25,7 +25,7 @@ def kept_over_image(image: np.ndarray, kept: np.ndarray, grid: int, side: int = 
         uint8[S, S, 3].
 
     Raises:
-        ConfigError: no picture, or an index outside the raster.
+        ConfigError: no image, or an index outside the raster.
     """
     kept = np.asarray(kept).ravel()
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:

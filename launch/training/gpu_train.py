@@ -50,7 +50,7 @@ def pack(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def unpack(first: np.ndarray, changed: np.ndarray, pixels: np.ndarray, count: int) -> np.ndarray:
-    """What `pack` was given, `count` pictures."""
+    """What `pack` was given, `count` images."""
     bits = np.frombuffer(lzma.decompress(changed.tobytes()), np.uint8)
     side = first.shape[0]
     where = (

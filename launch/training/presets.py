@@ -50,12 +50,12 @@ class TrainingPreset:
 
 
 def tabletop_tokenizer(cfg: PolicyConfig) -> Tokenizer:
-    """Made from the sentences of the tabletop."""
+    """Made from the instructions of the tabletop."""
     return make_tokenizer(cfg, scene.all_instructions())
 
 
 def flow_tokenizer(cfg: Any) -> Tokenizer:  # noqa: ANN401
-    """Made from the sentences of the tabletop, as pi0 prompts: each ends in a newline."""
+    """Made from the instructions of the tabletop, as pi0 prompts: each ends in a newline."""
     return build_tokenizer((f"{text}\n" for text in scene.all_instructions()), cfg.language.vocab)
 
 
@@ -73,7 +73,7 @@ def start_window(cfg: PolicyConfig, path: Path) -> CogAct:
 
 
 def widowx(cfg: PolicyConfig, view: View, method: Method) -> TrainingPreset:
-    """A policy for SimplerEnv's WidowX tasks that sees a part of the official picture."""
+    """A policy for SimplerEnv's WidowX tasks that sees a part of the official image."""
     return TrainingPreset(
         cfg,
         Recipe(

@@ -1,8 +1,8 @@
-"""Weights of a policy that saw the whole picture, as a beginning for one that sees a window of it.
+"""Weights of a policy that saw the whole image, as a beginning for one that sees a window of it.
 
 The patches' filters are stretched to the new patch, and what a patch has learned for its place is
-taken from where that place lay in the whole picture. The rest is the same. It is a beginning, not
-the same policy: things are larger in the window. Knows weights; knows no picture.
+taken from where that place lay in the whole image. The rest is the same. It is a beginning, not
+the same policy: things are larger in the window. Knows weights; knows no image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.sizes.config import PolicyConfig
 
 Shares = tuple[float, float, float, float]
-"""Left, top, width and height of a window, in shares of the picture's sides."""
+"""Left, top, width and height of a window, in shares of the image's sides."""
 
 
 def start_in_window(policy: CogAct, cfg: PolicyConfig, window: Shares) -> CogAct:
@@ -24,7 +24,7 @@ def start_in_window(policy: CogAct, cfg: PolicyConfig, window: Shares) -> CogAct
 
 
 def regrid(policy: CogAct, cfg: PolicyConfig, window: Shares) -> CogAct:
-    """A policy of `cfg` that begins with the weights of one that saw the whole picture."""
+    """A policy of `cfg` that begins with the weights of one that saw the whole image."""
     state = policy.state_dict()
     for name, value in state.items():
         if name.endswith("patch_embed.proj.weight"):
@@ -46,7 +46,7 @@ def stretch_filters(weight: Tensor, patch: int) -> Tensor:
 
 
 def move_places(value: Tensor, window: Shares) -> Tensor:
-    """float[1, P, D] over the whole picture -> the same over the window, between patches straight.
+    """float[1, P, D] over the whole image -> the same over the window, between patches straight.
 
     Beyond the outermost centres of patches the outermost value stands.
     """

@@ -1,7 +1,7 @@
-"""`trimvla inspect`: one policy call, opened up: kept tokens over the picture, layers run, steps
+"""`trimvla inspect`: one policy call, opened up: kept tokens over the image, layers run, steps
 reused, stage times.
 
-The call comes from a recording or from a picture. Knows what a manifest's plan leaves out; drawing
+The call comes from a recording or from an image. Knows what a manifest's plan leaves out; drawing
 is `call_picture`'s.
 """
 
@@ -58,7 +58,7 @@ class Args(Options):
     """For a recording: which call, from 0 on; negative from the end."""
 
     image: Path | None = None
-    """For a bundle: the picture."""
+    """For a bundle: the image."""
 
     instruction: str | None = None
     """For a bundle: what to do."""
@@ -184,7 +184,7 @@ def prepare(args: Args) -> tuple[Policy, Look]:
     bundle = bundles.resolve(args.what)
     if args.image is None or args.instruction is None:
         raise ConfigError("expected --image and --instruction, or a recording to take them from")
-    look = Look(one_image(read_picture(args.image), args.instruction), (args.seed,))
+    look = Look(one_image(load_image(args.image), args.instruction), (args.seed,))
     return Policy.load(bundle, backend=args.backend or "onnxruntime", threads=1), look
 
 
@@ -199,7 +199,7 @@ def pick(recording: Recording, index: int) -> Call:
     raise RecordingError(f"{recording.path}: expected call {index}, got {calls.count} calls{why}")
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
+def load_image(path: Path) -> NDArray[np.uint8]:
     """uint8[h, w, 3] RGB. Raises ConfigError."""
     try:
         return read_image(path)
