@@ -14,6 +14,8 @@ from test_flow_training import TINY as PI0_TINY
 from tokenizers import Tokenizer, models
 
 from trimvla.launch import cli
+from trimvla.launch.exporting.paired_plan import frames_of
+from trimvla.launch.exporting.policy_source import open_source
 from trimvla.launch.training.presets import flow_tokenizer
 from trimvla.policies.families import family_of
 from trimvla.policies.nn.gemma import GemmaLayer
@@ -23,6 +25,8 @@ from trimvla.policies.training.flow_dataset import EPSILON
 from trimvla.policies.trimming.pairs import measure_pairs
 from trimvla.runtime.bundle.plan import Plan, load_plan
 from trimvla.runtime.errors import ConfigError
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n"
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +99,7 @@ def test_a_pair_that_does_nothing_goes_first(
     assert plan.provenance is not None
     assert plan.provenance.frames == 4
     assert result["ratio_to_dense"]["flops"] < 1
+    assert result["ratio_to_dense"]["parameters"] < 1
     assert (folder / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -108,7 +113,7 @@ def test_every_camera_and_the_state_are_measured(tmp_path: Path) -> None:
     for name in ("wrist", "state"):
         with np.load(path) as arrays:
             stored = dict(arrays)
-        np.savez(path, **{**stored, name: np.zeros_like(stored[name])})
+        rewrite(path, **{name: np.zeros_like(stored[name])})
         assert trim(folder, "--layers", "3", "--frames", "6") == 0
         changed = load_plan(folder / "plan.json").provenance
         assert changed is not None
@@ -137,17 +142,59 @@ def test_what_cannot_be_is_one_line(
     assert not (folder / "plan.json").exists()
 
 
-def test_a_shard_without_a_camera_is_refused(
+def rewrite(path: Path, **changed: np.ndarray | None) -> None:
+    """The shard with other arrays, or without those that are None."""
+    with np.load(path) as arrays:
+        stored = {**arrays, **changed}
+    np.savez(path, **{name: array for name, array in stored.items() if array is not None})
+
+
+SPOILT: list[tuple[dict[str, np.ndarray | None], str]] = [
+    ({"wrist": None}, "expected 'wrist' in the shard, got ['images', 'state', 'texts']"),
+    ({"texts": None}, "expected 'texts' in the shard"),
+    ({"images": np.zeros((6, 3, 8, 8), np.uint8)}, "6 x any x any x 3 for 'images'"),
+    ({"images": np.zeros((6, 0, 8, 3), np.uint8)}, "row 0: expected pixels in 'front'"),
+    ({"wrist": np.zeros((5, 8, 8, 3), np.uint8)}, "for 'wrist', got uint8 of 5 x 8 x 8 x 3"),
+    ({"wrist": np.zeros((6, 8, 8, 3), np.float32)}, "for 'wrist', got float32"),
+    ({"state": np.zeros((6, 4), np.float32)}, "6 x 5 for 'state', got float32 of 6 x 4"),
+    ({"state": np.full((6, 5), np.nan, np.float32)}, "row 0: expected finite numbers"),
+    ({"state": np.array([[None] * 5] * 6)}, "for 'state', got Python objects"),
+    ({"texts": np.zeros(6)}, "expected text of any for 'texts', got float64 of 6"),
+    ({"texts": np.zeros((6, 0), "<U4")}, "expected an instruction in every row"),
+    ({"texts": np.full(6, "lift " * 20)}, "row 0: "),
+]
+
+
+def test_a_shard_that_cannot_be_is_one_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = pi0_folder(tmp_path)
+    opened = open_source(folder)
     path = folder / "demos" / "shard-0000.npz"
-    with np.load(path) as arrays:
-        stored = dict(arrays)
-    np.savez(path, **{name: array for name, array in stored.items() if name != "wrist"})
+    sound = path.read_bytes()
+    for changed, message in SPOILT:
+        path.write_bytes(sound)
+        rewrite(path, **changed)
+        with pytest.raises(ConfigError) as caught:
+            frames_of(opened, [path], 6, 0)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert message in str(caught.value)
+    for spoilt in (b"", b"none", sound[:-3000], sound[: len(sound) // 2], LFS):
+        path.write_bytes(spoilt)
+        with pytest.raises(ConfigError, match="expected a shard of demonstrations"):
+            frames_of(opened, [path], 6, 0)
     assert trim(folder, "--layers", "3") == 1
-    assert "expected 'wrist' in the shard" in capsys.readouterr().err
+    assert f"{path}: expected a shard of demonstrations" in capsys.readouterr().err
     assert not (folder / "plan.json").exists()
+
+
+def test_one_instruction_a_row_will_do(tmp_path: Path) -> None:
+    folder = pi0_folder(tmp_path)
+    opened = open_source(folder)
+    path = folder / "demos" / "shard-0000.npz"
+    first = frames_of(opened, [path], 6, 0)
+    rewrite(path, texts=np.full(6, "lift"))
+    assert frames_of(opened, [path], 6, 0).digest() == first.digest()
 
 
 def test_the_plan_it_gives_is_one_that_the_family_takes(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Frames of demonstration shards as a policy's input tensors: every camera, the state, the prompt.
 
 A shard is an npz with one array a camera, named as the camera (`images` for the tabletop's front
-camera, or for an only camera), `texts` and, where the policy reads one, `state`. Knows the
+camera, or for an only camera), `texts` (one instruction a row, or several, the first of which is
+meant) and, where the policy reads one, `state`. Knows the
 runtime's preprocessing; knows no family.
 """
 
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor
 
 from trimvla.policies.checkpoint import Checkpoint
-from trimvla.policies.training.flow_dataset import CAMERAS, mapped
+from trimvla.policies.training.flow_dataset import CAMERAS
+from trimvla.policies.training.mapped_arrays import checked, mapped
 from trimvla.runtime.bundle.action_statistics import chosen_state
 from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput
-from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.errors import ConfigError, ObservationError, PromptError
 from trimvla.runtime.preprocess.letterbox import images_tensor
 from trimvla.runtime.preprocess.prompts import Prompter
-from trimvla.runtime.preprocess.state import state_text, state_vector
+from trimvla.runtime.preprocess.state import check_state, state_text, state_vector
 
 Sample = dict[str, Tensor]
 """`images`, `input_ids` without padding, `length`, and `state` where there is one."""
@@ -66,16 +68,31 @@ class Reader:
         """The rows int64[k] of one shard.
 
         Raises:
-            ConfigError: the shard lacks a camera or the state.
+            ConfigError: the shard lacks a camera or the state or has one of another shape, or the
+                policy cannot take a row: its state is not finite, its instruction is too long.
         """
-        spec = self.described.images
-        arrays = {name: mapped(path, array_of(name, spec.names)) for name in spec.names}
-        texts = mapped(path, "texts")
-        states = None if self.scale is None else mapped(path, "state")
+        texts = texts_of(path)
+        arrays = {
+            name: self.images_of(path, name, len(texts)) for name in self.described.images.names
+        }
+        states = self.states(path, len(texts))
         for row in rows:
             images = {name: np.asarray(array[row]) for name, array in arrays.items()}
-            state = None if states is None else np.asarray(states[row], np.float32)
-            yield self.sample(images, str(texts[row, 0]), state)
+            state = None if states is None else states[row]
+            try:
+                yield self.sample(images, str(texts[row]), state)
+            except (ObservationError, PromptError) as error:
+                raise ConfigError(f"{path}: row {row}: {error}") from error
+
+    def images_of(self, path: Path, camera: str, rows: int) -> np.ndarray:
+        """A camera's array uint8[rows, h, w, 3]."""
+        name = array_of(camera, self.described.images.names)
+        return checked(path, name, (None, None, None, 3), "u", rows=rows)
+
+    def states(self, path: Path, rows: int) -> np.ndarray | None:
+        """float[rows, d], where the policy reads a state."""
+        spec = self.described.state
+        return None if spec is None else checked(path, "state", (None, spec.dim), "f", rows=rows)
 
     def sample(
         self, images: dict[str, np.ndarray], instruction: str, state: np.ndarray | None
@@ -84,8 +101,9 @@ class Reader:
         made = {"images": torch.from_numpy(images_tensor(images, self.described.images))}
         text = ""
         spec = self.described.state
-        if state is not None and spec is not None and self.scale is not None:
-            vector = state_vector(state, spec, self.scale)
+        checked_state = check_state(state, spec)
+        if checked_state is not None and spec is not None and self.scale is not None:
+            vector = state_vector(checked_state, spec, self.scale)
             made["state"] = torch.from_numpy(vector)[None]
             text = state_text(vector, spec.bins or 0) if spec.into == "text" else ""
         ids, last = self.prompter.ids(instruction, text)
@@ -100,16 +118,30 @@ def array_of(camera: str, cameras: tuple[str, ...]) -> str:
     return "images" if len(cameras) == 1 else CAMERAS.get(camera, camera)
 
 
+def texts_of(path: Path) -> np.ndarray:
+    """The instruction of each row, text[n]: the first one where a row has several."""
+    array = mapped(path, "texts")
+    if array.ndim == 1:
+        return checked(path, "texts", (None,), "U")
+    several = checked(path, "texts", (None, None), "U")
+    if not several.shape[1]:
+        raise ConfigError(f"{path}: expected an instruction in every row of 'texts', got none")
+    return several[:, 0]
+
+
 def draw_frames(reader: Reader, shards: list[Path], count: int, seed: int) -> Frames:
     """`count` frames drawn evenly at random from all shards; all, where there are fewer.
 
     Raises:
         ConfigError: there are no shards, or no frames are wanted.
     """
-    if not shards or count < 1:
-        words = "shards of demonstrations (--calibration FILE or FOLDER) and at least 1 frame"
-        raise ConfigError(f"expected {words}, got {len(shards)} and {count}")
-    lengths = np.array([len(mapped(path, "texts")) for path in shards])
+    if count < 1:
+        raise ConfigError(f"expected at least 1 frame for --frames, got {count}")
+    if not shards:
+        raise ConfigError(
+            "expected shards of demonstrations (--calibration FILE or FOLDER with *.npz), got none"
+        )
+    lengths = np.array([len(texts_of(path)) for path in shards])
     starts = np.concatenate([[0], np.cumsum(lengths)])
     drawn = np.sort(np.random.default_rng(seed).permutation(int(starts[-1]))[:count])
     samples: list[Sample] = []

@@ -39,7 +39,8 @@ class Ratios(msgspec.Struct, frozen=True):
     """Shares of the dense policy's, 0 to 1."""
 
     parameters: float
-    """Of its parameters."""
+    """Of its parameters: of a CogACT with those that never reach an action, as papers count; of
+    others those that the exported stages hold."""
     flops: float
     """Of its operations."""
     weight_bytes: float
@@ -49,7 +50,15 @@ class Ratios(msgspec.Struct, frozen=True):
 def ratios(cost: CostReport, dense: CostReport) -> Ratios:
     """What is left of the dense policy."""
     return Ratios(
-        parameters=cost.parameters / dense.parameters,
+        parameters=_counted(cost) / _counted(dense),
         flops=cost.flops / dense.flops,
         weight_bytes=cost.weight_bytes / dense.weight_bytes,
     )
+
+
+def _counted(cost: CostReport) -> int:
+    """Parameters that a plan makes fewer; where acting ones are given, `parameters` are the
+    checkpoint's under any plan."""
+    if cost.acting_parameters is None:
+        return cost.parameters
+    return sum(stage.parameters for stage in cost.stages.values())

@@ -7,7 +7,6 @@ knows no simulator.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from trimvla.policies.pi0.config import Pi0Config
 from trimvla.policies.training.dataset import YAW, noun_places
+from trimvla.policies.training.mapped_arrays import mapped
 from trimvla.runtime.bundle.scale import Scale, normalise
 from trimvla.runtime.errors import ConfigError
 
@@ -126,31 +126,6 @@ class FlowDemonstrations:
             aux=torch.from_numpy(self.aux[rows[:, None], columns]),
             points=torch.from_numpy(self._points[rows[:, None], columns]),
         )
-
-
-def mapped(path: Path, name: str) -> np.ndarray:
-    """An array of an uncompressed npz, mapped. ConfigError where it has none of that name."""
-    with zipfile.ZipFile(path) as archive:
-        if f"{name}.npy" not in archive.namelist():
-            raise ConfigError(f"{path}: expected '{name}' in the shard: made without that camera")
-        entry = archive.getinfo(f"{name}.npy")
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise ConfigError(f"{path}: expected arrays that are not compressed")
-        with archive.open(entry) as file:
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, dtype = read(file)
-            header = file.tell()
-    with path.open("rb") as file:
-        file.seek(entry.header_offset + 26)
-        name_bytes, extra_bytes = np.frombuffer(file.read(4), "<u2")
-    start = entry.header_offset + 30 + int(name_bytes) + int(extra_bytes) + header
-    order = "F" if fortran else "C"
-    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape, order=order)
 
 
 def describe(values: np.ndarray) -> dict[str, list[float]]:
