@@ -42,6 +42,7 @@ def test_every_preset_has_a_cost(name: str, capsys: pytest.CaptureFixture[str]) 
     trimmed = cost(capsys, "--preset", name, *TRIMMED, "--dtype", "fp16")
     assert trimmed["stages"]["language"]["flops"] < 0.6 * expected.stages["language"].flops
     assert trimmed["ratio_to_dense"]["weight_bytes"] < 0.95
+    assert trimmed["ratio_to_dense"]["parameters"] < 0.97
     assert trimmed["weight_bytes"] == pytest.approx(
         2 * sum(stage["parameters"] for stage in trimmed["stages"].values())
     )
