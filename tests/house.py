@@ -71,6 +71,7 @@ LAUNCH = (
     "launch.figures",
     "launch.exporting",
     "launch.bench",
+    "launch.bench.peers",
     "launch.ablation",
     "launch.evaluation",
     "launch.faults",

@@ -15,6 +15,7 @@ import numpy as np
 from trimvla.launch.bench import turns as benchmark
 from trimvla.launch.bench.floor import Floor, Machine, better, measure_machine
 from trimvla.launch.bench.options import OWN_SIZE, BenchArgs
+from trimvla.launch.bench.peers.peer import peer_subjects
 from trimvla.launch.bench.socket_layer import socket_policy
 from trimvla.launch.bench.subjects import (
     UNMEASURED,
@@ -74,13 +75,14 @@ def measure(args: BenchArgs, stack: ExitStack) -> Measured:
     others = named_subjects(
         with_dense(args.also, args.against, args.backend), args.threads, asked, stack
     )
+    peers = peer_subjects(args.peer, parties[0], args.threads, asked, stack)
     for socket in sockets:
         socket.connect()
     own = [
         own_subject(party, socket, args.backend, asked)
         for party, socket in zip(parties, sockets, strict=True)
     ]
-    subjects = [*own, *twins, *(subject for subject, _ in others)]
+    subjects = [*own, *twins, *peers, *(subject for subject, _ in others)]
     before = measure_machine(args.threads)
     samples = take_turns(subjects, args)
     machine = better(before, measure_machine(args.threads))

@@ -44,6 +44,13 @@ class BenchArgs(PlanCounts, Options):
     backends too.
     """
 
+    peer: tuple[str, ...] = ()
+    """What a user would run instead, in the same turns: commands, often in an environment of their
+    own, such as "PYTHON launch/bench/peers/lerobot_smolvla.py CHECKPOINT"; the lines that they
+    answer are in launch/bench/peers/peer.py. The bundle, or --against, must be dense in float32,
+    and a peer's actions are compared with its before anything is timed.
+    """
+
     instruction: str = "pick up the red cube"
     """What the policy is asked."""
 
@@ -115,15 +122,17 @@ class BenchArgs(PlanCounts, Options):
             raise ConfigError(
                 f"expected {' or '.join(SAMPLES_AS)} at the end of --samples, got {self.samples}"
             )
-        alone = (self.bundle, self.against, self.baselines, self.samples) == (
+        alone = (self.bundle, self.against, self.peer, self.baselines, self.samples) == (
             "tabletop",
             None,
+            (),
             "auto",
             None,
         )
         if self.random_weights and not alone:
             raise ConfigError(
-                "expected --random-weights without a bundle, --against, --baselines and --samples"
+                "expected --random-weights without a bundle, --against, --peer, --baselines and"
+                " --samples"
             )
         if self.counted and not self.random_weights:
             raise ConfigError(

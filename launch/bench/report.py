@@ -39,12 +39,16 @@ def as_table(result: GraphsResult) -> Table:
         justify = "left" if column in LEFT else "right"
         table.add_column(column, justify=justify, overflow="fold")
     block = ""
+    peers = any(row.ratio_to_peer is not None for row in result.rows)
+    if peers:
+        table.add_column("x peer", justify="right")
     for row in result.rows:
         here = f"{row.layer} {row.part}"
         if block not in ("", here):
             table.add_section()
         style = "bold" if row.part == TOTAL else None
-        table.add_row(here if here != block else "", *_cells(row), style=style)
+        against = [number(row.ratio_to_peer)] if peers else []
+        table.add_row(here if here != block else "", *_cells(row), *against, style=style)
         block = here
     return table
 

@@ -50,6 +50,8 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Upper quartile of that ratio."""
     ratio_to_eager_dense: float | None
     """The same against the dense policy in eager torch: the median."""
+    ratio_to_peer: float | None = None
+    """The same against the first policy that `--peer` names: the median; left out without one."""
     over_l0_ms: float | None
     """What the layer takes beyond the graphs alone [ms]; of totals."""
     floor_ms: float | None

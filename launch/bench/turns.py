@@ -31,6 +31,7 @@ from trimvla.runtime.preprocess.observation import Observation
 TOTAL = "total"
 EAGER = "torch-eager"
 COMPILED = "torch-compile"
+PEER = "peer"
 QUARTILES = (25, 50, 75)
 
 Cell = tuple[str, str]
@@ -208,6 +209,7 @@ def _row(
         ratio_low=low,
         ratio_high=high,
         ratio_to_eager_dense=_ratios(eager, took)[1],
+        ratio_to_peer=_ratios(dense_samples(peers, samples, PEER, cell), took)[1],
         over_l0_ms=over_l0(samples[subject.name], layer) if part == TOTAL else None,
         floor_ms=None if floor is None else round(floor.ms, 3),
         floor_by=None if floor is None else floor.by,

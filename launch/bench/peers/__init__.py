@@ -1,0 +1,1 @@
+"""What a user would run instead of a bundle, measured in the same turns."""
