@@ -47,6 +47,7 @@ FAMILIES = (
     "policies.cogact",
     "policies.dbcogact",
     "policies.smolvla",
+    "policies.smolvla.lerobot",
     "policies.pi0",
     "policies.pi05",
 )

@@ -12,8 +12,8 @@ import pytest
 from tests.smolvla_policy import TINY, random_policy
 from trimvla.launch import cli
 from trimvla.launch.bench.peers.random_smolvla import byte_tokenizer
-from trimvla.policies.smolvla.save import save_lerobot
-from trimvla.policies.smolvla.source import open_checkpoint
+from trimvla.policies.smolvla.lerobot.save import save_lerobot
+from trimvla.policies.smolvla.lerobot.source import open_checkpoint
 
 ONES = {
     name: {"mean": [0.0] * dim, "std": [1.0] * dim}

@@ -16,7 +16,7 @@ from smolvla_policy import TINY, act, inputs, write_checkpoint, write_config
 from trimvla.policies.families import find_family, parse_config, recognise
 from trimvla.policies.smolvla.checkpoint import build, dead_names, layout, open_weights
 from trimvla.policies.smolvla.config import SmolVlaConfig
-from trimvla.policies.smolvla.source import open_checkpoint
+from trimvla.policies.smolvla.lerobot.source import open_checkpoint
 from trimvla.runtime.errors import CheckpointError, ConfigError
 
 WEIGHTS = "model.safetensors"

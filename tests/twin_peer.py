@@ -17,7 +17,7 @@ import torch
 
 from tests.smolvla_policy import act
 from trimvla.policies.smolvla.checkpoint import build
-from trimvla.policies.smolvla.source import open_checkpoint
+from trimvla.policies.smolvla.lerobot.source import open_checkpoint
 
 
 def main(directory: str, offset: str = "0") -> None:

@@ -26,9 +26,10 @@ from trimvla.policies.safetensors_files import SafetensorsFiles
 from trimvla.policies.smolvla.checkpoint import build, deepest_names, theirs
 from trimvla.policies.smolvla.config import SmolVlaConfig
 from trimvla.policies.smolvla.keys_values import KeysValues
+from trimvla.policies.smolvla.lerobot.sizes import camera_name
+from trimvla.policies.smolvla.lerobot.source import open_checkpoint
 from trimvla.policies.smolvla.model import SmolVla
 from trimvla.policies.smolvla.prefix import PrefixLayer
-from trimvla.policies.smolvla.source import camera_name, open_checkpoint
 from trimvla.runtime.errors import ConfigError
 
 PIXELS = "pixels/"

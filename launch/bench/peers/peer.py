@@ -149,7 +149,7 @@ def peer_subjects(
             f" '{dense.name}'"
         )
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimvla-peer-")))
-    given = chain_inputs(dense, asked)
+    given: dict[str, Any] = chain_inputs(dense, asked)
     expected = dense.policy.chain.run(given, manifest.modes[PLAIN])[0]["actions"]
     np.savez(folder / "inputs.npz", **given)
     found: list[Subject] = []

@@ -16,8 +16,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from trimvla.policies.smolvla.config import PRESETS, SmolVlaConfig
+from trimvla.policies.smolvla.lerobot.save import save_lerobot
 from trimvla.policies.smolvla.model import SmolVla
-from trimvla.policies.smolvla.save import save_lerobot
 
 
 def byte_tokenizer(most: int = 512) -> Tokenizer:

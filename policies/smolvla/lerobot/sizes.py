@@ -1,5 +1,5 @@
-"""A SmolVLA checkpoint that a user has, opened: sizes, cameras, statistics and tokenizer from
-LeRobot's files.
+"""SmolVLA's sizes and cameras, by LeRobot's config.json, the weights' shapes and the language
+model's config.
 
 config.json does not hold the language model's sizes: they come from the weights' shapes, and heads,
 which no shape shows, from the config of the model that `vlm_model_name` names: a folder, or one of
@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.safetensors_files import SafetensorsFiles
 from trimvla.policies.sizes.config import VitConfig
-from trimvla.policies.smolvla.checkpoint import CONNECTOR, EXPERT, TEXT, VISION, open_weights
+from trimvla.policies.smolvla.checkpoint import CONNECTOR, EXPERT, TEXT, VISION
 from trimvla.policies.smolvla.config import (
-    PRESETS,
     ExpertConfig,
     FlowConfig,
     SmolVlaConfig,
@@ -29,18 +27,11 @@ from trimvla.policies.smolvla.config import (
     buckets_up_to,
     siglip,
 )
-from trimvla.policies.statistics import (
-    Statistics,
-    lerobot_epsilon,
-    lerobot_modes,
-    read_lerobot,
-)
-from trimvla.runtime.bundle.scale import LISTS
+from trimvla.policies.smolvla.lerobot.fields import Fields
 from trimvla.runtime.errors import CheckpointError, ConfigError
 from trimvla.runtime.text_files import read_json
 
 CONFIG = "config.json"
-TOKENIZER = "tokenizer.json"
 TYPE = "smolvla"
 IMAGES = "observation.images."
 EMPTY = re.compile(r"empty_camera_\d+")  # slots that no robot has a camera for
@@ -79,91 +70,6 @@ PUBLISHED = {
     "HuggingFaceTB/SmolVLM-500M-Instruct": SMALL,
     "HuggingFaceTB/SmolVLM-256M-Instruct": SMALL,
 }
-
-
-def open_checkpoint(
-    directory: Path,
-    *,
-    preset: str | None = None,
-    statistics_key: str | None = None,
-    tokenizer: Path | None = None,
-) -> Checkpoint:
-    """See `Family.open_checkpoint`.
-
-    Raises:
-        ConfigError: a preset that is not this policy, or statistics that need a key.
-        CheckpointError: config.json, weights or statistics that are missing or do not fit each
-            other.
-    """
-    fields = read_fields(directory)
-    cfg = read_config(directory, fields)
-    if preset is not None:
-        _check_preset(preset, cfg)
-    modes = lerobot_modes(directory)
-    statistics = read_lerobot(directory, statistics_key)
-    for feature, dim in (("state", cfg.state_dim), ("action", cfg.action_dim)):
-        _check_statistics(statistics, feature, modes[feature], dim)
-    return Checkpoint(
-        cfg=cfg,
-        weights=open_weights(directory, cfg),
-        statistics=statistics.features,
-        statistics_key=statistics.key,
-        tokenizer=find_tokenizer(directory, fields, tokenizer),
-        cameras=cfg.cameras,
-        directory=directory,
-        extra={"modes": modes, "epsilon": lerobot_epsilon(directory)},
-    )
-
-
-def read_fields(directory: Path) -> Fields:
-    """config.json. CheckpointError where it is not there, or of another policy."""
-    path = directory / CONFIG
-    config = read_json(path, "a policy's config", error=CheckpointError)
-    if not isinstance(config, dict) or config.get("type") != TYPE:
-        got = config.get("type") if isinstance(config, dict) else type(config).__name__
-        raise CheckpointError(f"{path}: expected 'type' {TYPE!r}, got {got!r}")
-    return Fields(path, config)
-
-
-def find_tokenizer(directory: Path, fields: Fields, chosen: Path | None) -> Path | None:
-    """The tokenizer that the user chose, else the one beside the weights or the model's; None where
-    there is none.
-    """
-    if chosen is not None:
-        return chosen if chosen.is_file() else None
-    folders = [directory, *_folders(directory, fields.config.get("vlm_model_name"))]
-    return next((f / TOKENIZER for f in folders if (f / TOKENIZER).is_file()), None)
-
-
-def _folders(directory: Path, name: object) -> list[Path]:
-    """Where a name may stand for a folder: in this one, or a path of its own."""
-    return [directory / name, Path(name)] if isinstance(name, str) and name else []
-
-
-def _check_statistics(statistics: Statistics, feature: str, mode: Any, dim: int) -> None:  # noqa: ANN401
-    for name in LISTS[mode]:
-        got = len(statistics.array(feature, name))
-        if got != dim:
-            raise CheckpointError(
-                f"{statistics.where}: expected {dim} numbers, the dimension in {CONFIG}, for "
-                f"'{name}' of "
-                f"'{feature}', got {got}"
-            )
-
-
-def _check_preset(preset: str, cfg: SmolVlaConfig) -> None:
-    """ConfigError where the preset is none of this family, or has other sizes than the weights."""
-    if preset not in PRESETS:
-        raise ConfigError(f"expected --preset as one of {sorted(PRESETS)}, got {preset!r}")
-    for name in ("vision", "shuffle", "text", "expert"):
-        got = getattr(cfg, name)
-        if getattr(PRESETS[preset], name) != got:
-            raise ConfigError(
-                f"expected a checkpoint of the sizes of --preset {preset}, got {got} for '{name}'"
-            )
-
-
-# --- sizes ---
 
 
 def read_config(directory: Path, fields: Fields) -> SmolVlaConfig:
@@ -218,7 +124,7 @@ def read_config(directory: Path, fields: Fields) -> SmolVlaConfig:
 def read_vlm(directory: Path, fields: Fields) -> Vlm:
     """Of the model that `vlm_model_name` names."""
     name = fields.config.get("vlm_model_name")
-    folder = next((f for f in _folders(directory, name) if (f / CONFIG).is_file()), None)
+    folder = next((f for f in folders_of(directory, name) if (f / CONFIG).is_file()), None)
     if folder is not None:
         return _vlm_of(folder / CONFIG)
     if isinstance(name, str) and name in PUBLISHED:
@@ -376,62 +282,6 @@ def _depth(pattern: re.Pattern[str], files: SafetensorsFiles) -> int:
     return max(found) + 1
 
 
-@dataclass(frozen=True)
-class Fields:
-    """A config, with errors that name file and field."""
-
-    path: Path
-    config: Mapping[str, Any]
-
-    def check(self, name: str, allowed: tuple[Any, ...]) -> None:
-        """CheckpointError where the field is there and is something else."""
-        if self.config.get(name, allowed[0]) not in allowed:
-            words = repr(allowed[0]) if len(allowed) == 1 else f"one of {list(allowed)}"
-            raise CheckpointError(
-                f"{self.path}: expected {words} for '{name}', got {self.config[name]!r}"
-            )
-
-    def table(self, name: str) -> Mapping[str, Any]:
-        """A table; empty where it is not there."""
-        value = self.config.get(name) or {}
-        if not isinstance(value, dict):
-            raise CheckpointError(
-                f"{self.path}: expected a table for '{name}', got {type(value).__name__}"
-            )
-        return value
-
-    def features(self, name: str) -> Mapping[str, Mapping[str, Any]]:
-        """Features by name."""
-        table = self.table(name)
-        if not all(isinstance(feature, dict) for feature in table.values()):
-            raise CheckpointError(f"{self.path}: expected tables of type and shape in '{name}'")
-        return table
-
-    def dim(self, name: str, feature: str) -> int:
-        """Numbers of a feature that is a vector."""
-        found = self.features(name)
-        shape = found.get(feature, {}).get("shape")
-        if not isinstance(shape, list) or len(shape) != 1 or not isinstance(shape[0], int):
-            raise CheckpointError(
-                f"{self.path}: expected '{feature}' with a shape of one number in '{name}', got "
-                f"{shape if feature in found else sorted(found)}"
-            )
-        return shape[0]
-
-    def count(self, name: str, default: int | None = None) -> int:
-        """A number from 1 on."""
-        value = self.config.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(
-                f"{self.path}: expected a number from 1 on for '{name}', got {value!r}"
-            )
-        return value
-
-    def number(self, name: str, default: float) -> float:
-        """A number above 0."""
-        value = self.config.get(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise CheckpointError(
-                f"{self.path}: expected a number above 0 for '{name}', got {value!r}"
-            )
-        return float(value)
+def folders_of(directory: Path, name: object) -> list[Path]:
+    """Where a name may stand for a folder: in this one, or a path of its own."""
+    return [directory / name, Path(name)] if isinstance(name, str) and name else []

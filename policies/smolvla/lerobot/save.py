@@ -19,9 +19,9 @@ from torch import Tensor
 
 from trimvla.policies.smolvla.checkpoint import HEAD, deepest_names, stored_shapes, theirs
 from trimvla.policies.smolvla.config import SmolVlaConfig
+from trimvla.policies.smolvla.lerobot.sizes import IMAGES
 from trimvla.policies.smolvla.model import SmolVla
 from trimvla.policies.smolvla.prefix import PrefixLayer
-from trimvla.policies.smolvla.source import IMAGES
 
 NORMALIZER_FILE = "policy_preprocessor_step_5_normalizer_processor.safetensors"
 NORM_MAP = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}

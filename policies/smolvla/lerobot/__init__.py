@@ -1,0 +1,1 @@
+"""SmolVLA in LeRobot's files: opened, and written."""
