@@ -101,6 +101,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(FAMILIES, (*BASE, "runtime.bundle", *PARTS)),
     # the same head and sampler
     "policies.dbcogact": (*BASE, "runtime.bundle", *PARTS, "policies.cogact"),
+    "policies.smolvla.lerobot": (*BASE, "runtime.bundle", *PARTS, "policies.smolvla"),
     "policies.pi05": (*BASE, "runtime.bundle", *PARTS, "policies.pi0"),  # the same prefix
     "policies.trimming": (*BASE, "runtime.bundle", *SIZES, "policies.nn", "policies.cogact"),
     "policies.training": (
