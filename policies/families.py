@@ -110,6 +110,10 @@ class Family:
     """"module:attribute" of a `ReferenceFamily` in export/reference: how a reference directory is
     opened, and what is
     compared (export/reference/groups.py)."""
+    image_tokens: Callable[[Any, Plan], int] | None = None
+    """(cfg, plan) -> visual tokens of one image of the plan's size, before patches leave; None: as
+    `trimmable` says.
+    """
     lend_weights: Callable[..., Any] | None = None
     """(directory, cfg, checkpoint=None) -> `cogact.weights.Weights`, for an export that never holds
     the whole policy; None: it is loaded whole.

@@ -12,7 +12,7 @@ from trimvla.policies.cogact.stages import tensor_specs
 from trimvla.policies.sizes.cost import shape_of, stage_costs
 from trimvla.policies.sizes.memory import plan_memory
 from trimvla.policies.sizes.roofline import same_plan
-from trimvla.policies.trimming.tokens import grid, nearest
+from trimvla.policies.trimming.places import grid, nearest
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.runtime.bundle.plan import Plan, TokenPlan

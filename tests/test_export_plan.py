@@ -5,22 +5,27 @@ step graphs.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from tiny_policy import TINY, export_cogact, random_policy
 from tokenizers import Tokenizer, models
 
 from trimvla.export.graphs.to_onnx import export_stage
 from trimvla.export.reference.planned_stages import ExportedStages, TorchStages
 from trimvla.export.verify import verify_bundle
+from trimvla.launch import cli
 from trimvla.policies.cogact.stages import KEPT, STAGES
+from trimvla.policies.trimming.places import grid
 from trimvla.policies.trimming.trimmed import trim
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
+from trimvla.runtime.bundle.vision_plan import PatchPlan, VisionPlan
 from trimvla.runtime.errors import BundleError, ConfigError
 from trimvla.runtime.inference.policy import Policy
 
@@ -153,3 +158,20 @@ def test_the_pair_of_step_graphs_agrees_with_the_unrolled_sampler(policy, export
         torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(got[-1], whole, atol=1e-5, rtol=1e-5)
     assert len(list(exported.directory.iterdir())) == 2
+
+
+def test_dropped_patches_reach_the_bundle_and_its_picture(
+    policy, bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    plan = Plan(vision=VisionPlan(patches=PatchPlan(keep=9, after=0)))
+    options = {"statistics_key": "lab", "control_hz": 5.0, "created_utc": None}
+    tokenizer = bundle.with_name("tokenizer.json")
+    export_cogact(policy, plan, STATISTICS, tokenizer, tmp_path / "fewer", **options)
+    report = verify_bundle(tmp_path / "fewer", policy, samples=1)
+    assert report.ok, report.failed
+    Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
+    words = f"{tmp_path}/fewer --image {tmp_path}/black.png --instruction x --json"
+    out = str(tmp_path / "call.png")
+    assert cli.main(["inspect", *words.split(), "--out", out]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["tokens"] == {"kept": list(grid(16, 9)), "of": 16}

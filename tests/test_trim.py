@@ -14,7 +14,7 @@ from tiny_policy import TINY, inputs, random_policy
 
 from trimvla.policies.nn.cachers import CachedDit, every
 from trimvla.policies.nn.dit import DitBlock
-from trimvla.policies.trimming import tokens
+from trimvla.policies.trimming import places, tokens
 from trimvla.policies.trimming.calibrate import Calibration, load_calibration, measure, sequences
 from trimvla.policies.trimming.importance import CRITERIA, most_important
 from trimvla.policies.trimming.planner import Request, make_plan
@@ -241,14 +241,14 @@ def test_relevance_counts_the_wanted_rows_and_never_padding():
 @given(st.integers(1, 16), st.data())
 def test_the_grid_spreads_any_number_of_tokens(side, data):
     keep = data.draw(st.integers(1, side * side))
-    indices = tokens.grid(side * side, keep)
+    indices = places.grid(side * side, keep)
     assert len(set(indices)) == keep
     assert indices == sorted(indices)
     assert indices[-1] < side * side
 
 
 def test_the_grid_is_a_grid():
-    assert tokens.grid(16, 4) == [5, 7, 13, 15]
+    assert places.grid(16, 4) == [5, 7, 13, 15]
 
 
 @pytest.mark.parametrize("selector", SELECTORS)

@@ -18,6 +18,7 @@ from trimvla.policies.cogact.checkpoint import save
 from trimvla.policies.cogact.tokenizer import instruction_in, prompt_ids
 from trimvla.policies.sizes.config import PRESETS
 from trimvla.runtime.bundle.plan import load_plan
+from trimvla.runtime.bundle.vision_plan import PatchPlan, VisionPlan
 
 DEEP = msgspec.structs.replace(TINY, language=msgspec.structs.replace(TINY.language, layers=5))
 
@@ -105,3 +106,15 @@ def test_the_instruction_is_found_in_a_prompt(instruction: str, tabletop_bundle:
     found = instruction_in(text, prompt.template)
     assert found.replace(" ", "") == instruction.replace(" ", "")
     assert instruction_in("no prompt of ours", prompt.template) == "no prompt of ours"
+
+
+def test_patches_may_leave_inside_the_encoders(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "--patches 9 --patches-after 0 --tokens 4 --selector uniform --after 1 --frames 4 --json"
+    assert trim(folder, *words.split()) == 0
+    patches = PatchPlan(keep=9, after=0)
+    assert load_plan(folder / "plan.json").vision == VisionPlan(patches=patches)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["ratio_to_dense"]["flops"] < 1
+    assert trim(folder, "--patches", "17") == 1
+    assert "'keep' of 'vision.patches', got 17" in capsys.readouterr().out

@@ -23,6 +23,8 @@ from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.launch.result import VerbResult
 from trimvla.launch.system.recorded_policy import choose_bundles, open_rungs
+from trimvla.policies.families import family_of, parse_config
+from trimvla.policies.trimming.places import seen_places
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import PLAIN, Manifest
 from trimvla.runtime.errors import ConfigError, ImageError, RecordingError
@@ -210,7 +212,7 @@ def load_image(path: Path) -> NDArray[np.uint8]:
 def story_of(policy: Policy, look: Look, result: PolicyResult) -> CallStory:
     """What ran, by the manifest's plan, and how long, as the call measured."""
     manifest = policy.manifest
-    patches = visual_tokens(manifest)
+    seen, patches = visual_tokens(manifest)
     layers, steps = depth(manifest)
     recompute = range(steps) if manifest.plan.recompute is None else manifest.plan.recompute
     return CallStory(
@@ -218,7 +220,7 @@ def story_of(policy: Policy, look: Look, result: PolicyResult) -> CallStory:
         instruction=look.observation.instruction,
         bundle=manifest.name,
         grid=math.isqrt(patches // len(manifest.images.cameras)),
-        kept=np.arange(patches) if result.kept is None else result.kept,
+        kept=np.array(seen) if result.kept is None else result.kept,
         layers=tuple(range(layers)) if manifest.plan.layers is None else manifest.plan.layers,
         all_layers=layers,
         recompute=tuple(recompute),
@@ -228,10 +230,23 @@ def story_of(policy: Policy, look: Look, result: PolicyResult) -> CallStory:
     )
 
 
-def visual_tokens(manifest: Manifest) -> int:
-    """Visual tokens of all cameras: rows of the tensor `visual`."""
-    first = manifest.stages[manifest.modes[PLAIN][0]]
-    return int(first.tensor("visual").shape[-2])
+def visual_tokens(manifest: Manifest) -> tuple[tuple[int, ...], int]:
+    """Raster indices, over all cameras, of the visual tokens that the encoders give, and how many
+    there are before patches leave.
+    """
+    plan = manifest.plan
+    if plan.vision is None or plan.vision.patches is None:
+        first = manifest.stages[manifest.modes[PLAIN][0]]
+        rows = int(first.tensor("visual").shape[-2])
+        return tuple(range(rows)), rows
+    cfg = parse_config(manifest.policy)
+    family = family_of(cfg)
+    count = family.trimmable(cfg).image_tokens
+    if family.image_tokens is not None:
+        count = family.image_tokens(cfg, plan)
+    cameras = len(manifest.images.cameras)
+    seen = seen_places(plan, count)
+    return tuple(n * count + place for n in range(cameras) for place in seen), cameras * count
 
 
 def depth(manifest: Manifest) -> tuple[int, int]:

@@ -39,6 +39,7 @@ from trimvla.policies.trimming.trimmed import kept_layers, trim
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, TokenSelector, save_plan
 from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
+from trimvla.runtime.bundle.vision_plan import PatchPlan
 from trimvla.runtime.errors import ConfigError
 
 Rows = Literal["text", "instruction", "last", "none"]
@@ -100,6 +101,12 @@ class Args(PlanCounts, EnvArgs):
 
     alpha: float = 0.5
     """Share of the other tokens that relevance chooses; diversity chooses the rest."""
+
+    patches: int | None = None
+    """Visual tokens of an image that go on inside the encoders, as a grid (default: all)."""
+
+    patches_after: int = 2
+    """With --patches: encoder blocks that still see every patch."""
 
     steps: int | None = None
     """DDIM steps: the control that a cache must beat."""
@@ -194,6 +201,7 @@ def request(args: Args) -> Request:
         **args.kept,
         criterion=args.criterion,
         tokens=token_plan(args),
+        patches=patch_plan(args),
         steps=args.steps,
         guidance=args.guidance,
         seed=args.seed,
@@ -213,6 +221,13 @@ def token_plan(args: Args) -> TokenPlan | None:
         alpha=args.alpha,
         seed=args.seed,
     )
+
+
+def patch_plan(args: Args) -> PatchPlan | None:
+    """Which patches go on inside the encoders, if not all."""
+    if args.patches is None:
+        return None
+    return PatchPlan(keep=args.patches, after=args.patches_after)
 
 
 def draw(policy: CogAct, plan: Plan, data: Calibration, tokenizer: Path, path: Path) -> Path:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from random import Random
 from typing import TypeVar
 
 from torch import nn
@@ -29,7 +28,7 @@ from trimvla.policies.pi0.kept import (
 )
 from trimvla.policies.pi0.model import Pi0, Vision
 from trimvla.policies.pi0.prefix import Prefix
-from trimvla.policies.trimming.tokens import grid
+from trimvla.policies.trimming.places import seen_places
 from trimvla.runtime.bundle.plan import Plan
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -129,12 +128,7 @@ def with_mlp(layer: Module, mlp: nn.Module) -> Module:
 
 def kept_patches(plan: Plan, cfg: Pi0Config) -> tuple[int, ...]:
     """Patches of every image that the encoder gives, in raster order."""
-    patches = None if plan.vision is None else plan.vision.patches
-    if patches is None:
-        return tuple(range(cfg.patches))
-    if patches.selector == "random":
-        return tuple(sorted(Random(patches.seed).sample(range(cfg.patches), patches.keep)))
-    return tuple(grid(cfg.patches, patches.keep))
+    return seen_places(plan, cfg.patches)
 
 
 def visual_places(plan: Plan, cfg: Pi0Config) -> tuple[int, ...] | None:

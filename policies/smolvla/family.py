@@ -10,6 +10,8 @@ from trimvla.policies.families import Family, lazily
 from trimvla.policies.sizes.counts import Trimmable
 from trimvla.policies.smolvla.config import PRESETS, SmolVlaConfig
 from trimvla.policies.smolvla.cost import cost
+from trimvla.policies.smolvla.kept import tokens_per_image
+from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import CheckpointError
 from trimvla.runtime.text_files import read_json
 
@@ -43,6 +45,11 @@ def trimmable(cfg: SmolVlaConfig) -> Trimmable:
     )
 
 
+def image_tokens(cfg: SmolVlaConfig, plan: Plan) -> int:
+    """See `Family.image_tokens`."""
+    return tokens_per_image(plan, cfg)
+
+
 FAMILY = Family(
     name="smolvla",
     config_type=SmolVlaConfig,
@@ -62,5 +69,6 @@ FAMILY = Family(
     cost=cost,
     measure_pairs=lazily("trimvla.policies.trimming.pairs:measure_pairs"),
     trimmable=trimmable,
+    image_tokens=image_tokens,
     reference="trimvla.export.reference.smolvla.groups:SMOLVLA",
 )

@@ -7,9 +7,9 @@ expert layer is. Knows no weights and needs no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from random import Random
 
 from trimvla.policies.smolvla.config import SmolVlaConfig
+from trimvla.policies.trimming.places import seen_places
 from trimvla.runtime.bundle.plan import Plan, unmask
 
 
@@ -85,15 +85,7 @@ def tokens_per_image(plan: Plan, cfg: SmolVlaConfig) -> int:
 
 def tokens_seen(plan: Plan, cfg: SmolVlaConfig) -> tuple[int, ...]:
     """Raster indices of the visual tokens of one image that the encoder gives."""
-    count = tokens_per_image(plan, cfg)
-    patches = None if plan.vision is None else plan.vision.patches
-    if patches is None or patches.keep == count:
-        return tuple(range(count))
-    if patches.selector == "random":
-        return tuple(sorted(Random(patches.seed).sample(range(count), patches.keep)))
-    from trimvla.policies.trimming.tokens import grid
-
-    return tuple(grid(count, patches.keep))
+    return seen_places(plan, tokens_per_image(plan, cfg))
 
 
 def places(plan: Plan, cfg: SmolVlaConfig) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from trimvla.policies.trimming.trimmed import check
 from trimvla.policies.trimming.trimmed_language import as_layer
 from trimvla.policies.trimming.width import channel_scores, kept_channels
 from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan, mask
+from trimvla.runtime.bundle.vision_plan import PatchPlan, VisionPlan
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Request:
     criterion: str = "block-influence"
     mlp_keep: float = 1.0
     tokens: TokenPlan | None = None
+    patches: PatchPlan | None = None
     cache_interval: int = 1
     steps: int | None = None
     guidance: float | None = None
@@ -79,7 +81,8 @@ def make_plan(policy: CogAct, data: Calibration, request: Request, created_utc: 
     cfg = policy.cfg
     check_calibration(data, cfg)
     criterion = find_criterion(request.criterion, "--criterion")
-    use_selector(request.tokens, cfg.patches, "--selector")
+    visual = cfg.patches if request.patches is None else request.patches.keep
+    use_selector(request.tokens, visual, "--selector")
     statistics = measure(policy.language, sequences(policy, data))
     scores = criterion(statistics, request.seed)
     layers = most_important(
@@ -94,6 +97,7 @@ def make_plan(policy: CogAct, data: Calibration, request: Request, created_utc: 
         if request.mlp_keep == 1.0
         else channels(policy.language, statistics, layers, request.mlp_keep),
         tokens=request.tokens,
+        vision=request.patches and VisionPlan(patches=request.patches),
         recompute=None if len(schedule) == steps else schedule,
         steps=request.steps,
         guidance=request.guidance,

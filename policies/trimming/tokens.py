@@ -11,7 +11,7 @@ here, by default, the hidden states where tokens are dropped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trimvla.policies.trimming.places import grid, nearest
 from trimvla.runtime.bundle.plan import TokenPlan
 from trimvla.runtime.errors import ConfigError
 
@@ -153,37 +154,6 @@ def uniform(plan: TokenPlan, seen: Seen) -> Tensor:
     if seen.places is None or seen.patches is None:
         return _constant(grid(seen.features.shape[1], plan.keep), seen)
     return _constant(nearest(grid(seen.patches, plan.keep), seen.places, seen.patches), seen)
-
-
-def grid(patches: int, keep: int) -> list[int]:
-    """`keep` raster indices spread evenly over a square of `patches`: near-equal rows of evenly
-    spaced columns.
-    """
-    side = math.isqrt(patches)
-    rows = max(1, round(math.sqrt(keep)))
-    indices: list[int] = []
-    for r in range(rows):
-        columns = (r + 1) * keep // rows - r * keep // rows
-        row = int((r + 0.5) * side / rows)
-        indices += [row * side + int((c + 0.5) * side / columns) for c in range(columns)]
-    return indices
-
-
-def nearest(wanted: Sequence[int], places: Sequence[int], patches: int) -> list[int]:
-    """For each wanted raster index of a square of `patches` the nearest place that is still free.
-
-    Ascending indices into `places`; as many as are wanted.
-    """
-    side = math.isqrt(patches)
-    free = dict(enumerate(places))
-    for index in wanted:
-        row, column = divmod(index, side)
-
-        def distance(one: int, row: int = row, column: int = column) -> int:
-            return (free[one] // side - row) ** 2 + (free[one] % side - column) ** 2
-
-        del free[min(free, key=distance)]
-    return [index for index in range(len(places)) if index not in free]
 
 
 def raster(indices: Tensor) -> Tensor:

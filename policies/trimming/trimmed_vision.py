@@ -7,25 +7,20 @@ are really smaller. What stays keeps its position: it was added before. Knows no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from random import Random
 
 import torch
 from torch import Tensor, nn
 
 from trimvla.policies.nn.vision import VisionTower, Vit
-from trimvla.policies.trimming.tokens import grid
+from trimvla.policies.trimming.places import seen_places
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.bundle.vision_plan import PatchPlan
 
 
 def seen_patches(plan: Plan, patches: int) -> tuple[int, ...] | None:
     """Raster indices of the patches that the encoders give, ascending; None: all of them."""
-    dropped = None if plan.vision is None else plan.vision.patches
-    if dropped is None or dropped.keep == patches:
-        return None
-    if dropped.selector == "random":
-        return tuple(sorted(Random(dropped.seed).sample(range(patches), dropped.keep)))
-    return tuple(grid(patches, dropped.keep))
+    seen = seen_places(plan, patches)
+    return None if len(seen) == patches else seen
 
 
 class TrimmedTower(VisionTower):
