@@ -218,6 +218,14 @@ def family_of(cfg: Any) -> Family:  # noqa: ANN401
     return known_family(family_name(cfg))
 
 
+def image_tokens(cfg: Any, plan: Plan) -> int:  # noqa: ANN401
+    """Visual tokens of one image of the plan's size, before patches leave inside the encoders."""
+    family = family_of(cfg)
+    if family.image_tokens is not None:
+        return family.image_tokens(cfg, plan)
+    return family.trimmable(cfg).image_tokens
+
+
 def parse_config(data: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """A config from its JSON form, of the family that its `family` names.
 

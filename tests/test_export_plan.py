@@ -160,6 +160,7 @@ def test_the_pair_of_step_graphs_agrees_with_the_unrolled_sampler(policy, export
     assert len(list(exported.directory.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_dropped_patches_reach_the_bundle_and_its_picture(
     policy, bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -69,6 +69,12 @@ def test_tokens_may_leave_later(folder: Path) -> None:
     [
         ("--layers 6", "from 1 to 5 language layers"),
         ("--tokens 3", "as many tokens as key tokens"),
+        ("--patches 17", "'keep' of 'vision.patches', got 17"),
+        ("--patches 9", "at most 0 for 'after' of 'vision.patches'"),
+        ("--patches 9 --patches-after 0 --tokens 10", "at most 9 visual tokens"),
+        ("--patches 17 --calibration nowhere.npz", "'keep' of 'vision.patches', got 17"),
+        ("--criterion luck --calibration nowhere.npz", "--criterion"),
+        ("--layers 6 --calibration nowhere.npz", "from 1 to 5 language layers"),
         ("--frames 0", "at least 1 frame"),
         ("--calibration nowhere.npz", "expected calibration data"),
     ],
@@ -111,10 +117,8 @@ def test_the_instruction_is_found_in_a_prompt(instruction: str, tabletop_bundle:
 def test_patches_may_leave_inside_the_encoders(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = "--patches 9 --patches-after 0 --tokens 4 --selector uniform --after 1 --frames 4 --json"
-    assert trim(folder, *words.split()) == 0
+    words = "--patches 9 --patches-after 0 --tokens 4 --selector uniform --after 1"
+    assert trim(folder, *words.split(), "--frames", "4", "--json") == 0
     patches = PatchPlan(keep=9, after=0)
     assert load_plan(folder / "plan.json").vision == VisionPlan(patches=patches)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["ratio_to_dense"]["flops"] < 1
-    assert trim(folder, "--patches", "17") == 1
-    assert "'keep' of 'vision.patches', got 17" in capsys.readouterr().out

@@ -23,7 +23,7 @@ from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.launch.result import VerbResult
 from trimvla.launch.system.recorded_policy import choose_bundles, open_rungs
-from trimvla.policies.families import family_of, parse_config
+from trimvla.policies.families import image_tokens, parse_config
 from trimvla.policies.trimming.places import seen_places
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import PLAIN, Manifest
@@ -240,10 +240,7 @@ def visual_tokens(manifest: Manifest) -> tuple[tuple[int, ...], int]:
         rows = int(first.tensor("visual").shape[-2])
         return tuple(range(rows)), rows
     cfg = parse_config(manifest.policy)
-    family = family_of(cfg)
-    count = family.trimmable(cfg).image_tokens
-    if family.image_tokens is not None:
-        count = family.image_tokens(cfg, plan)
+    count = image_tokens(cfg, plan)
     cameras = len(manifest.images.cameras)
     seen = seen_places(plan, count)
     return tuple(n * count + place for n in range(cameras) for place in seen), cameras * count

@@ -34,7 +34,7 @@ from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import report, shape_by_counts, shape_of
 from trimvla.policies.sizes.cost_report import ratios
 from trimvla.policies.trimming.calibrate import Calibration, kept_tokens
-from trimvla.policies.trimming.planner import Request, make_plan, time_stamp
+from trimvla.policies.trimming.planner import Request, check_request, make_plan, time_stamp
 from trimvla.policies.trimming.trimmed import kept_layers, trim
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, TokenSelector, save_plan
@@ -135,8 +135,10 @@ def run(args: Args) -> TrimResult:
     tokenizer = source / TOKENIZER
     with progress_bar() as progress:
         progress.add_task("measuring the policy on calibration frames", total=None)
+        asked = request(args)
+        check_request(asked, policy.cfg)
         data = calibrate(args, source, policy.cfg)
-        plan = make_plan(policy, data, request(args), time_stamp())
+        plan = make_plan(policy, data, asked, time_stamp())
         args.out.parent.mkdir(parents=True, exist_ok=True)
         picture = draw(policy, plan, data, tokenizer, args.out.with_suffix(".png"))
     save_plan(plan, args.out)

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+import msgspec
+
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.cachers import every
 from trimvla.policies.nn.llama import Decoder
+from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.trimming.calibrate import (
     Calibration,
     Statistics,
@@ -23,7 +26,7 @@ from trimvla.policies.trimming.calibrate import (
 )
 from trimvla.policies.trimming.importance import most_important
 from trimvla.policies.trimming.own import find_criterion, use_selector
-from trimvla.policies.trimming.trimmed import check
+from trimvla.policies.trimming.trimmed import check, kept_layers
 from trimvla.policies.trimming.trimmed_language import as_layer
 from trimvla.policies.trimming.width import channel_scores, kept_channels
 from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan, mask
@@ -80,27 +83,18 @@ def make_plan(policy: CogAct, data: Calibration, request: Request, created_utc: 
     """
     cfg = policy.cfg
     check_calibration(data, cfg)
+    check_request(request, cfg)
     criterion = find_criterion(request.criterion, "--criterion")
-    visual = cfg.patches if request.patches is None else request.patches.keep
-    use_selector(request.tokens, visual, "--selector")
     statistics = measure(policy.language, sequences(policy, data))
     scores = criterion(statistics, request.seed)
-    layers = most_important(
-        scores, cfg.language.layers if request.layers is None else request.layers
-    )
-    steps = cfg.diffusion.inference_steps if request.steps is None else request.steps
-    schedule = every(request.cache_interval, steps)
-    plan = Plan(
+    drafted = draft(request, cfg, scores)
+    layers = kept_layers(drafted, cfg)
+    plan = msgspec.structs.replace(
+        drafted,
         policy=cfg.fingerprint,
-        layers=None if len(layers) == cfg.language.layers else layers,
         channels=None
         if request.mlp_keep == 1.0
         else channels(policy.language, statistics, layers, request.mlp_keep),
-        tokens=request.tokens,
-        vision=request.patches and VisionPlan(patches=request.patches),
-        recompute=None if len(schedule) == steps else schedule,
-        steps=request.steps,
-        guidance=request.guidance,
         provenance=Provenance(
             criterion=request.criterion,
             scores=tuple(scores),
@@ -112,6 +106,33 @@ def make_plan(policy: CogAct, data: Calibration, request: Request, created_utc: 
     )
     check(plan, cfg)
     return plan
+
+
+def check_request(request: Request, cfg: PolicyConfig) -> None:
+    """Whether a policy has what is to be kept: what can be said before anything is measured.
+
+    Raises ConfigError that names what is too many, or the selector or criterion that does not work.
+    """
+    find_criterion(request.criterion, "--criterion")
+    visual = cfg.patches if request.patches is None else request.patches.keep
+    use_selector(request.tokens, visual, "--selector")
+    check(draft(request, cfg, [0.0] * cfg.language.layers), cfg)
+
+
+def draft(request: Request, cfg: PolicyConfig, scores: Sequence[float]) -> Plan:
+    """What the request's counts and the layers' scores decide: all but the MLP channels."""
+    whole = cfg.language.layers
+    layers = most_important(scores, whole if request.layers is None else request.layers)
+    steps = cfg.diffusion.inference_steps if request.steps is None else request.steps
+    schedule = every(request.cache_interval, steps)
+    return Plan(
+        layers=None if len(layers) == whole else layers,
+        tokens=request.tokens,
+        vision=request.patches and VisionPlan(patches=request.patches),
+        recompute=None if len(schedule) == steps else schedule,
+        steps=request.steps,
+        guidance=request.guidance,
+    )
 
 
 def channels(

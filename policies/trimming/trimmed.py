@@ -100,8 +100,8 @@ def _check_patches(patches: PatchPlan, cfg: PolicyConfig) -> None:
     blocks = min(vit.feature_block + 1 for vit in cfg.vision)
     if patches.after >= blocks:
         raise ConfigError(
-            f"expected 'after' of 'vision.patches' below the {blocks} blocks of the shortest"
-            f" encoder, got {patches.after}"
+            f"expected at most {blocks - 1} for 'after' of 'vision.patches', a block fewer than"
+            f" the shortest encoder has, got {patches.after}"
         )
 
 
