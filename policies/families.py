@@ -226,6 +226,13 @@ def image_tokens(cfg: Any, plan: Plan) -> int:  # noqa: ANN401
     return family.trimmable(cfg).image_tokens
 
 
+def visual_tokens(cfg: Any, plan: Plan) -> int:  # noqa: ANN401
+    """Visual tokens that a policy's encoders give under the plan, of all its cameras."""
+    patches = None if plan.vision is None else plan.vision.patches
+    count = image_tokens(cfg, plan) if patches is None else patches.keep
+    return family_of(cfg).trimmable(cfg).cameras * count
+
+
 def parse_config(data: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """A config from its JSON form, of the family that its `family` names.
 

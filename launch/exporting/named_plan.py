@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trimvla.policies.families import family_of, image_tokens, parse_config
+from trimvla.policies.families import parse_config, visual_tokens
 from trimvla.policies.trimming.own import use_selector
 from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.bundle.plan import Plan, load_plan
@@ -27,13 +27,6 @@ def named_plan(path: Path | None, cfg: Any) -> Plan:  # noqa: ANN401
     if plan.tokens is not None:
         use_selector(plan.tokens, visual_tokens(cfg, plan), f"{path}: tokens.selector")
     return plan
-
-
-def visual_tokens(cfg: Any, plan: Plan) -> int:  # noqa: ANN401
-    """Visual tokens that a policy's encoders give under the plan, of all its cameras."""
-    patches = None if plan.vision is None else plan.vision.patches
-    count = image_tokens(cfg, plan) if patches is None else patches.keep
-    return family_of(cfg).trimmable(cfg).cameras * count
 
 
 def use_named_selector(selector: str | None, manifest: Manifest) -> None:

@@ -14,13 +14,14 @@ import msgspec
 from trimvla.launch.exporting.demonstration_frames import Frames, Reader, draw_frames
 from trimvla.launch.exporting.policy_source import build_policy, is_official, open_source
 from trimvla.policies.checkpoint import Checkpoint
-from trimvla.policies.families import family_of
+from trimvla.policies.families import family_of, visual_tokens
 from trimvla.policies.sizes.counts import plan_by_counts
 from trimvla.policies.trimming.importance import most_important
 from trimvla.policies.trimming.own import find_criterion, use_selector
 from trimvla.policies.trimming.planner import Request
 from trimvla.runtime.bundle.plan import Plan, Provenance
 from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
+from trimvla.runtime.bundle.vision_plan import VisionPlan
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.preprocess.prompts import Prompter
 
@@ -56,7 +57,8 @@ def paired_plan(
     family = family_of(cfg)
     assert family.measure_pairs is not None  # the caller has checked
     there = family.trimmable(cfg)
-    use_selector(request.tokens, there.visual_tokens, "--selector")
+    vision = request.patches and VisionPlan(patches=request.patches)
+    use_selector(request.tokens, visual_tokens(cfg, Plan(vision=vision)), "--selector")
     counted = plan_by_counts(
         there,
         layers=request.layers,
@@ -64,7 +66,9 @@ def paired_plan(
         cache_interval=request.cache_interval,
         steps=request.steps,
     )
-    counted = msgspec.structs.replace(counted, policy=cfg.fingerprint, guidance=request.guidance)
+    counted = msgspec.structs.replace(
+        counted, policy=cfg.fingerprint, vision=vision, guidance=request.guidance
+    )
     family.check_plan(counted, cfg)
     criterion = find_criterion(request.criterion, "--criterion")
     data = frames_of(opened, shards, frames, request.seed)
