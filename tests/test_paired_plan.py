@@ -24,6 +24,7 @@ from trimvla.policies.pi0.save import save_lerobot
 from trimvla.policies.training.flow_dataset import EPSILON
 from trimvla.policies.trimming.pairs import measure_pairs
 from trimvla.runtime.bundle.plan import Plan, load_plan
+from trimvla.runtime.bundle.vision_plan import PatchPlan, VisionPlan
 from trimvla.runtime.errors import ConfigError
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n"
@@ -103,6 +104,14 @@ def test_a_pair_that_does_nothing_goes_first(
     assert (folder / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_patches_may_leave_inside_the_encoder(tmp_path: Path) -> None:
+    folder = pi0_folder(tmp_path)
+    words = "--patches 9 --patches-after 0 --tokens 10 --after 1 --frames 1"
+    assert trim(folder, *words.split()) == 0
+    patches = PatchPlan(keep=9, after=0)
+    assert load_plan(folder / "plan.json").vision == VisionPlan(patches=patches)
+
+
 def test_every_camera_and_the_state_are_measured(tmp_path: Path) -> None:
     folder = smolvla_folder(tmp_path)
     assert trim(folder, "--layers", "3", "--frames", "6") == 0
@@ -126,6 +135,8 @@ def test_every_camera_and_the_state_are_measured(tmp_path: Path) -> None:
     [
         ("--layers 5", "from 1 to 4 language layers"),
         ("--tokens 33", "at most 32 visual tokens"),
+        ("--patches 17", "'vision.patches'"),
+        ("--patches 9 --patches-after 0 --tokens 19", "at most 18 visual tokens"),
         ("--mlp-keep 0.5", "expected --mlp-keep 1"),
         ("--guidance 1.5", "nothing to trim by ['guidance']"),
         ("--frames 0", "at least 1 frame"),
