@@ -195,7 +195,7 @@ def print_json(result: Result) -> None:
 
 
 def fail(message: str, in_json: bool, status: int = 1) -> int:
-    """Report what went wrong: one line on stderr and, if asked, one object on stdout."""
+    """Report what went wrong: one line on stderr and, with --json, one object on stdout."""
     print(f"error: {printable_lines(message)}", file=sys.stderr, flush=True)
     if in_json:
         print_json(VerbResult(ok=False, error=message))

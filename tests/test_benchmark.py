@@ -114,10 +114,10 @@ def test_a_disturbed_measurement_is_doubted() -> None:
         msgspec.structs.replace(row, name="b", floor_ms=2.0, p50_ms=2.1),
         msgspec.structs.replace(row, name="c", floor_ms=None, p50_ms=2.1),
     ]
-    below, again = doubts(measured, asked_again=3)
+    below, again = doubts(measured, resent=3)
     assert below.endswith(" a.")
     assert "3 frames" in again
-    assert list(doubts(measured[1:], asked_again=0)) == []
+    assert list(doubts(measured[1:], resent=0)) == []
 
 
 def test_samples_are_kept_as_arrays_or_lists(tmp_path: Path) -> None:

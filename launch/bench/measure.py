@@ -44,7 +44,7 @@ class Measured:
     floors: dict[str, dict[str, Floor]]
     runs_on: dict[str, dict[str, str]]
     also_runs_on: dict[str, dict[str, dict[str, str]]]
-    asked_again: int
+    resent: int
     parts: dict[str, float]
     """Of L3, of the bundle itself [ms]."""
     notes: list[str]
@@ -93,7 +93,7 @@ def measure(args: BenchArgs, stack: ExitStack) -> Measured:
         floors={party.name: known_floors(party, asked, machine, notes) for party in parties},
         runs_on=parties[-1].policy.describe(),
         also_runs_on={subject.name: party.policy.describe() for subject, party in others},
-        asked_again=sum(socket.asked_again for socket in sockets),
+        resent=sum(socket.resent for socket in sockets),
         parts=sockets[-1].parts(),
         notes=notes,
     )

@@ -52,7 +52,7 @@ class BenchArgs(PlanCounts, Options):
     """
 
     instruction: str = "pick up the red cube"
-    """What the policy is asked."""
+    """The instruction that the policy is given."""
 
     picture: str = OWN_SIZE
     """Size of the camera's image: the policy's own, as the demo's camera and one with `side` give
@@ -150,9 +150,9 @@ class BenchArgs(PlanCounts, Options):
     @property
     def torch_backends(self) -> tuple[str, ...]:
         """The baselines that are to be measured."""
-        asked = (
+        chosen = (
             ("none" if self.against is None else "all")
             if self.baselines == "auto"
             else self.baselines
         )
-        return BASELINES[asked]
+        return BASELINES[chosen]

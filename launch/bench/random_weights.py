@@ -49,11 +49,11 @@ class Turns:
     warmup: int
 
 
-def run_random(asked: ExportArgs, turns: Turns) -> RandomResult:
+def run_random(options: ExportArgs, turns: Turns) -> RandomResult:
     """Export where that has not been done, measure each stage."""
-    directory = asked.out
+    directory = options.out
     if not (directory / bundles.MANIFEST).exists():
-        export(asked)
+        export(options)
     manifest = bundles.load(directory, verify_hashes=False)
     cfg = PolicyConfig.from_dict(manifest.policy)
     prompt = manifest.prompt.buckets[0]
@@ -74,7 +74,7 @@ def run_random(asked: ExportArgs, turns: Turns) -> RandomResult:
         notes=(WIDENED,) if widened else (),
         rows=benchmark.rows([subject], samples, {manifest.name: below}),
     )
-    show(asked.console(), result)
+    show(options.console(), result)
     return result
 
 

@@ -116,15 +116,15 @@ def explain(result: BenchResult) -> Iterator[str]:
     yield from result.notes
 
 
-def doubts(rows: Sequence[BenchRow], asked_again: int) -> Iterator[str]:
+def doubts(rows: Sequence[BenchRow], resent: int) -> Iterator[str]:
     """Signs that the machine did other things too, so that the figures are not to be trusted."""
     floored = [row for row in rows if row.floor_ms is not None]
     impossible = [row.name for row in floored if row.p50_ms < (row.floor_ms or 0.0)]
     if impossible:
         names = ", ".join(impossible)
         yield f"Busy machine: below their floor, whose peak was measured apart from them: {names}."
-    if asked_again:
-        yield f"Busy machine: {asked_again} frames had to be sent again."
+    if resent:
+        yield f"Busy machine: {resent} frames had to be sent again."
 
 
 def write_samples(samples: Samples, path: Path) -> None:

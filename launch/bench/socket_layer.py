@@ -38,7 +38,7 @@ SENDS = ("task", "robot/state")
 POSITIONS = 6  # of a robot whose policy does not read them
 READY_TIMEOUT_S = 120.0  # imports and model loading on a slow, busy machine
 ANSWER_TIMEOUT_S = 60.0
-ASK_AGAIN_S = 2.0  # while connecting: who is not there yet receives nothing
+RESEND_S = 2.0  # while connecting: who is not there yet receives nothing
 SETTLE_S = 0.01  # the rest arrives before the first camera's image; it has sockets of its own
 POLL_S = 0.2
 WIDE_OPEN: dict[str, Any] = {
@@ -123,7 +123,7 @@ class SocketPolicy:
         self._task = new_task(instruction, episode=0)
         self._sent_ns: dict[int, int] = {}
         self._next = 0
-        self.asked_again = 0
+        self.resent = 0
         """Frames beyond the first of a turn; above 0 the machine was too busy to measure on."""
         self._back_ms: list[float] = []
 
@@ -131,7 +131,7 @@ class SocketPolicy:
         """Return when the process has answered a first time. Raises what `turn` raises."""
         self._client.until(self._started, READY_TIMEOUT_S, ANSWER)
         self.turn(0)
-        self.asked_again = 0
+        self.resent = 0
         self._back_ms.clear()
 
     def _started(self) -> bool:
@@ -143,25 +143,25 @@ class SocketPolicy:
         Raises NoAnswerError, or ProcessEndedError with its last words.
         """
         first = self._next
-        again = time.monotonic()
-        answers: list[float] = []
+        resend_s = time.monotonic()
+        latencies_ms: list[float] = []
 
-        def answered() -> bool:
-            answers.extend(self._answers(first))
-            return bool(answers)
+        def received() -> bool:
+            latencies_ms.extend(self._new_latencies(first))
+            return bool(latencies_ms)
 
         def take_turn() -> None:
-            nonlocal again
-            if time.monotonic() >= again:
-                self._ask()
-                again = time.monotonic() + ASK_AGAIN_S
+            nonlocal resend_s
+            if time.monotonic() >= resend_s:
+                self._send_frame()
+                resend_s = time.monotonic() + RESEND_S
             self._client.turn(POLL_S)
 
-        self._client.until(answered, ANSWER_TIMEOUT_S, ANSWER, take_turn)
-        self.asked_again += self._next - first - 1
-        return {("L3", TOTAL): answers[0]}
+        self._client.until(received, ANSWER_TIMEOUT_S, ANSWER, take_turn)
+        self.resent += self._next - first - 1
+        return {("L3", TOTAL): latencies_ms[0]}
 
-    def _ask(self) -> None:
+    def _send_frame(self) -> None:
         """Task, state and the other cameras first, so that the first one's image can be acted on;
         its time is its publishing's.
         """
@@ -179,7 +179,7 @@ class SocketPolicy:
         self._sent_ns[self._next] = now
         self._next = 1 + self._client.send(color(first), Frame(first, now, image))
 
-    def _answers(self, first: int) -> Iterator[float]:
+    def _new_latencies(self, first: int) -> Iterator[float]:
         """Milliseconds from a frame of this turn to its chunk, where one has just come."""
         now = monotonic_ns()
         received = self._client["chunk"]

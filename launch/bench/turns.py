@@ -130,10 +130,10 @@ def timed(call: Callable[[], object]) -> float:
 def stage_inputs(policy: Policy, observation: Observation) -> dict[str, Mapping[str, np.ndarray]]:
     """What each stage gets in this policy, by stage and tensor name."""
     twin = copy(policy)
-    heard = {name: Listener(runner) for name, runner in policy.runners.items()}
-    twin.chain = HostChain(heard)
+    listeners = {name: Listener(runner) for name, runner in policy.runners.items()}
+    twin.chain = HostChain(listeners)
     twin.infer(observation)
-    return {name: listener.inputs for name, listener in heard.items()}
+    return {name: listener.inputs for name, listener in listeners.items()}
 
 
 def prompt_length(inputs: Mapping[str, Mapping[str, np.ndarray]]) -> int:

@@ -53,7 +53,7 @@ def full_size(args: Args) -> RandomResult:
     from trimvla.launch.bench.random_weights import PLACE, Turns, run_random
     from trimvla.launch.exporting.work import ExportArgs
 
-    asked = ExportArgs(
+    options = ExportArgs(
         json=args.json,
         out=PLACE / "-".join((args.preset, *args.short_names, args.dtype)),
         preset=args.preset,
@@ -62,7 +62,7 @@ def full_size(args: Args) -> RandomResult:
         **args.kept,
         tokens=args.tokens,
     )
-    return run_random(asked, Turns(args.backend, args.threads, args.rounds, args.warmup))
+    return run_random(options, Turns(args.backend, args.threads, args.rounds, args.warmup))
 
 
 def layers(cells: Mapping[Cell, object]) -> set[str]:
@@ -95,7 +95,7 @@ def summarise(args: Args, measured: Measured) -> BenchResult:
         runtime_cost_interval_ms=(round(low, 3), round(high, 3)),
         own_parts_ms=own_parts(parts),
         breakdown=parts,
-        notes=(*measured.notes, *doubts(rows, measured.asked_again)),
+        notes=(*measured.notes, *doubts(rows, measured.resent)),
         samples=args.samples,
         rows=rows,
     )

@@ -39,10 +39,10 @@ class Args(Options):
     """Frames per second."""
 
     width: int = 640
-    """Asked of devices and test images [pixels]."""
+    """Requested of devices and test images [pixels]."""
 
     height: int = 480
-    """Asked of devices and test images [pixels]."""
+    """Requested of devices and test images [pixels]."""
 
     codec: Codec = "raw_rgb8"
     """How a frame travels."""
