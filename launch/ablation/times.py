@@ -15,7 +15,7 @@ import numpy as np
 from trimvla.launch.ablation.options import AblateArgs
 from trimvla.launch.ablation.rows import DENSE, MAIN
 from trimvla.launch.bench import turns as benchmark
-from trimvla.launch.bench.subjects import Asked, Party, open_party, torch_subjects
+from trimvla.launch.bench.subjects import BenchBundle, BenchInput, open_bench_bundle, torch_subjects
 from trimvla.launch.bench.turns import COMPILED, EAGER, Samples, Subject
 from trimvla.launch.console import Progress
 
@@ -27,23 +27,23 @@ def take_times(
     args: AblateArgs, made: Mapping[str, Path], progress: Progress
 ) -> tuple[Samples, list[Subject]]:
     """All rows in turns: ONNX Runtime, eager torch and, but for controls, compiled torch."""
-    picture = np.random.default_rng(0).integers(0, 256, CAMERA_SHAPE, np.uint8)
-    asked = Asked(picture, INSTRUCTION)
+    image = np.random.default_rng(0).integers(0, 256, CAMERA_SHAPE, np.uint8)
+    given = BenchInput(image, INSTRUCTION)
     with ExitStack() as stack:
-        parties = [
+        entries = [
             replace(
-                open_party(str(path), "onnxruntime", args.threads, stack),
+                open_bench_bundle(str(path), "onnxruntime", args.threads, stack),
                 dense=name == DENSE,
                 name=name,
             )
             for name, path in made.items()
         ]
-        subjects = [own(party, asked) for party in parties]
+        subjects = [own(entry, given) for entry in entries]
         task = progress.add_task("torch", total=None)
-        subjects += torch_subjects(parties, (EAGER,), args.threads, asked, stack)
+        subjects += torch_subjects(entries, (EAGER,), args.threads, given, stack)
         if args.compiled:
-            compiled = [party for party in parties if party.name in MAIN]
-            subjects += torch_subjects(compiled, (COMPILED,), args.threads, asked, stack)
+            compiled = [entry for entry in entries if entry.name in MAIN]
+            subjects += torch_subjects(compiled, (COMPILED,), args.threads, given, stack)
         progress.update(task, total=1, completed=1)
         turns = progress.add_task("turns at the clock", total=args.warmup + args.rounds)
         samples = benchmark.measure(
@@ -55,7 +55,7 @@ def take_times(
     return samples, subjects
 
 
-def own(party: Party, asked: Asked) -> Subject:
+def own(entry: BenchBundle, given: BenchInput) -> Subject:
     """The bundle by ONNX Runtime, without sockets."""
-    calls = benchmark.policy_calls(party.policy, asked.of(party.policy))
-    return Subject(party.name, party.name, "onnxruntime", party.dense, calls)
+    calls = benchmark.policy_calls(entry.policy, given.of(entry.policy))
+    return Subject(entry.name, entry.name, "onnxruntime", entry.dense, calls)

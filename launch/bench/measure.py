@@ -19,12 +19,12 @@ from trimvla.launch.bench.peers.peer import peer_subjects
 from trimvla.launch.bench.socket_layer import socket_policy
 from trimvla.launch.bench.subjects import (
     UNMEASURED,
-    Asked,
-    Party,
+    BenchBundle,
+    BenchInput,
+    bundle_floors,
     named_subjects,
-    open_parties,
+    open_bench_bundles,
     own_subject,
-    party_floors,
     torch_subjects,
     with_dense,
 )
@@ -36,7 +36,7 @@ from trimvla.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of it; `notes` say what was left out and why."""
+    """What came of it; `notes` list what was left out and why."""
 
     subjects: list[Subject]
     samples: Samples
@@ -54,33 +54,33 @@ def measure(args: BenchArgs, stack: ExitStack) -> Measured:
     """Open everything, let all take turns; `stack` closes it."""
     notes: list[str] = []
     shape = picture_shape(args)
-    asked = Asked(np.random.default_rng(0).integers(0, 256, shape, np.uint8), args.instruction)
-    parties = open_parties(
+    given = BenchInput(np.random.default_rng(0).integers(0, 256, shape, np.uint8), args.instruction)
+    entries = open_bench_bundles(
         args.bundle, args.against, args.backend, args.threads, stack, args.provider
     )
     sockets = [
         stack.enter_context(
             socket_policy(
-                party.directory,
-                asked.picture,
-                asked.instruction,
+                entry.directory,
+                given.image,
+                given.instruction,
                 backend=args.backend,
                 provider=args.provider,
                 threads=args.threads,
             )
         )
-        for party in parties
+        for entry in entries
     ]
-    twins = baselines(args, parties, asked, stack, notes)
+    twins = baselines(args, entries, given, stack, notes)
     others = named_subjects(
-        with_dense(args.also, args.against, args.backend), args.threads, asked, stack
+        with_dense(args.also, args.against, args.backend), args.threads, given, stack
     )
-    peers = peer_subjects(args.peer, parties[0], args.threads, asked, stack)
+    peers = peer_subjects(args.peer, entries[0], args.threads, given, stack)
     for socket in sockets:
         socket.connect()
     own = [
-        own_subject(party, socket, args.backend, asked)
-        for party, socket in zip(parties, sockets, strict=True)
+        own_subject(entry, socket, args.backend, given)
+        for entry, socket in zip(entries, sockets, strict=True)
     ]
     subjects = [*own, *twins, *peers, *(subject for subject, _ in others)]
     before = measure_machine(args.threads)
@@ -90,9 +90,9 @@ def measure(args: BenchArgs, stack: ExitStack) -> Measured:
         subjects,
         samples,
         machine,
-        floors={party.name: known_floors(party, asked, machine, notes) for party in parties},
-        runs_on=parties[-1].policy.describe(),
-        also_runs_on={subject.name: party.policy.describe() for subject, party in others},
+        floors={entry.name: known_floors(entry, given, machine, notes) for entry in entries},
+        runs_on=entries[-1].policy.describe(),
+        also_runs_on={subject.name: entry.policy.describe() for subject, entry in others},
         resent=sum(socket.resent for socket in sockets),
         parts=sockets[-1].parts(),
         notes=notes,
@@ -109,7 +109,11 @@ def picture_shape(args: BenchArgs) -> tuple[int, int, int]:
 
 
 def baselines(
-    args: BenchArgs, parties: Sequence[Party], asked: Asked, stack: ExitStack, notes: list[str]
+    args: BenchArgs,
+    entries: Sequence[BenchBundle],
+    given: BenchInput,
+    stack: ExitStack,
+    notes: list[str],
 ) -> list[Subject]:
     """The torch twins. With `auto`, what cannot be measured becomes a note instead of an error."""
     found: list[Subject] = []
@@ -120,7 +124,7 @@ def baselines(
             "torch: compiling takes minutes, the first time on a machine"
         ):
             twins = torch_subjects(
-                parties, args.torch_backends, args.threads, asked, stack, selector=args.selector
+                entries, args.torch_backends, args.threads, given, stack, selector=args.selector
             )
             found.extend(twins)
     except UNMEASURED as error:
@@ -131,13 +135,13 @@ def baselines(
 
 
 def known_floors(
-    party: Party, asked: Asked, machine: Machine, notes: list[str]
+    entry: BenchBundle, given: BenchInput, machine: Machine, notes: list[str]
 ) -> dict[str, Floor]:
-    """The party's floors; a note where they are not known."""
+    """The entry's floors; a note where they are not known."""
     try:
-        return party_floors(party, asked, machine)
+        return bundle_floors(entry, given, machine)
     except ConfigError as error:
-        notes.append(f"No floor for '{party.name}': {error}")
+        notes.append(f"No floor for '{entry.name}': {error}")
         return {}
 
 

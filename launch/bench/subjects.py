@@ -24,12 +24,12 @@ from trimvla.runtime.preprocess.observation import Observation
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchInput:
     """What every policy is given: an image uint8[h, w, 3] on each of its cameras, an
     instruction, a state of zeros.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     instruction: str
 
     def of(self, policy: Policy) -> Observation:
@@ -37,12 +37,12 @@ class Asked:
         manifest = policy.manifest
         state = None if manifest.state is None else np.zeros(manifest.state.dim)
         return Observation(
-            dict.fromkeys(manifest.images.names, self.picture), self.instruction, state
+            dict.fromkeys(manifest.images.names, self.image), self.instruction, state
         )
 
 
 @dataclass(frozen=True)
-class Party:
+class BenchBundle:
     """One bundle of the comparison. `dense`: the others are compared with it."""
 
     name: str
@@ -51,51 +51,57 @@ class Party:
     dense: bool
 
 
-def open_parties(  # noqa: PLR0917 - as `open_party`
+def open_bench_bundles(  # noqa: PLR0917 - as `open_bench_bundle`
     bundle: str,
     against: str | None,
     backend: str,
     threads: int,
     stack: ExitStack,
     provider: str | None = None,
-) -> list[Party]:
+) -> list[BenchBundle]:
     """The dense bundle, where there is one to compare with, and the bundle; `stack` closes them.
 
     Raises:
         BundleError: one cannot be loaded.
         ConfigError: what it is compared with is not dense.
     """
-    parties = [] if against is None else [open_party(against, backend, threads, stack, provider)]
-    if against is not None and not parties[0].dense:
+    entries = (
+        [] if against is None else [open_bench_bundle(against, backend, threads, stack, provider)]
+    )
+    if against is not None and not entries[0].dense:
         raise ConfigError(
             f"expected a dense bundle for --against, got '{against}', which has a plan"
         )
-    party = open_party(bundle, backend, threads, stack, provider)
+    entry = open_bench_bundle(bundle, backend, threads, stack, provider)
     if against is None:
-        return [party]
-    name = parties[0].name
-    dense = replace(parties[0], name=f"{name} (dense)" if name == party.name else name)
-    return [dense, replace(party, dense=False)]
+        return [entry]
+    name = entries[0].name
+    dense = replace(entries[0], name=f"{name} (dense)" if name == entry.name else name)
+    return [dense, replace(entry, dense=False)]
 
 
-def open_party(
+def open_bench_bundle(
     bundle: str, backend: str, threads: int, stack: ExitStack, provider: str | None = None
-) -> Party:
+) -> BenchBundle:
     """A bundle by itself."""
     policy = Policy.load(bundle, backend=backend, provider=provider, threads=threads)
     stack.callback(policy.close)
-    return Party(policy.manifest.name, bundles.resolve(bundle), policy, policy.manifest.plan.dense)
+    return BenchBundle(
+        policy.manifest.name, bundles.resolve(bundle), policy, policy.manifest.plan.dense
+    )
 
 
-def own_subject(party: Party, socket: SocketPolicy, backend: str, asked: Asked) -> Subject:
+def own_subject(
+    entry: BenchBundle, socket: SocketPolicy, backend: str, given: BenchInput
+) -> Subject:
     """The bundle as it runs on a robot: all four layers."""
-    calls = (*policy_calls(party.policy, asked.of(party.policy)), socket.turn)
-    return Subject(party.name, party.name, backend, party.dense, calls)
+    calls = (*policy_calls(entry.policy, given.of(entry.policy)), socket.turn)
+    return Subject(entry.name, entry.name, backend, entry.dense, calls)
 
 
 def named_subjects(
-    names: Sequence[str], threads: int, asked: Asked, stack: ExitStack
-) -> list[tuple[Subject, Party]]:
+    names: Sequence[str], threads: int, given: BenchInput, stack: ExitStack
+) -> list[tuple[Subject, BenchBundle]]:
     """More bundles, each on the backend behind its "@": L0 to L2. `stack` closes them.
 
     Their floors are not known: they may compute in another precision than the one that the peak was
@@ -103,18 +109,18 @@ def named_subjects(
 
     Raises:
         ConfigError: a name without a backend.
-        BundleError, BackendError: one cannot be loaded, or not run there as asked.
+        BundleError, BackendError: one cannot be loaded, or not run there as requested.
     """
-    found: list[tuple[Subject, Party]] = []
+    found: list[tuple[Subject, BenchBundle]] = []
     for name in names:
         bundle, _, backend = name.rpartition("@")
         if not bundle or not backend:
             raise ConfigError(f"expected BUNDLE@BACKEND for --also, got {name!r}")
-        party = open_party(bundle, backend, threads, stack)
-        reference = party.dense and party.policy.manifest.precision == "float32"
-        calls = policy_calls(party.policy, asked.of(party.policy))
-        title = f"{party.name}@{backend}"
-        found.append((Subject(title, title, backend, reference, calls), party))
+        entry = open_bench_bundle(bundle, backend, threads, stack)
+        reference = entry.dense and entry.policy.manifest.precision == "float32"
+        calls = policy_calls(entry.policy, given.of(entry.policy))
+        title = f"{entry.name}@{backend}"
+        found.append((Subject(title, title, backend, reference, calls), entry))
     return found
 
 
@@ -130,19 +136,19 @@ def with_dense(names: Sequence[str], against: str | None, measured: str) -> list
 
 
 def torch_subjects(
-    parties: Sequence[Party],
+    entries: Sequence[BenchBundle],
     backends: Sequence[str],
     threads: int,
-    asked: Asked,
+    given: BenchInput,
     stack: ExitStack,
     *,
     selector: str | None = None,
 ) -> Iterator[Subject]:
     """The same policies in torch: L0 to L2.
 
-    The first party's checkpoint serves those that have none.
+    The first entry's checkpoint serves those that have none.
 
-    `selector` is the user's own, which the plan of the last party names.
+    `selector` is the user's own, which the plan of the last entry names.
 
     Raises:
         ConfigError: torch is not installed, or a plan names a selector that nobody named here.
@@ -156,29 +162,29 @@ def torch_subjects(
         if (module := missing_module(error)) is None:
             raise
         raise ConfigError(f"{module} is not installed: {install(module, 'export')}") from error
-    use_named_selector(selector, parties[-1].policy.manifest)
+    use_named_selector(selector, entries[-1].policy.manifest)
     stack.enter_context(torch_threads(threads))
     models = [
-        load_model(party.directory, party.policy.manifest, parties[0].directory)
-        for party in parties
+        load_model(entry.directory, entry.policy.manifest, entries[0].directory)
+        for entry in entries
     ]
     for backend in backends:
-        for party, model in zip(parties, models, strict=True):
-            twin = on_torch(party.policy, model, backend)
-            check_same(party.policy, twin, asked.of(twin))
-            calls = policy_calls(twin, asked.of(twin))
-            yield Subject(f"{party.name}@{backend}", party.name, backend, party.dense, calls)
+        for entry, model in zip(entries, models, strict=True):
+            twin = on_torch(entry.policy, model, backend)
+            check_same(entry.policy, twin, given.of(twin))
+            calls = policy_calls(twin, given.of(twin))
+            yield Subject(f"{entry.name}@{backend}", entry.name, backend, entry.dense, calls)
 
 
 UNMEASURED = (ConfigError, CheckpointError, BackendError)
 """What `torch_subjects` raises."""
 
 
-def party_floors(party: Party, asked: Asked, machine: Machine) -> dict[str, Floor]:
+def bundle_floors(entry: BenchBundle, given: BenchInput, machine: Machine) -> dict[str, Floor]:
     """The floor of every stage and of all of them.
 
     Raises ConfigError where the manifest does not have the sizes.
     """
-    manifest = party.policy.manifest
-    prompt = prompt_length(stage_inputs(party.policy, asked.of(party.policy)))
+    manifest = entry.policy.manifest
+    prompt = prompt_length(stage_inputs(entry.policy, given.of(entry.policy)))
     return floors(PolicyConfig.from_dict(manifest.policy), manifest.plan, prompt, machine)

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from trimvla.launch.bench.subjects import Asked, Party
+from trimvla.launch.bench.subjects import BenchBundle, BenchInput
 from trimvla.launch.bench.turns import PEER, TOTAL, Subject, Times, stage_inputs
 from trimvla.runtime.bundle.manifest import PLAIN
 from trimvla.runtime.errors import BackendError, ConfigError
@@ -132,7 +132,11 @@ def _read(lines: IO[str], into: Queue[str]) -> None:
 
 
 def peer_subjects(
-    commands: tuple[str, ...], dense: Party, threads: int, asked: Asked, stack: ExitStack
+    commands: tuple[str, ...],
+    dense: BenchBundle,
+    threads: int,
+    bench_input: BenchInput,
+    stack: ExitStack,
 ) -> list[Subject]:
     """Each command as one more subject, whose actions are the dense bundle's; `stack` ends them.
 
@@ -149,7 +153,7 @@ def peer_subjects(
             f" '{dense.name}'"
         )
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimvla-peer-")))
-    given: dict[str, Any] = chain_inputs(dense, asked)
+    given: dict[str, Any] = chain_inputs(dense, bench_input)
     expected = dense.policy.chain.run(given, manifest.modes[PLAIN])[0]["actions"]
     np.savez(folder / "inputs.npz", **given)
     found: list[Subject] = []
@@ -165,10 +169,10 @@ def peer_subjects(
     return found
 
 
-def chain_inputs(party: Party, asked: Asked) -> dict[str, np.ndarray]:
+def chain_inputs(entry: BenchBundle, bench_input: BenchInput) -> dict[str, np.ndarray]:
     """What the stages of a bundle get and no stage before them gives, by tensor name."""
-    manifest = party.policy.manifest
-    inputs = stage_inputs(party.policy, asked.of(party.policy))
+    manifest = entry.policy.manifest
+    inputs = stage_inputs(entry.policy, bench_input.of(entry.policy))
     made = {
         tensor.name for name in manifest.modes[PLAIN] for tensor in manifest.stages[name].outputs
     }
