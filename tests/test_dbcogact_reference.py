@@ -75,6 +75,19 @@ def test_what_is_missing_is_said(reference, tmp_path) -> None:
         DBCOGACT.open(bare)
 
 
+def test_one_exported_head_serves_all_cameras_where_its_weights_are_the_same(
+    reference, tmp_path
+) -> None:
+    exported = DBCOGACT.exported(reference, tmp_path, False)
+    assert exported.two_pictures.head_of is exported
+    assert reference.two_pictures.head_of is None
+    weights = dict(reference.checkpoint.weights)
+    name = "head.z_embedder.uncondition"
+    weights[name] = torch.zeros_like(weights[name])
+    damaged = replace(exported, policy=build(exported.policy.cfg, weights))
+    assert damaged.two_pictures.head_of is None
+
+
 @pytest.mark.slow
 def test_exported_stages_agree_too(reference, tmp_path) -> None:
     exported = DBCOGACT.exported(reference, tmp_path, False)

@@ -16,7 +16,7 @@ from tempfile import mkdtemp
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimvla.export.reference.directory import RUN
 from trimvla.export.reference.staged import ExportedRuns, StageRuns, TorchRuns
@@ -53,6 +53,8 @@ class DbReference:
     graphs: Path | None = None
     """Where stages are exported to; without it, torch runs them."""
     left_out: frozenset[str] = frozenset()
+    head_of: DbReference | None = None
+    """Whose exported action stage is this one's too; its own where left out."""
 
     @property
     def keys(self) -> list[str]:
@@ -139,7 +141,10 @@ class DbReference:
         cfg = msgspec.structs.replace(self.policy.cfg, cameras=cameras)
         checkpoint = replace(self.checkpoint, cfg=cfg, cameras=cameras)
         policy = build(cfg, self.checkpoint.weights)
-        return replace(self, checkpoint=checkpoint, policy=policy)
+        # the head sees no camera: a graph of the same weights would be the same graph
+        is_shared = self.graphs is not None and have_same_weights(policy.head, self.policy.head)
+        head_of = self if is_shared else None
+        return replace(self, checkpoint=checkpoint, policy=policy, head_of=head_of)
 
     # --- stages under plans ---
 
@@ -163,7 +168,16 @@ class DbReference:
     def sample(self, plan: Plan, cognition: Tensor) -> Tensor:
         """The chunk float[1, H, A] from the stored noise."""
         noise = self.tensor("action/noise")
-        return self.run("action", plan, cognition=cognition, noise=noise)["actions"]
+        owner = self.head_of or self
+        return owner.run("action", plan, cognition=cognition, noise=noise)["actions"]
+
+
+def have_same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules have the same parameters and buffers, bit by bit."""
+    states = one.state_dict(), other.state_dict()
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(tensor, states[1][name]) for name, tensor in states[0].items()
+    )
 
 
 def last_index(ids: Tensor) -> Tensor:
