@@ -6,12 +6,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from trimvla.export.reference.checks import compare_group
-from trimvla.export.reference.dbcogact.directory import DbReference
+from trimvla.export.reference.dbcogact.directory import DbReference, left_out_when_exported
 from trimvla.export.reference.dbcogact.groups import DBCOGACT, GROUPS
+from trimvla.export.reference.staged import TorchRuns
 from trimvla.policies.dbcogact.source import build
 from trimvla.runtime.errors import ConfigError
 
@@ -86,6 +88,33 @@ def test_one_exported_head_serves_all_cameras_where_its_weights_are_the_same(
     weights[name] = torch.zeros_like(weights[name])
     damaged = replace(exported, policy=build(exported.policy.cfg, weights))
     assert damaged.two_pictures.head_of is None
+
+
+class NotingRuns(TorchRuns):
+    """Torch, with a note of each stage under each plan that was asked for."""
+
+    def __init__(self, policy) -> None:
+        super().__init__(policy)
+        self.asked: set[tuple[str, bytes]] = set()
+
+    def run(self, plan, stage, tensors):
+        self.asked.add((stage.name, msgspec.json.encode(plan)))
+        return super().run(plan, stage, tensors)
+
+
+def test_no_stage_is_run_for_arrays_that_are_left_out(reference) -> None:
+    left_out = left_out_when_exported(list(reference.arrays))
+    assert left_out
+    noting = replace(reference, left_out=left_out)
+    runs = NotingRuns(reference.policy)
+    vars(noting)["stages"] = runs
+    for name in ("layerdrop", "evla_kept", "evla", "cache"):
+        (group,) = (group for group in GROUPS if group.name == name)
+        assert not compare_group(group, noting).failed
+    names = sorted(name for name, _ in runs.asked)
+    dense, dropped_layers, dropped_tokens, reused = "action", "language", "language", "action"
+    steps = ["action_full", "action_reuse"]
+    assert names == sorted([dense, dropped_layers, dropped_tokens, reused, *steps])
 
 
 @pytest.mark.slow

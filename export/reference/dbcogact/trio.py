@@ -6,6 +6,7 @@ and what is folded into the stages is unfolded where whole sequences are stored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -60,8 +61,9 @@ def dropped_layers(ref: DbReference) -> Values:
         scores = ref.array("bi/scores").tolist()
         layers = most_important(scores, len(scores) - int(match[1]))
         yield f"{prefix}/kept_layers", np.array(layers)
-        feature, _ = ref.cognition(Plan(layers=layers), ref.tensor("vision/projected"))
-        yield f"{prefix}/cognition_feature", feature
+        if f"{prefix}/cognition_feature" in ref.keys:
+            feature, _ = ref.cognition(Plan(layers=layers), ref.tensor("vision/projected"))
+            yield f"{prefix}/cognition_feature", feature
 
 
 # --- tokens ---
@@ -120,6 +122,8 @@ def token_ranks(ref: DbReference) -> Values:
 def kept_tokens(ref: DbReference) -> Values:
     """The kept tokens, the cognition feature on them, and the sample that it leads to."""
     for prefix, plan in token_plans(ref):
+        if not ref.matches(rf"{re.escape(prefix)}/(kept|cognition_feature|.+_sample)"):
+            continue
         feature, kept = ref.cognition(Plan(tokens=plan), ref.tensor("vision/projected"))
         if kept is not None:
             yield f"{prefix}/kept", kept[0]
@@ -139,7 +143,8 @@ def cache(ref: DbReference) -> Values:
         plan = Plan(recompute=every(int(match[1]), steps))
         yield key, torch.cat(list(trajectory(ref, plan, z)))
         yield f"{prefix}/recomputed_steps", np.array(plan.recompute)
-        yield f"{prefix}/normalized", clipped(ref.sample(plan, z)[0].numpy())
+        if f"{prefix}/normalized" in ref.keys:
+            yield f"{prefix}/normalized", clipped(ref.sample(plan, z)[0].numpy())
 
 
 def trajectory(ref: DbReference, plan: Plan, z: Tensor) -> Iterator[Tensor]:
