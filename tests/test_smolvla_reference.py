@@ -13,7 +13,11 @@ from trimvla.export.reference.checks import compare_group
 from trimvla.export.reference.groups import Group
 from trimvla.export.reference.smolvla.directory import SmolVlaReference, open_reference
 from trimvla.export.reference.smolvla.groups import GROUPS, SMOLVLA
+from trimvla.export.reference.staged import made_of, trimmed
 from trimvla.policies.families import find_family, load
+from trimvla.policies.smolvla.stages import stages
+from trimvla.runtime.bundle.plan import Plan
+from trimvla.runtime.bundle.vision_plan import VisionPlan
 from trimvla.runtime.errors import ConfigError
 
 READ = ("in/noise", "in/observation.*", "layers/*/kept", "time/t")  # what others are made from
@@ -87,3 +91,20 @@ def test_a_directory_without_images_of_its_cameras_is_refused(
     np.savez(tmp_path / "reference.npz", noise=np.zeros(1))
     with pytest.raises(ConfigError, match=r"cameras \['camera1', 'camera2'\] below 'in/'"):
         open_reference(tmp_path)
+
+
+def test_plans_that_leave_vision_whole_share_its_graph_and_no_other(
+    reference: SmolVlaReference,
+) -> None:
+    def parts(stage: int, plan: Plan) -> list[object]:
+        policy = trimmed(reference.policy, plan)
+        modules.append(stages(reference.cfg, plan)[stage].module(policy))
+        return made_of(modules[-1])
+
+    modules: list[torch.nn.Module] = []  # kept, so that no identity is given twice
+    reused = Plan(recompute=(0, 5))
+    blocks = Plan(vision=VisionPlan(blocks=((0,),)))
+    assert parts(0, Plan()) == parts(0, reused)
+    assert parts(0, Plan()) != parts(0, blocks)
+    for stage in (1, 2):
+        assert parts(stage, Plan()) != parts(stage, reused)

@@ -1,12 +1,13 @@
 """Stages of one policy under many plans, by torch or by ONNX Runtime: what reference checks run on.
 
-Two classes with the same method. `ExportedStages` exports each stage when it is first asked for, as
-a bundle would. Knows no family and no reference data.
+Two classes with the same method. `ExportedRuns` exports each stage when it is first asked for, as a
+bundle would, and once where plans leave it the same. Knows no family and no reference data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,6 +65,7 @@ class ExportedRuns:
         self.policy = policy
         self.directory = directory
         self.runners: dict[bytes, Runner] = {}
+        self.graphs: dict[str, Graph] = {}
 
     def run(self, plan: Plan, stage: Stage, tensors: Mapping[str, Tensor]) -> Tensors:
         """See `StageRuns`."""
@@ -74,15 +76,52 @@ class ExportedRuns:
     def _runner(self, plan: Plan, stage: Stage) -> Runner:
         key = stage.name.encode() + msgspec.json.encode(plan)
         if key not in self.runners:
-            policy = trimmed(self.policy, plan)
-            path = self.directory / f"{stage.name}{len(self.runners)}.onnx"
-            export_stage(policy, stage, path)
-            specs = family_of(policy.cfg).tensor_specs(policy.cfg, plan)
-            inputs = tuple(specs[name] for name in stage.inputs)
-            outputs = tuple(specs[name] for name in stage.outputs)
-            spec = StageSpec(path.name, inputs, outputs)
-            self.runners[key] = create("onnxruntime", path, spec, threads=1)
+            self.runners[key] = self._graph(plan, stage).runner
         return self.runners[key]
+
+    def _graph(self, plan: Plan, stage: Stage) -> Graph:
+        policy = trimmed(self.policy, plan)
+        specs = family_of(policy.cfg).tensor_specs(policy.cfg, plan)
+        inputs = tuple(specs[name] for name in stage.inputs)
+        outputs = tuple(specs[name] for name in stage.outputs)
+        module = stage.module(policy)
+        key = repr((stage.name, inputs, outputs, made_of(module)))
+        if key not in self.graphs:
+            path = self.directory / f"{stage.name}{len(self.graphs)}.onnx"
+            export_stage(policy, stage, path)
+            spec = StageSpec(path.name, inputs, outputs)
+            runner = create("onnxruntime", path, spec, threads=1)
+            self.graphs[key] = Graph(module, runner)
+        return self.graphs[key]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An exported stage; `module`, what was traced, is kept so that its parts stay the only ones of
+    their identity.
+    """
+
+    module: nn.Module
+    runner: Runner
+
+
+def made_of(module: nn.Module) -> list[object]:
+    """What a stage's module consists of: its kind, its plain attributes, and the very parts in it.
+
+    Two modules made of the same compute the same: a vision stage of two plans that leave vision
+    whole. One that holds a policy is made of another for each plan.
+    """
+    plain = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    parts = (
+        *module.named_children(),
+        *module.named_parameters(recurse=False),
+        *module.named_buffers(recurse=False),
+    )
+    return [
+        type(module).__qualname__,
+        sorted((name, repr(value)) for name, value in plain.items()),
+        [(name, id(part)) for name, part in parts],
+    ]
 
 
 def trimmed(policy: nn.Module, plan: Plan) -> Any:  # noqa: ANN401
