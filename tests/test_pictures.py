@@ -93,6 +93,8 @@ def check_readable(figure: Figure) -> list[str]:
     assert not outside
     thin = [axes for axes in figure.axes if min(axes.bbox.width, axes.bbox.height) < LEAST_AXES]
     assert not thin
+    markup = [text for text, _ in texts if "\\math" in text]  # of matplotlib's own labels
+    assert not markup
     return [text for text, _ in texts]
 
 

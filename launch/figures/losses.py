@@ -37,7 +37,8 @@ def loss_figure(
     for axes, name in zip(panels, names, strict=False):
         values = np.convolve([row[name] for row in history], np.ones(window) / window, "valid")
         axes.plot(steps, values, color=style.BLUE)
-        axes.set(xlabel="step", yscale="log")
+        axes.set(xlabel="step")
+        style.show_powers(axes)
         axes.set_title(style.short(title(name), 34))
         axes.grid()
     for axes in panels[len(names) :]:

@@ -74,6 +74,16 @@ def blank(height: float, width: float = WIDTH) -> Figure:
     return figure
 
 
+def show_powers(axes: Axes) -> None:
+    """Scale the y axis by powers, with plain numbers at 1, 2 and 5 times each power of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def headline(figure: Figure, text: str) -> None:
     """Write what the whole picture shows over it, from the left border on."""
     figure.suptitle(short(text, HEADLINE), x=0.01, horizontalalignment="left", fontsize=10)
