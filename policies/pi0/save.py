@@ -6,27 +6,28 @@ shows go into architecture.json. Knows the layout; trains nothing.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from trimvla.policies.nn.lerobot_folder import (
+    FEATURES,
+    NORM_MAP,
+    Fields,
+    Statistics,
+    feature,
+    image_features,
+    write_folder,
+    write_json,
+)
 from trimvla.policies.pi0.config import Pi0Config
 from trimvla.policies.pi0.layout import sources, stored_shapes
 from trimvla.policies.pi0.model import Pi0
-from trimvla.policies.pi0.source import IMAGES
 
-NORMALIZER_FILE = "policy_preprocessor_step_0_normalizer_processor.safetensors"
-NORM_MAP = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
-FEATURES = {"action": "action", "state": "observation.state"}
+NORMALIZER_STEP = 0  # of LeRobot's preprocessor
 PREFIX = "model."
-Statistics = Mapping[str, Mapping[str, list[float]]]
-"""Feature -> "mean" and "std" -> a number a dimension."""
 
 
 def save_lerobot(
@@ -39,22 +40,16 @@ def save_lerobot(
     dtype: torch.dtype = torch.float16,
 ) -> Path:
     """Write a dense policy into a folder, and return it; weights appear complete or not at all."""
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / "model.safetensors.partial"
-    save_file(stored_weights(policy, dtype), partial, metadata={"format": "pt"})
-    partial.chmod(0o644)  # safetensors makes it private
-    partial.replace(directory / "model.safetensors")
-    stored = {
-        f"{FEATURES[feature]}.{name}": torch.tensor(values, dtype=torch.float32)
-        for feature, table in statistics.items()
-        for name, values in table.items()
-    }
-    save_file(stored, directory / NORMALIZER_FILE)
-    (directory / NORMALIZER_FILE).chmod(0o644)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    _write(directory / "config.json", lerobot_config(policy.cfg))
-    _write(directory / "policy_preprocessor.json", preprocessor(epsilon))
-    _write(directory / "architecture.json", architecture(policy.cfg))
+    write_folder(
+        directory,
+        stored_weights(policy, dtype),
+        lerobot_config(policy.cfg),
+        statistics=statistics,
+        tokenizer=tokenizer,
+        epsilon=epsilon,
+        step=NORMALIZER_STEP,
+    )
+    write_json(directory / "architecture.json", architecture(policy.cfg))
     return directory
 
 
@@ -74,14 +69,14 @@ def stored_weights(policy: Pi0, dtype: torch.dtype) -> dict[str, Tensor]:
     return {f"{PREFIX}{name}": weight.to(dtype).contiguous() for name, weight in stored.items()}
 
 
-def lerobot_config(cfg: Pi0Config) -> dict[str, Any]:
+def lerobot_config(cfg: Pi0Config) -> Fields:
     """The fields of LeRobot's config.json for a policy, as far as they are read."""
     side = cfg.vision.image_size
-    images = {f"{IMAGES}{name}": _feature("VISUAL", [3, side, side]) for name in cfg.cameras}
+    images = image_features(cfg.cameras, side)
     return {
         "type": cfg.family,
-        "input_features": {**images, FEATURES["state"]: _feature("STATE", [cfg.state_dim])},
-        "output_features": {"action": _feature("ACTION", [cfg.action_dim])},
+        "input_features": {**images, FEATURES["state"]: feature("STATE", [cfg.state_dim])},
+        "output_features": {"action": feature("ACTION", [cfg.action_dim])},
         "chunk_size": cfg.horizon,
         "max_state_dim": cfg.padded_state_dim,
         "max_action_dim": cfg.padded_action_dim,
@@ -94,17 +89,7 @@ def lerobot_config(cfg: Pi0Config) -> dict[str, Any]:
     }
 
 
-def preprocessor(epsilon: float) -> dict[str, Any]:
-    """The one step of LeRobot's pipeline that holds numbers."""
-    step = {
-        "registry_name": "normalizer_processor",
-        "config": {"eps": epsilon, "norm_map": NORM_MAP},
-        "state_file": NORMALIZER_FILE,
-    }
-    return {"name": "policy_preprocessor", "steps": [step]}
-
-
-def architecture(cfg: Pi0Config) -> dict[str, Any]:
+def architecture(cfg: Pi0Config) -> Fields:
     """Sizes that neither config.json nor a shape shows."""
     language = cfg.language
     return {
@@ -118,11 +103,3 @@ def architecture(cfg: Pi0Config) -> dict[str, Any]:
         },
         "prompt": {"bos": cfg.prompt.bos_id, "pad": cfg.prompt.pad_id},
     }
-
-
-def _feature(kind: str, shape: list[int]) -> dict[str, Any]:
-    return {"type": kind, "shape": shape}
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

@@ -7,28 +7,29 @@ written too, as zeros. Knows the layout; trains nothing.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from trimvla.policies.nn.lerobot_folder import (
+    FEATURES,
+    NORM_MAP,
+    Fields,
+    Statistics,
+    feature,
+    image_features,
+    write_folder,
+    write_json,
+)
 from trimvla.policies.smolvla.checkpoint import HEAD, deepest_names, stored_shapes, theirs
 from trimvla.policies.smolvla.config import SmolVlaConfig
-from trimvla.policies.smolvla.lerobot.sizes import IMAGES
 from trimvla.policies.smolvla.model import SmolVla
 from trimvla.policies.smolvla.prefix import PrefixLayer
 
-NORMALIZER_FILE = "policy_preprocessor_step_5_normalizer_processor.safetensors"
-NORM_MAP = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
-FEATURES = {"action": "action", "state": "observation.state"}
 VLM_FOLDER = "vlm"
-Statistics = Mapping[str, Mapping[str, list[float]]]
-"""Feature -> "mean" and "std" -> a number a dimension."""
+NORMALIZER_STEP = 5  # of LeRobot's preprocessor
 
 
 def save_lerobot(
@@ -43,21 +44,16 @@ def save_lerobot(
     not at all.
     """
     (directory / VLM_FOLDER).mkdir(parents=True, exist_ok=True)
-    partial = directory / "model.safetensors.partial"
-    save_file(stored_weights(policy), partial, metadata={"format": "pt"})
-    partial.chmod(0o644)  # safetensors makes it private
-    partial.replace(directory / "model.safetensors")
-    stored = {
-        f"{FEATURES[feature]}.{name}": torch.tensor(values, dtype=torch.float32)
-        for feature, table in statistics.items()
-        for name, values in table.items()
-    }
-    save_file(stored, directory / NORMALIZER_FILE)
-    (directory / NORMALIZER_FILE).chmod(0o644)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    _write(directory / "config.json", lerobot_config(policy.cfg))
-    _write(directory / "policy_preprocessor.json", preprocessor(epsilon))
-    _write(directory / VLM_FOLDER / "config.json", vlm_config(policy.cfg))
+    write_folder(
+        directory,
+        stored_weights(policy),
+        lerobot_config(policy.cfg),
+        statistics=statistics,
+        tokenizer=tokenizer,
+        epsilon=epsilon,
+        step=NORMALIZER_STEP,
+    )
+    write_json(directory / VLM_FOLDER / "config.json", vlm_config(policy.cfg))
     return directory
 
 
@@ -83,14 +79,14 @@ def dead_weights(cfg: SmolVlaConfig) -> dict[str, Tensor]:
     return {**deepest, HEAD: torch.zeros(cfg.text.vocab, cfg.text.width)}
 
 
-def lerobot_config(cfg: SmolVlaConfig) -> dict[str, Any]:
+def lerobot_config(cfg: SmolVlaConfig) -> Fields:
     """LeRobot's config.json, as far as it differs from what LeRobot assumes or is read here."""
     side = cfg.image_size
-    images = {f"{IMAGES}{name}": _feature("VISUAL", [3, side, side]) for name in cfg.cameras}
+    images = image_features(cfg.cameras, side)
     return {
         "type": cfg.family,
-        "input_features": {**images, FEATURES["state"]: _feature("STATE", [cfg.state_dim])},
-        "output_features": {"action": _feature("ACTION", [cfg.action_dim])},
+        "input_features": {**images, FEATURES["state"]: feature("STATE", [cfg.state_dim])},
+        "output_features": {"action": feature("ACTION", [cfg.action_dim])},
         "normalization_mapping": NORM_MAP,
         "chunk_size": cfg.horizon,
         "n_action_steps": cfg.horizon,
@@ -110,7 +106,7 @@ def lerobot_config(cfg: SmolVlaConfig) -> dict[str, Any]:
     }
 
 
-def vlm_config(cfg: SmolVlaConfig) -> dict[str, Any]:
+def vlm_config(cfg: SmolVlaConfig) -> Fields:
     """The language model's config.json, whose sizes LeRobot builds the policy from."""
     text = cfg.text
     vision = cfg.vision
@@ -144,21 +140,3 @@ def vlm_config(cfg: SmolVlaConfig) -> dict[str, Any]:
             "layer_norm_eps": vision.norm_eps,
         },
     }
-
-
-def preprocessor(epsilon: float) -> dict[str, Any]:
-    """The one step of LeRobot's pipeline that holds numbers."""
-    step = {
-        "registry_name": "normalizer_processor",
-        "config": {"eps": epsilon, "norm_map": NORM_MAP},
-        "state_file": NORMALIZER_FILE,
-    }
-    return {"name": "policy_preprocessor", "steps": [step]}
-
-
-def _feature(kind: str, shape: list[int]) -> dict[str, Any]:
-    return {"type": kind, "shape": shape}
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
