@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from trimvla.sim.evaluation.rollout import Setting, evaluate
     from trimvla.sim.evaluation.statistics import compare, wilson_interval
     from trimvla.sim.gymnasium_ids import TABLETOP, register
+    from trimvla.sim.tabletop.demonstrations import make_shard
 
 __all__ = [
     "TABLETOP",
     "Setting",
     "compare",
     "evaluate",
+    "make_shard",
     "make_task",
     "register",
     "wilson_interval",
@@ -34,6 +36,7 @@ PUBLIC = {
     "wilson_interval": "evaluation.statistics:wilson_interval",
     "register": "gymnasium_ids:register",
     "TABLETOP": "gymnasium_ids:TABLETOP",
+    "make_shard": "tabletop.demonstrations:make_shard",
 }
 """Name -> module and attribute: what users import from here. Everything else is internal."""
 

@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-FOLDERS = ("runtime", "policies", "export", "sim")
+FOLDERS = ("runtime", "policies", "export", "sim", "launch")
 WIDTH = 100
 SECTIONS = ("Args:", "Returns:", "Raises:", "Yields:", "Example:")
 HEAD = (

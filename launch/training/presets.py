@@ -31,7 +31,15 @@ from trimvla.sim.tabletop import demonstrations, scene
 
 @dataclass(frozen=True)
 class TrainingPreset:
-    """What one preset trains, and how."""
+    """What one preset trains, and how.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from trimvla.launch import TrainingPreset, training_presets
+        >>> short = replace(training_presets()["tabletop"], episodes_per_shard=3)
+        >>> isinstance(short, TrainingPreset)
+        True
+    """
 
     cfg: Any
     """The policy's config; its name is the key of the statistics."""
@@ -114,7 +122,13 @@ def tabletop_flow(cfg: Any) -> TrainingPreset:  # noqa: ANN401
 
 @cache
 def training_presets() -> dict[str, TrainingPreset]:
-    """Name -> what is trained, and how."""
+    """Name -> what is trained, and how.
+
+    Example:
+        >>> from trimvla.launch import training_presets
+        >>> training_presets()["tabletop"].cfg.language.layers
+        16
+    """
     window = replace(COGACT, start=start_window)
     return {
         "tabletop": TrainingPreset(

@@ -194,7 +194,22 @@ def corrected_episode(env: TabletopEnv, seed: int, shard: Shard, actor: PolicyLi
 def make_shard(
     path: Path, first_seed: int, episodes: int, bundle: str | None = None, *, wrist: bool = False
 ) -> tuple[int, int]:
-    """Write one shard, driven by the expert or by the policy of a bundle; (frames, successes)."""
+    """Write one shard, driven by the expert or by the policy of a bundle; (frames, successes).
+
+    Args:
+        path: the shard, an .npz.
+        first_seed: of the first episode; the others follow.
+        episodes: how many.
+        bundle: whose policy drives, while the expert labels; None: the expert drives.
+        wrist: see `TabletopEnv`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from trimvla.sim import make_shard
+        >>> frames, successes = make_shard(Path("shard-0000.npz"), 1_000_000, episodes=1)
+        >>> successes
+        1
+    """
     env = TabletopEnv(wrist=wrist)
     shard = Shard()
     successes = 0
