@@ -13,6 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from trimvla.launch.cli import main
+from trimvla.launch.exporting.policy_source import policy_of_bundle
+from trimvla.policies.families import parse_config
+from trimvla.runtime.bundle.manifest import load
 
 FOLDERS = ("smolvla_tiny_a", "pi0_tiny_a")
 
@@ -69,7 +72,7 @@ def test_a_source_that_cannot_be_is_one_error(
     folder, bundle = exported
     other = fixture(folder.parents[1], FOLDERS[folder.name == FOLDERS[0]])
     for words, message in (
-        ((str(bundle), "--source", str(tmp_path / "none")), "expected a folder for --source"),
+        ((str(bundle), "--source", str(tmp_path / "none")), "a folder, or a shipped bundle"),
         ((str(bundle), "--source", str(tmp_path)), "expected a checkpoint of a known family"),
         ((str(bundle), "--source", str(other)), "got another"),
         ((str(bundle), "--checkpoint", "x.pt"), "--checkpoint with --source only"),
@@ -94,3 +97,10 @@ def test_what_a_planner_lacks_is_refused_before_anything_is_written(
     assert main(["ablate", str(bundle), "--out", str(out.parent), "--work", str(out.parent)]) == 1
     assert f"got one of family '{family}'" in capsys.readouterr().err
     assert not out.parent.exists()
+
+
+def test_a_shipped_bundle_is_a_source_by_its_name(tabletop_bundle: Path, tmp_path: Path) -> None:
+    """For a bundle that was exported from a shipped one, and has no weights beside it."""
+    bundle = shutil.copytree(tabletop_bundle, tmp_path / "mine")
+    policy = policy_of_bundle(bundle, Path("tabletop"))
+    assert parse_config(load(bundle).policy) == policy.cfg

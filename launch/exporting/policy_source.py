@@ -122,7 +122,11 @@ def policy_of_bundle(
     if source is None:
         return load_own(_beside_or_source(directory))
     if not source.is_dir():
-        raise ConfigError(f"expected a folder for --source, got {source}")
+        shipped = bundles.shipped_directory(str(source))
+        if shipped is None:
+            known = f"a folder, or a shipped bundle ({', '.join(bundles.shipped())})"
+            raise ConfigError(f"expected {known}, for --source, got {source}")
+        source = shipped
     if not is_official(source):
         return load_policy(source, None)
     manifest = bundles.load(directory)
@@ -142,7 +146,7 @@ def _beside_or_source(directory: Path) -> Path:
     try:
         return beside(directory)
     except CheckpointError as error:
-        words = "or the folder that it was exported from as --source DIR"
+        words = "or what it was exported from as --source DIR: a folder, or a shipped bundle"
         raise CheckpointError(f"{error}; {words}") from None
 
 

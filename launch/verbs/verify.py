@@ -35,8 +35,9 @@ class Args(Options):
     """
 
     source: Path | None = None
-    """With a bundle that has no weights beside it: what it was exported from, a run folder or a
-    checkpoint's folder as its makers publish it (LeRobot's, openpi's, Dexbotic's, CogACT's).
+    """With a bundle that has no weights beside it: what it was exported from, a run folder, a
+    checkpoint's folder as its makers publish it (LeRobot's, openpi's, Dexbotic's, CogACT's), or a
+    shipped bundle's name.
     """
 
     checkpoint: str | None = None
