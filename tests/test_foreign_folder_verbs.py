@@ -89,7 +89,7 @@ def test_what_a_planner_lacks_is_refused_before_anything_is_written(
     family = folder.name.partition("_")[0]
     out = tmp_path / "made" / "plan.json"
     for source, message in (
-        (folder, "expected shards of demonstrations (--calibration FILE or FOLDER)"),
+        (folder, "expected shards of demonstrations (--calibration FILE or FOLDER with"),
         (bundle, "expected the checkpoint's folder, got a run's or a bundle"),
     ):
         assert main(["trim", str(source), "--out", str(out), "--layers", "1"]) == 1
