@@ -72,13 +72,17 @@ def with_action(
     return msgspec.structs.replace(described, action=changed)
 
 
-def read_tokenizer(path: Path | None, prompt: PromptSpec, family: Family) -> str:
-    """A tokenizer's text, if it is one of this policy.
+def read_tokenizer(
+    path: Path | None, prompt: PromptSpec, family: Family, *, beside: Path | None = None
+) -> str:
+    """A tokenizer's text, if it is one of this policy; `beside`: the folder where it was looked
+    for.
 
     Raises ConfigError, which names the place where users have it.
     """
     if path is None or not path.exists():
-        where = "beside the checkpoint, or under --tokenizer" if path is None else f"at {path}"
+        place = "beside the checkpoint" if beside is None else f"in {beside}"
+        where = f"{place}, or under --tokenizer" if path is None else f"at {path}"
         got = f"got no file; {family.tokenizer_hint}"
         raise ConfigError(f"expected the policy's tokenizer {where}, {got}")
     text = read_text(path, WHAT)

@@ -5,6 +5,7 @@ each family, and nothing is written.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -76,9 +77,10 @@ def test_weights_of_another_family(
     other = "smolvla" if folder.name != "smolvla" else "pi0"
     theirs = copied(shared_dir, other, tmp_path / "theirs")
     shutil.copy(theirs / "model.safetensors", folder / "model.safetensors")
-    message = refused(folder, tmp_path / "made", capsys)
-    assert "weight" in message
-    assert str(folder) in message
+    message = " ".join(refused(folder, tmp_path / "made", capsys).split())
+    assert f"{folder / 'model.safetensors'}: " in message
+    assert re.search(r"\d+ missing weight\(s\): 'model\.", message)
+    assert re.search(r"\d+ (unexpected weight|other)\(s\): 'model\.", message), "what came"
 
 
 def test_a_missing_tokenizer(
@@ -86,4 +88,20 @@ def test_a_missing_tokenizer(
 ) -> None:
     for path in list(folder.rglob("tokenizer.json")):
         path.unlink()
-    assert "tokenizer.json" in refused(folder, tmp_path / "made", capsys)
+    message = " ".join(refused(folder, tmp_path / "made", capsys).split())
+    assert "tokenizer.json" in message
+    assert str(folder) in message
+    assert "--tokenizer" in message
+
+
+@pytest.mark.parametrize("content", [None, "folder", '{"a":', "{}", ""])
+def test_what_is_no_tokenizer_is_named(
+    content: str | None, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "words.json"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_text(content)
+    message = refused(folder, tmp_path / "made", capsys, "--tokenizer", str(path))
+    assert str(path) in " ".join(message.split())

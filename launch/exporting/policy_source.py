@@ -59,12 +59,18 @@ def open_source(
         tokenizer: `tokenizer.json`, where it does not lie in the source.
 
     Raises:
-        ConfigError: no known checkpoint, with what was looked for; no preset, statistics or key.
+        ConfigError: no known checkpoint, with what was looked for; no preset, statistics or key; no
+            file under `tokenizer`.
         CheckpointError: weights that are missing, unknown or of another shape.
     """
     if not is_official(source):
         return _own_checkpoint(source, statistics_key, tokenizer)
     family = official_family(source)
+    if tokenizer is not None and not tokenizer.is_file():
+        raise ConfigError(
+            f"expected the policy's tokenizer.json for --tokenizer, got no file at {tokenizer}; "
+            f"{family.tokenizer_hint}"
+        )
     if checkpoint is not None and not family.several_checkpoints:
         raise ConfigError(
             f"expected no --checkpoint for family '{family.name}', got {checkpoint!r}"

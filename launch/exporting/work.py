@@ -15,7 +15,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from trimvla.export.bundle import BundleRequest, export_policy
-from trimvla.export.inputs import check_target, with_action
+from trimvla.export.inputs import check_target, read_tokenizer, with_action
 from trimvla.export.precision.table import PRECISIONS, precision_named
 from trimvla.launch.console import progress_bar
 from trimvla.launch.exporting.calibration import find_calibration
@@ -102,9 +102,9 @@ def export(args: ExportArgs) -> ExportResult | StreamedResult:
 
 
 def bundle_request(args: ExportArgs, source: Path, opened: Checkpoint) -> BundleRequest:
-    """What is exported of an opened checkpoint.
+    """What is exported of an opened checkpoint; its weights are read last.
 
-    Raises ConfigError where statistics or frames do not fit.
+    Raises ConfigError where statistics, tokenizer or frames do not fit.
     """
     plan = named_plan(args.plan, opened.cfg)
     described = with_action(
@@ -112,6 +112,9 @@ def bundle_request(args: ExportArgs, source: Path, opened: Checkpoint) -> Bundle
     )
     key = opened.statistics_key
     chosen(opened.table, key, described.action, where=opened.statistics_file, error=ConfigError)
+    read_tokenizer(
+        opened.tokenizer, described.prompt, family_of(opened.cfg), beside=opened.directory
+    )
     return BundleRequest(
         policy=build_policy(opened),
         described=described,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trimvla.policies.dbcogact.config import DbCogActConfig
 from trimvla.policies.dbcogact.model import DbCogAct
 from trimvla.policies.safetensors_files import SafetensorsFiles
+from trimvla.policies.weight_names import check_names
 from trimvla.runtime.errors import CheckpointError
 
 CLIP = "model.mm_vision_tower.vision_tower.vision_model."
@@ -29,7 +30,6 @@ PREFIXES = {
 CONVOLUTION = "vision.encoder.patch_embedding.proj.weight"
 DEAD = ("lm_head.weight",)
 DEAD_PREFIXES = (f"{CLIP}post_layernorm.", "model.action_head.net.history_embedder.")
-NAMES_SHOWN = 5
 
 
 def build_meta(cfg: DbCogActConfig) -> DbCogAct:
@@ -80,13 +80,7 @@ def check_layout(files: SafetensorsFiles, cfg: DbCogActConfig) -> None:
     """
     shapes = official_shapes(cfg)
     dead = dead_weights(cfg)
-    found = set(files)
-    problems = {"missing": set(shapes) - found, "unexpected": found - set(shapes) - dead}
-    for problem, names in problems.items():
-        if names:
-            shown = ", ".join(f"'{name}'" for name in sorted(names)[:NAMES_SHOWN])
-            more = ", ..." if len(names) > NAMES_SHOWN else ""
-            raise CheckpointError(f"{files.place}: {len(names)} {problem} weight(s): {shown}{more}")
+    check_names(files.place, files, shapes, dead)
     for name, shape in shapes.items():
         if files.shape(name) != shape:
             raise CheckpointError(

@@ -81,7 +81,7 @@ def open_checkpoint(
     if not chosen.is_file():
         raise CheckpointError(
             f"expected the policy's tokenizer at {chosen}, got no file: it is part of Dexbotic's "
-            "checkpoints, beside config.json"
+            "checkpoints, beside config.json; for `trimvla export` it may lie under --tokenizer"
         )
     cfg = read_config(directory, chosen, cameras)
     if preset is not None:

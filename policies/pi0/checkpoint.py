@@ -26,10 +26,10 @@ from trimvla.policies.pi0.layout import (
 )
 from trimvla.policies.pi0.model import Pi0
 from trimvla.policies.safetensors_files import SafetensorsFiles
+from trimvla.policies.weight_names import check_names
 from trimvla.runtime.errors import CheckpointError
 
 LEROBOT = "model."  # in front of openpi's names
-NAMES_SHOWN = 5
 OLD = re.compile(
     r"(?:model\.)?paligemma_with_expert\.paligemma\.(?:language_model\.model|vision_tower)\."
 )
@@ -81,8 +81,7 @@ def open_weights(directory: Path, cfg: Pi0Config) -> StoredWeights:
     shapes = stored_shapes(cfg)
     required = {names.get(name, prefix + name): shape for name, shape in shapes.items()}
     dead = {names.get(name, prefix + name) for name in dead_names(cfg)}
-    _check_names(files.place, "missing", set(required) - set(files))
-    _check_names(files.place, "unexpected", set(files) - set(required) - dead)
+    check_names(files.place, files, required, dead)
     for name, shape in required.items():
         if files.shape(name) != shape:
             got = list(files.shape(name))
@@ -111,10 +110,3 @@ def openpi_names(files: SafetensorsFiles) -> dict[str, str]:
 def prefix_of(files: SafetensorsFiles) -> str:
     """What stands in front of openpi's names: LeRobot's `model.`, or nothing."""
     return LEROBOT if any(name.startswith(LEROBOT) for name in files) else ""
-
-
-def _check_names(place: Path, problem: str, names: set[str]) -> None:
-    if names:
-        shown = ", ".join(f"'{name}'" for name in sorted(names)[:NAMES_SHOWN])
-        more = ", ..." if len(names) > NAMES_SHOWN else ""
-        raise CheckpointError(f"{place}: {len(names)} {problem} weight(s): {shown}{more}")

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from trimvla.policies.checkpoint import Checkpoint
-from trimvla.policies.pi0.checkpoint import open_weights, openpi_names
+from trimvla.policies.pi0.checkpoint import open_weights, openpi_names, prefix_of
 from trimvla.policies.pi0.config import (
     CAMERAS,
     LONGEST,
@@ -44,6 +44,7 @@ from trimvla.policies.statistics import (
     read_lerobot,
     read_openpi,
 )
+from trimvla.policies.weight_names import missing
 from trimvla.runtime.errors import CheckpointError, ConfigError
 from trimvla.runtime.text_files import read_json
 
@@ -256,7 +257,7 @@ def _config(
             **described,
         )
     except KeyError as error:
-        raise CheckpointError(f"{directory}: 1 missing weight(s): {error}") from None
+        raise missing(files.place, prefix_of(files) + str(error.args[0]), files) from None
 
 
 def _read_sizes(path: Path) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from trimvla.policies.safetensors_files import SafetensorsFiles
 from trimvla.policies.smolvla.config import SmolVlaConfig
 from trimvla.policies.smolvla.model import SmolVla, build_meta
 from trimvla.policies.smolvla.prefix import PrefixLayer
+from trimvla.policies.weight_names import check_names
 from trimvla.runtime.errors import CheckpointError
 
 VLM = "model.vlm_with_expert.vlm."
@@ -44,7 +45,6 @@ PREFIXES = (
     ("expert.", "model."),
 )
 BUFFERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
-NAMES_SHOWN = 5
 
 
 # --- layout ---
@@ -130,8 +130,7 @@ def open_weights(directory: Path, cfg: SmolVlaConfig) -> StoredWeights:
     files = SafetensorsFiles(directory)
     shapes = stored_shapes(cfg)
     found = {name for name in files if not is_buffer(name)}
-    _check_names(files.place, "missing", set(shapes) - found)
-    _check_names(files.place, "unexpected", found - set(shapes) - dead_names(cfg))
+    check_names(files.place, found, shapes, dead_names(cfg))
     for name, shape in shapes.items():
         if files.shape(name) != shape:
             got = list(files.shape(name))
@@ -153,10 +152,3 @@ def build(cfg: SmolVlaConfig, weights: Mapping[str, Tensor]) -> SmolVla:
     state = {name: weights[name].reshape(shape).to(torch.float32) for name, shape in shapes.items()}
     policy.load_state_dict(state, strict=True, assign=True)
     return policy.eval()
-
-
-def _check_names(place: Path, problem: str, names: set[str]) -> None:
-    if names:
-        shown = ", ".join(f"'{name}'" for name in sorted(names)[:NAMES_SHOWN])
-        more = ", ..." if len(names) > NAMES_SHOWN else ""
-        raise CheckpointError(f"{place}: {len(names)} {problem} weight(s): {shown}{more}")

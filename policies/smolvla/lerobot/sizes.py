@@ -28,6 +28,7 @@ from trimvla.policies.smolvla.config import (
     siglip,
 )
 from trimvla.policies.smolvla.lerobot.fields import Fields
+from trimvla.policies.weight_names import missing
 from trimvla.runtime.errors import CheckpointError, ConfigError
 from trimvla.runtime.text_files import read_json
 
@@ -265,7 +266,7 @@ def _expert(files: SafetensorsFiles, fields: Fields) -> ExpertConfig:
 
 def _shape(files: SafetensorsFiles, name: str, axes: int = 2) -> tuple[int, ...]:
     if name not in files:
-        raise CheckpointError(f"{files.place}: 1 missing weight(s): '{name}'")
+        raise missing(files.place, name, files)
     shape = files.shape(name)
     if len(shape) != axes:
         raise CheckpointError(
@@ -278,7 +279,8 @@ def _depth(pattern: re.Pattern[str], files: SafetensorsFiles) -> int:
     """Layers with such a norm."""
     found = [int(match[1]) for name in files if (match := pattern.fullmatch(name))]
     if not found:
-        raise CheckpointError(f"{files.place}: 1 missing weight(s): '{pattern.pattern}'")
+        first = pattern.pattern.replace("\\.", ".").replace(r"(\d+)", "0")
+        raise missing(files.place, first, files)
     return max(found) + 1
 
 
