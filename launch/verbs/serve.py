@@ -65,8 +65,8 @@ class Args(Options):
     """Let plain connections leave this host."""
 
     camera: str = ""
-    """The image to look at, where a client sends several; by default the only one, or one of a
-    usual name.
+    """For a bundle with one camera: what clients call its image; by default as the bundle does,
+    else the only one, or one of a usual name.
     """
 
     votes: int = 1

@@ -22,7 +22,7 @@ from trimvla.runtime.bundle.action_statistics import chosen, chosen_state, read_
 from trimvla.runtime.bundle.manifest import GUIDED, PLAIN, STATISTICS, TOKENIZER, Manifest
 from trimvla.runtime.bundle.scale import Scale, binarise, normalise, unnormalise
 from trimvla.runtime.bundle.tokenizer_file import check_vocabulary, load_tokenizer
-from trimvla.runtime.errors import BackendError, BundleError, ConfigError
+from trimvla.runtime.errors import BackendError, BundleError, ConfigError, ObservationError
 from trimvla.runtime.inference.policy_like import Known
 from trimvla.runtime.preprocess.observation import Inputs, Observation, one_image
 from trimvla.runtime.preprocess.prompts import Prompter
@@ -206,6 +206,11 @@ def _observed(observation: Observation | np.ndarray, instruction: str | None) ->
         if instruction is not None:
             raise ConfigError("expected the instruction in the observation, got another beside it")
         return observation
+    if isinstance(observation, Mapping):
+        raise ObservationError(
+            "expected an Observation(images, instruction, state), or the image of the only camera,"
+            f" got {type(observation).__name__}"
+        )
     return one_image(observation, instruction)  # pyright: ignore[reportArgumentType] - the prompter checks it
 
 

@@ -72,7 +72,8 @@ def check_cameras(images: Mapping[str, object], spec: ImagesSpec) -> None:
     if missing or unknown:
         words = f"missing {missing}" if missing else f"{unknown} too many"
         raise ObservationError(
-            f"expected images of the cameras {list(spec.names)}, got {sorted(images)}: {words}"
+            f"expected images of the cameras {list(spec.names)}, got"
+            f" {sorted(map(str, images))}: {words}"
         )
 
 

@@ -100,6 +100,11 @@ class Inputs:
         return {name: tensor for name, tensor in made.items() if name in self._taken}
 
     def _named(self, images: Mapping[str, NDArray[np.uint8]]) -> Mapping[str, NDArray[np.uint8]]:
+        if not isinstance(images, Mapping):
+            raise ObservationError(
+                f"expected images by the names of the cameras {list(self._images.names)}, got"
+                f" {type(images).__name__}"
+            )
         if set(images) != {ONLY}:
             return images
         names = self._images.names

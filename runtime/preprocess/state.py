@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from trimvla.runtime.bundle.inputs_and_output import StateSpec
 from trimvla.runtime.bundle.scale import Scale, normalise_input
 from trimvla.runtime.errors import ObservationError
+from trimvla.runtime.specs import describe
 
 
 def check_state(state: object, spec: StateSpec | None) -> NDArray[np.float32] | None:
@@ -25,12 +26,9 @@ def check_state(state: object, spec: StateSpec | None) -> NDArray[np.float32] | 
         return None
     if state is None:
         raise ObservationError(f"expected the robot's state, {_expected(spec)}, got none")
-    try:
-        numbers = np.asarray(state, np.float32)
-    except (TypeError, ValueError):
-        raise ObservationError(
-            f"expected {_expected(spec)} for 'state', got {type(state).__name__}"
-        ) from None
+    numbers = _numbers(state)
+    if numbers is None:
+        raise ObservationError(f"expected {_expected(spec)} for 'state', got {_what(state)}")
     if numbers.shape != (spec.dim,):
         raise ObservationError(
             f"expected {_expected(spec)} for 'state', got shape {list(numbers.shape)}"
@@ -44,9 +42,11 @@ def check_state_names(names: Sequence[str], spec: StateSpec | None) -> None:
     """ObservationError where a robot that names its state's numbers has others than the policy, or
     another order.
     """
-    if spec is None or not names or not spec.names:
+    if spec is None or not len(names):
         return
-    if tuple(names) != spec.names:
+    if isinstance(names, str) or (not spec.names and len(names) != spec.dim):
+        raise ObservationError(f"expected {spec.dim} names for 'state_names', got {names!r}")
+    if spec.names and tuple(names) != spec.names:
         raise ObservationError(
             f"expected a state of {list(spec.names)}, in this order, got {list(names)}"
         )
@@ -65,6 +65,24 @@ def state_text(vector: NDArray[np.float32], bins: int) -> str:
     """
     edges = np.linspace(-1.0, 1.0, bins + 1)[:-1]
     return " ".join(str(number) for number in np.digitize(vector, edges) - 1)
+
+
+def _numbers(state: object) -> NDArray[np.float32] | None:
+    """None where they are no real numbers: numpy would read texts, and drop imaginary parts."""
+    try:
+        values = np.asarray(state)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if values.dtype.kind not in "fiu":
+        return None
+    with np.errstate(over="ignore"):  # infinite is refused
+        return values.astype(np.float32)
+
+
+def _what(state: object) -> str:
+    if isinstance(state, np.ndarray):
+        return describe(state.dtype, state.shape)
+    return type(state).__name__
 
 
 def _expected(spec: StateSpec) -> str:

@@ -48,6 +48,8 @@ class Query:
     instruction: str
     state: NDArray[np.float32] | None = None
     """float32[n], as it came, for policies that read it."""
+    state_names: tuple[str, ...] = ()
+    """Of its numbers, where the client sends each under a name."""
     seq: int | None = None
     """The client's own number; it comes back with the answer."""
     t_capture_ns: int | None = None
@@ -61,7 +63,9 @@ class Query:
     @property
     def observation(self) -> Observation:
         """What the policy is given."""
-        return Observation(self.images or {ONLY: self.image}, self.instruction, self.state)
+        return Observation(
+            self.images or {ONLY: self.image}, self.instruction, self.state, self.state_names
+        )
 
 
 def normalise(
@@ -75,7 +79,8 @@ def normalise(
 
     Args:
         observation: as it was unpacked.
-        camera: which image the policy looks at; where it is empty, the only one or one of `MAIN`.
+        camera: which image the policy looks at; where it is empty, the policy's own, or for a
+            policy whose camera is one of `MAIN` or unknown, the only one or one of `MAIN`.
         extra: where `seq`, `t_capture_ns` and the like stand, if not in the observation.
         cameras: a policy's names of its cameras. Of several, each must be among the images.
     """
@@ -91,7 +96,10 @@ def normalise(
         )
     source, names = form.pictures(observation)
     names |= {n: f"observation/{n}" for n in cameras if f"observation/{n}" in observation}
-    chosen = _choose_all(names, cameras) if len(cameras) > 1 else [_choose(names, camera)]
+    if len(cameras) > 1:
+        chosen = _choose_all(names, cameras, source)
+    else:
+        chosen = [_choose(names, camera or _own(names, cameras))]
     optional = {
         key: _number(extra or observation, key)
         for key in ("seq", "t_capture_ns", "deadline_ns", "seed")
@@ -100,13 +108,15 @@ def normalise(
     if version not in (None, SCHEMA_VERSION):
         raise ObservationError(f"expected {SCHEMA_VERSION} for 'schema_version', got {version}")
     instruction = _sentence(*form.instruction(observation))
-    state = form.state(observation)
+    state, state_names = form.state(observation)
     # last: they cost most
     images = {name: _picture(name, source[names[name]], form) for name in chosen}
     several = images if len(cameras) > 1 else {}
-    return Query(images[chosen[0]], instruction, state, images=several, **optional)
+    return Query(images[chosen[0]], instruction, state, state_names, images=several, **optional)
 
 
+State = tuple[NDArray[np.float32] | None, tuple[str, ...]]
+"""The numbers, and their names where each has one."""
 Pictures = tuple[Mapping[Any, Any], dict[str, str]]
 """A map that holds images, and by an image's name its key there."""
 
@@ -120,7 +130,7 @@ class Form:
     pictures: Callable[[Mapping[Any, Any]], Pictures]
     instruction: Callable[[Mapping[Any, Any]], tuple[str, object]]
     """Its key, and what stands there."""
-    state: Callable[[Mapping[Any, Any]], NDArray[np.float32] | None]
+    state: Callable[[Mapping[Any, Any]], State]
     batched: bool = False
     """Images are uint8[1, t, h, w, 3]: the newest counts."""
 
@@ -181,19 +191,21 @@ def _language(observation: Mapping[Any, Any]) -> tuple[str, object]:
     return f"language.{_short(key)}", value
 
 
-def _vector(*keys: str) -> Callable[[Mapping[Any, Any]], NDArray[np.float32] | None]:
-    def read(observation: Mapping[Any, Any]) -> NDArray[np.float32] | None:
+def _vector(*keys: str) -> Callable[[Mapping[Any, Any]], State]:
+    def read(observation: Mapping[Any, Any]) -> State:
         key, value = _first(*keys)(observation)
-        return None if value is None else _numbers(key, value)
+        return None if value is None else _numbers(key, value), ()
 
     return read
 
 
-def _states(observation: Mapping[Any, Any]) -> NDArray[np.float32] | None:
-    """GR00T's `{"state": {key: float[1, t, d]}}`: the newest of each, one after the other."""
+def _states(observation: Mapping[Any, Any]) -> State:
+    """GR00T's `{"state": {key: float[1, t, d]}}`: the newest of each, one after the other; parts of
+    one number each name it.
+    """
     inner = observation.get("state")
     if inner is None:
-        return None
+        return None, ()
     if not isinstance(inner, Mapping):
         raise ObservationError(f"expected a map of arrays for 'state', got {briefly(inner)}")
     newest: list[NDArray[np.float32]] = []
@@ -209,7 +221,9 @@ def _states(observation: Mapping[Any, Any]) -> NDArray[np.float32] | None:
         newest.append(_numbers(name, value[0, -1]))
         if sum(map(len, newest)) > MAX_STATE:
             raise ObservationError(f"expected at most {MAX_STATE} numbers for 'state', got more")
-    return np.concatenate(newest) if newest else None
+    named = len(newest) > 1 and all(len(part) == 1 for part in newest)
+    names = tuple(map(str, inner)) if named else ()
+    return np.concatenate(newest) if newest else None, names
 
 
 FORMS = (
@@ -238,6 +252,12 @@ FORMS = (
 )
 
 
+def _own(pictures: Mapping[str, str], cameras: Sequence[str]) -> str:
+    """The camera that a policy with one looks through, where a client must send it by its name."""
+    own = cameras[0] if len(cameras) == 1 else ""
+    return own if own in pictures or own not in MAIN else ""
+
+
 def _choose(pictures: Mapping[str, str], camera: str) -> str:
     """The name of the image that the policy looks at."""
     if camera in pictures:
@@ -251,13 +271,18 @@ def _choose(pictures: Mapping[str, str], camera: str) -> str:
     return main[0] if main else next(iter(pictures))
 
 
-def _choose_all(pictures: Mapping[str, str], cameras: Sequence[str]) -> list[str]:
+def _choose_all(
+    pictures: Mapping[str, str], cameras: Sequence[str], source: Mapping[Any, Any]
+) -> list[str]:
     """The policy's cameras, where an image of each has come; others are not looked at."""
     missing = [name for name in cameras if name not in pictures]
     if missing:
         got = sorted(map(_short, pictures))[:12]
+        known = set(pictures.values())
+        others = sorted(_short(key) for key in source if key not in known)[:12]
+        beside = f" beside {others}" if others else ""
         raise ObservationError(
-            f"expected images of the cameras {list(cameras)}, got {got}: missing {missing}"
+            f"expected images of the cameras {list(cameras)}, got {got}{beside}: missing {missing}"
         )
     return list(cameras)
 

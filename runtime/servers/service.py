@@ -111,12 +111,19 @@ class Service:
         """`on_lost` is called once, in another thread, when the backend is gone for good; `lost`
         is the reason.
 
-        Raises ConfigError for more votes than a chunk has rows.
+        Raises ConfigError for more votes than a chunk has rows, or a camera for a policy that looks
+        through several.
         """
         action = policy.manifest.action
         if config.votes > action.horizon:
             raise ConfigError(
                 f"expected at most {action.horizon} votes, the rows of a chunk, got {config.votes}"
+            )
+        names = policy.manifest.images.names
+        if config.camera and len(names) > 1:
+            raise ConfigError(
+                f"expected no 'camera' for a policy that looks through {list(names)}: clients send"
+                f" each by its name, got {config.camera!r}"
             )
         self.config = config
         self.sessions = Sessions(config.max_sessions, config.idle_s, config.votes)
@@ -124,7 +131,7 @@ class Service:
         self.lost: BackendUnavailableError | None = None
         self._on_lost = on_lost
         self.metadata = describe(policy)
-        self.cameras = policy.manifest.images.names
+        self.cameras = names
         self.decoders = Decoders()
         self._policy = policy
         self._jobs: deque[_Job] = deque()
