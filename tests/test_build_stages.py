@@ -19,26 +19,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trt_parts import library_or_skip
+from tests.trt_parts import check_stage, library_or_skip
 from trimvla.export.graphs.stages import stage_spec
 from trimvla.export.graphs.to_onnx import export_stage
 from trimvla.export.precision.table import convert
-from trimvla.export.tensorrt import build as to_tensorrt
-from trimvla.export.tensorrt.operators import check_operators
-from trimvla.export.tensorrt.read_back import matrix_precision
 from trimvla.policies.cogact.model import CogAct
-from trimvla.policies.cogact.source import inputs_and_output
 from trimvla.policies.cogact.stages import stages
+from trimvla.policies.families import parse_config
 from trimvla.policies.nn.cachers import every
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.stage import Stage
 from trimvla.policies.trimming.trimmed import trim
-from trimvla.runtime.backends.tensorrt import engine_cache as engines
 from trimvla.runtime.backends.tensorrt.library import TrtLibrary
 from trimvla.runtime.bundle import manifest as bundles
-from trimvla.runtime.bundle.manifest import PromptSpec, StageSpec
+from trimvla.runtime.bundle.manifest import PLAIN
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
-from trimvla.runtime.bundle.schema_1 import STAGES
 
 SLICE = PRESETS["cogact-base"]
 TRIMMED = Plan(
@@ -57,31 +52,15 @@ def library() -> TrtLibrary:
     return library_or_skip()
 
 
-def check_stage(
-    library: TrtLibrary, path: Path, spec: StageSpec, prompt: PromptSpec, precision: str
-) -> None:
-    """The file is in the table of TensorRT 10.3, its products are in this precision, and it
-    builds.
-    """
-    check_operators(path)
-    parsed = to_tensorrt.parse(library, path)
-    assert matrix_precision(library.module, parsed.network) == precision
-    config = parsed.builder.create_builder_config()
-    to_tensorrt.add_profiles(
-        parsed.builder, config, spec, prompt.buckets if engines.symbolic_inputs(spec) else ()
-    )
-    assert parsed.builder.build_serialized_network(parsed.network, config) is not None, (
-        library.complaint()
-    )
-
-
 def shipped_stages() -> Iterator[tuple[str, str, str]]:
-    """Bundle, precision, stage: every bundle as it is, and one in float32 also in float16."""
+    """Bundle, precision, stage: every bundle as it is, and one in float32 also in float16, as far
+    as `trimvla export` makes it so: no guided stages.
+    """
     for name in bundles.shipped():
         manifest = bundles.load(bundles.resolve(name), verify_hashes=False)
         yield from ((name, manifest.precision, stage) for stage in manifest.stages)
         if manifest.precision == "float32":
-            yield from ((name, "float16", stage) for stage in STAGES)
+            yield from ((name, "float16", stage) for stage in manifest.modes[PLAIN])
 
 
 @pytest.mark.slow
@@ -95,8 +74,8 @@ def test_a_shipped_stage_builds(
         shutil.copyfile(file, tmp_path / file.name)
     spec = manifest.stages[stage]
     if precision != manifest.precision:
-        convert({stage: tmp_path / spec.file}, precision, PolicyConfig.from_dict(manifest.policy))
-    check_stage(library, tmp_path / spec.file, spec, manifest.prompt, precision)
+        convert({stage: tmp_path / spec.file}, precision, parse_config(manifest.policy))
+    check_stage(library, tmp_path / spec.file, spec, manifest.prompt.buckets, precision)
 
 
 def single(value: Tensor) -> Tensor:
@@ -162,4 +141,4 @@ def test_two_layers_of_cogact_base_build(library: TrtLibrary, tmp_path: Path) ->
         path = tmp_path / f"{stage.name}.onnx"
         export_stage(policy, half(stage), path)
         spec = stage_spec(policy.cfg, stage, path.name, policy.plan)
-        check_stage(library, path, spec, inputs_and_output(policy.cfg, "").prompt, "float16")
+        check_stage(library, path, spec, policy.cfg.prompt.buckets, "float16")

@@ -10,15 +10,17 @@ import shutil
 import msgspec
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
+from onnx import numpy_helper
 from tiny_policy import TINY, export_cogact, random_policy
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trimvla.export import bundle as bundle_module
 from trimvla.export.graphs import to_onnx
 from trimvla.export.graphs.stages import stage_spec
-from trimvla.export.graphs.to_onnx import export_stage
+from trimvla.export.graphs.to_onnx import export_stage, share_weights
 from trimvla.export.parity import Parity
 from trimvla.export.verify import checkpoint_beside, open_runners, parity, verify_bundle
 from trimvla.policies.cogact.checkpoint import save
@@ -326,3 +328,32 @@ def test_weights_beside_a_large_graph_are_shared_too(policy, tmp_path, monkeypat
     stored = onnx.load(path, load_external_data=False).graph.initializer
     places = {entry.value for t in stored for entry in t.external_data if entry.key == "location"}
     assert places == {"action.onnx.data"}
+
+
+def test_weights_of_two_lengths_do_not_share_a_place(tmp_path):
+    """Rows 0 to 134 lie at the beginning of rows 0 to 151; TensorRT refuses such a network."""
+    rows = np.arange(152)
+    owner = model_of({"rows": rows})
+    onnx.save(owner, tmp_path / "action.onnx")
+    user = ir.from_proto(model_of({"all": rows, "some": rows[:135]}))
+    path = tmp_path / "action_guided.onnx"
+    share_weights(user, path, tmp_path / "action.onnx")
+    ir.save(user, path)
+    written = onnx.load(path, load_external_data=False).graph.initializer
+    stored = {tensor.name: tensor for tensor in written}
+    assert stored["all"].data_location == onnx.TensorProto.EXTERNAL
+    assert stored["some"].data_location != onnx.TensorProto.EXTERNAL
+    for tensor in onnx.load(path).graph.initializer:
+        count = {"all": 152, "some": 135}[tensor.name]
+        assert np.array_equal(numpy_helper.to_array(tensor), rows[:count])
+
+
+def model_of(weights):
+    """A graph that gives its weights."""
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    nodes = [onnx.helper.make_node("Identity", [name], [f"{name}.out"]) for name in weights]
+    outputs = [
+        onnx.helper.make_tensor_value_info(f"{name}.out", onnx.TensorProto.INT64, array.shape)
+        for name, array in weights.items()
+    ]
+    return onnx.helper.make_model(onnx.helper.make_graph(nodes, "weights", [], outputs, tensors))

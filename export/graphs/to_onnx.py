@@ -79,8 +79,12 @@ def share_weights(model: ir.Model, path: Path, owner: Path) -> None:
 def _point_into(model: ir.Model, content: mmap.mmap, location: str, directory: Path) -> None:
     """Weights follow each other in much the same order: the search goes on where the last one was
     found.
+
+    One place is of one length: rows 0 to 134 are also the beginning of rows 0 to 151, and TensorRT
+    refuses a network with weights of two lengths at one address. The second stays in the graph.
     """
     place = 0
+    taken: dict[int, int] = {}  # place -> bytes
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes < SHARED_FROM:
@@ -88,7 +92,7 @@ def _point_into(model: ir.Model, content: mmap.mmap, location: str, directory: P
         raw = tensor.tobytes()
         found = content.find(raw, place)
         place = content.find(raw) if found < 0 else found
-        if place >= 0:
+        if place >= 0 and taken.setdefault(place, len(raw)) == len(raw):
             shape = ir.Shape(tensor.numpy().shape)
             outside = ir.ExternalTensor(
                 location, place, len(raw), tensor.dtype, shape=shape, name=name, base_dir=directory

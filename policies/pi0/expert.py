@@ -49,8 +49,16 @@ class Memory:
     def followed_by(self, own: Sequence[KeysValues]) -> Memory:
         """With one more row of keys and values in every layer, at the position `start`."""
         layers = tuple(a.followed_by(b) for a, b in zip(self.layers, own, strict=True))
-        valid = tuple(F.pad(mask, (0, 1), value=True) for mask in self.valid)
+        valid = tuple(followed_by_valid(mask, 1) for mask in self.valid)
         return Memory(layers, valid, self.start + 1)
+
+
+def followed_by_valid(valid: Tensor, count: int) -> Tensor:
+    """bool[b, n] and so many more keys that count: bool[b, n + count].
+
+    A Concat: TensorRT 10.3 takes no Pad of truth values.
+    """
+    return torch.cat([valid, valid.new_ones(len(valid), count)], dim=1)
 
 
 @dataclass(frozen=True)
@@ -240,7 +248,7 @@ class Expert(nn.Module):
     def mask(valid: Tensor, n: int, state_first: bool) -> Tensor:
         """bool[b, 1 or n, m + n] of bool[b, m] keys that count."""
         if not state_first:
-            return F.pad(valid, (0, n), value=True)[:, None]
+            return followed_by_valid(valid, n)[:, None]
         own = torch.ones(n, n, dtype=torch.bool, device=valid.device)
         own[0, 1:] = False
         return torch.cat([valid[:, None].expand(-1, n, -1), own.expand(len(valid), -1, -1)], dim=2)

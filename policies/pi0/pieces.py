@@ -12,14 +12,13 @@ from copy import copy
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimvla.policies.chained import Chained, Piece
 from trimvla.policies.nn.flow import FlowStep
 from trimvla.policies.nn.flow_pieces import Collect, Reuse
 from trimvla.policies.nn.gemma import Angles, KeysValues, Modulation
-from trimvla.policies.pi0.expert import Expert, ExpertLayer
+from trimvla.policies.pi0.expert import Expert, ExpertLayer, followed_by_valid
 
 MODULATION: tuple[str, ...] = ("scale", "shift", "gate")
 SECOND = ("scale2", "shift2", "gate2")
@@ -71,7 +70,7 @@ class Surroundings(nn.Module):
         count = self.rows + self.state
         positions = self.start + length[:, None] + torch.arange(count, device=length.device)
         angles = Angles.of(positions, self.head_dim, self.theta)
-        masks = [F.pad(mask, (0, count), value=True)[:, None] for mask in valid]
+        masks = [followed_by_valid(mask, count)[:, None] for mask in valid]
         if not self.state:
             return (*layers, *masks, angles.cos, angles.sin)
         firsts = [Expert.mask(mask, count, True) for mask in valid]

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimvla.policies.chained import Chained
@@ -76,10 +75,22 @@ class LanguageStage(nn.Module):
 
 
 def stacked(layers: Sequence[KeysValues], missing: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of some layers float[layers, kv heads, n + missing, d], zeros behind."""
+    """Keys and values of some layers float[layers, kv heads, n + missing, d], zeros behind.
+
+    A Gather and a Where: TensorRT 10.3 is not known to take Pad of a computed length, nor a Concat
+    with nothing where none is missing.
+    """
+    first = layers[0].keys
+    index = torch.arange(first.shape[2] + missing, device=first.device)
+    valid = index < first.shape[2]
     keys = torch.cat([layer.keys for layer in layers])
     values = torch.cat([layer.values for layer in layers])
-    return F.pad(keys, (0, 0, 0, missing)), F.pad(values, (0, 0, 0, missing))
+    return filled(keys, index, valid), filled(values, index, valid)
+
+
+def filled(x: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+    """float[..., n, d] at rows int64[m] where bool[m] holds, zeros elsewhere: float[..., m, d]."""
+    return torch.where(valid[:, None], x.index_select(2, index * valid), 0.0)
 
 
 def action_parts(policy: Pi0, *, guided: bool = False) -> ActionParts:
