@@ -21,6 +21,8 @@ ROWS = 16  # of a chunk, where an actor has no manifest that gives them
 KINDS: tuple[ActionKind, ...] = ("delta",) * 6 + ("gripper",)  # of our own tasks
 MAIN = ("image", "front", "primary")  # what a policy may call the image that every environment has
 
+MAIN_ALONE = tuple((name,) for name in MAIN)
+
 
 class Seen(Protocol):
     """The part of an episode that a policy sees; `images` and `state` are there where the
@@ -53,8 +55,14 @@ def observe(episode: Seen, actor: PolicyLike) -> Observation:
         ConfigError: the policy looks through a camera, or reads a state, that the environment does
             not have.
     """
-    manifest: Manifest | None = getattr(actor, "manifest", None)
-    if manifest is None or (len(manifest.images.names) == 1 and manifest.state is None):
+    return observe_for(episode, getattr(actor, "manifest", None))
+
+
+def observe_for(episode: Seen, manifest: Manifest | None) -> Observation:
+    """The same for the policy of a manifest; None: one that looks at the main image. Raises as
+    `observe` does.
+    """
+    if manifest is None or (manifest.state is None and manifest.images.names in MAIN_ALONE):
         return Observation({ONLY: episode.image}, episode.instruction)
     more: Mapping[str, Any] = getattr(episode, "images", {})
     state = getattr(episode, "state", None)

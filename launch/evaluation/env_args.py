@@ -18,8 +18,9 @@ from trimvla.runtime.bundle.action_meaning import (
     disagreement,
     meaning_of,
 )
-from trimvla.runtime.errors import ConfigError
-from trimvla.sim.actor import EXPERT
+from trimvla.runtime.errors import ConfigError, ObservationError, PromptError
+from trimvla.runtime.inference.policy import open_inputs
+from trimvla.sim.actor import EXPERT, observe_for
 from trimvla.sim.own.options import EnvOptions
 
 if TYPE_CHECKING:
@@ -74,6 +75,32 @@ def check_fits(task: Task, names: Iterable[str]) -> None:
         kinds = got.kinds if task.kinds is None else task.kinds
         if problem := disagreement(ActionMeaning(kinds, task.control_hz), got):
             raise ConfigError(f"'{task.name}': {problem} of '{name}'")
+
+
+def looks_around(name: str) -> bool:
+    """Whether a bundle reads more than the one image that every environment has."""
+    if name == EXPERT:
+        return False
+    manifest = bundles.load(bundles.resolve(name), verify_hashes=False)
+    return manifest.state is not None or len(manifest.images.names) > 1
+
+
+def check_look(task: Task, names: Iterable[str], seed: int, *, official: bool) -> None:
+    """Whether bundles can read what a task shows: its cameras, state and instruction, of one
+    episode.
+
+    Raises:
+        ConfigError: a camera or a state that it does not have, or that does not fit; names both.
+    """
+    with closing(task.episode(seed, official=official)) as episode:
+        for name in names:
+            if name == EXPERT:
+                continue
+            manifest = bundles.load(bundles.resolve(name), verify_hashes=False)
+            try:
+                open_inputs(name).tensors(observe_for(episode, manifest))
+            except (ObservationError, PromptError) as error:
+                raise ConfigError(f"'{task.name}' and bundle '{name}': {error}") from None
 
 
 def check_task(name: str, options: EnvOptions, names: Iterable[str]) -> None:

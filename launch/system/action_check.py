@@ -90,6 +90,17 @@ def check_inputs(configs: Mapping[str, tuple[Any, Any]]) -> None:
         raise ConfigError("; ".join(problems))
 
 
+def check_task(configs: Mapping[str, tuple[Any, Any]], instruction: str) -> None:
+    """Compare what the robot is to do with the prompts that its policies can read.
+
+    Raises:
+        PromptError: it is longer than one of them reads; names the bundle.
+    """
+    for module, config in configs.values():
+        if hasattr(module, "check_instruction"):
+            module.check_instruction(config, instruction)
+
+
 def check_bundle(name: str, got: ActionMeaning, expected: ActionMeaning, what: str) -> None:
     """Raise ConfigError where a bundle's actions are not what something else was made for."""
     if problem := disagreement(expected, got):

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from trimvla.launch.extras import install, missing_module
-from trimvla.launch.system.action_check import check_actions, check_inputs
+from trimvla.launch.system.action_check import check_actions, check_inputs, check_task
 from trimvla.launch.system.child import Program
 from trimvla.launch.system.config import build, decode_file
 from trimvla.launch.system.own_process import OwnProcess
@@ -364,14 +364,19 @@ def commands(sections: Sections, run_dir: Path, log_format: str = "text") -> dic
     return {name: [*program, name, *options] for name in sections}
 
 
-def check_system(sections: Sections) -> None:
+def check_system(sections: Sections, instruction: str | None = None) -> None:
     """What no section can know by itself.
 
-    Raises ConfigError, or BundleError for a bundle that is not there.
+    `instruction`: what the robot is to do, where that is known already.
+
+    Raises ConfigError, BundleError for a bundle that is not there, or PromptError for an
+    instruction that is too long for a policy.
     """
     configs = {name: configure(name, section) for name, section in sections.items()}
     check_actions(configs)
     check_inputs(configs)
+    if instruction is not None:
+        check_task(configs, instruction)
 
 
 def programs(sections: Sections, run_dir: Path, log_format: str = "text") -> list[Program]:

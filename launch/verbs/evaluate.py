@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from trimvla.launch.console import progress_bar, text_column
-from trimvla.launch.evaluation.env_args import check_fits
+from trimvla.launch.evaluation.env_args import check_fits, check_look, looks_around
 from trimvla.launch.evaluation.options import CANDIDATE, REFERENCE, Args, Match
 from trimvla.launch.evaluation.policies import Bundles, check_same_task, estimate, resolve_latency
 from trimvla.launch.evaluation.report import (
@@ -142,6 +142,10 @@ def prepare(args: Args) -> Match:
         check_fits(task, args.names.values())
         official, seeds = choose_seeds(task.official, args.episodes, args.seed, usual=200)
         check_episodes(task, seeds, official=official)
+        named = args.names.values()
+        looked = [it for it in named if options.instruction is not None or looks_around(it)]
+        if looked:
+            check_look(task, looked, seeds[0], official=official)
         expert = args.policy == EXPERT
         hz = task.control_hz
         pace = Pace(

@@ -170,7 +170,7 @@ def missing(group: Supervisor, reports: Iterable[Report], args: Args) -> list[st
 def system(args: Args) -> Sections:
     """The file's processes, and those that watch them. Raises ConfigError where they do not fit."""
     sections = read_system(args.system, args.set)
-    check_system(sections)
+    check_system(sections, args.task)
     if args.metrics is not None:
         sections = with_metrics(sections, args.metrics)
     return sections if args.record is None else with_recorder(sections, args.record)

@@ -214,6 +214,17 @@ def _observed(observation: Observation | np.ndarray, instruction: str | None) ->
     return one_image(observation, instruction)  # pyright: ignore[reportArgumentType] - the prompter checks it
 
 
+def open_inputs(bundle: str | Path) -> Inputs:
+    """What stands before a bundle's network, without the network: whether an observation fits it.
+
+    Raises:
+        BundleError: manifest, tokenizer or statistics are missing or do not fit; sizes of files are
+            compared, contents are not.
+    """
+    directory = bundles.resolve(bundle)
+    return _scaling(directory, bundles.load(directory, verify_hashes=False))[0]
+
+
 def _scaling(place: Path, manifest: Manifest) -> tuple[Inputs, Scale]:
     """What stands before the network and behind it, from the bundle's tokenizer and statistics."""
     path = place / STATISTICS

@@ -17,12 +17,17 @@ from trimvla.runtime.bus.topics import color, topic
 from trimvla.runtime.inference.policy_config import PolicyConfig
 from trimvla.runtime.inference.policy_loop import PolicyLoop
 from trimvla.runtime.inference.robot_inputs import RobotInputs
-from trimvla.runtime.inference.rungs import action_meanings, load_and_warm_up, robot_inputs
+from trimvla.runtime.inference.rungs import (
+    action_meanings,
+    check_instruction,
+    load_and_warm_up,
+    robot_inputs,
+)
 from trimvla.runtime.inference.scheduler import InferenceScheduler
 from trimvla.runtime.inference.start import StartInTime
 
 # what the checks of a system ask a process's module for, before anything is started
-__all__ = ["PolicyConfig", "action_meanings", "robot_inputs", "run"]
+__all__ = ["PolicyConfig", "action_meanings", "check_instruction", "robot_inputs", "run"]
 
 
 def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:

@@ -9,11 +9,13 @@ from trimvla.runtime.backends.tensorrt import engine_folders
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.action_meaning import ActionMeaning, meaning_of
 from trimvla.runtime.bundle.manifest import Manifest
-from trimvla.runtime.inference.policy import Policy
+from trimvla.runtime.errors import PromptError
+from trimvla.runtime.inference.policy import Policy, open_inputs
 from trimvla.runtime.inference.policy_config import PolicyConfig
 from trimvla.runtime.inference.robot_inputs import RobotInputs
 from trimvla.runtime.inference.scheduler import check_rungs, warm_up
 from trimvla.runtime.inference.start import Step
+from trimvla.runtime.preprocess.observation import blank_observation
 
 
 def action_meanings(config: PolicyConfig) -> dict[str, ActionMeaning]:
@@ -33,6 +35,19 @@ def robot_inputs(config: PolicyConfig) -> RobotInputs:
     manifests = manifests_of(config)
     check_rungs(manifests)
     return RobotInputs.of(list(manifests.values()), config)
+
+
+def check_instruction(config: PolicyConfig, instruction: str) -> None:
+    """Whether every bundle can read an instruction, by its tokenizer, before anything is loaded or
+    started.
+
+    Raises PromptError, which names the bundle, and BundleError.
+    """
+    for name, manifest in manifests_of(config).items():
+        try:
+            open_inputs(name).tensors(blank_observation(manifest, instruction))
+        except PromptError as error:
+            raise PromptError(f"bundle '{manifest.name}': {error}") from None
 
 
 def manifests_of(config: PolicyConfig) -> dict[str, Manifest]:
