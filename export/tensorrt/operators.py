@@ -69,6 +69,7 @@ OPERATORS: dict[str, tuple[str, ...]] = {
     "Neg": NUMBERS,
     "Not": ("bool",),
     "Or": ("bool",),
+    "Pad": NUMBERS,
     "Pow": NUMBERS,
     "QuantizeLinear": FLOATS,
     "Range": NUMBERS,
