@@ -59,8 +59,8 @@ def test_a_plan_by_counts_is_one_that_the_family_takes(name: str) -> None:
 
 
 def test_a_selector_chooses_of_all_cameras() -> None:
-    assert visual_tokens(find_preset("pi0")) == 3 * 256
-    assert visual_tokens(find_preset("smolvla-base")) == 3 * 64
+    assert visual_tokens(find_preset("pi0"), Plan()) == 3 * 256
+    assert visual_tokens(find_preset("smolvla-base"), Plan()) == 3 * 64
 
 
 @pytest.mark.parametrize("name", ["smolvla-base", "pi0", "pi05", "dbcogact"])
