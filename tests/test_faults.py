@@ -254,10 +254,12 @@ def test_a_robot_is_safe_whatever_breaks(
 ) -> None:
     """Most rows, with a policy that costs nothing.
 
-    `trimvla faults` plays all with the shipped one.
+    `trimvla faults` plays all with the shipped one, also those that only the robot's motion tells:
+    how often these are noticed is a rate, which tests/test_frozen.py holds.
     """
     bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
-    words = ("killed", "frozen", "skewed", "corrupt", "range", "SIGSTOP", "joint state lost")
+    frozen = ("frozen: same pixels", "frozen but for one pixel")
+    words = ("killed", *frozen, "skewed", "corrupt", "range", "SIGSTOP", "joint state lost")
     status, result = verb(
         capsys, "faults", "--bundle", str(bundle), *(w for word in words for w in ("--only", word))
     )
