@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from trimvla.policies.checkpoint import Checkpoint
+from trimvla.policies.lerobot_fields import Fields
 from trimvla.policies.pi0.checkpoint import open_weights, openpi_names, prefix_of
 from trimvla.policies.pi0.config import (
     CAMERAS,
@@ -152,14 +153,14 @@ def _lerobot(
     directory: Path, config: Mapping[str, Any], variant: Variant, key: str | None
 ) -> Found:
     """A directory that LeRobot's `save_pretrained` wrote."""
-    fields = _Fields(directory / CONFIG, config)
-    inputs = fields.table("input_features")
+    fields = Fields(directory / CONFIG, config)
+    inputs = fields.features("input_features")
     cameras = tuple(
         camera_name(name)
         for name, feature in inputs.items()
         if feature.get("type") == "VISUAL" and not EMPTY.search(name)
     )
-    actions = fields.table("output_features").get("action", {})
+    actions = fields.features("output_features").get("action", {})
     longest = fields.count("tokenizer_max_length", LONGEST[variant])
     padded_state = fields.count("max_state_dim", 32)
     padded_action = fields.count("max_action_dim", 32)
@@ -206,7 +207,7 @@ def _dim(feature: object, padded: int) -> int:
 
 def _openpi(directory: Path, config: Mapping[str, Any], variant: Variant, key: str | None) -> Found:
     """A directory that openpi's converter to PyTorch wrote."""
-    fields = _Fields(directory / CONFIG, config)
+    fields = Fields(directory / CONFIG, config)
     statistics = read_openpi(directory, key)
     mode = "quantiles" if variant == "pi05" else "mean_std"
     wanted = "q01" if variant == "pi05" else "mean"
@@ -318,33 +319,3 @@ def _prompt(variant: Variant, longest: int, sizes: Mapping[str, Any]) -> Pi0Prom
         pad_id=sizes.get("pad", 0),
         buckets=buckets_up_to(longest),
     )
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """A config.json, with errors that name the field."""
-
-    path: Path
-    config: Mapping[str, Any]
-
-    def table(self, name: str) -> dict[str, Any]:
-        value = self.config.get(name) or {}
-        if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
-            raise CheckpointError(f"{self.path}: expected a table of features for '{name}'")
-        return value
-
-    def count(self, name: str, default: int) -> int:
-        value = self.config.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(
-                f"{self.path}: expected a number from 1 on for '{name}', got {value!r}"
-            )
-        return value
-
-    def number(self, name: str, default: float) -> float:
-        value = self.config.get(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise CheckpointError(
-                f"{self.path}: expected a number above 0 for '{name}', got {value!r}"
-            )
-        return float(value)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trimvla.policies.lerobot_fields import Fields
 from trimvla.policies.safetensors_files import SafetensorsFiles
 from trimvla.policies.sizes.config import VitConfig
 from trimvla.policies.smolvla.checkpoint import CONNECTOR, EXPERT, TEXT, VISION
@@ -27,7 +28,6 @@ from trimvla.policies.smolvla.config import (
     buckets_up_to,
     siglip,
 )
-from trimvla.policies.smolvla.lerobot.fields import Fields
 from trimvla.policies.weight_names import missing
 from trimvla.runtime.errors import CheckpointError, ConfigError
 from trimvla.runtime.text_files import read_json

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from trimvla.policies.checkpoint import Checkpoint
+from trimvla.policies.lerobot_fields import Fields
 from trimvla.policies.smolvla.checkpoint import open_weights
 from trimvla.policies.smolvla.config import PRESETS, SmolVlaConfig
-from trimvla.policies.smolvla.lerobot.fields import Fields
 from trimvla.policies.smolvla.lerobot.sizes import CONFIG, TYPE, folders_of, read_config
 from trimvla.policies.statistics import Statistics, lerobot_epsilon, lerobot_modes, read_lerobot
 from trimvla.runtime.bundle.scale import LISTS

@@ -1,4 +1,4 @@
-"""Fields of a LeRobot config, each with an error that names file and field."""
+"""Fields of a checkpoint's config.json, each with an error that names file and field."""
 
 from __future__ import annotations
 
