@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trimvla.policies.sizes.cost_report import CostReport
     from trimvla.policies.sizes.counts import Trimmable
     from trimvla.policies.sizes.memory import MemoryPlan
+    from trimvla.policies.sizes.roofline import Floors
     from trimvla.policies.stage import Stage
     from trimvla.policies.trimming.calibrate import Statistics
     from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput
@@ -127,9 +128,13 @@ class Family:
     `trimming.calibrate.Statistics` of its decoder's layers, each paired with the expert's layer
     that reads it: what `trim` chooses layers by where `calibrates` does not hold.
     """
-    memory: Callable[[Any, Plan, str], MemoryPlan] | None = None
-    """(cfg, plan, precision) -> what its engines need, by `sizes.memory`; None: nobody has worked
-    it out.
+    memory: Callable[..., MemoryPlan] | None = None
+    """(cfg, plan, precision, backend="tensorrt", workspace=WORKSPACE_BYTES) -> what its engines
+    need, by `sizes.memory`; None: nobody has worked it out.
+    """
+    estimate: Callable[..., Floors] | None = None
+    """(cfg, plan, device, attained) -> the roofline of a policy that stands for a larger one, as a
+    small one of our own does for what it is a model of; None: each stands for itself.
     """
     several_checkpoints: bool = False
     """Whether a directory may hold several files of weights, of which --checkpoint names one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from safetensors import safe_open
 
 from trimvla.launch.cli import main
 from trimvla.launch.exporting.named_plan import visual_tokens
+from trimvla.launch.verbs.cost import check_known
 from trimvla.policies.families import all_presets, family_of, find_preset
 from trimvla.policies.sizes.counts import plan_by_counts
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, save_plan
+from trimvla.runtime.errors import ConfigError
 
 OTHERS = ("dbcogact", "smolvla-base", "pi0", "pi05")
 TRIMMED = ("--layers", "8", "--mlp-keep", "0.5", "--tokens", "64", "--cache-interval", "2")
@@ -96,14 +99,23 @@ def test_a_bundle_has_its_own_plan(capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_only_cogact_has_is_refused_for_others(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    family = family_of(find_preset(name)).name
-    message = refusal(capsys, "--preset", name, "--boards")
-    assert f"expected for family '{family}' no --boards" in message
-    message = refusal(capsys, "--preset", name, "--dtype", "int8")
-    assert f"expected --dtype for family '{family}' as one of" in message
+def test_boards_of_every_family(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = cost(capsys, "--preset", name, "--boards", "--dtype", "int8")
+    rows = {row["precision"]: row for row in result["boards"]}
+    weights = {precision: sum(row["weight_bytes"].values()) for precision, row in rows.items()}
+    assert weights["float32"] == 2 * weights["float16"] > 2 * weights["int8"]
+    assert result["weight_bytes"] == weights["int8"]
+    assert rows["float16"]["boards"]["thor"] == "yes"
+    small = {"dbcogact": "no", "smolvla-base": "yes", "pi0": "no", "pi05": "no"}
+    assert rows["float32"]["boards"]["orin-nano"] == small[name]
+
+
+def test_what_a_family_does_not_know_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    unknowing = replace(family_of(find_preset("pi0")), memory=None)
+    with pytest.raises(ConfigError, match="expected for family 'pi0' no --boards"):
+        check_known(unknowing, "float32", boards=True)
+    with pytest.raises(ConfigError, match="expected --dtype for family 'pi0' as one of"):
+        check_known(unknowing, "int8", boards=False)
 
 
 def test_what_cannot_be_is_one_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from trimvla.launch.console import Progress
 from trimvla.launch.exporting.calibration import simulate
 from trimvla.launch.exporting.played_frames import PlayedEnv, calibration_from_env
 from trimvla.policies.cogact.model import CogAct
-from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.families import parse_config
 from trimvla.policies.trimming.calibrate import Calibration
 from trimvla.policies.trimming.planner import make_plan, time_stamp
 from trimvla.runtime.bundle import manifest as bundles
@@ -54,7 +54,7 @@ def weights_digest(directory: Path) -> str:
 def calibrate(args: AblateArgs, directory: Path, progress: Progress) -> Calibration:
     """Frames of fresh demonstrations of what is played."""
     task = progress.add_task("calibration frames", total=1)
-    cfg = PolicyConfig.from_dict(bundles.load(directory).policy)
+    cfg = parse_config(bundles.load(directory).policy)
     tokenizer = directory / bundles.TOKENIZER
     if args.is_ours:
         data = simulate(

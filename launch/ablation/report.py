@@ -19,9 +19,9 @@ from trimvla.launch.bench import turns as benchmark
 from trimvla.launch.bench.results import BenchRow
 from trimvla.launch.bench.turns import COMPILED, EAGER, Samples, Subject
 from trimvla.launch.result import as_plain
-from trimvla.policies.sizes.config import PolicyConfig
-from trimvla.policies.sizes.cost import report, shape_by_counts, shape_of
+from trimvla.policies.families import family_of, parse_config
 from trimvla.runtime.bundle import manifest as bundles
+from trimvla.runtime.bundle.plan import Plan
 from trimvla.sim.evaluation.statistics import compare
 from trimvla.sim.evaluation.success import Outcome, success_of
 
@@ -69,9 +69,10 @@ def row_of(
 ) -> AblationRow:
     """One row: what it keeps, what it costs, how long it takes, how often it succeeds."""
     manifest = bundles.load(path)
-    cfg = PolicyConfig.from_dict(manifest.policy)
-    cost = report(cfg, shape_of(cfg, manifest.plan))
-    dense = report(cfg, shape_by_counts(cfg))
+    cfg = parse_config(manifest.policy)
+    family = family_of(cfg)
+    cost = family.cost(cfg, manifest.plan)
+    dense = family.cost(cfg, Plan())
     success = success_of(played[name])
     reference = success_of(played[DENSE][: len(played[name])])
     paired = compare(success.outcomes, reference.outcomes, margin=margin)

@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from trimvla.policies.sizes.config import PolicyConfig
-from trimvla.policies.sizes.cost import FLOAT32_BYTES, Cost, shape_of, stage_costs
+from trimvla.policies.families import family_of
+from trimvla.policies.sizes.cost import FLOAT32_BYTES, Cost
 from trimvla.runtime.bundle.plan import Plan
 
 # An ONNX model that computes c = a @ b on float32[n, n], opset 20.
@@ -97,18 +98,21 @@ def shortest(call: Callable[[], object], trial_s: float) -> float:
 
 
 def floors(
-    cfg: PolicyConfig,
+    cfg: Any,  # noqa: ANN401
     plan: Plan,
     prompt: int,
     machine: Machine,
     *,
     weight_bytes: int = FLOAT32_BYTES,
 ) -> dict[str, Floor]:
-    """The floor of every stage under a plan, for a prompt of so many ids, and their sum as
-    "total".
+    """The floor of every stage of any family's policy under a plan, for a prompt of so many ids,
+    and their sum as "total".
     """
-    costs = stage_costs(cfg, shape_of(cfg, plan), prompt)
-    found = {name: floor(cost, machine, weight_bytes) for name, cost in costs.items()}
+    stages = family_of(cfg).cost(cfg, plan, prompt=prompt).stages
+    found = {
+        name: floor(Cost(stage.parameters, stage.flops), machine, weight_bytes)
+        for name, stage in stages.items()
+    }
     limits = {each.by for each in found.values()}
     return {
         **found,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,7 @@ from trimvla.launch.bench.turns import TOTAL, Samples, Subject, timed
 from trimvla.launch.console import Console
 from trimvla.launch.exporting.work import ExportArgs
 from trimvla.launch.exporting.work import run as export
-from trimvla.policies.families import family_of
-from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.families import family_of, parse_config
 from trimvla.policies.sizes.memory import PRECISIONS
 from trimvla.runtime.backends.runner import Runner, create
 from trimvla.runtime.bundle import manifest as bundles
@@ -55,7 +55,7 @@ def run_random(options: ExportArgs, turns: Turns) -> RandomResult:
     if not (directory / bundles.MANIFEST).exists():
         export(options)
     manifest = bundles.load(directory, verify_hashes=False)
-    cfg = PolicyConfig.from_dict(manifest.policy)
+    cfg = parse_config(manifest.policy)
     prompt = manifest.prompt.buckets[0]
     before = measure_machine(turns.threads)
     samples: Samples = {manifest.name: dict(measure(directory, manifest, cfg, turns))}
@@ -93,7 +93,10 @@ def show(console: Console, result: RandomResult) -> None:
 
 
 def measure(
-    directory: Path, manifest: Manifest, cfg: PolicyConfig, turns: Turns
+    directory: Path,
+    manifest: Manifest,
+    cfg: Any,  # noqa: ANN401
+    turns: Turns,
 ) -> Iterator[tuple[benchmark.Cell, list[float]]]:
     """Milliseconds of every turn, stage by stage and of all; each stage gets what the ones before
     it gave.

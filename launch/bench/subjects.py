@@ -16,7 +16,7 @@ from trimvla.launch.bench.floor import Floor, Machine, floors
 from trimvla.launch.bench.socket_layer import SocketPolicy
 from trimvla.launch.bench.turns import Subject, policy_calls, prompt_length, stage_inputs
 from trimvla.launch.extras import install, missing_module
-from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.families import parse_config
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import BackendError, CheckpointError, ConfigError
 from trimvla.runtime.inference.policy import Policy
@@ -187,4 +187,4 @@ def bundle_floors(entry: BenchBundle, given: BenchInput, machine: Machine) -> di
     """
     manifest = entry.policy.manifest
     prompt = prompt_length(stage_inputs(entry.policy, given.of(entry.policy)))
-    return floors(PolicyConfig.from_dict(manifest.policy), manifest.plan, prompt, machine)
+    return floors(parse_config(manifest.policy), manifest.plan, prompt, machine)

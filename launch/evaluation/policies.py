@@ -12,12 +12,13 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 
 from trimvla.launch.evaluation.results import Estimate
-from trimvla.policies.sizes.config import PRESETS, PolicyConfig
-from trimvla.policies.sizes.roofline import DEVICES, SCALE, estimate_ms, find_device, same_plan
+from trimvla.policies.families import family_of, parse_config
+from trimvla.policies.sizes.roofline import DEVICES, Floors, find_device, floors_ms
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.errors import ConfigError
@@ -122,35 +123,39 @@ def _share(word: str, share: str) -> float:
 
 
 def estimate(name: str, device: str, attained: float = 1.0) -> Estimate:
-    """The roofline of a bundle: of CogACT-Base under the bundle's plan, and of the bundle itself.
+    """The roofline of a bundle, and of the policy that it stands for on a robot: a bundle of the
+    CogACT shape for CogACT-Base under the same plan, any other for itself.
 
     An estimate, and a lower bound; see `policies.roofline`.
     """
     manifest = bundles.load(bundles.resolve(name))
     found = find_device(device)
     cfg = config_of(manifest)
-    larger = PRESETS[SCALE]
-    large = estimate_ms(larger, same_plan(cfg, manifest.plan, larger), found, attained)
-    own = estimate_ms(cfg, same_plan(cfg, manifest.plan, cfg), found, attained)
+    family = family_of(cfg)
+    if family.estimate is not None:
+        floors = family.estimate(cfg, manifest.plan, found, attained)
+    else:
+        own = floors_ms(family.cost(cfg, manifest.plan), found, attained)["total"]
+        floors = Floors(cfg.name, own, own)
     return Estimate(
         bundle=name,
         estimate=True,
         device=found,
         attained=attained,
-        scale=SCALE,
-        ms=large["total"],
-        bundle_ms=own["total"],
+        scale=floors.scale,
+        ms=floors.ms,
+        bundle_ms=floors.own_ms,
     )
 
 
-def config_of(manifest: Manifest) -> PolicyConfig:
+def config_of(manifest: Manifest) -> Any:  # noqa: ANN401
     """The policy's sizes; ConfigError where the manifest does not have them."""
-    try:
-        return PolicyConfig.from_dict(manifest.policy)
-    except (TypeError, ValueError) as error:
+    if not manifest.policy:
         raise ConfigError(
-            f"expected a bundle that says its policy's sizes, for an estimate; got: {error}"
-        ) from None
+            "expected a bundle that says its policy's sizes, for an estimate; got"
+            f" '{manifest.name}' without 'policy' in its manifest"
+        )
+    return parse_config(manifest.policy)
 
 
 def measure(policy: PolicyOrExpert, setting: Setting) -> tuple[float, ...]:

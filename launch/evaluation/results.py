@@ -22,9 +22,10 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attained: float
     """Share of the roofline that is assumed, 0 to 1."""
     scale: str
-    """The preset at whose size `ms` is."""
+    """The policy at whose size `ms` is: CogACT-Base for a bundle of its shape, else the bundle's
+    own."""
     ms: float
-    """Of that preset under the bundle's plan, one chunk [ms]."""
+    """Of that policy under the bundle's plan, one chunk [ms]."""
     bundle_ms: float
     """Of the bundle itself, one chunk [ms]."""
 

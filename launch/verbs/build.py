@@ -17,14 +17,12 @@ from trimvla.launch.console import Progress, progress_bar
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.launch.result import VerbResult
-from trimvla.policies.sizes.config import PolicyConfig
-from trimvla.policies.sizes.cost import shape_of
+from trimvla.policies.families import family_of, parse_config
 from trimvla.policies.sizes.memory import (
     BOARDS,
     GIB,
     MIB,
     MemoryPlan,
-    plan_memory,
     require_memory,
     usable_on,
 )
@@ -122,16 +120,19 @@ def named(device: Device) -> str:
 
 def check_memory(args: Args, manifest: Manifest, device: Device) -> MemoryPlan | None:
     """Refuse what is too large before anything is built; None for a bundle that does not have its
-    policy's sizes.
+    policy's sizes, or whose family does not work out what its engines need.
 
     Raises:
         ConfigError: the board, or this machine, has too little memory.
     """
     if not manifest.policy:
         return None
-    cfg = PolicyConfig.from_dict(manifest.policy)
-    shape = shape_of(cfg, manifest.plan)
-    plan = plan_memory(cfg, shape, manifest.precision, args.backend, args.workspace_mb * MIB)
+    cfg = parse_config(manifest.policy)
+    memory = family_of(cfg).memory
+    if memory is None:
+        return None
+    limit = args.workspace_mb * MIB
+    plan = memory(cfg, manifest.plan, manifest.precision, args.backend, limit)
     if args.board is not None:
         require_memory(plan, usable_on(args.board), BOARDS[args.board].title)
     elif (free := free_bytes()) is not None:

@@ -68,12 +68,12 @@ class Args(PlanCounts, Options):
 
     dtype: str = "float32"
     """Precision of the weights: float32, float16, bfloat16, int8 or int4 (fp32, fp16 and bf16 are
-    understood); the last two for CogACT alone.
+    understood); the last two narrow the decoder's matrices.
     """
 
     boards: bool = False
-    """Also list which boards have the memory, in every precision, of a CogACT; of a dense one also
-    for published trimmings.
+    """Also list which boards have the memory, in every precision; of a dense CogACT also for
+    published trimmings.
     """
 
 

@@ -12,7 +12,8 @@ from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.sizes.cost import report, shape_of
 from trimvla.policies.sizes.cost_report import CostReport
 from trimvla.policies.sizes.counts import trimmable
-from trimvla.policies.sizes.memory import MemoryPlan, plan_memory
+from trimvla.policies.sizes.memory import WORKSPACE_BYTES, MemoryPlan, plan_memory
+from trimvla.policies.sizes.roofline import scaled_ms
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import ConfigError
 
@@ -33,9 +34,15 @@ def cost(
     return report(cfg, shape_of(cfg, plan), prompt)
 
 
-def memory(cfg: PolicyConfig, plan: Plan, precision: str) -> MemoryPlan:
+def memory(
+    cfg: PolicyConfig,
+    plan: Plan,
+    precision: str,
+    backend: str = "tensorrt",
+    workspace: int = WORKSPACE_BYTES,
+) -> MemoryPlan:
     """See `Family.memory`."""
-    return plan_memory(cfg, shape_of(cfg, plan), precision)
+    return plan_memory(cfg, shape_of(cfg, plan), precision, backend, workspace)
 
 
 FAMILY = Family(
@@ -63,5 +70,6 @@ FAMILY = Family(
     cost=cost,
     trimmable=trimmable,
     memory=memory,
+    estimate=scaled_ms,
     reference="trimvla.export.reference.cogact:FAMILY",
 )

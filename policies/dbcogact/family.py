@@ -8,6 +8,7 @@ from __future__ import annotations
 from trimvla.policies.dbcogact.config import PRESETS, DbCogActConfig
 from trimvla.policies.dbcogact.cost import cost
 from trimvla.policies.dbcogact.folder import MODEL_TYPE, recognises
+from trimvla.policies.dbcogact.memory import memory
 from trimvla.policies.families import Family, lazily
 from trimvla.policies.sizes.counts import Trimmable
 
@@ -44,6 +45,7 @@ FAMILY = Family(
     example_inputs=lazily(f"{HERE}.stages:example_inputs"),
     describe=lazily(f"{HERE}.source:describe"),
     cost=cost,
+    memory=memory,
     trimmable=trimmable,
     reference="trimvla.export.reference.dbcogact.groups:DBCOGACT",
     reference_names=("db-cogact",),

@@ -1,6 +1,5 @@
-"""What a pi0 or pi0.5 policy costs under a plan: parameters, operations, bytes of weights.
-
-From sizes alone, no torch.
+"""What a pi0 or pi0.5 policy costs under a plan: parameters, operations, bytes of weights; and the
+memory that its engines need. From sizes alone, no torch.
 
 Operations are those of matrix products (2 m n k), batch 1, as the exported stages compute them: the
 deepest decoder layer for its keys and values only, the expert at every full Euler step, the state's
@@ -24,6 +23,13 @@ from trimvla.policies.pi0.kept import (
 )
 from trimvla.policies.sizes.cost import Cost, block_cost, linear, report_of
 from trimvla.policies.sizes.cost_report import CostReport
+from trimvla.policies.sizes.memory import (
+    WORKSPACE_BYTES,
+    MemoryPlan,
+    block_elements,
+    memory_of,
+    vit_elements,
+)
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import ConfigError
 
@@ -255,3 +261,41 @@ def dead_parameters(cfg: Pi0Config) -> int:
     deepest = 2 * language.width * language.heads * language.head_dim
     deepest += 3 * language.width * language.mlp_hidden + language.width
     return deepest + language.width + language.vocab * cfg.expert.width
+
+
+# --- memory ---
+
+
+def memory(
+    cfg: Pi0Config,
+    plan: Plan,
+    precision: str,
+    backend: str = "tensorrt",
+    workspace: int = WORKSPACE_BYTES,
+) -> MemoryPlan:
+    """See `Family.memory`."""
+    costs = stage_costs(cfg, plan, cfg.prompt.longest)
+    table = cfg.language.vocab * cfg.language.width
+    return memory_of(costs, table, activation_elements(cfg, plan), precision, backend, workspace)
+
+
+def activation_elements(cfg: Pi0Config, plan: Plan) -> dict[str, int]:
+    """Numbers that live at once at each stage's widest point, if nothing is fused: an upper
+    estimate.
+
+    Images of all cameras are one batch; the language stage holds the keys and values of its layers
+    until it ends, and the action stage those that it is given.
+    """
+    vit = cfg.vision
+    language = cfg.language
+    expert = cfg.expert
+    rows = visual_tokens(plan, cfg) + cfg.prompt.longest
+    read = 2 * len(kept_experts(plan, cfg)) * rows * language.kv_heads * language.head_dim
+    suffix = cfg.horizon + int(cfg.has_state_token)
+    heads = language.heads
+    step = block_elements(suffix, expert.width, expert.mlp_hidden, heads, rows + suffix)
+    return {
+        "vision": len(cfg.cameras) * (vit_elements(vit) + vit.patches * vit.width),
+        "language": block_elements(rows, language.width, language.mlp_hidden, heads) + read,
+        "action": step + read,
+    }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trimvla.policies.families import Family, lazily
 from trimvla.policies.pi0.config import PRESETS, Pi0Config, Variant
-from trimvla.policies.pi0.cost import cost
+from trimvla.policies.pi0.cost import cost, memory
 from trimvla.policies.sizes.counts import Trimmable
 
 HERE = "trimvla.policies.pi0"
@@ -61,6 +61,7 @@ def _row(family: Variant) -> Family:
         example_inputs=lazily(f"{HERE}.stages:example_inputs"),
         describe=lazily(f"{HERE}.describe:describe"),
         cost=cost,
+        memory=memory,
         measure_pairs=lazily("trimvla.policies.trimming.pairs:measure_pairs"),
         trimmable=trimmable,
         reference="trimvla.export.reference.pi0.groups:PI0",

@@ -10,12 +10,13 @@ also times kernels, which nobody has measured for this yet.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from trimvla.policies.sizes.config import PolicyConfig, VitConfig
-from trimvla.policies.sizes.cost import Shape, stage_costs
+from trimvla.policies.sizes.cost import Cost, Shape, stage_costs
 from trimvla.runtime.errors import ConfigError
 
 GIB = 1 << 30
@@ -168,22 +169,45 @@ def plan_memory(
     Raises:
         ConfigError: an unknown precision or backend.
     """
+    longest = max(cfg.prompt.buckets)
+    costs = stage_costs(cfg, shape, longest)
+    table = cfg.language.vocab * cfg.language.width
+    elements = activation_elements(cfg, shape, longest)
+    return memory_of(costs, table, elements, precision, backend, workspace)
+
+
+def memory_of(  # noqa: PLR0917 - as `plan_memory`
+    costs: Mapping[str, Cost],
+    table: int,
+    elements: Mapping[str, int],
+    precision: str,
+    backend: str = "tensorrt",
+    workspace: int = WORKSPACE_BYTES,
+) -> MemoryPlan:
+    """What the engines of any family's stages need.
+
+    Args:
+        costs: stage -> its cost; the decoder's matrices are in "language".
+        table: weights of the decoder's table, which is looked up and not multiplied.
+        elements: stage -> numbers that live at once at its widest point.
+        precision: a key of `PRECISIONS`.
+        backend: a key of `BUILDER_BASE`.
+        workspace: the builder's limit [bytes].
+
+    Raises:
+        ConfigError: an unknown precision or backend.
+    """
     for name, value, known in (
         ("precision", precision, PRECISIONS),
         ("backend", backend, BUILDER_BASE),
     ):
         if value not in known:
             raise ConfigError(f"expected one of {sorted(known)} for '{name}', got {value!r}")
-    longest = max(cfg.prompt.buckets)
     kind = PRECISIONS[precision]
-    parameters = {name: cost.parameters for name, cost in stage_costs(cfg, shape, longest).items()}
-    # a table is looked up, not multiplied
-    matrices = parameters["language"] - cfg.language.vocab * cfg.language.width
+    parameters = {name: cost.parameters for name, cost in costs.items()}
+    matrices = parameters["language"] - table
     weights = {name: int(kind.other * count) for name, count in parameters.items()}
-    weights["language"] = int(
-        kind.matrix * matrices + kind.other * (parameters["language"] - matrices)
-    )
-    elements = activation_elements(cfg, shape, longest)
+    weights["language"] = int(kind.matrix * matrices + kind.other * table)
     activations = {name: int(kind.activation * count) for name, count in elements.items()}
     return MemoryPlan(precision, weights, activations, BUILDER_BASE[backend], workspace)
 
@@ -210,9 +234,14 @@ def vit_elements(vit: VitConfig) -> int:
     return block_elements(vit.prefix + vit.patches, vit.width, vit.mlp_hidden, vit.heads)
 
 
-def block_elements(tokens: int, width: int, hidden: int, heads: int) -> int:
-    """Stream, q, k, v, context and scores, or stream and both halves of a gated MLP."""
-    return tokens * max(5 * width + heads * tokens, width + 2 * hidden)
+def block_elements(
+    tokens: int, width: int, hidden: int, heads: int, keys: int | None = None
+) -> int:
+    """Stream, q, k, v, context and scores, or stream and both halves of a gated MLP; each token
+    looks at `keys`, or at all tokens where it is none.
+    """
+    seen = tokens if keys is None else keys
+    return tokens * max(5 * width + heads * seen, width + 2 * hidden)
 
 
 def require_memory(plan: MemoryPlan, usable: int, where: str, *, run_here: bool = True) -> None:

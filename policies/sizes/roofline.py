@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.sizes.cost import Cost, Shape, shape_by_counts, shape_of, stage_costs
 from trimvla.policies.sizes.cost_report import CostReport, StageCost
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, unmask
@@ -52,6 +52,16 @@ DEVICES = {
         "NVIDIA Jetson Thor data sheet: 2070 sparse FP4 TFLOPS, LPDDR5X 273 GB/s",
     ),
 }
+
+
+@dataclass(frozen=True)
+class Floors:
+    """The roofline of a policy, and of the one that it stands for on a robot [ms of a chunk]."""
+
+    scale: str
+    """The policy at whose size `ms` is."""
+    ms: float
+    own_ms: float
 
 
 def find_device(name: str) -> Device:
@@ -117,6 +127,16 @@ def _weights_read(stage: StageCost) -> int:
 def stage_ms(cost: Cost, weights_read: int, device: Device) -> float:
     """The roofline of one stage."""
     return max(cost.flops / device.tflops / 1e9, BYTES * weights_read / device.gbytes_per_s / 1e6)
+
+
+def scaled_ms(cfg: PolicyConfig, plan: Plan, device: Device, attained: float = 1.0) -> Floors:
+    """Of `SCALE` under the same plan, and of the policy itself; see `estimate_ms`."""
+    larger = PRESETS[SCALE]
+    large, own = (
+        estimate_ms(each, same_plan(cfg, plan, each), device, attained)["total"]
+        for each in (larger, cfg)
+    )
+    return Floors(SCALE, large, own)
 
 
 def same_plan(cfg: PolicyConfig, plan: Plan, larger: PolicyConfig) -> Shape:

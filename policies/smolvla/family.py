@@ -11,6 +11,7 @@ from trimvla.policies.sizes.counts import Trimmable
 from trimvla.policies.smolvla.config import PRESETS, SmolVlaConfig
 from trimvla.policies.smolvla.cost import cost
 from trimvla.policies.smolvla.kept import tokens_per_image
+from trimvla.policies.smolvla.memory import memory
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import CheckpointError
 from trimvla.runtime.text_files import read_json
@@ -67,6 +68,7 @@ FAMILY = Family(
     example_inputs=lazily(f"{HERE}.stages:example_inputs"),
     describe=lazily(f"{HERE}.describe:describe"),
     cost=cost,
+    memory=memory,
     measure_pairs=lazily("trimvla.policies.trimming.pairs:measure_pairs"),
     trimmable=trimmable,
     image_tokens=image_tokens,
