@@ -78,6 +78,7 @@ LAUNCH = (
     "launch.faults",
     "launch.demo",
     "launch.load",
+    "launch.motion",
     "launch.training",
     "launch.pages",
 )

@@ -40,6 +40,7 @@ ALONE = {
     "by_verb",
     "mean_steps",
     "outcomes",
+    "motion",
     "seed",
     "variant",
     "swap_instruction",
@@ -96,7 +97,7 @@ def test_a_bundle_against_another(
     status, told, card = evaluate(capsys, pair[0], "--against", pair[1], *words)
     comparison = told["comparison"]
     assert status == 0
-    assert set(told) == ALONE | {"against", "comparison"}
+    assert set(told) == ALONE | {"against", "comparison", "motion_comparison"}
     assert set(told["against"]) == ALONE - {"ok", "env", "backend"}
     assert set(comparison) == COMPARED
     assert (told["bundle"], told["against"]["bundle"]) == pair
@@ -109,6 +110,17 @@ def test_a_bundle_against_another(
     assert (comparison["margin"], comparison["lower_bound"]) == (0.1, comparison["interval"][0])
     assert not comparison["non_inferior"], "two episodes prove nothing"
     assert "do not settle" in " ".join(card.split())
+    moved = told["motion_comparison"]
+    assert (moved["episodes"], moved["moves_worse"]) == (2, False), "two episodes prove nothing"
+    assert moved["jerk"]["candidate"] != moved["jerk"]["reference"] > 0
+    for side in (told, told["against"]):
+        assert [each["kind"] for each in side["motion"]["dimensions"]] == [
+            *["delta"] * 6,
+            "gripper",
+        ]
+        assert side["motion"]["dimensions"][0]["jerk_p99"] > 0
+        assert side["motion"]["dimensions"][0]["limit_distance"] is not None
+    assert "moves worse" in " ".join(card.split())
     assert "reference" in card  # wrapped where the paths are long
 
 

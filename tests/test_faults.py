@@ -287,3 +287,8 @@ def test_a_short_load(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert sent["lost"] == sent["repeated"] == 0
     assert result["photon_to_action_ms"]["p50"] > 30
     assert set(result["memory_mib"]) == {"arm", "camera-eye0", "camera-eye1", "policy", "control"}
+    motion = result["motion"]
+    assert motion["commands"] == sent["sent"]
+    assert sum(motion["holds"].values()) == pytest.approx(sent["holds"] / sent["sent"], abs=1e-4)
+    assert [each["kind"] for each in motion["dimensions"]] == [*["delta"] * 6, "gripper"]
+    assert motion["dimensions"][0]["jerk_rms"] is not None

@@ -41,6 +41,10 @@ def said() -> Report:
         {"hz_achieved": 4.5, "rung": 1.0, "hz.front/color": 14.5, "realtime.cores": 1.0}
     )
     telemetry.counters["refused.front/color"] = 5
+    telemetry.counters["held.image too old"] = 6
+    telemetry.values.update(
+        {"jerk_rms.3": 2.5, "limit_distance.3": 0.25, "gripper_flips_per_minute": 12.0}
+    )
     for milliseconds in (0.4, 3.0, 3.0, 60_000.0):
         telemetry.time("tick", milliseconds)
     return telemetry.report()
@@ -98,6 +102,10 @@ def test_a_scraper_reads_what_was_reported(port: int) -> None:
     assert found["trimvla_value", (("name", "realtime.cores"), of)] == 1
     assert found["trimvla_state", (of, ("state", 'hold "now"'))] == 1
     assert 0 <= found["trimvla_report_age_seconds", (of,)] < 60
+    assert found["trimvla_held_commands_total", (of, ("reason", "image too old"))] == 6
+    assert found["trimvla_jerk_rms", (("dimension", "3"), of)] == 2.5
+    assert found["trimvla_limit_distance", (("dimension", "3"), of)] == 0.25
+    assert found["trimvla_gripper_flips_per_minute", (of,)] == 12
 
 
 def test_a_histogram_counts_since_the_start(port: int) -> None:

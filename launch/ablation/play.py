@@ -15,6 +15,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from trimvla.launch.console import Progress
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.inference.policy_like import PolicyLike
@@ -81,8 +83,8 @@ def read_rounds(path: Path) -> dict[int, PairedOutcomes]:
     rounds: dict[int, PairedOutcomes] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
-            played = {name: Outcome(**fields) for name, fields in json.loads(line).items()}
-        except ValueError:
+            played = msgspec.json.decode(line, type=PairedOutcomes)
+        except (ValueError, msgspec.DecodeError):
             continue
         rounds[next(iter(played.values())).seed] = played
     return rounds

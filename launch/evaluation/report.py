@@ -21,6 +21,7 @@ from trimvla.launch.evaluation.results import CurveRow, EvalResult
 from trimvla.launch.extras import missing_module
 from trimvla.launch.result import as_plain
 from trimvla.sim.evaluation.latency import Latency
+from trimvla.sim.evaluation.motion_pairs import MotionComparison, compare_motion
 from trimvla.sim.evaluation.statistics import Comparison, compare
 from trimvla.sim.evaluation.success import Success
 
@@ -63,6 +64,20 @@ def curve_rows(
             )
             rows.append(row)
     return rows
+
+
+def motion_pairs(
+    match: Match, rounds: Mapping[WorkItem, PairedOutcomes], condition: str
+) -> MotionComparison | None:
+    """How the candidate moves against the reference; None where a run from before the motion was
+    counted goes on.
+    """
+    played = [rounds[condition, seed] for seed in match.seeds]
+    pairs = [(it["candidate"].motion, it["reference"].motion) for it in played]
+    known = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
+    if len(known) < len(pairs):
+        return None
+    return compare_motion([ours for ours, _ in known], [theirs for _, theirs in known])
 
 
 def curve_table(rows: Sequence[CurveRow]) -> Table:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from trimvla.policies.sizes.roofline import Device
+from trimvla.sim.evaluation.motion_pairs import MotionComparison
 from trimvla.sim.evaluation.statistics import Comparison
 from trimvla.sim.evaluation.success import Success
 
@@ -85,6 +86,8 @@ class EvalResult(BundleResult, frozen=True, kw_only=True):
     """The reference on the same seeds; left out without --against."""
     comparison: Comparison | None = None
     """Candidate minus reference, paired; left out without --against."""
+    motion_comparison: MotionComparison | None = None
+    """Whether the candidate moves worse than the reference, paired; left out without --against."""
     curve: list[CurveRow] | None = None
     """One row a bundle and latency; left out without --latency and --rungs."""
     estimates: list[Estimate] | None = None

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from trimvla.launch.load.results import CommandCounts, LoadResult, LoadSize, Ticks
 from trimvla.launch.load.system import Usage
+from trimvla.launch.motion.table import jerk_words, motion_line
 from trimvla.launch.system.observers import RECORDER
 from trimvla.launch.system.results import (
     ControlRate,
@@ -17,8 +18,11 @@ from trimvla.launch.system.results import (
     percentiles,
 )
 from trimvla.runtime.bus.messages import Report
+from trimvla.runtime.control.controller import ControlConfig
+from trimvla.runtime.control.motion_quality import from_values
 
 GROWTH_MIB = 2.0  # per process and from the middle to the end: what an allocator may do
+KINDS = ControlConfig.kinds  # of the arm under load
 KEPT_RATE = 0.99  # of the configured rate
 
 
@@ -63,6 +67,7 @@ def summarise(
         growth_mib=round(growth, 1),
         cores=cores_used(usage[0], usage[-1], seconds),
         recording=recording,
+        motion=from_values(control.values, control.counters, KINDS),
     )
 
 
@@ -109,6 +114,8 @@ def as_table(result: LoadResult) -> Table:
     for name, (begin, middle, end) in result.memory_mib.items():
         memory = f"{begin:.1f}, {middle:.1f}, {end:.1f} MiB: begin, middle, end"
         table.add_row(name, f"{memory}; {result.cores[name]:.2f} cores")
+    table.add_row("motion", motion_line(result.motion))
+    table.add_row("jerk", jerk_words(result.motion))
     if result.recording is not None:
         table.add_row("recording", result.recording.words())
     return table

@@ -6,6 +6,7 @@ import msgspec
 
 from trimvla.launch.result import VerbResult
 from trimvla.launch.system.results import ControlRate, FrameCounts, Percentiles, RecordingResult
+from trimvla.runtime.control.motion_quality import MotionFigures
 
 
 class LoadSize(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,5 +86,8 @@ class LoadResult(VerbResult, frozen=True, kw_only=True):
     """
     cores: dict[str, float]
     """Process -> processor cores that it used; `all`: their sum."""
+    motion: MotionFigures
+    """How the commands would move an arm: of the stand-in's chunks, so what jitter and holds do to
+    them is what counts."""
     recording: RecordingResult | None = None
     """With --record."""

@@ -26,15 +26,18 @@ from trimvla.launch.evaluation.report import (
     conclusion,
     curve_rows,
     curve_table,
+    motion_pairs,
     pairs_table,
     save,
 )
 from trimvla.launch.evaluation.results import BundleResult, Estimate, EvalResult
+from trimvla.launch.motion.table import motion_table
 from trimvla.launch.system.signals import terminate_as_interrupt
 from trimvla.policies.sizes.roofline import DEVICES
 from trimvla.runtime.chunks.rtc import RtcConfig
 from trimvla.sim.actor import EXPERT
 from trimvla.sim.evaluation.latency import Latency, split
+from trimvla.sim.evaluation.motion_pairs import motion_words
 from trimvla.sim.evaluation.statistics import compare
 from trimvla.sim.evaluation.success import Success
 
@@ -85,6 +88,9 @@ def result_of(
     if args.against is not None:
         reference = first[REFERENCE]
         result = structs.replace(
+            result, motion_comparison=motion_pairs(match, rounds, match.conditions[0])
+        )
+        result = structs.replace(
             result,
             against=BundleResult(bundle=args.against, **structs.asdict(reference), **played),
             comparison=compare(first[CANDIDATE].outcomes, reference.outcomes, margin=args.margin),
@@ -107,6 +113,8 @@ def show(args: Args, result: EvalResult, first: Mapping[str, Success]) -> None:
     console.print(as_table(args, first))
     if result.curve is not None:
         console.print(curve_table(result.curve))
+    if result.motion is not None:
+        console.print(motion_table(result.motion, f"how {result.bundle} moves"))
     if args.against is None or result.comparison is None:
         low, high = result.interval
         interval = f"95 % interval {low:.3f} to {high:.3f}"
@@ -114,6 +122,8 @@ def show(args: Args, result: EvalResult, first: Mapping[str, Success]) -> None:
         return
     console.print(pairs_table(args, result.comparison))
     console.print(conclusion(args.bundle, args.against, result.comparison))
+    if result.motion_comparison is not None:
+        console.print(motion_words(args.bundle, args.against, result.motion_comparison))
     if args.swap_instruction:
         words = "success is judged by the original goal"
         console.print(f"{words}: with the instruction swapped, low rates are good")

@@ -15,12 +15,15 @@ import msgspec
 from rich.table import Table
 from tyro.conf import Positional
 
+from trimvla.launch.motion.recorded import recorded_motion
+from trimvla.launch.motion.table import jerk_words, motion_line
 from trimvla.launch.options import Options
 from trimvla.launch.result import VerbResult
 from trimvla.launch.system.action_check import check_bundle
 from trimvla.launch.system.recorded_policy import choose_bundles, open_rungs
 from trimvla.runtime.bundle.action_meaning import ActionMeaning, meaning_of
 from trimvla.runtime.bus.messages import ActionChunk
+from trimvla.runtime.control.motion_quality import MotionFigures
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.record.recorder import processor
@@ -103,6 +106,9 @@ class ReplayResult(VerbResult, frozen=True, kw_only=True):
     """Whether the recording ends in the middle."""
     differs_here: dict[str, tuple[str, str]]
     """What may change the last bits: versions and processor, then and now."""
+    motion: MotionFigures | None
+    """How the robot was made to move by the recorded commands; none where none was recorded, or
+    the recording does not tell what they mean."""
     runs: dict[str, dict[str, str]]
     """Stage -> what ran it."""
     seconds: float
@@ -127,6 +133,7 @@ def run(args: Args) -> ReplayResult:
         left_out=outcome.left_out,
         cut_off=recording.cut_off,
         differs_here=changes(recording),
+        motion=recorded_motion(recording),
         runs=policy.describe(),
         seconds=round(time.monotonic() - start, 2),
     )
@@ -196,6 +203,9 @@ def as_table(result: ReplayResult) -> Table:
         table.add_row("left out", f"{count}: {why}")
     for name, (then, now) in result.differs_here.items():
         table.add_row(name, f"{then} then, {now} now")
+    if result.motion is not None:
+        table.add_row("motion", motion_line(result.motion))
+        table.add_row("jerk", jerk_words(result.motion))
     if result.cut_off:
         table.add_row("file", "cut off; read up to its last whole chunk")
     return table

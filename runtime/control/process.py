@@ -32,6 +32,8 @@ from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.bus.traffic import explain
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, Rate, monotonic_ns, to_ns
 from trimvla.runtime.control.controller import ControlConfig, Controller, Decision, Inputs
+from trimvla.runtime.control.hold_reasons import hold_kind
+from trimvla.runtime.control.motion_quality import MotionMeter, as_values, figures
 from trimvla.runtime.control.realtime import RealtimeConfig, set_up
 from trimvla.runtime.log_limit import LimitedLog
 
@@ -44,6 +46,7 @@ PRESSES = "estop_presses"  # counter of the report: ticks that saw the emergency
 SWITCHES = ("estop", "deadman")
 BRAKE_S = 2.0  # of the 5 s that a supervisor gives a process to end
 STOPS = "control stops"
+MOTION_S = 0.5  # between two looks at how the robot was moved
 SUBSCRIBES = (
     "task",
     "robot/state",
@@ -68,6 +71,10 @@ class ControlLoop:
         self._commands = commands
         self._telemetry = telemetry
         self._words = Words()
+        limits = config.limits
+        self._motion = MotionMeter(config.kinds, config.hz, limits.low, limits.high)
+        self._motion_ns = 0
+        """When the report next takes up its figures."""
 
     def tick(self, tick_ns: int) -> Decision:
         """Update, decide, publish.
@@ -131,19 +138,32 @@ class ControlLoop:
         while not self._controller.at_rest and monotonic_ns() < end_ns:
             self._publish(self._controller.brake(monotonic_ns(), STOPS))
             time.sleep(self._period_s)
+        self._motion_ns = 0
         self._publish(self._controller.hold(monotonic_ns(), STOPS))
 
     def _publish(self, decision: Decision) -> None:
         sent_ns = monotonic_ns()
-        if decision.command is not None:
+        if decision.command is None:
+            self._motion.restart()
+        else:
             self._commands.send(msgspec.structs.replace(decision.command, time_ns=sent_ns))
             self._count(decision, decision.command, sent_ns)
+            self._note_motion(decision.command, sent_ns)
         if decision.state != self._telemetry.state:
             self._telemetry.count(f"entered_{decision.state}")
             level = logging.WARNING if decision.state == "fault" else logging.INFO
             log.log(level, "%s -> %s %s", self._telemetry.state, decision.state, decision.reason)
         self._telemetry.state = decision.state
         self._telemetry.reason = decision.reason
+
+    def _note_motion(self, command: Command, sent_ns: int) -> None:
+        held = hold_kind(command.reason) if command.kind == "hold" else None
+        self._motion.add(command.action, held)
+        if held is not None:
+            self._telemetry.count(f"held.{held}")
+        if sent_ns >= self._motion_ns:
+            self._motion_ns = sent_ns + to_ns(MOTION_S)
+            self._telemetry.values.update(as_values(figures(self._motion.counts())))
 
     def _count(self, decision: Decision, command: Command, sent_ns: int) -> None:
         self._telemetry.count("holds" if command.kind == "hold" else "actions")

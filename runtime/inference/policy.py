@@ -123,6 +123,22 @@ class Policy:
         return cls(manifest, chain, inputs, scale)
 
     @property
+    def action_range(self) -> tuple[np.ndarray, np.ndarray]:
+        """The range float64[D] of the actions in the data that the policy learned from, low and
+        high; infinite where its statistics hold none.
+        """
+        action = self.manifest.action
+        low = np.full(action.dim, -np.inf)
+        high = np.full(action.dim, np.inf)
+        if action.normalization in ("quantiles", "min_max"):
+            scaled = np.array(self._scale.mask or (True,) * action.dim)
+            low[scaled] = np.array(self._scale.low)[scaled]
+            high[scaled] = np.array(self._scale.high)[scaled]
+        low[list(self._gripper)] = 0.0
+        high[list(self._gripper)] = 1.0
+        return low, high
+
+    @property
     def runners(self) -> Mapping[str, Runner]:
         """Each stage by itself."""
         return self.chain.runners

@@ -38,6 +38,7 @@ WAIT_S = 0.2
 BOUNDS_S = [*(f"{bound / 1e3:g}" for bound in BUCKETS_MS), "+Inf"]
 
 Table = dict[str, tuple[str, str]]
+Labelled = dict[str, tuple[str, str, str]]
 
 #   counter of a process's report -> metric, what it counts
 COUNTERS = {
@@ -66,28 +67,60 @@ DURATIONS = {
 }
 #   value of a process's report -> metric, what it is
 VALUES = {
+    "gripper_flips_per_minute": (
+        "trimvla_gripper_flips_per_minute",
+        "How often a gripper turned from open to closed or back",
+    ),
+    "held_share": ("trimvla_held_share", "Share of the commands that were holds"),
     "rung": (
         "trimvla_rung",
         "Number of the bundle on the quality ladder that thinks; 0 is the top",
     ),
 }
-#   prefix of a counter by topic -> metric, what it counts
-TOPIC_COUNTERS = {
-    "refused": ("trimvla_refused_messages", "What came on a topic and was no message"),
+#   prefix of a counter -> metric, what it counts, and the label that follows the prefix
+LABELLED_COUNTERS = {
+    "refused": ("trimvla_refused_messages", "What came on a topic and was no message", "topic"),
     "missed": (
         "trimvla_missed_messages",
         "Messages of a topic that were lost or displaced by newer ones",
+        "topic",
     ),
+    "held": ("trimvla_held_commands", "Commands to hold, by reason", "reason"),
 }
-#   prefix of a value by topic -> metric, what it is
-TOPIC_VALUES = {
-    "hz": ("trimvla_input_hz", "Messages per second on a topic, from its slowest sender"),
+#   prefix of a value -> metric, what it is, and the label that follows the prefix
+LABELLED_VALUES = {
+    "hz": ("trimvla_input_hz", "Messages per second on a topic, from its slowest sender", "topic"),
     "rate_ok": (
         "trimvla_input_rate_ok",
         "1 where messages come about as often as the topic promises",
+        "topic",
     ),
-    "senders": ("trimvla_input_senders", "Senders of a topic that are expected to go on"),
-    "valid": ("trimvla_input_valid", "1 where the newest delivery on a topic was a message"),
+    "senders": ("trimvla_input_senders", "Senders of a topic that are expected to go on", "topic"),
+    "valid": (
+        "trimvla_input_valid",
+        "1 where the newest delivery on a topic was a message",
+        "topic",
+    ),
+    "jerk_rms": (
+        "trimvla_jerk_rms",
+        "Root mean square of the commanded jerk [unit/s^3]",
+        "dimension",
+    ),
+    "jerk_p99": (
+        "trimvla_jerk_p99",
+        "99 of 100 commanded jerks were no larger [unit/s^3]",
+        "dimension",
+    ),
+    "limit_distance": (
+        "trimvla_limit_distance",
+        "Smallest distance of a command to its limits, as a share of the range",
+        "dimension",
+    ),
+    "at_limit": (
+        "trimvla_at_limit_share",
+        "Share of the commands within 1 % of the range of a limit",
+        "dimension",
+    ),
 }
 EVENTS = ("trimvla_events", "Anything else that a process counts")
 OTHERS = ("trimvla_value", "What else a process reports")
@@ -127,7 +160,7 @@ def _counters(reports: Iterable[Report]) -> Iterator[Metric]:
     families: dict[str, CounterMetricFamily] = {}
     for entry in reports:
         for name, count in entry.counters.items():
-            (metric, text), extra = _metric_of(name, COUNTERS, TOPIC_COUNTERS, EVENTS, "event")
+            (metric, text), extra = _metric_of(name, COUNTERS, LABELLED_COUNTERS, EVENTS, "event")
             labels = {"process": entry.process, **extra}
             family = families.setdefault(
                 metric, CounterMetricFamily(metric, text, labels=list(labels))
@@ -137,16 +170,17 @@ def _counters(reports: Iterable[Report]) -> Iterator[Metric]:
 
 
 def _metric_of(
-    name: str, table: Table, by_topic: Table, other: tuple[str, str], label: str
+    name: str, table: Table, labelled: Labelled, other: tuple[str, str], label: str
 ) -> tuple[tuple[str, str], dict[str, str]]:
     """The metric and its text for a counter or value of a report, and its labels beside the
     process's.
     """
-    kind, _, of_topic = name.partition(".")
+    prefix, _, rest = name.partition(".")
     if name in table:
         return table[name], {}
-    if of_topic and kind in by_topic:
-        return by_topic[kind], {"topic": of_topic}
+    if rest and prefix in labelled:
+        *metric, key = labelled[prefix]
+        return (metric[0], metric[1]), {key: rest}
     return other, {label: name}
 
 
@@ -181,7 +215,7 @@ def _gauges(reports: Iterable[Report], now_ns: int) -> Iterator[Metric]:
         state.add_metric([entry.process, entry.state], 1)
         silent.add_metric([entry.process], (now_ns - entry.time_ns) / NS_PER_S)
         for name, number in entry.values.items():
-            (metric, text), extra = _metric_of(name, VALUES, TOPIC_VALUES, OTHERS, "name")
+            (metric, text), extra = _metric_of(name, VALUES, LABELLED_VALUES, OTHERS, "name")
             labels = {"process": entry.process, **extra}
             family = families.setdefault(
                 metric, GaugeMetricFamily(metric, text, labels=list(labels))

@@ -15,6 +15,8 @@ from functools import partial
 
 import numpy as np
 
+from trimvla.runtime.control.hold_reasons import hold_kind
+from trimvla.runtime.control.motion_quality import MotionMeter
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy_like import Known, PolicyLike
 from trimvla.sim.actor import EXPERT, KINDS, noise_shape, observe
@@ -86,11 +88,15 @@ def run_episode(
         simulator = LatencySimulator(
             look, task.control_hz, setting.pace, latency, seed, robot=robot
         )
+        meter = meter_of(policy, robot, task.control_hz)
         step = 0
         done = False
         while not done and step < task.limit:
             watch(episode)
-            done = episode.step(simulator.act(step, episode.instruction))
+            action = simulator.act(step, episode.instruction)
+            because = simulator.held_because
+            meter.add(action, hold_kind(because) if because else None)
+            done = episode.step(action)
             step += 1
         watch(episode)
         return Outcome(
@@ -104,6 +110,7 @@ def run_episode(
             if latency is None or latency.kind == "wall"
             else mean(simulator.latencies_ms),
             held=simulator.held,
+            motion=meter.counts(),
             inference_ms=round(float(np.median(simulator.wall_ms)), 3),
         )
     finally:
@@ -116,6 +123,14 @@ def robot_of(policy: PolicyOrExpert, task: Task) -> Robot:
     kinds = task.kinds or (manifest.action.kinds if manifest is not None else ("delta",) * task.dim)
     start = getattr(task, "start", None)
     return Robot(kinds, None if start is None else tuple(map(float, start)))
+
+
+def meter_of(policy: PolicyOrExpert, robot: Robot, hz: float) -> MotionMeter:
+    """Counts an episode's motion; its distance to limits is that to the range of the actions that
+    the policy learned from, where it has one.
+    """
+    low, high = getattr(policy, "action_range", (None, None))
+    return MotionMeter(robot.kinds, hz, low, high)
 
 
 def look_of(policy: PolicyOrExpert, episode: Episode, seed: int, dim: int = len(KINDS)) -> Look:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from trimvla.runtime.control.motion_quality import MotionCounts, MotionFigures, figures, merged
 from trimvla.sim.evaluation.statistics import wilson_interval
 
 WAITS = ""  # the condition in which the simulator waits while the policy thinks
@@ -32,6 +33,8 @@ class Outcome:
     """What a look was charged on average."""
     held: int = 0
     """Steps without an action that was due."""
+    motion: MotionCounts | None = None
+    """How the robot was made to move; none in files from before it was counted."""
     inference_ms: float = field(default=0.0, compare=False)
     """What a look took on the machine that played, median: the one field that differs from run to
     run."""
@@ -54,6 +57,8 @@ class Success(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of the episodes that succeeded; none where none did."""
     outcomes: list[int]
     """1 for a success, else 0, by rising seed."""
+    motion: MotionFigures | None = None
+    """How the robot was made to move in all episodes; left out where it was not counted."""
 
 
 def success_of(results: Sequence[Outcome]) -> Success:
@@ -72,4 +77,13 @@ def success_of(results: Sequence[Outcome]) -> Success:
         by_verb={verb: (sum(won), len(won)) for verb, won in sorted(by_verb.items())},
         mean_steps=sum(steps) / len(steps) if steps else None,
         outcomes=[int(outcome.success) for outcome in ordered],
+        motion=motion_of(ordered),
     )
+
+
+def motion_of(results: Sequence[Outcome]) -> MotionFigures | None:
+    """How the robot was made to move in all episodes; None where one of them was not counted."""
+    counts = [outcome.motion for outcome in results if outcome.motion is not None]
+    if len(counts) < len(results) or not counts:
+        return None
+    return figures(merged(counts))

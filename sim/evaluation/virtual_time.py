@@ -137,6 +137,8 @@ class LatencySimulator:
         """What each look was charged."""
         self.held = 0
         """Ticks without an action that was due."""
+        self.held_because = ""
+        """Why there was none at the last tick; empty where there was one."""
 
     def act(self, tick: int, instruction: str) -> NDArray[np.float64]:
         """The action float64[A] of this tick; ticks rise by one."""
@@ -149,11 +151,13 @@ class LatencySimulator:
         due = self._queue.due(now_ns)
         if isinstance(due, str):
             self.held += 1
+            self.held_because = due
             self._last = hold(self._kinds, self._last)
             self.source = None
         else:
             self._last = self._transition.limit(due.action, due.chunk.time_ns, self._last)
             self.source = due.chunk
+            self.held_because = ""
         return self._last
 
     def _set_instruction(self, instruction: str) -> None:

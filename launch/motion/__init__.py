@@ -1,0 +1,1 @@
+"""How a robot is made to move: figures from recordings, and their tables."""
