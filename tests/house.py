@@ -104,7 +104,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "policies.dbcogact": (*BASE, "runtime.bundle", *PARTS, "policies.cogact"),
     "policies.smolvla.lerobot": (*BASE, "runtime.bundle", *PARTS, "policies.smolvla"),
     "policies.pi05": (*BASE, "runtime.bundle", *PARTS, "policies.pi0"),  # the same prefix
-    "policies.trimming": (*BASE, "runtime.bundle", *SIZES, "policies.nn", "policies.cogact"),
+    "policies.trimming": (
+        *BASE,
+        "runtime.bundle",
+        *SIZES,
+        "policies",
+        "policies.nn",
+        "policies.cogact",
+    ),
     "policies.training": (
         *BASE,
         "runtime.bundle",

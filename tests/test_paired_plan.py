@@ -15,13 +15,14 @@ from tokenizers import Tokenizer, models
 
 from trimvla.launch import cli
 from trimvla.launch.exporting.paired_plan import frames_of
-from trimvla.launch.exporting.policy_source import open_source
+from trimvla.launch.exporting.policy_source import build_policy, open_source
 from trimvla.launch.training.presets import flow_tokenizer
 from trimvla.policies.families import family_of
 from trimvla.policies.nn.gemma import GemmaLayer
 from trimvla.policies.pi0.model import Pi0
 from trimvla.policies.pi0.save import save_lerobot
 from trimvla.policies.training.flow_dataset import EPSILON
+from trimvla.policies.trimming.outputs import Outputs
 from trimvla.policies.trimming.pairs import measure_pairs
 from trimvla.runtime.bundle.plan import Plan, load_plan
 from trimvla.runtime.bundle.vision_plan import PatchPlan, VisionPlan
@@ -102,6 +103,27 @@ def test_a_pair_that_does_nothing_goes_first(
     assert result["ratio_to_dense"]["flops"] < 1
     assert result["ratio_to_dense"]["parameters"] < 1
     assert (folder / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pairs_may_go_in_the_order_in_which_actions_move_least(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pi0_folder(tmp_path)
+    words = ("--layers", "3", "--frames", "3", "--criterion")
+    assert trim(folder, *words, "greedy-chunk") == 0
+    plan = load_plan(folder / "plan.json")
+    assert plan.provenance is not None
+    scores = plan.provenance.scores
+    assert sorted(scores) == [0.25, 0.5, 0.75, 1.0]
+    opened = open_source(folder)
+    frames = frames_of(opened, [folder / "demos" / "shard-0000.npz"], 3, 0)
+    samples = [{**sample, "last": sample["length"] - 1} for sample in frames.samples]
+    outputs = Outputs(family_of(opened.cfg), build_policy(opened), samples)
+    moved = outputs.distances(range(4), "chunk")
+    assert scores[moved.index(min(moved))] == 0.25
+    assert plan.layers == tuple(index for index in range(4) if scores[index] > 0.25)
+    assert trim(folder, *words, "greedy-feature") == 1
+    assert "a policy with a tensor 'cognition' for this criterion" in capsys.readouterr().err
 
 
 def test_patches_may_leave_inside_the_encoder(tmp_path: Path) -> None:

@@ -15,7 +15,13 @@ from tiny_policy import TINY, inputs, random_policy
 from trimvla.policies.nn.cachers import CachedDit, every
 from trimvla.policies.nn.dit import DitBlock
 from trimvla.policies.trimming import places, tokens
-from trimvla.policies.trimming.calibrate import Calibration, load_calibration, measure, sequences
+from trimvla.policies.trimming.calibrate import (
+    Calibration,
+    load_calibration,
+    measure,
+    samples_of,
+    sequences,
+)
 from trimvla.policies.trimming.importance import CRITERIA, most_important
 from trimvla.policies.trimming.planner import Request, make_plan
 from trimvla.policies.trimming.tokens import Seen
@@ -188,6 +194,59 @@ def test_controls_order_layers_without_looking(policy, calibration):
     assert most_important(CRITERIA["reverse-order"](statistics, 0), 3) == (0, 1, 2)
     draws = {most_important(CRITERIA["random"](statistics, seed), 3) for seed in range(20)}
     assert len(draws) > 3
+
+
+@pytest.mark.parametrize("of", ["chunk", "feature"])
+def test_a_greedy_order_takes_out_what_moves_the_output_least(policy, calibration, of):
+    plan = make_plan(policy, calibration, Request(layers=3, criterion=f"greedy-{of}"), NOW)
+    assert plan.provenance is not None
+    scores = plan.provenance.scores
+    assert sorted(scores) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    first = min(range(5), key=scores.__getitem__)
+    samples = samples_of(calibration)
+    noises = [drawn_noise(index) for index in range(3)]
+
+    def run_all(layers):
+        trimmed = trim(policy, Plan(layers=layers))
+        rows = []
+        with torch.no_grad():
+            for sample, noise in zip(samples, noises, strict=True):
+                visual = trimmed.vision(sample["image"])
+                feature = trimmed.language.cognition(visual, sample["input_ids"], sample["last"])
+                rows.append(feature if of == "feature" else trimmed.act(feature, noise))
+        return torch.cat(rows).flatten(0, -2)
+
+    dense = run_all(tuple(range(5)))
+    spread = dense.std(dim=0, correction=0)
+    moved = [
+        float(((run_all(tuple(j for j in range(5) if j != i)) - dense) / spread).square().mean())
+        for i in range(5)
+    ]
+    assert first == moved.index(min(moved))
+    assert plan.layers == tuple(sorted(sorted(range(5), key=lambda i: -scores[i])[:3]))
+
+
+def drawn_noise(index):
+    """As `Outputs` draws it with seed 0."""
+    generator = torch.Generator().manual_seed(index)
+    return torch.randn(1, DEEP.head.horizon, DEEP.head.action_dim, generator=generator)
+
+
+def test_a_greedy_order_needs_a_policy(policy, calibration):
+    statistics = measure(policy.language, sequences(policy, calibration))
+    with pytest.raises(ConfigError, match="a policy that can be run"):
+        CRITERIA["greedy-chunk"](statistics, 0)
+
+
+def test_samples_that_are_all_alike_cannot_be_compared(policy, calibration):
+    alike = Calibration(
+        calibration.policy,
+        np.repeat(calibration.images[:1], 2, axis=0),
+        np.repeat(calibration.input_ids[:1], 2, axis=0),
+        np.repeat(calibration.last[:1], 2),
+    )
+    with pytest.raises(ConfigError, match="samples on which 'cognition' differs"):
+        make_plan(policy, alike, Request(layers=3, criterion="greedy-feature"), NOW)
 
 
 def test_channel_scores_follow_lorap(policy):

@@ -6,7 +6,7 @@ Knows the table of families; the measuring is the family's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,7 @@ from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.families import family_of, visual_tokens
 from trimvla.policies.sizes.counts import plan_by_counts
 from trimvla.policies.trimming.importance import most_important
+from trimvla.policies.trimming.outputs import Outputs
 from trimvla.policies.trimming.own import find_criterion, use_selector
 from trimvla.policies.trimming.planner import Request
 from trimvla.runtime.bundle.plan import Plan, Provenance
@@ -72,7 +73,12 @@ def paired_plan(
     family.check_plan(counted, cfg)
     criterion = find_criterion(request.criterion, "--criterion")
     data = frames_of(opened, shards, frames, request.seed)
-    statistics = family.measure_pairs(build_policy(opened), data.samples)
+    policy = build_policy(opened)
+    samples = [{**sample, "last": sample["length"] - 1} for sample in data.samples]
+    statistics = replace(
+        family.measure_pairs(policy, data.samples),
+        outputs=Outputs(family, policy, samples, request.seed),
+    )
     scores = criterion(statistics, request.seed)
     kept = there.layers if request.layers is None else request.layers
     layers = most_important(scores, kept)

@@ -82,8 +82,10 @@ class Args(PlanCounts, EnvArgs):
     """Frames to take from the demonstrations, the recording or the environment."""
 
     criterion: str = "block-influence"
-    """What a layer is worth: block-influence, the controls random and reverse-order, or
-    module:attribute of your own, which is imported (docs/guides/own-token-selector.md)."""
+    """What a layer is worth: block-influence; greedy-chunk or greedy-feature, which take out the
+    layer without which actions or the cognition feature move least, again and again (minutes);
+    the controls random and reverse-order; or module:attribute of your own, which is imported
+    (docs/guides/own-token-selector.md)."""
 
     after: int = 2
     """Kept language layers that still see every token."""

@@ -23,6 +23,7 @@ from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.cogact.tokenizer import prompt_ids
 from trimvla.policies.nn.llama import Decoder, DecoderLayer
 from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.trimming.outputs import Outputs
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.text_files import pointer_in
@@ -209,6 +210,22 @@ class Statistics:
     channels: Tensor
     """float64[layers, mlp_hidden]: mean square of what goes into the MLP's down projection."""
     samples: int
+    outputs: Outputs | None = None
+    """What the policy gives without some layers, for criteria that ask; None where nothing can
+    be run.
+    """
+
+
+def samples_of(data: Calibration) -> list[dict[str, Tensor]]:
+    """The stages' input tensors of each sample by name, ids without padding."""
+    return [
+        {
+            "image": torch.from_numpy(image)[None],
+            "input_ids": torch.from_numpy(ids[: int(last) + 1])[None],
+            "last": torch.tensor([int(last)]),
+        }
+        for image, ids, last in zip(data.images, data.input_ids, data.last, strict=True)
+    ]
 
 
 @torch.no_grad()

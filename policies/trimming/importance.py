@@ -2,8 +2,10 @@
 choice they lead to.
 
 Block influence is EfficientVLA's (arXiv 2506.10100) and ShortGPT's (arXiv 2403.03853): one minus
-the mean cosine between what enters a layer and what leaves it. Random and reverse order are the
-controls that it must beat.
+the mean cosine between what enters a layer and what leaves it. The greedy ones take out, again and
+again, the layer without which the policy's own output moves least: its cognition feature (as
+FinerCut, arXiv 2405.18218, does with a language model's output) or its action chunk under the same
+noise. Random and reverse order are the controls that they must beat.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from trimvla.policies.trimming.calibrate import Statistics
+from trimvla.policies.trimming.outputs import Measured
 from trimvla.runtime.errors import ConfigError
 
 Criterion = Callable[[Statistics, int], list[float]]
@@ -35,8 +38,35 @@ def reverse_order(statistics: Statistics, seed: int) -> list[float]:
     return [(layers - index) / layers for index in range(layers)]
 
 
+def greedy_feature(statistics: Statistics, seed: int) -> list[float]:
+    """The turn in which a layer is taken out, by the cognition feature."""
+    return _turns(statistics, "feature")
+
+
+def greedy_chunk(statistics: Statistics, seed: int) -> list[float]:
+    """The turn in which a layer is taken out, by the action chunk."""
+    return _turns(statistics, "chunk")
+
+
+def _turns(statistics: Statistics, of: Measured) -> list[float]:
+    """From 1 / layers for the layer that goes first to 1 for the one that is never taken out."""
+    outputs = statistics.outputs
+    if outputs is None:
+        raise ConfigError("expected a policy that can be run for this criterion, got statistics")
+    count = len(statistics.similarity)
+    kept = list(range(count))
+    scores = [1.0] * count
+    for turn in range(1, count):
+        distances = outputs.distances(kept, of)
+        gone = kept.pop(distances.index(min(distances)))
+        scores[gone] = turn / count
+    return scores
+
+
 CRITERIA: dict[str, Criterion] = {
     "block-influence": block_influence,
+    "greedy-chunk": greedy_chunk,
+    "greedy-feature": greedy_feature,
     "random": random,
     "reverse-order": reverse_order,
 }

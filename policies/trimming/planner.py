@@ -8,11 +8,12 @@ plan.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 import msgspec
 
+from trimvla.policies.cogact.family import FAMILY
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.cachers import every
 from trimvla.policies.nn.llama import Decoder
@@ -22,9 +23,11 @@ from trimvla.policies.trimming.calibrate import (
     Statistics,
     check_calibration,
     measure,
+    samples_of,
     sequences,
 )
 from trimvla.policies.trimming.importance import most_important
+from trimvla.policies.trimming.outputs import Outputs
 from trimvla.policies.trimming.own import find_criterion, use_selector
 from trimvla.policies.trimming.trimmed import check, kept_layers
 from trimvla.policies.trimming.trimmed_language import as_layer
@@ -85,7 +88,9 @@ def make_plan(policy: CogAct, data: Calibration, request: Request, created_utc: 
     check_calibration(data, cfg)
     check_request(request, cfg)
     criterion = find_criterion(request.criterion, "--criterion")
-    statistics = measure(policy.language, sequences(policy, data))
+    measured = measure(policy.language, sequences(policy, data))
+    outputs = Outputs(FAMILY, policy, samples_of(data), request.seed)
+    statistics = replace(measured, outputs=outputs)
     scores = criterion(statistics, request.seed)
     drafted = draft(request, cfg, scores)
     layers = kept_layers(drafted, cfg)
