@@ -13,6 +13,7 @@ Knows source text alone; imports nothing of what it reads.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import sys
 from collections import Counter
@@ -155,16 +156,29 @@ def room_of(module: str, root: Path) -> str:
     return module if path.is_dir() else module.rpartition(".")[0]
 
 
+def statements(path: Path) -> tuple[ast.AST, ...]:
+    """Imports, branches, assignments and functions of a file, wherever in it; a text that was
+    read before, in whatever file, is not parsed again.
+    """
+    return _statements(path.read_text())
+
+
+@functools.lru_cache(maxsize=2048)
+def _statements(text: str) -> tuple[ast.AST, ...]:
+    kinds = (ast.Import, ast.ImportFrom, ast.If, ast.Assign, ast.FunctionDef, ast.AsyncFunctionDef)
+    return tuple(node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds))
+
+
 def arrows(path: Path, root: Path) -> list[Arrow]:
     """What a file imports of ours, wherever in the file; imports for type checkers alone are
     none.
     """
-    tree = ast.parse(path.read_text())
-    skipped = {id(node) for block in _typing_blocks(tree) for node in ast.walk(block)}
+    nodes = statements(path)
+    skipped = {id(node) for block in _typing_blocks(nodes) for node in ast.walk(block)}
     source = module_of(path, root)
     found = [
         Arrow(source, target, node.lineno)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in skipped
         for target in _targets(node, root)
     ]
@@ -172,8 +186,8 @@ def arrows(path: Path, root: Path) -> list[Arrow]:
     return sorted(first.values(), key=lambda arrow: arrow.line)
 
 
-def _typing_blocks(tree: ast.AST) -> Iterator[ast.If]:
-    for node in ast.walk(tree):
+def _typing_blocks(nodes: tuple[ast.AST, ...]) -> Iterator[ast.If]:
+    for node in nodes:
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             yield node
 
@@ -195,7 +209,7 @@ def _targets(node: ast.AST, root: Path) -> Iterator[str]:
 def foreign_imports(path: Path) -> list[tuple[str, int]]:
     """Top-level names of other people's packages that a file imports, and where."""
     found: list[tuple[str, int]] = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in statements(path):
         if isinstance(node, ast.Import):
             found += [(alias.name.partition(".")[0], node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -239,7 +253,7 @@ def any_dicts(root: Path) -> list[str]:
     return [
         f"{path.relative_to(root)}:{node.lineno}: {node.name}"
         for path in files(root)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in statements(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         for _ in range(_any_dicts(node))
     ]
@@ -312,8 +326,7 @@ def report(root: Path) -> Report:
         found.lines += len(lines)
         found.files += 1
         found.lines_over_100_columns += sum(len(line) > MOST_COLUMNS for line in lines)
-        tree = ast.parse(text)
-        for node in ast.walk(tree):
+        for node in statements(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 size = (node.end_lineno or node.lineno) - node.lineno + 1
                 functions.append((f"{path.relative_to(root)}:{node.name}", size))
@@ -338,7 +351,7 @@ def _any_dicts(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def _parallel_assignments(root: Path) -> Iterator[str]:
     """Where a line holds several statements in the dress of one, tests included."""
     for path in [*files(root), *sorted((root / "tests").glob("*.py"))]:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in statements(path):
             if isinstance(node, ast.Assign) and _is_parallel(node):
                 where = f"{path.relative_to(root)}:{node.lineno}"
                 yield f"{where}: one statement a line, but for a swap: {ast.unparse(node)[:60]}"

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trimvla.export import bundle as bundle_module
 from trimvla.export.graphs import to_onnx
+from trimvla.export.graphs.exporter import OPSET, quiet_exporter
 from trimvla.export.graphs.stages import stage_spec
 from trimvla.export.graphs.to_onnx import export_stage, share_weights
 from trimvla.export.parity import Parity
@@ -357,3 +358,27 @@ def model_of(weights):
         for name, array in weights.items()
     ]
     return onnx.helper.make_model(onnx.helper.make_graph(nodes, "weights", [], outputs, tensors))
+
+
+def test_torchs_table_of_operators_is_built_once_and_graphs_stay_the_same() -> None:
+    """Which costs a second of processor; what torch builds for itself gives the same graph."""
+    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    table = registration.ONNXRegistry
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.GELU()).eval()
+
+    def graph() -> bytes:
+        made = torch.onnx.export(
+            module, (torch.zeros(2, 4),), dynamo=True, opset_version=OPSET, verbose=False
+        )
+        assert made is not None
+        to_onnx.strip(made.model)
+        return made.model_proto.SerializeToString(deterministic=True)
+
+    own = graph()
+    with quiet_exporter():
+        first = graph()
+        again = graph()
+        assert table.from_torchlib(opset_version=OPSET) is table.from_torchlib(opset_version=OPSET)
+    assert own == first == again
+    outside = table.from_torchlib(opset_version=OPSET)
+    assert outside is not table.from_torchlib(opset_version=OPSET)  # others get their own again
