@@ -65,7 +65,7 @@ class BundleRequest:
     `described.action.statistics_key` among the keys.
     """
     tokenizer: Path | None
-    """The policy's `tokenizer.json`."""
+    """The policy's `tokenizer.json`; not looked at for one that reads no instruction."""
     out: Path
     """The bundle; its last part becomes the bundle's name."""
     precision: str = "float32"
@@ -123,7 +123,8 @@ def export_policy(request: BundleRequest) -> Manifest:
     check_target(request.out, request.overwrite)
     check_frames(precision, request.calibration, cfg)
     described = request.described
-    tokenizer = read_tokenizer(request.tokenizer, described.prompt, family)
+    prompt = described.prompt
+    tokenizer = None if prompt is None else read_tokenizer(request.tokenizer, prompt, family)
     scales = statistics_text(request.statistics, described)
     policy = family.trim(request.policy, request.plan)
     manifest = manifest_of(
@@ -137,7 +138,8 @@ def export_policy(request: BundleRequest) -> Manifest:
     )
     check_manifest(manifest)
     with written_beside(request.out) as directory:
-        (directory / bundles.TOKENIZER).write_text(tokenizer, encoding="utf-8")
+        if tokenizer is not None:
+            (directory / bundles.TOKENIZER).write_text(tokenizer, encoding="utf-8")
         (directory / bundles.STATISTICS).write_text(scales, encoding="utf-8")
         for stage in stages_of(policy, request.guided):
             export_to(policy, stage, directory)

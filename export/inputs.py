@@ -130,11 +130,7 @@ def stage_specs(cfg: Any, plan: Plan, guided: bool = False) -> dict[str, StageSp
 def check_manifest(manifest: Manifest) -> None:
     """Raise BundleError where the runtime would refuse this manifest, whatever its files hold."""
     empty = bundles.FileSpec("0" * 64, 1)
-    needed = [
-        bundles.STATISTICS,
-        bundles.TOKENIZER,
-        *(stage.file for stage in manifest.stages.values()),
-    ]
+    needed = [*manifest.texts, *(stage.file for stage in manifest.stages.values())]
     bundles.check(msgspec.structs.replace(manifest, files=dict.fromkeys(needed, empty)))
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trimvla.export.compare import Comparison, Limit, LowerComparison, ScaledComparison, report
-from trimvla.export.graphs.stages import KEPT, is_guided, stages_of, walk
+from trimvla.export.graphs.stages import KEPT, is_guided, prompt_lengths, stages_of, walk
 from trimvla.export.parity import Parity
 from trimvla.export.precision.emulate_bf16 import EmulatedRunner
 from trimvla.policies.families import family_of, parse_config
@@ -266,15 +266,18 @@ def tolerances(stages: Sequence[Stage]) -> dict[str, float]:
 def sample_inputs(
     policy: nn.Module, samples: int, seed: int
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Random inputs for every prompt bucket, each with a name."""
+    """Random inputs for every prompt bucket, or of a policy without instruction, each with a
+    name.
+    """
     cfg: Any = policy.cfg
     plan: Any = policy.plan
     family = family_of(cfg)
     generator = torch.Generator().manual_seed(seed)
-    for bucket in cfg.prompt.buckets:
+    for bucket in prompt_lengths(cfg) or (0,):
         for index in range(samples):
+            where = f"bucket {bucket}, " if bucket else ""
             yield (
-                f"bucket {bucket}, sample {index}",
+                f"{where}sample {index}",
                 family.example_inputs(cfg, plan, bucket, generator),
             )
 

@@ -69,7 +69,9 @@ class Family:
     looks_for: str
     """What `recognises` looks for, for the error's words: "config.json with type 'smolvla'"."""
     tokenizer_hint: str
-    """Which tokenizer.json the family needs and where users have it, for the error's words."""
+    """Which tokenizer.json the family needs and where users have it, for the error's words; empty
+    where it reads no instruction.
+    """
     open_checkpoint: Callable[..., Checkpoint]
     """(directory, *, preset=None, checkpoint=None, statistics_key=None, tokenizer=None);
     `checkpoint` only where `several_checkpoints`. Strict: a missing or unknown weight, statistics
@@ -98,7 +100,9 @@ class Family:
     tensor_specs: Callable[[Any, Plan], dict[str, TensorSpec]]
     """(cfg, plan) -> every tensor that crosses a stage's border, by name."""
     example_inputs: Callable[[Any, Plan, int, torch.Generator], dict[str, Tensor]]
-    """(cfg, plan, prompt bucket, generator) -> random inputs of the whole chain, by tensor name."""
+    """(cfg, plan, prompt bucket, generator) -> random inputs of the whole chain, by tensor name;
+    bucket 0 for a family that reads no instruction.
+    """
     describe: Callable[[Checkpoint, Plan], InputsAndOutput]
     """What the runtime must know; `action` with the family's defaults for kinds and control_hz."""
     cost: Callable[..., CostReport]

@@ -233,7 +233,7 @@ def test_a_camera_smaller_than_the_policy_is_named_once(
         Publisher(tmp_path, topic("task")) as tasks,
     ):
         loop = PolicyLoop(
-            policy, inputs, chunks, telemetry, meaning=MEANING, config=config, side=1000
+            policy, inputs, chunks, telemetry, meaning=MEANING, config=config, size=(1000, 1000)
         )
         started = monotonic_ns()
         deadline = time.monotonic() + 60

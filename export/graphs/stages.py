@@ -30,6 +30,12 @@ def stages_of(policy: nn.Module, guided: bool = False) -> tuple[Stage, ...]:
     return family_of(cfg).stages(cfg, plan, guided)
 
 
+def prompt_lengths(cfg: Any) -> tuple[int, ...]:  # noqa: ANN401
+    """Lengths of the prompt that a policy is exported for; none where it reads no instruction."""
+    prompt = getattr(cfg, "prompt", None)
+    return () if prompt is None else tuple(prompt.buckets)
+
+
 def is_guided(stage: Stage) -> bool:
     """Whether it stands in for another one where rows are known."""
     return stage.name.endswith(GUIDED_SUFFIX)

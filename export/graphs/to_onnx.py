@@ -23,6 +23,7 @@ from torch import nn
 
 from trimvla.export.graphs.chained import chain_graph
 from trimvla.export.graphs.exporter import OPSET, quiet_exporter
+from trimvla.export.graphs.stages import prompt_lengths
 from trimvla.policies.chained import Chained
 from trimvla.policies.families import family_of
 from trimvla.policies.stage import PROMPT_AXIS, Stage
@@ -114,7 +115,8 @@ def blanks(policy: nn.Module, stage: Stage) -> tuple[torch.Tensor, ...]:
     cfg: Any = policy.cfg
     plan: Any = policy.plan
     tensors = family_of(cfg).tensor_specs(cfg, plan)
-    return tuple(blank(tensors[name], max(cfg.prompt.buckets)) for name in stage.inputs)
+    longest = max(prompt_lengths(cfg), default=0)
+    return tuple(blank(tensors[name], longest) for name in stage.inputs)
 
 
 def trace(
@@ -123,7 +125,7 @@ def trace(
     """The program of a stage's module, simplified or as it was traced."""
     cfg: Any = policy.cfg
     plan: Any = policy.plan
-    longest = max(cfg.prompt.buckets)
+    longest = max(prompt_lengths(cfg), default=2)
     prompt = torch.export.Dim(PROMPT_AXIS, min=2, max=longest)
     tensors = family_of(cfg).tensor_specs(cfg, plan)
     specs = [tensors[name] for name in stage.inputs]

@@ -49,7 +49,9 @@ def square_image(ref: Reference, key: str) -> Tensor:
 
 def prompt(ref: Reference) -> Values:
     """Stored ids -> text -> instruction -> ids."""
-    prompter = Prompter.load(ref.tokenizer, inputs_and_output(ref.policy.cfg, "").prompt)
+    spec = inputs_and_output(ref.policy.cfg, "").prompt
+    assert spec is not None
+    prompter = Prompter.load(ref.tokenizer, spec)
     yield "in/input_ids", prompt_again(ref, prompter, ref.array("in/input_ids"))
     if "batch/input_ids" in ref.arrays:
         stored = ref.array("batch/input_ids")

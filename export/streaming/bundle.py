@@ -62,6 +62,7 @@ class Wanted:
                 f"expected one of {list(DTYPES)} for 'precision', got {self.precision!r}"
             )
         check(self.plan, self.cfg)
+        assert self.described.prompt is not None  # what is streamed has a language model
         check_tokenizer(self.tokenizer, self.described.prompt, "tokenizer")
         statistics_text(self.statistics, self.described)
         check_manifest(self.manifest("unnamed", None))

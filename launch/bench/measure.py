@@ -102,8 +102,7 @@ def measure(args: BenchArgs, stack: ExitStack) -> Measured:
 def picture_shape(args: BenchArgs) -> tuple[int, int, int]:
     """Height, width and channels of the image that everybody gets."""
     if args.picture == OWN_SIZE:
-        side = manifest.load(manifest.resolve(args.bundle)).images.size
-        return side, side, 3
+        return *manifest.load(manifest.resolve(args.bundle)).images.shape, 3
     width, height = map(int, args.picture.split("x"))
     return height, width, 3
 

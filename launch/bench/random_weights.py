@@ -56,7 +56,7 @@ def run_random(options: ExportArgs, turns: Turns) -> RandomResult:
         export(options)
     manifest = bundles.load(directory, verify_hashes=False)
     cfg = parse_config(manifest.policy)
-    prompt = manifest.prompt.buckets[0]
+    prompt = manifest.buckets[0]
     before = measure_machine(turns.threads)
     samples: Samples = {manifest.name: dict(measure(directory, manifest, cfg, turns))}
     machine = better(before, measure_machine(turns.threads))
@@ -102,9 +102,7 @@ def measure(
     it gave.
     """
     generator = torch.Generator().manual_seed(0)
-    example = family_of(cfg).example_inputs(
-        cfg, manifest.plan, manifest.prompt.buckets[0], generator
-    )
+    example = family_of(cfg).example_inputs(cfg, manifest.plan, manifest.buckets[0], generator)
     arrays = {name: tensor.numpy() for name, tensor in example.items()}
     total = np.zeros(turns.rounds)
     for stage in manifest.modes[PLAIN]:

@@ -50,7 +50,10 @@ class Frames:
 class Reader:
     """Makes a policy's input tensors of a shard's rows."""
 
-    def __init__(self, opened: Checkpoint, described: InputsAndOutput, prompter: Prompter) -> None:
+    def __init__(
+        self, opened: Checkpoint, described: InputsAndOutput, prompter: Prompter | None
+    ) -> None:
+        """`prompter`: None for a policy that reads no instruction."""
         self.described = described
         self.prompter = prompter
         state = described.state
@@ -106,6 +109,8 @@ class Reader:
             vector = state_vector(checked_state, spec, self.scale)
             made["state"] = torch.from_numpy(vector)[None]
             text = state_text(vector, spec.bins or 0) if spec.into == "text" else ""
+        if self.prompter is None:
+            return made
         ids, last = self.prompter.ids(instruction, text)
         length = last + 1
         made["input_ids"] = torch.tensor(ids[:, : int(length[0])])

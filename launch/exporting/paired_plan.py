@@ -20,6 +20,7 @@ from trimvla.policies.trimming.importance import most_important
 from trimvla.policies.trimming.outputs import Outputs
 from trimvla.policies.trimming.own import find_criterion, use_selector
 from trimvla.policies.trimming.planner import Request
+from trimvla.runtime.bundle.manifest import PromptSpec
 from trimvla.runtime.bundle.plan import Plan, Provenance
 from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
 from trimvla.runtime.bundle.vision_plan import VisionPlan
@@ -100,12 +101,17 @@ def paired_plan(
 
 def frames_of(opened: Checkpoint, shards: list[Path], count: int, seed: int) -> Frames:
     """Frames of shards as the policy's tensors. ConfigError without a tokenizer."""
+    described = family_of(opened.cfg).describe(opened, Plan())
+    prompt = described.prompt
+    prompter = None if prompt is None else _prompter(opened, prompt)
+    return draw_frames(Reader(opened, described, prompter), shards, count, seed)
+
+
+def _prompter(opened: Checkpoint, prompt: PromptSpec) -> Prompter:
     if opened.tokenizer is None:
         hint = family_of(opened.cfg).tokenizer_hint
         raise ConfigError(f"{opened.directory}: expected tokenizer.json, got none: {hint}")
-    described = family_of(opened.cfg).describe(opened, Plan())
-    prompter = Prompter(load_tokenizer(opened.tokenizer, error=ConfigError), described.prompt)
-    return draw_frames(Reader(opened, described, prompter), shards, count, seed)
+    return Prompter(load_tokenizer(opened.tokenizer, error=ConfigError), prompt)
 
 
 def find_shards(named: Path | None, source: Path) -> list[Path]:

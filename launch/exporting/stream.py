@@ -28,6 +28,7 @@ from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import shape_of
 from trimvla.policies.sizes.memory import plan_memory, precision_named
 from trimvla.policies.trimming.plan_by_size import plan_by_sizes
+from trimvla.runtime.bundle.manifest import InputsAndOutput, PromptSpec
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
 from trimvla.runtime.errors import ConfigError
 
@@ -97,7 +98,8 @@ def random_source(args: ExportOptions) -> tuple[Weights, Wanted]:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     plan = named_plan(args.plan, cfg) if args.plan else counted_plan(args, cfg, now)
     described = with_action(inputs_and_output(cfg, KEY), args.control_hz, args.kinds)
-    given = read_tokenizer(args.tokenizer, described.prompt, family) if args.tokenizer else None
+    prompt = prompt_of(described)
+    given = read_tokenizer(args.tokenizer, prompt, family) if args.tokenizer else None
     wanted = Wanted(
         cfg,
         plan,
@@ -119,6 +121,12 @@ def counted_plan(args: ExportOptions, cfg: PolicyConfig, created_utc: str) -> Pl
     )
 
 
+def prompt_of(described: InputsAndOutput) -> PromptSpec:
+    """How an instruction is read: what is streamed has a language model."""
+    assert described.prompt is not None
+    return described.prompt
+
+
 def official_source(args: ExportOptions, opened: Checkpoint) -> tuple[Weights, Wanted]:
     """A published checkpoint, mapped, with its own statistics and tokenizer."""
     cfg = opened.cfg
@@ -131,7 +139,7 @@ def official_source(args: ExportOptions, opened: Checkpoint) -> tuple[Weights, W
         streamed_precision(args.dtype),
         described=described,
         statistics=opened.table,
-        tokenizer=read_tokenizer(opened.tokenizer, described.prompt, family),
+        tokenizer=read_tokenizer(opened.tokenizer, prompt_of(described), family),
     )
     assert family.lend_weights is not None
     return family.lend_weights(opened.directory, cfg, args.checkpoint), wanted

@@ -112,9 +112,9 @@ def bundle_request(args: ExportArgs, source: Path, opened: Checkpoint) -> Bundle
     )
     key = opened.statistics_key
     chosen(opened.table, key, described.action, where=opened.statistics_file, error=ConfigError)
-    read_tokenizer(
-        opened.tokenizer, described.prompt, family_of(opened.cfg), beside=opened.directory
-    )
+    if described.prompt is not None:
+        family = family_of(opened.cfg)
+        read_tokenizer(opened.tokenizer, described.prompt, family, beside=opened.directory)
     return BundleRequest(
         policy=build_policy(opened),
         described=described,

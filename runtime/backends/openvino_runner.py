@@ -235,7 +235,7 @@ def bucket_lengths(model: Path) -> tuple[int, ...]:
     path = model.with_name(MANIFEST)
     if not path.is_file():
         return ()
-    return parse(read_bytes(path, "a manifest", error=BundleError), path).prompt.buckets
+    return parse(read_bytes(path, "a manifest", error=BundleError), path).buckets
 
 
 def first_line(error: Exception) -> str:

@@ -36,13 +36,13 @@ class CameraSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ImagesSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the images become one tensor, `dtype`[cameras, size, size, 3], in the order of
+    """How the images become one tensor, `dtype`[cameras, height, width, 3], in the order of
     `cameras`.
     """
 
     cameras: tuple[CameraSpec, ...]
     size: int
-    """Pixels a side."""
+    """Pixels a side; the height where there is a `width`."""
     tensor: str = "images"
     """Name of the vision stage's input."""
     resize: Resize = "bicubic-antialias"
@@ -52,6 +52,13 @@ class ImagesSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     dtype: Literal["uint8", "float32"] = "uint8"
     scale: tuple[float, float] = (0.0, 255.0)
     """What pixel values 0 and 255 become; (0, 255) for uint8."""
+    width: int | None = None
+    """Pixels across, where it is not `size`: images that are no squares are stretched to fit."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the images that the policy looks at [pixels]."""
+        return self.size, self.size if self.width is None else self.width
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,6 +137,8 @@ class ActionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Dimensions of kind gripper become 0 (below 0.5) or 1, and are not scaled."""
     epsilon: float = 0.0
     """Added to the factor: std, or what lies between the limits."""
+    noise: bool = True
+    """The policy starts from noise; False: the same observation has the same actions always."""
 
     @property
     def sampled_dim(self) -> int:
@@ -145,10 +154,12 @@ class FlowSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class InputsAndOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All parts. `state` is None where the policy sees none, `flow` where its sampler is none."""
+    """All parts. `prompt` and `state` are None where the policy reads none, `flow` where its
+    sampler is none.
+    """
 
     images: ImagesSpec
-    prompt: PromptSpec
+    prompt: PromptSpec | None = None
     state: StateSpec | None = None
     flow: FlowSpec | None = None
     action: ActionSpec

@@ -224,33 +224,38 @@ def check_name(name: str, what: str) -> None:
 
 def _problems(manifest: Manifest) -> Iterator[str]:
     action = manifest.action
-    prompt = manifest.prompt
     if len(action.kinds) != action.dim:
         yield f"expected {action.dim} entries for 'action.kinds', got {len(action.kinds)}"
     if action.sampled_dim < action.dim:
         yield f"expected at least {action.dim} for 'action.padded_dim', got {action.padded_dim}"
+    if manifest.prompt is not None:
+        yield from _prompt_problems(manifest.prompt)
+    yield from _state_problems(manifest)
+    names = manifest.images.names
+    if len(set(names)) != len(names):
+        yield f"expected names that differ for 'images.cameras', got {list(names)}"
+    yield from mode_problems(manifest)
+    needed = [*manifest.texts, *(stage.file for stage in manifest.stages.values())]
+    missing = [name for name in needed if name not in manifest.files]
+    yield from (f"file '{name}' is needed and not listed in 'files'" for name in missing)
+
+
+def _prompt_problems(prompt: PromptSpec) -> Iterator[str]:
     if not prompt.buckets or list(prompt.buckets) != sorted(set(prompt.buckets)):
         yield f"expected rising lengths for 'prompt.buckets', got {list(prompt.buckets)}"
     if "{instruction}" not in prompt.template:
         yield f"expected '{{instruction}}' in 'prompt.template', got {prompt.template!r}"
     if prompt.split_at is not None and prompt.template.count(prompt.split_at) != 1:
         yield f"expected {prompt.split_at!r} once in 'prompt.template', got {prompt.template!r}"
-    yield from _state_problems(manifest)
-    names = manifest.images.names
-    if len(set(names)) != len(names):
-        yield f"expected names that differ for 'images.cameras', got {list(names)}"
-    yield from mode_problems(manifest)
-    needed = [STATISTICS, TOKENIZER, *(stage.file for stage in manifest.stages.values())]
-    missing = [name for name in needed if name not in manifest.files]
-    yield from (f"file '{name}' is needed and not listed in 'files'" for name in missing)
 
 
 def _state_problems(manifest: Manifest) -> Iterator[str]:
     state = manifest.state
     as_text = state is not None and state.into == "text"
-    if as_text != ("{state}" in manifest.prompt.template):
+    template = None if manifest.prompt is None else manifest.prompt.template
+    if as_text != (template is not None and "{state}" in template):
         words = "'{state}' in 'prompt.template' where 'state.into' is text, and only there"
-        yield f"expected {words}, got {manifest.prompt.template!r}"
+        yield f"expected {words}, got {template!r}"
     if state is None:
         return
     if state.names and len(state.names) != state.dim:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from trimvla.runtime.bundle.manifest_types import Manifest, StageSpec, TensorSpec
+from trimvla.runtime.bundle.manifest_types import Manifest, PromptSpec, StageSpec, TensorSpec
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NAME_WORDS = "1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
@@ -59,7 +59,8 @@ def problems(manifest: Manifest) -> Iterator[str]:
     yield from _images(manifest)
     yield from _state(manifest)
     yield from _action(manifest)
-    yield from _prompt(manifest)
+    if manifest.prompt is not None:
+        yield from _prompt(manifest.prompt)
     for name, stage in manifest.stages.items():
         yield from _stage(name, stage)
     yield from _files(manifest)
@@ -68,6 +69,11 @@ def problems(manifest: Manifest) -> Iterator[str]:
 def _images(manifest: Manifest) -> Iterator[str]:
     images = manifest.images
     yield from _range("images.size", images.size, 1, MAX_IMAGE_SIZE)
+    if images.width is not None:
+        yield from _range("images.width", images.width, 1, MAX_IMAGE_SIZE)
+        if images.width != images.size and images.aspect != "stretch":
+            words = "'stretch' for 'images.aspect' of images that are no squares"
+            yield f"expected {words}, got {images.aspect!r}"
     yield from _text("'images.tensor'", images.tensor, 128)
     if not 1 <= len(images.cameras) <= MAX_CAMERAS:
         yield f"expected 1 to {MAX_CAMERAS} entries of 'images.cameras', got {len(images.cameras)}"
@@ -119,8 +125,7 @@ def _action(manifest: Manifest) -> Iterator[str]:
     yield from _text("'action.statistics_key'", action.statistics_key, 256)
 
 
-def _prompt(manifest: Manifest) -> Iterator[str]:
-    prompt = manifest.prompt
+def _prompt(prompt: PromptSpec) -> Iterator[str]:
     yield from _text("'prompt.template'", prompt.template, MAX_TEXT)
     yield from _range("prompt.pad_id", prompt.pad_id, 0, MAX_ID)
     if prompt.bos_id is not None:

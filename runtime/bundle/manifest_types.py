@@ -102,7 +102,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     plan: Plan = Plan()
     precision: str = "float32"
     images: ImagesSpec
-    prompt: PromptSpec
+    prompt: PromptSpec | None = None
+    """None where the policy reads no instruction: it has no tokenizer then."""
     state: StateSpec | None = None
     """None where the policy reads no state."""
     flow: FlowSpec | None = None
@@ -127,6 +128,16 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             flow=self.flow,
             action=self.action,
         )
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Lengths of the prompt; none for a policy that reads no instruction."""
+        return () if self.prompt is None else self.prompt.buckets
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Files beside the stages' own that the runtime reads."""
+        return (STATISTICS,) if self.prompt is None else (STATISTICS, TOKENIZER)
 
     def mode(self, guided: bool) -> tuple[str, ...]:
         """The stages of one call. BundleError where the bundle cannot be guided."""

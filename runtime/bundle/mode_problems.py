@@ -53,19 +53,20 @@ def runtime_inputs(manifest: Manifest) -> dict[str, tuple[str, Shape | None]]:
     """What the runtime makes for a call: name -> dtype and shape; None for a prompt's, whose
     length varies.
     """
-    size = manifest.images.size
     chunk = (1, manifest.action.horizon, manifest.action.sampled_dim)
     made: dict[str, tuple[str, Shape | None]] = {
         manifest.images.tensor: (
             manifest.images.dtype,
-            (len(manifest.images.cameras), size, size, 3),
+            (len(manifest.images.cameras), *manifest.images.shape, 3),
         ),
-        PROMPT: ("int64", None),
-        **dict.fromkeys(INDEX, ("int64", (1,))),
-        "noise": ("float32", chunk),
         "known": ("float32", chunk),
         "weight": ("float32", (1, manifest.action.horizon, 1)),
     }
+    if manifest.prompt is not None:
+        made[PROMPT] = ("int64", None)
+        made |= dict.fromkeys(INDEX, ("int64", (1,)))
+    if manifest.action.noise:
+        made["noise"] = ("float32", chunk)
     if manifest.state is not None and manifest.state.into == "tensor":
         made["state"] = ("float32", (1, manifest.state.padded))
     return made
@@ -74,8 +75,8 @@ def runtime_inputs(manifest: Manifest) -> dict[str, tuple[str, Shape | None]]:
 def _one_mode(manifest: Manifest, mode: str) -> Iterator[str]:
     taken = external_inputs(manifest, mode)
     offered = runtime_inputs(manifest)
-    needed = [manifest.images.tensor, PROMPT, "noise", *(["state"] if "state" in offered else [])]
-    for name in needed:
+    always = (manifest.images.tensor, PROMPT, "noise", "state")
+    for name in (name for name in always if name in offered):
         if name not in taken:
             yield f"expected a tensor '{name}' among the inputs of mode '{mode}', got {list(taken)}"
     for name, (stage, spec) in taken.items():
@@ -87,7 +88,7 @@ def _one_mode(manifest: Manifest, mode: str) -> Iterator[str]:
         yield f"expected a tensor '{wanted}' {among}, got {list(outputs)}"
     else:
         stage, spec = outputs[wanted]
-        yield from _input_problems(wanted, stage, spec, {wanted: offered["noise"]})
+        yield from _input_problems(wanted, stage, spec, {wanted: offered["known"]})
 
 
 def _outputs(manifest: Manifest, mode: str) -> Iterator[tuple[str, TensorSpec]]:

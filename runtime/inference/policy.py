@@ -19,7 +19,14 @@ from trimvla.runtime.backends.chain import Chain, open_chain
 from trimvla.runtime.backends.runner import Runner
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.action_statistics import chosen, chosen_state, read_table
-from trimvla.runtime.bundle.manifest import GUIDED, PLAIN, STATISTICS, TOKENIZER, Manifest
+from trimvla.runtime.bundle.manifest import (
+    GUIDED,
+    PLAIN,
+    STATISTICS,
+    TOKENIZER,
+    Manifest,
+    PromptSpec,
+)
 from trimvla.runtime.bundle.scale import Scale, binarise, normalise, unnormalise
 from trimvla.runtime.bundle.tokenizer_file import check_vocabulary, load_tokenizer
 from trimvla.runtime.errors import BackendError, BundleError, ConfigError, ObservationError
@@ -157,8 +164,10 @@ class Policy:
         Args:
             observation: images by camera, instruction and state; or the image of the only camera,
                 uint8[h, w, 3] RGB.
-            instruction: what to do, with an image alone.
-            noise: float32[H, A], standard normal; where there is none it is drawn from
+            instruction: what to do, with an image alone; not looked at by a policy that reads
+                none.
+            noise: float32[H, A], standard normal, for a policy that starts from noise; where
+                there is none it is drawn from
             seed: one or several integers, such as the policy's and the frame's.
             known: rows that the chunk is guided towards; needs a policy that was loaded `guided`.
 
@@ -173,7 +182,8 @@ class Policy:
         with watch.part("preprocess"):
             start = self._inputs.tensors(_observed(observation, instruction))
             noise = self.draw_noise(seed) if noise is None else self._noise.validate(noise)
-            start["noise"] = noise[None]
+            if self.manifest.action.noise:
+                start["noise"] = noise[None]
         if known is None:
             outputs, took = self.chain.run(start, self.manifest.modes[PLAIN])
             sample = outputs["actions"][0]
@@ -249,13 +259,14 @@ def _scaling(place: Path, manifest: Manifest) -> tuple[Inputs, Scale]:
     scale = chosen(table, key, manifest.action, where=str(path))
     spec = manifest.state
     state = None if spec is None else chosen_state(table, key, spec, where=str(path))
-    return Inputs(manifest, _prompter(place / TOKENIZER, manifest), state), scale
+    prompt = manifest.prompt
+    prompter = None if prompt is None else _prompter(place / TOKENIZER, prompt)
+    return Inputs(manifest, prompter, state), scale
 
 
-def _prompter(path: Path, manifest: Manifest) -> Prompter:
+def _prompter(path: Path, prompt: PromptSpec) -> Prompter:
     """The bundle's tokenizer; it must not give ids that the language stage has no embedding for."""
     tokenizer = load_tokenizer(path)
-    prompt = manifest.prompt
     if prompt.vocabulary is not None:
         first = () if prompt.bos_id is None else (prompt.bos_id,)
         special = (*first, *prompt.suffix_ids, prompt.pad_id)

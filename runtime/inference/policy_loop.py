@@ -54,14 +54,14 @@ class PolicyLoop:
         config: PolicyConfig,
         statistics_key: str = "",
         refusals: Publisher | None = None,
-        side: int = 0,
+        size: tuple[int, int] = (0, 0),
         robot: RobotInputs = ONE_CAMERA,
     ) -> None:
         """`meaning` and `statistics_key`: of the policy's actions, which every chunk names.
 
         `refusals` records what was not acted on, and why.
-        `side`: of the image that the policy was trained with; a smaller one is acted on, after a
-        warning.
+        `size`: height and width of the images that the policy was trained with; a smaller one is
+        acted on, after a warning.
         `robot`: which of the robot's cameras and numbers the policy sees; by default its only
         camera is `config.camera`.
         """
@@ -79,7 +79,7 @@ class PolicyLoop:
         self._chunks = chunks
         self._telemetry = telemetry
         self._refusals = refusals
-        self._side = side
+        self._size = size
         self._small: set[str] = set()
         """Cameras for which that was published."""
         self._camera = config.looked_through[0]
@@ -235,16 +235,17 @@ class PolicyLoop:
         self._failures.add(error, refusal.time_ns)
 
     def _check_sizes(self) -> None:
-        """Publish once a camera that it, or its `side`, gives less than the policy looks at."""
+        """Log once a camera whose images are smaller than what the policy looks at."""
+        least_height, least_width = self._size
         frames = [self._frame(camera) for camera in self._config.looked_through]
         for frame in (frame for frame in frames if frame and frame.camera not in self._small):
             height, width = frame.image.shape[:2]
-            if min(height, width) >= self._side:
+            if height >= least_height and width >= least_width:
                 continue
             log.warning(
                 "camera '%s': images of %d x %d are smaller than the policy's, %d x %d: what they"
                 " lack is missing",
-                *(frame.camera, width, height, self._side, self._side),
+                *(frame.camera, width, height, least_width, least_height),
             )
             self._small.add(frame.camera)
 

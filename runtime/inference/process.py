@@ -76,7 +76,7 @@ def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:
         statistics_key=action.statistics_key,
         config=config,
         refusals=refusals,
-        side=first.images.size,
+        size=first.images.shape,
         robot=robot,
     )
     try:

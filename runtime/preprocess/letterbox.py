@@ -1,7 +1,8 @@
-"""Images of any size -> the square tensor that a policy looks at, as each family's public code
-makes it.
+"""Images of any size -> the tensor, most often square, that a policy looks at, as each family's
+public code makes it.
 
-    stretch         Pillow's filter on uint8, sides by themselves                       CogACT
+    stretch         Pillow's filter on uint8, sides by themselves; the one that also     CogACT, ACT
+                    makes rectangles
     square-centre   padded to a square, then Pillow's filter                             Dexbotic
     pad-left-top    torch's bilinear without antialias on float32, then padded           SmolVLA in
                     LeRobot
@@ -44,8 +45,8 @@ def check_image(image: object, name: str = "image") -> NDArray[np.uint8]:
 
 
 def images_tensor(images: Mapping[str, NDArray[np.uint8]], spec: ImagesSpec) -> NDArray[Any]:
-    """Images by camera -> `dtype`[cameras, size, size, 3]; an absent camera that is not required is
-    all padding.
+    """Images by camera -> `dtype`[cameras, height, width, 3]; an absent camera that is not required
+    is all padding.
 
     Raises:
         ObservationError: an image that is no RGB uint8[h, w, 3], a camera that is missing, or one
@@ -55,7 +56,7 @@ def images_tensor(images: Mapping[str, NDArray[np.uint8]], spec: ImagesSpec) -> 
     made = [
         fit(check_image(images[camera.name], camera.name), spec)
         if camera.name in images
-        else np.full((spec.size, spec.size, 3), spec.pad_value, spec.dtype)
+        else np.full((*spec.shape, 3), spec.pad_value, spec.dtype)
         for camera in spec.cameras
     ]
     return made[0][None] if len(made) == 1 else np.stack(made)
@@ -78,16 +79,17 @@ def check_cameras(images: Mapping[str, object], spec: ImagesSpec) -> None:
 
 
 def fit(image: NDArray[np.uint8], spec: ImagesSpec) -> NDArray[Any]:
-    """RGB uint8[h, w, 3] -> `dtype`[size, size, 3]; the image itself where nothing is to be
+    """RGB uint8[h, w, 3] -> `dtype`[height, width, 3]; the image itself where nothing is to be
     done.
     """
     if spec.resize == "bilinear":
         return _fit_float(image, spec)
     if spec.aspect == "square-centre":
         image = _pad(image, max(image.shape[:2]), spec, _as_pixels(spec))
-    square = _resize(image, _size(image, spec), spec.resize)
-    square = _pad(square, spec.size, spec, _as_pixels(spec))
-    return square if spec.dtype == "uint8" else _scaled(_unit(square), spec)
+    fitted = _resize(image, _size(image, spec), spec.resize)
+    if spec.aspect != "stretch":
+        fitted = _pad(fitted, spec.size, spec, _as_pixels(spec))
+    return fitted if spec.dtype == "uint8" else _scaled(_unit(fitted), spec)
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -121,7 +123,8 @@ def _fit_float(image: NDArray[np.uint8], spec: ImagesSpec) -> NDArray[np.float32
     height, width = _size(image, spec)
     if image.shape[:2] != (height, width):
         unit = np.clip(resize_bilinear(unit, height, width), np.float32(0.0), np.float32(1.0))
-    return _pad(_scaled(unit, spec), spec.size, spec, spec.pad_value)
+    made = _scaled(unit, spec)
+    return made if spec.aspect == "stretch" else _pad(made, spec.size, spec, spec.pad_value)
 
 
 @lru_cache(maxsize=64)
@@ -143,7 +146,7 @@ def _taps(
 def _size(image: NDArray[np.uint8], spec: ImagesSpec) -> tuple[int, int]:
     """Height and width after resizing."""
     if spec.aspect in ("stretch", "square-centre"):
-        return spec.size, spec.size
+        return spec.shape
     height, width = image.shape[:2]
     ratio = max(width / spec.size, height / spec.size)
     return max(1, int(height / ratio)), max(1, int(width / ratio))

@@ -39,6 +39,7 @@ class Observation:
     images: Mapping[str, NDArray[np.uint8]]
     """RGB uint8[h, w, 3] of any size, by the policy's names of its cameras."""
     instruction: str
+    """What to do; policies that read none ignore it."""
     state: NDArray[np.floating[Any]] | None = None
     """float[dim] in the robot's units; policies that read none ignore it."""
     state_names: tuple[str, ...] = ()
@@ -66,8 +67,12 @@ def blank_observation(
 class Inputs:
     """Makes a bundle's input tensors."""
 
-    def __init__(self, manifest: Manifest, prompter: Prompter, state: Scale | None = None) -> None:
-        """`state`: how the state is scaled, where the policy reads one."""
+    def __init__(
+        self, manifest: Manifest, prompter: Prompter | None, state: Scale | None = None
+    ) -> None:
+        """`prompter`: None for a policy that reads no instruction; `state`: how the state is
+        scaled, where the policy reads one.
+        """
         self._images = manifest.images
         self._state = manifest.state
         self._prompter = prompter
@@ -75,7 +80,7 @@ class Inputs:
         self._taken = set(external_inputs(manifest, PLAIN))
 
     def tensors(self, observation: Observation) -> dict[str, NDArray[Any]]:
-        """By name: images, `input_ids`, and of `last`, `length` and `state` those that a stage
+        """By name: images, and of `input_ids`, `last`, `length` and `state` those that a stage
         takes.
 
         Raises:
@@ -85,19 +90,22 @@ class Inputs:
         """
         images = self._named(observation.images)
         vector = self._vector(observation)
-        text = ""
-        if vector is not None and self._state is not None and self._state.into == "text":
-            text = state_text(vector, self._state.bins or 0)
-        ids, last = self._prompter.ids(observation.instruction, text)
-        made = {
-            self._images.tensor: images_tensor(images, self._images),
-            "input_ids": ids,
-            "last": last,
-            "length": last + 1,
-        }
+        made: dict[str, NDArray[Any]] = {}
+        if self._prompter is not None:
+            made |= self._prompt(self._prompter, observation.instruction, vector)
+        made[self._images.tensor] = images_tensor(images, self._images)
         if vector is not None:
             made["state"] = vector[None]
         return {name: tensor for name, tensor in made.items() if name in self._taken}
+
+    def _prompt(
+        self, prompter: Prompter, instruction: str, vector: NDArray[np.float32] | None
+    ) -> dict[str, NDArray[Any]]:
+        text = ""
+        if vector is not None and self._state is not None and self._state.into == "text":
+            text = state_text(vector, self._state.bins or 0)
+        ids, last = prompter.ids(instruction, text)
+        return {"input_ids": ids, "last": last, "length": last + 1}
 
     def _named(self, images: Mapping[str, NDArray[np.uint8]]) -> Mapping[str, NDArray[np.uint8]]:
         if not isinstance(images, Mapping):

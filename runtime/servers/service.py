@@ -280,6 +280,7 @@ def _ms(nanoseconds: int) -> str:
 def describe(policy: Policy) -> dict[str, object]:
     """What a client must know of the actions, as plain data."""
     action = policy.manifest.action
+    height, width = policy.manifest.images.shape
     try:
         release = version("trimvla")
     except PackageNotFoundError:
@@ -292,7 +293,7 @@ def describe(policy: Policy) -> dict[str, object]:
         "action_dim": action.dim,
         "control_hz": action.control_hz,
         "action_kinds": list(action.kinds),
-        "image_size": policy.manifest.images.size,
+        "image_size": height if height == width else [height, width],
         "cameras": list(policy.manifest.images.names),
         "state_dim": 0 if policy.manifest.state is None else policy.manifest.state.dim,
     }

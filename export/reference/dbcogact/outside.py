@@ -40,7 +40,9 @@ def pixels(ref: DbReference) -> Values:
 
 def prompt(ref: DbReference) -> Values:
     """Stored ids -> instruction -> ids."""
-    prompter = Prompter.load(ref.tokenizer, ref.described.prompt)
+    spec = ref.described.prompt
+    assert spec is not None
+    prompter = Prompter.load(ref.tokenizer, spec)
     before = ref.policy.cfg.prompt.before_ids
     for key, _ in ref.matches(r"(?:in|second|bi/sample\d+)/input_ids"):
         made = prompter.tokens(instruction(ref, key))

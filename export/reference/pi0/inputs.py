@@ -77,11 +77,13 @@ def prompt(ref: Pi0Reference) -> Values:
         raise ConfigError(
             f"{ref.directory}: expected tokenizer.json, got none: {ref.family.tokenizer_hint}"
         )
-    prompter = Prompter.load(ref.checkpoint.tokenizer, ref.described.prompt)
+    spec = ref.described.prompt
+    assert spec is not None
+    prompter = Prompter.load(ref.checkpoint.tokenizer, spec)
     tokenizer = Tokenizer.from_file(str(ref.checkpoint.tokenizer))
     for key, match in ref.matches(r"(in|second|current)/input_ids"):
         stored, length = ref.ids(match[1])
-        bos = 0 if ref.described.prompt.bos_id is None else 1
+        bos = 0 if spec.bos_id is None else 1
         text = tokenizer.decode(stored[0, bos : int(length)].tolist(), skip_special_tokens=False)
         ids, last = prompter.ids(instruction_in(text, ref), text_of_state(ref, match[1]))
         longest = stored.shape[1]

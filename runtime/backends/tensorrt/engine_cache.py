@@ -115,7 +115,7 @@ def stage_key(
         version=version,
         gpu=device.gpu,
         jetpack=device.jetpack,
-        buckets=manifest.prompt.buckets if symbolic_inputs(spec) else (),
+        buckets=manifest.buckets if symbolic_inputs(spec) else (),
         workspace_bytes=workspace_bytes,
     )
 

@@ -74,7 +74,7 @@ class TrtStages:
                 undo.callback(stage.close)
                 self.records[name] = record
                 self.stages[name] = stage
-            self._prepare({name: manifest.stages[name] for name in names}, manifest.prompt.buckets)
+            self._prepare({name: manifest.stages[name] for name in names}, manifest.buckets)
             undo.callback(self.cuda.settle)  # the first thing that closing does
             self._undo = undo.pop_all()
 
