@@ -69,6 +69,8 @@ SIM = ("sim", "sim.own", "sim.robots", "sim.tabletop", "sim.simpler", "sim.evalu
 LAUNCH = (
     "launch",
     "launch.system",
+    "launch.inspection",
+    "launch.replay",
     "launch.machine",
     "launch.figures",
     "launch.exporting",

@@ -251,8 +251,8 @@ def test_a_server_whose_device_is_lost_ends(
         asked[0].start()
         return places
 
-    listen = serve.listen
-    monkeypatch.setattr(serve, "listen", listen_and_ask)
+    listen = serve.open_servers
+    monkeypatch.setattr(serve, "open_servers", listen_and_ask)
     status = cli.main(
         ["serve", str(bundle), "--zmq", "0", "--websocket", "None", "--seconds", "60"]
     )

@@ -20,10 +20,11 @@ import pytest
 
 from tests import tiny_bundle
 from trimvla.launch import cli
+from trimvla.launch.demo.play import plan
 from trimvla.launch.system.client import NoAnswerError
 from trimvla.launch.system.episodes import EpisodeClient, Request
 from trimvla.launch.system.processes import configure, read_system
-from trimvla.launch.verbs.demo import SLOW_PERIODS, Args, plan
+from trimvla.launch.verbs.demo import SLOW_PERIODS
 from trimvla.runtime.bus.messages import ActionChunk
 from trimvla.runtime.bus.sockets import Publisher, Subscriber
 from trimvla.runtime.bus.telemetry import Telemetry
@@ -102,7 +103,7 @@ def expert_run(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_expert_reaches_its_goals_through_the_sockets(expert_run: Path) -> None:
-    requests = plan(Args(episodes=4, seed=40))
+    requests = plan(4, 40, "default")
     with EpisodeClient(expert_run, ["control"], lambda: None) as director:
         recordings = [director.play(request) for request in requests]
         control_report = director.last_reports()["control"]
@@ -130,10 +131,10 @@ def test_a_system_that_does_not_answer_is_an_error(
 
 
 def test_the_plan_has_different_instructions() -> None:
-    requests = plan(Args(episodes=6, seed=0))
+    requests = plan(6, 0, "default")
     assert len({request.instruction for request in requests}) == 6
     assert [request.number for request in requests] == [1, 2, 3, 4, 5, 6]
-    assert plan(Args(episodes=6, seed=0)) == requests
+    assert plan(6, 0, "default") == requests
 
 
 def test_a_missing_bundle_is_refused_before_anything_starts(

@@ -22,9 +22,9 @@ import pytest
 
 from tests import tiny_bundle
 from trimvla.launch import cli
+from trimvla.launch.evaluation.match import prepare
 from trimvla.launch.evaluation.options import Args, Chunks
 from trimvla.launch.evaluation.report import conclusion, film_names
-from trimvla.launch.verbs.evaluate import prepare
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.sim.evaluation.statistics import compare
 

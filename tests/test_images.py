@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trimvla.launch.verbs.inspect_call import load_image
+from trimvla.launch.inspection.look import load_image
 from trimvla.runtime.bus.messages import Frame
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.bus.wire import decode, encode

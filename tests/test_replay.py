@@ -17,7 +17,7 @@ pytest.importorskip("mcap")
 
 from tests import tiny_bundle
 from trimvla.launch import cli
-from trimvla.launch.system.recorded_policy import choose_bundles, recorded_policy
+from trimvla.launch.replay.recorded_policy import choose_bundles, recorded_policy
 from trimvla.runtime.bus import wire
 from trimvla.runtime.bus.messages import ActionChunk, Frame, Task
 from trimvla.runtime.bus.sockets import Subscriber

@@ -1,1 +1,1 @@
-"""Figures of a demonstration, and its card."""
+"""A demonstration: its episodes, figures and card."""

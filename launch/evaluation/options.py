@@ -1,26 +1,20 @@
-"""The options of `trimvla eval`, and what they mean: who plays what, where and how late.
-
-Plays nothing.
-"""
+"""The options of `trimvla eval`: who plays what, where and how late. Plays nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
 from trimvla.launch.evaluation.env_args import EnvArgs
-from trimvla.launch.evaluation.policies import Bundles, identity
 from trimvla.launch.outputs import Output
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.actor import EXPERT
 
 if TYPE_CHECKING:
-    from trimvla.sim.evaluation.rollout import PairedOutcomes, Setting, WorkItem
-    from trimvla.sim.evaluation.success import Success
+    pass
 
 Variant = Literal["default", "lighting", "texture", "camera", "distractors", "all"]
 Chunks = Literal["latest", "ensemble", "blend", "rtc"]
@@ -181,54 +175,4 @@ class Args(EnvArgs):
             **first,
             CANDIDATE: EXPERT if self.policy == EXPERT else self.bundle,
             **{name: name for name in self.rungs},
-        }
-
-
-@dataclass(frozen=True)
-class Match:
-    """What is played, by whom: everything that decides the outcomes."""
-
-    policies: Bundles
-    setting: Setting
-    conditions: tuple[str, ...]
-    seeds: range
-    control_hz: float
-
-    @property
-    def items(self) -> list[WorkItem]:
-        """All conditions of a seed before the next seed."""
-        return [(condition, seed) for seed in self.seeds for condition in self.conditions]
-
-    def results(self, rounds: Mapping[WorkItem, PairedOutcomes]) -> dict[str, dict[str, Success]]:
-        """Condition -> role -> its success."""
-        from trimvla.sim.evaluation.success import success_of
-
-        return {
-            condition: {
-                role: success_of([rounds[condition, seed][role] for seed in self.seeds])
-                for role in self.policies.names
-            }
-            for condition in self.conditions
-        }
-
-    def header(self) -> dict[str, object]:
-        """Two runs with the same header have the same outcome on the same seed, however many they
-        play.
-        """
-        setting = self.setting
-        latencies = self.setting.latencies
-        options = asdict(replace(setting.options, control_hz=None))  # that is the bundles'
-        given = {name: value for name, value in options.items() if value is not None}
-        return {
-            "task": setting.task,
-            **({"options": given} if given else {}),
-            "official": setting.official,
-            "pace": asdict(setting.pace),
-            "players": {role: identity(name) for role, name in self.policies.names.items()},
-            "backend": self.policies.backend,
-            "provider": self.policies.provider,
-            "latencies": {
-                word: {role: asdict(it) for role, it in roles.items()}
-                for word, roles in latencies.items()
-            },
         }

@@ -26,7 +26,8 @@ from trimvla.sim.evaluation.statistics import Comparison, compare
 from trimvla.sim.evaluation.success import Success
 
 if TYPE_CHECKING:
-    from trimvla.launch.evaluation.options import Args, Match
+    from trimvla.launch.evaluation.match import Match
+    from trimvla.launch.evaluation.options import Args
     from trimvla.sim.evaluation.rollout import PairedOutcomes, WorkItem
 
 log = logging.getLogger(__name__)

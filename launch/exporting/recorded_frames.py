@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from trimvla.launch.system.recorded_policy import recorded_policy
+from trimvla.launch.replay.recorded_policy import recorded_policy
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.trimming.calibrate import Calibration, calibration_of
 from trimvla.runtime.bus.messages import Frame, Task

@@ -100,3 +100,14 @@ def recording_result(last: Report | None, path: Path) -> RecordingResult:
         dropped=counters.get("dropped", 0),
         refused=counters.get("refused", 0),
     )
+
+
+class ServeResult(VerbResult, frozen=True, kw_only=True):
+    """What was served."""
+
+    bundle: str
+    """The bundle."""
+    places: dict[str, str]
+    """Protocol -> address."""
+    counters: dict[str, int]
+    """Questions, answers and refusals, by name."""

@@ -8,25 +8,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-from rich.table import Table
 from tyro.conf import Positional
 
-from trimvla.export.tensorrt.build import WORKSPACE_MB, Engine, Report, Request, build_bundle
+from trimvla.export.tensorrt.build import WORKSPACE_MB, Report, Request, build_bundle
 from trimvla.launch.console import Progress, progress_bar
+from trimvla.launch.machine.engines import BuildResult, as_table, engine_result, named
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
-from trimvla.launch.result import VerbResult
 from trimvla.policies.families import family_of, parse_config
 from trimvla.policies.sizes.memory import (
     BOARDS,
-    GIB,
     MIB,
     MemoryPlan,
     require_memory,
     usable_on,
 )
-from trimvla.runtime.backends.tensorrt.device import NONE, Device, find_device, free_bytes
+from trimvla.runtime.backends.tensorrt.device import Device, find_device, free_bytes
 from trimvla.runtime.backends.tensorrt.engine_cache import content_digest
 from trimvla.runtime.backends.tensorrt.engine_folders import to_build_in
 from trimvla.runtime.backends.tensorrt.library import TrtBackend, load_trt
@@ -67,28 +64,6 @@ class Args(Options):
         return (Output("--out", self.out, folder=True),)
 
 
-class EngineResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One stage's engine; all that is known of it stands in the record beside it."""
-
-    stage: str
-    """Which stage."""
-    file: Path
-    """The engine."""
-    bytes: int
-    """Its size [bytes]."""
-    seconds: float
-    """What building it took [s], now or when it was put into the cache."""
-    precision: str
-    """What most of its matrix products compute in."""
-
-
-class BuildResult(VerbResult, frozen=True, kw_only=True):
-    """The engines of a bundle for this device."""
-
-    engines: list[EngineResult]
-    """One a stage."""
-
-
 def run(args: Args) -> BuildResult:
     """Check memory, build, list the engines."""
     if args.workspace_mb < 1:
@@ -110,12 +85,6 @@ def run(args: Args) -> BuildResult:
         as_table(f"{manifest.name}, by {library.title} for {named(device)}", built, memory)
     )
     return BuildResult(ok=True, engines=[engine_result(engine, out) for engine in built])
-
-
-def named(device: Device) -> str:
-    """The GPU and the JetPack release, as far as there are any."""
-    known = [name for name in (device.gpu, device.jetpack) if name != NONE]
-    return ", ".join(known) or "a GPU that is not here"
 
 
 def check_memory(args: Args, manifest: Manifest, device: Device) -> MemoryPlan | None:
@@ -148,38 +117,3 @@ def reporter(progress: Progress, stages: list[str]) -> Report:
         progress.update(task, description=f"{stage}: {what}", completed=stages.index(stage))
 
     return report
-
-
-def engine_result(engine: Engine, out: Path) -> EngineResult:
-    """One engine, from its record."""
-    record = engine.record
-    return EngineResult(
-        stage=record.key.stage,
-        file=out / record.key.file,
-        bytes=record.bytes,
-        seconds=record.seconds,
-        precision=record.precision,
-    )
-
-
-def as_table(title: str, built: list[Engine], memory: MemoryPlan | None) -> Table:
-    """One row an engine; below, the planned memory and what is not known."""
-    table = Table(
-        "stage", "MB", "seconds", "precision", "read back", title=title, title_justify="left"
-    )
-    for engine in built:
-        record = engine.record
-        answer = record.read_back
-        compared = f"{answer['compared']} tensors agree" if answer["ok"] else "not possible here"
-        seconds = "cached" if engine.cached else f"{record.seconds:.1f}"
-        table.add_row(
-            record.key.stage, f"{record.bytes / 1e6:.1f}", seconds, record.precision, compared
-        )
-    needs = (
-        ""
-        if memory is None
-        else f"planned: {memory.building / GIB:.1f} GiB to build, {memory.running / GIB:.1f} to run"
-    )
-    reasons = dict.fromkeys(engine.record.read_back.get("why") for engine in built)
-    table.caption = "; ".join(part for part in (needs, *reasons) if part) or None
-    return table

@@ -4,21 +4,19 @@ together."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 from tyro.conf import Positional
 
 from trimvla.launch.console import Console
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
-from trimvla.launch.result import VerbResult
 from trimvla.launch.system.client import TASK_PERIOD_S, SystemClient, new_task
 from trimvla.launch.system.networking import use_network
-from trimvla.launch.system.observers import RECORDER, with_metrics, with_recorder
+from trimvla.launch.system.observers import with_metrics, with_recorder
 from trimvla.launch.system.processes import (
     Sections,
     check_system,
@@ -26,8 +24,8 @@ from trimvla.launch.system.processes import (
     read_system,
     reports_of,
 )
-from trimvla.launch.system.results import Percentiles, RecordingResult, recording_result
 from trimvla.launch.system.run_dirs import lock, temporary_run_dir
+from trimvla.launch.system.run_result import RunResult, result_of
 from trimvla.launch.system.service import shortfalls
 from trimvla.launch.system.signals import stop_event
 from trimvla.launch.system.supervisor import Supervisor
@@ -79,30 +77,6 @@ class Args(Options):
         return Output("--record", self.record), Output("--run-dir", self.run_dir, folder=True)
 
 
-class ProcessResult(msgspec.Struct, frozen=True):
-    """A process's last report."""
-
-    state: str
-    """In its own words, such as `running`."""
-    counters: dict[str, int]
-    """What it counted since its start."""
-    values: dict[str, float]
-    """Its latest figures, by name."""
-
-
-class RunResult(VerbResult, frozen=True, kw_only=True):
-    """`ok`: nothing failed, and all that was requested was given."""
-
-    seconds: float
-    """From start to end [s]."""
-    processes: dict[str, ProcessResult]
-    """Process -> its last report."""
-    photon_to_action_ms: Percentiles | None = None
-    """From an image's capture to the command that came of it; left out where there was none."""
-    recording: RecordingResult | None = None
-    """With --record."""
-
-
 def run(args: Args) -> RunResult:
     """Start, watch, stop; every process's last report."""
     sections = system(args)
@@ -130,36 +104,12 @@ def run(args: Args) -> RunResult:
             group.stop()
             client.receive(TASK_PERIOD_S)
             last = client.reports()
-    return result_of(args, last, lacks, round(time.monotonic() - start, 1))
+    return result_of(last, lacks, round(time.monotonic() - start, 1), args.record)
 
 
 def over(seconds: float | None, start: float) -> bool:
     """Whether the requested time is over."""
     return seconds is not None and time.monotonic() - start >= seconds
-
-
-def result_of(
-    args: Args, last: Mapping[str, Report], lacks: list[str], seconds: float
-) -> RunResult:
-    """The last reports and the recording as one answer; `lacks` is what was not given."""
-    recording = None
-    if args.record is not None:
-        recording = recording_result(last.get(RECORDER), args.record)
-        if recording.error is not None:
-            lacks = [*lacks, recording.error]
-    times = (report.latencies.get("photon_to_action") for report in last.values())
-    found = next((summary for summary in times if summary is not None), None)
-    return RunResult(
-        ok=not lacks,
-        error="; ".join(dict.fromkeys(lacks)) or None,
-        seconds=seconds,
-        processes={
-            name: ProcessResult(report.state, report.counters, report.values)
-            for name, report in last.items()
-        },
-        photon_to_action_ms=None if found is None else Percentiles(found.p50, found.p99, found.max),
-        recording=recording,
-    )
 
 
 def missing(group: Supervisor, reports: Iterable[Report], args: Args) -> list[str]:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from trimvla.launch.options import Options
-from trimvla.launch.result import VerbResult
+from trimvla.launch.system.results import ServeResult
 from trimvla.launch.system.signals import stop_event
 from trimvla.runtime.bus.curve import Keys
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.ports import check_port
 from trimvla.runtime.preprocess.observation import blank_observation
-from trimvla.runtime.servers.groot_server import GrootServer
-from trimvla.runtime.servers.service import Place, Service, ServiceConfig
+from trimvla.runtime.servers.open_servers import Listening, open_servers
+from trimvla.runtime.servers.service import Service, ServiceConfig
 from trimvla.runtime.servers.tokens import read_token
-from trimvla.runtime.servers.websocket_protocols import Conversation, Openpi, VlaEval
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +102,8 @@ class Args(Options):
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a port that is none."""
-        for option, port in (
-            ("--zmq", self.zmq),
-            ("--websocket", self.websocket),
-            ("--vla-eval", self.vla_eval),
-        ):
+        ports = {"--zmq": self.zmq, "--websocket": self.websocket, "--vla-eval": self.vla_eval}
+        for option, port in ports.items():
             if port is not None:
                 check_port(port, option)
 
@@ -125,23 +118,25 @@ class Args(Options):
             max_sessions=self.max_sessions,
         )
 
-
-class ServeResult(VerbResult, frozen=True, kw_only=True):
-    """What was served."""
-
-    bundle: str
-    """The bundle."""
-    places: dict[str, str]
-    """Protocol -> address."""
-    counters: dict[str, int]
-    """Questions, answers and refusals, by name."""
+    def listening(self) -> Listening:
+        """Where the servers listen, and to whom; reads the files of keys and of the word."""
+        return Listening(
+            host=self.host,
+            zmq=self.zmq,
+            websocket=self.websocket,
+            vla_eval=self.vla_eval,
+            keys=Keys.load(self.keys) if self.keys else None,
+            token=read_token(self.token_file) if self.token_file else "",
+            insecure=self.insecure,
+            camera=self.camera,
+            whole_chunks=self.whole_chunks,
+        )
 
 
 def run(args: Args) -> ServeResult:
     """Load, warm up, listen, wait; how many questions there were."""
     config = args.service()
-    keys = Keys.load(args.keys) if args.keys else None
-    token = read_token(args.token_file) if args.token_file else ""
+    at = args.listening()
     if args.zmq is args.websocket is args.vla_eval is None:
         raise ConfigError("expected a port for --zmq, --websocket or --vla-eval, got none")
     # a damaged image is its client's error, not a line of our log
@@ -154,49 +149,11 @@ def run(args: Args) -> ServeResult:
         stack.callback(policy.close)
         policy.infer(blank_observation(policy.manifest))
         service = stack.enter_context(Service(policy, config, on_lost=stop.set))
-        places = listen(args, service, keys, token, stack)
-        args.console().print(
-            f"serving '{args.bundle}' at {', '.join(places.values())}; Ctrl-C stops"
-        )
+        places = open_servers(service, at, stack)
+        where = ", ".join(places.values())
+        args.console().print(f"serving '{args.bundle}' at {where}; Ctrl-C stops")
         stop.wait(args.seconds)
     # whoever started this server may start it again, and then it gets a new device
     if service.lost is not None:
         raise service.lost
-    counters = dict(service.counters)
-    return ServeResult(ok=True, bundle=args.bundle, places=places, counters=counters)
-
-
-def listen(
-    args: Args, service: Service, keys: Keys | None, token: str, stack: ExitStack
-) -> dict[str, str]:
-    """Open every server that was requested; protocol -> address."""
-    places: dict[str, str] = {}
-    if args.zmq is not None:
-        endpoint = f"tcp://{args.host}:{args.zmq or '*'}"
-        groot = GrootServer(service, endpoint, keys, allow_plain=args.insecure, token=token)
-        stack.callback(groot.close)
-        places["groot"] = groot.endpoint
-    if args.websocket is not None:
-        converse = partial(Openpi, service.metadata, args.camera)
-        place = Place(args.host, args.websocket, token, args.insecure)
-        places["openpi"] = websocket(place, service, converse, stack)
-    if args.vla_eval is not None:
-        converse = partial(VlaEval, service.metadata, args.camera, whole_chunks=args.whole_chunks)
-        place = Place(args.host, args.vla_eval, token, args.insecure)
-        places["vla-eval"] = websocket(place, service, converse, stack)
-    return places
-
-
-def websocket(
-    place: Place, service: Service, converse: Callable[[], Conversation], stack: ExitStack
-) -> str:
-    """One websocket server; its address."""
-    if importlib.util.find_spec("websockets") is None:
-        raise ConfigError(
-            "websockets are not installed: pip install 'trimvla[serve]', or --websocket None"
-        )
-    from trimvla.runtime.servers.websocket_server import WebsocketServer
-
-    server = WebsocketServer(service, place, converse)
-    stack.callback(server.close)
-    return f"ws://{place.host}:{server.port}"
+    return ServeResult(ok=True, bundle=args.bundle, places=places, counters=dict(service.counters))
