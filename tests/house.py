@@ -24,6 +24,7 @@ from pathlib import Path
 ROOTS = ("runtime", "policies", "export", "sim", "launch")
 MOST_FILES = 16  # in one folder, `__init__.py` not counted
 VERBS = "launch/verbs"  # one file a verb, however many there are
+MOST_VERB_LINES = 160  # options, one call of work, one print: the work lies in a room
 MOST_COLUMNS = 100
 MOST_ANY_DICTS = 52  # `dict[str, Any]` in signatures: results are types; this only ever falls
 NEVER_IN_RUNTIME = (
@@ -69,6 +70,8 @@ SIM = ("sim", "sim.own", "sim.robots", "sim.tabletop", "sim.simpler", "sim.evalu
 LAUNCH = (
     "launch",
     "launch.system",
+    "launch.costing",
+    "launch.trimming",
     "launch.inspection",
     "launch.replay",
     "launch.machine",
@@ -243,11 +246,20 @@ def breaches(root: Path) -> list[str]:
             for name, line in foreign_imports(path):
                 if name in NEVER_IN_RUNTIME:
                     found.append(f"{where}:{line}: runtime may never import '{name}'")
+    found += _long_verbs(root)
     found += [f"circle: {' -> '.join(circle)}" for circle in circles(every)]
     found += [
         f"{folder}: {count} files, at most {MOST_FILES}" for folder, count in crowded(root).items()
     ]
     return found
+
+
+def _long_verbs(root: Path) -> Iterator[str]:
+    """Verbs that do more than wire."""
+    for path in sorted((root / VERBS).glob("*.py")):
+        count = len(path.read_text().splitlines())
+        if count > MOST_VERB_LINES:
+            yield f"{path.relative_to(root)}: {count} lines, a verb has at most {MOST_VERB_LINES}"
 
 
 def any_dicts(root: Path) -> list[str]:

@@ -12,8 +12,8 @@ import pytest
 from safetensors import safe_open
 
 from trimvla.launch.cli import main
+from trimvla.launch.costing.precision import check_known
 from trimvla.launch.exporting.named_plan import visual_tokens
-from trimvla.launch.verbs.cost import check_known
 from trimvla.policies.families import all_presets, family_of, find_preset
 from trimvla.policies.sizes.counts import plan_by_counts
 from trimvla.runtime.bundle import manifest as bundles

@@ -70,6 +70,14 @@ def test_a_verb_that_imports_a_verb_is_found(copy: Path) -> None:
     assert "a verb imports a verb" in found
 
 
+def test_a_long_verb_is_found(copy: Path) -> None:
+    verb = copy / "launch/verbs/doctor.py"
+    short = len(verb.read_text().splitlines())
+    plant(verb, "\n".join(["# more work"] * (house.MOST_VERB_LINES - short)))
+    [found] = house.breaches(copy)
+    assert found == "launch/verbs/doctor.py: 161 lines, a verb has at most 160"
+
+
 def test_a_parallel_assignment_is_found_and_a_swap_is_none(copy: Path) -> None:
     plant(copy / "runtime/clock.py", "ONE, TWO = 1, 2\nONE, TWO = TWO, ONE\nLOW, HIGH = min, max")
     found = house.breaches(copy)

@@ -16,8 +16,9 @@ from tests.tiny_policy import TINY
 from trimvla.launch import cli
 from trimvla.launch.result import as_plain
 from trimvla.launch.training.method import COGACT
+from trimvla.launch.training.options import Args
 from trimvla.launch.training.presets import training_presets
-from trimvla.launch.verbs.train import Args, describe, draw_curve
+from trimvla.launch.training.steps import describe, draw_curve
 from trimvla.policies.cogact.tokenizer import prompt_ids
 from trimvla.policies.sizes.config import PRESETS, PolicyConfig
 from trimvla.policies.training.trainer import Recipe, Trainer

@@ -4,28 +4,24 @@ device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
-from rich.table import Table
 from tyro.conf import Positional
 
+from trimvla.launch.costing.boards import board_table, fit_rows
+from trimvla.launch.costing.precision import check_known, in_precision
+from trimvla.launch.costing.sized import Named, Sized, find_sizes
+from trimvla.launch.costing.table import as_table
 from trimvla.launch.exporting.plan_counts import PlanCounts
-from trimvla.launch.exporting.sized import Named, Sized, find_sizes
 from trimvla.launch.options import Options
-from trimvla.policies.families import Family, family_of
-from trimvla.policies.sizes.cost_report import CostReport, Ratios, StageCost, ratios
+from trimvla.policies.families import family_of
+from trimvla.policies.sizes.cost_report import CostReport, Ratios, ratios
 from trimvla.policies.sizes.counts import Trimmable, plan_by_counts
-from trimvla.policies.sizes.memory import BOARDS, GIB, PRECISIONS, BoardFit, precision_named
+from trimvla.policies.sizes.memory import BoardFit, precision_named
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, TokenSelector
 from trimvla.runtime.errors import ConfigError
-
-# EfficientVLA (arXiv 2506.10100), table 1: language layers and visual tokens, with 3/4 of the MLP
-# and interval 5.
-PUBLISHED = ((28, 112), (28, 56), (22, 112), (22, 56))
 
 
 @dataclass(frozen=True)
@@ -102,9 +98,10 @@ def run(args: Args) -> CostResult:
     cfg = sized.cfg
     family = family_of(cfg)
     check_known(family, precision, args.boards)
-    dense = in_precision(cfg, Plan(), args, precision)
+    seen = {"cameras": args.cameras, "prompt": args.prompt}
+    dense = in_precision(cfg, Plan(), precision, **seen)
     plan = wanted_plan(args, sized)
-    cost = in_precision(cfg, plan, args, precision)
+    cost = in_precision(cfg, plan, precision, **seen)
     boards = list(fit_rows(cfg, plan)) if args.boards else msgspec.UNSET
     console = args.console()
     console.print(as_table(cfg.name, precision, cost, dense))
@@ -119,39 +116,6 @@ def run(args: Args) -> CostResult:
         ratio_to_dense=ratios(cost, dense),
         boards=boards,
     )
-
-
-def check_known(family: Family, precision: str, boards: bool) -> None:
-    """Refuse what is worked out for some families only.
-
-    Raises:
-        ConfigError: names the option.
-    """
-    if family.memory is not None:
-        return
-    if boards:
-        words = "no --boards: what its engines need on a board is not worked out"
-        raise ConfigError(f"expected for family '{family.name}' {words}")
-    uniform = [name for name, kind in PRECISIONS.items() if kind.matrix == kind.other]
-    if precision not in uniform:
-        words = f"--dtype for family '{family.name}' as one of {uniform}"
-        raise ConfigError(f"expected {words}, got {precision!r}")
-
-
-def in_precision(cfg: Any, plan: Plan, args: Args, precision: str) -> CostReport:  # noqa: ANN401
-    """The family's report, with bytes of weights as this precision stores them."""
-    family = family_of(cfg)
-    cost = family.cost(cfg, plan, cameras=args.cameras, prompt=args.prompt)
-    if family.memory is None:
-        one = PRECISIONS[precision].other
-        weights = {name: int(one * row.parameters) for name, row in cost.stages.items()}
-    else:
-        weights = family.memory(cfg, plan, precision).weights
-    stages = {
-        name: msgspec.structs.replace(row, weight_bytes=weights[name])
-        for name, row in cost.stages.items()
-    }
-    return msgspec.structs.replace(cost, weight_bytes=sum(weights.values()), stages=stages)
 
 
 def wanted_plan(args: Args, sized: Sized) -> Plan:
@@ -183,68 +147,3 @@ def counted_plan(args: Args, there: Trimmable) -> Plan:
 def over_cameras(there: Trimmable, cameras: int | None) -> Trimmable:
     """What there is with so many cameras."""
     return there if cameras is None else replace(there, cameras=cameras)
-
-
-def fit_rows(cfg: Any, plan: Plan) -> Iterator[BoardFit]:  # noqa: ANN401
-    """One row for every plan and precision."""
-    memory = family_of(cfg).memory
-    assert memory is not None  # see `check_known`
-    for name, one in named_plans(cfg, plan):
-        for precision in PRECISIONS:
-            yield memory(cfg, one, precision).fit(name)
-
-
-def named_plans(cfg: Any, plan: Plan) -> list[tuple[str, Plan]]:  # noqa: ANN401
-    """The plan that was chosen; if that is all of a CogACT, the published trimmings beside
-    it.
-    """
-    if not plan.dense:
-        return [("as asked", plan)]
-    points = PUBLISHED if cfg.name.startswith("cogact") else ()
-    return [
-        ("dense", plan),
-        *((f"L{layers} T{tokens}", published(cfg, layers, tokens)) for layers, tokens in points),
-    ]
-
-
-def published(cfg: Any, layers: int, tokens: int) -> Plan:  # noqa: ANN401
-    """One row of `PUBLISHED`."""
-    there = family_of(cfg).trimmable(cfg)
-    kept = TokenPlan(keep=tokens)
-    return plan_by_counts(there, layers=layers, mlp_keep=0.75, tokens=kept, cache_interval=5)
-
-
-def as_table(name: str, dtype: str, cost: CostReport, dense: CostReport) -> Table:
-    """One row a stage, and the whole."""
-    columns = ("parameters", "GFLOP", f"MB of {dtype}", "of dense")
-    table = Table(name, *columns, title="cost of one action chunk")
-    for stage, row in cost.stages.items():
-        table.add_row(stage, *numbers(row, row.parameters, dense.stages[stage].flops))
-    running = sum(row.parameters for row in cost.stages.values())
-    table.add_row("all", *numbers(cost, running, dense.flops))
-    unused = "G parameters with those that never reach an action"
-    table.caption = f"{cost.parameters / 1e9:.3f} {unused}"
-    return table
-
-
-def numbers(row: StageCost | CostReport, parameters: int, dense_flops: int) -> tuple[str, ...]:
-    """The cells of a row."""
-    return (
-        f"{parameters / 1e6:,.1f} M",
-        f"{row.flops / 1e9:,.2f}",
-        f"{row.weight_bytes / 1e6:,.1f}",
-        f"{row.flops / dense_flops:.1%}",
-    )
-
-
-def board_table(name: str, rows: list[BoardFit]) -> Table:
-    """One row for every plan and precision, one column a board."""
-    titles = (board.title for board in BOARDS.values())
-    sizes = ("GiB to run", "to build")
-    table = Table(name, "precision", *sizes, *titles, title="which boards have the memory")
-    for row in rows:
-        needs = (f"{bytes_ / GIB:.1f}" for bytes_ in (row.running_bytes, row.building_bytes))
-        table.add_row(row.plan, row.precision, *needs, *(row.boards[board] for board in BOARDS))
-    whole = "the engines would fit, but the board cannot build them in one piece"
-    table.caption = f"yes: builds and runs; runs: {whole}"
-    return table

@@ -1,0 +1,1 @@
+"""What `trimvla cost` counts: whose sizes, in which precision, on which boards."""

@@ -1,0 +1,1 @@
+"""What `trimvla trim` does: options, measuring, the plan's picture and table."""
