@@ -23,7 +23,12 @@ from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.cameras.process import CameraConfig, SyntheticSource
 from trimvla.runtime.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from trimvla.runtime.errors import FrozenError
-from trimvla.runtime.inference.frozen_frames import FrozenFrameDetector, Still
+from trimvla.runtime.inference.frozen_frames import (
+    BELIEVED_AFTER,
+    FrozenFrameDetector,
+    Still,
+    Streak,
+)
 from trimvla.runtime.inference.observation import AgeBudget, join
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.inference.policy_config import PolicyConfig
@@ -71,8 +76,8 @@ class Robot:
     """
 
     def __init__(self, budget: AgeBudget | None = None) -> None:
-        self.watch = FrozenFrameDetector()
         self.budget = budget or AgeBudget()
+        self.watch = FrozenFrameDetector(self.budget.frozen_alike)
         self.position = 0.0
         self._count = 0
 
@@ -143,6 +148,51 @@ def test_buffers_in_random_order_are_noticed_too():
 def test_a_clock_on_a_frozen_image_of_a_sensor_is_noticed():
     refused = refused_after("overlay", 0.1, Scene(noise=2.0))
     assert refused[0] < 0.11 and len(refused) >= 59
+
+
+def test_a_measurement_beyond_its_limit_needs_several_images_to_end():
+    streak = Streak(0.1)
+    streak.interrupt(1)
+    for moved in (0.05, 0.08):
+        streak.go_on(moved)
+    assert not streak.doubted and streak.interrupt(2) == Still(2), "one image ends it"
+    for moved in (0.05, 0.2):
+        streak.go_on(moved)
+    for _ in range(BELIEVED_AFTER):  # never so many in a row
+        assert [streak.interrupt(3).moved for _ in range(BELIEVED_AFTER - 1)] == [0.2] * 2
+        assert streak.go_on(0.0).moved == 0.2
+    kept = [streak.interrupt(time_ns) for time_ns in (4, 5, 6)]
+    assert [still.since_ns for still in kept] == [2, 2, 6] and not streak.doubted
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_one_image_that_looks_new_does_not_let_a_frozen_camera_through_again(noise):
+    scene = Scene(noise=noise)
+    robot = Robot()
+    living = [scene.image(0.002 * step) for step in range(30)]
+    for step, image in enumerate(living):
+        robot.look(image, 0.002 * step)
+    frozen = FrozenImages("reencode", living, 0)
+    refused = []
+    for step in range(90):
+        elsewhere = scene.image(0.15 + 0.005 * step)
+        image = elsewhere if step % 10 == 9 else frozen.next()
+        refused.append(bool(robot.look(image, 0.06 + 0.004 * (step + 1))))
+    assert all(refused[40:]), "refused from 0.1 m on, and not believed for one image"
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_a_camera_that_lives_again_is_believed_while_its_robot_stands(noise):
+    scene = Scene(noise=noise)
+    robot = Robot()
+    living = [scene.image(0.002 * step) for step in range(30)]
+    for step, image in enumerate(living):
+        robot.look(image, 0.002 * step)
+    frozen = FrozenImages("reencode", living, 0)
+    last = [robot.look(frozen.next(), 0.06 + 0.004 * (step + 1)) for step in range(60)][-1]
+    assert last, "refused"
+    again = [robot.look(scene.image(0.3), 0.3) for _ in range(20)]
+    assert not any(again[BELIEVED_AFTER - 1 :]), again
 
 
 @pytest.mark.parametrize("change", ["lamp", "exposure", "noise", "noise of a simulator"])

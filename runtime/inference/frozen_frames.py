@@ -17,6 +17,10 @@ The motion is that since the earlier image was first seen: a robot that comes ba
 image. An image is compared with the newest 32: no driver has more buffers. `observe.AgeBudget` sets
 the limits.
 
+What is `alike` is measured, and a measurement errs: now and then a frozen image that is encoded
+anew looks like another one. Hence hysteresis: beyond the limit of motion one such image is not
+enough, several in a row must show something else than what was frozen.
+
 Cannot be noticed: `alike` while the robot stands still; a clock on a frozen image without noise, or
 with noise added to all of it: a simulated or a living camera that sees little of its robot gives
 the same.
@@ -43,6 +47,10 @@ from trimvla.runtime.inference.likeness import (
 
 KEPT_STATES = 256  # as many positions of the robot as a slow motion takes
 KEPT_IMAGES = 32  # as many buffers as a driver of Linux may have
+# equal images before a motion makes them suspicious: one may have been taken just before it
+MIN_REPEATS = 2
+# images in a row that show something else before a camera is believed again
+BELIEVED_AFTER = 3
 FEW_POINTS = 4  # of 16,384 that may differ between images with the same pixels
 # of the cells with structure: a clock over a tenth of the image touches so many at most
 SMALL_PLACE = 0.2
@@ -65,6 +73,10 @@ class Still:
         """With one image more."""
         return Still(self.since_ns, self.repeats + 1, max(self.moved, moved))
 
+    def beyond(self, limit: float | None) -> bool:
+        """Whether the robot moved further than this meanwhile [rad or m]; None is no limit."""
+        return limit is not None and self.repeats >= MIN_REPEATS and self.moved > limit
+
 
 @dataclass(frozen=True)
 class Stills:
@@ -85,14 +97,50 @@ class _Seen:
     state: JointState | None
 
 
+class Streak:
+    """A measurement that errs now and then, with hysteresis.
+
+    One image that shows something else ends it, unless the robot moved beyond the limit meanwhile:
+    then several in a row do. Pure.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self._limit = limit
+        self._others = 0  # images in a row that showed something else
+        self.still = Still(0)
+
+    @property
+    def doubted(self) -> bool:
+        """Whether it lasts beyond the limit."""
+        return self.still.beyond(self._limit)
+
+    def go_on(self, moved: float) -> Still:
+        """With an image that shows the same, and the motion since then."""
+        self._others = 0
+        self.still = self.still.grow(moved)
+        return self.still
+
+    def interrupt(self, time_ns: int) -> Still:
+        """With an image that shows something else, and its time of capture."""
+        self._others += 1
+        if self.doubted and self._others < BELIEVED_AFTER:
+            self.still = self.still.grow(0.0)
+        else:
+            self._others = 0
+            self.still = Still(time_ns)
+        return self.still
+
+
 class FrozenFrameDetector:
     """One camera's images, one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, alike_limit: float | None = None) -> None:
+        """`alike_limit`: `AgeBudget.frozen_alike`, for the hysteresis; None is without."""
         self._key = (-1, -1)
         self._last = Stills(Still(0), Still(0))
-        self._place = Still(0)
-        self._scene = Still(0)
+        self._place = Streak(alike_limit)
+        self._scene = Streak(alike_limit)
+        self._shown: list[_Seen] = []  # what the images of self._scene were alike
         self._changed = np.zeros(CELLS, np.bool_)  # where images were new since self._place began
         self._living = 0  # images in a row that were new nearly everywhere
         self._states: deque[JointState] = deque(maxlen=KEPT_STATES)
@@ -112,14 +160,14 @@ class FrozenFrameDetector:
         equal = _equal_cells(self._seen, seen.image)
         known = [self._seen[i] for i in np.flatnonzero(equal.sum(axis=1) >= CELLS - FEW_POINTS)]
         known = [old for old in known if count_different(old.image, seen.image) <= 3 * FEW_POINTS]
-        self._place = self._change(seen, np.asarray(~equal.any(axis=0)))
-        self._scene = self._recognise(seen)
+        place = self._change(seen, np.asarray(~equal.any(axis=0)))
+        scene = self._recognise(seen)
         same = (
             self._last.same.grow(self._least_moved(known, seen)) if known else Still(seen.time_ns)
         )
         if not known:
             self._seen.append(seen)
-        self._last = Stills(same, max(self._place, self._scene, key=lambda still: still.moved))
+        self._last = Stills(same, max(place, scene, key=lambda still: still.moved))
         return self._last
 
     def _note(self, robot: JointState | None) -> None:
@@ -160,27 +208,39 @@ class FrozenFrameDetector:
         if not has_noise:
             self._living = self._living + 1 if new.sum() > NEARLY_ALL * cells else 0
         if changed.sum() > SMALL_PLACE * cells:
-            self._changed = np.zeros(CELLS, np.bool_)
-            return Still(seen.time_ns)
+            still = self._place.interrupt(seen.time_ns)
+            if not self._place.doubted:
+                self._changed = np.zeros(CELLS, np.bool_)
+            return still
         self._changed = changed
         if not has_noise:
-            return self._place.grow(0.0)
-        start = self._state_from(self._place.since_ns)
+            return self._place.go_on(0.0)
+        start = self._state_from(self._place.still.since_ns)
         newest = self._state_until(seen.time_ns)
-        return self._place.grow(_distance(start, newest))
+        return self._place.go_on(_distance(start, newest))
 
     def _recognise(self, seen: _Seen) -> Still:
-        """Whether it is alike an earlier image; if not, it is kept as the first of its kind."""
+        """Whether it is alike an earlier image; if not, it is kept as the first of its kind.
+
+        Of a camera that is doubted only what it showed meanwhile counts: a robot that holds gives
+        living images that are alike each other.
+        """
         found = (
             alike(np.array([old.image.grey for old in self._scenes]), seen.image.grey)
             if self._scenes
             else []
         )
         known = [self._scenes[i] for i in np.flatnonzero(found)]
-        if known:
-            return self._scene.grow(self._least_moved(known, seen))
-        self._scenes.append(seen)
-        return Still(seen.time_ns)
+        moved = self._least_moved(known, seen) if known else 0.0
+        if not known:
+            self._scenes.append(seen)
+        elif not self._scene.doubted or any(old in self._shown for old in known):
+            self._shown = [old for old in self._scenes if old in known or old in self._shown]
+            return self._scene.go_on(moved)
+        still = self._scene.interrupt(seen.time_ns)
+        if not self._scene.doubted:
+            self._shown = []
+        return still
 
 
 def _equal_cells(known: Collection[_Seen], image: Sample) -> NDArray[np.bool_]:

@@ -16,8 +16,6 @@ from trimvla.runtime.errors import ConfigError, FrozenError, ObservationError, S
 from trimvla.runtime.inference.frozen_frames import Still, Stills
 
 Part = TypeVar("Part", Frame, JointState)
-# equal images before a motion makes them suspicious: one may have been taken just before it
-MIN_REPEATS = 2
 
 
 @dataclass(frozen=True)
@@ -159,21 +157,13 @@ def _check_same(camera: str, still: Still, frame: Frame, budget: AgeBudget) -> N
     what = f"expected new pixels on '{camera}/color', got the same for {lasted_ms:.0f} ms"
     if budget.frozen_s is not None and still.repeats > 0 and lasted_ms > budget.frozen_s * 1e3:
         raise FrozenError(f"{what} ({still.repeats + 1} images)", still.since_ns)
-    if (
-        budget.frozen_moved is not None
-        and still.repeats >= MIN_REPEATS
-        and still.moved > budget.frozen_moved
-    ):
+    if still.beyond(budget.frozen_moved):
         raise FrozenError(f"{what} while the robot moved by {still.moved:.3g}", still.since_ns)
 
 
 def _check_alike(camera: str, still: Still, frame: Frame, budget: AgeBudget) -> None:
     """The same content in other pixels while the robot moved."""
-    if (
-        budget.frozen_alike is not None
-        and still.repeats >= MIN_REPEATS
-        and still.moved > budget.frozen_alike
-    ):
+    if still.beyond(budget.frozen_alike):
         lasted_ms = (frame.time_ns - still.since_ns) / NS_PER_MS
         what = (
             f"expected images of the motion on '{camera}/color', got the same content for"

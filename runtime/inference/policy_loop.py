@@ -84,7 +84,9 @@ class PolicyLoop:
         """Cameras for which that was published."""
         self._camera = config.looked_through[0]
         self._color = color(self._camera)
-        self._watches = {camera: FrozenFrameDetector() for camera in config.all_cameras}
+        self._watches = {
+            camera: FrozenFrameDetector(self._budget.frozen_alike) for camera in config.all_cameras
+        }
         self._gap_ns = to_ns(JITTER / config.max_hz)
         self.seen_ns = -self._gap_ns
         """Capture of the last image that was looked at."""
