@@ -54,11 +54,14 @@ def with_action(
     described: InputsAndOutput,
     control_hz: float | None = None,
     kinds: Sequence[ActionKind] = (),
+    names: Sequence[str] = (),
+    units: Sequence[str] = (),
 ) -> InputsAndOutput:
-    """The same with another rate [Hz] and other kinds of action dimensions, where they are given.
+    """The same with another rate [Hz] and other kinds, names and units of action dimensions, where
+    they are given.
 
     Raises:
-        ConfigError: the rate is none, or the kinds are too few or too many.
+        ConfigError: the rate is none, or there are too few kinds, names or units, or too many.
     """
     action = described.action
     rate = action.control_hz if control_hz is None else control_hz
@@ -68,7 +71,18 @@ def with_action(
         raise ConfigError(f"expected {limits} for 'control_hz', got {rate}")
     if len(chosen) != action.dim:
         raise ConfigError(f"expected {action.dim} entries for 'kinds', got {len(chosen)}")
-    changed = msgspec.structs.replace(action, control_hz=float(rate), kinds=chosen)
+    for field, given in (("names", names), ("units", units)):
+        if given and len(given) != action.dim:
+            raise ConfigError(f"expected {action.dim} entries for '{field}', got {len(given)}")
+    if len(set(names)) != len(names):
+        raise ConfigError(f"expected names that differ for 'names', got {list(names)}")
+    changed = msgspec.structs.replace(
+        action,
+        control_hz=float(rate),
+        kinds=chosen,
+        names=tuple(names) or action.names,
+        units=tuple(units) or action.units,
+    )
     return msgspec.structs.replace(described, action=changed)
 
 

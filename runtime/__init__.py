@@ -12,6 +12,7 @@ from trimvla.runtime.front_door import opened
 
 if TYPE_CHECKING:
     from trimvla.runtime.backends.chain import open_chain
+    from trimvla.runtime.bundle.description import Description, Dimension, Quantity
     from trimvla.runtime.bundle.manifest import load as load_manifest
     from trimvla.runtime.bundle.manifest import resolve as find_bundle
     from trimvla.runtime.bundle.manifest import shipped as shipped_bundles
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
     from trimvla.runtime.bus.sockets import Publisher, Subscriber
     from trimvla.runtime.bus.topics import topic
     from trimvla.runtime.clock import monotonic_ns
-    from trimvla.runtime.drivers.driver import Driver, DriverConfig, drive
+    from trimvla.runtime.drivers.contract import check_driver
+    from trimvla.runtime.drivers.driver import Driver, DriverConfig
+    from trimvla.runtime.drivers.loop import drive
     from trimvla.runtime.errors import TrimvlaError
     from trimvla.runtime.inference.policy import Policy, PolicyResult
     from trimvla.runtime.record.recording import Recording
 
 __all__ = [
     "Command",
+    "Description",
+    "Dimension",
     "Driver",
     "DriverConfig",
     "JointState",
@@ -34,10 +39,12 @@ __all__ = [
     "Policy",
     "PolicyResult",
     "Publisher",
+    "Quantity",
     "Recording",
     "Subscriber",
     "TokenPlan",
     "TrimvlaError",
+    "check_driver",
     "drive",
     "find_bundle",
     "load_manifest",
@@ -68,7 +75,11 @@ PUBLIC = {
     "Command": "bus.messages:Command",
     "Driver": "drivers.driver:Driver",
     "DriverConfig": "drivers.driver:DriverConfig",
-    "drive": "drivers.driver:drive",
+    "drive": "drivers.loop:drive",
+    "Description": "bundle.description:Description",
+    "Dimension": "bundle.description:Dimension",
+    "Quantity": "bundle.description:Quantity",
+    "check_driver": "drivers.contract:check_driver",
     "monotonic_ns": "clock:monotonic_ns",
     "TrimvlaError": "errors:TrimvlaError",
 }

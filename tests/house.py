@@ -100,7 +100,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime.preprocess": (*BASE, "runtime.bundle"),
     "runtime.inference": (*CORE, "runtime.preprocess"),
     "runtime.control": CORE,
-    "runtime.drivers": BUS,
+    "runtime.drivers": (*BUS, "runtime.control"),  # the same gate
     "runtime.servers": INFERENCE,
     "runtime.record": INFERENCE,
     "policies.sizes": (*BASE, "runtime.bundle"),

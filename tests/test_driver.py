@@ -13,7 +13,9 @@ from trimvla.runtime.bus.messages import Command, JointState, Report
 from trimvla.runtime.bus.sockets import Publisher, Subscriber
 from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.clock import NS_PER_S, monotonic_ns
-from trimvla.runtime.drivers.driver import DriverConfig, Obedience, drive
+from trimvla.runtime.drivers.driver import Driver, DriverConfig
+from trimvla.runtime.drivers.loop import drive
+from trimvla.runtime.drivers.obedience import Obedience
 from trimvla.runtime.errors import ConfigError
 
 ACTION = (0.01, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
@@ -25,10 +27,11 @@ def command(time_ns: int, action: tuple[float, ...] = ACTION) -> Command:
 
 
 def test_a_command_is_obeyed_once_in_time_or_never() -> None:
-    obedience = Obedience(CONFIG)
+    obedience = Obedience(CONFIG, 7)
     now = 10 * NS_PER_S
     assert not obedience.must_hold(now)
     assert obedience.judge(command(now), now) == "obeyed"
+    obedience.obey(now)
     assert obedience.judge(command(now), now) == "repeated"
     assert obedience.judge(command(now - 1), now) == "repeated"
     assert obedience.judge(command(now + 1), now + NS_PER_S) == "stale"
@@ -37,9 +40,10 @@ def test_a_command_is_obeyed_once_in_time_or_never() -> None:
 
 
 def test_it_holds_once_when_its_commander_falls_silent() -> None:
-    obedience = Obedience(CONFIG)
+    obedience = Obedience(CONFIG, 7)
     now = 10 * NS_PER_S
     obedience.judge(command(now), now)
+    obedience.obey(now)
     late = now + int(0.31 * NS_PER_S)
     assert not obedience.must_hold(now + int(0.29 * NS_PER_S))
     obedience.judge(command(now + 1), late)
@@ -62,7 +66,7 @@ def test_what_it_cannot_be_set_to(settings: dict, words: str) -> None:
         DriverConfig(**settings)
 
 
-class Recorder:
+class Recorder(Driver):
     """A robot that notes what it is asked to do."""
 
     def __init__(self, fails: bool = False) -> None:
@@ -82,8 +86,8 @@ class Recorder:
     def hold(self) -> None:
         self.calls.append("hold")
 
-    def close(self) -> None:
-        self.calls.append("close")
+    def disconnect(self) -> None:
+        self.calls.append("disconnect")
 
 
 def until(condition: Callable[[], bool], what: str, act: Callable[[], None] = lambda: None) -> None:
@@ -95,7 +99,7 @@ def until(condition: Callable[[], bool], what: str, act: Callable[[], None] = la
 
 
 def test_over_real_sockets(tmp_path: Path) -> None:
-    """States come, commands move it, silence holds it, and the end is a hold and a close."""
+    """States come, commands move it, silence holds it, and the end is a hold and a disconnect."""
     robot = Recorder()
     stop = threading.Event()
     thread = threading.Thread(
@@ -114,7 +118,7 @@ def test_over_real_sockets(tmp_path: Path) -> None:
         finally:
             stop.set()
             thread.join()
-    assert robot.calls[-2:] == ["hold", "close"]
+    assert robot.calls[-2:] == ["hold", "disconnect"]
 
 
 def moved(heard: Subscriber) -> float:
@@ -147,4 +151,4 @@ def test_a_call_that_fails_ends_in_a_hold(tmp_path: Path) -> None:
             lambda: not thread.is_alive(), "it ends", lambda: commands.send(command(monotonic_ns()))
         )
     assert str(failures[0]) == "the bus is gone"
-    assert robot.calls == ["hold", "close"]
+    assert robot.calls == ["hold", "disconnect"]

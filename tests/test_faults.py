@@ -26,7 +26,6 @@ from trimvla.runtime.control.safety import Limits
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import PolicyResult
 from trimvla.runtime.preprocess.observation import one_image
-from trimvla.sim.robots.arm import Arm, ArmConfig
 from trimvla.sim.robots.faults import (
     Fault,
     FaultyCamera,
@@ -89,25 +88,6 @@ def test_the_system_that_is_broken_is_valid() -> None:
     for name, section in sections("tabletop").items():
         module, config = configure(name, section)
         assert isinstance(config, getattr(module, row_of(name, section).config)), name
-
-
-def test_the_arm_obeys_once_in_time_or_never() -> None:
-    arm = Arm(ArmConfig(watchdog_s=0.3, stale_s=0.2))
-    move = (0.01,) * 6 + (0.0,)
-    assert arm.obey(command(0, 0, move), at(10)) == "obeyed"
-    assert arm.obey(command(0, 0, move), at(20)) == "repeated"
-    assert arm.obey(command(100, 1, move), at(310)) == "stale"
-    assert arm.position == pytest.approx([0.01] * 6)
-    assert not Arm().watch(at(1e6)), "an arm that never moved has nothing to hold"
-
-
-def test_the_arm_holds_by_itself() -> None:
-    arm = Arm(ArmConfig(watchdog_s=0.3))
-    arm.obey(command(0), at(0))
-    assert [arm.watch(at(ms)) for ms in (290, 301, 400)] == [False, True, False]
-    assert arm.state == "holding"
-    assert arm.obey(command(500, 1), at(500)) == "obeyed"
-    assert arm.state == "moving"
 
 
 def test_the_safety_monitor_names_what_must_not_be() -> None:

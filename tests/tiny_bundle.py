@@ -75,6 +75,8 @@ def write_bundle(
     kinds: tuple[ActionKind, ...] | None = None,
     loops: bool = False,
     dim: int = DIM,
+    names: tuple[str, ...] = (),
+    units: tuple[str, ...] = (),
 ) -> Path:
     """Write the bundle and return its directory.
 
@@ -82,7 +84,7 @@ def write_bundle(
     tokens were kept, as a trimmed bundle does; its plan also leaves out layers and sampler steps.
     `guided` adds the optional stage. `control_hz` and `kinds` are what its manifest says of its
     actions. With `loops` the first stage never comes to an end. `dim` numbers are an action, the
-    last of them the gripper.
+    last of them the gripper; `names` and `units` are of these.
     """
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -104,6 +106,7 @@ def write_bundle(
     action = msgspec.structs.replace(
         made.action, control_hz=control_hz, kinds=kinds or made.action.kinds
     )
+    action = msgspec.structs.replace(action, names=names, units=units)
     made = msgspec.structs.replace(made, action=action)
     if guided:
         inputs = (COGNITION, chunk(NOISE, dim), chunk(KNOWN, dim), WEIGHT)

@@ -70,6 +70,14 @@ class ExportOptions(PlanCounts, Options):
     each dimension, in their order (default: as the family has it).
     """
 
+    names: tuple[str, ...] = ()
+    """What each action dimension is called, as the robot's driver calls it (`elbow_flex.pos`): once
+    for each dimension, in their order. Compared with the robot before it is armed.
+    """
+
+    units: tuple[str, ...] = ()
+    """The unit of each action dimension, such as rad, deg or m; likewise."""
+
     guided: bool = False
     """Also export the action stage with rows that are known, for real-time chunking; it shares the
     other's weights.
@@ -82,6 +90,13 @@ class ExportOptions(PlanCounts, Options):
     """Begin anew where a killed export of the same has left `OUT.partial` (official checkpoints and
     random weights).
     """
+
+    @property
+    def action(
+        self,
+    ) -> tuple[float | None, tuple[ActionKind, ...], tuple[str, ...], tuple[str, ...]]:
+        """What is said of the action, as `export.inputs.with_action` takes it."""
+        return self.control_hz, self.kinds, self.names, self.units
 
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""

@@ -97,7 +97,7 @@ def random_source(args: ExportOptions) -> tuple[Weights, Wanted]:
         )
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     plan = named_plan(args.plan, cfg) if args.plan else counted_plan(args, cfg, now)
-    described = with_action(inputs_and_output(cfg, KEY), args.control_hz, args.kinds)
+    described = with_action(inputs_and_output(cfg, KEY), *args.action)
     prompt = prompt_of(described)
     given = read_tokenizer(args.tokenizer, prompt, family) if args.tokenizer else None
     wanted = Wanted(
@@ -132,7 +132,7 @@ def official_source(args: ExportOptions, opened: Checkpoint) -> tuple[Weights, W
     cfg = opened.cfg
     family = family_of(cfg)
     plan = named_plan(args.plan, cfg)
-    described = with_action(family.describe(opened, plan), args.control_hz, args.kinds)
+    described = with_action(family.describe(opened, plan), *args.action)
     wanted = Wanted(
         cfg,
         plan,

@@ -107,9 +107,7 @@ def bundle_request(args: ExportArgs, source: Path, opened: Checkpoint) -> Bundle
     Raises ConfigError where statistics, tokenizer or frames do not fit.
     """
     plan = named_plan(args.plan, opened.cfg)
-    described = with_action(
-        family_of(opened.cfg).describe(opened, plan), args.control_hz, args.kinds
-    )
+    described = with_action(family_of(opened.cfg).describe(opened, plan), *args.action)
     key = opened.statistics_key
     chosen(opened.table, key, described.action, where=opened.statistics_file, error=ConfigError)
     if described.prompt is not None:

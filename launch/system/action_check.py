@@ -1,8 +1,8 @@
 """Whether policies, control loop and drivers of a system mean the same by an action, and whether
 policies find their cameras and state, before any process starts.
 
-Knows sections and what their modules declare (`action_meanings`, `robot_inputs`); opens
-no bundle but its manifest. What a robot does not declare shows at its first message.
+Knows sections and what their modules declare (`action_meanings`, `robot_inputs`, `description`);
+opens no bundle but its manifest. What a robot does not declare shows at its first message.
 """
 
 from __future__ import annotations
@@ -11,6 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimvla.runtime.bundle.action_meaning import ActionMeaning, describe, disagreement
+from trimvla.runtime.bundle.description import (
+    Description,
+    unlike_bundle,
+    unlike_control,
+    unlike_state,
+)
 from trimvla.runtime.control.controller import ControlConfig
 from trimvla.runtime.drivers.driver import DriverConfig
 from trimvla.runtime.errors import ConfigError, ObservationError
@@ -33,8 +39,8 @@ def check_actions(configs: Mapping[str, tuple[Any, Any]]) -> None:
     }
     drivers = {
         name: config.kinds
-        for name, (_, config) in configs.items()
-        if isinstance(config, DriverConfig)
+        for name, (module, config) in configs.items()
+        if isinstance(config, DriverConfig) and not hasattr(module, "description")
     }
     problems = [
         f"{section}: {problem} of '{bundle}': kinds and rates are set under '{control}', and must"
@@ -56,6 +62,46 @@ def check_actions(configs: Mapping[str, tuple[Any, Any]]) -> None:
         raise ConfigError("; ".join(problems))
 
 
+def check_drivers(configs: Mapping[str, tuple[Any, Any]]) -> None:
+    """Compare every driver's description with the control loop, and with every policy's actions
+    and state: names, units, order, kinds, limits and rate.
+
+    What only the connected robot knows is compared by control, before it arms.
+
+    Args:
+        configs: by section, the module of its process and its configuration.
+
+    Raises:
+        ConfigError: what differs; shows both tables. All of it at once.
+        BundleError: a bundle's manifest cannot be read.
+    """
+    problems: list[str] = []
+    for section, (module, config) in configs.items():
+        robot = _description(module, config)
+        if robot is None:
+            continue
+        for name, (other, settings) in configs.items():
+            if isinstance(settings, ControlConfig):
+                limits = settings.limits
+                problem = unlike_control(robot, settings.meaning, limits.low, limits.high)
+                problems += [f"{section}: {problem} of '{name}'"] if problem else []
+            if hasattr(other, "action_meanings"):
+                problems += [
+                    f"{section}: {problem} of bundle '{bundle}'"
+                    for bundle, got in other.action_meanings(settings).items()
+                    if (problem := unlike_bundle(robot, got))
+                ]
+                problem = unlike_state(robot, other.robot_inputs(settings).state)
+                problems += [f"{section}: {problem} by the policy of '{name}'"] if problem else []
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def _description(module: Any, config: Any) -> Description | None:  # noqa: ANN401 - a module
+    """What a section's driver says of its robot by its settings; None for what is no driver."""
+    return module.description(config) if hasattr(module, "description") else None
+
+
 def check_inputs(configs: Mapping[str, tuple[Any, Any]]) -> None:
     """Compare every policy of a system with the cameras that it is given and the drivers' states.
 
@@ -68,9 +114,10 @@ def check_inputs(configs: Mapping[str, tuple[Any, Any]]) -> None:
         BundleError: a bundle's manifest cannot be read.
     """
     drivers = {
-        name: config.state_names
-        for name, (_, config) in configs.items()
-        if isinstance(config, DriverConfig) and config.state_names
+        name: names
+        for name, (module, config) in configs.items()
+        if isinstance(config, DriverConfig)
+        if (names := _state_names(module, config))
     }
     problems: list[str] = []
     for section, (module, config) in configs.items():
@@ -88,6 +135,11 @@ def check_inputs(configs: Mapping[str, tuple[Any, Any]]) -> None:
                 problems.append(f"{driver}.state_names: {error}")
     if problems:
         raise ConfigError("; ".join(problems))
+
+
+def _state_names(module: Any, config: DriverConfig) -> tuple[str, ...]:  # noqa: ANN401 - a module
+    robot = _description(module, config)
+    return config.state_names if robot is None else robot.state_names
 
 
 def check_task(configs: Mapping[str, tuple[Any, Any]], instruction: str) -> None:

@@ -47,6 +47,8 @@ class Program:
     """Without a report for so long it counts as hung, and is killed."""
     start_s: float = 120.0
     """And likewise if it is not ready so long after its start."""
+    stop_s: float = GRACE_S
+    """So long it may take to end when asked to: a driver goes to its safe pose."""
 
 
 class Child:

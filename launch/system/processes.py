@@ -8,6 +8,7 @@ configurations; imports a module only to start or check its process.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,15 @@ from typing import Any
 import msgspec
 
 from trimvla.launch.extras import install, missing_module
-from trimvla.launch.system.action_check import check_actions, check_inputs, check_task
-from trimvla.launch.system.child import Program
+from trimvla.launch.system.action_check import (
+    check_actions,
+    check_drivers,
+    check_inputs,
+    check_task,
+)
+from trimvla.launch.system.child import GRACE_S, Program
 from trimvla.launch.system.config import build, decode_file
-from trimvla.launch.system.own_process import OwnProcess
+from trimvla.launch.system.own_process import DRIVER, OwnDriver, OwnProcess
 from trimvla.launch.system.run_dirs import lock
 from trimvla.runtime.bus.run_dir import write_file
 
@@ -35,6 +41,8 @@ Sections = dict[str, dict[str, Any]]
 CONFIGS = Path(__file__).parent.parent / "configs"
 # keys of an own process's section that are no options of it
 OWN_FLAGS = {"matters": True, "restart": False}
+# likewise of a driver's: its class, and the Python of its environment
+DRIVER_KEYS = ("kind", "python")
 # settings by which a process itself gives up
 START_OPTIONS = ("start_timeout_s", "ready_timeout_s")
 START_MARGIN_S = 30.0  # for its imports, and for its own error to come first
@@ -64,7 +72,12 @@ class Process:
     @property
     def is_own(self) -> bool:
         """Whether it is the user's own: its name is module:attribute."""
-        return not self.module
+        return not self.module and self.name != DRIVER
+
+    @property
+    def is_driver(self) -> bool:
+        """Whether it is a driver, by its class."""
+        return self.name == DRIVER
 
     def load(self) -> ModuleType:
         """The module, imported.
@@ -154,6 +167,14 @@ PROCESSES = {
             "ArmConfig",
             "commands -> an arm without a world",
             "arm",
+            restart=False,
+        ),
+        Process(
+            DRIVER,
+            "trimvla.runtime.drivers.driver",
+            "DriverConfig",
+            "a robot's driver, by its class: `kind`, as `module:Class`",
+            "driver",
             restart=False,
         ),
         Process(
@@ -307,9 +328,9 @@ def _twice(sections: Sections) -> list[str]:
 def row_of(name: str, section: Mapping[str, Any]) -> Process:
     """The table's row for a section. Raises ConfigError where there is none."""
     kind = section.get("process", name)
-    if isinstance(kind, str) and kind in PROCESSES:
+    if isinstance(kind, str) and kind in PROCESSES and kind != DRIVER:
         return PROCESSES[kind]
-    if not isinstance(kind, str) or not is_own(kind):
+    if not isinstance(kind, str) or not (is_own(kind) or kind == DRIVER):
         known = f"one of {', '.join(PROCESSES)}, or module:attribute of your own"
         raise ConfigError(f"{name}: expected 'process' as {known}, got {kind!r}")
     flags = {key: section.get(key, default) for key, default in OWN_FLAGS.items()}
@@ -319,6 +340,17 @@ def row_of(name: str, section: Mapping[str, Any]) -> Process:
         )
     report = name.replace("{", "{{").replace("}", "}}")  # a name for `str.format`
     return Process(kind, "", "", "a process of your own", report, **flags)
+
+
+def python_of(name: str, section: Mapping[str, Any]) -> str:
+    """The Python that runs a process: a driver's may be of another environment, `python`."""
+    chosen = section.get("python") if row_of(name, section).is_driver else None
+    if chosen is None:
+        return sys.executable
+    if not isinstance(chosen, str) or not os.access(chosen, os.X_OK) or Path(chosen).is_dir():
+        words = "the path of a Python that can be run"
+        raise ConfigError(f"{name}.python: expected {words}, got {chosen!r}")
+    return chosen
 
 
 def configure(name: str, section: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -333,6 +365,12 @@ def configure(name: str, section: Mapping[str, Any]) -> tuple[Any, Any]:
             " name"
         )
     process = row_of(name, section)
+    if process.is_driver:
+        python_of(name, section)
+        driver = OwnDriver(section.get("kind"), name)
+        ours = ("process", *DRIVER_KEYS, *OWN_FLAGS)
+        settings = {key: value for key, value in section.items() if key not in ours}
+        return driver, build(driver.config, settings, name)
     if process.is_own:
         own = OwnProcess(process.name, name)
         settings = {
@@ -351,7 +389,7 @@ def commands(sections: Sections, run_dir: Path, log_format: str = "text") -> dic
     path = run_dir / SYSTEM_FILE
     lock(run_dir).close()  # another system's file stays: its processes may still be started again
     write_file(path, msgspec.msgpack.encode(sections))
-    program = [sys.executable, "-m", "trimvla.launch.cli", "process"]
+    program = ["-m", "trimvla.launch.cli", "process"]
     options = [
         "--system",
         str(path),
@@ -361,7 +399,10 @@ def commands(sections: Sections, run_dir: Path, log_format: str = "text") -> dic
         "--log-format",
         log_format,
     ]
-    return {name: [*program, name, *options] for name in sections}
+    return {
+        name: [python_of(name, section), *program, name, *options]
+        for name, section in sections.items()
+    }
 
 
 def check_system(sections: Sections, instruction: str | None = None) -> None:
@@ -374,6 +415,7 @@ def check_system(sections: Sections, instruction: str | None = None) -> None:
     """
     configs = {name: configure(name, section) for name, section in sections.items()}
     check_actions(configs)
+    check_drivers(configs)
     check_inputs(configs)
     if instruction is not None:
         check_task(configs, instruction)
@@ -402,4 +444,8 @@ def _program(name: str, argv: Sequence[str], section: Mapping[str, Any]) -> Prog
             *(float(section[key]) + START_MARGIN_S for key in START_OPTIONS if key in section),
         ]
     )
-    return Program(name, argv, row.order, owner, row.matters, row.restart, row.silent_s, start_s)
+    _, config = configure(name, section)
+    stop_s = getattr(config, "safe_pose_s", 0.0) + GRACE_S
+    return Program(
+        name, argv, row.order, owner, row.matters, row.restart, row.silent_s, start_s, stop_s
+    )

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from trimvla.launch.system.child import GRACE_S, Child, ManagedProcess, Program
+from trimvla.launch.system.child import Child, ManagedProcess, Program
 from trimvla.launch.system.run_dirs import lock
 from trimvla.runtime.bus.claim import sweep
 from trimvla.runtime.bus.messages import Health, Report
@@ -136,13 +136,7 @@ class Supervisor:
         if self._lock is None:
             return
         for order in sorted({post.program.order for post in self.posts}, reverse=True):
-            self._stop(
-                [
-                    post.child
-                    for post in self.posts
-                    if post.program.order == order and post.child is not None
-                ]
-            )
+            self._stop([post for post in self.posts if post.program.order == order])
         self._health.close()
         self._reports.close()
         sweep(self._run_dir)
@@ -153,12 +147,13 @@ class Supervisor:
             self._lock.close()
             self._lock = None
 
-    def _stop(self, children: Sequence[Child]) -> None:
-        for child in children:
+    def _stop(self, posts: Sequence[ManagedProcess]) -> None:
+        running = [(post.child, post.program.stop_s) for post in posts if post.child is not None]
+        for child, _ in running:
             child.request_stop()
-        deadline = time.monotonic() + GRACE_S
-        for child in children:
-            if not child.wait(deadline):
+        asked = time.monotonic()
+        for child, stop_s in sorted(running, key=lambda each: each[1]):
+            if not child.wait(asked + stop_s):
                 child.terminate()
 
     def _start_next(self) -> None:

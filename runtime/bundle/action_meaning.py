@@ -1,4 +1,5 @@
-"""What the numbers of an action mean: the kind of each dimension and the rows a second.
+"""What the numbers of an action mean: the kind of each dimension and the rows a second; also their
+names and units, where they have any.
 
 Pure: two sides, compared.
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, zip_longest
 
 from trimvla.runtime.bundle.manifest import ActionKind, ActionSpec
 
@@ -28,14 +29,22 @@ class ActionMeaning:
 
     kinds: tuple[ActionKind, ...]
     hz: float
+    names: tuple[str, ...] = ()
+    """Of the dimensions; empty where they are not named."""
+    units: tuple[str, ...] = ()
+    """Likewise."""
 
     def __str__(self) -> str:
-        return f"{describe(self.kinds)} at {self.hz:g} Hz"
+        if not (self.names or self.units):
+            return f"{describe(self.kinds)} at {self.hz:g} Hz"
+        columns = zip_longest(self.names, self.units, self.kinds, fillvalue="")
+        rows = [" ".join(word for word in row if word) for row in columns]
+        return f"[{', '.join(rows)}] at {self.hz:g} Hz"
 
 
 def meaning_of(action: ActionSpec) -> ActionMeaning:
     """What a bundle's actions mean."""
-    return ActionMeaning(action.kinds, action.control_hz)
+    return ActionMeaning(action.kinds, action.control_hz, action.names, action.units)
 
 
 def describe(kinds: Sequence[ActionKind]) -> str:

@@ -110,6 +110,8 @@ class StateSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     epsilon: float = 0.0
     """Added to the divisor: std, or (mean_std apart) what lies between the limits."""
     into: Literal["tensor", "text"] = "tensor"
+    units: tuple[str, ...] = ()
+    """Of the numbers, such as `deg`; empty where they are not known. Compared with the robot's."""
     bins: int | None = None
     """For text: -1 to 1 in as many equal bins; a number is the index of its bin, -1 below all of
     them.
@@ -139,6 +141,12 @@ class ActionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Added to the factor: std, or what lies between the limits."""
     noise: bool = True
     """The policy starts from noise; False: the same observation has the same actions always."""
+    names: tuple[str, ...] = ()
+    """Of the `dim` numbers, such as `elbow_flex.pos`; empty where they are not known. Compared
+    with the robot's before it is armed, as the next.
+    """
+    units: tuple[str, ...] = ()
+    """Of the numbers, such as `deg` or `rad`."""
 
     @property
     def sampled_dim(self) -> int:

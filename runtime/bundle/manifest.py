@@ -226,6 +226,13 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     action = manifest.action
     if len(action.kinds) != action.dim:
         yield f"expected {action.dim} entries for 'action.kinds', got {len(action.kinds)}"
+    for field in ("names", "units"):
+        given = getattr(action, field)
+        if given and len(given) != action.dim:
+            words = f"{action.dim} entries for 'action.{field}', or none"
+            yield f"expected {words}, got {len(given)}"
+    if len(set(action.names)) != len(action.names):
+        yield f"expected names that differ for 'action.names', got {list(action.names)}"
     if action.sampled_dim < action.dim:
         yield f"expected at least {action.dim} for 'action.padded_dim', got {action.padded_dim}"
     if manifest.prompt is not None:
@@ -260,6 +267,8 @@ def _state_problems(manifest: Manifest) -> Iterator[str]:
         return
     if state.names and len(state.names) != state.dim:
         yield f"expected {state.dim} entries for 'state.names', or none, got {len(state.names)}"
+    if state.units and len(state.units) != state.dim:
+        yield f"expected {state.dim} entries for 'state.units', or none, got {len(state.units)}"
     if state.padded < state.dim:
         yield f"expected at least {state.dim} for 'state.padded', got {state.padded}"
     if as_text and state.bins is None:

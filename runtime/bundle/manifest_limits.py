@@ -109,6 +109,7 @@ def _state(manifest: Manifest) -> Iterator[str]:
         return
     for index, name in enumerate(state.names):
         yield from _text(f"'state.names[{index}]'", name, 128)
+    yield from _words("state.units", state.units, MAX_STATE)
 
 
 def _action(manifest: Manifest) -> Iterator[str]:
@@ -123,6 +124,8 @@ def _action(manifest: Manifest) -> Iterator[str]:
             f" {action.control_hz}"
         )
     yield from _text("'action.statistics_key'", action.statistics_key, 256)
+    yield from _words("action.names", action.names, MAX_DIM)
+    yield from _words("action.units", action.units, MAX_DIM)
 
 
 def _prompt(prompt: PromptSpec) -> Iterator[str]:
@@ -215,6 +218,16 @@ def _files(manifest: Manifest) -> Iterator[str]:
 def _range(field: str, value: Any, low: float, high: float) -> Iterator[str]:  # noqa: ANN401 - a number, whoever made it
     if not low <= value <= high:
         yield f"expected {low} to {high} for '{field}', got {value}"
+
+
+def _words(field: str, words: tuple[str, ...], most: int) -> Iterator[str]:
+    """Names or units of numbers; a unit may be empty."""
+    if len(words) > most:
+        yield f"expected at most {most} entries of '{field}', got {len(words)}"
+        return
+    for index, word in enumerate(words):
+        if word or not field.endswith("units"):
+            yield from _text(f"'{field}[{index}]'", word, 128)
 
 
 def _text(field: str, value: str, longest: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from trimvla.runtime.bundle.description import Description
 from trimvla.runtime.bundle.manifest import ActionKind
 
 SCHEMA_VERSION = 1
@@ -68,11 +69,13 @@ class JointState(Message, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """
 
     position: Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_DIM)]
-    """Per joint or tool coordinate [rad or m]."""
+    """Per joint or tool coordinate [rad or m, or as `description` names it]."""
     gripper: float
     """1 = open, 0 = closed."""
     names: Annotated[tuple[Text, ...], msgspec.Meta(max_length=MAX_DIM)] = ()
     """Of the positions, in order; empty where the robot does not name them."""
+    description: Description | None = None
+    """What the robot takes and gives. With it control compares bundle and limits before it arms."""
 
     def __post_init__(self) -> None:
         if self.names and len(self.names) != len(self.position):
@@ -121,6 +124,10 @@ class ActionChunk(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Rows per second."""
     kinds: Annotated[tuple[ActionKind, ...], msgspec.Meta(max_length=MAX_DIM)] = ()
     """What each of the D dimensions means; empty only in recordings from before chunks named it."""
+    names: Annotated[tuple[Text, ...], msgspec.Meta(max_length=MAX_DIM)] = ()
+    """Of the D dimensions; empty where the bundle does not name them."""
+    units: Annotated[tuple[Text, ...], msgspec.Meta(max_length=MAX_DIM)] = ()
+    """Likewise."""
     statistics_key: Text = ""
     """Whose statistics the actions were un-normalised with."""
     valid_rows: Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS)]

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimvla.runtime.bundle.action_meaning import ActionMeaning, disagreement
+from trimvla.runtime.bundle.description import Description, unlike_bundle, unlike_control
 from trimvla.runtime.bundle.manifest import ActionKind
 from trimvla.runtime.bus.messages import (
     ActionChunk,
@@ -149,7 +150,12 @@ class Controller:
         self._served: tuple[int, str, int] | None = None
         """Episode, instruction and start of the live task."""
         self._foreign = ""
-        """Why the newest chunk for the task is of another meaning; empty if it is not."""
+        """Why the newest chunk for the task is of another meaning, or the robot is another than
+        configured; empty if all is the same.
+        """
+        self._robot: Description | None = None
+        self._robot_problem = ""
+        """Why the robot that was last described is not the one that is configured here."""
         self._last: NDArray[np.float64] | None = None
         """The last command, and the episode that it was for; none before the first."""
         self._last_episode = 0
@@ -215,7 +221,7 @@ class Controller:
         """The task, and the chunks that serve it."""
         live = inputs.task if inputs.task is not None and inputs.task.active else None
         self._serve(live)
-        self._foreign = ""
+        self._foreign = self._check_robot(inputs.robot)
         if live is not None and inputs.chunk is not None and inputs.chunk.serves(live):
             self._take(inputs.chunk, tick_ns)
         if inputs.refusal is not None and inputs.refusal.since_ns is not None:
@@ -224,11 +230,23 @@ class Controller:
 
     def _take(self, chunk: ActionChunk, now_ns: int) -> None:
         """A chunk for the task: one whose numbers mean something else is never commanded."""
-        self._foreign = disagreement(
-            self._config.meaning, ActionMeaning(chunk.kinds, chunk.control_hz)
-        )
+        got = ActionMeaning(chunk.kinds, chunk.control_hz, chunk.names, chunk.units)
+        self._foreign = self._foreign or disagreement(self._config.meaning, got)
+        if not self._foreign and self._robot is not None:
+            self._foreign = unlike_bundle(self._robot, got)
         if not self._foreign:
             self._queue.push(chunk, now_ns)
+
+    def _check_robot(self, state: JointState | None) -> str:
+        """Why the robot is not the one that is configured here, by its driver's description."""
+        described = None if state is None else state.description
+        if described is not None and described != self._robot:
+            limits = self._config.limits
+            self._robot = described
+            self._robot_problem = unlike_control(
+                described, self._config.meaning, limits.low, limits.high
+            )
+        return self._robot_problem
 
     def _serve(self, task: Task | None) -> None:
         """Drop what was made for another task or instruction.

@@ -193,6 +193,8 @@ class PolicyLoop:
             actions=tuple(map(tuple, result.actions.tolist())),
             control_hz=self._meaning.hz,
             kinds=self._meaning.kinds,
+            names=self._meaning.names,
+            units=self._meaning.units,
             statistics_key=self._statistics_key,
             valid_rows=min(self._config.valid_rows, len(result.actions)),
             produced_ns=produced_ns,

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from trimvla.runtime.bundle.description import unlike_state
 from trimvla.runtime.bundle.inputs_and_output import StateSpec
 from trimvla.runtime.bundle.manifest import Manifest
 from trimvla.runtime.bus.messages import Frame, FrameReference, JointState
@@ -100,6 +101,9 @@ class RobotInputs:
         views = self.views or {ONLY: config.camera}
         frames = {view: joined.frames[camera] for view, camera in views.items()}
         state, names = state_of(joined.state, self.state)
+        robot = None if joined.state is None else joined.state.description
+        if robot is not None and (problem := unlike_state(robot, self.state)):
+            raise ObservationError(problem)
         images = {view: frame.image for view, frame in frames.items()}
         return Seen(
             Observation(images, joined.task.instruction, state, names),
