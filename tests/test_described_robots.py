@@ -29,7 +29,7 @@ from trimvla.runtime.clock import monotonic_ns
 from trimvla.runtime.control import process as control
 from trimvla.runtime.control.controller import ControlConfig
 from trimvla.runtime.control.safety import Limits
-from trimvla.runtime.drivers.contract import Witness
+from trimvla.runtime.drivers.contract import CallRecorder
 from trimvla.runtime.drivers.driver import Driver, DriverConfig
 from trimvla.runtime.drivers.loop import drive
 from trimvla.runtime.errors import BundleError, ConfigError
@@ -111,12 +111,12 @@ def running(target, *args, **kwargs) -> Iterator[threading.Event]:
         thread.join()
 
 
-def commanded(case: Case, run_dir: Path, until: str) -> tuple[Witness, str]:
+def commanded(case: Case, run_dir: Path, until: str) -> tuple[CallRecorder, str]:
     """Task and chunks for a control loop and a driver, until control's report has these words or
     the arm was written to.
     """
     config = ThreeConfig()
-    witness = Witness(Three(config))
+    witness = CallRecorder(Three(config))
     settings = ControlConfig(limits(case), case.kinds, case.hz)
     reason = ""
     with (

@@ -16,7 +16,7 @@ from trimvla.runtime.bus.messages import Command, Deadman, EStop, Report
 from trimvla.runtime.bus.sockets import Publisher, Subscriber
 from trimvla.runtime.bus.topics import report, topic
 from trimvla.runtime.clock import monotonic_ns
-from trimvla.runtime.drivers.contract import Witness, check_driver
+from trimvla.runtime.drivers.contract import CallRecorder, check_driver
 from trimvla.runtime.drivers.driver import Driver, DriverConfig
 from trimvla.runtime.drivers.loop import drive
 from trimvla.runtime.errors import ConfigError
@@ -134,7 +134,7 @@ class Bench:
     """One driver in a thread, with the desk of a person beside it."""
 
     def __init__(self, driver: Driver, run_dir: Path, config: DriverConfig = QUICK) -> None:
-        self.witness = Witness(driver)
+        self.witness = CallRecorder(driver)
         self.stop = threading.Event()
         self.run_dir = run_dir
         self._thread = threading.Thread(target=self._drive, args=(config,))

@@ -95,7 +95,7 @@ class ExportOptions(PlanCounts, Options):
     def action(
         self,
     ) -> tuple[float | None, tuple[ActionKind, ...], tuple[str, ...], tuple[str, ...]]:
-        """What is said of the action, as `export.inputs.with_action` takes it."""
+        """What is given of the action, as `export.inputs.with_action` takes it."""
         return self.control_hz, self.kinds, self.names, self.units
 
     def outputs(self) -> tuple[Output, ...]:

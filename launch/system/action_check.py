@@ -98,7 +98,7 @@ def check_drivers(configs: Mapping[str, tuple[Any, Any]]) -> None:
 
 
 def _description(module: Any, config: Any) -> Description | None:  # noqa: ANN401 - a module
-    """What a section's driver says of its robot by its settings; None for what is no driver."""
+    """A section's robot as its driver describes it by its settings; None for what is no driver."""
     return module.description(config) if hasattr(module, "description") else None
 
 

@@ -86,7 +86,7 @@ class OwnDriver:
         drive(self._driver(config), config, run_dir, stop, name=self._name)
 
     def description(self, config: DriverConfig) -> Description | None:
-        """What its settings alone say of the robot; None where only the connected one knows.
+        """The robot by its settings alone; None where only the connected one knows.
 
         Raises ConfigError where settings and description contradict each other.
         """

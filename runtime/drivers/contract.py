@@ -39,7 +39,7 @@ class Call:
     action: tuple[float, ...] = ()
 
 
-class Witness(Driver):
+class CallRecorder(Driver):
     """A driver that notes what another one is asked to do, and passes it on."""
 
     def __init__(self, driver: Driver) -> None:
@@ -129,7 +129,7 @@ def check_driver(
         'publishes its state at the rate of state_hz, with times of the reading'
     """
     safe_after_s = min(config.safe_after_s, config.watchdog_s + SAFE_AFTER_S)
-    check = _Check(Witness(driver), replace(config, safe_after_s=safe_after_s), run_dir)
+    check = _Check(CallRecorder(driver), replace(config, safe_after_s=safe_after_s), run_dir)
     if before is not None:
         before(run_dir)
     return check.run()
@@ -138,7 +138,7 @@ def check_driver(
 class _Check:
     """One driver under examination."""
 
-    def __init__(self, witness: Witness, config: DriverConfig, run_dir: Path) -> None:
+    def __init__(self, witness: CallRecorder, config: DriverConfig, run_dir: Path) -> None:
         self._witness = witness
         self._config = config
         self._run_dir = run_dir
@@ -268,7 +268,7 @@ class _Check:
         self._pass(f"goes to its safe pose {when}, within its limits and its speed")
 
     def _end(self) -> None:
-        """Obeyed again after the pose, then told to stop."""
+        """Obeyed again after the pose, then stopped."""
         self._move()
         self._witness.calls.clear()
         self._stop.set()

@@ -142,7 +142,7 @@ class Driver(ABC):
 
 
 def described(driver: Driver, config: DriverConfig) -> tuple[Description, bool]:
-    """The description of a connected driver, or what its settings say in its place; and which.
+    """The description of a connected driver, or its settings in its place; and which.
 
     Raises ConfigError where the settings contradict the description.
     """
@@ -156,7 +156,7 @@ def described(driver: Driver, config: DriverConfig) -> tuple[Description, bool]:
 
 
 def check_settings(config: DriverConfig, own: Description) -> None:
-    """Raise ConfigError where settings contradict what the driver says of its robot."""
+    """Raise ConfigError where settings contradict the driver's description of its robot."""
     if config.kinds not in (SIX_DELTAS_AND_GRIPPER, own.kinds):
         raise ConfigError(
             f"expected 'kinds' as the driver describes them, {list(own.kinds)}, or none, got"

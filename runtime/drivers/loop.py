@@ -248,7 +248,7 @@ class _Loop:
         self._driver.hold()
 
     def _held_back(self) -> bool:
-        """Whether a person's switch, where there is one, says that nothing may move."""
+        """Whether a person's switch, where there is one, lets nothing move."""
         button = stop_button(self._inputs["estop"])
         if isinstance(button, EStop) and button.pressed:
             return True

@@ -1,8 +1,8 @@
 """A simulated arm without a world: a driver like any other, with faults.
 
-It integrates deltas, and lies about itself, or does not move, as its switch says. What every driver
-owes its robot is `runtime.drivers`. Knows no image and no policy. `sim.robots.robot` is the same
-behind a world with things on a table.
+It integrates deltas, and lies about itself, or does not move, as its switch is set. What every
+driver owes its robot is `runtime.drivers`. Knows no image and no policy. `sim.robots.robot` is the
+same behind a world with things on a table.
 """
 
 from __future__ import annotations
