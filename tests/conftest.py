@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,18 @@ settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def _handle_what_is_ignored() -> None:
+    """Under `nohup`, or behind a shell's `&`, signals are ignored, and children inherit that: what
+    tests send them would end nobody. A handler that does nothing is not inherited.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+_handle_what_is_ignored()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

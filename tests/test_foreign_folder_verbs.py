@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests import shared_exports
 from trimvla.launch.cli import main
 from trimvla.launch.exporting.policy_source import policy_of_bundle
 from trimvla.policies.families import parse_config
@@ -37,9 +38,7 @@ def exported(
 ) -> tuple[Path, Path]:
     """A folder, and the bundle that `trimvla export` made of it."""
     folder = fixture(shared_dir, request.param)
-    bundle = tmp_path_factory.mktemp("bundles") / "mine"
-    assert main(["export", str(folder), "--out", str(bundle)]) == 0
-    return folder, bundle
+    return folder, shared_exports.exported(folder, tmp_path_factory)
 
 
 def test_a_bundle_of_a_folder_is_verified_against_it(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimvla.launch.exporting.work import ExportArgs, export
+from tests import shared_exports
 from trimvla.runtime.errors import ObservationError, PromptError
 from trimvla.runtime.inference.policy import Policy
 from trimvla.runtime.preprocess.observation import Observation
@@ -31,9 +31,7 @@ def stored(fixture: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def policy(fixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    out = tmp_path_factory.mktemp("pi0") / "pi0-tiny"
-    assert export(ExportArgs(source=fixture, out=out)).ok
-    return Policy.load(out)
+    return Policy.load(shared_exports.exported(fixture, tmp_path_factory))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import pytest
 
 pytest.importorskip("mcap")
 
-from tests import several_cameras_bundle
+from tests import several_cameras_bundle, shared_exports
 from tests.groot_client import GrootClient
 from tests.several_cameras_bundle import CAMERAS, STATE_NAMES
 from trimvla.launch import cli
@@ -115,12 +115,11 @@ def tiny_robot(home: Path) -> Robot:
     return Robot(bundle, "stack the red cube", CAMERAS, state, names, gripper=True)
 
 
-def smolvla_robot(home: Path, shared: Path) -> Robot:
+def smolvla_robot(shared: Path, factory: pytest.TempPathFactory) -> Robot:
     folder = shared / "fixtures" / "smolvla_tiny_a"
     if not folder.is_dir():
         pytest.skip("the reference fixture smolvla_tiny_a is not here")
-    bundle = home / "smolvla"
-    assert not cli.main(["export", str(folder), "--out", str(bundle)])
+    bundle = shared_exports.exported(folder, factory)
     with np.load(folder / "reference.npz") as stored:
         state = stored["in/observation.state"].astype(np.float64)
     return Robot(bundle, "put the green block on the blue plate", ("camera1", "camera2"), state)
@@ -128,10 +127,9 @@ def smolvla_robot(home: Path, shared: Path) -> Robot:
 
 @pytest.fixture(scope="module", params=["tiny", pytest.param("smolvla", marks=pytest.mark.slow)])
 def robot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Robot:
-    home = tmp_path_factory.mktemp(request.param)
     if request.param == "tiny":
-        return tiny_robot(home)
-    return smolvla_robot(home, request.getfixturevalue("shared_dir"))
+        return tiny_robot(tmp_path_factory.mktemp(request.param))
+    return smolvla_robot(request.getfixturevalue("shared_dir"), tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
