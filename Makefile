@@ -34,6 +34,8 @@ READY := .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle threads sleep instead of spinning: cameras, policy and control share the cores.
 export OMP_WAIT_POLICY := PASSIVE
+# Each process that a test starts would compile all its modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test test-simpler train bench gpu-bench evaluation pages docs lint clean
 .DEFAULT_GOAL := demo
