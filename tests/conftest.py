@@ -7,12 +7,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.turns import turn
 from trimvla.sim.rendering import choose_renderer
 
 choose_renderer()  # before anything imports mujoco
@@ -58,6 +59,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs minutes: run with --slow or CI=true"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Where other workers run beside it, a test marked `alone` waits for them, and they for it."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    run = Path(str(item.config.getoption("basetemp"))).parent  # a worker's own is inside the run's
+    with turn(run, alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

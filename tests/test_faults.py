@@ -229,6 +229,7 @@ def test_a_robot_is_safe_when_its_policy_lies(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_robot_is_safe_whatever_breaks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -226,7 +226,9 @@ def test_an_action_that_was_decided_before_the_stop_is_not_sent_after_it(tmp_pat
     )
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "times", [4, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.alone])]
+)
 def test_a_control_process_that_was_stopped_sends_no_action_of_an_old_image(
     tmp_path: Path, times: int
 ):
