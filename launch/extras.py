@@ -13,12 +13,13 @@ import importlib.util
 #   module -> the extras that bring it, the smallest first; none: the base install does
 BROUGHT_BY: dict[str, tuple[str, ...]] = {
     "PIL": (),
+    "av": ("dataset",),
     "cv2": ("camera", "sim"),
     "cuda": ("tensorrt", "tensorrt-rtx"),
     "gymnasium": ("sim", "train", "simpler"),
     "mani_skill": ("simpler",),
     "matplotlib": ("train",),
-    "mcap": ("record", "inspect"),
+    "mcap": ("record", "dataset", "inspect"),
     "msgspec": (),
     "mujoco": ("sim", "train", "simpler"),
     "numpy": (),
@@ -29,6 +30,7 @@ BROUGHT_BY: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino",),
     "prometheus_client": ("metrics",),
     "ray": ("ray",),
+    "pyarrow": ("dataset",),
     "rerun": ("inspect",),
     "rich": (),
     "safetensors": ("export", "train"),

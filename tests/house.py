@@ -82,6 +82,7 @@ LAUNCH = (
     "launch.ablation",
     "launch.evaluation",
     "launch.faults",
+    "launch.datasets",
     "launch.demo",
     "launch.load",
     "launch.motion",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -42,6 +43,15 @@ class Args(EnvArgs):
 
     margin: float = 0.05
     """How much lower than the reference's the success rate may be; 0.05 is five points."""
+
+    data: Path | None = None
+    """Instead of playing: a LeRobot data set (v3.0 or v2.1, docs/guides/data-sets.md). At every
+    --execute-th row the bundle sees what was recorded, and its actions are compared with the
+    recorded ones.
+    """
+
+    views: tuple[str, ...] = ()
+    """With --data: POLICY=SET, once for each camera that the data set calls otherwise."""
 
     env: str = "tabletop"
     """The environment: tabletop, simpler:TASK (ManiSkill 3), simpler_env:TASK (the original
@@ -148,12 +158,34 @@ class Args(EnvArgs):
                 f"expected --latency for --chunks {self.chunks}: a simulator that waits has no late"
                 " chunk"
             )
+        wrong += list(self._data_problems())
         if self.film is not None and self.out is None:
             wrong.append("expected --out for --film: the folder of the films")
         if self.film is not None and not all(word.isdigit() for word in self.film.split(",")):
             wrong.append(f"expected numbers as in 0,3 for --film, got {self.film!r}")
         if wrong:
             raise ConfigError("; ".join(wrong))
+
+    def _data_problems(self) -> Iterator[str]:
+        """What does not go together with --data, or needs it."""
+        if self.data is None:
+            if self.views:
+                yield "expected --data for --views: cameras of a data set"
+            return
+        if not all(word.count("=") == 1 and all(word.split("=")) for word in self.views):
+            yield f"expected POLICY=SET for --views, got {list(self.views)}"
+        playing = ("against", "rungs", "latency", "chunks", "film", "ray", "workers", "votes")
+        given = [name for name in playing if getattr(self, name)]
+        if self.policy != "bundle" or self.env != "tabletop":
+            given.append("policy" if self.policy != "bundle" else "env")
+        if given:
+            options = ", ".join(f"--{name}" for name in given)
+            yield f"expected no {options} with --data: nothing is played there"
+
+    @property
+    def view_names(self) -> dict[str, str]:
+        """The policy's name of a camera -> the data set's."""
+        return {name: there for name, _, there in (word.partition("=") for word in self.views)}
 
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""

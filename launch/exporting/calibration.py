@@ -37,6 +37,12 @@ def find_calibration(
         return calibration_from_recording(
             named, cfg, load_tokenizer(tokenizer, error=ConfigError), frames, seed
         )
+    if named is not None and is_data_set(named):
+        from trimvla.launch.exporting.data_set_frames import calibration_from_data_set
+
+        return calibration_from_data_set(
+            named, cfg, load_tokenizer(tokenizer, error=ConfigError), frames, seed
+        )
     if named is not None:
         return load_calibration(named, cfg)
     shards = sorted(source.glob(SHARDS))
@@ -53,6 +59,11 @@ def find_calibration(
     return calibration_from_shards(
         shards, cfg, lambda: load_tokenizer(tokenizer, error=ConfigError), frames, seed
     )
+
+
+def is_data_set(path: Path) -> bool:
+    """Whether a path is a folder that should be a LeRobot data set: one without shards."""
+    return path.is_dir() and ((path / "meta").is_dir() or not any(path.glob("*.npz")))
 
 
 def simulate(

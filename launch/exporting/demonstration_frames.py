@@ -9,7 +9,7 @@ runtime's preprocessing; knows no family.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from trimvla.runtime.bundle.action_statistics import chosen_state
 from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput
 from trimvla.runtime.errors import ConfigError, ObservationError, PromptError
 from trimvla.runtime.preprocess.letterbox import images_tensor
+from trimvla.runtime.preprocess.observation import Observation
 from trimvla.runtime.preprocess.prompts import Prompter
 from trimvla.runtime.preprocess.state import check_state, state_text, state_vector
 
@@ -86,6 +87,22 @@ class Reader:
                 yield self.sample(images, str(texts[row]), state)
             except (ObservationError, PromptError) as error:
                 raise ConfigError(f"{path}: row {row}: {error}") from error
+
+    def frames(self, seen: Iterable[Observation], where: str) -> Frames:
+        """Observations as tensors; `where` is for errors.
+
+        Raises ConfigError for one that the policy cannot take.
+        """
+        samples: list[Sample] = []
+        for each in seen:
+            try:
+                state = None if each.state is None else np.asarray(each.state)
+                samples.append(self.sample(dict(each.images), each.instruction, state))
+            except (ObservationError, PromptError) as error:
+                raise ConfigError(f"{where}: {error}") from error
+        if not samples:
+            raise ConfigError(f"{where}: expected at least one frame, got none")
+        return Frames(tuple(samples))
 
     def images_of(self, path: Path, camera: str, rows: int) -> np.ndarray:
         """A camera's array uint8[rows, h, w, 3]."""

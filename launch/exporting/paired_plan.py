@@ -6,11 +6,13 @@ Knows the table of families; the measuring is the family's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
+from trimvla.launch.exporting.calibration import RECORDINGS, is_data_set
 from trimvla.launch.exporting.demonstration_frames import Frames, Reader, draw_frames
 from trimvla.launch.exporting.policy_source import build_policy, is_official, open_source
 from trimvla.policies.checkpoint import Checkpoint
@@ -20,11 +22,13 @@ from trimvla.policies.trimming.importance import most_important
 from trimvla.policies.trimming.outputs import Outputs
 from trimvla.policies.trimming.own import find_criterion, use_selector
 from trimvla.policies.trimming.planner import Request
+from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput
 from trimvla.runtime.bundle.manifest import PromptSpec
 from trimvla.runtime.bundle.plan import Plan, Provenance
 from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
 from trimvla.runtime.bundle.vision_plan import VisionPlan
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.preprocess.observation import Observation
 from trimvla.runtime.preprocess.prompts import Prompter
 
 SHARDS = "*.npz"
@@ -100,11 +104,17 @@ def paired_plan(
 
 
 def frames_of(opened: Checkpoint, shards: list[Path], count: int, seed: int) -> Frames:
-    """Frames of shards as the policy's tensors. ConfigError without a tokenizer."""
+    """Frames of shards, of a LeRobot data set or of a recording as the policy's tensors.
+
+    ConfigError without a tokenizer.
+    """
     described = family_of(opened.cfg).describe(opened, Plan())
     prompt = described.prompt
     prompter = None if prompt is None else _prompter(opened, prompt)
-    return draw_frames(Reader(opened, described, prompter), shards, count, seed)
+    reader = Reader(opened, described, prompter)
+    if len(shards) == 1 and (seen := drawn_from(shards[0], described, count, seed)) is not None:
+        return reader.frames(seen, str(shards[0]))
+    return draw_frames(reader, shards, count, seed)
 
 
 def _prompter(opened: Checkpoint, prompt: PromptSpec) -> Prompter:
@@ -114,12 +124,30 @@ def _prompter(opened: Checkpoint, prompt: PromptSpec) -> Prompter:
     return Prompter(load_tokenizer(opened.tokenizer, error=ConfigError), prompt)
 
 
+def drawn_from(
+    named: Path, described: InputsAndOutput, count: int, seed: int
+) -> Iterable[Observation] | None:
+    """What the policy sees in a data set or a recording, drawn; None for a shard."""
+    if is_data_set(named):
+        from trimvla.launch.exporting.data_set_frames import observations_from_data_set
+
+        return observations_from_data_set(named, described, count, seed)
+    if named.suffix in RECORDINGS:
+        from trimvla.launch.exporting.recorded_frames import observations_from_recording
+
+        return observations_from_recording(named, described, count, seed)
+    return None
+
+
 def find_shards(named: Path | None, source: Path) -> list[Path]:
     """The shard or folder of shards that is named, else those of the source's demonstrations."""
     if named is None:
         return sorted((source / "demos").glob(SHARDS))
+    if is_data_set(named):
+        return [named]
     if named.is_dir():
         return sorted(named.glob(SHARDS))
     if not named.is_file():
-        raise ConfigError(f"expected a shard of demonstrations for --calibration, got {named}")
+        words = "a shard of demonstrations, a LeRobot data set or a recording"
+        raise ConfigError(f"expected {words} for --calibration, got {named}")
     return [named]

@@ -40,9 +40,10 @@ class Args(PlanCounts, EnvArgs):
     """
 
     calibration: Path | None = None
-    """Calibration data, or a recording (*.mcap) whose frames were seen while a task was held
-    (default: frames of the run folder's demonstrations; for a tabletop bundle, of fresh ones). For
-    pi0, pi0.5 and SmolVLA: a shard of demonstrations (*.npz) or a folder of them.
+    """Calibration data, a recording (*.mcap) whose frames were seen while a task was held, or the
+    folder of a LeRobot data set (docs/guides/data-sets.md). Default: frames of the run folder's
+    demonstrations; for a tabletop bundle, of fresh ones. For pi0, pi0.5 and SmolVLA: a recording,
+    a data set, a shard of demonstrations (*.npz) or a folder of them.
     """
 
     env: str | None = None

@@ -4,13 +4,16 @@ Rate, interval and the outcome of every seed.
 
 With `--against` a second bundle, the reference, plays the same seeds in turn, and the two are
 compared; with `--rungs` several do, as a ladder. With `--latency` the time that a policy takes to
-think is charged to the simulated clock.
+think is charged to the simulated clock. With `--data` nothing is played: the bundle's actions are
+compared with those of a data set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from trimvla.launch.datasets.report import run_over_data
+from trimvla.launch.datasets.results import DataEvalResult
 from trimvla.launch.evaluation.match import prepare
 from trimvla.launch.evaluation.options import Args
 from trimvla.launch.evaluation.play import play
@@ -30,13 +33,15 @@ from trimvla.sim.evaluation.motion_pairs import motion_words
 from trimvla.sim.evaluation.success import Success
 
 
-def run(args: Args) -> EvalResult:
+def run(args: Args) -> EvalResult | DataEvalResult:
     """Play the episodes with a progress bar; the candidate's success in the first condition.
 
     With a reference also its own success and the comparison; with several bundles or latencies a
     curve, one row for each of both.
     """
     terminate_as_interrupt()
+    if args.data is not None:
+        return run_over_data(args)
     check_same_task(list(args.names.values()))
     match = prepare(args)
     rounds = play(args, match)

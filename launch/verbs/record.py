@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from trimvla.launch.datasets.results import DataSetResult
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.launch.system.client import SystemClient
@@ -22,6 +23,7 @@ from trimvla.runtime.bus.run_dir import check_run_dir
 from trimvla.runtime.errors import ConfigError, RecordingError
 from trimvla.runtime.record import recorder
 from trimvla.runtime.record.recorder import RecorderConfig
+from trimvla.runtime.record.recording import Recording
 
 FIND_S = 10.0  # for sockets to appear
 SETTLE_S = 1.0  # without a new one, and all are there: a system that starts makes one after another
@@ -38,8 +40,15 @@ class Args(Options):
     file: Positional[Path]
     """The recording, usually *.mcap. It is called *.mcap.partial until it is complete."""
 
-    run_dir: Path
-    """Where the system's sockets are: the `--run-dir` of `trimvla run`."""
+    run_dir: Path | None = None
+    """Where the system's sockets are: the `--run-dir` of `trimvla run`. Left out with --lerobot:
+    then FILE is a recording that is there already.
+    """
+
+    lerobot: Path | None = None
+    """Also write a LeRobot data set (v3.0) of the recording to this folder: one row a command, one
+    episode a task (docs/guides/data-sets.md).
+    """
 
     cameras: tuple[str, ...] = ()
     """Which camera, once for each (default: all whose sockets are there)."""
@@ -47,23 +56,51 @@ class Args(Options):
     seconds: float | None = None
     """Stop after this time."""
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError where there is nothing to record."""
+        if self.run_dir is None and self.lerobot is None:
+            raise ConfigError("expected --run-dir: where the system's sockets are, got none")
+        if self.run_dir is None and (self.cameras or self.seconds is not None):
+            raise ConfigError("expected --run-dir with --cameras and --seconds, got none")
+
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""
-        return (Output("the recording", self.file),)
+        made = () if self.run_dir is None else (Output("the recording", self.file),)
+        return (*made, Output("--lerobot", self.lerobot, folder=True))
 
 
-def run(args: Args) -> RecordingResult:
+def run(args: Args) -> RecordingResult | DataSetResult:
+    """Record until stopped, and make a data set of it; what the file or the folder holds."""
+    if args.run_dir is None:
+        return data_set(args)
+    recorded = record(args, args.run_dir)
+    return recorded if args.lerobot is None or not recorded.ok else data_set(args)
+
+
+def data_set(args: Args) -> DataSetResult:
+    """A data set of the recording. Raises ConfigError, RecordingError."""
+    from trimvla.launch.datasets.from_recording import write_data_set
+
+    assert args.lerobot is not None
+    result = write_data_set(Recording(args.file), args.lerobot)
+    cameras = ", ".join(result.cameras)
+    words = f"{result.frames} rows of {result.episodes} episodes at {result.fps:g} Hz"
+    args.console().print(f"{args.lerobot}: {words}, cameras {cameras}")
+    return result
+
+
+def record(args: Args, run_dir: Path) -> RecordingResult:
     """Record until stopped; what the file holds."""
     stop = stop_event(watch_parent=False)
     if args.seconds is not None:
         threading.Timer(args.seconds, stop.set).start()
-    check_run_dir(args.run_dir)
-    config = find(args, stop)
-    with SystemClient(args.run_dir, processes=[recorder.NAME]) as client:
+    check_run_dir(run_dir)
+    config = find(args, run_dir, stop)
+    with SystemClient(run_dir, processes=[recorder.NAME]) as client:
         cameras = ", ".join(config.cameras) or "no camera"
         args.console().print(f"recording {cameras} to {args.file}; Ctrl-C stops")
         try:
-            recorder.run(config, args.run_dir, stop)
+            recorder.run(config, run_dir, stop)
         except RecordingError as error:
             return RecordingResult(ok=False, file=args.file, error=str(error))
         client.last_report(recorder.NAME)
@@ -71,12 +108,12 @@ def run(args: Args) -> RecordingResult:
     return recording_result(last, args.file)
 
 
-def find(args: Args, stop: threading.Event) -> RecorderConfig:
+def find(args: Args, run_dir: Path, stop: threading.Event) -> RecorderConfig:
     """What there is to record, by the sockets in the run directory.
 
     ConfigError if there is nothing.
     """
-    found = sockets(args.run_dir)
+    found = sockets(run_dir)
     waited = 0.0
     quiet = 0.0
     while waited < FIND_S and not (any(found) and quiet >= SETTLE_S):
@@ -84,13 +121,13 @@ def find(args: Args, stop: threading.Event) -> RecorderConfig:
             break
         waited += LOOK_S
         before = found
-        found = sockets(args.run_dir)
+        found = sockets(run_dir)
         quiet = quiet + LOOK_S if found == before else 0.0
     all_cameras, processes = found
     cameras = args.cameras or all_cameras
     if not cameras and not processes:
-        raise ConfigError(f"expected the sockets of a running system in {args.run_dir}, got none")
-    return RecorderConfig(str(args.file), cameras, processes, system=system(args.run_dir))
+        raise ConfigError(f"expected the sockets of a running system in {run_dir}, got none")
+    return RecorderConfig(str(args.file), cameras, processes, system=system(run_dir))
 
 
 def sockets(run_dir: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,0 +1,1 @@
+"""LeRobot data sets on disk: read for calibration and evaluation, written from recordings."""
