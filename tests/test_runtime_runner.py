@@ -158,9 +158,19 @@ def test_products_of_int8_do_not_overflow() -> None:
     np.testing.assert_allclose(np.asarray(product), np.full((2, 8), 64.0), rtol=1e-6)
 
 
-def largest_product(width: int) -> bytes:
+def test_products_of_int8_may_share_a_weight(tmp_path: Path) -> None:
+    """As the steps of a sampler do: exact all the same, on any processor."""
+    (tmp_path / "action.onnx").write_bytes(largest_product(width=64, products=3))
+    x = TensorSpec("x", "float32", (2, 64))
+    spec = StageSpec("action.onnx", (x,), (TensorSpec("y", "float32", (2, 8)),))
+    runner = create("onnxruntime", tmp_path / "action.onnx", spec, threads=1)
+    product = runner.run({"x": np.ones((2, 64), np.float32)})["y"]
+    np.testing.assert_allclose(product, np.full((2, 8), 3 * 64.0), rtol=1e-6)
+
+
+def largest_product(width: int, products: int = 1) -> bytes:
     """An int8 product as bundles have it: x, quantised, times a matrix of ones, which is stored as
-    127 / 127.
+    127 / 127; or the sum of several such products.
     """
     arrays = {
         "scale": np.array(1 / 127, np.float32),
@@ -169,12 +179,16 @@ def largest_product(width: int) -> bytes:
         "scales": np.full(8, 1 / 127, np.float32),
         "zeros": np.zeros(8, np.int8),
     }
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["data"]),
-        helper.make_node("DequantizeLinear", ["weight", "scales", "zeros"], ["matrix"], axis=1),
-        helper.make_node("MatMul", ["data", "matrix"], ["y"]),
-    ]
+    nodes = [helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"])]
+    for k in range(products):
+        nodes += [
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], [f"data{k}"]),
+            helper.make_node(
+                "DequantizeLinear", ["weight", "scales", "zeros"], [f"matrix{k}"], axis=1
+            ),
+            helper.make_node("MatMul", [f"data{k}", f"matrix{k}"], [f"y{k}"]),
+        ]
+    nodes.append(helper.make_node("Sum", [f"y{k}" for k in range(products)], ["y"]))
     weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, width])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 8])

@@ -8,9 +8,11 @@ spinning pool starves the control loop.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -30,6 +32,8 @@ from trimvla.runtime.bundle.manifest import Manifest, StageSpec
 from trimvla.runtime.errors import BackendError, BundleError
 from trimvla.runtime.specs import describe
 
+log = logging.getLogger(__name__)
+
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
@@ -38,6 +42,11 @@ TENSORRT = "TensorrtExecutionProvider"
 OPTIONS = {CUDA: [(CUDA, {"use_tf32": "0"})], TENSORRT: [TENSORRT, (CUDA, {"use_tf32": "0"})]}
 # providers with a memory of their own, by ONNX Runtime's name of it
 DEVICES = {CUDA: "cuda", TENSORRT: "cuda"}
+# ONNX Runtime (seen in 1.32) turns int8 weights into uint8 ones for its exact kernels, under a name
+# made of the old one: where a sampler's steps share a weight it stops at the second product.
+# Without that step it fuses nothing, which is exact and as fast as float32.
+SHARED_WEIGHTS = "Attempt to replace the existing tensor"
+TO_UNSIGNED = "QDQS8ToU8Transformer"
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -198,10 +207,7 @@ def _session(model: Path, provider: str, threads: int, frugal: bool) -> ort.Infe
     options = session_options(threads)
     disabled = make_frugal(options) if frugal else []
     try:
-        providers = OPTIONS.get(provider, [provider])
-        return ort.InferenceSession(
-            str(model), options, providers=providers, disabled_optimizers=disabled
-        )
+        return _open(model, options, OPTIONS.get(provider, [provider]), disabled)
     except NoKernel as error:
         hint = "a bfloat16 bundle runs on openvino or tensorrt"
         raise BackendError(
@@ -209,6 +215,26 @@ def _session(model: Path, provider: str, threads: int, frugal: bool) -> ort.Infe
         ) from error
     except Exception as error:  # the library's exceptions share no public base
         raise BundleError(f"{model}: {error}") from error
+
+
+def _open(
+    model: Path, options: ort.SessionOptions, providers: Sequence[Any], disabled: list[str]
+) -> ort.InferenceSession:
+    """A session; without fused int8 products where ONNX Runtime cannot make exact ones."""
+    path = str(model)
+    try:
+        return ort.InferenceSession(path, options, providers, disabled_optimizers=disabled)
+    except Exception as error:  # the library's exceptions share no public base
+        if SHARED_WEIGHTS not in str(error):
+            raise
+    log.warning(
+        "%s: ONNX Runtime %s has no exact int8 kernels for weights that several products share on"
+        " this processor; they are computed in float32",
+        model.name,
+        ort.__version__,
+    )
+    without = [*disabled, TO_UNSIGNED]
+    return ort.InferenceSession(path, options, providers, disabled_optimizers=without)
 
 
 def _check_borders(model: Path, spec: StageSpec, session: ort.InferenceSession) -> None:
