@@ -70,6 +70,7 @@ SIM = ("sim", "sim.own", "sim.robots", "sim.tabletop", "sim.simpler", "sim.evalu
 LAUNCH = (
     "launch",
     "launch.system",
+    "launch.system.setup",
     "launch.costing",
     "launch.trimming",
     "launch.inspection",

@@ -19,7 +19,7 @@ from tests.groot_client import GrootClient
 from tests.test_supervisor import wait_until
 from tests.tiny_bundle import write_bundle
 from trimvla.launch import cli
-from trimvla.launch.system.processes import programs
+from trimvla.launch.system.setup.programs import programs
 from trimvla.launch.system.supervisor import Supervisor
 from trimvla.launch.verbs import serve
 from trimvla.runtime.backends.failures import FailureStreak, call_failure

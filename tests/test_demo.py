@@ -23,7 +23,7 @@ from trimvla.launch import cli
 from trimvla.launch.demo.play import plan
 from trimvla.launch.system.client import NoAnswerError
 from trimvla.launch.system.episodes import EpisodeClient, Request
-from trimvla.launch.system.processes import configure, read_system
+from trimvla.launch.system.setup.sections import configure, read_system
 from trimvla.launch.verbs.demo import SLOW_PERIODS
 from trimvla.runtime.bus.messages import ActionChunk
 from trimvla.runtime.bus.sockets import Publisher, Subscriber

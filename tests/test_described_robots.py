@@ -17,7 +17,8 @@ import msgspec
 import pytest
 
 from tests.tiny_bundle import write_bundle
-from trimvla.launch.system.processes import check_system, programs, read_system
+from trimvla.launch.system.setup.programs import check_system, programs
+from trimvla.launch.system.setup.sections import read_system
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.description import Description, Dimension, Quantity, unlike_state
 from trimvla.runtime.bundle.inputs_and_output import ActionKind, StateSpec

@@ -16,7 +16,8 @@ from tests import tiny_bundle
 from trimvla.launch import cli
 from trimvla.launch.faults.safety_monitor import Judge
 from trimvla.launch.faults.table import PROMISE, ROWS, sections
-from trimvla.launch.system.processes import configure, row_of
+from trimvla.launch.system.setup.process_table import row_of
+from trimvla.launch.system.setup.sections import configure
 from trimvla.runtime.bus.messages import ActionChunk, Command, Frame, Health, JointState, Task
 from trimvla.runtime.bus.sockets import Subscriber
 from trimvla.runtime.bus.topics import color, topic

@@ -9,7 +9,7 @@ import pytest
 from trimvla.launch import cli
 from trimvla.launch.pages.fields import described
 from trimvla.launch.pages.reference import PAGES
-from trimvla.launch.system.processes import PROCESSES
+from trimvla.launch.system.setup.process_table import PROCESSES
 from trimvla.policies.trimming.importance import CRITERIA
 from trimvla.policies.trimming.tokens import SELECTORS
 from trimvla.runtime.backends.runner import BACKENDS

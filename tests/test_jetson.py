@@ -14,8 +14,10 @@ import pytest
 
 from trimvla.launch import cli
 from trimvla.launch.machine.jetson_state import read_state
-from trimvla.launch.system.observers import with_metrics, with_recorder
-from trimvla.launch.system.processes import PROCESSES, complete, programs, read_system
+from trimvla.launch.system.setup.observers import with_metrics, with_recorder
+from trimvla.launch.system.setup.process_table import PROCESSES
+from trimvla.launch.system.setup.programs import programs
+from trimvla.launch.system.setup.sections import complete, read_system
 from trimvla.runtime.backends.tensorrt import engine_folders
 
 JETSON = Path(__file__).parents[1] / "launch" / "jetson"

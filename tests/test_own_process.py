@@ -9,15 +9,9 @@ from typing import Any
 
 import pytest
 
-from trimvla.launch.system.own_process import OwnProcess
-from trimvla.launch.system.processes import (
-    check_system,
-    complete,
-    configure,
-    programs,
-    read_system,
-    reports_of,
-)
+from trimvla.launch.system.setup.own_process import OwnProcess
+from trimvla.launch.system.setup.programs import check_system, programs
+from trimvla.launch.system.setup.sections import complete, configure, read_system, reports_of
 from trimvla.runtime.drivers.driver import DriverConfig
 from trimvla.runtime.errors import ConfigError
 

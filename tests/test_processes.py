@@ -17,18 +17,17 @@ from tests.tiny_bundle import write_bundle
 from trimvla.launch import cli
 from trimvla.launch.options import collect_overrides
 from trimvla.launch.system.config import decode_file
-from trimvla.launch.system.observers import with_metrics, with_recorder
-from trimvla.launch.system.processes import (
+from trimvla.launch.system.service import shortfalls
+from trimvla.launch.system.setup.observers import with_metrics, with_recorder
+from trimvla.launch.system.setup.process_table import PROCESSES
+from trimvla.launch.system.setup.programs import commands, programs
+from trimvla.launch.system.setup.sections import (
     CONFIGS,
-    PROCESSES,
-    commands,
     configure,
     override,
-    programs,
     read_system,
     reports_of,
 )
-from trimvla.launch.system.service import shortfalls
 from trimvla.launch.system.supervisor import Supervisor
 from trimvla.runtime.bus.messages import Health, Report
 from trimvla.runtime.bus.sockets import Subscriber

@@ -21,7 +21,7 @@ import pytest
 pytest.importorskip("mcap")
 
 from trimvla.launch import cli
-from trimvla.launch.system.processes import commands, programs
+from trimvla.launch.system.setup.programs import commands, programs
 from trimvla.launch.system.supervisor import Supervisor
 from trimvla.runtime.bus.messages import Command, Frame, Report
 from trimvla.runtime.bus.sockets import Publisher, Subscriber

@@ -15,8 +15,8 @@ import pytest
 
 from trimvla.launch import cli
 from trimvla.launch.system.child import Child
-from trimvla.launch.system.processes import SYSTEM_FILE, commands
 from trimvla.launch.system.run_dirs import lock
+from trimvla.launch.system.setup.programs import SYSTEM_FILE, commands
 from trimvla.launch.system.supervisor import Supervisor
 from trimvla.launch.verbs import record
 from trimvla.runtime.bus import curve

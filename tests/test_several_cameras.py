@@ -28,8 +28,9 @@ from tests.several_cameras_bundle import CAMERAS, STATE_NAMES
 from trimvla.launch import cli
 from trimvla.launch.bench.socket_layer import socket_policy
 from trimvla.launch.system.client import SystemClient, new_task
-from trimvla.launch.system.processes import cameras, check_system, configure, programs, read_system
 from trimvla.launch.system.run_dirs import temporary_run_dir
+from trimvla.launch.system.setup.programs import check_system, programs
+from trimvla.launch.system.setup.sections import cameras, configure, read_system
 from trimvla.launch.system.supervisor import ProcessEndedError, Supervisor
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bus import wire

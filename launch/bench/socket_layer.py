@@ -20,8 +20,8 @@ import numpy as np
 
 from trimvla.launch.bench.turns import TOTAL, Times
 from trimvla.launch.system.client import SystemClient, new_task
-from trimvla.launch.system.processes import programs
 from trimvla.launch.system.run_dirs import temporary_run_dir
+from trimvla.launch.system.setup.programs import programs
 from trimvla.launch.system.supervisor import Supervisor
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.inputs_and_output import StateSpec

@@ -14,12 +14,9 @@ from rich.text import Text
 from trimvla.launch.console import Console, Status, styled
 from trimvla.launch.evaluation import video
 from trimvla.launch.system.episodes import EpisodeClient, Recording, Request
-from trimvla.launch.system.processes import (
-    Sections,
-    programs,
-    reports_of,
-)
 from trimvla.launch.system.results import NO_TIMES
+from trimvla.launch.system.setup.programs import programs
+from trimvla.launch.system.setup.sections import Sections, reports_of
 from trimvla.launch.system.supervisor import Supervisor
 from trimvla.runtime.bus.messages import Report
 from trimvla.runtime.printable import printable

@@ -20,8 +20,8 @@ from trimvla.launch.faults.desk import Desk
 from trimvla.launch.faults.safety_monitor import SafetyMonitor
 from trimvla.launch.faults.table import HZ, PROMISE, System, sections
 from trimvla.launch.system.child import Child
-from trimvla.launch.system.processes import Sections
 from trimvla.launch.system.run_dirs import temporary_run_dir
+from trimvla.launch.system.setup.sections import Sections
 from trimvla.runtime.clock import monotonic_ns
 
 OBSERVED = ("policy", "control", "recorder", "arm")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from trimvla.launch.faults import actions as acts
 from trimvla.launch.faults.actions import Action, Reports, Scene, switch
 from trimvla.launch.faults.safety_monitor import Promise
-from trimvla.launch.system.processes import Sections
+from trimvla.launch.system.setup.sections import Sections
 from trimvla.sim.robots.faults import Fault, Kind
 
 HZ = 5.0  # as the shipped bundles' actions

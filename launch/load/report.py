@@ -9,7 +9,6 @@ from rich.table import Table
 from trimvla.launch.load.results import CommandCounts, LoadResult, LoadSize, Ticks
 from trimvla.launch.load.system import Usage
 from trimvla.launch.motion.table import jerk_words, motion_line
-from trimvla.launch.system.observers import RECORDER
 from trimvla.launch.system.results import (
     ControlRate,
     Percentiles,
@@ -17,6 +16,7 @@ from trimvla.launch.system.results import (
     frame_counts,
     percentiles,
 )
+from trimvla.launch.system.setup.observers import RECORDER
 from trimvla.runtime.bus.messages import Report
 from trimvla.runtime.control.controller import ControlConfig
 from trimvla.runtime.control.motion_quality import from_values

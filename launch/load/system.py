@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 
 from trimvla.launch.system.client import SystemClient, new_task
-from trimvla.launch.system.processes import Sections, programs, reports_of
+from trimvla.launch.system.setup.programs import programs
+from trimvla.launch.system.setup.sections import Sections, reports_of
 from trimvla.launch.system.supervisor import Supervisor
 from trimvla.runtime.bus.messages import Report
 

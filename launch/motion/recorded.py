@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from trimvla.launch.system.processes import section_of
+from trimvla.launch.system.setup.sections import section_of
 from trimvla.runtime.bundle.manifest import ActionKind
 from trimvla.runtime.bus.messages import ActionChunk, Command
 from trimvla.runtime.clock import NS_PER_S

@@ -20,7 +20,7 @@ from trimvla.launch.pages.architecture import architecture_page
 from trimvla.launch.pages.fields import Field, described
 from trimvla.launch.pages.markdown import entry, page, paragraphs, setting, words
 from trimvla.launch.pages.results import results_page
-from trimvla.launch.system.processes import PROCESSES, Process
+from trimvla.launch.system.setup.process_table import PROCESSES, Process
 from trimvla.runtime.bundle import manifest_types
 from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan
 from trimvla.runtime.bundle.vision_plan import PatchPlan, VisionPlan

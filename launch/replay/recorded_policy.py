@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from trimvla.launch.system.processes import section_of
+from trimvla.launch.system.setup.sections import section_of
 from trimvla.runtime.backends.runner import is_ours
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.errors import ConfigError, RecordingError

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from trimvla.launch.system.action_check import check_bundle
+from trimvla.launch.system.setup.action_check import check_bundle
 from trimvla.runtime.bundle.action_meaning import ActionMeaning, meaning_of
 from trimvla.runtime.bus.messages import ActionChunk
 from trimvla.runtime.inference.policy import Policy

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from trimvla.launch.result import VerbResult
-from trimvla.launch.system.observers import RECORDER
 from trimvla.launch.system.results import Percentiles, RecordingResult, recording_result
+from trimvla.launch.system.setup.observers import RECORDER
 from trimvla.runtime.bus.messages import Report
 
 

@@ -19,13 +19,11 @@ from trimvla.launch.demo.results import DemoResult
 from trimvla.launch.evaluation import video
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
-from trimvla.launch.system.observers import RECORDER, with_recorder
-from trimvla.launch.system.processes import (
-    check_system,
-    read_system,
-)
 from trimvla.launch.system.results import recording_result
 from trimvla.launch.system.run_dirs import temporary_run_dir
+from trimvla.launch.system.setup.observers import RECORDER, with_recorder
+from trimvla.launch.system.setup.programs import check_system
+from trimvla.launch.system.setup.sections import read_system
 from trimvla.launch.system.signals import terminate_as_interrupt
 from trimvla.runtime.bundle import manifest
 from trimvla.runtime.errors import ConfigError

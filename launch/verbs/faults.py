@@ -22,7 +22,7 @@ from trimvla.launch.faults.session import running
 from trimvla.launch.faults.table import BOUND_S, ROWS, Row, System, sections
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
-from trimvla.launch.system.processes import check_system
+from trimvla.launch.system.setup.programs import check_system
 from trimvla.launch.system.signals import terminate_as_interrupt
 from trimvla.launch.tables import insert
 from trimvla.runtime.bundle import manifest

@@ -18,10 +18,10 @@ from trimvla.launch.load.results import LoadResult, LoadSize
 from trimvla.launch.load.system import Load
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
-from trimvla.launch.system.observers import RECORDER, with_recorder
-from trimvla.launch.system.processes import Sections
 from trimvla.launch.system.results import recording_result
 from trimvla.launch.system.run_dirs import temporary_run_dir
+from trimvla.launch.system.setup.observers import RECORDER, with_recorder
+from trimvla.launch.system.setup.sections import Sections
 from trimvla.launch.system.signals import terminate_as_interrupt
 from trimvla.runtime.bus.messages import MAX_ROWS
 from trimvla.runtime.errors import ConfigError

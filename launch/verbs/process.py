@@ -16,8 +16,8 @@ from trimvla.launch.options import Options
 from trimvla.launch.result import VerbResult
 from trimvla.launch.system.config import decode_file
 from trimvla.launch.system.networking import use_network
-from trimvla.launch.system.processes import complete, configure
 from trimvla.launch.system.run_dirs import membership
+from trimvla.launch.system.setup.sections import complete, configure
 from trimvla.launch.system.signals import stop_event
 from trimvla.runtime.errors import ConfigError
 

@@ -15,8 +15,9 @@ from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.launch.system.client import SystemClient
 from trimvla.launch.system.config import decode_file
-from trimvla.launch.system.processes import SYSTEM_FILE, Sections
 from trimvla.launch.system.results import RecordingResult, recording_result
+from trimvla.launch.system.setup.programs import SYSTEM_FILE
+from trimvla.launch.system.setup.sections import Sections
 from trimvla.launch.system.signals import stop_event
 from trimvla.runtime.bus.network import used
 from trimvla.runtime.bus.run_dir import check_run_dir

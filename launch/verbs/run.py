@@ -16,17 +16,12 @@ from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.launch.system.client import TASK_PERIOD_S, SystemClient, new_task
 from trimvla.launch.system.networking import use_network
-from trimvla.launch.system.observers import with_metrics, with_recorder
-from trimvla.launch.system.processes import (
-    Sections,
-    check_system,
-    programs,
-    read_system,
-    reports_of,
-)
 from trimvla.launch.system.run_dirs import lock, temporary_run_dir
 from trimvla.launch.system.run_result import RunResult, result_of
 from trimvla.launch.system.service import shortfalls
+from trimvla.launch.system.setup.observers import with_metrics, with_recorder
+from trimvla.launch.system.setup.programs import check_system, programs
+from trimvla.launch.system.setup.sections import Sections, read_system, reports_of
 from trimvla.launch.system.signals import stop_event
 from trimvla.launch.system.supervisor import Supervisor
 from trimvla.runtime.bus.messages import Report

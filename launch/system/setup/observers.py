@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trimvla.launch.system.processes import Sections, cameras, configure, reports_of
+from trimvla.launch.system.setup.sections import Sections, cameras, configure, reports_of
 from trimvla.runtime.errors import ConfigError
 
 RECORDER = "recorder"
