@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from trimvla.runtime.bundle.plan import Plan
 
 FAMILIES: dict[str, str] = {
+    "act": "trimvla.policies.act.family:FAMILY",
     "cogact": "trimvla.policies.cogact.family:FAMILY",
     "dbcogact": "trimvla.policies.dbcogact.family:FAMILY",
     "pi0": "trimvla.policies.pi0.family:PI0",

@@ -53,7 +53,7 @@ MODES: dict[str, Mode] = {
 UNNAMED = "default"
 OLD_BUFFER = re.compile(
     r"(?:normalize_inputs|normalize_targets|unnormalize_outputs)\.(?:(?P<group>.+)[._])?"
-    r"buffer_(?P<feature>action|observation_state)\.(?P<statistic>\w+)"
+    r"buffer_(?P<feature>\w+)\.(?P<statistic>\w+)"
 )
 
 
@@ -79,19 +79,22 @@ class Statistics:
         return self.features[feature][statistic]
 
 
-def read_lerobot(directory: Path, key: str | None = None) -> Statistics:
+def read_lerobot(
+    directory: Path, key: str | None = None, more: Mapping[str, str] | None = None
+) -> Statistics:
     """The statistics of a LeRobot checkpoint; `key` chooses the data set where the file is grouped
-    by data set.
+    by data set. `more`: further features, LeRobot's name -> ours.
 
     Raises:
         CheckpointError: no file, none of the statistics in it, or not readable.
         ConfigError: grouped by data set and no key, or one that is not there.
     """
     path = _normalizer_file(directory)
-    tensors = _read_safetensors(path)
+    known = {**FEATURES, **(more or {})}
+    tensors = _read_safetensors(path, known)
     groups: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for name, array in tensors.items():
-        found = _parse_name(name)
+        found = _parse_name(name, known)
         if found is not None:
             group, feature, statistic = found
             flat = np.atleast_1d(np.asarray(array, np.float64)).reshape(-1)
@@ -105,12 +108,20 @@ def read_lerobot(directory: Path, key: str | None = None) -> Statistics:
 
 
 def lerobot_modes(directory: Path) -> dict[str, Mode]:
-    """How a LeRobot checkpoint normalises: {"state": mode, "action": mode}.
+    """How a LeRobot checkpoint normalises: {"state": mode, "action": mode}. See `lerobot_mode`."""
+    return {
+        ours: lerobot_mode(directory, theirs)
+        for theirs, ours in (("STATE", "state"), ("ACTION", "action"))
+    }
+
+
+def lerobot_mode(directory: Path, kind: str) -> Mode:
+    """How a LeRobot checkpoint normalises features of a kind: "STATE", "ACTION", "VISUAL", "ENV".
 
     From the normalizer's `norm_map`, else from config.json's `normalization_mapping`.
 
     Raises:
-        CheckpointError: neither file has it, or a mode is one that is not known here.
+        CheckpointError: neither file has it, or the mode is one that is not known here.
     """
     mapping = _norm_map(directory)
     if mapping is None:
@@ -121,10 +132,7 @@ def lerobot_modes(directory: Path) -> dict[str, Mode]:
             f"{directory}: expected 'norm_map' in {PROCESSORS} or 'normalization_mapping' in "
             "config.json, got neither"
         )
-    return {
-        ours: _mode(mapping.get(theirs), theirs, directory)
-        for theirs, ours in (("STATE", "state"), ("ACTION", "action"))
-    }
+    return _mode(mapping.get(kind), kind, directory)
 
 
 def lerobot_epsilon(directory: Path) -> float:
@@ -205,27 +213,27 @@ def _chosen(groups: Mapping[str, FeatureStatistics], key: str | None, path: Path
     return Statistics(chosen, named[chosen], str(path))
 
 
-def _parse_name(name: str) -> tuple[str, str, str] | None:
+def _parse_name(
+    name: str, features: Mapping[str, str] = FEATURES
+) -> tuple[str, str, str] | None:
     """`so100.buffer.observation.state.mean` -> ("so100", "state", "mean"); None for other
     tensors.
     """
     old = OLD_BUFFER.fullmatch(name.removeprefix("model."))
     if old is not None and old["statistic"] in STATISTICS:
-        return (
-            old["group"] or "",
-            "action" if old["feature"] == "action" else "state",
-            old["statistic"],
-        )
+        buffered = {theirs.replace(".", "_"): ours for theirs, ours in features.items()}
+        ours = buffered.get(old["feature"])
+        return None if ours is None else (old["group"] or "", ours, old["statistic"])
     rest, _, statistic = name.rpartition(".")
     if statistic not in STATISTICS:
         return None
-    for theirs in sorted(FEATURES, key=len, reverse=True):
+    for theirs in sorted(features, key=len, reverse=True):
         if rest == theirs:
-            return "", FEATURES[theirs], statistic
+            return "", features[theirs], statistic
         if rest.endswith(f".{theirs}"):
             return (
                 rest.removesuffix(f".{theirs}").removesuffix(".buffer"),
-                FEATURES[theirs],
+                features[theirs],
                 statistic,
             )
     return None
@@ -317,14 +325,14 @@ def _lists(lists: object, where: str) -> dict[str, np.ndarray]:
     return found
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path, features: Mapping[str, str]) -> dict[str, np.ndarray]:
     """The tensors that are statistics, by name."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as file:
             names = list(file.keys())
-            wanted = [name for name in names if _parse_name(name)] or names[:8]
+            wanted = [name for name in names if _parse_name(name, features)] or names[:8]
             return {name: file.get_tensor(name) for name in wanted}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(

@@ -46,6 +46,7 @@ INFERENCE = (*CORE, "runtime.preprocess", "runtime.inference", "runtime.cameras"
 RUNTIME = (*INFERENCE, "runtime.control", "runtime.drivers", "runtime.servers", "runtime.record")
 SIZES = ("policies.sizes",)
 FAMILIES = (
+    "policies.act",
     "policies.cogact",
     "policies.dbcogact",
     "policies.smolvla",
@@ -62,6 +63,7 @@ EXPORT = (
     "export.streaming",
     "export.tensorrt",
     "export.reference",
+    "export.reference.act",
     "export.reference.pi0",
     "export.reference.dbcogact",
     "export.reference.smolvla",

@@ -22,7 +22,7 @@ import pytest
 
 pytest.importorskip("mcap")
 
-from tests import several_cameras_bundle, shared_exports
+from tests import act_policy, several_cameras_bundle, shared_exports
 from tests.groot_client import GrootClient
 from tests.several_cameras_bundle import CAMERAS, STATE_NAMES
 from trimvla.launch import cli
@@ -92,6 +92,8 @@ class Robot:
     """Of the positions."""
     gripper: bool = False
     """The state's last number is the gripper's."""
+    ordered: bool = True
+    """Which camera shows what counts: not for ACT, whose cameras have the same positions."""
 
     def message(self, step: int) -> JointState:
         """Where it is at a step."""
@@ -126,10 +128,25 @@ def smolvla_robot(shared: Path, factory: pytest.TempPathFactory) -> Robot:
     return Robot(bundle, "put the green block on the blue plate", ("camera1", "camera2"), state)
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("smolvla", marks=pytest.mark.slow)])
+def act_robot(home: Path) -> Robot:
+    """Images that are no squares, no instruction, no noise."""
+    bundle = home / "act"
+    folder = act_policy.write_checkpoint(home / "folder")
+    assert not cli.main(["export", str(folder), "--out", str(bundle)])
+    state = np.array([0.3, -0.2, 0.5, 0.1, 0.6, -0.4])
+    cameras = act_policy.TINY.cameras
+    return Robot(bundle, "words that nobody reads", cameras, state, ordered=False)
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("smolvla", "act")]
+
+
+@pytest.fixture(scope="module", params=["tiny", *SLOW])
 def robot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Robot:
     if request.param == "tiny":
         return tiny_robot(tmp_path_factory.mktemp(request.param))
+    if request.param == "act":
+        return act_robot(tmp_path_factory.mktemp(request.param))
     return smolvla_robot(request.getfixturevalue("shared_dir"), tmp_path_factory)
 
 
@@ -210,7 +227,9 @@ def test_the_processes_act_as_the_policy_does(
         assert np.array_equal(np.array(call.chunk.actions), expected)
 
 
-def test_each_camera_and_the_state_reach_the_actions(policy: Policy, calls: list[Call]) -> None:
+def test_each_camera_and_the_state_reach_the_actions(
+    robot: Robot, policy: Policy, calls: list[Call]
+) -> None:
     """Else the other tests would prove nothing."""
     seen = calls[0].observation
     seed = calls[0].chunk.seed
@@ -218,8 +237,10 @@ def test_each_camera_and_the_state_reach_the_actions(policy: Policy, calls: list
     expected = policy.infer(seen, seed=seed).actions
     views = list(seen.images)
     swapped = dict(zip(views, reversed(list(seen.images.values())), strict=True))
+    images = [{**seen.images, view: 255 - image} for view, image in seen.images.items()]
     for other in (
-        Observation(swapped, seen.instruction, seen.state),
+        *(Observation(one, seen.instruction, seen.state) for one in images),
+        *([Observation(swapped, seen.instruction, seen.state)] if robot.ordered else []),
         Observation(seen.images, seen.instruction, seen.state * 1.5),
     ):
         assert np.abs(policy.infer(other, seed=seed).actions - expected).max() > NEAR

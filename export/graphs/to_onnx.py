@@ -125,7 +125,7 @@ def trace(
     """The program of a stage's module, simplified or as it was traced."""
     cfg: Any = policy.cfg
     plan: Any = policy.plan
-    longest = max(prompt_lengths(cfg), default=2)
+    longest = max(prompt_lengths(cfg), default=3)  # without a prompt no axis is symbolic
     prompt = torch.export.Dim(PROMPT_AXIS, min=2, max=longest)
     tensors = family_of(cfg).tensor_specs(cfg, plan)
     specs = [tensors[name] for name in stage.inputs]

@@ -35,6 +35,7 @@ FOLLOWS = frozenset(
         "Gather",
         "Gelu",
         "Identity",
+        "MaxPool",
         "Mul",
         "Neg",
         "Relu",

@@ -64,6 +64,7 @@ OPERATORS: dict[str, tuple[str, ...]] = {
     "Log": FLOATS,
     "MatMul": FLOATS,
     "Max": NUMBERS,
+    "MaxPool": FLOATS,
     "Min": NUMBERS,
     "Mul": NUMBERS,
     "Neg": NUMBERS,

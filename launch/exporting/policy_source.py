@@ -142,7 +142,7 @@ def policy_of_bundle(
         preset=cfg.name if family_of(cfg).presets.get(cfg.name) == cfg else None,
         checkpoint=checkpoint,
         statistics_key=manifest.action.statistics_key,
-        tokenizer=directory / bundles.TOKENIZER,
+        tokenizer=None if manifest.prompt is None else directory / bundles.TOKENIZER,
     )
     return build_policy(opened)
 

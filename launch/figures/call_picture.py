@@ -6,6 +6,7 @@ would not fit, and the page is as high as it needs to be. Knows no policy and no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from trimvla.launch.figures.kept_tokens import kept_over_image
+from trimvla.launch.figures.kept_tokens import Grid, kept_over_image, sides_of
 from trimvla.runtime.errors import ConfigError
 
 SIDE = 512  # pixels, as all lengths here
@@ -41,14 +42,14 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 class CallStory:
     """What one call used, and what it took.
 
-    `kept` int64[K]: raster indices in a `grid` x `grid` of patches, one camera after the other.
+    `kept` int64[K]: raster indices in a `grid` of patches, one camera after the other.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
     """By camera, in the policy's order."""
     instruction: str
     bundle: str
-    grid: int
+    grid: Grid
     kept: NDArray[np.int64]
     layers: tuple[int, ...]
     all_layers: int
@@ -61,11 +62,11 @@ class CallStory:
     @property
     def tokens(self) -> int:
         """Visual tokens of all cameras."""
-        return len(self.images) * self.grid**2
+        return len(self.images) * math.prod(sides_of(self.grid))
 
     def marked(self, side: int | None = None) -> dict[str, NDArray[np.uint8]]:
         """Every camera's image under its kept tokens."""
-        size = self.grid**2
+        size = math.prod(sides_of(self.grid))
         return {
             camera: kept_over_image(
                 image, self.kept[self.kept // size == place] % size, self.grid, *_given(side)

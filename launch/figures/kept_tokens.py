@@ -12,17 +12,22 @@ from trimvla.runtime.errors import ConfigError
 DIM = 0.25  # brightness of what is not kept
 
 
-def kept_over_image(image: np.ndarray, kept: np.ndarray, grid: int, side: int = 384) -> np.ndarray:
+Grid = int | tuple[int, int]
+"""Patches per side, or rows and columns of them."""
+
+
+def kept_over_image(image: np.ndarray, kept: np.ndarray, grid: Grid, side: int = 384) -> np.ndarray:
     """The image with everything dimmed but the patches whose visual tokens are kept.
 
     Args:
-        image: uint8[h, w, 3], square as the policy sees it; enlarged without smoothing.
-        kept: int[K], indices of visual tokens in raster order of a grid x grid raster.
-        grid: patches per side.
-        side: pixels per side of the result, at least; rounded up to whole patches.
+        image: uint8[h, w, 3], of the policy's ratio of sides; enlarged without smoothing.
+        kept: int[K], indices of visual tokens in raster order of the grid.
+        grid: of patches.
+        side: pixels per side of the result, at least; rounded up to whole patches. Of a grid that
+            is no square: those of its longer side.
 
     Returns:
-        uint8[S, S, 3].
+        uint8[S, S, 3], or of the grid's ratio of sides.
 
     Raises:
         ConfigError: no image, or an index outside the raster.
@@ -32,18 +37,26 @@ def kept_over_image(image: np.ndarray, kept: np.ndarray, grid: int, side: int = 
         raise ConfigError(
             f"expected uint8[h, w, 3] for 'image', got {image.dtype}{list(image.shape)}"
         )
-    if kept.size and not 0 <= kept.min() <= kept.max() < grid * grid:
+    rows, columns = sides_of(grid)
+    count = rows * columns
+    if kept.size and not 0 <= kept.min() <= kept.max() < count:
         raise ConfigError(
-            f"expected indices below {grid * grid} for 'kept', got {kept.min()} to {kept.max()}"
+            f"expected indices below {count} for 'kept', got {kept.min()} to {kept.max()}"
         )
-    patch = -(-side // grid)
-    light = np.full(grid * grid, DIM)
+    patch = -(-side // max(rows, columns))
+    light = np.full(count, DIM)
     light[kept] = 1.0
-    bright = light.reshape(grid, grid).repeat(patch, axis=0).repeat(patch, axis=1)
-    return (enlarge(image, grid * patch) * bright[..., None]).astype(np.uint8)
+    bright = light.reshape(rows, columns).repeat(patch, axis=0).repeat(patch, axis=1)
+    return (enlarge(image, *bright.shape) * bright[..., None]).astype(np.uint8)
 
 
-def enlarge(image: np.ndarray, side: int) -> np.ndarray:
-    """Nearest neighbour: uint8[h, w, 3] -> uint8[side, side, 3]."""
-    rows, columns = (np.arange(side) * length // side for length in image.shape[:2])
+def sides_of(grid: Grid) -> tuple[int, int]:
+    """Rows and columns."""
+    return (grid, grid) if isinstance(grid, int) else grid
+
+
+def enlarge(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Nearest neighbour: uint8[h, w, 3] -> uint8[height, width, 3]."""
+    rows = np.arange(height) * image.shape[0] // height
+    columns = np.arange(width) * image.shape[1] // width
     return image[rows[:, None], columns]

@@ -29,7 +29,7 @@ def story_of(policy: Policy, look: Look, result: PolicyResult) -> CallStory:
         images=look.observation.images,
         instruction=look.observation.instruction,
         bundle=manifest.name,
-        grid=math.isqrt(patches // len(manifest.images.cameras)),
+        grid=raster(patches // len(manifest.images.cameras), *manifest.images.shape),
         kept=np.array(seen) if result.kept is None else result.kept,
         layers=tuple(range(layers)) if manifest.plan.layers is None else manifest.plan.layers,
         all_layers=layers,
@@ -38,6 +38,14 @@ def story_of(policy: Policy, look: Look, result: PolicyResult) -> CallStory:
         milliseconds=result.milliseconds,
         same=None if look.call is None else compare(look.call, result.actions) is None,
     )
+
+
+def raster(count: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of an image's visual tokens: of all that give the count, those whose ratio
+    is nearest to the image's.
+    """
+    pairs = ((rows, count // rows) for rows in range(1, count + 1) if count % rows == 0)
+    return min(pairs, key=lambda pair: abs(math.log(pair[0] * width / (pair[1] * height))))
 
 
 def visual_tokens(manifest: Manifest) -> tuple[tuple[int, ...], int]:

@@ -1,0 +1,1 @@
+"""Comparison of ACT with arrays that LeRobot's classes gave."""
