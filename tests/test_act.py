@@ -30,6 +30,7 @@ from trimvla.launch import cli
 from trimvla.policies.act.checkpoint import build, dead_names, layout
 from trimvla.policies.act.config import IMAGENET_MEAN, PRESETS, ActConfig
 from trimvla.policies.act.cost import cost
+from trimvla.policies.act.kept import check
 from trimvla.policies.act.source import open_checkpoint
 from trimvla.policies.act.trimmed import trim
 from trimvla.policies.families import family_of, recognise
@@ -254,7 +255,7 @@ def test_a_plan_drops_encoder_layers_and_narrows_their_mlps() -> None:
 )
 def test_a_plan_that_does_not_fit_is_refused(plan: Plan, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        trim(random_policy(), plan)
+        check(plan, TINY)
 
 
 VARIANTS = (
