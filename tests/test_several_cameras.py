@@ -37,7 +37,8 @@ from trimvla.runtime.bus import wire
 from trimvla.runtime.bus.messages import ActionChunk, Frame, JointState, Task
 from trimvla.runtime.bus.topics import color, topic
 from trimvla.runtime.clock import monotonic_ns
-from trimvla.runtime.drivers.driver import DriverConfig, drive
+from trimvla.runtime.drivers.driver import DriverConfig
+from trimvla.runtime.drivers.loop import drive
 from trimvla.runtime.errors import ConfigError, ObservationError
 from trimvla.runtime.inference.observation import JoinedObservation
 from trimvla.runtime.inference.policy import Policy

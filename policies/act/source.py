@@ -7,7 +7,6 @@ state become one vector. Finds the files and checks them against each other; rea
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -159,11 +158,12 @@ def _image_size(fields: Fields, cameras: dict[str, str]) -> tuple[int, int]:
     sizes: dict[str, tuple[int, int]] = {}
     for camera, name in cameras.items():
         shape = inputs[name].get("shape")
-        if not _is_image(shape):
+        found = _height_and_width(shape)
+        if found is None:
             raise CheckpointError(
                 f"{fields.path}: expected a shape [3, height, width] for '{name}', got {shape!r}"
             )
-        sizes[camera] = (shape[1], shape[2])
+        sizes[camera] = found
     first = next(iter(sizes))
     for camera, size in sizes.items():
         if size != sizes[first]:
@@ -174,13 +174,13 @@ def _image_size(fields: Fields, cameras: dict[str, str]) -> tuple[int, int]:
     return sizes[first]
 
 
-def _is_image(shape: Any) -> bool:  # noqa: ANN401
-    return (
-        isinstance(shape, list)
-        and len(shape) == 3
-        and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape)
-        and shape[0] == 3
-    )
+def _height_and_width(shape: object) -> tuple[int, int] | None:
+    """Of a feature's shape; None where it is no image's."""
+    if not isinstance(shape, list) or len(shape) != 3 or shape[0] != 3:
+        return None
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
+        return None
+    return shape[1], shape[2]
 
 
 def _pixels(
@@ -217,7 +217,7 @@ def _state(
     Where one of the two is left as it is, its numbers are masked. CheckpointError where the two are
     scaled in two ways.
     """
-    parts = [
+    parts: list[tuple[str, int, Mode]] = [
         (feature, dim, lerobot_mode(directory, kind))
         for feature, dim, kind in (
             ("state", cfg.state_dim, "STATE"),
@@ -225,13 +225,13 @@ def _state(
         )
         if dim
     ]
-    modes = {mode for _, _, mode in parts} - {"none"}
+    modes: list[Mode] = sorted({mode for _, _, mode in parts if mode != "none"})
     if len(modes) > 1:
         got = {feature: mode for feature, _, mode in parts}
         raise CheckpointError(f"{directory}: expected one normalisation of both states, got {got}")
     if not modes:
         return {}, "none"
-    mode = modes.pop()
+    mode = modes[0]
     found: dict[str, np.ndarray] = {}
     for place, name in enumerate(LISTS[mode]):
         columns = []
