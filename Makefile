@@ -49,7 +49,7 @@ demo: $(READY)
 	$(BIN)/trimvla demo $(DEMO_ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 test-simpler: .venv/.simpler
 	$(BIN)/python -m pytest -m simpler --simpler $(TEST_ARGS)

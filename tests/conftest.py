@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
 
 ROOT = Path(__file__).resolve().parent.parent
+SLOW_WEIGHT = 60  # what a slow test counts, in tests that are not
 
 
 def _handle_what_is_ignored() -> None:
@@ -54,11 +56,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("simpler") and not config.getoption("--simpler"):
             item.add_marker(pytest.mark.skip(reason="needs ManiSkill: run make test-simpler"))
-    if config.getoption("--slow") or os.environ.get("CI") == "true":
+    slow_too = config.getoption("--slow") or os.environ.get("CI") == "true"
+    if hasattr(config, "workerinput"):
+        _longest_first(items, SLOW_WEIGHT if slow_too else 0)
+    if slow_too:
         return
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs minutes: run with --slow or CI=true"))
+
+
+def _longest_first(items: list[pytest.Item], slow: int) -> None:
+    """Workers take whole files: the long ones early, or the last one runs by itself at the end."""
+    weights: Counter[Path] = Counter()
+    for item in items:
+        weights[item.path] += slow if "slow" in item.keywords else 1
+    items.sort(key=lambda item: -weights[item.path])
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

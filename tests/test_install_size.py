@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny_bundle
+from tests import tiny_bundle, turns
 from tests.test_packaging import FOLDERS
 
 LIMIT_MB = 400
@@ -27,7 +27,8 @@ def fresh_python(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     python = home / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet", "--editable", repo_root]
-    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    with turns.installing(repo_root):
+        done = subprocess.run(install, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"the dependencies are not to be had here: {done.stderr.strip()[-300:]}")
     yield python

@@ -20,6 +20,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests import turns
+
 pytestmark = pytest.mark.slow
 ROBOT = ("camera", "sim", "record", "serve", "metrics", "openvino")
 EXPORT = ("export", "train")
@@ -64,9 +66,10 @@ def make(place: Path, root: Path, extras: tuple[str, ...], *more: str) -> Path:
         ),
     ):
         environ = {**os.environ, "VIRTUAL_ENV": str(place)}
-        done = subprocess.run(
-            [uv, *words], env=environ, capture_output=True, text=True, check=False
-        )
+        with turns.installing(root):
+            done = subprocess.run(
+                [uv, *words], env=environ, capture_output=True, text=True, check=False
+            )
         if done.returncode:
             pytest.skip(f"the lowest versions are not to be had here: {done.stderr.strip()[-300:]}")
     return place / "bin"

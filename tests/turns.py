@@ -1,5 +1,6 @@
 """Workers of one run, and the tests that need the machine for themselves: of several workers, all
-others wait while a test marked `alone` runs.
+others wait while a test marked `alone` runs. And what writes into the project's own folder, as an
+editable install does: one at a time.
 
 A test holds a shared lock while it runs, a lone one the exclusive lock. Whoever waits for it holds
 the gate meanwhile, so that nobody slips past a lone test that waits.
@@ -26,3 +27,14 @@ def turn(place: Path, *, alone: bool) -> Iterator[None]:
             yield
         finally:
             fcntl.flock(turns, fcntl.LOCK_UN)  # closing is not enough: who was forked has it open
+
+
+@contextmanager
+def installing(root: Path) -> Iterator[None]:
+    """Wait until nobody else installs the project from `root`: it writes its description there."""
+    with (root / "pyproject.toml").open("rb") as project:
+        fcntl.flock(project, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(project, fcntl.LOCK_UN)
