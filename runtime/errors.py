@@ -18,6 +18,7 @@ ends
 |- ImageError           an image that cannot become 8-bit RGB: floats, several frames, cut off, too
 large
 |- CameraError          a camera that does not start or stops
+|- DriverError          a robot that cannot be reached, or no longer answers
 |- WireError            bytes that are no message
 |- BusyError            a client asks for more than its share, or everybody does
 `- RecordingError       a recording that cannot be written, or read
@@ -95,6 +96,10 @@ class ImageError(TrimvlaError):
 
 class CameraError(TrimvlaError):
     """A camera does not start, or stopped."""
+
+
+class DriverError(TrimvlaError):
+    """A robot cannot be reached, or no longer answers its driver."""
 
 
 class WireError(TrimvlaError):

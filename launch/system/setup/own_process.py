@@ -26,6 +26,7 @@ from trimvla.runtime.own_objects import is_own, load_function, load_object
 TAKES = ("config", "run_dir", "stop", "name")
 DRIVER = "driver"  # as `process`
 DRIVERS = {
+    "lerobot": "trimvla.runtime.drivers.lerobot:LeRobotDriver",
     "sim-arm": "trimvla.sim.robots.arm:SimArm",
 }
 """The drivers that come with the program, by their short names."""
