@@ -11,8 +11,10 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -160,47 +162,86 @@ max_change = [6.0, 6.0, 6.0, 6.0, 6.0, 10.0]
 """
 
 
-def run_arm(folder: Path, options: str = "", seconds: int = 45) -> tuple[int, str]:
-    """`trimvla run` with the driver in LeRobot's environment; exit status and output."""
-    package = folder / "site"
-    shutil.copytree(PLUGIN, package / PLUGIN.name, ignore=shutil.ignore_patterns("__pycache__"))
-    info = package / "lerobot_robot_joint_arm-0.1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(METADATA)
-    text = SYSTEM.format(python=PYTHON, log=folder / "arm.json", folder=folder, options=options)
-    (folder / "arm.toml").write_text(text)
-    words = ["run", "arm.toml", "--task", "touch the red cube", "--seconds", str(seconds)]
-    source = os.pathsep.join([str(package), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    done = subprocess.run(
-        [sys.executable, "-m", "trimvla.launch.cli", *words, "--json"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=seconds + 300,
-        check=False,
-        env=os.environ | {"PYTHONPATH": source, "HF_HUB_OFFLINE": "1"},
-    )
-    return done.returncode, done.stdout + done.stderr
+class Run:
+    """`trimvla run` with the driver in LeRobot's environment."""
+
+    def __init__(self, folder: Path, options: str = "") -> None:
+        package = folder / "site"
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PLUGIN, package / PLUGIN.name, ignore=ignored)
+        info = package / "lerobot_robot_joint_arm-0.1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(METADATA)
+        text = SYSTEM.format(python=PYTHON, log=folder / "arm.json", folder=folder, options=options)
+        (folder / "arm.toml").write_text(text)
+        words = ["run", "arm.toml", "--task", "touch the red cube", "--seconds", str(LONGEST_S)]
+        path = [str(package), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        self.reached = folder / "arm.reached"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "trimvla.launch.cli", *words, "--json"],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "HF_HUB_OFFLINE": "1"},
+        )
+
+    def wait_until_reached(self) -> None:
+        """Until the tip is at the cube, or the run has ended by itself."""
+        while not self.reached.exists() and self._process.poll() is None:
+            time.sleep(0.1)
+
+    def end(self, interrupt: bool = True) -> tuple[int, str]:
+        """Stop it as Ctrl-C does; exit status and output."""
+        if interrupt:
+            self._process.send_signal(signal.SIGINT)
+        output, _ = self._process.communicate(timeout=LONGEST_S)
+        return self._process.returncode, output
+
+
+LONGEST_S = 240
+
+
+def log_of(folder: Path) -> tuple[dict, np.ndarray]:
+    """The plug-in's log, and the actions float[N, 6] that LeRobot was sent."""
+    log = json.loads((folder / "arm.json").read_text())
+    return log, np.array([[row[key] for key in ARM] for row in log["sent"]])
+
+
+REST = (0.0, 60.0, 90.0, 0.0)
 
 
 @pytest.mark.slow
 @needs_lerobot
 def test_lerobots_arm_reaches_the_cube_and_rests(tmp_path: Path) -> None:
     """Camera, expert, control, gate, driver and LeRobot's own classes, in closed loop."""
-    status, output = run_arm(tmp_path)
-    assert status == 0, output
-    log = json.loads((tmp_path / "arm.json").read_text())
-    assert log["nearest"] < 0.02, "the tip reached the cube"
-    sent = np.array([[row[key] for key in ARM] for row in log["sent"]])
+    run = Run(tmp_path)
+    run.wait_until_reached()
+    _, output = run.end()
+    log, sent = log_of(tmp_path)
+    assert log["nearest"] < 0.02, output
     assert abs(np.diff(sent, axis=0)).max() <= 10.0 + 1e-6, "the gate's largest change"
-    rest = (0.0, 60.0, 90.0, 0.0)
-    assert sent[-1][:4] == pytest.approx(rest, abs=1e-6), "its safe pose at the end"
+    assert sent[-1][:4] == pytest.approx(REST, abs=1e-6), "its safe pose at the end"
+    assert abs(np.diff(sent[-10:], axis=0)).max() <= 60.0 / 15.0 + 1e-6, "at its bounded speed"
+
+
+@pytest.mark.slow
+@needs_lerobot
+def test_a_connection_that_is_lost_ends_the_run(tmp_path: Path) -> None:
+    """LeRobot's bus does not answer any more: the error names it, and nothing more is sent."""
+    gone = tmp_path / "gone"
+    run = Run(tmp_path, f', fails_at = "{gone}"')
+    run.wait_until_reached()
+    gone.touch()
+    status, output = run.end(interrupt=False)
+    assert status == 1
+    assert "robot 'joint_arm' does not answer: ConnectionError: no status packet" in output
 
 
 @pytest.mark.slow
 @needs_lerobot
 def test_an_arm_that_is_not_calibrated_is_not_moved(tmp_path: Path) -> None:
-    status, output = run_arm(tmp_path, ", calibrated = false", seconds=20)
+    status, output = Run(tmp_path, ", calibrated = false").end(interrupt=False)
     assert status == 1
     assert "lerobot-calibrate --robot.type=joint_arm" in output
     assert json.loads((tmp_path / "arm.json").read_text())["sent"] == []

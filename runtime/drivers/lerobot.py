@@ -150,7 +150,7 @@ def make_robot(kind: str, options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - 
         import draccus
         from lerobot.robots import RobotConfig, make_robot_from_config
         from lerobot.utils.import_utils import register_third_party_plugins
-    except ImportError as error:
+    except Exception as error:  # a damaged environment raises other errors than ImportError
         words = "expected LeRobot in this process's environment (`python` names another one)"
         raise ConfigError(f"{words}, got: {blame(error)}") from error
     register_third_party_plugins()

@@ -17,6 +17,7 @@ from trimvla.sim.robots.joint_arm import KEYS
 from trimvla.sim.robots.joint_arm import JointArm as Model
 
 SIZE = (72, 96, 3)
+REACHED = 0.02  # m from the cube's centre to the tip
 
 
 @RobotConfig.register_subclass("joint_arm")
@@ -78,6 +79,8 @@ class JointArm(Robot):
         self._arm.advance(min(0.2, now - self._last))
         self._last = now
         self._nearest = min(self._nearest, self._arm.distance())
+        if self._nearest < REACHED:
+            self.config.log.with_suffix(".reached").touch()
         return self._arm
 
     def get_observation(self) -> dict:
