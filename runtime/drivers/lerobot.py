@@ -147,37 +147,34 @@ def make_robot(kind: str, options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - 
     Raises ConfigError: LeRobot is not installed, or knows no such type or option.
     """
     try:
-        import draccus
-        from lerobot.robots import RobotConfig, make_robot_from_config
-        from lerobot.utils.import_utils import register_third_party_plugins
+        draccus = importlib.import_module("draccus")
+        robots = importlib.import_module("lerobot.robots")
+        plugins = importlib.import_module("lerobot.utils.import_utils")
     except Exception as error:  # a damaged environment raises other errors than ImportError
         words = "expected LeRobot in this process's environment (`python` names another one)"
         raise ConfigError(f"{words}, got: {blame(error)}") from error
-    register_third_party_plugins()
-    _register(RobotConfig, kind)
-    known = RobotConfig.get_known_choices()
+    plugins.register_third_party_plugins()
+    _register(robots, kind)
+    known = robots.RobotConfig.get_known_choices()
     if kind not in known:
         raise ConfigError(f"expected 'type' as one of {', '.join(sorted(known))}, got {kind!r}")
     try:
-        settings = draccus.decode(RobotConfig, {"type": kind, **options})
+        settings = draccus.decode(robots.RobotConfig, {"type": kind, **options})
     except Exception as error:  # draccus and a config's own checks raise what they like
         raise ConfigError(f"options of '{kind}': {blame(error)}") from error
     try:
-        return make_robot_from_config(settings)
+        return robots.make_robot_from_config(settings)
     except Exception as error:
         raise ConfigError(f"robot '{kind}' cannot be made: {blame(error)}") from error
 
 
-def _register(configs: Any, kind: str) -> None:  # noqa: ANN401 - LeRobot's registry
+def _register(robots: Any, kind: str) -> None:  # noqa: ANN401 - LeRobot's package
     """Import what registers LeRobot's own robots, until this one is known, and its cameras."""
-    import lerobot.cameras
-    import lerobot.robots
-
     for name in CAMERA_PACKAGES:
         with suppress(Exception):  # one that lacks its own library is not wanted
             importlib.import_module(f"lerobot.cameras.{name}")
-    for module in pkgutil.iter_modules(lerobot.robots.__path__):
-        if kind in configs.get_known_choices():
+    for module in pkgutil.iter_modules(robots.__path__):
+        if kind in robots.RobotConfig.get_known_choices():
             return
         if module.ispkg:
             with suppress(Exception):

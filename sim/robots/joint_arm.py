@@ -87,8 +87,8 @@ class JointArm:
 
     def __init__(self, seed: int = 0) -> None:
         """The cube lies where the seed puts it."""
-        self._model = mujoco.MjModel.from_xml_string(XML)  # pyright: ignore[reportAttributeAccessIssue]
-        self._data = mujoco.MjData(self._model)  # pyright: ignore[reportAttributeAccessIssue]
+        self._model = mujoco.MjModel.from_xml_string(XML)
+        self._data = mujoco.MjData(self._model)
         self._model.opt.gravity[2] = 0.0  # its servos carry its weight
         self._renderer: mujoco.Renderer | None = None
         rng = np.random.default_rng(seed)
@@ -99,7 +99,7 @@ class JointArm:
         numbers = to_model(self.target)
         self._data.qpos[:] = numbers
         self._data.ctrl[:] = numbers
-        mujoco.mj_forward(self._model, self._data)  # pyright: ignore[reportAttributeAccessIssue]
+        mujoco.mj_forward(self._model, self._data)
 
     def command(self, target: Mapping[str, float]) -> None:
         """Where the servos are to go; keys that are not named stay."""
@@ -109,7 +109,7 @@ class JointArm:
     def advance(self, seconds: float) -> None:
         """Let time pass."""
         steps = max(1, round(seconds / STEP_S))
-        mujoco.mj_step(self._model, self._data, steps)  # pyright: ignore[reportAttributeAccessIssue]
+        mujoco.mj_step(self._model, self._data, steps)
 
     def joints(self) -> dict[str, float]:
         """Where the joints are: degrees, and the gripper from 0 to 100."""
@@ -124,13 +124,17 @@ class JointArm:
 
     def image(self, camera: str, width: int = 96, height: int = 72) -> NDArray[np.uint8]:
         """RGB uint8[height, width, 3] of `top` or `side`."""
-        if self._renderer is None:
-            self._renderer = mujoco.Renderer(self._model, height, width)
-            shadow = mujoco.mjtRndFlag.mjRND_SHADOW  # pyright: ignore[reportAttributeAccessIssue]
-            self._renderer.scene.flags[shadow] = False  # most of the cost, without a GPU
-        mujoco.mj_forward(self._model, self._data)  # pyright: ignore[reportAttributeAccessIssue]
-        self._renderer.update_scene(self._data, camera)
-        return self._renderer.render()
+        renderer = self._renderer or self._open_renderer(width, height)
+        mujoco.mj_forward(self._model, self._data)
+        renderer.update_scene(self._data, camera)
+        return renderer.render()
+
+    def _open_renderer(self, width: int, height: int) -> mujoco.Renderer:
+        renderer = mujoco.Renderer(self._model, height, width)
+        shadow = mujoco.mjtRndFlag.mjRND_SHADOW
+        renderer.scene.flags[shadow] = False  # most of the cost, without a GPU
+        self._renderer = renderer
+        return renderer
 
     def close(self) -> None:
         """Free the renderer."""

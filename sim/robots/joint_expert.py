@@ -76,21 +76,24 @@ def run(config: ExpertConfig, run_dir: Path, stop: threading.Event, name: str) -
         try:
             while not stop.is_set():
                 inputs.update(WAIT_S)
-                frame = inputs[color(config.camera)]
-                state = inputs["robot/state"].message
-                task = inputs["task"].message
-                ready = isinstance(frame.message, Frame) and isinstance(state, JointState)
-                if frame.updated and ready and isinstance(task, Task):
-                    chunks.send(_chunk(expert, config, frame.message, state, task))
+                if (chunk := _chunk(expert, config, inputs)) is not None:
+                    chunks.send(chunk)
                     telemetry.count("chunks")
                 reporter.beat()
         finally:
             reporter.close()
 
 
-def _chunk(
-    expert: Expert, config: ExpertConfig, frame: Frame, state: JointState, task: Task
-) -> ActionChunk:
+def _chunk(expert: Expert, config: ExpertConfig, inputs: Subscriber) -> ActionChunk | None:
+    """From the newest image; None where there is no new one, no state or no task."""
+    seen = inputs[color(config.camera)]
+    frame = seen.message
+    state = inputs["robot/state"].message
+    task = inputs["task"].message
+    if not (seen.updated and isinstance(frame, Frame) and isinstance(state, JointState)):
+        return None
+    if not isinstance(task, Task):
+        return None
     return ActionChunk(
         time_ns=frame.time_ns,
         produced_ns=monotonic_ns(),

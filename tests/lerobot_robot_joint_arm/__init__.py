@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lerobot.robots import Robot, RobotConfig
+from lerobot.robots import Robot, RobotConfig  # pyright: ignore[reportMissingImports]
 
 from trimvla.sim.robots.joint_arm import KEYS
 from trimvla.sim.robots.joint_arm import JointArm as Model
