@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -150,3 +152,9 @@ def test_marks_and_results_that_are_missing_are_said(repo_root: Path, tmp_path: 
     (tmp_path / "ablation.json").write_text(json.dumps({})[:1])
     with pytest.raises(ConfigError, match=r"ablation\.json: expected a result"):
         run(Args(results=tmp_path, page=repo_root / "docs" / "results" / "evaluation.md"))
+
+
+def test_a_report_needs_no_torch() -> None:
+    """It is made from kept results, in a second; torch alone takes several to load."""
+    code = "import trimvla.launch.verbs.report, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from trimvla.policies.trimming.planner import Request
 from trimvla.runtime.bundle.plan import TokenPlan, TokenSelector
+
+if TYPE_CHECKING:
+    from trimvla.policies.trimming.planner import Request
 
 Knob = Literal["layers", "width", "tokens", "cache"]
 DENSE = "dense"
@@ -87,6 +89,8 @@ def request(row: Row, amounts: Amounts, steps: int, seed: int) -> Request:
     """
     after = EARLY if row.early else amounts.after
     tokens = TokenPlan(keep=amounts.tokens, after=after, selector=row.selector, seed=seed)
+    from trimvla.policies.trimming.planner import Request  # torch: a report needs none
+
     wanted = Request(criterion=row.criterion, seed=seed)
     if "layers" in row.on:
         wanted = replace(wanted, layers=amounts.layers)
