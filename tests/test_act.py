@@ -291,6 +291,13 @@ def test_cost_of_the_default_sizes_is_that_of_the_public_checkpoints() -> None:
     assert half.stages["action"].flops < 0.7 * report.stages["action"].flops
 
 
+def test_the_cost_verb_takes_its_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not cli.main(["cost", "--preset", "act-so101", "--layers", "2", "--json"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["family"] == "act"
+    assert result["stages"]["action"]["flops"] < 0.7 * cost(PRESETS["act-so101"], Plan()).flops
+
+
 def test_operations_are_those_that_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

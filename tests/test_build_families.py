@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import act_policy
 from tests.trt_parts import check_stage, library_or_skip
 from trimvla.export.bundle import export_to
 from trimvla.export.graphs.stages import is_guided, stages_of
@@ -59,8 +60,21 @@ def library() -> TrtLibrary:
 
 
 def test_no_family_is_left_out() -> None:
-    """The first one has its own file, test_build_stages."""
-    assert set(PLANS) | {FIRST} == set(FAMILIES)
+    """The first one has its own file, test_build_stages; ACT has nothing to guide."""
+    assert set(PLANS) | {FIRST, "act"} == set(FAMILIES)
+
+
+@pytest.mark.slow
+def test_every_stage_of_act_builds(library: TrtLibrary, tmp_path: Path) -> None:
+    plan = Plan(layers=(0, 2))
+    policy = family_of(act_policy.TINY).trim(act_policy.random_policy(), plan)
+    specs = {stage.name: export_to(policy, stage, tmp_path) for stage in stages_of(policy)}
+    for spec in specs.values():
+        check_stage(library, tmp_path / spec.file, spec, (), "float32")
+    paths = {name: tmp_path / spec.file for name, spec in specs.items()}
+    convert(paths, "float16", act_policy.TINY)
+    for spec in specs.values():
+        check_stage(library, tmp_path / spec.file, spec, (), "float16")
 
 
 @pytest.mark.slow

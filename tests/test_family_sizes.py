@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from trimvla.export.graphs.stages import prompt_lengths
 from trimvla.launch.bench.floor import Machine, floors
 from trimvla.launch.bench.subjects import BenchBundle, BenchInput, bundle_floors
 from trimvla.launch.evaluation.policies import estimate
@@ -25,7 +26,8 @@ ARGS = build.Args(bundle="", board="orin-nano")
 def test_a_floor_for_every_stage_of_every_family(name: str) -> None:
     cfg = find_preset(name)
     cost = family_of(cfg).cost(cfg, Plan())
-    found = floors(cfg, Plan(), cfg.prompt.buckets[0], SLOW)
+    lengths = prompt_lengths(cfg)
+    found = floors(cfg, Plan(), lengths[0] if lengths else None, SLOW)
     assert list(found) == [*cost.stages, "total"]
     vision = cost.stages["vision"]
     assert found["vision"].ms == pytest.approx(vision.flops / 1e11 * 1e3)

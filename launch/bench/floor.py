@@ -100,13 +100,13 @@ def shortest(call: Callable[[], object], trial_s: float) -> float:
 def floors(
     cfg: Any,  # noqa: ANN401
     plan: Plan,
-    prompt: int,
+    prompt: int | None,
     machine: Machine,
     *,
     weight_bytes: int = FLOAT32_BYTES,
 ) -> dict[str, Floor]:
-    """The floor of every stage of any family's policy under a plan, for a prompt of so many ids,
-    and their sum as "total".
+    """The floor of every stage of any family's policy under a plan, for a prompt of so many ids
+    (None: it reads none), and their sum as "total".
     """
     stages = family_of(cfg).cost(cfg, plan, prompt=prompt).stages
     found = {

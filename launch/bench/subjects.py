@@ -186,5 +186,6 @@ def bundle_floors(entry: BenchBundle, given: BenchInput, machine: Machine) -> di
     Raises ConfigError where the manifest does not have the sizes.
     """
     manifest = entry.policy.manifest
-    prompt = prompt_length(stage_inputs(entry.policy, given.of(entry.policy)))
+    seen = stage_inputs(entry.policy, given.of(entry.policy))
+    prompt = None if manifest.prompt is None else prompt_length(seen)
     return floors(parse_config(manifest.policy), manifest.plan, prompt, machine)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trimvla.policies.act.config import PRESETS, ActConfig
 from trimvla.policies.act.cost import cost
+from trimvla.policies.act.memory import memory
 from trimvla.policies.families import Family, lazily
 from trimvla.policies.sizes.counts import Trimmable
 from trimvla.runtime.errors import CheckpointError
@@ -54,6 +55,7 @@ FAMILY = Family(
     example_inputs=lazily(f"{HERE}.stages:example_inputs"),
     describe=lazily(f"{HERE}.describe:describe"),
     cost=cost,
+    memory=memory,
     trimmable=trimmable,
     reference="trimvla.export.reference.act.groups:ACT",
 )

@@ -187,7 +187,7 @@ def memory_of(  # noqa: PLR0917 - as `plan_memory`
     """What the engines of any family's stages need.
 
     Args:
-        costs: stage -> its cost; the decoder's matrices are in "language".
+        costs: stage -> its cost; a language model's matrices are in "language".
         table: weights of the decoder's table, which is looked up and not multiplied.
         elements: stage -> numbers that live at once at its widest point.
         precision: a key of `PRECISIONS`.
@@ -205,9 +205,10 @@ def memory_of(  # noqa: PLR0917 - as `plan_memory`
             raise ConfigError(f"expected one of {sorted(known)} for '{name}', got {value!r}")
     kind = PRECISIONS[precision]
     parameters = {name: cost.parameters for name, cost in costs.items()}
-    matrices = parameters["language"] - table
     weights = {name: int(kind.other * count) for name, count in parameters.items()}
-    weights["language"] = int(kind.matrix * matrices + kind.other * table)
+    if "language" in parameters:
+        matrices = parameters["language"] - table
+        weights["language"] = int(kind.matrix * matrices + kind.other * table)
     activations = {name: int(kind.activation * count) for name, count in elements.items()}
     return MemoryPlan(precision, weights, activations, BUILDER_BASE[backend], workspace)
 
