@@ -103,9 +103,8 @@ def wrong_with(command: str) -> str:
     if verb is None:
         return f"no verb {name}"
     arguments = verb.load().Args
-    known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(arguments)} | {
-        "--help"
-    }
+    names = [field.name.rstrip("_") for field in dataclasses.fields(arguments)]
+    known = {"--help", *(f"--{name.replace('_', '-')}" for name in names)}
     asked = [word.partition("=")[0] for word in words[1:] if word.startswith("--")]
     sections = "--set" in known  # these verbs take --section.key
     unknown = [word for word in asked if word not in known and not (sections and "." in word)]

@@ -274,3 +274,23 @@ def test_a_short_load(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert sum(motion["holds"].values()) == pytest.approx(sent["holds"] / sent["sent"], abs=1e-4)
     assert [each["kind"] for each in motion["dimensions"]] == [*["delta"] * 6, "gripper"]
     assert motion["dimensions"][0]["jerk_rms"] is not None
+    assert set(result["frame_period_ms"]) == {"eye0", "eye1"}
+    assert all(20 < each["p50"] < 60 for each in result["frame_period_ms"].values())
+
+
+def test_a_load_that_does_not_keep_a_limit_fails_with_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimvla.launch.verbs.load.WARM_UP_S", 0.1)
+    path = tmp_path / "limits.toml"
+    path.write_text("[control]\nlost = 0\nphoton_to_action_p99_ms = 1.0\n[cores]\ncontrol = 0.0\n")
+    size = ("--seconds", "1", "--cameras", "1", "--width", "64", "--height", "48")
+    status, result = verb(capsys, "load", *size, "--policy-ms", "30", "--assert", str(path))
+    assert status == 1
+    assert "expected at most 1 for 'control.photon_to_action_p99_ms', got" in result["error"]
+    rows = {row["name"]: row["ok"] for row in result["assertions"]}
+    assert rows == {
+        "control.lost": True,
+        "control.photon_to_action_p99_ms": False,
+        "cores.control": False,
+    }

@@ -22,6 +22,7 @@ from trimvla.runtime.control.controller import ControlConfig
 from trimvla.runtime.control.motion_quality import from_values
 
 GROWTH_MIB = 2.0  # per process and from the middle to the end: what an allocator may do
+CAMERA = "camera-"  # before a camera's name, in its process's
 KINDS = ControlConfig.kinds  # of the arm under load
 KEPT_RATE = 0.99  # of the configured rate
 
@@ -62,6 +63,12 @@ def summarise(
         photon_to_action_ms=percentiles(control, "photon_to_action"),
         commands=commands,
         frames=frame_counts(reports.values(), policy),
+        frame_period_ms={
+            name.removeprefix(CAMERA): percentiles(report, "frame_period")
+            for name, report in reports.items()
+            if name.startswith(CAMERA)
+        },
+        frames_skipped=sum(report.counters.get("frames_skipped", 0) for report in reports.values()),
         inference_ms=percentiles(policy, "inference.total"),
         memory_mib=memory,
         growth_mib=round(growth, 1),
@@ -116,6 +123,9 @@ def as_table(result: LoadResult) -> Table:
         table.add_row(name, f"{memory}; {result.cores[name]:.2f} cores")
     table.add_row("motion", motion_line(result.motion))
     table.add_row("jerk", jerk_words(result.motion))
+    for row in result.assertions or ():
+        verdict = "kept" if row.ok else "NOT kept"
+        table.add_row(row.name, f"{row.measured:g}, at most {row.limit:g}: {verdict}")
     if result.recording is not None:
         table.add_row("recording", result.recording.words())
     return table

@@ -54,8 +54,22 @@ class CommandCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Received too late to be obeyed."""
 
 
+class Assertion(msgspec.Struct, frozen=True, kw_only=True):
+    """One limit of --assert."""
+
+    name: str
+    """As in the file, with the camera's or the process's name."""
+    limit: float
+    """At most."""
+    measured: float
+    """What it was."""
+    ok: bool
+    """Whether it was kept."""
+
+
 class LoadResult(VerbResult, frozen=True, kw_only=True):
-    """`ok`: the rate was kept to 1 %, no command was lost or repeated, no process grew."""
+    """`ok`: the rate was kept to 1 %, no command was lost or repeated, no process grew; with
+    --assert instead: every limit was kept, and `error` is the first that was not."""
 
     seconds: float
     """Of the measurement [s], without the start."""
@@ -77,6 +91,10 @@ class LoadResult(VerbResult, frozen=True, kw_only=True):
     """Sent and received."""
     frames: FrameCounts
     """Images."""
+    frame_period_ms: dict[str, Percentiles]
+    """Camera -> from one image's capture to the next."""
+    frames_skipped: int
+    """Frame numbers that cameras left out."""
     inference_ms: Percentiles
     """Of the stand-in for a policy."""
     memory_mib: dict[str, list[float]]
@@ -89,5 +107,7 @@ class LoadResult(VerbResult, frozen=True, kw_only=True):
     motion: MotionFigures
     """How the commands would move an arm: of the stand-in's chunks, so what jitter and holds do to
     them is what counts."""
+    assertions: list[Assertion] | None = None
+    """With --assert: every limit."""
     recording: RecordingResult | None = None
     """With --record."""

@@ -72,7 +72,11 @@ def cli_page() -> str:
 
 def option(field: Field) -> str:
     """One option or positional argument, as a list's entry."""
-    name = field.name.upper() if _is_positional(field.hint) else f"--{field.name.replace('_', '-')}"
+    name = (
+        field.name.upper()
+        if _is_positional(field.hint)
+        else f"--{field.name.rstrip('_').replace('_', '-')}"
+    )
     return entry(name, words(field, flags=True), field.text)
 
 

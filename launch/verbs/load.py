@@ -11,8 +11,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import structs
+from tyro.conf import arg
 
 from trimvla.launch.console import Console
+from trimvla.launch.load.limits import first_failure, judge, read_limits
 from trimvla.launch.load.report import as_table, summarise
 from trimvla.launch.load.results import LoadResult, LoadSize
 from trimvla.launch.load.system import Load
@@ -53,6 +58,10 @@ class Args(Options):
     record: Path | None = None
     """Also write everything that travels to this file: does recording slow the loop?"""
 
+    assert_: Annotated[Path | None, arg(name="assert")] = None
+    """A TOML file of limits, or two-cores for the shipped one: exit status 1 with the first limit
+    that is not kept (docs/guides/assert-on-device.md)."""
+
     def __post_init__(self) -> None:
         """Raise ConfigError for what is out of range."""
         names = ("seconds", "cameras", "width", "height", "camera_hz", "control_hz", "policy_ms")
@@ -75,6 +84,7 @@ class Args(Options):
 def run(args: Args) -> LoadResult:
     """Start, wait, stop; the figures."""
     terminate_as_interrupt()
+    limits = None if args.assert_ is None else read_limits(args.assert_)
     system = sections(args)
     if args.record is not None:
         system = with_recorder(system, args.record)
@@ -91,6 +101,10 @@ def run(args: Args) -> LoadResult:
         last = load.reports.get(RECORDER)
         recording = None if args.record is None else recording_result(last, args.record)
         result = summarise(args.seconds, args.size, load.reports, usage, recording)
+    if limits is not None:
+        rows = judge(result, limits)
+        failed = first_failure(rows)
+        result = structs.replace(result, ok=failed is None, error=failed, assertions=rows)
     args.console().print(as_table(result))
     return result
 

@@ -204,9 +204,13 @@ def stream(
     telemetry.state = "streaming"
     rate = Rate(hz, sleep=stop.wait)
     known_ns = monotonic_ns()
+    before_ns: int | None = None
     while not stop.is_set():
         frame = take(source, camera, prepare)
         note_time(frame, telemetry)
+        if before_ns is not None and frame.age_known:
+            telemetry.time_ns("frame_period", frame.time_ns - before_ns)
+        before_ns = frame.time_ns if frame.age_known else None
         known_ns = _check_times(frame, known_ns)
         frames.send(frame)
         telemetry.count("frames_published")
