@@ -30,11 +30,11 @@ from trimvla.export.inputs import (
     stage_specs,
     statistics_text,
 )
+from trimvla.export.precision.ranges import CalibrationFrames
 from trimvla.export.precision.table import convert, precision_named
 from trimvla.export.verify import closing_all, parity, proof_runners
 from trimvla.policies.families import family_of
 from trimvla.policies.stage import Stage
-from trimvla.policies.trimming.calibrate import Calibration
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import (
     InputsAndOutput,
@@ -70,7 +70,7 @@ class BundleRequest:
     """The bundle; its last part becomes the bundle's name."""
     precision: str = "float32"
     """What the graphs compute in; see `precision.PRECISIONS`."""
-    calibration: Calibration | None = None
+    calibration: CalibrationFrames | None = None
     """Frames of this policy, for a precision that needs them."""
     created_utc: str | None = None
     """Time stamp; now when left out."""

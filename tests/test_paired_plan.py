@@ -134,6 +134,39 @@ def test_patches_may_leave_inside_the_encoder(tmp_path: Path) -> None:
     assert load_plan(folder / "plan.json").vision == VisionPlan(patches=patches)
 
 
+def test_smaller_images_and_fewer_encoder_blocks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = smolvla_folder(tmp_path)
+    words = "--image-size 16 --encoder-blocks 2 --tokens 5 --selector uniform --after 1 --frames 1"
+    assert trim(folder, *words.split(), "--json") == 0
+    plan = load_plan(folder / "plan.json")
+    assert plan.vision == VisionPlan(image_size=16, blocks=((0, 2),))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["ratio_to_dense"]["flops"] < 0.6
+    plain = msgspec.structs.replace(plan, policy=None)
+    costs = [family_of(TINY).cost(TINY, each).stages["vision"].flops for each in (plain, Plan())]
+    assert costs[0] < costs[1] / 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--image-size 12", "a multiple of 8 (patches of 4, 2 a token) for 'image_size'"),
+        ("--image-size 64", "at most 32 pixels, as the policy has them"),
+        ("--image-size 16 --tokens 9 --after 1", "got 9"),  # 4 tokens a camera are left
+        ("--encoder-blocks 4", "from 1 to 3 encoder blocks to keep, got 4"),
+        ("--encoder-blocks 0", "from 1 to 3 encoder blocks to keep, got 0"),
+    ],
+)
+def test_less_of_an_image_than_there_is_or_can_be(
+    words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = smolvla_folder(tmp_path)
+    assert trim(folder, *words.split(), "--frames", "1") == 1
+    assert message in capsys.readouterr().err
+    assert not (folder / "plan.json").exists()
+
+
 def test_every_camera_and_the_state_are_measured(tmp_path: Path) -> None:
     folder = smolvla_folder(tmp_path)
     assert trim(folder, "--layers", "3", "--frames", "6") == 0

@@ -70,6 +70,8 @@ def test_tokens_may_leave_later(folder: Path) -> None:
         ("--layers 6", "from 1 to 5 language layers"),
         ("--tokens 3", "as many tokens as key tokens"),
         ("--patches 17", "'keep' of 'vision.patches', got 17"),
+        ("--image-size 64", "'vision.image_size'"),
+        ("--encoder-blocks 1", "a plan of this policy keeps all, got 1"),
         ("--patches 9", "at most 0 for 'after' of 'vision.patches'"),
         ("--patches 9 --patches-after 0 --tokens 10", "at most 9 visual tokens"),
         ("--patches 17 --calibration nowhere.npz", "'keep' of 'vision.patches', got 17"),

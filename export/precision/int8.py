@@ -10,7 +10,7 @@ else of the graph stays in float32. Knows graphs; not where ranges come from.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -51,12 +51,48 @@ def targets(model: ir.Model, stage: str) -> list[ir.Node]:
 
 
 def in_mlp(node: ir.Node) -> bool:
-    """Whether a product stands directly before (its bias between) or after a GELU."""
-    if any(before.op_type == "Gelu" for before in producers(node)):
+    """Whether a product stands directly before (its bias between) or after a GELU, or is one of
+    the three of a gated MLP.
+    """
+    if any(before.op_type == "Gelu" or is_gate(before) for before in producers(node)):
         return True
-    reads = list(consumers(node))
-    reads += [further for read in reads if read.op_type == "Add" for further in consumers(read)]
-    return any(read.op_type == "Gelu" for read in reads)
+    return any(map(leads_to_activation, read_by(node)))
+
+
+def leads_to_activation(read: ir.Node) -> bool:
+    """Whether what reads a product is, or is followed by, the activation or the gate of an MLP."""
+    behind = list(consumers(read))
+    if read.op_type == "Add":
+        return any(node.op_type == "Gelu" for node in behind)
+    gated = is_activation(read) and any(map(is_gate, behind))
+    return read.op_type == "Gelu" or is_gate(read) or gated
+
+
+def is_gate(node: ir.Node) -> bool:
+    """Whether a node multiplies one product with a GELU or a SiLU of another."""
+    if node.op_type != "Mul":
+        return False
+    made = list(producers(node))
+    return any(is_product(before) for before in made) and any(map(is_activation, made))
+
+
+def is_activation(node: ir.Node) -> bool:
+    """Whether a node gives a GELU or a SiLU, which is x times its sigmoid."""
+    silu = node.op_type == "Mul" and any(x.op_type == "Sigmoid" for x in producers(node))
+    return node.op_type == "Gelu" or silu
+
+
+def is_product(node: ir.Node) -> bool:
+    """Whether a node is a product with a weight, or a part of one (`join_products`)."""
+    if node.op_type == "Split":
+        return any(map(is_product, producers(node)))
+    return node.op_type == "MatMul" and weight_of(node) is not None
+
+
+def read_by(node: ir.Node) -> Iterator[ir.Node]:
+    """What reads a product, or the parts of it (`join_products`)."""
+    for read in consumers(node):
+        yield from consumers(read) if read.op_type == "Split" else (read,)
 
 
 def multiplied(model: ir.Model, stage: str) -> list[str]:

@@ -7,8 +7,9 @@ of their tensors; not which tensors are wanted, nor what for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +21,10 @@ from trimvla.runtime.backends.ort_runner import CPU, session_options
 from trimvla.runtime.errors import ConfigError
 
 Probed = dict[str, np.ndarray]
+CalibrationFrames = Calibration | Sequence[Mapping[str, np.ndarray]]
+"""CogACT's images and prompts, or what each frame of any family gives to the stages by tensor name,
+padded as the runtime pads, with noise.
+"""
 
 
 class Probe:
@@ -55,15 +60,15 @@ class Probe:
 def activation_ranges(
     stages: Mapping[str, Path],
     wanted: Mapping[str, Sequence[str]],
-    data: Calibration,
-    cfg: PolicyConfig,
+    data: CalibrationFrames,
+    cfg: Any,  # noqa: ANN401
 ) -> dict[str, dict[str, float]]:
     """Largest absolute value of tensors over all frames.
 
     Args:
         stages: the float32 graphs, in the order in which they run.
         wanted: stage -> names of its tensors.
-        data: frames of that policy; the noise of the n-th is drawn from n.
+        data: frames of that policy.
         cfg: the policy's.
 
     Returns:
@@ -73,11 +78,19 @@ def activation_ranges(
         ConfigError: a frame's prompt is longer than the largest bucket.
     """
     probes = {name: Probe(path, wanted[name]) for name, path in stages.items()}
-    for index in range(len(data.last)):
-        tensors = frame(data, index, cfg)
+    for given in frames_of(data, cfg):
+        tensors = dict(given)
         for probe in probes.values():
             tensors |= probe.run(tensors)
     return {name: probe.largest for name, probe in probes.items()}
+
+
+def frames_of(data: CalibrationFrames, cfg: Any) -> Iterator[Mapping[str, np.ndarray]]:  # noqa: ANN401
+    """What each frame gives to the stages; the noise of the n-th is drawn from n."""
+    if isinstance(data, Calibration):
+        yield from (frame(data, index, cfg) for index in range(len(data.last)))
+    else:
+        yield from data
 
 
 def frame(data: Calibration, index: int, cfg: PolicyConfig) -> Probed:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -18,8 +19,7 @@ import onnx_ir as ir
 from trimvla.export.graphs.to_onnx import store_in_half, strip
 from trimvla.export.precision.half import halve
 from trimvla.export.precision.int8 import multiplied, quantise
-from trimvla.export.precision.ranges import activation_ranges
-from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.export.precision.ranges import CalibrationFrames, activation_ranges
 from trimvla.policies.sizes.memory import SPELLINGS
 from trimvla.policies.trimming.calibrate import Calibration, check_calibration
 from trimvla.runtime.errors import ConfigError
@@ -56,7 +56,10 @@ def precision_named(text: str) -> str:
 
 
 def convert(
-    stages: Mapping[str, Path], precision: str, cfg: PolicyConfig, data: Calibration | None = None
+    stages: Mapping[str, Path],
+    precision: str,
+    cfg: Any,  # noqa: ANN401
+    data: CalibrationFrames | None = None,
 ) -> None:
     """Rewrite float32 stage files in a precision.
 
@@ -76,7 +79,8 @@ def convert(
     if kind.calibrated:
         if data is None:
             raise ConfigError(f"expected calibration frames for {precision}, got none")
-        check_calibration(data, cfg)
+        if isinstance(data, Calibration):
+            check_calibration(data, cfg)
         ranges = activation_ranges(
             stages, {name: multiplied(load(path), name) for name, path in stages.items()}, data, cfg
         )

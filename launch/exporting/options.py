@@ -33,8 +33,8 @@ class ExportOptions(PlanCounts, Options):
 
     dtype: str = "float32"
     """What the graphs compute in: float32, float16, bfloat16, int8 or int8-dynamic
-    (docs/results/precision.md); fp32, fp16 and bf16 are understood. Official checkpoints and random
-    weights: the first three."""
+    (docs/results/precision.md); fp32, fp16 and bf16 are understood. An official CogACT checkpoint
+    and random weights: the first three."""
 
     calibration: Path | None = None
     """Frames for int8, as `trimvla trim` takes them (default: demonstrations, made for the tabletop

@@ -26,7 +26,6 @@ from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput
 from trimvla.runtime.bundle.manifest import PromptSpec
 from trimvla.runtime.bundle.plan import Plan, Provenance
 from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
-from trimvla.runtime.bundle.vision_plan import VisionPlan
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.preprocess.observation import Observation
 from trimvla.runtime.preprocess.prompts import Prompter
@@ -63,7 +62,8 @@ def paired_plan(
     family = family_of(cfg)
     assert family.measure_pairs is not None  # the caller has checked
     there = family.trimmable(cfg)
-    vision = request.patches and VisionPlan(patches=request.patches)
+    vision = request.vision_of(there)
+    family.check_plan(Plan(vision=vision), cfg)
     use_selector(request.tokens, visual_tokens(cfg, Plan(vision=vision)), "--selector")
     counted = plan_by_counts(
         there,

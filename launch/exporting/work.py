@@ -10,17 +10,18 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tyro.conf import Positional
 
 from trimvla.export.bundle import BundleRequest, export_policy
 from trimvla.export.inputs import check_target, read_tokenizer, with_action
+from trimvla.export.precision.ranges import CalibrationFrames
 from trimvla.export.precision.table import PRECISIONS, precision_named
 from trimvla.launch.console import progress_bar
 from trimvla.launch.exporting.calibration import find_calibration
 from trimvla.launch.exporting.named_plan import named_plan
 from trimvla.launch.exporting.options import ExportOptions
+from trimvla.launch.exporting.paired_plan import find_shards
 from trimvla.launch.exporting.parity_table import as_table
 from trimvla.launch.exporting.policy_source import (
     TOKENIZER,
@@ -31,6 +32,7 @@ from trimvla.launch.exporting.policy_source import (
     open_source,
 )
 from trimvla.launch.exporting.results import ExportResult, StreamedResult, parity_of
+from trimvla.launch.exporting.stage_frames import stage_frames
 from trimvla.launch.exporting.stream import (
     official_source,
     random_source,
@@ -39,8 +41,8 @@ from trimvla.launch.exporting.stream import (
 from trimvla.launch.exporting.unwinding import unwinding
 from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.families import family_of
-from trimvla.policies.trimming.calibrate import Calibration
 from trimvla.runtime.bundle.action_statistics import chosen
+from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import ConfigError
 
 
@@ -121,7 +123,7 @@ def bundle_request(args: ExportArgs, source: Path, opened: Checkpoint) -> Bundle
         tokenizer=opened.tokenizer,
         out=args.out,
         precision=args.dtype,
-        calibration=calibration_for(args, source, opened.cfg),
+        calibration=calibration_for(args, source, opened, plan),
         overwrite=args.overwrite,
         guided=args.guided,
     )
@@ -161,10 +163,16 @@ class WeightsBeside:
             Path(partial).unlink(missing_ok=True)
 
 
-def calibration_for(args: ExportArgs, source: Path, cfg: Any) -> Calibration | None:  # noqa: ANN401
+def calibration_for(
+    args: ExportArgs, source: Path, opened: Checkpoint, plan: Plan
+) -> CalibrationFrames | None:
     """Frames, if the precision needs them. Raises ConfigError where there are none."""
     if not PRECISIONS[precision_named(args.dtype)].calibrated:
         return None
+    cfg = opened.cfg
+    if not family_of(cfg).calibrates:
+        shards = find_shards(args.calibration, source)
+        return stage_frames(opened, plan, shards, args.frames, seed=0)
     tokenizer = args.tokenizer or source / TOKENIZER
     return find_calibration(args.calibration, source, cfg, tokenizer, frames=args.frames, seed=0)
 

@@ -82,6 +82,14 @@ class Args(PlanCounts, EnvArgs):
     patches_after: int = 2
     """With --patches: encoder blocks that still see every patch."""
 
+    image_size: int | None = None
+    """Side of the images in pixels, of a policy whose positions allow a smaller one: SmolVLA
+    (default: its own)."""
+
+    encoder_blocks: int | None = None
+    """Blocks of the image encoder to keep, evenly spread, of pi0, pi0.5 and SmolVLA (default: all).
+    """
+
     steps: int | None = None
     """DDIM steps: the control that a cache must beat."""
 
@@ -105,6 +113,8 @@ def request(args: Args) -> Request:
         criterion=args.criterion,
         tokens=token_plan(args),
         patches=patch_plan(args),
+        image_size=args.image_size,
+        encoder_blocks=args.encoder_blocks,
         steps=args.steps,
         guidance=args.guidance,
         seed=args.seed,

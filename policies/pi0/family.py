@@ -40,6 +40,7 @@ def trimmable(cfg: Pi0Config) -> Trimmable:
         image_tokens=cfg.patches,
         cameras=len(cfg.cameras),
         steps=cfg.flow.steps,
+        encoder_blocks=cfg.vision.depth,
     )
 
 

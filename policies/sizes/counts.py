@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import kept_count
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
+from trimvla.runtime.bundle.vision_plan import PatchPlan, VisionPlan
 from trimvla.runtime.errors import ConfigError
 
 
@@ -27,6 +28,8 @@ class Trimmable:
     cameras: int = 1
     steps: int
     """Of the sampler: DDIM or Euler."""
+    encoder_blocks: int | None = None
+    """Of the image encoder, where a plan may drop some."""
 
     @property
     def visual_tokens(self) -> int:
@@ -75,6 +78,33 @@ def plan_by_counts(
         recompute=None if cache_interval == 1 else tuple(range(0, ran, cache_interval)),
         steps=None if steps == there.steps else steps,
     )
+
+
+def vision_by_counts(
+    there: Trimmable,
+    *,
+    image_size: int | None = None,
+    blocks: int | None = None,
+    patches: PatchPlan | None = None,
+) -> VisionPlan | None:
+    """The plan that keeps images of this side, so many of the encoder's blocks at even distances,
+    and these patches; None where all is kept.
+
+    Whether the size and the patches fit is the family's to check.
+
+    Raises:
+        ConfigError: more blocks are to be kept than there are, or none, or a plan of this policy
+            can drop none.
+    """
+    if blocks is not None and there.encoder_blocks is None:
+        words = "expected no count of encoder blocks: a plan of this policy keeps all"
+        raise ConfigError(f"{words}, got {blocks}")
+    depth = there.encoder_blocks or 0
+    if blocks is not None and not 1 <= blocks <= depth:
+        raise ConfigError(f"expected from 1 to {depth} encoder blocks to keep, got {blocks}")
+    kept = None if blocks in (None, depth) else (spread(depth, blocks),)
+    found = VisionPlan(image_size=image_size, blocks=kept, patches=patches)
+    return None if found == VisionPlan() else found
 
 
 def _check_tokens(tokens: TokenPlan, layers: int, visual_tokens: int) -> None:

@@ -43,6 +43,7 @@ def trimmable(cfg: SmolVlaConfig) -> Trimmable:
         image_tokens=cfg.tokens,
         cameras=len(cfg.cameras),
         steps=cfg.flow.steps,
+        encoder_blocks=cfg.vision.depth,
     )
 
 

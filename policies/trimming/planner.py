@@ -18,6 +18,7 @@ from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.nn.cachers import every
 from trimvla.policies.nn.llama import Decoder
 from trimvla.policies.sizes.config import PolicyConfig
+from trimvla.policies.sizes.counts import Trimmable, trimmable, vision_by_counts
 from trimvla.policies.trimming.calibrate import (
     Calibration,
     Statistics,
@@ -52,10 +53,21 @@ class Request:
     mlp_keep: float = 1.0
     tokens: TokenPlan | None = None
     patches: PatchPlan | None = None
+    image_size: int | None = None
+    encoder_blocks: int | None = None
     cache_interval: int = 1
     steps: int | None = None
     guidance: float | None = None
     seed: int = 0
+
+    def vision_of(self, there: Trimmable) -> VisionPlan | None:
+        """What is kept of the image encoder of a policy with so much; see `vision_by_counts`."""
+        return vision_by_counts(
+            there,
+            image_size=self.image_size,
+            blocks=self.encoder_blocks,
+            patches=self.patches,
+        )
 
 
 def make_plan(policy: CogAct, data: Calibration, request: Request, created_utc: str) -> Plan:
@@ -133,7 +145,7 @@ def draft(request: Request, cfg: PolicyConfig, scores: Sequence[float]) -> Plan:
     return Plan(
         layers=None if len(layers) == whole else layers,
         tokens=request.tokens,
-        vision=request.patches and VisionPlan(patches=request.patches),
+        vision=request.vision_of(trimmable(cfg)),
         recompute=None if len(schedule) == steps else schedule,
         steps=request.steps,
         guidance=request.guidance,
