@@ -31,6 +31,7 @@ from trimvla.runtime.preprocess.observation import Observation
 from trimvla.runtime.preprocess.prompts import Prompter
 
 SHARDS = "*.npz"
+DENSE = Plan()
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,15 @@ def paired_plan(
     return Measured(cfg, plan)
 
 
-def frames_of(opened: Checkpoint, shards: list[Path], count: int, seed: int) -> Frames:
-    """Frames of shards, of a LeRobot data set or of a recording as the policy's tensors.
+def frames_of(
+    opened: Checkpoint, shards: list[Path], count: int, seed: int, plan: Plan = DENSE
+) -> Frames:
+    """Frames of shards, of a LeRobot data set or of a recording as the tensors of the policy under
+    a plan.
 
     ConfigError without a tokenizer.
     """
-    described = family_of(opened.cfg).describe(opened, Plan())
+    described = family_of(opened.cfg).describe(opened, plan)
     prompt = described.prompt
     prompter = None if prompt is None else _prompter(opened, prompt)
     reader = Reader(opened, described, prompter)

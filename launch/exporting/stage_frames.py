@@ -1,63 +1,54 @@
 """Frames of demonstrations as a policy's stages take them: what int8 learns its ranges from.
 
-Any family's that reads cameras, prompt and state as its manifest describes them. Knows the
-runtime's preprocessing; knows no graph.
+Any family's that reads cameras, prompt and state as its manifest describes them. Knows what crosses
+the stages' borders; knows no graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from trimvla.launch.exporting.demonstration_frames import Reader, Sample, draw_frames
+from trimvla.launch.exporting.demonstration_frames import Sample
+from trimvla.launch.exporting.paired_plan import frames_of
 from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.families import family_of
 from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput, PromptSpec
 from trimvla.runtime.bundle.plan import Plan
-from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
-from trimvla.runtime.errors import ConfigError
-from trimvla.runtime.preprocess.prompts import Prompter
 
 StageInputs = dict[str, np.ndarray]
 
 
 def stage_frames(
-    opened: Checkpoint,
-    plan: Plan,
-    shards: list[Path],
-    count: int,
-    seed: int,
+    opened: Checkpoint, plan: Plan, named: list[Path], count: int, seed: int
 ) -> tuple[StageInputs, ...]:
-    """`count` frames of shards, drawn evenly; the noise of the n-th is drawn from n.
+    """`count` frames drawn from what is named (`paired_plan.frames_of`); the noise of the n-th is
+    drawn from n.
 
     Raises:
-        ConfigError: no tokenizer, no shards, or one that lacks a camera or the state.
+        ConfigError: no tokenizer, no frames, or some that lack a camera or the state.
     """
-    if opened.tokenizer is None:
-        hint = family_of(opened.cfg).tokenizer_hint
-        raise ConfigError(f"{opened.directory}: expected tokenizer.json, got none: {hint}")
-    described = family_of(opened.cfg).describe(opened, plan)
-    prompter = Prompter(load_tokenizer(opened.tokenizer, error=ConfigError), described.prompt)
-    drawn = draw_frames(Reader(opened, described, prompter), shards, count, seed)
-    noise = family_of(opened.cfg).tensor_specs(opened.cfg, plan)["noise"].shape
-    chunk = tuple(map(int, noise))
-    return tuple(_inputs(drawn.samples, described, chunk))
+    family = family_of(opened.cfg)
+    drawn = frames_of(opened, named, count, seed, plan)
+    noise = family.tensor_specs(opened.cfg, plan).get("noise")
+    chunk = None if noise is None else tuple(map(int, noise.shape))
+    return tuple(_inputs(drawn.samples, family.describe(opened, plan), chunk))
 
 
 def _inputs(
-    samples: tuple[Sample, ...], described: InputsAndOutput, chunk: tuple[int, ...]
+    samples: Sequence[Sample], described: InputsAndOutput, chunk: tuple[int, ...] | None
 ) -> Iterator[StageInputs]:
     for index, sample in enumerate(samples):
-        length = int(sample["length"][0])
-        generator = np.random.default_rng(index)
-        made = {
-            described.images.tensor: sample["images"].numpy(),
-            "input_ids": padded(sample["input_ids"].numpy(), described.prompt),
-            "last": np.array([length - 1], np.int64),
-            "noise": generator.standard_normal(chunk, dtype=np.float32),
-        }
+        made = {described.images.tensor: sample["images"].numpy()}
+        if described.prompt is not None:
+            length = int(sample["length"][0])
+            made["input_ids"] = padded(sample["input_ids"].numpy(), described.prompt)
+            made["last"] = np.array([length - 1], np.int64)
+        if chunk is not None:
+            generator = np.random.default_rng(index)
+            made["noise"] = generator.standard_normal(chunk, dtype=np.float32)
         if "state" in sample:
             made["state"] = sample["state"].numpy()
         yield made
