@@ -27,6 +27,7 @@ TAKES = ("config", "run_dir", "stop", "name")
 DRIVER = "driver"  # as `process`
 DRIVERS = {
     "lerobot": "trimvla.runtime.drivers.lerobot:LeRobotDriver",
+    "widowx-250": "trimvla.runtime.drivers.widowx:WidowX",
     "sim-arm": "trimvla.sim.robots.arm:SimArm",
 }
 """The drivers that come with the program, by their short names."""
