@@ -92,6 +92,8 @@ def test_its_image_is_a_camera(tmp_path: Path) -> None:
         driver.connect(tmp_path)
         try:
             with Subscriber(tmp_path, [topic("front/color")]) as frames:
+                position: object = ()
+                gripper = 0.0
                 while not frames["front/color"].updated:
                     position, gripper = driver.read() or ((), 0.0)
                     frames.update(0.05)
@@ -99,7 +101,7 @@ def test_its_image_is_a_camera(tmp_path: Path) -> None:
         finally:
             driver.disconnect()
     assert isinstance(frame, Frame) and frame.image[0, 0].tolist() == [1, 2, 3]
-    assert (list(position), gripper) == ([0.3, 0.0, 0.15, 0.0, 0.0, 0.0], 1.0)
+    assert (position, gripper) == ([0.3, 0.0, 0.15, 0.0, 0.0, 0.0], 1.0)
 
 
 def request(**fields) -> bytes:

@@ -86,10 +86,11 @@ class WidowX(Driver):
 
     def connect(self, run_dir: Path) -> None:
         """See `Driver`. Raises DriverError where nobody answers."""
-        self._socket = zmq.Context.instance().socket(zmq.REQ)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
-        self._socket.connect(self._config.address)
+        socket = zmq.Context.instance().socket(zmq.REQ)
+        self._socket = socket
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
+        socket.connect(self._config.address)
         self._ask(request="observe")
         name = color(self._config.camera)
         self._images = Publisher(run_dir, topic(name, self._config.state_hz))

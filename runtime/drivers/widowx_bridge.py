@@ -15,6 +15,7 @@ Who can connect can move the robot: bind to 127.0.0.1 and reach it through an SS
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 from typing import Any
@@ -101,16 +102,16 @@ def serve(bridge: Bridge, socket: Any, stop: Any = None) -> None:  # noqa: ANN40
 def main() -> None:
     """Connect to the server beside it, initialise the robot, and answer."""
     import zmq
-    from widowx_envs.widowx_env_service import WidowXClient, WidowXConfigs
 
+    service = importlib.import_module("widowx_envs.widowx_env_service")
     parser = argparse.ArgumentParser()
     parser.add_argument("--bind", default="tcp://127.0.0.1:5560")
     parser.add_argument("--server", default="localhost")
     parser.add_argument("--server-port", type=int, default=5556)
     parser.add_argument("--camera", default="/blue/image_raw")
     options = parser.parse_args()
-    client = WidowXClient(host=options.server, port=options.server_port)
-    settings = dict(WidowXConfigs.DefaultEnvParams)
+    client = service.WidowXClient(host=options.server, port=options.server_port)
+    settings = dict(service.WidowXConfigs.DefaultEnvParams)
     settings["camera_topics"] = [{"name": options.camera}]
     settings["return_full_image"] = True
     client.init(settings, image_size=256)
