@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from trimvla.runtime.drivers.lerobot import LeRobotDriver
 from trimvla.runtime.drivers.lerobot_keys import Keys, LeRobotConfig, clipped
 from trimvla.runtime.errors import ConfigError, DriverError
 
-ARM = (
+ARM: tuple[str, ...] = (
     "shoulder_pan.pos",
     "shoulder_lift.pos",
     "elbow_flex.pos",
@@ -32,9 +33,9 @@ ARM = (
     "wrist_roll.pos",
     "gripper.pos",
 )
-ACTIONS = dict.fromkeys(ARM, float)
-OBSERVATIONS = {**ACTIONS, "front": (480, 640, 3), "wrist": (480, 640, 3)}
-SEEN = dict(zip(ARM, (1.0, 2.0, 3.0, 4.0, 5.0, 50.0), strict=True))
+ACTIONS: dict[str, Any] = dict.fromkeys(ARM, float)
+OBSERVATIONS: dict[str, Any] = {**ACTIONS, "front": (480, 640, 3), "wrist": (480, 640, 3)}
+SEEN: dict[str, Any] = dict(zip(ARM, (1.0, 2.0, 3.0, 4.0, 5.0, 50.0), strict=True))
 
 
 def test_the_keys_of_an_so101() -> None:
