@@ -69,6 +69,7 @@ VERBS = (
     ),
     Verb("bench", "bench", "", "latency of a bundle, layer by layer"),
     Verb("ablate", "ablate", "export", "every part of a plan: success, time and cost", True),
+    Verb("tune", "tune", "export", "bundles as fast as this device needs, with proof", True),
     Verb("record", "record", "record", "write what travels in a running system to an MCAP file"),
     Verb("replay", "replay", "record", "a recording's policy calls once more: the same actions?"),
     Verb("inspect", "inspect_call", "record", "one policy call: kept tokens, layers, steps, times"),

@@ -83,6 +83,7 @@ LAUNCH = (
     "launch.bench",
     "launch.bench.peers",
     "launch.ablation",
+    "launch.tuning",
     "launch.evaluation",
     "launch.faults",
     "launch.datasets",

@@ -84,24 +84,29 @@ class Outputs:
             of: what is compared.
 
         Returns:
-            One number for each of `kept`: mean square of the difference, each dimension in units of
-            its own spread over all samples of the dense policy.
+            One `distance` for each of `kept`.
+        """
+        return [
+            self.distance(Plan(layers=tuple(layer for layer in kept if layer != gone)), of)
+            for gone in kept
+        ]
+
+    def distance(self, plan: Plan, of: Measured) -> float:
+        """How far the outputs under a plan are from the dense ones: mean square of the difference,
+        each dimension in units of its own spread over all samples of the dense policy.
 
         Raises:
-            ConfigError: the policy has no such output.
+            ConfigError: the policy has no such output, or all samples are alike.
         """
-        return [self.distance([layer for layer in kept if layer != gone], of) for gone in kept]
-
-    def distance(self, kept: Sequence[int], of: Measured) -> float:
-        """The same for these layers; see `distances`."""
-        dense = self._dense[self._name(of)]
-        made = torch.stack([tensors[self._name(of)] for tensors in self._run(kept)])
+        name = self._name(of)
+        dense = self._dense[name]
+        made = torch.stack([tensors[name] for tensors in self._run(plan)])
         flat = dense.flatten(0, -2)
         spread = flat.std(dim=0, correction=0)
         counts = spread > STILL * spread.max()
         if not counts.any():
             raise ConfigError(
-                f"expected calibration samples on which '{self._name(of)}' differs, got"
+                f"expected calibration samples on which '{name}' differs, got"
                 f" {len(self.samples)} alike"
             )
         moved = (made - dense).flatten(0, -2)[:, counts] / spread[counts]
@@ -121,17 +126,21 @@ class Outputs:
         return self.family.stages(self.policy.cfg, plan, False)
 
     @cached_property
-    def _before(self) -> list[dict[str, Tensor]]:
-        """Every sample up to the language stage, with its noise."""
+    def _given(self) -> list[dict[str, Tensor]]:
+        """Every sample with its noise."""
         specs: Mapping[str, TensorSpec] = self.family.tensor_specs(self.policy.cfg, Plan())
         shape = tuple(int(axis) for axis in specs["noise"].shape)
         made: list[dict[str, Tensor]] = []
-        first = self._stages(Plan())[:1]
         for index, sample in enumerate(self.samples):
             generator = torch.Generator().manual_seed(self.seed * MOST_SAMPLES + index)
-            noise = torch.randn(shape, generator=generator)
-            made.append(_run(first, self.policy, {**sample, "noise": noise}))
+            made.append({**sample, "noise": torch.randn(shape, generator=generator)})
         return made
+
+    @cached_property
+    def _before(self) -> list[dict[str, Tensor]]:
+        """The same up to the language stage."""
+        first = self._stages(Plan())[:1]
+        return [_run(first, self.policy, start) for start in self._given]
 
     @cached_property
     def _dense(self) -> dict[str, Tensor]:
@@ -140,11 +149,12 @@ class Outputs:
         names = [name for name in TENSORS.values() if name in found[0]]
         return {name: torch.stack([tensors[name] for tensors in found]) for name in names}
 
-    def _run(self, kept: Sequence[int]) -> list[dict[str, Tensor]]:
-        plan = Plan(layers=tuple(kept))
+    def _run(self, plan: Plan) -> list[dict[str, Tensor]]:
         policy = self.family.trim(self.policy, plan)
-        stages = self._stages(plan)[1:]
-        return [_run(stages, policy, start) for start in self._before]
+        same = plan.vision is None
+        stages = self._stages(plan)[1 if same else 0 :]
+        starts = self._before if same else self._given
+        return [_run(stages, policy, start) for start in starts]
 
 
 @torch.no_grad()
