@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-import tomllib
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +35,7 @@ from trimvla.policies.trimming.calibrate import Calibration
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.plan import Plan, load_plan
 from trimvla.runtime.errors import ConfigError
+from trimvla.runtime.text_files import read_toml
 
 THERE = Trimmable(layers=16, mlp_hidden=400, image_tokens=256, steps=10)
 DENSE = dense_point(THERE)
@@ -43,7 +43,7 @@ TEN = spread_out(grid(THERE, 5), 10)
 FOUR_LAYERS = msgspec.structs.replace(
     TINY, language=msgspec.structs.replace(TINY.language, layers=4)
 )
-QUICK = "--frames 4 --priced 6 --rounds 4 --warmup 1 --points 3 --cache-interval 2 --json"
+QUICK = "--frames 4 --priced 4 --rounds 3 --warmup 1 --points 2 --cache-interval 2 --json"
 STATISTICS = {
     "lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}
 }
@@ -225,8 +225,8 @@ def test_a_search_makes_bundles_and_goes_on_where_it_was(
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
     names = [point["name"] for point in first["points"]]
     assert names[0] == "dense"
-    assert 2 <= len(names) <= 4
-    assert first["prices"]["bundles"] == 6
+    assert 2 <= len(names) <= 3
+    assert first["prices"]["bundles"] == 4
     for point in first["points"][1:]:
         plan = load_plan(Path(point["plan"]))
         assert bundles.load(Path(point["bundle"])).plan == plan
@@ -240,7 +240,7 @@ def test_a_search_makes_bundles_and_goes_on_where_it_was(
     assert distances == sorted(distances)
     assert distances[0] == 0.0
     assert json.loads((out / "front.json").read_text())["points"] == first["points"]
-    system = tomllib.loads((out / "system.toml").read_text())
+    system = read_toml(out / "system.toml", "TOML")
     assert len(system["policy"]["rungs"]) == len(names)
     assert "bundle" not in system["policy"]
     assert math.isfinite(system["policy"]["ladder"]["deadline_s"])
