@@ -127,7 +127,7 @@ def take_times(job: Job, made: dict[str, Path], title: str) -> tuple[Samples, li
     """All bundles in turns at the clock."""
     args = job.args
     image = np.random.default_rng(0).integers(0, 256, CAMERA_SHAPE, np.uint8)
-    given = BenchInput(image, INSTRUCTION)
+    given = BenchInput(image, args.instruction or INSTRUCTION)
     task = job.progress.add_task(title, total=args.warmup + args.rounds)
     with ExitStack() as stack:
         subjects: list[Subject] = []
