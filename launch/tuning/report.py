@@ -17,7 +17,7 @@ from trimvla.launch import tables
 from trimvla.launch.ablation.report import is_whole, timing
 from trimvla.launch.bench import turns as benchmark
 from trimvla.launch.bench.turns import Samples, Subject
-from trimvla.launch.system.processes import CONFIGS
+from trimvla.launch.system.setup.sections import CONFIGS
 from trimvla.launch.tuning.points import Point
 from trimvla.launch.tuning.prices import Measured, errors, rank_correlation
 from trimvla.launch.tuning.results import PriceCheck, TunedPoint
