@@ -43,7 +43,10 @@ TEN = spread_out(grid(THERE, 5), 10)
 FOUR_LAYERS = msgspec.structs.replace(
     TINY, language=msgspec.structs.replace(TINY.language, layers=4)
 )
-QUICK = "--frames 4 --priced 4 --rounds 3 --warmup 1 --points 2 --cache-interval 2 --instruction lift --json"
+QUICK = (
+    "--frames 4 --priced 4 --rounds 3 --warmup 1 --points 2 --cache-interval 2 --instruction lift"
+    " --json"
+)
 STATISTICS = {
     "lab": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 6 + [False]}}
 }
