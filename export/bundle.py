@@ -34,11 +34,13 @@ from trimvla.export.precision.ranges import CalibrationFrames
 from trimvla.export.precision.table import convert, precision_named
 from trimvla.export.verify import closing_all, parity, proof_runners
 from trimvla.policies.families import family_of
+from trimvla.policies.recovery.patch import Patch, under_patch
 from trimvla.policies.stage import Stage
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import (
     InputsAndOutput,
     Manifest,
+    PatchSpec,
     Plan,
     StageSpec,
     modes_of,
@@ -60,6 +62,8 @@ class BundleRequest:
     """
     plan: Plan = DENSE
     """What is kept of it; the empty plan is the dense policy."""
+    patch: Patch | None = None
+    """Weights that were recovered for this plan, in place of the dense ones' slices."""
     statistics: Mapping[str, Any]
     """{key: {"action": {"q01": [A], ...}, "state": {...}}} with
     `described.action.statistics_key` among the keys.
@@ -87,6 +91,7 @@ def export_policy(request: BundleRequest) -> Manifest:
         ConfigError: the plan does not fit, no tokenizer, no such statistics, an unknown precision
             or no frames for it,
             or the target exists.
+        CheckpointError: the patch is for another policy or plan.
         BundleError: the graphs differ from torch by more than their tolerance. Nothing is left
             behind.
 
@@ -126,7 +131,7 @@ def export_policy(request: BundleRequest) -> Manifest:
     prompt = described.prompt
     tokenizer = None if prompt is None else read_tokenizer(request.tokenizer, prompt, family)
     scales = statistics_text(request.statistics, described)
-    policy = family.trim(request.policy, request.plan)
+    policy = under_patch(request.policy, request.plan, request.patch)
     manifest = manifest_of(
         cfg,
         request.plan,
@@ -135,6 +140,7 @@ def export_policy(request: BundleRequest) -> Manifest:
         precision=precision,
         created_utc=request.created_utc,
         guided=request.guided,
+        patch=None if request.patch is None else request.patch.spec,
     )
     check_manifest(manifest)
     with written_beside(request.out) as directory:
@@ -168,6 +174,7 @@ def manifest_of(
     precision: str,
     created_utc: str | None,
     guided: bool = False,
+    patch: PatchSpec | None = None,
 ) -> Manifest:
     """The manifest of a bundle made now, or at `created_utc`; its parity report is still
     missing.
@@ -180,6 +187,7 @@ def manifest_of(
         family=family_of(cfg).name,
         policy=cfg.to_dict(),
         plan=plan,
+        patch=patch,
         precision=precision,
         images=described.images,
         prompt=described.prompt,

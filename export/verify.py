@@ -23,6 +23,7 @@ from trimvla.export.parity import Parity
 from trimvla.export.precision.emulate_bf16 import EmulatedRunner
 from trimvla.policies.families import family_of, parse_config
 from trimvla.policies.own_file import load_own
+from trimvla.policies.recovery.patch import Patch, read_patch, under_patch
 from trimvla.policies.stage import SAMPLED_TOLERANCE, Stage
 from trimvla.runtime.backends.runner import Runner, create
 from trimvla.runtime.bundle import manifest as bundles
@@ -31,6 +32,7 @@ from trimvla.runtime.errors import BundleError, CheckpointError
 
 END_TO_END = "end_to_end"
 SHARPEST = "float32"
+PATCH_SUFFIX = ".patch.safetensors"
 LIMITS: dict[str, dict[str, Limit]] = {
     # Limit(worst, typical)
     "float16": {
@@ -72,6 +74,7 @@ def verify_bundle(
     bundle: str | Path,
     policy: nn.Module | None = None,
     *,
+    patch: Path | None = None,
     backend: str | None = None,
     provider: str | None = None,
     samples: int = 4,
@@ -84,6 +87,8 @@ def verify_bundle(
         policy: the dense policy it was exported from; when left out, the checkpoint beside the
             bundle is loaded
             (`<bundle>.safetensors`, or `<policy>.safetensors`).
+        patch: the recovered weights it was exported with; when left out, and the bundle has any,
+            the file beside it (`<bundle>.patch.safetensors`).
         backend: what runs the bundle, see `runtime.runner`; when left out, what its own proof ran
             on.
         provider: what executes inside the backend.
@@ -96,7 +101,8 @@ def verify_bundle(
 
     Raises:
         BundleError: the bundle cannot be loaded, or is of another policy.
-        CheckpointError: no policy is given and none lies beside the bundle.
+        CheckpointError: no policy is given and none lies beside the bundle; or its patch is not
+            there, or another.
 
     Example:
         >>> from trimvla.export import verify_bundle
@@ -106,7 +112,8 @@ def verify_bundle(
     """
     directory = bundles.resolve(bundle)
     with bundles.opened(directory) as (files, manifest), files.named() as place:
-        policy = under_plan(policy or checkpoint_beside(directory), manifest, directory)
+        found = patch_of(manifest, directory, patch)
+        policy = under_plan(policy or checkpoint_beside(directory), manifest, directory, found)
         if backend is None:
             runners = proof_runners(place, manifest)
         else:
@@ -133,14 +140,55 @@ def closing_all(runners: Mapping[str, Runner]) -> Iterator[Mapping[str, Runner]]
         yield runners
 
 
-def under_plan(policy: nn.Module, manifest: Manifest, directory: Path) -> nn.Module:
-    """The dense policy under a bundle's plan. BundleError where the bundle is of another policy."""
+def under_plan(
+    policy: nn.Module, manifest: Manifest, directory: Path, patch: Patch | None = None
+) -> nn.Module:
+    """The dense policy under a bundle's plan, with its patch where it has one (`patch_of`).
+
+    Raises:
+        BundleError: the bundle is of another policy.
+        CheckpointError: the patch is not of this policy and plan.
+    """
     cfg: Any = policy.cfg
     if parse_config(manifest.policy) != cfg:
         raise BundleError(
             f"bundle '{directory}': expected the config of policy '{cfg.name}', got another"
         )
-    return family_of(cfg).trim(policy, manifest.plan)
+    return under_patch(policy, manifest.plan, patch)
+
+
+def patch_beside(directory: Path) -> Path:
+    """Where the patch of a bundle lies."""
+    return directory.with_name(f"{directory.resolve().name}{PATCH_SUFFIX}")
+
+
+def patch_of(manifest: Manifest, directory: Path, named: Path | None = None) -> Patch | None:
+    """The recovered weights that a bundle was exported with; None where it has none.
+
+    Raises:
+        CheckpointError: they do not lie beside the bundle or are others than the manifest's, or a
+            patch is named and the bundle has none.
+    """
+    if manifest.patch is None:
+        if named is not None:
+            raise CheckpointError(
+                f"bundle '{manifest.name}': expected no patch, for it was exported without one,"
+                f" got {named}"
+            )
+        return None
+    path = named or patch_beside(directory)
+    if not path.is_file():
+        raise CheckpointError(
+            f"bundle '{manifest.name}': expected its patch (sha256 {manifest.patch.sha256[:12]}) at"
+            f" {path} or as --patch FILE, got no file"
+        )
+    patch = read_patch(path)
+    if patch.spec != manifest.patch:
+        raise CheckpointError(
+            f"{path}: expected the patch of bundle '{manifest.name}', sha256"
+            f" {manifest.patch.sha256[:12]}, got {patch.spec.sha256[:12]}"
+        )
+    return patch
 
 
 def checkpoint_beside(directory: Path) -> nn.Module:

@@ -60,6 +60,7 @@ VERBS = (
     Verb("report", "report", "train", "the page on success and latency, from kept results"),
     Verb("train", "train", "train", "behaviour cloning of the shipped policy; resumes", True),
     Verb("trim", "trim", "export", "calibration frames to a plan: what is kept of a policy", True),
+    Verb("recover", "recover", "export", "train a trimmed policy against the dense one", True),
     Verb("export", "export", "export", "checkpoint to bundle: ONNX stages, manifest, parity", True),
     Verb("build", "build", "", "bundle to TensorRT engines for this device, cached"),
     Verb("verify", "verify", "export", "a bundle against torch, or torch against a reference"),

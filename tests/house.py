@@ -55,7 +55,7 @@ FAMILIES = (
     "policies.pi05",
 )
 PARTS = (*SIZES, "policies", "policies.nn", "policies.trimming")  # what a family is made of
-POLICIES = (*PARTS, *FAMILIES, "policies.training")
+POLICIES = (*PARTS, *FAMILIES, "policies.training", "policies.recovery")
 EXPORT = (
     "export",
     "export.graphs",
@@ -91,6 +91,7 @@ LAUNCH = (
     "launch.load",
     "launch.motion",
     "launch.training",
+    "launch.recovery",
     "launch.pages",
 )
 
@@ -130,6 +131,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "policies.nn",
         "policies.cogact",
         "policies.pi0",
+    ),
+    "policies.recovery": (
+        *BASE,
+        "runtime.bundle",
+        *PARTS,
+        "policies.cogact",
+        "policies.training",
     ),
     # the table; families are named in it, not imported
     "policies": (*BASE, "runtime.bundle", *SIZES),

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from trimvla.export.graphs.stages import stages_of
-from trimvla.export.verify import checkpoint_beside, under_plan
+from trimvla.export.verify import checkpoint_beside, patch_of, under_plan
 from trimvla.launch.bench.turns import COMPILED
 from trimvla.runtime.backends.chain import HostChain
 from trimvla.runtime.backends.runner import check_inputs
@@ -83,7 +83,7 @@ def load_model(directory: Path, manifest: Manifest, otherwise: Path | None = Non
             beside it.
 
     Raises:
-        CheckpointError: there is no checkpoint.
+        CheckpointError: there is no checkpoint, or the bundle's patch is not beside it.
         BundleError: it is of another policy.
     """
     try:
@@ -92,7 +92,7 @@ def load_model(directory: Path, manifest: Manifest, otherwise: Path | None = Non
         if otherwise is None:
             raise
         dense = checkpoint_beside(otherwise)
-    return under_plan(dense, manifest, directory)
+    return under_plan(dense, manifest, directory, patch_of(manifest, directory))
 
 
 def on_torch(policy: Policy, model: nn.Module, backend: str) -> Policy:

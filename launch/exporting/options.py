@@ -59,6 +59,10 @@ class ExportOptions(PlanCounts, Options):
     """What to keep: a plan made by `trimvla trim` (default: everything). A token selector of your
     own that it names is imported: look into a plan that somebody gave you."""
 
+    patch: Path | None = None
+    """Weights recovered for this plan by `trimvla recover`; a copy goes beside the bundle, as
+    `OUT.patch.safetensors`, for `trimvla verify`."""
+
     control_hz: float | None = None
     """Rows of an action chunk per second (default: as the family's robots have it; 5 for the
     tabletop

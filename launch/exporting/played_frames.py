@@ -80,9 +80,17 @@ def find_policy(task: Task, source: Path, stack: ExitStack) -> PolicyOrExpert:
 
 
 def samples(
-    task: Task, policy: PolicyOrExpert, image_size: int, count: int, setting: Setting
+    task: Task,
+    policy: PolicyOrExpert,
+    image_size: int,
+    count: int,
+    setting: Setting,
+    *,
+    first: int = FIRST_SEED,
 ) -> Iterator[Sample]:
-    """Images as the policy sees them with their instructions, of one episode after the other."""
+    """Images as the policy sees them with their instructions, of one episode after the other;
+    `first` is the seed of the first.
+    """
     found = 0
     for index in range(MOST_EPISODES):
         seen: list[Sample] = []
@@ -90,7 +98,7 @@ def samples(
         def keep(episode: Episode, seen: list[Sample] = seen) -> None:
             seen.append((resize(episode.image, image_size), episode.instruction))
 
-        run_episode(policy, task, FIRST_SEED + index, setting, watch=keep)
+        run_episode(policy, task, first + index, setting, watch=keep)
         yield from seen
         found += len(seen)
         if found >= count:

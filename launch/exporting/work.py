@@ -17,6 +17,7 @@ from trimvla.export.bundle import BundleRequest, export_policy
 from trimvla.export.inputs import check_target, read_tokenizer, with_action
 from trimvla.export.precision.ranges import CalibrationFrames
 from trimvla.export.precision.table import PRECISIONS, precision_named
+from trimvla.export.verify import patch_beside
 from trimvla.launch.console import progress_bar
 from trimvla.launch.exporting.calibration import find_calibration
 from trimvla.launch.exporting.named_plan import named_plan
@@ -41,6 +42,7 @@ from trimvla.launch.exporting.stream import (
 from trimvla.launch.exporting.unwinding import unwinding
 from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.families import family_of
+from trimvla.policies.recovery.patch import check_family, check_record, read_patch
 from trimvla.runtime.bundle.action_statistics import chosen
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import ConfigError
@@ -69,6 +71,10 @@ class ExportArgs(ExportOptions):
         if (self.source is None) != self.random_weights:
             got = "neither" if self.source is None else "both"
             raise ConfigError(f"expected a source, or --random-weights with --preset, got {got}")
+        if self.patch is not None and self.random_weights:
+            raise ConfigError("expected no --patch with --random-weights: it is for trained ones")
+        if self.patch is not None and self.plan is None:
+            raise ConfigError("expected the --plan that the --patch was recovered for, got none")
 
 
 def run(args: ExportArgs) -> ExportResult | StreamedResult:
@@ -91,13 +97,21 @@ def export(args: ExportArgs) -> ExportResult | StreamedResult:
         tokenizer=args.tokenizer,
     )
     if is_official(source) and family_of(opened.cfg).lend_weights is not None:
+        if args.patch is not None:
+            words = "an official checkpoint is exported weight by weight, which takes no patch yet"
+            raise ConfigError(f"{source}: expected no --patch, got {args.patch}: {words}")
         return run_streamed(args, *official_source(args, opened))
-    weights = WeightsBeside(source / WEIGHTS, args.out.with_name(f"{args.out.name}.safetensors"))
-    weights.check(args.overwrite)
+    weights = FileBeside(source / WEIGHTS, args.out.with_name(f"{args.out.name}.safetensors"))
+    copied = [weights]
+    if args.patch is not None:
+        copied.append(FileBeside(args.patch, patch_beside(args.out), "the patch goes"))
+    for file in copied:
+        file.check(args.overwrite)
     with progress_bar() as progress:
         progress.add_task("exporting and comparing with torch", total=None)
         manifest = export_policy(bundle_request(args, source, opened))
-    weights.copy()
+    for file in copied:
+        file.copy()
     parity = parity_of(manifest)
     args.console().print(as_table(parity))
     return ExportResult(ok=True, bundle=args.out, parity=parity, bytes=size(args.out))
@@ -106,9 +120,14 @@ def export(args: ExportArgs) -> ExportResult | StreamedResult:
 def bundle_request(args: ExportArgs, source: Path, opened: Checkpoint) -> BundleRequest:
     """What is exported of an opened checkpoint; its weights are read last.
 
-    Raises ConfigError where statistics, tokenizer or frames do not fit.
+    Raises ConfigError where statistics, tokenizer or frames do not fit, CheckpointError where the
+    patch does not.
     """
     plan = named_plan(args.plan, opened.cfg)
+    patch = None if args.patch is None else read_patch(args.patch)
+    if patch is not None:
+        check_family(opened.cfg)
+        check_record(patch, opened.cfg, plan)
     described = with_action(family_of(opened.cfg).describe(opened, plan), *args.action)
     key = opened.statistics_key
     chosen(opened.table, key, described.action, where=opened.statistics_file, error=ConfigError)
@@ -119,6 +138,7 @@ def bundle_request(args: ExportArgs, source: Path, opened: Checkpoint) -> Bundle
         policy=build_policy(opened),
         described=described,
         plan=plan,
+        patch=patch,
         statistics=opened.table,
         tokenizer=opened.tokenizer,
         out=args.out,
@@ -130,11 +150,14 @@ def bundle_request(args: ExportArgs, source: Path, opened: Checkpoint) -> Bundle
 
 
 @dataclass(frozen=True)
-class WeightsBeside:
-    """A run's weights, copied beside its bundle, where `trimvla verify` looks for them."""
+class FileBeside:
+    """A run's weights, or a patch, copied beside the bundle, where `trimvla verify` looks for
+    them.
+    """
 
     source: Path
     target: Path
+    what: str = "the policy's weights go"
 
     @property
     def needed(self) -> bool:
@@ -146,7 +169,7 @@ class WeightsBeside:
     def check(self, overwrite: bool) -> None:
         """ConfigError where other weights lie there, which nobody chose to replace."""
         if self.needed and self.target.exists() and not overwrite:
-            words = "where the policy's weights go: remove it or ask for overwriting"
+            words = f"where {self.what}: remove it or ask for overwriting"
             raise ConfigError(f"expected no file at {self.target}, {words}")
 
     def copy(self) -> None:

@@ -58,6 +58,8 @@ class CallStory:
     milliseconds: dict[str, float]
     same: bool | None
     """Whether the actions are those that were recorded; None where nothing was."""
+    patch: str | None = None
+    """Which recovered weights the bundle has, in words; None where it has none."""
 
     @property
     def tokens(self) -> int:
@@ -153,6 +155,8 @@ def describe(story: CallStory) -> list[str]:
         f"sampler steps   {len(story.recompute)} computed of {story.steps}{reuse}",
         *(f"{name:<15} {value:.1f} ms" for name, value in story.milliseconds.items()),
     ]
+    if story.patch is not None:
+        lines.append(f"weights         {story.patch}")
     if story.same is not None:
         same = "as recorded, bit for bit" if story.same else "not those that were recorded"
         lines.append(f"actions         {same}")

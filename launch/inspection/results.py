@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from trimvla.launch.result import VerbResult
+from trimvla.runtime.bundle.manifest import PatchSpec
 
 
 class KeptOf(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,3 +66,5 @@ class InspectResult(VerbResult, frozen=True, kw_only=True):
     """The picture that was drawn."""
     rerun: Path | None = None
     """The Rerun recording, with --rerun."""
+    patch: PatchSpec | None = None
+    """The recovered weights that the bundle was exported with; left out where it has none."""

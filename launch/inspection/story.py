@@ -14,7 +14,7 @@ from trimvla.launch.figures.call_picture import CallStory
 from trimvla.launch.inspection.look import Look
 from trimvla.policies.families import image_tokens, parse_config
 from trimvla.policies.trimming.places import seen_places
-from trimvla.runtime.bundle.manifest import PLAIN, Manifest
+from trimvla.runtime.bundle.manifest import PLAIN, Manifest, PatchSpec
 from trimvla.runtime.inference.policy import Policy, PolicyResult
 from trimvla.runtime.record.replay import compare
 
@@ -37,7 +37,15 @@ def story_of(policy: Policy, look: Look, result: PolicyResult) -> CallStory:
         steps=steps,
         milliseconds=result.milliseconds,
         same=None if look.call is None else compare(look.call, result.actions) is None,
+        patch=None if manifest.patch is None else patch_in_words(manifest.patch),
     )
+
+
+def patch_in_words(patch: PatchSpec) -> str:
+    """Which recovered weights a bundle has, and how they were made."""
+    record = patch.recovery
+    what = f"{', '.join(record.parts)} recovered in {record.steps} steps"
+    return f"{what} on {record.frames} images of {record.source}, patch {patch.sha256[:12]}"
 
 
 def raster(count: int, height: int, width: int) -> tuple[int, int]:

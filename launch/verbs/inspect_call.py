@@ -133,4 +133,5 @@ def result_of(policy: Policy, look: Look, story: CallStory, args: Args) -> Inspe
         runs=policy.describe(),
         picture=args.out,
         rerun=args.rerun,
+        patch=policy.manifest.patch,
     )

@@ -43,6 +43,9 @@ class Args(Options):
     checkpoint: str | None = None
     """With --source: name of the .pt file in its `checkpoints/`; needed where there are several."""
 
+    patch: Path | None = None
+    """With a bundle that was exported with a patch which no longer lies beside it: that file."""
+
     reference: Path | None = None
     """A directory of arrays that the public CogACT code gave (docs/reference/reference-format.md):
     torch against these arrays."""
@@ -62,6 +65,8 @@ def run(args: Args) -> Parity:
         raise ConfigError("expected either a bundle or --reference DIR")
     if args.bundle is None and args.source is not None:
         raise ConfigError(f"expected --source with a bundle only, got {args.source}")
+    if args.bundle is None and args.patch is not None:
+        raise ConfigError(f"expected --patch with a bundle only, got {args.patch}")
     if args.source is None and args.checkpoint is not None:
         raise ConfigError(f"expected --checkpoint with --source only, got {args.checkpoint!r}")
     console = args.console()
@@ -92,4 +97,5 @@ def _bundle(name: str, args: Args) -> Parity:
 
     directory = bundles.resolve(name)
     use_named_selector(args.selector, bundles.load(directory))
-    return verify_bundle(name, policy_of_bundle(directory, args.source, args.checkpoint))
+    policy = policy_of_bundle(directory, args.source, args.checkpoint)
+    return verify_bundle(name, policy, patch=args.patch)

@@ -72,7 +72,7 @@ def packed_states(
     x = torch.cat(
         [text[:, :1], visual[:, kept].to(text.dtype), text[:, 1:], own.flatten(1, 2)], dim=1
     )
-    positions = _positions(kept, visual.shape[1], common, k, length)
+    positions = packed_positions(kept, visual.shape[1], common, k, length)
     cos, sin = rotary(positions, decoder.head_dim, decoder.theta)
     mask = packed_mask(prefix, k, length, ids.device)
     scores = x.new_zeros(0)
@@ -119,7 +119,9 @@ def take_last(states: Tensor, last: Tensor, common: int) -> Tensor:
     return states.gather(2, rows).squeeze(2)
 
 
-def _positions(kept: Tensor, patches: int, common: int, sentences: int, length: int) -> Tensor:
+def packed_positions(
+    kept: Tensor, patches: int, common: int, sentences: int, length: int
+) -> Tensor:
     """Where each packed token stands in its own unpacked sequence, int64[n]."""
     start = torch.arange(1, common, device=kept.device) + patches
     own = torch.arange(length, device=kept.device) + patches + common

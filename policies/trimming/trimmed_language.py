@@ -121,12 +121,20 @@ class TrimmedDecoder(Decoder):
         """Run the layers that see every token; float[b, P + L, D] and what a selector may look
         at.
         """
-        plan = self.token_plan
-        patches = visual.shape[1]
         x = self.embed(visual, input_ids)
         context = self.context(x)
-        for index, layer in enumerate(self.layers[: plan.after - 1]):
+        for index, layer in enumerate(self.layers[: self.token_plan.after - 1]):
             x = layer(x, *context, past=self.past(index))
+        return self.look(x, context, visual, last)
+
+    def look(
+        self, x: Tensor, context: Context, visual: Tensor, last: Tensor
+    ) -> tuple[Tensor, Seen]:
+        """Run the last layer that sees every token, on float[b, P + L, D] from the one before it;
+        as `observe`.
+        """
+        plan = self.token_plan
+        patches = visual.shape[1]
         rows = plan.scored
         lead = self.lead
         end = plan.after - 1

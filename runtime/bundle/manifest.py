@@ -33,6 +33,7 @@ from trimvla.runtime.bundle.manifest_types import (
     ImagesSpec,
     InputsAndOutput,
     Manifest,
+    PatchSpec,
     PromptSpec,
     StageSpec,
     StateSpec,
@@ -64,6 +65,7 @@ __all__ = [
     "ImagesSpec",
     "InputsAndOutput",
     "Manifest",
+    "PatchSpec",
     "Plan",
     "PromptSpec",
     "StageSpec",
@@ -177,7 +179,10 @@ def write(directory: Path, manifest: Manifest) -> Manifest:
     """
     complete = msgspec.structs.replace(manifest, files=_describe_files(directory))
     check(complete)
-    text = msgspec.json.format(msgspec.json.encode(complete), indent=1)
+    described = msgspec.to_builtins(complete)
+    if complete.patch is None:  # what 0.1 reads too, and the bytes that it wrote
+        del described["patch"]
+    text = msgspec.json.format(msgspec.json.encode(described), indent=1)
     (directory / MANIFEST).write_bytes(text + b"\n")
     return complete
 

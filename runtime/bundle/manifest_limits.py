@@ -13,7 +13,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from trimvla.runtime.bundle.manifest_types import Manifest, PromptSpec, StageSpec, TensorSpec
+from trimvla.runtime.bundle.manifest_types import (
+    Manifest,
+    PatchSpec,
+    PromptSpec,
+    StageSpec,
+    TensorSpec,
+)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NAME_WORDS = "1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
@@ -40,6 +46,8 @@ MAX_AXES = 8
 MAX_AXIS = 1 << 24
 MAX_ELEMENTS = 1 << 28  # of one tensor between two stages: 1 GiB in float32
 MAX_TENSORS = 64  # of one stage, in and out
+MAX_PARTS = 8  # of a policy that were trained anew
+MAX_FRAMES = 1 << 40
 MAX_FILES = 64
 MAX_FILE_BYTES = 1 << 40
 
@@ -64,6 +72,8 @@ def problems(manifest: Manifest) -> Iterator[str]:
     for name, stage in manifest.stages.items():
         yield from _stage(name, stage)
     yield from _files(manifest)
+    if manifest.patch is not None:
+        yield from _patch(manifest.patch)
 
 
 def _images(manifest: Manifest) -> Iterator[str]:
@@ -213,6 +223,31 @@ def _files(manifest: Manifest) -> Iterator[str]:
                 f"expected 64 hexadecimal digits for 'files.{name[:80]}.sha256', got"
                 f" {spec.sha256[:80]!r}"
             )
+
+
+def _patch(patch: PatchSpec) -> Iterator[str]:
+    record = patch.recovery
+    hashes = {
+        "sha256": patch.sha256,
+        "recovery.weights": record.weights,
+        "recovery.plan": record.plan,
+    }
+    for field, value in hashes.items():
+        if SHA256.fullmatch(value) is None:
+            yield f"expected 64 hexadecimal digits for 'patch.{field}', got {value[:80]!r}"
+    for field in ("policy", "method", "source", "created_utc"):
+        yield from _text(f"'patch.recovery.{field}'", getattr(record, field), 256)
+    if not 1 <= len(record.parts) <= MAX_PARTS:
+        field = "patch.recovery.parts"
+        yield f"expected 1 to {MAX_PARTS} entries of '{field}', got {len(record.parts)}"
+    for index, part in enumerate(record.parts[:MAX_PARTS]):
+        yield from _text(f"'patch.recovery.parts[{index}]'", part, 64)
+    for field in ("frames", "own", "held_out", "sentences", "steps", "pictures"):
+        yield from _range(f"patch.recovery.{field}", getattr(record, field), 0, MAX_FRAMES)
+    yield from _range("patch.recovery.seed", record.seed, 0, 2**63 - 1)
+    for field in ("learning_rate", "loss_before", "loss_after", "p90_before", "p90_after"):
+        yield from _range(f"patch.recovery.{field}", getattr(record, field), 0, MAX_NUMBER)
+    yield from _range("patch.recovery.minutes", record.minutes, 0, MAX_NUMBER)
 
 
 def _range(field: str, value: Any, low: float, high: float) -> Iterator[str]:  # noqa: ANN401 - a number, whoever made it

@@ -33,7 +33,9 @@ __all__ = [
     "ImagesSpec",
     "InputsAndOutput",
     "Manifest",
+    "PatchSpec",
     "PromptSpec",
+    "Recovery",
     "StageSpec",
     "StateSpec",
     "TensorSpec",
@@ -85,6 +87,64 @@ class FileSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes: int
 
 
+class Recovery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What weights were recovered for, and how; in the metadata of a patch.
+
+    A plan says which slices of the dense weights are kept; weights that were trained afterwards are
+    no slices, so they lie in a file of their own, the patch.
+    """
+
+    policy: str
+    """Fingerprint of the config of the dense policy."""
+    weights: str
+    """sha256 of the dense policy's weights, by value (`patch.weights_digest`)."""
+    plan: str
+    """sha256 of the plan that they belong to (`plan.plan_digest`)."""
+    method: str
+    """How they were trained."""
+    parts: tuple[str, ...]
+    """What was trained: language, vision, head."""
+    source: str
+    """Where the frames came from: an environment's name, or the file's."""
+    frames: int
+    """Images that were trained on."""
+    own: int
+    """Of these, reached by the trimmed policy itself."""
+    held_out: int
+    """Further images, of other episodes where that is known, that the losses are measured on."""
+    sentences: int
+    """Instructions an image."""
+    steps: int
+    """Optimiser steps."""
+    pictures: int
+    """Images a step."""
+    learning_rate: float
+    """Of the optimiser, at its highest."""
+    seed: int
+    """Of everything that was drawn."""
+    loss_before: float
+    """Mean loss on the held-out images under the plan alone."""
+    loss_after: float
+    """The same with the recovered weights, as they are stored."""
+    p90_before: float
+    """The loss that 9 of 10 held-out instructions stay below, under the plan alone."""
+    p90_after: float
+    """The same with the recovered weights."""
+    minutes: float
+    """That the steps took [min]; frames and teacher are not counted."""
+    created_utc: str
+    """Time stamp."""
+
+
+class PatchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The patch that a bundle was exported with."""
+
+    sha256: str
+    """Of the file."""
+    recovery: Recovery
+    """What it records of itself."""
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that a runtime must know to run a bundle.
 
@@ -100,6 +160,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     policy: dict[str, Any]
     """The family's config."""
     plan: Plan = Plan()
+    patch: PatchSpec | None = None
+    """The recovered weights that its graphs hold beside the plan's slices; a manifest without any
+    has no such field.
+    """
     precision: str = "float32"
     images: ImagesSpec
     prompt: PromptSpec | None = None

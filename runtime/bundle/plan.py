@@ -6,6 +6,7 @@ checked by `policies.trimmed`. The empty plan is the dense policy.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -277,6 +278,19 @@ def unmask(text: str, name: str = "channels") -> tuple[int, ...]:
             f"expected a hexadecimal mask with a bit set for '{name}', got {text[:20]!r}"
         )
     return tuple(index for index, bit in enumerate(reversed(f"{bits:b}")) if bit == "1")
+
+
+def plan_digest(plan: Plan) -> str:
+    """sha256 of what a plan keeps, in hexadecimal: the same however the decision came about.
+
+    Example:
+        >>> from trimvla.runtime import Plan
+        >>> from trimvla.runtime.bundle.plan import plan_digest
+        >>> plan_digest(Plan(steps=5, policy="641ebd9ff219a3f5")) == plan_digest(Plan(steps=5))
+        True
+    """
+    kept = msgspec.structs.replace(plan, policy=None, provenance=None)
+    return hashlib.sha256(msgspec.json.encode(kept, order="deterministic")).hexdigest()
 
 
 def load_plan(path: Path) -> Plan:

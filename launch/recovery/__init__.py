@@ -1,0 +1,1 @@
+"""Recovery as users start it: frames, what a run is, its result."""

@@ -1,0 +1,1 @@
+"""Recovery: a trimmed policy's weights, trained anew against the dense policy, as a patch."""
