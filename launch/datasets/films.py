@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from trimvla.runtime.errors import ConfigError
@@ -33,7 +34,7 @@ def read_frames(path: Path, times: Sequence[float], fps: float) -> Iterator[Imag
         raise ConfigError(f"{path}: expected a film, got {pointer}")
     try:
         yield from _read(path, list(times), 0.5 / fps)
-    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
+    except (FFmpegError, OSError, ValueError, IndexError) as error:
         raise ConfigError(f"{path}: expected a film that can be read, got: {error}") from None
 
 

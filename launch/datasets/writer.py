@@ -27,6 +27,8 @@ from trimvla.runtime.errors import ConfigError
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 CHUNK = 1000  # files in a folder
+Row = dict[str, object]
+"""A line of a table, or an object of JSON, by the names that LeRobot gives."""
 CODECS = (("libx264", {"crf": "18", "g": "2"}), ("mpeg4", {"q": "2", "g": "2"}))
 """H.264 plays everywhere; a key frame at every second image, as LeRobot writes it, makes any image
 quick to reach."""
@@ -90,7 +92,7 @@ class Moments:
 
     rows: list[NDArray[np.float64]] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Mapping[str, list[Any]]:
         """As `meta/stats.json` has them."""
         values = np.array(self.rows)
         return {
@@ -219,8 +221,8 @@ class DataSetWriter:
         columns["task_index"] = pyarrow.array([self._tasks[task] for _, _, task in self._rows])
         return pyarrow.table(columns)
 
-    def _episode(self, number: int, length: int, tasks: list[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {
+    def _episode(self, number: int, length: int, tasks: list[str]) -> Row:
+        found: Row = {
             "episode_index": number,
             "tasks": tasks,
             "length": length,
@@ -261,9 +263,9 @@ class DataSetWriter:
             }
         (self._partial / "meta" / "stats.json").write_text(json.dumps(stats, indent=4) + "\n")
 
-    def _info(self) -> dict[str, Any]:
+    def _info(self) -> Row:
         shape = self._shape
-        features: dict[str, Any] = {ACTION: numbers_feature(shape.actions)}
+        features: Row = {ACTION: numbers_feature(shape.actions)}
         if shape.states:
             features[STATE] = numbers_feature(shape.states)
         for name, (height, width) in shape.cameras.items():
@@ -301,7 +303,7 @@ class DataSetWriter:
         }
 
 
-def numbers_feature(names: Sequence[str]) -> dict[str, Any]:
+def numbers_feature(names: Sequence[str]) -> Row:
     """A row of numbers, described."""
     return {"dtype": "float32", "shape": [len(names)], "names": list(names)}
 
@@ -318,7 +320,7 @@ def tasks_table(tasks: Mapping[str, int]) -> pyarrow.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(marks)})
 
 
-def _column(name: str | None, kind: str) -> dict[str, Any]:
+def _column(name: str | None, kind: str) -> Mapping[str, str | None]:
     return {
         "name": name,
         "field_name": name or "__index_level_0__",

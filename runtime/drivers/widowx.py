@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ class WidowX(Driver):
         return parts
 
 
-def _header(raw: bytes) -> dict[str, Any]:
+def _header(raw: bytes) -> Mapping[str, object]:
     try:
         header = json.loads(raw)
     except ValueError as error:
@@ -161,7 +161,7 @@ def _header(raw: bytes) -> dict[str, Any]:
     return header
 
 
-def _image(header: dict[str, Any], parts: Sequence[bytes]) -> NDArray[np.uint8]:
+def _image(header: Mapping[str, Any], parts: Sequence[bytes]) -> NDArray[np.uint8]:
     """RGB uint8[h, w, 3]. Raises DriverError for anything else."""
     shape = header.get("shape")
     fits = isinstance(shape, list) and len(shape) == 3 and shape[2] == 3
