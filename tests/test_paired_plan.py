@@ -195,7 +195,7 @@ def test_every_camera_and_the_state_are_measured(tmp_path: Path) -> None:
         ("--mlp-keep 0.5", "expected --mlp-keep 1"),
         ("--guidance 1.5", "nothing to trim by ['guidance']"),
         ("--frames 0", "at least 1 frame"),
-        ("--calibration nowhere.npz", "expected a shard of demonstrations for --calibration"),
+        ("--calibration nowhere.npz", "expected a shard of demonstrations, a LeRobot data set"),
         ("--env tabletop", "expected no --env"),
     ],
 )

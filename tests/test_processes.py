@@ -38,8 +38,8 @@ from trimvla.runtime.errors import ConfigError
 @pytest.mark.parametrize("process", list(PROCESSES.values()), ids=lambda process: process.name)
 def test_every_row_can_run(process) -> None:
     module = process.load()
-    assert callable(module.run)
     assert isinstance(getattr(module, process.config), type)
+    assert process.is_driver or callable(module.run)  # what runs a driver is of its class
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)

@@ -247,7 +247,7 @@ def test_a_system_that_is_refused_changes_nothing_of_the_one_that_runs(
     network = tmp_path / "network.toml"
     system.write_text('[camera]\nkind = "synthetic"\n')
     network.write_text('[topics.task]\nendpoint = "tcp://127.0.0.1:1"\n')
-    commands({"mine": {}}, run_dir)
+    commands({"camera": {"kind": "synthetic"}}, run_dir)
     before = (run_dir / SYSTEM_FILE).read_bytes()
     with Supervisor([], run_dir):
         assert (

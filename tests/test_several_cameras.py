@@ -37,7 +37,7 @@ from trimvla.runtime.bus import wire
 from trimvla.runtime.bus.messages import ActionChunk, Frame, JointState, Task
 from trimvla.runtime.bus.topics import color, topic
 from trimvla.runtime.clock import monotonic_ns
-from trimvla.runtime.drivers.driver import DriverConfig
+from trimvla.runtime.drivers.driver import Driver, DriverConfig
 from trimvla.runtime.drivers.loop import drive
 from trimvla.runtime.errors import ConfigError, ObservationError
 from trimvla.runtime.inference.observation import JoinedObservation
@@ -380,7 +380,7 @@ def test_a_bundle_with_one_camera_refuses_two(tiny: Robot, tmp_path: Path) -> No
         programs(sections, tmp_path)
 
 
-class Arm:
+class Arm(Driver):
     """A robot of two joints that stands still."""
 
     def read(self) -> tuple[tuple[float, ...], float]:
@@ -389,7 +389,8 @@ class Arm:
     def write(self, action: Sequence[float]) -> None:
         """It stands still."""
 
-    hold = close = lambda self: None
+    def hold(self) -> None:
+        """It stands still."""
 
 
 def drive_arm(config: DriverConfig, run_dir: Path, stop: threading.Event, name: str) -> None:

@@ -119,8 +119,8 @@ def test_a_dispensable_child_may_end(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 def test_a_stubborn_child_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children, "GRACE_S", 0.2)
-    monkeypatch.setattr("trimvla.launch.system.supervisor.GRACE_S", 0.2)
-    with Supervisor(plain(stubborn=STUBBORN), tmp_path) as group:
+    stubborn = Program("stubborn", python(STUBBORN), stop_s=0.2)
+    with Supervisor([stubborn], tmp_path) as group:
         assert wait_until(lambda: "up" in group.children[0].log.read_text())
     assert group.children[0].status() == -signal.SIGKILL
 

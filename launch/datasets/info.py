@@ -46,7 +46,7 @@ class Feature(msgspec.Struct, frozen=True):
 
 
 class Info(msgspec.Struct, frozen=True):
-    """What `meta/info.json` says."""
+    """What stands in `meta/info.json`."""
 
     codebase_version: str
     fps: Annotated[float, msgspec.Meta(gt=0, le=10_000)]

@@ -17,7 +17,7 @@ from trimvla.launch.load.results import Assertion, LoadResult
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.text_files import convert, read_toml
 
-SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+SHIPPED = Path(__file__).resolve().parent.parent / "configs" / "limits"
 MS_A_SECOND = 1e3
 
 Bound = Annotated[float, msgspec.Meta(ge=0)]
@@ -91,7 +91,7 @@ def read_limits(named: Path) -> LoadLimits:
 
     Raises ConfigError for what is no such file, and for a limit that nobody knows.
     """
-    shipped = SHIPPED / f"load-{named}.toml"
+    shipped = SHIPPED / f"{named}.toml"
     path = shipped if not named.exists() and shipped.is_file() else named
     limits = convert(read_toml(path, "limits for `trimvla load --assert`"), LoadLimits, path)
     if limits == LoadLimits():

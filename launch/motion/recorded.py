@@ -38,7 +38,7 @@ class RecordedControl(msgspec.Struct):
 
 
 def recorded_motion(recording: Recording) -> MotionFigures | None:
-    """Figures of all recorded commands; None without commands, or where no chunk tells what they
+    """Figures of all recorded commands; None without commands, or where no chunk has what they
     mean.
 
     Raises RecordingError for a damaged file.

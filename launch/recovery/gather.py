@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from trimvla.launch.exporting.calibration import FRESH_SHARD, SIMULATED
 from trimvla.launch.exporting.played_frames import PlayedEnv, find_policy, samples
 from trimvla.launch.exporting.recorded_frames import draw
-from trimvla.policies.recovery.frames import EXPERT, HELD_OUT, OWN, Frames, Told, frames_of
+from trimvla.policies.recovery.frames import EXPERT, HELD_OUT, OWN, Drawn, Frames, frames_of
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.inference.policy import Policy
@@ -102,7 +102,7 @@ def frames_from_env(
     return frames_of(parts, cfg, tokenizer)
 
 
-def _of_tabletop(folder: Path, kind: int, count: int, wanted: Wanted, bundle: Path | None) -> Told:
+def _of_tabletop(folder: Path, kind: int, count: int, wanted: Wanted, bundle: Path | None) -> Drawn:
     """Images of episodes that no training and no evaluation plays, each with goals of its table."""
     shards = max(1, math.ceil(count / AN_EPISODE / SHARD_EPISODES))
     first = FRESH_SHARD + SHARDS * (len(KINDS) * wanted.seed + KINDS.index(kind) + 1)
@@ -123,7 +123,7 @@ def _of_tabletop(folder: Path, kind: int, count: int, wanted: Wanted, bundle: Pa
     texts = np.concatenate([shard["texts"] for shard in loaded])[:, : wanted.sentences]
     rng = np.random.default_rng((wanted.seed, kind))
     rows = np.sort(rng.permutation(len(images))[:count])
-    return Told(images[rows], [[str(text) for text in row] for row in texts[rows]], kind)
+    return Drawn(images[rows], [[str(text) for text in row] for row in texts[rows]], kind)
 
 
 def _of_task(
@@ -134,7 +134,7 @@ def _of_task(
     count: int,
     wanted: Wanted,
     bundle: Path | None,
-) -> Told:
+) -> Drawn:
     """Images of any environment; every instruction is one that was given there."""
     with closing(make_task(played.env, played.options)) as task, ExitStack() as stack:
         if bundle is None:
@@ -151,7 +151,7 @@ def _of_task(
         raise ConfigError(f"expected frames of '{played.env}', got none")
     pool = sorted({text for _, text in drawn})
     texts = [[text, *others(pool, text, wanted.sentences - 1, rng)] for _, text in drawn]
-    return Told(np.stack([image for image, _ in drawn]), texts, kind)
+    return Drawn(np.stack([image for image, _ in drawn]), texts, kind)
 
 
 def others(pool: Sequence[str], text: str, count: int, rng: np.random.Generator) -> list[str]:

@@ -6,7 +6,6 @@ Knows where a policy and its frames come from; trains nothing.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -44,7 +43,7 @@ def recipe_of(args: Args) -> Recipe:
     )
 
 
-def request_of(args: Args, dense: CogAct, plan: Plan, digest: str) -> dict[str, Any]:
+def request_of(args: Args, dense: CogAct, plan: Plan, digest: str) -> dict[str, object]:
     """What must be the same for a killed recovery to go on; JSON-able."""
     return {
         "policy": dense.cfg.fingerprint,

@@ -35,7 +35,7 @@ class TuneArgs(EnvArgs):
     """Points of the front, those of the budgets among them."""
 
     env: str | None = None
-    """What is played for the proof, as `eval` knows it; without one the front says how far actions
+    """What is played for the proof, as `eval` knows it; without one the front has how far actions
     move on frames, and nothing of success."""
 
     calibration: Path | None = None

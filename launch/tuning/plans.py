@@ -68,7 +68,7 @@ class NestedPlans:
 
     def distance(self, point: Point) -> float:
         """How far a point's action chunks lie from the dense ones, under the dense sampler: what a
-        cache moves says nothing of play.
+        cache moves is no sign of play.
         """
         return self.outputs.distance(
             msgspec.structs.replace(self.plan(point), recompute=None), "chunk"

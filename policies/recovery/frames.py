@@ -55,7 +55,7 @@ def load_frames(path: Path) -> Frames:
 
 
 @dataclass(frozen=True)
-class Told:
+class Drawn:
     """Images of one kind with their instructions: uint8[n, S, S, 3] and n tuples of k texts."""
 
     images: np.ndarray
@@ -63,17 +63,19 @@ class Told:
     kind: int
 
 
-def frames_of(told: Sequence[Told], cfg: PolicyConfig, tokenizer: Tokenizer) -> Frames:
+def frames_of(drawn: Sequence[Drawn], cfg: PolicyConfig, tokenizer: Tokenizer) -> Frames:
     """Images and texts as one policy's tensors; k is the least number of texts of an image."""
-    count = min(len(row) for part in told for row in part.texts)
-    texts = [text for part in told for row in part.texts for text in row[:count]]
-    images = np.concatenate([part.images for part in told])
+    count = min(len(row) for part in drawn for row in part.texts)
+    texts = [text for part in drawn for row in part.texts for text in row[:count]]
+    images = np.concatenate([part.images for part in drawn])
     data = calibration_of(cfg, np.zeros((0,), np.uint8), texts, tokenizer)
     return Frames(
         torch.from_numpy(images),
         torch.from_numpy(data.input_ids.reshape(len(images), count, -1)),
         torch.from_numpy(data.last.reshape(len(images), count)),
-        torch.cat([torch.full((len(part.images),), part.kind, dtype=torch.uint8) for part in told]),
+        torch.cat(
+            [torch.full((len(part.images),), part.kind, dtype=torch.uint8) for part in drawn]
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """The patch: recovered weights of one dense policy under one plan, in one safetensors file.
 
-Tensors have the trimmed policy's own names and shapes, in float16 or float32; metadata says which
+Tensors have the trimmed policy's own names and shapes, in float16 or float32; metadata names which
 policy and plan they belong to and how they were made (`Recovery`). All of it is checked before a
 policy gets any of them. Knows a file and modules; trains nothing.
 """

@@ -90,7 +90,7 @@ class FileSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Recovery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What weights were recovered for, and how; in the metadata of a patch.
 
-    A plan says which slices of the dense weights are kept; weights that were trained afterwards are
+    A plan has which slices of the dense weights are kept; weights that were trained afterwards are
     no slices, so they lie in a file of their own, the patch.
     """
 

@@ -206,7 +206,7 @@ class _Loop:
             self._step(now)
 
     def _leave(self) -> None:
-        """Begin to go to the safe pose, if there is one and nothing speaks against it."""
+        """Begin to go to the safe pose, if there is one and nothing forbids it."""
         pose = self._driver.safe_pose()
         if pose is None or not self._obedience.obeyed:
             return
