@@ -47,6 +47,7 @@ OBSERVED = ("policy", "control", "arm")
 STOPPABLE = ("control", "policy", "camera-front", "camera-wrist", "supervisor", "arm")
 KILLABLE = (*STOPPABLE, "control", "policy", "camera-front")
 BUSY_LOOPS = 2
+TRIES = 2  # of a person, to set a robot going again
 START_S = 120.0  # on two cores that are busy with other things
 PAUSE_S = (0.2, 2.5)  # between two faults
 LAST_S = (0.05, 3.0)  # for which a fault lasts
@@ -157,21 +158,23 @@ class Chaos:
 
     def settle(self, monitor: SafetyMonitor) -> None:
         """Wait until the arm moves again without any fault, with a new task and after a person's
-        reset.
+        reset; a person whose reset came too early, or behind the task, asks again.
         """
-        self.desk.request("reset")
-        self.desk.begin(TASK)
 
         def flows() -> bool:
             self.system.keep_alive()
             sent = monitor.since(monotonic_ns() - to_ns(1.0))
             return len(sent) > HZ / 2 and all(command.kind == "action" for command in sent)
 
-        if not monitor.until(flows, START_S):
-            control = monitor.report("control")
-            raise RuntimeError(
-                f"expected the arm to move; control is {control.state} ({control.reason})"
-            )
+        for _ in range(TRIES):
+            self.desk.request("reset")
+            self.desk.begin(TASK)
+            if monitor.until(flows, START_S):
+                return
+        control = monitor.report("control")
+        raise RuntimeError(
+            f"expected the arm to move; control is {control.state} ({control.reason})"
+        )
 
     def strike(self) -> None:
         """One fault, drawn by weight."""
