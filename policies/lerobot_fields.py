@@ -8,6 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from trimvla.runtime.errors import CheckpointError
+from trimvla.runtime.text_files import read_json
+
+
+def has_type(directory: Path, name: str) -> bool:
+    """Whether a folder's config.json is LeRobot's, of this type of policy."""
+    path = directory / "config.json"
+    if not path.is_file():
+        return False
+    config = read_json(path, "a policy's config", error=CheckpointError)
+    return isinstance(config, dict) and config.get("type") == name
 
 
 @dataclass(frozen=True)

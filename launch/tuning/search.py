@@ -7,7 +7,7 @@ Pure: prices and distances in, points out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimvla.launch.tuning.points import Point
@@ -73,8 +73,3 @@ def chosen(
             if len(found) < count:
                 found.setdefault(nearest.point, nearest)
     return sorted(found.values(), key=lambda one: -one.price_ms)
-
-
-def as_text(distances: Mapping[Point, float]) -> dict[str, float]:
-    """By the points' names, for a file."""
-    return {point.name: distance for point, distance in distances.items()}

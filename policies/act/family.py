@@ -10,9 +10,8 @@ from trimvla.policies.act.config import PRESETS, ActConfig
 from trimvla.policies.act.cost import cost
 from trimvla.policies.act.memory import memory
 from trimvla.policies.families import Family, lazily
+from trimvla.policies.lerobot_fields import has_type
 from trimvla.policies.sizes.counts import Trimmable
-from trimvla.runtime.errors import CheckpointError
-from trimvla.runtime.text_files import read_json
 
 HERE = "trimvla.policies.act"
 TYPE = "act"
@@ -20,11 +19,7 @@ TYPE = "act"
 
 def recognises(directory: Path) -> bool:
     """Whether config.json is LeRobot's, of this type."""
-    path = directory / "config.json"
-    if not path.is_file():
-        return False
-    config = read_json(path, "a policy's config", error=CheckpointError)
-    return isinstance(config, dict) and config.get("type") == TYPE
+    return has_type(directory, TYPE)
 
 
 def trimmable(cfg: ActConfig) -> Trimmable:

@@ -7,14 +7,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from trimvla.policies.families import Family, lazily
+from trimvla.policies.lerobot_fields import has_type
 from trimvla.policies.sizes.counts import Trimmable
 from trimvla.policies.smolvla.config import PRESETS, SmolVlaConfig
 from trimvla.policies.smolvla.cost import cost
 from trimvla.policies.smolvla.kept import tokens_per_image
 from trimvla.policies.smolvla.memory import memory
 from trimvla.runtime.bundle.plan import Plan
-from trimvla.runtime.errors import CheckpointError
-from trimvla.runtime.text_files import read_json
 
 HERE = "trimvla.policies.smolvla"
 TYPE = "smolvla"
@@ -28,11 +27,7 @@ TOKENIZER_HINT = (
 
 def recognises(directory: Path) -> bool:
     """Whether config.json is LeRobot's, of this type."""
-    path = directory / "config.json"
-    if not path.is_file():
-        return False
-    config = read_json(path, "a policy's config", error=CheckpointError)
-    return isinstance(config, dict) and config.get("type") == TYPE
+    return has_type(directory, TYPE)
 
 
 def trimmable(cfg: SmolVlaConfig) -> Trimmable:
