@@ -169,6 +169,10 @@ class World:
 
         return wait_until(turn, timeout_s)
 
+    def is_well(self) -> bool:
+        """Whether the policy acts and the supervisor knows; it listens for itself."""
+        return self.state == "running" and not self.group.unwell
+
     @property
     def state(self) -> str:
         message = self._hears[report("policy")].message
@@ -183,12 +187,12 @@ def test_a_policy_that_cannot_act_any_more_ends_and_comes_back(
     kind: str, words: str, tmp_path: Path
 ) -> None:
     with World(tmp_path).running() as world:
-        assert world.until(lambda: world.state == "running")
+        assert world.until(world.is_well), "the supervisor, too, has heard that all are ready"
         write_faults(tmp_path, {"policy": Fault(kind)})  # pyright: ignore[reportArgumentType]
         assert world.until(lambda: "ended" in world.group.unwell), "the robot is told to hold"
         assert f"process 'policy' ended with status 1: {words}" in world.group.unwell
         write_faults(tmp_path, {})
-        assert world.until(lambda: not world.group.unwell and world.state == "running")
+        assert world.until(world.is_well)
 
 
 def test_a_young_process_waits_for_its_camera(tmp_path: Path) -> None:
