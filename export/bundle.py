@@ -34,7 +34,7 @@ from trimvla.export.precision.ranges import CalibrationFrames
 from trimvla.export.precision.table import convert, precision_named
 from trimvla.export.verify import closing_all, parity, proof_runners
 from trimvla.policies.families import family_of
-from trimvla.policies.recovery.patch import Patch, under_patch
+from trimvla.policies.recovery.patch import Patch, check_distilled, under_patch
 from trimvla.policies.stage import Stage
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import (
@@ -88,7 +88,8 @@ def export_policy(request: BundleRequest) -> Manifest:
     """Export a policy to a bundle; the manifest, with the parity report.
 
     Raises:
-        ConfigError: the plan does not fit, no tokenizer, no such statistics, an unknown precision
+        ConfigError: the plan does not fit, or its guidance is distilled and no patch has a head for
+            it, no tokenizer, no such statistics, an unknown precision
             or no frames for it,
             or the target exists.
         CheckpointError: the patch is for another policy or plan.
@@ -126,6 +127,7 @@ def export_policy(request: BundleRequest) -> Manifest:
     cfg: Any = request.policy.cfg
     family = family_of(cfg)
     check_target(request.out, request.overwrite)
+    check_distilled(request.plan, request.patch)
     check_frames(precision, request.calibration, cfg)
     described = request.described
     prompt = described.prompt

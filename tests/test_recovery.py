@@ -230,8 +230,11 @@ def test_a_patch_that_does_not_fit_is_one_clear_error(dense, tmp_path, kind):
 
 @pytest.fixture(scope="module")
 def source(dense, tmp_path_factory) -> Path:
-    """The dense policy as a run folder; beside it a plan and calibration data."""
-    root = tmp_path_factory.mktemp("recovery")
+    return make_source(dense, tmp_path_factory.mktemp("recovery"), {"plan": PLAN})
+
+
+def make_source(dense, root: Path, plans: dict[str, Plan]) -> Path:
+    """The dense policy as a run folder; beside it plans and calibration data."""
     run = root / "run"
     run.mkdir()
     words = ("<pad>", "<s>", "</s>", "<empty>", "<unk>")
@@ -240,13 +243,14 @@ def source(dense, tmp_path_factory) -> Path:
     )
     (run / "statistics.json").write_text(json.dumps(STATISTICS))
     save(dense, run / "policy.safetensors")
-    save_plan(PLAN, root / "plan.json")
+    for name, plan in plans.items():
+        save_plan(plan, root / f"{name}.json")
     rng = np.random.default_rng(0)
     ids = rng.integers(4, 64, (20, 9))
     ids[:, 0] = 1
     ids[:, 8] = 2
     images = rng.integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
-    Calibration(CFG.fingerprint, images, ids, np.full(20, 8)).save(root / "frames.npz")
+    Calibration(dense.cfg.fingerprint, images, ids, np.full(20, 8)).save(root / "frames.npz")
     return run
 
 
@@ -369,9 +373,9 @@ def test_a_manifest_s_patch_is_checked(patched, tmp_path, field):
         bundles.parse(raw, path)
 
 
-def recover(source: Path, out: Path, *more: object) -> int:
+def recover(source: Path, out: Path, *more: object, plan: str = "plan") -> int:
     root = source.parent
-    words = ("--plan", root / "plan.json", "--calibration", root / "frames.npz", "--out", out)
+    words = ("--plan", root / f"{plan}.json", "--calibration", root / "frames.npz", "--out", out)
     few = ("--frames", 12, "--held-out", 8, "--pictures", 4, "--threads", 1)
     return call("recover", source, *words, *few, *more)
 

@@ -24,6 +24,7 @@ from trimvla.policies.cogact.half import DTYPES
 from trimvla.policies.cogact.source import inputs_and_output
 from trimvla.policies.cogact.weights import RandomWeights, Weights
 from trimvla.policies.families import family_of, find_preset
+from trimvla.policies.recovery.patch import check_distilled
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import shape_of
 from trimvla.policies.sizes.memory import plan_memory, precision_named
@@ -132,6 +133,7 @@ def official_source(args: ExportOptions, opened: Checkpoint) -> tuple[Weights, W
     cfg = opened.cfg
     family = family_of(cfg)
     plan = named_plan(args.plan, cfg)
+    check_distilled(plan, None)
     described = with_action(family.describe(opened, plan), *args.action)
     wanted = Wanted(
         cfg,

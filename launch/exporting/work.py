@@ -42,7 +42,12 @@ from trimvla.launch.exporting.stream import (
 from trimvla.launch.exporting.unwinding import unwinding
 from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.families import family_of
-from trimvla.policies.recovery.patch import check_family, check_record, read_patch
+from trimvla.policies.recovery.patch import (
+    check_distilled,
+    check_family,
+    check_record,
+    read_patch,
+)
 from trimvla.runtime.bundle.action_statistics import chosen
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import ConfigError
@@ -128,6 +133,7 @@ def bundle_request(args: ExportArgs, source: Path, opened: Checkpoint) -> Bundle
     if patch is not None:
         check_family(opened.cfg)
         check_record(patch, opened.cfg, plan)
+    check_distilled(plan, patch)
     described = with_action(family_of(opened.cfg).describe(opened, plan), *args.action)
     key = opened.statistics_key
     chosen(opened.table, key, described.action, where=opened.statistics_file, error=ConfigError)

@@ -58,6 +58,8 @@ class CallStory:
     milliseconds: dict[str, float]
     same: bool | None
     """Whether the actions are those that were recorded; None where nothing was."""
+    guidance: float | str | None = None
+    """The plan's; None where it has none of its own."""
     patch: str | None = None
     """Which recovered weights the bundle has, in words; None where it has none."""
 
@@ -148,11 +150,12 @@ class Page:
 def describe(story: CallStory) -> list[str]:
     """The story in words."""
     reuse = ", the others reuse" if len(story.recompute) < story.steps else ""
+    guidance = "" if story.guidance is None else f", guidance {story.guidance}"
     lines = [
         f"{story.bundle}: {story.instruction}",
         f"visual tokens   {len(story.kept)} of {story.tokens}",
         f"language layers {len(story.layers)} of {story.all_layers}",
-        f"sampler steps   {len(story.recompute)} computed of {story.steps}{reuse}",
+        f"sampler steps   {len(story.recompute)} computed of {story.steps}{reuse}{guidance}",
         *(f"{name:<15} {value:.1f} ms" for name, value in story.milliseconds.items()),
     ]
     if story.patch is not None:

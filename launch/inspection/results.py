@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -28,13 +29,15 @@ class RunOf(msgspec.Struct, frozen=True, kw_only=True):
     """How many the dense policy has."""
 
 
-class ComputedOf(msgspec.Struct, frozen=True, kw_only=True):
+class ComputedOf(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """At which sampler steps the head's blocks ran."""
 
     computed: list[int]
     """The steps' numbers."""
     of: int
     """How many steps there were."""
+    guidance: float | Literal["distilled"] | None = None
+    """The plan's guidance; left out where it has none of its own."""
 
 
 class InspectResult(VerbResult, frozen=True, kw_only=True):

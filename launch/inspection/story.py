@@ -37,6 +37,7 @@ def story_of(policy: Policy, look: Look, result: PolicyResult) -> CallStory:
         steps=steps,
         milliseconds=result.milliseconds,
         same=None if look.call is None else compare(look.call, result.actions) is None,
+        guidance=manifest.plan.guidance,
         patch=None if manifest.patch is None else patch_in_words(manifest.patch),
     )
 

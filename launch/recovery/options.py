@@ -13,8 +13,9 @@ from trimvla.launch.evaluation.env_args import EnvArgs
 from trimvla.launch.outputs import Output
 from trimvla.runtime.errors import ConfigError
 
-PARTS = ("language", "vision")
+PARTS = ("language", "vision", "head")
 RATES = {"language": 5e-4, "vision": 2.5e-4}  # the encoders do not bear the decoder's
+HEAD_RATE = 3e-4
 MINUTES = 6.0
 
 
@@ -69,10 +70,19 @@ class Args(EnvArgs):
     """Images of a step."""
 
     learning_rate: float | None = None
-    """Of the optimiser, at its highest (default: 5e-4 for language, 2.5e-4 with vision)."""
+    """Of the optimiser, at its highest, for language and vision (default: 5e-4, and 2.5e-4 with
+    vision)."""
+
+    head_learning_rate: float | None = None
+    """The same for the head (default: 3e-4)."""
+
+    noises: int = 2
+    """With the head: trajectories of the dense policy's sampler, from so many noises, for each
+    instruction of an image."""
 
     parts: str = "language"
-    """What is trained: language, vision, or both with a comma between them."""
+    """What is trained: language, vision and head, with commas between them. The head is trained
+    where the plan's guidance is distilled, and must be then."""
 
     dtype: Literal["float16", "float32"] = "float16"
     """What the weights are stored in."""
@@ -98,6 +108,7 @@ class Args(EnvArgs):
             "held-out": self.held_out,
             "sentences": self.sentences,
             "pictures": self.pictures,
+            "noises": self.noises,
             **({} if self.steps is None else {"steps": self.steps}),
         }
         if wrong := [f"--{name}" for name, value in counts.items() if value < 1]:
@@ -110,8 +121,10 @@ class Args(EnvArgs):
             raise ConfigError("expected --minutes or --steps, got both")
         if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
             raise ConfigError(f"expected a number above 0 for --minutes, got {self.minutes}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
-            raise ConfigError(f"expected 0 < --learning-rate < 1, got {self.learning_rate:g}")
+        rates = {"": self.learning_rate, "head-": self.head_learning_rate}
+        for name, rate in rates.items():
+            if rate is not None and not 0 < rate < 1:
+                raise ConfigError(f"expected 0 < --{name}learning-rate < 1, got {rate:g}")
         if (self.env is None) == (self.calibration is None):
             got = "neither" if self.env is None else "both"
             raise ConfigError(f"expected frames from --env or from --calibration, got {got}")
@@ -120,6 +133,12 @@ class Args(EnvArgs):
         unknown = sorted(set(self.part_names) - set(PARTS))
         if unknown or not self.part_names:
             raise ConfigError(f"expected --parts out of {list(PARTS)}, got {self.parts!r}")
+        if self.head_learning_rate is not None and "head" not in self.part_names:
+            raise ConfigError(
+                f"expected head among --parts for --head-learning-rate, got {self.parts!r}"
+            )
+        if self.learning_rate is not None and self.part_names == ("head",):
+            raise ConfigError("expected --head-learning-rate where the head alone is trained")
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -128,8 +147,14 @@ class Args(EnvArgs):
 
     @property
     def rate(self) -> float:
-        """The learning rate."""
-        return self.learning_rate or min(RATES[name] for name in self.part_names)
+        """The learning rate of all but the head."""
+        rates = [RATES[name] for name in self.part_names if name in RATES]
+        return self.learning_rate or min(rates, default=HEAD_RATE)
+
+    @property
+    def head_rate(self) -> float:
+        """The head's."""
+        return self.head_learning_rate or HEAD_RATE
 
     @property
     def within(self) -> float | None:

@@ -34,6 +34,19 @@ KEY = "trimvla.recovery"
 TEACHER_IMAGES = 128  # in one file, which is the most of the teacher's work that a kill costs
 
 
+class Losses(msgspec.Struct, frozen=True, kw_only=True):
+    """On held-out images: the mean, and what 9 of 10 stay below."""
+
+    mean: float
+    """Of the cognition feature, one of each instruction."""
+    p90: float
+    """The same."""
+    head_mean: float | None = None
+    """Of the head's predictions, one of each trajectory, where the head is trained."""
+    head_p90: float | None = None
+    """The same."""
+
+
 class Progressed(msgspec.Struct, frozen=True, kw_only=True):
     """How far a run has come; in the metadata of its state."""
 
@@ -43,10 +56,8 @@ class Progressed(msgspec.Struct, frozen=True, kw_only=True):
     """Of so many."""
     seconds: float
     """That they took [s]."""
-    loss_before: float
-    """On held-out images, before the first step."""
-    p90_before: float
-    """The same: what 9 of 10 stay below."""
+    before: Losses
+    """Before the first step."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from trimvla.launch.recovery.session import Progressed, Session
+from trimvla.launch.recovery.session import Losses, Progressed, Session
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.recovery.distil import Distiller, Recipe, Taught, teach
 from trimvla.policies.recovery.frames import EXPERT, HELD_OUT, OWN, Frames
@@ -32,10 +32,8 @@ class Recovered:
     """By the trimmed policy's names, as they will be stored."""
     progressed: Progressed
     """How it went."""
-    loss_after: float
-    """On held-out images, with the stored weights."""
-    p90_after: float
-    """The same: what 9 of 10 instructions stay below."""
+    after: Losses
+    """With the stored weights."""
     resumed_at: int
     """The step that this process began with."""
 
@@ -63,7 +61,7 @@ def recover(
         dtype: what the weights will be stored in.
         report: for a bar of progress.
     """
-    taught = _taught(dense, student, frames, session, parts=recipe.parts, report=report)
+    taught = _taught(dense, student, frames, session, recipe=recipe, report=report)
     found = session.state()
     if found is not None:
         recipe = replace(recipe, steps=found[1].steps)
@@ -73,10 +71,8 @@ def recover(
     if found is None:
         if minutes is not None:
             distiller.recipe = replace(recipe, steps=steps_within(distiller, rows, minutes))
-        mean, p90 = summary(distiller.distances(held))
-        start = Progressed(
-            step=0, steps=distiller.recipe.steps, seconds=0.0, loss_before=mean, p90_before=p90
-        )
+        before = losses(distiller, held)
+        start = Progressed(step=0, steps=distiller.recipe.steps, seconds=0.0, before=before)
         session.save(distiller.state(), start)
         found = ({}, start)
     else:
@@ -85,8 +81,7 @@ def recover(
     progressed = _train(distiller, rows, session, found[1], report)
     stored = {name: each.detach().to(dtype).float() for name, each in distiller.weights.items()}
     distiller.resume({f"weight.{name}": each for name, each in stored.items()}, 0)
-    mean, p90 = summary(distiller.distances(held))
-    return Recovered(stored, progressed, mean, p90, resumed_at)
+    return Recovered(stored, progressed, losses(distiller, held), resumed_at)
 
 
 def _state_of(found: tuple[dict[str, Tensor], Progressed]) -> tuple[dict[str, Tensor], int]:
@@ -99,7 +94,7 @@ def _taught(
     frames: Frames,
     session: Session,
     *,
-    parts: tuple[str, ...],
+    recipe: Recipe,
     report: Report,
 ) -> Taught:
     """The teacher's part of every image, part by part."""
@@ -107,12 +102,12 @@ def _taught(
     done = 0
     found = []
     report("the dense policy looks", 0, count)
-    for part in session.taught(count, lambda rows: teach(dense, student, frames, rows, parts)):
+    for part in session.taught(count, lambda rows: teach(dense, student, frames, rows, recipe)):
         found.append(part)
         done += len(part.feature)
         report("the dense policy looks", done, count)
     return Taught(
-        torch.cat([part.visual for part in found]), torch.cat([part.feature for part in found])
+        **{name: torch.cat([vars(part)[name] for part in found]) for name in vars(found[0])}
     )
 
 
@@ -147,6 +142,15 @@ def _train(
             session.save(distiller.state(), progressed)
             saved = time.monotonic()
     return progressed
+
+
+def losses(distiller: Distiller, held: Tensor) -> Losses:
+    """What is lost on these images with the weights as they are now."""
+    mean, p90 = summary(distiller.distances(held))
+    if not distiller.recipe.with_head:
+        return Losses(mean=mean, p90=p90)
+    head_mean, head_p90 = summary(distiller.head_distances(held))
+    return Losses(mean=mean, p90=p90, head_mean=head_mean, head_p90=head_p90)
 
 
 def summary(distances: Tensor) -> tuple[float, float]:

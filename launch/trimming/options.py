@@ -93,8 +93,10 @@ class Args(PlanCounts, EnvArgs):
     steps: int | None = None
     """DDIM steps: the control that a cache must beat."""
 
-    guidance: float | None = None
-    """Classifier-free guidance scale; 1 or less: none, and half the head's work."""
+    guidance: float | Literal["distilled"] | None = None
+    """Classifier-free guidance scale; 1 or less: none, and half the head's work, untrained.
+    `distilled`: half the work too, and export needs a patch whose head was trained for it
+    (`trimvla recover --parts head`)."""
 
     seed: int = 0
     """Of the drawn frames and of the random controls."""

@@ -128,7 +128,11 @@ def result_of(policy: Policy, look: Look, story: CallStory, args: Args) -> Inspe
         same_as_recorded=story.same,
         tokens=KeptOf(kept=story.kept.tolist(), of=story.tokens),
         layers=RunOf(run=list(story.layers), of=story.all_layers),
-        steps=ComputedOf(computed=list(story.recompute), of=story.steps),
+        steps=ComputedOf(
+            computed=list(story.recompute),
+            of=story.steps,
+            guidance=policy.manifest.plan.guidance,
+        ),
         milliseconds={name: round(value, 3) for name, value in story.milliseconds.items()},
         runs=policy.describe(),
         picture=args.out,

@@ -13,7 +13,14 @@ from trimvla.launch.exporting.named_plan import named_plan
 from trimvla.launch.exporting.policy_source import check_planner, find_source, load_policy
 from trimvla.launch.exporting.unwinding import unwinding
 from trimvla.launch.recovery.options import Args
-from trimvla.launch.recovery.parts import DTYPES, gathered, recipe_of, record_of, request_of
+from trimvla.launch.recovery.parts import (
+    DTYPES,
+    check_head,
+    gathered,
+    recipe_of,
+    record_of,
+    request_of,
+)
 from trimvla.launch.recovery.results import RecoverResult
 from trimvla.launch.recovery.session import session
 from trimvla.launch.recovery.work import recover
@@ -34,6 +41,7 @@ def run(args: Args) -> RecoverResult:
         raise ConfigError(
             f"{args.plan}: expected a plan that leaves something out, got a dense one"
         )
+    check_head(args, plan)
     student = trim(dense, plan)
     digest = weights_digest(dense)
     torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
@@ -56,11 +64,16 @@ def run(args: Args) -> RecoverResult:
         record = record_of(args, dense, plan, digest, frames=frames, found=found)
         save_patch(args.out, found.weights, record, DTYPES[args.dtype])
     made = read_patch(args.out)
-    before = f"{record.loss_before:.4f} (p90 {record.p90_before:.4f})"
-    after = f"{record.loss_after:.4f} (p90 {record.p90_after:.4f})"
-    args.console().print(
-        f"{args.out}: loss on held-out images {before} before, {after} after {record.steps} steps"
-    )
+    lines = {"loss": record, "the head's loss": record.head}
+    for what, each in lines.items():
+        if each is None:
+            continue
+        before = f"{each.loss_before:.4f} (p90 {each.p90_before:.4f})"
+        after = f"{each.loss_after:.4f} (p90 {each.p90_after:.4f})"
+        args.console().print(
+            f"{args.out}: {what} on held-out images {before} before, {after} after {record.steps}"
+            " steps"
+        )
     return RecoverResult(
         ok=True,
         patch=args.out,

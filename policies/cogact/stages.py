@@ -151,7 +151,7 @@ def stages(cfg: PolicyConfig, plan: Plan = DENSE, guided: bool = False) -> tuple
 
 def guidance_scale(policy: CogAct) -> float:
     """Of the plan, else of the config."""
-    return policy.cfg.diffusion.guidance if policy.plan.guidance is None else policy.plan.guidance
+    return policy.plan.guidance_scale(policy.cfg.diffusion.guidance)
 
 
 def tensor_specs(cfg: PolicyConfig, plan: Plan = DENSE) -> dict[str, TensorSpec]:
@@ -159,7 +159,7 @@ def tensor_specs(cfg: PolicyConfig, plan: Plan = DENSE) -> dict[str, TensorSpec]
     side = cfg.image_size
     width = cfg.language.width
     chunk = (1, cfg.head.horizon, cfg.head.action_dim)
-    guidance = cfg.diffusion.guidance if plan.guidance is None else plan.guidance
+    guidance = plan.guidance_scale(cfg.diffusion.guidance)
     visual = visual_tokens(cfg.patches, plan)
     kept = visual if plan.tokens is None else plan.tokens.keep
     residual = (2 if guidance > 1.0 else 1, cfg.head.horizon + 1, cfg.head.width)

@@ -69,7 +69,7 @@ class DbCogAct(nn.Module):
             noise,
             train_steps=diffusion.train_steps,
             steps=diffusion.inference_steps if plan.steps is None else plan.steps,
-            guidance=diffusion.guidance if plan.guidance is None else plan.guidance,
+            guidance=plan.guidance_scale(diffusion.guidance),
             known=known,
         )
 

@@ -13,7 +13,7 @@ from trimvla.policies.dbcogact.config import DbCogActConfig
 from trimvla.policies.dbcogact.model import DbCogAct
 from trimvla.policies.trimming import trimmed
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
-from trimvla.runtime.bundle.plan import Plan
+from trimvla.runtime.bundle.plan import DISTILLED, Plan
 from trimvla.runtime.errors import ConfigError
 
 PARTS = trimmed.PARTS | {"tokens.quotas", "tokens.floor"}
@@ -48,6 +48,11 @@ def trim(policy: DbCogAct, plan: Plan) -> DbCogAct:
 def check(plan: Plan, cfg: DbCogActConfig) -> None:
     """Whether the plan fits the config. ConfigError names the field where it does not."""
     trimmed.check(plan, cfg, PARTS)  # pyright: ignore[reportArgumentType]
+    if plan.guidance == DISTILLED:
+        raise ConfigError(
+            f"expected a scale for 'guidance', got '{DISTILLED}': heads of this family are not"
+            " recovered"
+        )
     tokens = plan.tokens
     if tokens is None:
         return

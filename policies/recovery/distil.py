@@ -1,9 +1,10 @@
 """Distillation of a trimmed policy from the dense one: no labels, only what the dense policy feels.
 
-The teacher looks once at every image and instruction; what is kept of it is its cognition feature
-and the visual tokens. The student is trained to give the same feature under its plan: the loss is
-|z - z_teacher|^2 over the variance of z, and half of the same for the visual tokens where the
-encoders are trained too. Knows tensors and modules; no file and no simulator.
+The teacher looks once at every image and instruction; what is kept of it is its cognition feature,
+the visual tokens, and trajectories of its sampler. The student is trained to give the same feature
+under its plan: the loss is |z - z_teacher|^2 over the variance of z, and half of the same for the
+visual tokens where the encoders are trained too. The head has a loss of its own (`head`), which
+shares no weights with these. Knows tensors and modules; no file and no simulator.
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ from torch import Tensor, nn
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.recovery.features import cognition_features
 from trimvla.policies.recovery.frames import Frames
+from trimvla.policies.recovery.head import head_distances, noises, sampler_table, trajectories
 from trimvla.policies.recovery.patch import with_weights
 
-LEFT_OUT = ("language.embed_tokens.",)  # 4,096 x 32,000 numbers at 7 B, and words that frames lack
+LEFT_OUT = (
+    "language.embed_tokens.",  # 4,096 x 32,000 numbers at 7 B, and words that frames lack
+    "head.z_embedder.uncondition",  # a head without guidance does not look at it
+)
+HEAD = "head"
 BETAS = (0.9, 0.98)
 CLIP = 1.0
 WARMUP = 20  # steps, or a tenth of all
@@ -39,7 +45,20 @@ class Recipe:
     parts: tuple[str, ...] = ("language",)
     pictures: int = 16
     learning_rate: float = 5e-4
+    head_rate: float = 3e-4
+    noises: int = 2
+    """Trajectories for each instruction of an image, where the head is trained."""
     seed: int = 0
+
+    @property
+    def with_head(self) -> bool:
+        """Whether guidance is distilled into the head."""
+        return HEAD in self.parts
+
+    @property
+    def with_feature(self) -> bool:
+        """Whether anything in front of the head is trained."""
+        return self.parts != (HEAD,)
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,11 @@ class Taught:
     """bfloat16[n, K, D] at the student's places: what it takes in, or what it is to give itself."""
     feature: Tensor
     """float32[n, k, D]."""
+    x: Tensor
+    """float32[n, k, N, S, H, A]: the noisy actions before each sampler step of N trajectories, none
+    where the head is not trained."""
+    epsilon: Tensor
+    """The same: the guided noise prediction there."""
 
 
 def trained_names(student: nn.Module, parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -62,12 +86,11 @@ def trained_names(student: nn.Module, parts: tuple[str, ...]) -> tuple[str, ...]
 
 
 @torch.no_grad()
-def teach(
-    dense: CogAct, student: CogAct, frames: Frames, rows: Tensor, parts: tuple[str, ...]
-) -> Taught:
+def teach(dense: CogAct, student: CogAct, frames: Frames, rows: Tensor, recipe: Recipe) -> Taught:
     """What the dense policy gives for these images."""
-    visuals = []
-    features = []
+    visuals: list[Tensor] = []
+    features: list[Tensor] = []
+    sampled: list[tuple[Tensor, Tensor]] = []
     patches = dense.cfg.patches
     seen = getattr(student.language, "seen", None)
     for part in rows.split(BATCH):
@@ -75,10 +98,30 @@ def teach(
         visual = dense.vision(image)
         ids, last = words_of(frames, part)
         features.append(cognition_features(dense.language, visual, ids, last, patches).float())
+        sampled.append(_sampled(dense, student, features[-1], part, recipe))
         if seen is not None:
-            visual = visual[:, list(seen)] if "vision" in parts else student.vision(image)
+            visual = visual[:, list(seen)] if "vision" in recipe.parts else student.vision(image)
         visuals.append(visual.to(torch.bfloat16))
-    return Taught(torch.cat(visuals), torch.cat(features))
+    x, epsilon = zip(*sampled, strict=True)
+    return Taught(torch.cat(visuals), torch.cat(features), torch.cat(x), torch.cat(epsilon))
+
+
+def _sampled(
+    dense: CogAct, student: CogAct, feature: Tensor, rows: Tensor, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """Trajectories for features float[m, k, D] of these images: twice float32[m, k, N, S, H, A]."""
+    head = dense.cfg.head
+    steps = sampler_table(student)
+    each = (feature.shape[1], recipe.noises if recipe.with_head else 0)
+    chunk = (head.horizon, head.action_dim)
+    if not each[1]:
+        nothing = feature.new_zeros(len(rows), *each, len(steps), *chunk)
+        return nothing, nothing.clone()
+    noise = noises(rows, (*each, *chunk), recipe.seed).to(feature.device)
+    cognition = feature[:, :, None].expand(-1, -1, each[1], -1).flatten(0, 2)
+    x, epsilon = trajectories(dense, steps, cognition, noise.flatten(0, 2))
+    shape = (len(rows), *each)
+    return x.float().unflatten(0, shape), epsilon.float().unflatten(0, shape)
 
 
 def words_of(frames: Frames, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,30 +147,37 @@ class Distiller:
         self.policy = policy.requires_grad_(False)
         named = dict(policy.named_parameters())
         self.weights = {name: named[name].requires_grad_(True) for name in self.names}
-        self.optimiser = torch.optim.AdamW(
-            self.weights.values(), lr=recipe.learning_rate, betas=BETAS, weight_decay=0.0
-        )
+        self.groups = self._groups()
+        self.optimiser = torch.optim.AdamW(self.groups, betas=BETAS, weight_decay=0.0)
         self.step = 0
         self.variance = spread_of(taught.feature)
         self.visual_variance = spread_of(taught.visual)
 
     def update(self, rows: Tensor) -> float:
         """One step on the next of these images; its loss."""
-        rate = self.recipe.learning_rate * self._schedule()
+        share = self._schedule()
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = group["highest"] * share
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self.loss(rows[batch_of(len(rows), self.step, self.recipe)])
+        recipe = self.recipe
+        noise = self.step * recipe.pictures // len(rows) % recipe.noises  # each round another
+        loss = self.loss(rows[batch_of(len(rows), self.step, recipe)], noise)
         loss.backward()
-        nn.utils.clip_grad_norm_(list(self.weights.values()), CLIP)
+        for group in self.optimiser.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], CLIP)  # each loss by itself
         self.optimiser.step()
         self.step += 1
         return float(loss.detach())
 
-    def loss(self, rows: Tensor) -> Tensor:
-        """What is minimised, on these images."""
-        visual, unlike = self._visual(rows)
-        return self._distances(rows, visual).mean() + VISUAL_WEIGHT * unlike
+    def loss(self, rows: Tensor, noise: int = 0) -> Tensor:
+        """What is minimised, on these images and this trajectory of each of their instructions."""
+        found: list[Tensor] = []
+        if self.recipe.with_feature:
+            visual, unlike = self._visual(rows)
+            found.append(self._distances(rows, visual).mean() + VISUAL_WEIGHT * unlike)
+        if self.recipe.with_head:
+            found.append(self._head_distances(rows, noise).mean())
+        return torch.stack(found).sum()
 
     @torch.no_grad()
     def distances(self, rows: Tensor) -> Tensor:
@@ -136,6 +186,36 @@ class Distiller:
             self._distances(part, self._visual(part)[0]).flatten() for part in rows.split(BATCH)
         ]
         return torch.cat(found)
+
+    @torch.no_grad()
+    def head_distances(self, rows: Tensor) -> Tensor:
+        """float32[m * k * N]: the head's distance to the teacher's, each trajectory by itself."""
+        found = [
+            self._head_distances(part, noise)
+            for noise in range(self.recipe.noises)
+            for part in rows.split(BATCH)
+        ]
+        return torch.cat(found)
+
+    def _head_distances(self, rows: Tensor, noise: int) -> Tensor:
+        feature = self.taught.feature[rows].flatten(0, 1)
+        x = self.taught.x[rows, :, noise].flatten(0, 1)
+        epsilon = self.taught.epsilon[rows, :, noise].flatten(0, 1)
+        return head_distances(self.policy, feature, x, epsilon)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The weights by loss, with the highest learning rate of each."""
+        rates = {True: self.recipe.head_rate, False: self.recipe.learning_rate}
+        groups: list[dict[str, Any]] = []
+        for of_head, rate in rates.items():
+            params = [
+                value
+                for name, value in self.weights.items()
+                if (name.split(".")[0] == HEAD) == of_head
+            ]
+            if params:
+                groups.append({"params": params, "highest": rate})
+        return groups
 
     def _visual(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The student's visual tokens, and how unlike the teacher's they are."""

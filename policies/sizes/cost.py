@@ -69,7 +69,7 @@ def shape_of(cfg: PolicyConfig, plan: Plan) -> Shape:
     )
     steps = cfg.diffusion.inference_steps if plan.steps is None else plan.steps
     full = steps if plan.recompute is None else len(plan.recompute)
-    guidance = cfg.diffusion.guidance if plan.guidance is None else plan.guidance
+    guidance = plan.guidance_scale(cfg.diffusion.guidance)
     patches = None if plan.vision is None else plan.vision.patches
     return Shape(mlp, plan.tokens, full, steps, guidance > 1.0, patches)
 

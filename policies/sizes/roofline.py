@@ -164,7 +164,7 @@ def same_plan(cfg: PolicyConfig, plan: Plan, larger: PolicyConfig) -> Shape:
         else _tokens(plan.tokens, larger.patches / cfg.patches, depth),
         steps=steps,
     )
-    guidance = cfg.diffusion.guidance if plan.guidance is None else plan.guidance
+    guidance = plan.guidance_scale(cfg.diffusion.guidance)
     return Shape(
         counts.mlp, counts.tokens, full, steps, guidance > 1.0, _patches(cfg, plan, larger)
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from typing import Literal
 
 import msgspec
 
@@ -57,7 +58,7 @@ class Request:
     encoder_blocks: int | None = None
     cache_interval: int = 1
     steps: int | None = None
-    guidance: float | None = None
+    guidance: float | Literal["distilled"] | None = None
     seed: int = 0
 
     def vision_of(self, there: Trimmable) -> VisionPlan | None:

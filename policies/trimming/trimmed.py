@@ -18,7 +18,7 @@ from trimvla.policies.nn.diffusion import Known, ddim_sample, timesteps
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.trimming.trimmed_language import TrimmedDecoder
 from trimvla.policies.trimming.trimmed_vision import TrimmedTower, seen_patches
-from trimvla.runtime.bundle.plan import Plan, TokenPlan, check_parts, unmask
+from trimvla.runtime.bundle.plan import DISTILLED, Plan, TokenPlan, check_parts, unmask
 from trimvla.runtime.bundle.vision_plan import PatchPlan
 from trimvla.runtime.errors import ConfigError
 
@@ -76,6 +76,11 @@ def check(plan: Plan, cfg: PolicyConfig, parts: frozenset[str] = WITH_PATCHES) -
         visual = plan.vision.patches.keep
     if plan.tokens is not None:
         _check_tokens(plan.tokens, len(layers), visual)
+    if plan.guidance == DISTILLED and cfg.diffusion.guidance <= 1.0:
+        raise ConfigError(
+            f"expected a policy with guidance, which could be distilled, got '{cfg.name}' with a"
+            f" scale of {cfg.diffusion.guidance:g}"
+        )
     steps = sampler_steps(plan, cfg)
     timesteps(cfg.diffusion.train_steps, steps)
     if plan.recompute is not None and plan.recompute[-1] >= steps:
@@ -161,6 +166,6 @@ class TrimmedCogAct(CogAct):
             noise,
             train_steps=diffusion.train_steps,
             steps=sampler_steps(plan, self.cfg),
-            guidance=diffusion.guidance if plan.guidance is None else plan.guidance,
+            guidance=plan.guidance_scale(diffusion.guidance),
             known=known,
         )

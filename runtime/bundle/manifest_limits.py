@@ -47,6 +47,7 @@ MAX_AXIS = 1 << 24
 MAX_ELEMENTS = 1 << 28  # of one tensor between two stages: 1 GiB in float32
 MAX_TENSORS = 64  # of one stage, in and out
 MAX_PARTS = 8  # of a policy that were trained anew
+RATE_AND_LOSSES = ("learning_rate", "loss_before", "loss_after", "p90_before", "p90_after")
 MAX_FRAMES = 1 << 40
 MAX_FILES = 64
 MAX_FILE_BYTES = 1 << 40
@@ -245,8 +246,13 @@ def _patch(patch: PatchSpec) -> Iterator[str]:
     for field in ("frames", "own", "held_out", "sentences", "steps", "pictures"):
         yield from _range(f"patch.recovery.{field}", getattr(record, field), 0, MAX_FRAMES)
     yield from _range("patch.recovery.seed", record.seed, 0, 2**63 - 1)
-    for field in ("learning_rate", "loss_before", "loss_after", "p90_before", "p90_after"):
+    for field in RATE_AND_LOSSES:
         yield from _range(f"patch.recovery.{field}", getattr(record, field), 0, MAX_NUMBER)
+    if record.head is not None:
+        yield from _range("patch.recovery.head.noises", record.head.noises, 0, MAX_FRAMES)
+        for field in RATE_AND_LOSSES:
+            value = getattr(record.head, field)
+            yield from _range(f"patch.recovery.head.{field}", value, 0, MAX_NUMBER)
     yield from _range("patch.recovery.minutes", record.minutes, 0, MAX_NUMBER)
 
 

@@ -27,6 +27,8 @@ RANKED = ("relevance", "fastv")
 """Selectors that keep the most relevant tokens and nothing else."""
 MAX_PLAN_BYTES = 16 << 20
 MAX_GUIDANCE = 1000.0
+DISTILLED = "distilled"
+"""The guidance of a plan whose head was trained to do without the unconditional half."""
 MASK = re.compile(r"[0-9a-fA-F]{1,65536}")  # hexadecimal digits of one layer's channels
 # field of `TokenPlan` -> the least and the most that it may be
 TOKEN_RANGES = (
@@ -172,8 +174,11 @@ class Plan(
     """
     steps: int | None = None
     """Sampler steps: DDIM or Euler."""
-    guidance: float | None = None
-    """Classifier-free guidance scale; 1 or less: none."""
+    guidance: float | Literal["distilled"] | None = None
+    """Classifier-free guidance scale; 1 or less: none, the head's conditional half alone.
+    `distilled`: that half alone too, with a head that was trained to give what guidance gave
+    (`trimvla recover --parts head`); it needs the patch that holds that head.
+    """
     provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
@@ -187,7 +192,7 @@ class Plan(
         if self.steps is not None:
             check_range("steps", self.steps, 1, MAX_INDEX)
         if self.guidance is not None:
-            check_range("guidance", self.guidance, 0, MAX_GUIDANCE)
+            _check_guidance(self.guidance)
         _check_masks("channels", self.channels)
         _check_masks("expert_channels", self.expert_channels)
         beyond = set(self.expert_layers or ()) - set(self.layers or self.expert_layers or ())
@@ -206,6 +211,18 @@ class Plan(
         "tokens.quotas".
         """
         return frozenset(_parts(self)) - {"policy", "provenance"}
+
+    def guidance_scale(self, configured: float) -> float:
+        """The scale that the sampler runs with, of a policy whose config has this one.
+
+        Example:
+            >>> from trimvla.runtime import Plan
+            >>> [Plan(guidance=scale).guidance_scale(1.5) for scale in (None, 2.0, "distilled")]
+            [1.5, 2.0, 1.0]
+        """
+        if self.guidance is None:
+            return configured
+        return 1.0 if isinstance(self.guidance, str) else self.guidance
 
     @property
     def dense(self) -> bool:
@@ -240,6 +257,13 @@ def check_parts(plan: Plan, known: Collection[str], policy: str) -> None:
         raise ConfigError(
             f"expected a plan for policy '{policy}', which has nothing to trim by {unknown}"
         )
+
+
+def _check_guidance(guidance: float | str) -> None:
+    if not isinstance(guidance, str):
+        check_range("guidance", guidance, 0, MAX_GUIDANCE)
+    elif guidance != DISTILLED:
+        raise ConfigError(f"expected a scale or '{DISTILLED}' for 'guidance', got {guidance!r}")
 
 
 def _check_masks(name: str, masks: Sequence[str] | None) -> None:
