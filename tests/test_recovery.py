@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -45,7 +46,9 @@ PLAN = Plan(
     layers=(0, 1, 3),
     channels=(mask(range(36)),) * 3,
     tokens=TokenPlan(keep=6, after=1, selector="uniform"),
+    guidance="distilled",
 )
+GUIDED = msgspec.structs.replace(PLAN, guidance=None)
 GRID = VisionPlan(patches=PatchPlan(keep=9, after=0))
 PLANS = (
     Plan(),
@@ -98,9 +101,13 @@ def record(dense, **changes: object) -> Recovery:
 
 
 def some_weights(dense) -> dict[str, torch.Tensor]:
-    """Two of the trimmed policy's weights, one of them narrower than the dense one's, changed."""
+    """Some of the trimmed policy's weights, the first narrower than the dense one's, changed."""
     weights = trim(dense, PLAN).state_dict()
-    names = ("language.layers.1.mlp.down_proj.weight", "language.layers.2.self_attn.q_proj.weight")
+    names = (
+        "language.layers.1.mlp.down_proj.weight",
+        "language.layers.2.self_attn.q_proj.weight",
+        "head.final_layer.linear.weight",
+    )
     return {name: (weights[name] * 1.5).half() for name in names}
 
 
@@ -155,11 +162,12 @@ def test_a_patch_replaces_its_weights_alone_and_leaves_the_dense_policy(dense, t
 
 def test_what_a_patch_leaves_alone_is_shared(dense):
     trimmed = trim(dense, PLAN)
-    copy = with_weights(trimmed, some_weights(dense))
+    changed = some_weights(dense)
+    copy = with_weights(trimmed, changed)
     assert copy.head.state_dict().keys() == dense.head.state_dict().keys()
     shared = dict(dense.head.named_parameters())
     for name, weight in copy.head.named_parameters():
-        assert weight is shared[name], name
+        assert (weight is shared[name]) == (f"head.{name}" not in changed), name
 
 
 def test_the_digest_is_of_values_not_of_files(dense, tmp_path):
@@ -180,7 +188,7 @@ def bad(dense, path: Path, kind: str) -> Path:
     if kind in records:
         return written(dense, path, **records[kind])
     weights = some_weights(dense)
-    first, second = weights
+    first, second, _ = weights
     tensors = {
         "another shape": {**weights, first: weights[first][:, :-1].contiguous()},
         "unknown": {**weights, "language.layers.3.mlp.up_proj.weight": torch.ones(2)},
@@ -230,7 +238,7 @@ def test_a_patch_that_does_not_fit_is_one_clear_error(dense, tmp_path, kind):
 
 @pytest.fixture(scope="module")
 def source(dense, tmp_path_factory) -> Path:
-    return make_source(dense, tmp_path_factory.mktemp("recovery"), {"plan": PLAN})
+    return make_source(dense, tmp_path_factory.mktemp("recovery"), {"plan": PLAN, "guided": GUIDED})
 
 
 def make_source(dense, root: Path, plans: dict[str, Plan]) -> Path:
@@ -285,6 +293,15 @@ def test_a_bundle_with_a_patch_is_proved_against_torch_with_it(patched, source, 
     words = ("--instruction", "x", "--image", image, "--out", patched.parent / "call.png")
     assert call("inspect", patched, *words) == 0
     assert answer(capsys)["patch"]["recovery"]["method"] == "by hand"
+
+
+def test_the_head_of_a_distilled_plan_runs_one_branch(patched):
+    assert bundles.load(patched).plan.guidance == "distilled"
+    graph = onnx.shape_inference.infer_shapes(onnx.load(patched / "action.onnx")).graph
+    shapes = [
+        [axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in graph.value_info
+    ]
+    assert {shape[0] for shape in shapes if len(shape) == 3} == {1}
 
 
 def test_an_official_checkpoint_takes_no_patch_yet(dense, tmp_path, capsys, monkeypatch):
@@ -373,7 +390,7 @@ def test_a_manifest_s_patch_is_checked(patched, tmp_path, field):
         bundles.parse(raw, path)
 
 
-def recover(source: Path, out: Path, *more: object, plan: str = "plan") -> int:
+def recover(source: Path, out: Path, *more: object, plan: str = "guided") -> int:
     root = source.parent
     words = ("--plan", root / f"{plan}.json", "--calibration", root / "frames.npz", "--out", out)
     few = ("--frames", 12, "--held-out", 8, "--pictures", 4, "--threads", 1)
