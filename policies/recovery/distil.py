@@ -148,7 +148,11 @@ class Distiller:
         named = dict(policy.named_parameters())
         self.weights = {name: named[name].requires_grad_(True) for name in self.names}
         self.groups = self._groups()
-        self.optimiser = torch.optim.AdamW(self.groups, betas=BETAS, weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW(
+            [{"params": weights, "lr": rate} for rate, weights in self.groups],
+            betas=BETAS,
+            weight_decay=0.0,
+        )
         self.step = 0
         self.variance = spread_of(taught.feature)
         self.visual_variance = spread_of(taught.visual)
@@ -156,15 +160,15 @@ class Distiller:
     def update(self, rows: Tensor) -> float:
         """One step on the next of these images; its loss."""
         share = self._schedule()
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["highest"] * share
+        for group, (rate, _) in zip(self.optimiser.param_groups, self.groups, strict=True):
+            group["lr"] = rate * share
         self.optimiser.zero_grad(set_to_none=True)
         recipe = self.recipe
         noise = self.step * recipe.pictures // len(rows) % recipe.noises  # each round another
         loss = self.loss(rows[batch_of(len(rows), self.step, recipe)], noise)
         loss.backward()
-        for group in self.optimiser.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], CLIP)  # each loss by itself
+        for _, weights in self.groups:
+            nn.utils.clip_grad_norm_(weights, CLIP)  # each loss by itself
         self.optimiser.step()
         self.step += 1
         return float(loss.detach())
@@ -203,19 +207,12 @@ class Distiller:
         epsilon = self.taught.epsilon[rows, :, noise].flatten(0, 1)
         return head_distances(self.policy, feature, x, epsilon)
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """The weights by loss, with the highest learning rate of each."""
-        rates = {True: self.recipe.head_rate, False: self.recipe.learning_rate}
-        groups: list[dict[str, Any]] = []
-        for of_head, rate in rates.items():
-            params = [
-                value
-                for name, value in self.weights.items()
-                if (name.split(".")[0] == HEAD) == of_head
-            ]
-            if params:
-                groups.append({"params": params, "highest": rate})
-        return groups
+    def _groups(self) -> list[tuple[float, list[Tensor]]]:
+        """The weights by loss, after the highest learning rate of each."""
+        of_head = [name for name in self.names if name.split(".")[0] == HEAD]
+        others = [name for name in self.names if name not in of_head]
+        rates = ((self.recipe.head_rate, of_head), (self.recipe.learning_rate, others))
+        return [(rate, [self.weights[name] for name in names]) for rate, names in rates if names]
 
     def _visual(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The student's visual tokens, and how unlike the teacher's they are."""
