@@ -47,7 +47,24 @@ class Verb:
         """Its module, imported."""
         return importlib.import_module(f"trimvla.launch.verbs.{self.module}")
 
+    def args(self) -> type:
+        """The type of its arguments."""
+        if self.name not in OPTIONS:
+            return self.load().Args
+        module, name = OPTIONS[self.name]
+        return getattr(importlib.import_module(f"trimvla.launch.{module}"), name)
 
+
+# Where the arguments stand of verbs whose modules import torch: `--help` and a wrong command line
+# do not wait for it.
+OPTIONS = {
+    "ablate": ("ablation.options", "AblateArgs"),
+    "export": ("exporting.options", "ExportArgs"),
+    "gpu-bench": ("bench.gpu_options", "GpuBenchArgs"),
+    "recover": ("recovery.options", "Args"),
+    "trim": ("trimming.options", "Args"),
+    "tune": ("tuning.options", "TuneArgs"),
+}
 VERBS = (
     Verb("doctor", "doctor", "", "what this machine can do, and what to install for the rest"),
     Verb("demo", "demo", "sim", "the shipped policy drives the simulator, camera to command", True),
@@ -130,10 +147,9 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
             from trimvla.sim.rendering import choose_renderer
 
             choose_renderer()
-        module = verb.load()
-        args = parse(module, verb, argv)
+        args = parse(verb, argv)
         check_outputs(args.outputs())
-        result = module.run(args)
+        result = verb.load().run(args)
     except TrimvlaError as error:
         return fail(str(error), in_json)
     except KeyboardInterrupt:
@@ -155,18 +171,19 @@ def run_verb(verb: Verb, argv: list[str]) -> int:
     return 0 if result.ok else 1
 
 
-def parse(module: ModuleType, verb: Verb, argv: list[str]) -> Any:  # noqa: ANN401 - the type is the verb's own Args
+def parse(verb: Verb, argv: list[str]) -> Any:  # noqa: ANN401 - the type is the verb's own Args
     """Typed arguments of a verb; tyro prints what is wrong and exits with 2."""
     import tyro
 
     from trimvla.launch.options import collect_overrides, configure_logging
 
-    words = collect_overrides(argv) if hasattr(module.Args, "set") else argv
+    kind = verb.args()
+    words = collect_overrides(argv) if hasattr(kind, "set") else argv
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction)
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints):
-            args = tyro.cli(module.Args, prog=f"trimvla {verb.name}", args=words, config=config)
+            args = tyro.cli(kind, prog=f"trimvla {verb.name}", args=words, config=config)
     finally:
         print(printable_lines(complaints.getvalue(), indent=""), end="", file=sys.stderr)
     configure_logging(log_format=args.log_format)

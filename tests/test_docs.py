@@ -102,7 +102,7 @@ def wrong_with(command: str) -> str:
     verb = next((verb for verb in cli.VERBS if verb.name == name), None)
     if verb is None:
         return f"no verb {name}"
-    arguments = verb.load().Args
+    arguments = verb.args()
     names = [field.name.rstrip("_") for field in dataclasses.fields(arguments)]
     known = {"--help", *(f"--{name.replace('_', '-')}" for name in names)}
     asked = [word.partition("=")[0] for word in words[1:] if word.startswith("--")]
@@ -127,11 +127,11 @@ def parsing_error(verb: cli.Verb, words: list[str]) -> str:
     none.
     """
     if words[0].startswith("--") and any(
-        is_required(field) for field in dataclasses.fields(verb.load().Args)
+        is_required(field) for field in dataclasses.fields(verb.args())
     ):
         return ""
     try:
-        cli.parse(verb.load(), verb, words)
+        cli.parse(verb, words)
     except SystemExit as stop:
         return f"exit status {stop.code}"
     return ""

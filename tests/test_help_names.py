@@ -30,7 +30,7 @@ from trimvla.sim.episodes import MAKERS
 )
 def test_the_help_of_an_option_names_them(verb: str, option: str, names: Iterable[str]) -> None:
     row = next(each for each in cli.VERBS if each.name == verb)
-    text = next(field.text for field in described(row.load().Args) if field.name == option)
+    text = next(field.text for field in described(row.args()) if field.name == option)
     assert [name for name in names if name not in text] == []
     assert "module:attribute" in text
 

@@ -23,7 +23,7 @@ from trimvla.launch.bench.report import MEANING, as_table
 from trimvla.launch.bench.results import RandomResult, figures_of
 from trimvla.launch.bench.turns import TOTAL, Samples, Subject, timed
 from trimvla.launch.console import Console
-from trimvla.launch.exporting.work import ExportArgs
+from trimvla.launch.exporting.options import ExportArgs
 from trimvla.launch.exporting.work import run as export
 from trimvla.policies.families import family_of, parse_config
 from trimvla.policies.sizes.memory import PRECISIONS

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tyro.conf import Positional
+
 from trimvla.launch.exporting.plan_counts import PlanCounts
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.runtime.bundle.manifest import ActionKind
+from trimvla.runtime.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +108,32 @@ class ExportOptions(PlanCounts, Options):
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""
         return (Output("--out", self.out, folder=True),)
+
+
+@dataclass(frozen=True)
+class ExportArgs(ExportOptions):
+    """Export a policy to a bundle: ONNX stages, manifest, tokenizer, statistics, and the proof of
+    parity.
+    """
+
+    source: Positional[Path | None] = None
+    """A run folder of `trimvla train`, a bundle with its checkpoint beside it (by path, or a
+    shipped one by name), or a directory in the official checkpoint layout (then --preset is
+    needed). None with --random-weights.
+    """
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where options do not go together."""
+        if self.counted and (not self.random_weights or self.plan is not None):
+            raise ConfigError(
+                "expected --layers, --mlp-keep, --tokens and --cache-interval only with"
+                " --random-weights and without --plan: what a trained policy can do without is for"
+                " `trimvla trim` to find out"
+            )
+        if (self.source is None) != self.random_weights:
+            got = "neither" if self.source is None else "both"
+            raise ConfigError(f"expected a source, or --random-weights with --preset, got {got}")
+        if self.patch is not None and self.random_weights:
+            raise ConfigError("expected no --patch with --random-weights: it is for trained ones")
+        if self.patch is not None and self.plan is None:
+            raise ConfigError("expected the --plan that the --patch was recovered for, got none")

@@ -11,8 +11,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from trimvla.export.bundle import BundleRequest, export_policy
 from trimvla.export.inputs import check_target, read_tokenizer, with_action
 from trimvla.export.precision.ranges import CalibrationFrames
@@ -21,7 +19,7 @@ from trimvla.export.verify import patch_beside
 from trimvla.launch.console import progress_bar
 from trimvla.launch.exporting.calibration import find_calibration
 from trimvla.launch.exporting.named_plan import named_plan
-from trimvla.launch.exporting.options import ExportOptions
+from trimvla.launch.exporting.options import ExportArgs
 from trimvla.launch.exporting.paired_plan import find_shards
 from trimvla.launch.exporting.parity_table import as_table
 from trimvla.launch.exporting.policy_source import (
@@ -51,35 +49,6 @@ from trimvla.policies.recovery.patch import (
 from trimvla.runtime.bundle.action_statistics import chosen
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class ExportArgs(ExportOptions):
-    """Export a policy to a bundle: ONNX stages, manifest, tokenizer, statistics, and the proof of
-    parity.
-    """
-
-    source: Positional[Path | None] = None
-    """A run folder of `trimvla train`, a bundle with its checkpoint beside it (by path, or a
-    shipped one by name), or a directory in the official checkpoint layout (then --preset is
-    needed). None with --random-weights.
-    """
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError where options do not go together."""
-        if self.counted and (not self.random_weights or self.plan is not None):
-            raise ConfigError(
-                "expected --layers, --mlp-keep, --tokens and --cache-interval only with"
-                " --random-weights and without --plan: what a trained policy can do without is for"
-                " `trimvla trim` to find out"
-            )
-        if (self.source is None) != self.random_weights:
-            got = "neither" if self.source is None else "both"
-            raise ConfigError(f"expected a source, or --random-weights with --preset, got {got}")
-        if self.patch is not None and self.random_weights:
-            raise ConfigError("expected no --patch with --random-weights: it is for trained ones")
-        if self.patch is not None and self.plan is None:
-            raise ConfigError("expected the --plan that the --patch was recovered for, got none")
 
 
 def run(args: ExportArgs) -> ExportResult | StreamedResult:

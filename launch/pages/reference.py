@@ -61,7 +61,7 @@ def cli_page() -> str:
     ]
     common = {field.name for field in described(Options)}
     for verb in cli.VERBS:
-        arguments = verb.load().Args
+        arguments = verb.args()
         lines.append(f"## {verb.name}")
         lines += paragraphs(arguments.__doc__ or verb.summary)
         if verb.extra:

@@ -11,7 +11,6 @@ from tyro.conf import Positional
 from trimvla.launch.evaluation.env_args import EnvArgs
 from trimvla.launch.exporting.plan_counts import PlanCounts
 from trimvla.launch.outputs import Output
-from trimvla.policies.trimming.planner import Request
 from trimvla.runtime.bundle.plan import TokenPlan, TokenSelector
 from trimvla.runtime.bundle.vision_plan import PatchPlan
 
@@ -106,21 +105,6 @@ class Args(PlanCounts, EnvArgs):
         return Output("--out", self.out), Output(
             "the image beside --out", self.out.with_suffix(".png")
         )
-
-
-def request(args: Args) -> Request:
-    """The options, as the planner takes them."""
-    return Request(
-        **args.kept,
-        criterion=args.criterion,
-        tokens=token_plan(args),
-        patches=patch_plan(args),
-        image_size=args.image_size,
-        encoder_blocks=args.encoder_blocks,
-        steps=args.steps,
-        guidance=args.guidance,
-        seed=args.seed,
-    )
 
 
 def token_plan(args: Args) -> TokenPlan | None:

@@ -21,7 +21,7 @@ from trimvla.launch.exporting.policy_source import (
     load_policy,
 )
 from trimvla.launch.figures.plan_picture import draw_plan
-from trimvla.launch.trimming.options import Args, request
+from trimvla.launch.trimming.options import Args, patch_plan, token_plan
 from trimvla.launch.trimming.shown import draw, scores_of
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.families import family_of
@@ -29,7 +29,7 @@ from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.sizes.cost import report, shape_by_counts, shape_of
 from trimvla.policies.sizes.cost_report import Ratios, ratios
 from trimvla.policies.trimming.calibrate import Calibration
-from trimvla.policies.trimming.planner import check_request, make_plan, time_stamp
+from trimvla.policies.trimming.planner import Request, check_request, make_plan, time_stamp
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
@@ -110,3 +110,18 @@ def calibrate(args: Args, source: Path, cfg: PolicyConfig) -> Calibration:
     played = PlayedEnv(args.env, args.env_options([str(source)] if is_bundle else []), source)
     tokenizer = load_tokenizer(source / TOKENIZER, error=ConfigError)
     return calibration_from_env(played, cfg, tokenizer, args.frames, args.seed)
+
+
+def request(args: Args) -> Request:
+    """The options, as the planner takes them."""
+    return Request(
+        **args.kept,
+        criterion=args.criterion,
+        tokens=token_plan(args),
+        patches=patch_plan(args),
+        image_size=args.image_size,
+        encoder_blocks=args.encoder_blocks,
+        steps=args.steps,
+        guidance=args.guidance,
+        seed=args.seed,
+    )

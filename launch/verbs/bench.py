@@ -51,7 +51,7 @@ def run(args: Args) -> BenchResult | RandomResult:
 def full_size(args: Args) -> RandomResult:
     """Random weights: another export under every name, measured stage by stage."""
     from trimvla.launch.bench.random_weights import PLACE, Turns, run_random
-    from trimvla.launch.exporting.work import ExportArgs
+    from trimvla.launch.exporting.options import ExportArgs
 
     options = ExportArgs(
         json=args.json,

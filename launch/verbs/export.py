@@ -4,7 +4,7 @@ the work.
 
 from __future__ import annotations
 
-from trimvla.launch.exporting.work import ExportArgs as Args
+from trimvla.launch.exporting.options import ExportArgs as Args
 from trimvla.launch.exporting.work import run
 
 __all__ = ["Args", "run"]
