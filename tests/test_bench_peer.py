@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tests.smolvla_policy import TINY, random_policy
+from tests.tiny_bundle import write_bundle
 from trimvla.launch import cli
 from trimvla.launch.bench.peers.random_smolvla import byte_tokenizer
 from trimvla.policies.smolvla.lerobot.save import save_lerobot
@@ -53,6 +54,7 @@ def test_what_is_saved_is_opened_again(source: Path) -> None:
     assert all(weight.equal(opened.weights[name]) for name, weight in policy.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_peer_takes_turns_and_is_compared_with(
     source: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,17 +72,24 @@ def test_a_peer_takes_turns_and_is_compared_with(
     assert ("twin", "L2") not in rows
 
 
+@pytest.mark.slow
+def test_a_peer_that_computes_something_else_is_refused(
+    source: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = bench(capsys, bundle, "--peer", f"{TWIN} {source} 0.001", status=1)
+    assert "within 0.0001, got 0.001 apart" in json.dumps(result)
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (f"{TWIN} {{source}} 0.001", "within 0.0001, got 0.001 apart"),
         (f"{sys.executable} -c pass", "ended with status 0"),
         (f"{sys.executable} -c print(1)", "a line of JSON with ['name'], got '1'"),
         ("/nothing/here", "expected a command for --peer, got '/nothing/here'"),
     ],
 )
-def test_a_peer_that_computes_or_answers_something_else(
-    command: str, words: str, source: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+def test_a_peer_that_answers_something_else_is_refused(
+    command: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = bench(capsys, bundle, "--peer", command.format(source=source), status=1)
+    result = bench(capsys, write_bundle(tmp_path / "tiny"), "--peer", command, status=1)
     assert words in json.dumps(result)

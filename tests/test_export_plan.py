@@ -99,6 +99,7 @@ def test_graphs_are_smaller_and_static(bundle):
     assert [d.dim_value for d in kept.type.tensor_type.shape.dim] == [1, KEEP]
 
 
+@pytest.mark.slow
 def test_two_exports_of_the_same_plan_give_the_same_bytes(bundle, policy, tmp_path):
     for stage in (KEPT, STAGES[2]):
         (path,) = export_stage(trim(policy, PLAN), stage, tmp_path / f"{stage.name}.onnx")

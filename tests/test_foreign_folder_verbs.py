@@ -31,7 +31,9 @@ def fixture(shared_dir: Path, name: str) -> Path:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param("smolvla_tiny_a", marks=pytest.mark.slow), "pi0_tiny_a"],
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) for name in ("smolvla_tiny_a", "pi0_tiny_a")
+    ],
 )
 def exported(
     request: pytest.FixtureRequest, shared_dir: Path, tmp_path_factory: pytest.TempPathFactory

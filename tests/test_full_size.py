@@ -85,6 +85,7 @@ def streamed(source: tuple[Path, PolicyConfig], tmp_path_factory: pytest.TempPat
     return out
 
 
+@pytest.mark.slow
 def test_every_weight_is_that_of_the_policy_in_memory_to_the_byte(streamed: Path, source) -> None:
     directory, cfg = source
     policy = trim(load_official(directory, cfg), scattered(cfg))
@@ -102,6 +103,7 @@ def test_every_weight_is_that_of_the_policy_in_memory_to_the_byte(streamed: Path
     assert seen == set(weights)
 
 
+@pytest.mark.slow
 def test_the_whole_policy_agrees_with_torch_at_every_boundary(streamed: Path, source) -> None:
     directory, cfg = source
     policy = trim(load_official(directory, cfg), scattered(cfg))
@@ -112,6 +114,7 @@ def test_the_whole_policy_agrees_with_torch_at_every_boundary(streamed: Path, so
     assert {"visual", "cognition", "kept", "actions", "end_to_end"} == set(result.groups)
 
 
+@pytest.mark.slow
 def test_the_bundle_is_complete_and_says_what_was_compared(streamed: Path) -> None:
     manifest = bundles.load(streamed)
     assert manifest.parity["ok"]

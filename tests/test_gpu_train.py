@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,6 +67,7 @@ def write_run(place: Path) -> tuple[Path, Path]:
     return demos, run
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_nothing_is_installed(tmp_path: Path) -> None:
     demos, run = write_run(tmp_path)
     before = (run / "policy.safetensors").read_bytes()

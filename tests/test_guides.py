@@ -82,8 +82,8 @@ def follow(guide: str, folder: Path) -> str:
     return printed
 
 
-QUICK = ("own-environment", "own-backend", "own-robot")
-SLOW = ("own-token-selector", "own-training-preset")  # a whole export, a training
+QUICK = ("own-environment", "own-backend")
+SLOW = ("own-robot", "own-token-selector", "own-training-preset")  # a run, an export, a training
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,13 @@ def test_there_are_shipped_stages() -> None:
     assert {path.stem for path in SHIPPED} >= {"vision", "language", "action"}
 
 
-@pytest.mark.parametrize("selector", ["efficientvla", "fastv", "uniform"])
+@pytest.mark.parametrize(
+    "selector",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("efficientvla", "fastv")),
+        "uniform",
+    ],
+)
 def test_a_trimmed_policy_is_for_tensorrt_10_3(selector, tmp_path: Path) -> None:
     cfg = msgspec.structs.replace(TINY, language=msgspec.structs.replace(TINY.language, layers=5))
     tokens = TokenPlan(keep=8, key=2, selector=selector)

@@ -402,6 +402,7 @@ sys.exit(main(words.split()))
 """
 
 
+@pytest.mark.slow
 def test_eval_needs_no_other_simulator_and_prints_one_line(tmp_path: Path, repo_root: Path) -> None:
     """The package forbids the gymnasium of the extra `sim`, so that one cannot be asked for."""
     done = subprocess.run(

@@ -85,9 +85,9 @@ def test_the_dense_stages_and_the_guided_one(policy: SmolVla, tmp_path: Path) ->
     assert sizes["action_guided"] < 0.5 * sizes["action"]  # its weights are in the other's file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "plan",
-    [pytest.param(TRIMMED, id="trimmed", marks=pytest.mark.slow), pytest.param(STATE, id="state")],
+    "plan", [pytest.param(TRIMMED, id="trimmed"), pytest.param(STATE, id="state")]
 )
 def test_the_stages_under_a_plan(policy: SmolVla, tmp_path: Path, plan: Plan) -> None:
     apart = through_onnx(policy, plan, TINY.prompt.longest, tmp_path)

@@ -135,6 +135,7 @@ def test_export_names_the_tokenizer(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 def test_a_byte_order_mark_and_a_broken_neighbour_are_fine(source: Path, tmp_path: Path) -> None:
     table = {**GOOD, "other": {"action": {"mean": [float("nan")]}}}
     (source / "statistics.json").write_bytes(codecs.BOM_UTF8 + json.dumps(table).encode())
@@ -368,7 +369,13 @@ def test_calibration_archives(
     assert not (tmp_path / "plan.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGHUP, signal.SIGINT)),
+    ],
+)
 def test_an_export_that_is_ended_leaves_nothing(
     number: signal.Signals, source: Path, tmp_path: Path
 ) -> None:
