@@ -43,7 +43,14 @@ BASE = ("runtime",)  # errors, specs, clock and other files that know nothing of
 BUS = (*BASE, "runtime.bus", "runtime.bundle")
 CORE = (*BUS, "runtime.chunks", "runtime.backends", "runtime.backends.tensorrt")
 INFERENCE = (*CORE, "runtime.preprocess", "runtime.inference", "runtime.cameras")
-RUNTIME = (*INFERENCE, "runtime.control", "runtime.drivers", "runtime.servers", "runtime.record")
+RUNTIME = (
+    *INFERENCE,
+    "runtime.control",
+    "runtime.drivers",
+    "runtime.ros",
+    "runtime.servers",
+    "runtime.record",
+)
 SIZES = ("policies.sizes",)
 FAMILIES = (
     "policies.act",
@@ -83,6 +90,7 @@ LAUNCH = (
     "launch.bench",
     "launch.bench.peers",
     "launch.ablation",
+    "launch.bags",
     "launch.tuning",
     "launch.evaluation",
     "launch.faults",
@@ -107,6 +115,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime.inference": (*CORE, "runtime.preprocess"),
     "runtime.control": CORE,
     "runtime.drivers": (*BUS, "runtime.control"),  # the same gate
+    "runtime.ros": (*BUS, "runtime.cameras", "runtime.drivers"),  # stamps as of a camera's driver
     "runtime.servers": INFERENCE,
     "runtime.record": INFERENCE,
     "policies.sizes": (*BASE, "runtime.bundle"),

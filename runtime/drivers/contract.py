@@ -59,6 +59,10 @@ class CallRecorder(Driver):
         """See `Driver`."""
         return self.inner.read()
 
+    def taken_ns(self) -> int | None:
+        """See `Driver`."""
+        return self.inner.taken_ns()
+
     def write(self, action: Sequence[float]) -> None:
         """See `Driver`."""
         self.calls.append(Call("write", tuple(action)))

@@ -111,6 +111,12 @@ class Driver(ABC):
         None where nothing could be read this time: then nothing is published.
         """
 
+    def taken_ns(self) -> int | None:
+        """When what `read` gave last was true, by `monotonic_ns`, where the robot itself knows it;
+        None: at the call of `read`. The same time again: nothing new, and it is not published.
+        """
+        return None
+
     @abstractmethod
     def write(self, action: Sequence[float]) -> None:
         """Execute one command, one number for each dimension; also a hold of control's."""

@@ -102,6 +102,8 @@ class _Loop:
         self._hz = self._robot.hz or config.state_hz
         self._period_ns = to_ns(1 / config.state_hz)
         self._next_ns = 0
+        self._published_ns = 0
+        """The time of the last state."""
         self._motion: SafeMotion | None = None
         self._step_ns = 0
         """When the next step to the safe pose is due."""
@@ -273,8 +275,11 @@ class _Loop:
         self._telemetry.values.update(self._driver.figures())
         now = monotonic_ns()  # before the reading: never newer than it was
         reading = self._driver.read()
-        if reading is not None:
-            self._states.send(self._state(now, reading))
+        taken_ns = self._driver.taken_ns()
+        time_ns = now if taken_ns is None else min(now, taken_ns)
+        if reading is not None and time_ns > self._published_ns:
+            self._published_ns = time_ns
+            self._states.send(self._state(time_ns, reading))
 
     def _state(self, time_ns: int, reading: Reading) -> JointState:
         position, gripper = reading

@@ -27,6 +27,7 @@ TAKES = ("config", "run_dir", "stop", "name")
 DRIVER = "driver"  # as `process`
 DRIVERS = {
     "lerobot": "trimvla.runtime.drivers.lerobot:LeRobotDriver",
+    "ros2": "trimvla.runtime.ros.driver:Ros2Driver",
     "widowx-250": "trimvla.runtime.drivers.widowx:WidowX",
     "sim-arm": "trimvla.sim.robots.arm:SimArm",
 }

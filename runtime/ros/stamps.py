@@ -1,0 +1,57 @@
+"""When something of ROS 2 was true, on our clock: by its header's stamp, never by its arrival.
+
+ROS time is the host's wall clock or a simulator's. What lies between it and our clock is measured
+at every message, and the smallest of the last differences counts: where the two clocks drift apart
+something looks older than it is, never younger. Pure: the caller reads the clocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trimvla.runtime.cameras.driver_clock import PROBES, DriverClock, Stamped, find_clock
+from trimvla.runtime.clock import Instant
+from trimvla.runtime.errors import CameraError, DriverError
+
+
+class StampClock:
+    """The stamps of one ROS topic, converted to our clock."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._probes: list[Stamped] = []
+        self._clock: DriverClock | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether the stamps are known to be ROS time: after the first few messages."""
+        return self._clock is not None
+
+    def to_ours(self, stamp_ns: int, ros_now_ns: int, received: Instant) -> int | None:
+        """When a message was true, on our clock [ns]; None where that cannot be known: no stamp,
+        one of the future, one before the last, and over the first messages.
+
+        Args:
+            stamp_ns: the header's.
+            ros_now_ns: ROS time when the message came.
+            received: our clocks at the same moment.
+
+        Raises:
+            DriverError: the first messages have no stamps of ROS time.
+        """
+        stamped = Stamped(stamp_ns, replace(received, wall=ros_now_ns))
+        if self._clock is not None:
+            return self._clock.to_ours(stamped)
+        self._probes.append(stamped)
+        if len(self._probes) == PROBES:
+            self._clock = self._find()
+        return None
+
+    def _find(self) -> DriverClock:
+        try:
+            return DriverClock(find_clock(self._probes, ("wall",)))
+        except CameraError as error:
+            raise DriverError(
+                f"topic '{self._topic}': {error} (here: ROS time); the hosts' clocks must agree,"
+                " and `sim_time` must be set where a simulator has its own"
+            ) from None
