@@ -21,7 +21,7 @@ import zmq
 from tests.tiny_bundle import write_bundle
 from trimvla.launch import cli
 from trimvla.launch.system.networking import read_network
-from trimvla.launch.verbs.record import owners
+from trimvla.launch.system.what_runs import owners
 from trimvla.runtime.bus import curve
 from trimvla.runtime.bus.curve import Keys, check_plain
 from trimvla.runtime.bus.messages import ActionChunk, Frame, JointState, Task

@@ -311,7 +311,7 @@ def test_settings_out_of_range(change: dict, tmp_path: Path) -> None:
 def test_the_verb_finds_what_there_is_to_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimvla.launch.verbs.record.SETTLE_S", 2.0)
+    monkeypatch.setattr("trimvla.launch.system.what_runs.SETTLE_S", 2.0)
     stop = threading.Event()
 
     def robot() -> None:
@@ -349,6 +349,6 @@ def test_the_verb_finds_what_there_is_to_record(
 def test_a_directory_without_a_system_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimvla.launch.verbs.record.FIND_S", 0.2)
+    monkeypatch.setattr("trimvla.launch.system.what_runs.FIND_S", 0.2)
     assert cli.main(["record", str(tmp_path / "a.mcap"), "--run-dir", str(tmp_path), "--json"]) == 1
     assert "expected the sockets of a running system" in capsys.readouterr().out

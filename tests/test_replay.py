@@ -115,6 +115,22 @@ def test_a_recorded_run_replays_bit_for_bit(
     assert (result["worst"], result["cut_off"], result["differs_here"]) == (None, False, {})
 
 
+def test_a_run_replays_bit_for_bit_after_a_journey_through_ros(
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rosbags", reason="needs rosbags, of the extra `ros`")
+    bag = str(tmp_path / "bag")
+    back = str(tmp_path / "back.mcap")
+    assert cli.main(["record", str(run_file), "--ros2", bag, "--json"]) == 0
+    assert cli.main(["record", back, "--from-ros2", bag, "--json"]) == 0
+    capsys.readouterr()
+    assert cli.main(["replay", back, "--recorded-paths", "--json"]) == 0
+    result = answer(capsys)
+    assert result["exact"] == result["repeated"] > 0
+    assert cli.main(["inspect", back, "--recorded-paths", "--out", f"{bag}.png", "--json"]) == 0
+    assert answer(capsys)["same_as_recorded"]
+
+
 def test_the_recording_says_what_ran(run_file: Path, bundle: Path) -> None:
     recording = Recording(run_file)
     assert recorded_policy(recording).bundle == str(bundle)

@@ -1,5 +1,5 @@
 """`trimvla record`: listen to a system that runs and write what travels to an MCAP file, until
-Ctrl-C.
+Ctrl-C; and recordings as data sets or bags of ROS 2, and of bags.
 """
 
 from __future__ import annotations
@@ -10,25 +10,18 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from trimvla.launch.bags.results import BagResult, FromBagResult
 from trimvla.launch.datasets.results import DataSetResult
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.launch.system.client import SystemClient
-from trimvla.launch.system.config import decode_file
 from trimvla.launch.system.results import RecordingResult, recording_result
-from trimvla.launch.system.setup.programs import SYSTEM_FILE
-from trimvla.launch.system.setup.sections import Sections
 from trimvla.launch.system.signals import stop_event
-from trimvla.runtime.bus.network import used
+from trimvla.launch.system.what_runs import find
 from trimvla.runtime.bus.run_dir import check_run_dir
 from trimvla.runtime.errors import ConfigError, RecordingError
 from trimvla.runtime.record import recorder
-from trimvla.runtime.record.recorder import RecorderConfig
 from trimvla.runtime.record.recording import Recording
-
-FIND_S = 10.0  # for sockets to appear
-SETTLE_S = 1.0  # without a new one, and all are there: a system that starts makes one after another
-LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,8 +35,8 @@ class Args(Options):
     """The recording, usually *.mcap. It is called *.mcap.partial until it is complete."""
 
     run_dir: Path | None = None
-    """Where the system's sockets are: the `--run-dir` of `trimvla run`. Left out with --lerobot:
-    then FILE is a recording that is there already.
+    """Where the system's sockets are: the `--run-dir` of `trimvla run`. Left out with --lerobot or
+    --ros2: then FILE is a recording that is there already.
     """
 
     lerobot: Path | None = None
@@ -51,42 +44,91 @@ class Args(Options):
     episode a task (docs/guides/data-sets.md).
     """
 
+    ros2: Path | None = None
+    """Also write a bag of ROS 2 (rosbag2, MCAP) of the recording to this folder
+    (docs/guides/ros2.md).
+    """
+
+    from_ros2: Path | None = None
+    """Make FILE of this bag of ROS 2 (a folder with MCAP files), in place of a running system."""
+
+    task: str | None = None
+    """With --from-ros2: what the robot was to do; by default what the bag has on /instruction."""
+
     cameras: tuple[str, ...] = ()
-    """Which camera, once for each (default: all whose sockets are there)."""
+    """Which camera, once for each (default: all whose sockets are there); with --from-ros2 as
+    NAME=TOPIC (default: all topics with images).
+    """
 
     seconds: float | None = None
     """Stop after this time."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where there is nothing to record."""
-        if self.run_dir is None and self.lerobot is None:
+        """Raise ConfigError where there is nothing to record, or two things at once."""
+        made = [name for name in ("lerobot", "ros2") if getattr(self, name) is not None]
+        if self.from_ros2 is not None and (self.run_dir is not None or self.seconds is not None):
+            raise ConfigError("expected --from-ros2 without --run-dir and --seconds, got both")
+        if self.task is not None and self.from_ros2 is None:
+            raise ConfigError("expected --from-ros2 with --task, got none")
+        if len(made) + (self.from_ros2 is not None) > 1:
+            raise ConfigError("expected one of --lerobot, --ros2 and --from-ros2, got several")
+        if self.from_ros2 is not None:
+            return
+        if self.run_dir is None and not made:
             raise ConfigError("expected --run-dir: where the system's sockets are, got none")
         if self.run_dir is None and (self.cameras or self.seconds is not None):
             raise ConfigError("expected --run-dir with --cameras and --seconds, got none")
 
     def outputs(self) -> tuple[Output, ...]:
         """See `Options.outputs`."""
-        made = () if self.run_dir is None else (Output("the recording", self.file),)
-        return (*made, Output("--lerobot", self.lerobot, folder=True))
+        is_new = self.run_dir is not None or self.from_ros2 is not None
+        made = (Output("the recording", self.file),) if is_new else ()
+        folders = (("--lerobot", self.lerobot), ("--ros2", self.ros2))
+        return (*made, *(Output(name, path, folder=True) for name, path in folders))
 
 
-def run(args: Args) -> RecordingResult | DataSetResult:
-    """Record until stopped, and make a data set of it; what the file or the folder holds."""
-    if args.run_dir is None:
-        return data_set(args)
-    recorded = record(args, args.run_dir)
-    return recorded if args.lerobot is None or not recorded.ok else data_set(args)
+def run(args: Args) -> RecordingResult | DataSetResult | BagResult | FromBagResult:
+    """Record until stopped, and make of it what is asked for; what the file or the folder holds."""
+    if args.from_ros2 is not None:
+        return of_bag(args, args.from_ros2)
+    if args.run_dir is not None:
+        recorded = record(args, args.run_dir)
+        if not recorded.ok or (args.lerobot is None and args.ros2 is None):
+            return recorded
+    return data_set(args, args.lerobot) if args.lerobot is not None else bag(args)
 
 
-def data_set(args: Args) -> DataSetResult:
+def data_set(args: Args, folder: Path) -> DataSetResult:
     """A data set of the recording. Raises ConfigError, RecordingError."""
     from trimvla.launch.datasets.from_recording import write_data_set
 
-    assert args.lerobot is not None
-    result = write_data_set(Recording(args.file), args.lerobot)
+    result = write_data_set(Recording(args.file), folder)
     cameras = ", ".join(result.cameras)
     words = f"{result.frames} rows of {result.episodes} episodes at {result.fps:g} Hz"
-    args.console().print(f"{args.lerobot}: {words}, cameras {cameras}")
+    args.console().print(f"{folder}: {words}, cameras {cameras}")
+    return result
+
+
+def bag(args: Args) -> BagResult:
+    """A bag of the recording. Raises ConfigError, RecordingError."""
+    from trimvla.launch.bags.to_ros import write_bag
+
+    assert args.ros2 is not None
+    result = write_bag(Recording(args.file), args.ros2)
+    for name, count in sorted(result.topics.items()):
+        args.console().print(f"{count:8d}  {name}")
+    return result
+
+
+def of_bag(args: Args, folder: Path) -> FromBagResult:
+    """A recording of a bag. Raises ConfigError, RecordingError."""
+    from trimvla.launch.bags.from_ros import write_recording
+
+    result = write_recording(folder, args.file, cameras=args.cameras, task=args.task)
+    words = f"{result.frames} images, {result.unknown_age} of unknown age"
+    args.console().print(f"{args.file}: {words}, {result.messages} other messages")
+    for reason, count in result.refused.items():
+        args.console().print(f"left out {count}: {reason}")
     return result
 
 
@@ -96,7 +138,7 @@ def record(args: Args, run_dir: Path) -> RecordingResult:
     if args.seconds is not None:
         threading.Timer(args.seconds, stop.set).start()
     check_run_dir(run_dir)
-    config = find(args, run_dir, stop)
+    config = find(args.file, args.cameras, run_dir, stop)
     with SystemClient(run_dir, processes=[recorder.NAME]) as client:
         cameras = ", ".join(config.cameras) or "no camera"
         args.console().print(f"recording {cameras} to {args.file}; Ctrl-C stops")
@@ -107,49 +149,3 @@ def record(args: Args, run_dir: Path) -> RecordingResult:
         client.last_report(recorder.NAME)
         last = client.reports().get(recorder.NAME)
     return recording_result(last, args.file)
-
-
-def find(args: Args, run_dir: Path, stop: threading.Event) -> RecorderConfig:
-    """What there is to record, by the sockets in the run directory.
-
-    ConfigError if there is nothing.
-    """
-    found = sockets(run_dir)
-    waited = 0.0
-    quiet = 0.0
-    while waited < FIND_S and not (any(found) and quiet >= SETTLE_S):
-        if stop.wait(LOOK_S):
-            break
-        waited += LOOK_S
-        before = found
-        found = sockets(run_dir)
-        quiet = quiet + LOOK_S if found == before else 0.0
-    all_cameras, processes = found
-    cameras = args.cameras or all_cameras
-    if not cameras and not processes:
-        raise ConfigError(f"expected the sockets of a running system in {run_dir}, got none")
-    return RecorderConfig(str(args.file), cameras, processes, system=system(run_dir))
-
-
-def sockets(run_dir: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The cameras and the processes that have a socket now."""
-    return owners(run_dir, "color"), owners(run_dir, "report")
-
-
-def owners(run_dir: Path, kind: str) -> tuple[str, ...]:
-    """Who has a socket of this kind, here or on another host: cameras `color`, processes
-    `report`.
-    """
-    here = {
-        path.name.removesuffix(f"-{kind}") for path in run_dir.glob(f"*-{kind}") if path.is_socket()
-    }
-    there = {
-        name.removesuffix(f"/{kind}") for name in used(run_dir).topics if name.endswith(f"/{kind}")
-    }
-    return tuple(sorted(here | there))
-
-
-def system(run_dir: Path) -> Sections:
-    """How the system was configured, where `trimvla run` started it."""
-    path = run_dir / SYSTEM_FILE
-    return decode_file(path) if path.exists() else {}

@@ -12,13 +12,12 @@ RecordingError, in bounded time and memory.
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import mcap.writer
 import msgspec
@@ -30,17 +29,17 @@ from trimvla.runtime.bus import wire
 from trimvla.runtime.bus.messages import Frame, Message
 from trimvla.runtime.bus.topics import Topic, topic
 from trimvla.runtime.clock import wall_offset_ns
-from trimvla.runtime.errors import ConfigError, RecordingError, WireError
+from trimvla.runtime.errors import ConfigError, RecordingError
 from trimvla.runtime.record import foxglove
-from trimvla.runtime.record.foxglove import ChangeLog, CompressedImage, Picture, RawImage
+from trimvla.runtime.record.foxglove import ChangeLog, Picture
 from trimvla.runtime.record.mcap_records import read_records
+from trimvla.runtime.record.message_json import packed, unpacked
 
 PARTIAL = ".partial"
 CHUNK_BYTES = 4 * 1024 * 1024  # compressed together; a crash loses the last one
 LOG_TOPIC = "log"
 FACTS = "trimvla"  # name of the metadata record
 SEQUENCES = 1 << 32  # MCAP counts messages in 32 bits
-JSON_GROWTH = 8  # of a message: a number of 9 bytes becomes up to 25 letters, an escaped letter 6
 MAX_FACT = 1 << 20  # letters
 T = TypeVar("T")
 
@@ -138,6 +137,15 @@ class Entry:
     message: Message | Frame
 
 
+@dataclass(frozen=True)
+class PackedEntry:
+    """The same; an image is as it was sent."""
+
+    topic: Topic
+    logged_ns: int
+    content: Message | Picture
+
+
 class Recording:
     """A file that was recorded, complete or cut off.
 
@@ -178,15 +186,30 @@ class Recording:
         Topics that we do not know are passed over. Raises RecordingError for a damaged file or
         message.
         """
+        for kind, record in self._known(wanted):
+            try:
+                yield Entry(kind.name, record.log_time, unpacked(kind, record.data))
+            except RecordingError as error:
+                raise RecordingError(f"{self.path}: {error}") from None
+
+    def packed_entries(
+        self, wanted: Callable[[str], bool] = lambda name: True
+    ) -> Iterator[PackedEntry]:
+        """The same; images stay as they were sent."""
+        for kind, record in self._known(wanted):
+            try:
+                yield PackedEntry(kind, record.log_time, packed(kind, record.data))
+            except RecordingError as error:
+                raise RecordingError(f"{self.path}: {error}") from None
+
+    def _known(self, wanted: Callable[[str], bool]) -> Iterator[tuple[Topic, Record]]:
+        """Records of our topics."""
         for channel, record in self._records(wanted):
             try:
                 kind = topic(channel.topic)
             except ConfigError:
                 continue
-            try:
-                yield Entry(channel.topic, record.log_time, _decode(kind, record.data))
-            except RecordingError as error:
-                raise RecordingError(f"{self.path}: {error}") from None
+            yield kind, record
 
     def _records(self, wanted: Callable[[str], bool]) -> Iterator[tuple[Channel, Record]]:
         channels: dict[int, Channel] = {}
@@ -239,47 +262,6 @@ def open_file(path: Path) -> BinaryIO:
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     raise RecordingError("expected a recording, got something else than a file")
-
-
-def _decode(kind: Topic, data: bytes) -> Message | Frame:
-    """A record's JSON as the message that travelled. Raises RecordingError."""
-    most = JSON_GROWTH * kind.max_bytes
-    if len(data) > most:
-        raise RecordingError(f"topic '{kind.name}': expected at most {most} bytes, got {len(data)}")
-    try:
-        if kind.type is Frame:
-            return _decode_picture(kind, data)
-        message = msgspec.convert(_with_nan(msgspec.json.decode(data)), kind.type)
-        wire.encode(kind, message)  # it must be one that could have travelled
-        return message
-    except (msgspec.DecodeError, WireError, RecursionError, ValueError, OverflowError) as error:
-        raise RecordingError(f"topic '{kind.name}': {error}") from None
-
-
-def _with_nan(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """JSON has no NaN and no infinity: they were written as null, which no list of ours holds
-    otherwise.
-    """
-    if isinstance(value, list):
-        return [math.nan if item is None else _with_nan(item) for item in value]
-    return (
-        {key: _with_nan(item) for key, item in value.items()} if isinstance(value, dict) else value
-    )
-
-
-class _Kind(msgspec.Struct):
-    encoding: str | None = None
-
-
-def _decode_picture(kind: Topic, data: bytes) -> Message | Frame:
-    """Through the wire's own decoder, as the policy got it."""
-    form: type[Picture] = (
-        RawImage if msgspec.json.decode(data, type=_Kind).encoding else CompressedImage
-    )
-    picture = msgspec.json.decode(data, type=form)
-    return wire.decode(
-        kind, [kind.name.encode(), msgspec.json.encode(picture.header), picture.data]
-    )
 
 
 def fact(recording: Recording, name: str, kind: type[T]) -> T | None:
