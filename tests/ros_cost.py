@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from tests import ros_robot
-from trimvla.runtime.clock import instant
 from trimvla.runtime.ros import cdr
-from trimvla.runtime.ros.bridge import Arrival, Bridge
+from trimvla.runtime.ros.bridge import Bridge
 from trimvla.runtime.ros.config import ControllerConfig, Ros2Config, RosCameraConfig
 from trimvla.runtime.ros.images import read_compressed, read_image
 from trimvla.runtime.ros.joints import positions_of
+from trimvla.runtime.ros.stamps import arrival
 
 ROUNDS = 300
 JOINTS = tuple(f"joint_{place}" for place in range(7))
@@ -58,11 +58,13 @@ def main() -> None:
 
         def receive(topic: str, make: Callable[[int], bytes]) -> Callable[[], object]:
             content = make(time.time_ns())
-            return lambda: bridge.receive(topic, content, Arrival(instant(), time.time_ns()))
+            return lambda: bridge.receive(topic, content, arrival(time.time_ns))
 
         for _ in range(6):  # their clocks are found
-            bridge.receive("/a", ros_robot.image(picture(), time.time_ns()), now())
-            bridge.receive("/b", ros_robot.compressed(picture(), time.time_ns()), now())
+            bridge.receive("/a", ros_robot.image(picture(), time.time_ns()), arrival(time.time_ns))
+            bridge.receive(
+                "/b", ros_robot.compressed(picture(), time.time_ns()), arrival(time.time_ns)
+            )
         raw_image = partial(ros_robot.image, picture())
         packed_image = partial(ros_robot.compressed, picture())
         rows = {
@@ -81,11 +83,6 @@ def main() -> None:
             print(f"{name:32s} {cost:7.3f} ms   at 30 Hz {3 * cost:5.1f} % of a core")
         print(bridge.figures())
         bridge.close()
-
-
-def now() -> Arrival:
-    """This moment."""
-    return Arrival(instant(), time.time_ns())
 
 
 if __name__ == "__main__":

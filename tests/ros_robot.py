@@ -18,12 +18,13 @@ import numpy as np
 import zmq
 from rosbags.typesys import Stores, get_typestore
 
-from trimvla.runtime.clock import NS_PER_S, instant
+from trimvla.runtime.clock import NS_PER_S
 from trimvla.runtime.image_codec import encode_image
-from trimvla.runtime.ros.bridge import Arrival, Bridge
+from trimvla.runtime.ros.bridge import Bridge
 from trimvla.runtime.ros.config import Ros2Config
 from trimvla.runtime.ros.driver import Ros2Driver
 from trimvla.runtime.ros.node import Node
+from trimvla.runtime.ros.stamps import arrival
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 T = STORE.types
@@ -144,7 +145,7 @@ class LocalNode:
             turn += 1
 
     def receive(self, topic: str, raw: bytes) -> None:
-        self._bridge.receive(topic, raw, Arrival(instant(), time.time_ns()))
+        self._bridge.receive(topic, raw, arrival(time.time_ns))
 
     def publish(self, topic: str, raw: bytes) -> None:
         self._robot.take(topic, raw)
@@ -189,7 +190,7 @@ class SocketNode:
         while not self._stop.is_set():
             if self._in.poll(50):
                 topic, raw = self._in.recv_multipart()
-                self._bridge.receive(topic.decode(), raw, Arrival(instant(), time.time_ns()))
+                self._bridge.receive(topic.decode(), raw, arrival(time.time_ns))
         self._in.close(0)
 
     def publish(self, topic: str, raw: bytes) -> None:

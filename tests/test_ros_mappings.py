@@ -14,7 +14,7 @@ from trimvla.runtime.image_codec import encode_image
 from trimvla.runtime.ros import cdr
 from trimvla.runtime.ros.images import CHANNELS, image_message, read_compressed, read_image
 from trimvla.runtime.ros.joints import array, positions_of, trajectory
-from trimvla.runtime.ros.stamps import StampClock
+from trimvla.runtime.ros.stamps import StampClock, arrival
 
 rosbags = pytest.importorskip("rosbags.typesys", reason="needs rosbags, of the extra `ros`")
 STORE = rosbags.get_typestore(rosbags.Stores.ROS2_JAZZY)
@@ -209,6 +209,17 @@ def test_a_stamp_that_cannot_be_is_never_now() -> None:
     assert clock.to_ours(now.wall + NS_PER_S, now.wall, now) is None, "from the future"
     assert clock.to_ours(now.wall - NS_PER_MS, now.wall, now) is not None
     assert clock.to_ours(now.wall - NS_PER_S, now.wall, now) is None, "from before the last one"
+
+
+def test_clocks_are_read_together_where_the_process_is_stopped_in_between() -> None:
+    stops = iter([0.02, 0.02, 0.0])
+
+    def ros_now() -> int:
+        time.sleep(next(stops, 0.0))
+        return time.time_ns()
+
+    found = arrival(ros_now)
+    assert abs(found.ros_ns - found.ours.wall) < 10 * NS_PER_MS
 
 
 def test_a_simulator_that_is_slow_makes_nothing_younger() -> None:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from trimvla.runtime.bus.messages import UNKNOWN_AGE, Deadman, EStop, Frame, Task
 from trimvla.runtime.bus.sockets import Publisher
 from trimvla.runtime.bus.topics import color, topic
-from trimvla.runtime.clock import Instant, monotonic_ns, to_ns
+from trimvla.runtime.clock import monotonic_ns, to_ns
 from trimvla.runtime.drivers.driver import Reading
 from trimvla.runtime.errors import DriverError, WireError
 from trimvla.runtime.log_limit import LimitedLog
@@ -38,7 +38,7 @@ from trimvla.runtime.ros import cdr
 from trimvla.runtime.ros.config import ControllerConfig, Ros2Config, RosCameraConfig
 from trimvla.runtime.ros.images import read_compressed, read_image
 from trimvla.runtime.ros.joints import array, positions_of, trajectory
-from trimvla.runtime.ros.stamps import StampClock
+from trimvla.runtime.ros.stamps import Arrival, StampClock
 
 log = logging.getLogger(__name__)
 limited_log = LimitedLog(log)
@@ -66,15 +66,6 @@ class State:
     positions: tuple[float, ...]
     time_ns: int
     """On our clock."""
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """When a message came."""
-
-    ours: Instant
-    ros_ns: int
-    """ROS time."""
 
 
 class Bridge:

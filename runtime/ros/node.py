@@ -10,12 +10,12 @@ import importlib
 import sys
 from typing import Any, Protocol
 
-from trimvla.runtime.clock import instant
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.foreign_thread import ForeignThread
 from trimvla.runtime.own_objects import blame
-from trimvla.runtime.ros.bridge import Arrival, Bridge, Channel
+from trimvla.runtime.ros.bridge import Bridge, Channel
 from trimvla.runtime.ros.config import Ros2Config
+from trimvla.runtime.ros.stamps import arrival
 
 JOIN_S = 2.0
 
@@ -63,9 +63,10 @@ class RosNode:
         self._thread.start()
 
     def _receiver(self, topic: str) -> Any:  # noqa: ANN401 - rclpy asks how many parameters it has
+        clock = self._node.get_clock()
+
         def receive(raw: bytes) -> None:
-            ros_ns = self._node.get_clock().now().nanoseconds
-            self._bridge.receive(topic, raw, Arrival(instant(), ros_ns))
+            self._bridge.receive(topic, raw, arrival(lambda: clock.now().nanoseconds))
 
         return receive
 

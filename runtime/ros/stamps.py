@@ -2,16 +2,47 @@
 
 ROS time is the host's wall clock or a simulator's. What lies between it and our clock is measured
 at every message, and the smallest of the last differences counts: where the two clocks drift apart
-something looks older than it is, never younger. Pure: the caller reads the clocks.
+something looks older than it is, never younger. Knows clocks; no message.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from trimvla.runtime.cameras.driver_clock import PROBES, DriverClock, Stamped, find_clock
-from trimvla.runtime.clock import Instant
+from trimvla.runtime.clock import TOGETHER_NS, TRIES, Instant, instant
 from trimvla.runtime.errors import CameraError, DriverError
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """When a message came."""
+
+    ours: Instant
+    ros_ns: int
+    """ROS time."""
+
+
+def arrival(ros_now: Callable[[], int]) -> Arrival:
+    """This moment on our clocks and in ROS time, read within 1 ms of each other also where the
+    process was stopped in between; then it is the earlier one that counts as ours, so that nothing
+    looks younger.
+    """
+    took, found = _read_both(ros_now)
+    for _ in range(TRIES):
+        if took < TOGETHER_NS:
+            break
+        again = _read_both(ros_now)
+        took, found = min((took, found), again, key=lambda reading: reading[0])
+    return found
+
+
+def _read_both(ros_now: Callable[[], int]) -> tuple[int, Arrival]:
+    """The clocks, and how long it took to read them [ns]."""
+    ours = instant()
+    ros_ns = ros_now()
+    return instant().ours - ours.ours, Arrival(ours, ros_ns)
 
 
 class StampClock:
