@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -37,6 +38,8 @@ OPTIONAL_PACKAGES = {  # package -> the extra that brings it
 }
 REMOTE_PROVIDERS = {"AzureExecutionProvider"}  # listed by every build; calls a cloud service
 RENDERERS = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}  # MUJOCO_GL -> packages
+CPU = "CPUExecutionProvider"
+OTHERS = ("tensorrt", "simpler", "simpler_env", "realtime")  # probes
 JITTER_PERIOD_NS = 5_000_000
 JITTER_TICKS = 100
 GIB = 2**30
@@ -45,22 +48,29 @@ GIB = 2**30
 def examine() -> DoctorResult:
     """Every check, without advice; `ok`: this install can run a bundle at all."""
     found = packages()
-    running = backends()
-    cpu = running.get("CPUExecutionProvider")
+    timer = timer_jitter()  # before anything else keeps the machine busy
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        running = {name: pool.submit(run_probe, *words) for name, words in backend_probes().items()}
+        rendering = {
+            name: pool.submit(run_probe, "rendering", env={"MUJOCO_GL": name}) for name in RENDERERS
+        }
+        others = {name: pool.submit(run_probe, name) for name in OTHERS}
+    answers = {name: each.result() for name, each in others.items()}
+    backends = {name: each.result() for name, each in running.items()}
     missing = [name for name in PACKAGES if found[name] is None]
     return DoctorResult(
-        ok=not missing and cpu is not None and cpu.ok,
+        ok=not missing and CPU in backends and backends[CPU].ok,
         machine=machine(),
         packages=found,
-        backends=running,
+        backends=backends,
         gpu=gpu(),
-        tensorrt=run_probe("tensorrt"),
-        rendering={name: run_probe("rendering", env={"MUJOCO_GL": name}) for name in RENDERERS},
-        simpler=run_probe("simpler"),
-        simpler_env=run_probe("simpler_env"),
+        tensorrt=answers["tensorrt"],
+        rendering={name: each.result() for name, each in rendering.items()},
+        simpler=answers["simpler"],
+        simpler_env=answers["simpler_env"],
         cameras=sorted(str(path) for path in Path("/dev").glob("video*")),
-        timer=timer_jitter(),
-        realtime=run_probe("realtime"),
+        timer=timer,
+        realtime=answers["realtime"],
         board=read_state(),
         advice=[],
     )
@@ -105,17 +115,17 @@ def installed(name: str) -> str | None:
     return None
 
 
-def backends() -> dict[str, ProbeAnswer]:
-    """Every provider that ONNX Runtime lists, and OpenVINO: does a session really get it?"""
+def backend_probes() -> dict[str, tuple[str, ...]]:
+    """Of every provider that ONNX Runtime lists, and of OpenVINO, the probe that finds out whether
+    a session really gets it.
+    """
     try:
         import onnxruntime as ort
-    except ImportError as error:
-        return {"CPUExecutionProvider": ProbeAnswer(ok=False, why=str(error))}
+    except ImportError:
+        return {CPU: ("provider", CPU)}  # which says why
     listed = [name for name in ort.get_available_providers() if name not in REMOTE_PROVIDERS]
-    answers = {name: run_probe("provider", name) for name in listed}
-    if installed("openvino"):
-        answers["openvino"] = run_probe("openvino")
-    return answers
+    probes = {name: ("provider", name) for name in listed}
+    return probes | ({"openvino": ("openvino",)} if installed("openvino") else {})
 
 
 def gpu() -> ProbeAnswer:
