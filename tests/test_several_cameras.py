@@ -498,11 +498,15 @@ def _publish_until(
 
 
 def test_a_second_camera_that_never_starts_is_an_error(tiny: Robot, tmp_path: Path) -> None:
-    """As it is of the first: the process ends, and its error names the camera."""
+    """As it is of the first: the process ends, and its error names the camera, which another
+    program was to publish.
+    """
     path = tiny.system(tmp_path)
     system, _, rest = path.read_text().partition("[camera-wrist]")
     path.write_text(system + rest[rest.index("[policy]") :])
-    sections = read_system(path, ["policy.camera_timeout_s=1.0"])
+    sections = read_system(
+        path, ["policy.camera_timeout_s=1.0", 'policy.outside_cameras=["wrist"]']
+    )
     words = r"camera 'wrist': expected a first image on 'wrist/color' within 1 s of the task"
     with temporary_run_dir() as run_dir, pytest.raises(ProcessEndedError, match=words):
         group = Supervisor(programs(sections, run_dir), run_dir, restart=False)

@@ -15,16 +15,18 @@ from trimvla.launch.console import Console
 from trimvla.launch.options import Options
 from trimvla.launch.outputs import Output
 from trimvla.launch.system.client import TASK_PERIOD_S, SystemClient, new_task
-from trimvla.launch.system.networking import use_network
+from trimvla.launch.system.networking import read_network, use_network
 from trimvla.launch.system.run_dirs import lock, temporary_run_dir
 from trimvla.launch.system.run_result import RunResult, result_of
 from trimvla.launch.system.service import shortfalls
 from trimvla.launch.system.setup.observers import with_metrics, with_recorder
 from trimvla.launch.system.setup.programs import check_system, programs
 from trimvla.launch.system.setup.sections import Sections, read_system, reports_of
+from trimvla.launch.system.setup.topic_check import Outside
 from trimvla.launch.system.signals import stop_event
 from trimvla.launch.system.supervisor import Supervisor
 from trimvla.runtime.bus.messages import Report
+from trimvla.runtime.bus.network import Network, used
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.ports import check_port
 
@@ -115,10 +117,20 @@ def missing(group: Supervisor, reports: Iterable[Report], args: Args) -> list[st
 def system(args: Args) -> Sections:
     """The file's processes, and those that watch them. Raises ConfigError where they do not fit."""
     sections = read_system(args.system, args.set)
-    check_system(sections, args.task)
+    check_system(sections, args.task, outside(args))
     if args.metrics is not None:
         sections = with_metrics(sections, args.metrics)
     return sections if args.record is None else with_recorder(sections, args.record)
+
+
+def outside(args: Args) -> Outside:
+    """Who else may publish: other hosts, and whoever knows the run directory."""
+    run_dir = args.run_dir
+    if args.network is not None:
+        network = read_network(args.network)
+    else:
+        network = Network() if run_dir is None or not run_dir.is_dir() else used(run_dir)
+    return Outside(tuple(network.topics), run_dir_is_known=run_dir is not None)
 
 
 def status_line(reports: Iterable[Report]) -> str:

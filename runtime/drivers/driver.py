@@ -100,6 +100,17 @@ class Driver(ABC):
         """The same, of the connected robot."""
         return self.describe(config)
 
+    @classmethod
+    def published_cameras(cls, config: DriverConfig) -> Sequence[str] | None:
+        """Names of the cameras that it publishes itself, by its settings alone: a policy that looks
+        through another one is refused before any process starts.
+
+        None: not known before it is connected. By default so for a driver with a `connect` of its
+        own, which alone knows the run directory.
+        """
+        del config
+        return () if cls.connect is Driver.connect else None
+
     def connect(self, run_dir: Path) -> None:  # noqa: B027 - nothing to do is allowed
         """Reach the robot, without moving it. `run_dir`: where a driver with cameras publishes."""
 

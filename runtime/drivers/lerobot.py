@@ -30,6 +30,7 @@ from trimvla.runtime.own_objects import blame
 
 log = logging.getLogger(__name__)
 CAMERA_PACKAGES = ("opencv", "realsense", "zmq", "reachy2_camera")
+OPTIONS_CAMERAS = ("so100_follower", "so101_follower", "koch_follower")
 
 
 class LeRobotDriver(Driver):
@@ -51,6 +52,16 @@ class LeRobotDriver(Driver):
         if self._keys is None:
             raise DriverError("expected a robot that is connected, got none")
         return self._keys
+
+    @classmethod
+    def published_cameras(cls, config: DriverConfig) -> Sequence[str] | None:
+        """See `Driver`: of the robots that are known to have those of their options and no other;
+        a plug-in, or a robot with two arms, may rename them or have more.
+        """
+        if not isinstance(config, LeRobotConfig) or config.type not in OPTIONS_CAMERAS:
+            return None
+        cameras = config.options.get("cameras", {})
+        return tuple(cameras) if isinstance(cameras, Mapping) else None
 
     def description(self, config: DriverConfig) -> Description | None:
         """See `Driver`: from the features of the connected robot."""

@@ -84,6 +84,11 @@ class WidowX(Driver):
         grip = Dimension("gripper", "", "gripper", 0.0, 1.0, 1.0)
         return Description((*steps, grip), state, hz)
 
+    @classmethod
+    def published_cameras(cls, config: DriverConfig) -> Sequence[str] | None:
+        """See `Driver`."""
+        return (config.camera,) if isinstance(config, WidowXConfig) else None
+
     def connect(self, run_dir: Path) -> None:
         """See `Driver`. Raises DriverError where nobody answers."""
         socket = zmq.Context.instance().socket(zmq.REQ)

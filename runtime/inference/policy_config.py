@@ -41,6 +41,9 @@ class PolicyConfig:
     one start the calls. `camera` means nothing then."""
     more_cameras: tuple[str, ...] = ()
     """Cameras that the policy does not look through and that must be as fresh as its own."""
+    outside_cameras: tuple[str, ...] = ()
+    """Those of all these that another program publishes into the run directory: no section and no
+    network file names them."""
     valid_rows: int = 8
     """Rows of a chunk that may be executed; what is further ahead is a guess."""
     max_hz: float = 10.0
@@ -77,6 +80,9 @@ class PolicyConfig:
         if unknown := [name for name in self.budget.cameras if name not in self.all_cameras]:
             known = list(self.all_cameras)
             raise ConfigError(f"expected some of {known} for 'budget.cameras', got {unknown}")
+        if unknown := [name for name in self.outside_cameras if name not in self.all_cameras]:
+            known = list(self.all_cameras)
+            raise ConfigError(f"expected some of {known} for 'outside_cameras', got {unknown}")
         if len(set(self.rungs)) != len(self.rungs):
             raise ConfigError(f"expected bundles that differ for 'rungs', got {list(self.rungs)}")
 

@@ -21,13 +21,14 @@ from trimvla.runtime.inference.rungs import (
     action_meanings,
     check_instruction,
     load_and_warm_up,
+    needs,
     robot_inputs,
 )
 from trimvla.runtime.inference.scheduler import InferenceScheduler
 from trimvla.runtime.inference.start import StartInTime
 
 # what the checks of a system ask a process's module for, before anything is started
-__all__ = ["PolicyConfig", "action_meanings", "check_instruction", "robot_inputs", "run"]
+__all__ = ["PolicyConfig", "action_meanings", "check_instruction", "needs", "robot_inputs", "run"]
 
 
 def run(config: PolicyConfig, run_dir: Path, stop: threading.Event) -> None:

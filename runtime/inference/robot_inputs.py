@@ -77,11 +77,14 @@ class RobotInputs:
         several = len(first.images.cameras) > 1
         return cls(views_of(first, config), states[0] if states else None, several)
 
-    def check_state(self, names: Sequence[str]) -> None:
+    def check_state(self, names: Sequence[str], count: int | None = None) -> None:
         """Raise ObservationError where the policy cannot read the state of a robot that calls its
-        positions so.
+        positions so, or that has so many of them without names; 0: not known.
         """
-        position = (0.0,) * len(names)
+        count = len(names) if count is None else count
+        if not count:
+            return
+        position = (0.0,) * count
         message = JointState(time_ns=0, position=position, gripper=0.0, names=tuple(names))
         check_state_names(state_of(message, self.state)[1], self.state)
 

@@ -9,6 +9,7 @@ from trimvla.runtime.backends.tensorrt import engine_folders
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.action_meaning import ActionMeaning, meaning_of
 from trimvla.runtime.bundle.manifest import Manifest
+from trimvla.runtime.bus.topics import color
 from trimvla.runtime.errors import PromptError
 from trimvla.runtime.inference.policy import Policy, open_inputs
 from trimvla.runtime.inference.policy_config import PolicyConfig
@@ -35,6 +36,21 @@ def robot_inputs(config: PolicyConfig) -> RobotInputs:
     manifests = manifests_of(config)
     check_rungs(manifests)
     return RobotInputs.of(list(manifests.values()), config)
+
+
+def needs(config: PolicyConfig) -> tuple[str, ...]:
+    """The topics without which the policy never acts, besides the task: of its cameras, and of the
+    state where it reads one.
+
+    Raises as `robot_inputs`.
+    """
+    return topics_of(config, robot_inputs(config))
+
+
+def topics_of(config: PolicyConfig, inputs: RobotInputs) -> tuple[str, ...]:
+    """The same, where the inputs are known."""
+    reads_state = inputs.budget(config.budget).state_s is not None
+    return (*map(color, config.all_cameras), *(("robot/state",) if reads_state else ()))
 
 
 def check_instruction(config: PolicyConfig, instruction: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimvla.runtime.bundle.description import Description, Dimension
+from trimvla.runtime.bundle.description import Description, Dimension, Quantity
 from trimvla.runtime.drivers.driver import Driver, DriverConfig, Reading
 from trimvla.runtime.drivers.loop import drive
 from trimvla.runtime.errors import ConfigError
@@ -59,7 +59,14 @@ class SimArm(Driver):
         """See `Driver`."""
         del config
         joint = Dimension("", "rad", "delta", -REACH, REACH, SPEED)
-        return Description((joint,) * JOINTS + (Dimension("", "", "gripper", 0.0, 1.0, 1.0),))
+        gripper = Dimension("", "", "gripper", 0.0, 1.0, 1.0)
+        return Description((joint,) * JOINTS + (gripper,), (Quantity(),) * JOINTS)
+
+    @classmethod
+    def published_cameras(cls, config: DriverConfig) -> Sequence[str] | None:
+        """See `Driver`."""
+        del config
+        return ()
 
     def connect(self, run_dir: Path) -> None:
         """See `Driver`."""

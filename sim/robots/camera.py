@@ -23,6 +23,8 @@ from trimvla.runtime.clock import Rate, monotonic_ns
 from trimvla.runtime.errors import ConfigError
 from trimvla.sim.tabletop.model import TabletopRenderer
 
+WORLD = "sim/state"
+
 
 @dataclass(frozen=True)
 class SimCameraConfig:
@@ -69,6 +71,12 @@ class SceneRenderer:
             self._renderer.close()
 
 
+def needs(config: SimCameraConfig) -> tuple[str, ...]:
+    """The topics without which it has nothing to draw."""
+    del config
+    return (WORLD,)
+
+
 def run(config: SimCameraConfig, run_dir: Path, stop: threading.Event) -> None:
     """The process `camera-<name>`: take the newest state, draw it, publish, keep time, until
     `stop`.
@@ -76,14 +84,14 @@ def run(config: SimCameraConfig, run_dir: Path, stop: threading.Event) -> None:
     renderer = SceneRenderer(config.side)
     reporter = Reporter(run_dir, Telemetry(f"camera-{config.name}"))
     frames = Publisher(run_dir, topic(color(config.name), config.hz))
-    states = Subscriber(run_dir, [topic("sim/state")])
+    states = Subscriber(run_dir, [topic(WORLD)])
     reporter.inputs = states
     rate = Rate(config.hz, sleep=stop.wait)
     try:
         while not stop.is_set():
             states.update()
-            state = states["sim/state"].message
-            if states["sim/state"].updated and isinstance(state, SimState):
+            state = states[WORLD].message
+            if states[WORLD].updated and isinstance(state, SimState):
                 frames.send(capture(config.name, renderer, state, reporter.telemetry))
             reporter.beat()
             rate.wait()

@@ -237,6 +237,11 @@ def robot_inputs(config: FaultyPolicyConfig) -> RobotInputs:
     return rungs.robot_inputs(config)
 
 
+def needs(config: FaultyPolicyConfig) -> tuple[str, ...]:
+    """As `rungs.needs`."""
+    return rungs.topics_of(config, robot_inputs(config))
+
+
 def _stand_in_meaning(config: FaultyPolicyConfig) -> ActionMeaning:
     return ActionMeaning(STAND_IN_KINDS, config.stand_in_hz)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trimvla.runtime.bundle.description import Description, Dimension, Quantity
 from trimvla.runtime.bus.messages import Command, Episode, JointState, SimState, Task
 from trimvla.runtime.bus.sockets import Publisher, Subscriber
 from trimvla.runtime.bus.telemetry import Reporter, Telemetry
@@ -28,6 +29,8 @@ GRIPPER = 6
 NO_EPISODE = -1
 # topics, in the order of `TabletopRobot.messages`
 PUBLISHES = ("robot/state", "sim/state", "episode")
+
+POSITIONS = 4  # of its state: the tool's x, y, z and its yaw
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,13 @@ class TabletopRobot:
     def close(self) -> None:
         """Free the simulator."""
         self.env.close()
+
+
+def description(config: RobotConfig) -> Description | None:
+    """What the robot takes and gives, as a driver describes it."""
+    del config
+    deltas = (Dimension(kind="delta"),) * GRIPPER
+    return Description((*deltas, Dimension(kind="gripper")), (Quantity(),) * POSITIONS)
 
 
 def run(config: RobotConfig, run_dir: Path, stop: threading.Event) -> None:

@@ -113,12 +113,7 @@ def check_inputs(configs: Mapping[str, tuple[Any, Any]]) -> None:
             of another length or order; all of them at once.
         BundleError: a bundle's manifest cannot be read.
     """
-    drivers = {
-        name: names
-        for name, (module, config) in configs.items()
-        if isinstance(config, DriverConfig)
-        if (names := _state_names(module, config))
-    }
+    robots = {name: _state(module, config) for name, (module, config) in configs.items()}
     problems: list[str] = []
     for section, (module, config) in configs.items():
         if not hasattr(module, "robot_inputs"):
@@ -128,18 +123,24 @@ def check_inputs(configs: Mapping[str, tuple[Any, Any]]) -> None:
         except ConfigError as error:
             problems.append(f"{section}: {error}")
             continue
-        for driver, names in drivers.items():
+        for robot, (names, count) in robots.items():
             try:
-                inputs.check_state(names)
+                inputs.check_state(names, count)
             except ObservationError as error:
-                problems.append(f"{driver}.state_names: {error}")
+                problems.append(f"{robot}{'.state_names' if names else ''}: {error}")
     if problems:
         raise ConfigError("; ".join(problems))
 
 
-def _state_names(module: Any, config: DriverConfig) -> tuple[str, ...]:  # noqa: ANN401 - a module
+def _state(module: Any, config: Any) -> tuple[tuple[str, ...], int]:  # noqa: ANN401 - a module
+    """What a section's robot calls its positions, and how many there are; 0 where that is not known
+    before it is connected, or it is no robot's.
+    """
     robot = _description(module, config)
-    return config.state_names if robot is None else robot.state_names
+    if robot is not None:
+        return robot.state_names, len(robot.state)
+    names = config.state_names if isinstance(config, DriverConfig) else ()
+    return names, len(names)
 
 
 def check_task(configs: Mapping[str, tuple[Any, Any]], instruction: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trimvla.runtime.bundle.description import Description
+from trimvla.runtime.bus.topics import CAMERA_NAME
 from trimvla.runtime.drivers.driver import Driver, DriverConfig, check_settings
 from trimvla.runtime.drivers.loop import drive
 from trimvla.runtime.errors import ConfigError
@@ -104,6 +105,20 @@ class OwnDriver:
                 raise ConfigError(f"{self._name}: {error}") from None
         return own
 
+    def published_cameras(self, config: DriverConfig) -> tuple[str, ...] | None:
+        """The cameras that it publishes itself, by its settings alone; None where only the
+        connected robot knows them.
+
+        Raises ConfigError for what are no names of cameras.
+        """
+        names: object = self._class.published_cameras(config)
+        if names is None:
+            return None
+        if not isinstance(names, (list, tuple)) or not all(map(_is_camera, names)):
+            words = f"{self._option}: {self._reference}: expected names of cameras"
+            raise ConfigError(f"{words} of 'published_cameras', got {names!r}")
+        return tuple(names)
+
     def _config_class(self) -> type:
         """The dataclass of its options: its constructor's annotation, or every driver's."""
         if self._class.__init__ is object.__init__:
@@ -125,3 +140,7 @@ class OwnDriver:
             words = f"a dataclass of DriverConfig as the annotation of '{parameters[0]}'"
             raise ConfigError(f"{self._option}: {self._reference}: expected {words}, got {hint!r}")
         return hint
+
+
+def _is_camera(name: object) -> bool:
+    return isinstance(name, str) and CAMERA_NAME.fullmatch(name) is not None

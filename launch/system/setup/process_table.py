@@ -18,6 +18,7 @@ from trimvla.runtime.own_objects import is_own
 
 # keys of an own process's section that are no options of it
 OWN_FLAGS = {"matters": True, "restart": False}
+ANYTHING = ("*",)  # that an own process may publish
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Process:
     silent_s: float = 20.0  # without a report for so long it hangs
     # and likewise if it is not ready so long after its start, unless its settings allow more
     start_s: float = 120.0
+    # topics, besides its report; `{name}` as in `report`, `*` for any text
+    publishes: tuple[str, ...] = ()
 
     @property
     def is_own(self) -> bool:
@@ -74,6 +77,7 @@ PROCESSES = {
             "CameraConfig",
             "a device, file or test image -> frames",
             "camera-{name}",
+            publishes=("{name}/color",),
         ),
         Process(
             "policy",
@@ -83,6 +87,7 @@ PROCESSES = {
             "policy",
             silent_s=60.0,
             start_s=150.0,
+            publishes=("chunk", "refusal"),
         ),
         Process(
             "control",
@@ -93,6 +98,7 @@ PROCESSES = {
             order=2,
             restart=False,
             silent_s=5.0,
+            publishes=("command",),
         ),
         Process(
             "recorder",
@@ -123,6 +129,7 @@ PROCESSES = {
             "robot",
             "sim",
             restart=False,
+            publishes=("robot/state", "sim/state", "episode"),
         ),
         Process(
             "sim-camera",
@@ -131,6 +138,7 @@ PROCESSES = {
             "the simulated world -> frames",
             "camera-{name}",
             "sim",
+            publishes=("{name}/color",),
         ),
         Process(
             "sim-arm",
@@ -139,6 +147,7 @@ PROCESSES = {
             "commands -> an arm without a world",
             "arm",
             restart=False,
+            publishes=("robot/state",),
         ),
         Process(
             DRIVER,
@@ -147,6 +156,7 @@ PROCESSES = {
             "a robot's driver, by its class: `kind`, as `module:Class`",
             "driver",
             restart=False,
+            publishes=("robot/state",),
         ),
         Process(
             "faulty-camera",
@@ -154,6 +164,7 @@ PROCESSES = {
             "FaultyCameraConfig",
             "a test image -> frames, with faults",
             "camera-{name}",
+            publishes=("{name}/color",),
         ),
         Process(
             "faulty-policy",
@@ -161,6 +172,7 @@ PROCESSES = {
             "FaultyPolicyConfig",
             "a policy with faults",
             "policy",
+            publishes=("chunk", "refusal"),
         ),
     )
 }
@@ -180,4 +192,5 @@ def row_of(name: str, section: Mapping[str, Any]) -> Process:
             f"{name}: expected true or false for '{wrong[0]}', got {flags[wrong[0]]!r}"
         )
     report = name.replace("{", "{{").replace("}", "}}")  # a name for `str.format`
-    return Process(kind, "", "", "a process of your own", report, **flags)
+    publishes = PROCESSES[DRIVER].publishes if kind == DRIVER else ANYTHING
+    return Process(kind, "", "", "a process of your own", report, publishes=publishes, **flags)

@@ -21,6 +21,8 @@ from trimvla.launch.system.setup.action_check import (
 )
 from trimvla.launch.system.setup.process_table import row_of
 from trimvla.launch.system.setup.sections import Sections, configure, python_of, reports_of
+from trimvla.launch.system.setup.topic_check import ANYBODY, Outside, check_topics
+from trimvla.runtime.bus.network import used
 from trimvla.runtime.bus.run_dir import write_file
 
 # settings by which a process itself gives up
@@ -29,10 +31,15 @@ START_MARGIN_S = 30.0  # for its imports, and for its own error to come first
 SYSTEM_FILE = "system.msgpack"  # in the run directory; not JSON, which has no infinity
 
 
-def check_system(sections: Sections, instruction: str | None = None) -> None:
+def check_system(
+    sections: Sections, instruction: str | None = None, outside: Outside = ANYBODY
+) -> None:
     """What no section can know by itself.
 
-    `instruction`: what the robot is to do, where that is known already.
+    Args:
+        sections: of the system.
+        instruction: what the robot is to do, where that is known already.
+        outside: who else may publish.
 
     Raises ConfigError, BundleError for a bundle that is not there, or PromptError for an
     instruction that is too long for a policy.
@@ -41,6 +48,7 @@ def check_system(sections: Sections, instruction: str | None = None) -> None:
     check_actions(configs)
     check_drivers(configs)
     check_inputs(configs)
+    check_topics(sections, configs, outside)
     if instruction is not None:
         check_task(configs, instruction)
 
@@ -52,7 +60,7 @@ def programs(sections: Sections, run_dir: Path, log_format: str = "text") -> lis
     Raises ConfigError before anything is written where the sections do not go together; see
     `check_system`.
     """
-    check_system(sections)
+    check_system(sections, outside=Outside(tuple(used(run_dir).topics)))
     return [
         _program(name, argv, sections[name])
         for name, argv in commands(sections, run_dir, log_format).items()
