@@ -115,7 +115,7 @@ def installed(name: str) -> str | None:
     return None
 
 
-def backend_probes() -> dict[str, tuple[str, ...]]:
+def backend_probes() -> dict[str, tuple[str, str]]:
     """Of every provider that ONNX Runtime lists, and of OpenVINO, the probe that finds out whether
     a session really gets it.
     """
@@ -125,7 +125,7 @@ def backend_probes() -> dict[str, tuple[str, ...]]:
         return {CPU: ("provider", CPU)}  # which says why
     listed = [name for name in ort.get_available_providers() if name not in REMOTE_PROVIDERS]
     probes = {name: ("provider", name) for name in listed}
-    return probes | ({"openvino": ("openvino",)} if installed("openvino") else {})
+    return probes | ({"openvino": ("openvino", "")} if installed("openvino") else {})
 
 
 def gpu() -> ProbeAnswer:
