@@ -91,6 +91,8 @@ def test_what_is_trained_is_what_the_sampler_under_the_plan_predicts(dense):
     z = torch.randn(2, 32)
     noise = torch.randn(2, CFG.head.horizon, CFG.head.action_dim)
     seen = noise[:, None].repeat(1, len(steps), 1, 1)
+    more = steps[1].apply(noise, noise + 1)[0] - steps[1].apply(noise, noise)[0]
+    torch.testing.assert_close(more, torch.full_like(noise, steps[1].effect))
     with torch.no_grad():
         x = noise
         for k, step in enumerate(steps):
@@ -159,7 +161,7 @@ def test_a_killed_recovery_of_the_head_goes_on(source, tmp_path, monkeypatch, ca
     monkeypatch.setattr(Distiller, "update", update)
     capsys.readouterr()
     assert recover(source, out, *words, "--noises", 3, plan="distilled") == 1
-    assert "head [0.0003, 2] there and [0.0003, 3] now" in answer(capsys)["error"]
+    assert "0.0003, 2] there and ['steps by effect', 0.0003, 3] now" in answer(capsys)["error"]
     assert recover(source, out, *words, plan="distilled") == 0
     assert answer(capsys)["resumed_at"] == 2
     expected = load_file(whole)

@@ -34,6 +34,8 @@ METHODS = {
     True: "distillation of the cognition feature and of guidance into the head",
 }
 """By whether the head was trained."""
+HEAD_LOSS = "steps by effect"
+"""What a recovery that goes on must have been begun with."""
 HEAD_METHOD = "distillation of guidance into the head"
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -78,7 +80,7 @@ def request_of(args: Args, dense: CogAct, plan: Plan, digest: str) -> dict[str, 
         "source": source_of(args),
         "frames": [args.frames, args.own, args.held_out, args.sentences],
         "recipe": [list(args.part_names), args.pictures, args.rate, args.seed],
-        "head": [args.head_rate, args.noises] if HEAD in args.part_names else None,
+        "head": [HEAD_LOSS, args.head_rate, args.noises] if HEAD in args.part_names else None,
         "steps": args.steps,
         "minutes": args.within,
         "dtype": args.dtype,

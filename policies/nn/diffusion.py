@@ -89,6 +89,12 @@ class DdimStep:
         return math.sqrt(self.kept_next) * x0 + math.sqrt(1.0 - self.kept_next) * epsilon, x0
 
     @property
+    def effect(self) -> float:
+        """How far the actions after the step move for each unit of predicted noise; below 0."""
+        through_x0 = math.sqrt(self.kept_next) * math.sqrt(1.0 / self.kept - 1.0)
+        return math.sqrt(1.0 - self.kept_next) - through_x0
+
+    @property
     def pull(self) -> float:
         """How much of a change to the predicted clean actions arrives in the actions after the
         step.

@@ -86,6 +86,10 @@ def predictions(student: CogAct, cognition: Tensor, x: Tensor) -> Tensor:
 def head_distances(student: CogAct, cognition: Tensor, x: Tensor, epsilon: Tensor) -> Tensor:
     """float[b]: smooth L1 distance of the student's predictions from the teacher's `epsilon`, mean
     over steps, rows and dimensions.
+
+    Steps count by the square of their `effect`. Counted alike, the last ones that reuse rule: their
+    predictions are far off, and hardly move the actions any more.
     """
     found = smooth_l1_loss(predictions(student, cognition, x), epsilon, reduction="none")
-    return found.mean(dim=(1, 2, 3))
+    weights = found.new_tensor([step.effect**2 for step in sampler_table(student)])
+    return found.mean(dim=(2, 3)) @ (weights / weights.sum())

@@ -92,7 +92,8 @@ class HeadRecovery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """How guidance was distilled into the action head.
 
     Losses are the mean smooth L1 distance of the head's noise prediction, at the steps and with the
-    cache of its plan, from that of the dense head with guidance.
+    cache of its plan, from that of the dense head with guidance; each step counts by the square of
+    how far it moves the actions.
     """
 
     noises: int
