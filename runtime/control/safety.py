@@ -172,7 +172,7 @@ def window(limits: Limits, previous: Array | None, motion: Motion | None) -> lis
     if previous is None:
         return bounds
     if motion is not None:
-        bounds += _motion_bounds(rows, previous, motion)
+        bounds += _motion_bounds(limits, previous, motion)
     bounds.append(Bound("too sudden", previous - rows["max_change"], previous + rows["max_change"]))
     return bounds if motion is None else [*bounds, _following(previous, motion)]
 
@@ -203,21 +203,27 @@ def place(kinds: Sequence[ActionKind], position: Sequence[float]) -> Array:
     return np.where(np.isfinite(placed), placed, np.nan)
 
 
-def _motion_bounds(rows: dict[str, Array], previous: Array, motion: Motion) -> list[Bound]:
-    """Limits of the motion [unit/s], turned into intervals of the action."""
+def _motion_bounds(limits: Limits, previous: Array, motion: Motion) -> list[Bound]:
+    """Limits of the motion [unit/s], turned into intervals of the action; none for a limit that no
+    dimension has.
+    """
+    rows = _rows(limits)
+    limited = _limited(limits)
     relative, per_second = _meaning(motion.kinds, motion.hz)
     base = np.where(relative, previous, 0.0)
-    lowest, highest = _whereabouts(
-        np.where(relative, previous, motion.position), relative, motion.pending
-    )
-    room = _room(lowest - rows["workspace_low"]), _room(rows["workspace_high"] - highest)
-    back, ahead = (_stoppable(distance, rows["acceleration"], motion.hz) for distance in room)
-    step = rows["acceleration"] / motion.hz
-    intervals = [
-        ("out of the workspace", -back, ahead),
-        ("too fast", -rows["velocity"], rows["velocity"]),
-        ("too abrupt", motion.velocity - step, motion.velocity + step),
-    ]
+    intervals = []
+    if limited & {"workspace_low", "workspace_high"}:
+        lowest, highest = _whereabouts(
+            np.where(relative, previous, motion.position), relative, motion.pending
+        )
+        room = _room(lowest - rows["workspace_low"]), _room(rows["workspace_high"] - highest)
+        back, ahead = (_stoppable(distance, rows["acceleration"], motion.hz) for distance in room)
+        intervals.append(("out of the workspace", -back, ahead))
+    if "velocity" in limited:
+        intervals.append(("too fast", -rows["velocity"], rows["velocity"]))
+    if "acceleration" in limited:
+        step = rows["acceleration"] / motion.hz
+        intervals.append(("too abrupt", motion.velocity - step, motion.velocity + step))
     return [
         Bound(what, base + low / per_second, base + high / per_second)
         for what, low, high in intervals
@@ -271,6 +277,12 @@ def _rows(limits: Limits) -> dict[str, Array]:
     return {"low": np.array(limits.low), "high": np.array(limits.high)} | {
         name: limits.row(name) for name in UNLIMITED
     }
+
+
+@lru_cache(maxsize=16)
+def _limited(limits: Limits) -> frozenset[str]:
+    """Names of the limits that one dimension has at least."""
+    return frozenset(name for name, row in _rows(limits).items() if np.isfinite(row).any())
 
 
 @lru_cache(maxsize=16)
