@@ -234,11 +234,7 @@ def test_a_robot_is_safe_when_its_policy_lies(
 def test_a_robot_is_safe_whatever_breaks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Most rows, with a policy that costs nothing.
-
-    `trimvla faults` plays all with the shipped one, also those that only the robot's motion tells:
-    how often these are noticed is a rate, which tests/test_frozen.py holds.
-    """
+    """Most rows, with a policy that costs nothing; `trimvla faults` plays all."""
     bundle = tiny_bundle.write_bundle(tmp_path / "tiny")
     frozen = ("frozen: same pixels", "frozen but for one pixel")
     words = ("killed", *frozen, "skewed", "corrupt", "range", "SIGSTOP", "joint state lost")
@@ -247,6 +243,19 @@ def test_a_robot_is_safe_whatever_breaks(
     )
     assert [row for row in result["rows"] if not row["ok"]] == []
     assert status == 0
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.usefixtures("tabletop_bundle")
+def test_images_of_the_past_are_noticed_by_the_robots_motion(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the shipped policy, as the robot must move for it."""
+    rows = ("compressed anew", "under a clock", "repeats five")
+    status, result = verb(capsys, "faults", *(word for row in rows for word in ("--only", row)))
+    assert [row for row in result["rows"] if not row["ok"]] == []
+    assert (status, len(result["rows"])) == (0, 3)
 
 
 def test_a_short_load(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
