@@ -133,6 +133,12 @@ class Family:
     `trimming.calibrate.Statistics` of its decoder's layers, each paired with the expert's layer
     that reads it: what `trim` chooses layers by where `calibrates` does not hold.
     """
+    planned: frozenset[str] = frozenset(
+        ("layers", "tokens", "vision", "recompute", "steps", "guidance")
+    )
+    """Parts of a plan that `trim` decides by what `measure_pairs` found, or as it is asked; with
+    "channels" among them the measured statistics have `worth`.
+    """
     memory: Callable[..., MemoryPlan] | None = None
     """(cfg, plan, precision, backend="tensorrt", workspace=WORKSPACE_BYTES) -> what its engines
     need, by `sizes.memory`; None: nobody has worked it out.

@@ -5,15 +5,17 @@ and what is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 from tests.act_policy import (
     CASES,
@@ -25,16 +27,20 @@ from tests.act_policy import (
     write_reference,
 )
 from trimvla.export.reference.checks import verify_reference
-from trimvla.export.tensorrt.operators import check_operators
+from trimvla.export.tensorrt.operators import check_operators, describe
 from trimvla.launch import cli
+from trimvla.launch.exporting.paired_plan import frames_of
 from trimvla.policies.act.checkpoint import build, dead_names, layout
 from trimvla.policies.act.config import IMAGENET_MEAN, PRESETS, ActConfig
 from trimvla.policies.act.cost import cost
 from trimvla.policies.act.kept import check
+from trimvla.policies.act.layers import EncoderLayer
+from trimvla.policies.act.model import Act
 from trimvla.policies.act.source import open_checkpoint
 from trimvla.policies.act.trimmed import trim
 from trimvla.policies.families import family_of, recognise
-from trimvla.runtime.bundle.plan import Plan, TokenPlan, mask
+from trimvla.policies.trimming.width import kept_channels
+from trimvla.runtime.bundle.plan import Plan, TokenPlan, load_plan, mask
 from trimvla.runtime.bundle.vision_plan import VisionPlan
 from trimvla.runtime.errors import CheckpointError, ConfigError, ObservationError
 from trimvla.runtime.inference.policy import Policy
@@ -308,6 +314,103 @@ def test_operations_are_those_that_torch_counts() -> None:
     assert cost(TINY, Plan()).flops == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
+# --- plans that are measured ---
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two cameras and a state; no instruction, which nobody reads."""
+    rng = np.random.default_rng(0)
+    sides = (4, TINY.image_height, TINY.image_width, 3)
+    images, wrist = (rng.integers(0, 256, sides, np.uint8) for _ in TINY.cameras)
+    state = rng.normal(size=(4, TINY.state_dim)).astype(np.float32)
+    path = tmp_path_factory.mktemp("shard") / "shard.npz"
+    np.savez(path, images=images, wrist=wrist, state=state)
+    return path
+
+
+@pytest.mark.parametrize("criterion", ["block-influence", "greedy-chunk"])
+def test_trim_keeps_the_encoder_layers_and_channels_that_count(
+    criterion: str, folder: Path, shard: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "plan.json"
+    words = ["trim", str(folder), "--out", str(out), "--calibration", str(shard), "--layers", "2"]
+    assert not cli.main([*words, "--mlp-keep", "0.5", "--criterion", criterion])
+    plan = load_plan(out)
+    check(plan, TINY)
+    assert plan.provenance is not None and plan.provenance.frames == 4
+    scores = plan.provenance.scores
+    best = sorted(range(4), key=lambda layer: -scores[layer])[:2]
+    assert plan.layers == tuple(sorted(best))
+    opened = open_checkpoint(folder)
+    samples = frames_of(opened, [shard], 4, 0).samples
+    policy = random_policy()
+    assert plan.channels == tuple(
+        mask(kept_channels(by_hand(policy, samples)[1][layer], 0.5)) for layer in plan.layers
+    )
+    if criterion == "block-influence":
+        assert scores == pytest.approx(by_hand(policy, samples)[0], abs=1e-5)
+    else:
+        assert sorted(scores) == [0.25, 0.5, 0.75, 1.0]
+
+
+@torch.no_grad()
+def by_hand(policy: Act, samples: Sequence[dict[str, Tensor]]) -> tuple[list[float], list[Tensor]]:
+    """Influence of each encoder layer, and LoRAP's score of its channels, layer by layer."""
+    influence = np.zeros(4)
+    into = [torch.zeros(0, TINY.width)] * 4
+    behind = [torch.zeros(0, TINY.mlp_hidden)] * 4
+    for sample in samples:
+        x = policy.encoder.tokens(policy.vision(sample["images"]), sample["state"])
+        for index, layer in enumerate(policy.encoder.layers):
+            assert isinstance(layer, EncoderLayer)
+            y = x + policy.encoder.positions()
+            middle = layer.norm1(x + layer.attention(y, y, x))
+            into[index] = torch.cat([into[index], middle[0]])
+            behind[index] = torch.cat([behind[index], layer.mlp.fc1(middle).relu()[0]])
+            after = layer(x, policy.encoder.positions())
+            influence[index] += 1 - torch.cosine_similarity(x, after, dim=-1).mean().item()
+            x = after
+    scores = []
+    for index, layer in enumerate(policy.encoder.layers):
+        assert isinstance(layer, EncoderLayer)
+        rows = (layer.mlp.fc1.weight.square() * into[index].square().mean(dim=0)).sum(dim=1).sqrt()
+        squares = layer.mlp.fc2.weight.square().sum(dim=0)
+        scores.append(rows + (squares * behind[index].square().mean(dim=0)).sqrt())
+    return (influence / len(samples)).tolist(), scores
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--tokens 3", "--tokens"),
+        ("--image-size 32", "--image-size"),
+        ("--encoder-blocks 1", "--encoder-blocks"),
+        ("--patches 2 --steps 2", "--patches, --steps"),
+        ("--cache-interval 2", "--cache-interval"),
+        ("--guidance 2", "--guidance"),
+    ],
+)
+def test_trim_names_what_this_family_has_not(
+    words: str, named: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.json"
+    assert cli.main(["trim", str(folder), "--out", str(out), *words.split()])
+    error = capsys.readouterr().err
+    assert f"expected no {named} for a policy of family 'act', which `trim` can make" in error
+    assert "smaller by --layers and --mlp-keep alone" in error
+    assert not out.exists()
+
+
+def test_a_criterion_of_a_language_model_is_refused(
+    folder: Path, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.json"
+    words = ["trim", str(folder), "--out", str(out), "--calibration", str(shard), "--layers", "2"]
+    assert cli.main([*words, "--criterion", "greedy-feature"])
+    assert "expected a policy with a tensor 'cognition'" in capsys.readouterr().err
+
+
 # --- the bundle ---
 
 
@@ -369,8 +472,13 @@ def test_there_is_nothing_to_guide(
     assert not (tmp_path / "out").exists()
 
 
+def policy_bytes(bundle: Path) -> int:
+    """Of its stages, weights beside the graphs too."""
+    return sum(path.stat().st_size for path in bundle.glob("*.onnx*"))
+
+
 @pytest.mark.slow
-def test_a_trimmed_bundle_in_float16(folder: Path, tmp_path: Path) -> None:
+def test_a_trimmed_bundle_in_float16(folder: Path, bundle: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     plan.write_bytes(msgspec.json.encode(Plan(layers=(0, 2, 3))))
     out = tmp_path / "half"
@@ -381,4 +489,11 @@ def test_a_trimmed_bundle_in_float16(folder: Path, tmp_path: Path) -> None:
     policy.close()
     for stage in ("vision", "action"):
         check_operators(out / f"{stage}.onnx")
+    graph = onnx.load(str(out / "vision.onnx"))
+    types = describe(graph).types
+    convolutions = [types[node.input[1]] for node in graph.graph.node if node.op_type == "Conv"]
+    assert convolutions == ["float32"] + ["float16"] * (len(convolutions) - 1), "all but pixels'"
+    whole = policy_bytes(bundle)
+    assert policy_bytes(out) < 0.55 * whole
+    assert not cli.main(["verify", str(out), "--source", str(folder)])
     assert family_of(TINY).name == policy.manifest.family

@@ -2,14 +2,14 @@
 
 A shard is an npz with one array a camera, named as the camera (`images` for the tabletop's front
 camera, or for an only camera), `texts` (one instruction a row, or several, the first of which is
-meant) and, where the policy reads one, `state`. Knows the
+meant) where the policy reads one and, where the policy reads one, `state`. Knows the
 runtime's preprocessing; knows no family.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class Reader:
             ConfigError: the shard lacks a camera or the state or has one of another shape, or the
                 policy cannot take a row: its state is not finite, its instruction is too long.
         """
-        texts = texts_of(path)
+        texts = self.texts(path)
         arrays = {
             name: self.images_of(path, name, len(texts)) for name in self.described.images.names
         }
@@ -87,6 +87,15 @@ class Reader:
                 yield self.sample(images, str(texts[row]), state)
             except (ObservationError, PromptError) as error:
                 raise ConfigError(f"{path}: row {row}: {error}") from error
+
+    def texts(self, path: Path) -> Sequence[str]:
+        """The instruction of each row; empty ones for a policy that reads none, whose shard need
+        not have any.
+        """
+        if self.prompter is not None:
+            return texts_of(path)
+        names = self.described.images.names
+        return [""] * len(checked(path, array_of(names[0], names), (None, None, None, 3), "u"))
 
     def frames(self, seen: Iterable[Observation], where: str) -> Frames:
         """Observations as tensors; `where` is for errors.
@@ -163,7 +172,7 @@ def draw_frames(reader: Reader, shards: list[Path], count: int, seed: int) -> Fr
         raise ConfigError(
             "expected shards of demonstrations (--calibration FILE or FOLDER with *.npz), got none"
         )
-    lengths = np.array([len(texts_of(path)) for path in shards])
+    lengths = np.array([len(reader.texts(path)) for path in shards])
     starts = np.concatenate([[0], np.cumsum(lengths)])
     drawn = np.sort(np.random.default_rng(seed).permutation(int(starts[-1]))[:count])
     samples: list[Sample] = []

@@ -1,30 +1,33 @@
-"""A plan for a policy whose expert reads its decoder layer by layer: which pairs stay is measured,
-how many and all else is as requested.
+"""A plan for a policy whose family measures its layers itself, such as one whose expert reads its
+decoder layer by layer: which layers (there: pairs) stay is measured, how many and all else is as
+requested.
 
 Knows the table of families; the measuring is the family's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from trimvla.launch.exporting.calibration import RECORDINGS, is_data_set
-from trimvla.launch.exporting.demonstration_frames import Frames, Reader, draw_frames
+from trimvla.launch.exporting.demonstration_frames import Frames, Reader, Sample, draw_frames
 from trimvla.launch.exporting.policy_source import build_policy, is_official, open_source
 from trimvla.policies.checkpoint import Checkpoint
-from trimvla.policies.families import family_of, visual_tokens
+from trimvla.policies.families import Family, family_of, visual_tokens
 from trimvla.policies.sizes.counts import plan_by_counts
+from trimvla.policies.trimming.calibrate import Statistics
 from trimvla.policies.trimming.importance import most_important
 from trimvla.policies.trimming.outputs import Outputs
 from trimvla.policies.trimming.own import find_criterion, use_selector
 from trimvla.policies.trimming.planner import Request
+from trimvla.policies.trimming.width import kept_channels
 from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput
 from trimvla.runtime.bundle.manifest import PromptSpec
-from trimvla.runtime.bundle.plan import Plan, Provenance
+from trimvla.runtime.bundle.plan import Plan, Provenance, mask
 from trimvla.runtime.bundle.tokenizer_file import load_tokenizer
 from trimvla.runtime.errors import ConfigError
 from trimvla.runtime.preprocess.observation import Observation
@@ -51,17 +54,13 @@ def paired_plan(
         ConfigError: frames do not fit the policy, or what is requested is more than there is or
             not to be had in this family.
     """
-    if request.mlp_keep != 1.0:
-        raise ConfigError(
-            "expected --mlp-keep 1 for a policy whose expert reads its decoder layer by layer, got"
-            f" {request.mlp_keep}: write 'channels' into the plan yourself (docs/concepts/plan.md)"
-        )
     if not is_official(source):
         raise ConfigError(f"{source}: expected the checkpoint's folder, got a run's or a bundle")
     opened = open_source(source)
     cfg = opened.cfg
     family = family_of(cfg)
     assert family.measure_pairs is not None  # the caller has checked
+    check_request(request, family)
     there = family.trimmable(cfg)
     vision = request.vision_of(there)
     family.check_plan(Plan(vision=vision), cfg)
@@ -80,7 +79,7 @@ def paired_plan(
     criterion = find_criterion(request.criterion, "--criterion")
     data = frames_of(opened, shards, frames, request.seed)
     policy = build_policy(opened)
-    samples = [{**sample, "last": sample["length"] - 1} for sample in data.samples]
+    samples = [with_last(sample) for sample in data.samples]
     statistics = replace(
         family.measure_pairs(policy, data.samples),
         outputs=Outputs(family, policy, samples, request.seed),
@@ -91,6 +90,7 @@ def paired_plan(
     plan = msgspec.structs.replace(
         counted,
         layers=None if kept == there.layers else layers,
+        channels=kept_masks(statistics, layers, request.mlp_keep),
         provenance=Provenance(
             criterion=request.criterion,
             scores=tuple(scores),
@@ -102,6 +102,52 @@ def paired_plan(
     )
     family.check_plan(plan, cfg)
     return Measured(cfg, plan)
+
+
+def check_request(request: Request, family: Family) -> None:
+    """ConfigError that names the options by which a family's plans are not made here."""
+    given = {
+        "--mlp-keep": ("channels", request.mlp_keep != 1.0),
+        "--tokens": ("tokens", request.tokens is not None),
+        "--patches": ("vision", request.patches is not None),
+        "--image-size": ("vision", request.image_size is not None),
+        "--encoder-blocks": ("vision", request.encoder_blocks is not None),
+        "--cache-interval": ("recompute", request.cache_interval != 1),
+        "--steps": ("steps", request.steps is not None),
+        "--guidance": ("guidance", request.guidance is not None),
+    }
+    wrong = [
+        option for option, (part, asked) in given.items() if asked and part not in family.planned
+    ]
+    if wrong == ["--mlp-keep"]:
+        raise ConfigError(
+            f"expected --mlp-keep 1 for a policy of family '{family.name}', got "
+            f"{request.mlp_keep}: write 'channels' into the plan yourself (docs/concepts/plan.md)"
+        )
+    if wrong:
+        able = ["--layers", *(name for name, (part, _) in given.items() if part in family.planned)]
+        raise ConfigError(
+            f"expected no {', '.join(wrong)} for a policy of family '{family.name}', which `trim` "
+            f"can make smaller by {' and '.join(able)} alone"
+        )
+
+
+def kept_masks(
+    statistics: Statistics, layers: Sequence[int], keep: float
+) -> tuple[str, ...] | None:
+    """Masks of the MLP channels to keep in each of these layers; None: all."""
+    if keep == 1.0:
+        return None
+    assert statistics.worth is not None  # `Family.planned` has promised
+    worth = statistics.worth
+    return tuple(mask(kept_channels(worth[layer], keep)) for layer in layers)
+
+
+def with_last(sample: Sample) -> Sample:
+    """A sample as the stages take it: with the index of the prompt's last token, where there is
+    one.
+    """
+    return {**sample, "last": sample["length"] - 1} if "length" in sample else sample
 
 
 def frames_of(

@@ -52,5 +52,7 @@ FAMILY = Family(
     cost=cost,
     memory=memory,
     trimmable=trimmable,
+    measure_pairs=lazily(f"{HERE}.measure:measure_layers"),
+    planned=frozenset({"layers", "channels"}),
     reference="trimvla.export.reference.act.groups:ACT",
 )

@@ -9,7 +9,7 @@ scaling actions back happen outside.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -129,11 +129,7 @@ class Act(nn.Module):
         layers = [EncoderLayer(cfg) for _ in range(cfg.encoder_layers)]
         return cls(cfg, Vision(cfg), Encoder(cfg, layers), Decoder(cfg))
 
-    def stream_layers(self) -> list[nn.Module]:
-        """The encoder's layers but the deepest: see `trimming.pairs`."""
-        return list(self.encoder.layers)[:-1]
-
-    def read_prefix(self, sample: dict[str, Tensor]) -> Tensor:
+    def read_prefix(self, sample: Mapping[str, Tensor]) -> Tensor:
         """What the decoder looks at of `images` and `state`, as `forward` takes them."""
         tokens = self.encoder.tokens(self.vision(sample["images"]), sample.get("state"))
         return self.encoder(tokens, self.encoder.positions())

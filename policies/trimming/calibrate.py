@@ -214,6 +214,8 @@ class Statistics:
     """What the policy gives without some layers, for criteria that ask; None where nothing can
     be run.
     """
+    worth: Tensor | None = None
+    """float64[layers, mlp_hidden]: score of every channel, where the family works it out itself."""
 
 
 def samples_of(data: Calibration) -> list[dict[str, Tensor]]:

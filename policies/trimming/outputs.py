@@ -127,8 +127,10 @@ class Outputs:
 
     @cached_property
     def _given(self) -> list[dict[str, Tensor]]:
-        """Every sample with its noise."""
+        """Every sample with its noise, where the policy draws some."""
         specs: Mapping[str, TensorSpec] = self.family.tensor_specs(self.policy.cfg, Plan())
+        if "noise" not in specs:
+            return [dict(sample) for sample in self.samples]
         shape = tuple(int(axis) for axis in specs["noise"].shape)
         made: list[dict[str, Tensor]] = []
         for index, sample in enumerate(self.samples):

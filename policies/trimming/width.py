@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimvla.policies.nn.llama import SwiGlu
 from trimvla.policies.sizes.cost import kept_count
@@ -34,6 +34,12 @@ def channel_scores(mlp: SwiGlu, inputs: Tensor, hidden: Tensor) -> Tensor:
         for linear in (mlp.gate_proj, mlp.up_proj)
     )
     return rows + (mlp.down_proj.weight.square().sum(dim=0) * hidden).sqrt()
+
+
+def narrow_scores(into: nn.Linear, out: nn.Linear, inputs: Tensor, hidden: Tensor) -> Tensor:
+    """The same of an MLP of two maps without a gate; arguments as there."""
+    rows = (into.weight.square() * inputs).sum(dim=1).sqrt()
+    return rows + (out.weight.square().sum(dim=0) * hidden).sqrt()
 
 
 def kept_channels(scores: Tensor, keep: float, least: float = LEAST) -> tuple[int, ...]:
