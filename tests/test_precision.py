@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -21,6 +22,7 @@ from trimvla.export import bundle as bundle_module
 from trimvla.export import verify
 from trimvla.export.compare import Limit, LowerComparison, report
 from trimvla.export.precision.emulate_bf16 import EmulatedRunner, widen
+from trimvla.export.precision.half import halve
 from trimvla.export.precision.int8 import columns, round_up
 from trimvla.export.precision.table import PRECISIONS
 from trimvla.export.streaming.placeholders import placeholder_tokenizer
@@ -255,6 +257,48 @@ def test_bfloat16_on_onnx_runtime_is_refused_with_a_way_out(exported: dict[str, 
         BackendError, match=r"no kernel .* a bfloat16 bundle runs on openvino or tensorrt"
     ):
         create("onnxruntime", exported["bfloat16"] / "vision.onnx", spec)
+
+
+def test_convolutions_are_halved_by_their_channels() -> None:
+    """A kernel of 3 x 3 is no small side; 3 colours are. The sum of two activations stays."""
+    rng = np.random.default_rng(0)
+    shapes = {"pixels": (16, 3, 7, 7), "inner": (16, 16, 3, 3), "few": (7, 16, 1, 1)}
+    weights = {name: 0.1 * rng.normal(size=shape) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("Conv", ["x", "pixels"], ["a"], pads=[3] * 4),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "inner"], ["c"], pads=[1] * 4),
+        helper.make_node("Add", ["b", "c"], ["d"]),
+        helper.make_node("Conv", ["d", "few"], ["y"]),
+    ]
+    stored = [
+        onnx.numpy_helper.from_array(array.astype(np.float32), name)
+        for name, array in weights.items()
+    ]
+    border = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, 8, 8])
+        for name, channels in (("x", 3), ("y", 7))
+    ]
+    graph = helper.make_graph(nodes, "convolutions", border[:1], border[1:], stored)
+    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    half = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(whole))
+    halve(half, "float16")
+    made = ir.serde.serialize_model(half)
+    onnx.checker.check_model(made, full_check=True)
+    types = describe(made).types
+    taken = {node.input[1]: types[node.input[0]] for node in made.graph.node if len(node.input) > 1}
+    assert taken == {
+        "pixels": "float32",
+        "inner.half": "float16",
+        "c.float": "float32",
+        "few": "float32",
+    }
+    x = rng.normal(size=(1, 3, 8, 8)).astype(np.float32)
+    expected, got = (
+        ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+        for model in (whole, made)
+    )
+    assert 0 < np.abs(got - expected).max() < 2e-3 * np.abs(expected).max()
 
 
 def test_scales() -> None:

@@ -25,7 +25,8 @@ from trimvla.export.graphs.graph_edit import (
 )
 
 HALVES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
-# a weight with a shorter side stays: actions have 7 numbers, and such a product costs nothing
+# a weight with a shorter side stays: actions have 7 numbers and pixels 3, and such a product costs
+# little
 SMALLEST = 16
 FOLLOWS = frozenset(
     (
@@ -85,9 +86,7 @@ class Halving:
         """Whether a node computes in half."""
         if node.op_type in PRODUCTS:
             weight = weight_of(node)
-            return (
-                in_attention(node) if weight is None else min(weights_of(weight).shape) >= SMALLEST
-            )
+            return in_attention(node) if weight is None else min(sides_of(node, weight)) >= SMALLEST
         activations = [
             value
             for value in node.inputs
@@ -151,6 +150,14 @@ class Halving:
 def is_float(value: ir.Value | None) -> bool:
     """Whether it held float32 before anything was converted, or holds a half now."""
     return value is not None and value.dtype in (ir.DataType.FLOAT, *HALVES.values())
+
+
+def sides_of(node: ir.Node, weight: ir.Value) -> tuple[int, ...]:
+    """What a product's weight has for sides: of a convolution its channels, out and in (a group's);
+    its kernel is as small as it is.
+    """
+    shape = weights_of(weight).shape
+    return shape[:2] if node.op_type == "Conv" else shape
 
 
 def in_attention(node: ir.Node) -> bool:
