@@ -295,7 +295,7 @@ def test_convolutions_are_halved_by_their_channels() -> None:
     }
     x = rng.normal(size=(1, 3, 8, 8)).astype(np.float32)
     expected, got = (
-        ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+        np.asarray(ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0])
         for model in (whole, made)
     )
     assert 0 < np.abs(got - expected).max() < 2e-3 * np.abs(expected).max()
