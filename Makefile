@@ -104,9 +104,10 @@ $(READY): pyproject.toml | .venv/bin/python
 		$(BIN)/pip install -qq $$index "$(TORCH)"; \
 	fi
 	@echo "installing trimvla and what its verbs need"
-	@$(BIN)/pip install -qq --editable ".[camera,train,export,sim,record,dataset,ros,serve,metrics,docs,dev]"
+	@$(BIN)/pip install -qq --editable ".[camera,train,export,sim,record,dataset,serve,metrics,docs,dev]"
 	@$(BIN)/pip install -qq --no-deps $(CLIENTS) && $(BIN)/pip install -qq $(CLIENTS_NEED) || \
 		echo "openpi's and vla-eval's own clients are not to be had: their tests are skipped" >&2
 	@$(BIN)/pip install -qq --editable ".[tensorrt-rtx]" || echo "no TensorRT for RTX here: its tests are skipped" >&2
+	@$(BIN)/pip install -qq --editable ".[ros]" || echo "no rosbags here: its tests are skipped" >&2
 	@$(BIN)/pip install -qq --editable ".[openvino]" || echo "no OpenVINO here: its tests are skipped" >&2
 	@touch $@

@@ -95,7 +95,7 @@ class RosRobot:
         self.pressed = False
         """Whether its emergency stop is."""
         self.silent = False
-        """Whether joint states are kept back."""
+        """Whether it sends nothing."""
         self.late_ns = 0
         """How old everything is that it sends."""
         self.pixels = np.random.default_rng(3).integers(0, 256, (8, 12, 3), np.uint8)
@@ -117,11 +117,12 @@ class RosRobot:
 
     def send(self, send: Send, turn: int) -> None:
         """What its drivers publish."""
+        if self.silent:
+            return
         now = time.time_ns() - self.late_ns
-        if not self.silent:
-            names = random.Random(turn).sample(list(self.joints), len(self.joints))
-            values = [self.joints[name] for name in names]
-            send("/joint_states", joint_state(names, values, now))
+        names = random.Random(turn).sample(list(self.joints), len(self.joints))
+        values = [self.joints[name] for name in names]
+        send("/joint_states", joint_state(names, values, now))
         if turn % FRAME_EVERY == 0:
             send("/camera/image_raw", image(self.pixels, now))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,15 @@ from tests import ros_robot, test_recording
 from tests.test_recorded_frames import TINY
 from trimvla.export.streaming.placeholders import placeholder_tokenizer
 from trimvla.launch import cli
+from trimvla.launch.bags.from_ros import write_recording
+from trimvla.launch.bags.to_ros import write_bag
 from trimvla.launch.bags.topics import camera_of, image_topic
 from trimvla.launch.exporting.calibration import find_calibration
 from trimvla.runtime.bus.messages import Frame, JointState, Message, Task
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import NS_PER_S
-from trimvla.runtime.record.recording import Recording, RecordingWriter
+from trimvla.runtime.errors import ConfigError, RecordingError
+from trimvla.runtime.record.recording import Recording, RecordingWriter, partial
 
 START_NS = 1_750_000_000 * NS_PER_S
 PIXELS = np.random.default_rng(5).integers(0, 256, (8, 12, 3), np.uint8)
@@ -236,6 +240,30 @@ def test_what_is_no_bag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     status, result = verb(capsys, tmp_path / "b.mcap", "--ros2", tmp_path / "other")
     assert status == 1 and "names of their own" in result["error"]
     assert not list(tmp_path.glob("other*"))
+
+
+def test_a_damaged_bag_is_one_error_or_a_whole_recording(tmp_path: Path) -> None:
+    """rosbags writes no checksums: what is damaged unseen must show here, not to a later reader."""
+    write_bag(Recording(recorded(tmp_path / "run.mcap")), tmp_path / "ours")
+    files = (tmp_path / "ours" / "ours.mcap", robot_bag(tmp_path / "bag") / "robot_9.mcap")
+    out = tmp_path / "out.mcap"
+    damaged = tmp_path / "damaged.mcap"
+    rng = random.Random(0)
+    refused = 0
+    for turn in range(60):
+        raw = bytearray(files[turn % 2].read_bytes())
+        for _ in range(rng.choice((1, 3, 20))):
+            raw[rng.randrange(len(raw))] = rng.randrange(256)
+        damaged.write_bytes(raw[: rng.randrange(len(raw))] if turn % 5 == 0 else raw)
+        try:
+            write_recording(damaged, out)
+            assert list(Recording(out))
+        except (RecordingError, ConfigError):
+            refused += 1
+            assert not out.exists()
+        assert not partial(out).exists()
+        out.unlink(missing_ok=True)
+    assert refused > 20
 
 
 def test_names_of_cameras() -> None:

@@ -205,6 +205,30 @@ def test_a_robot_that_is_not_as_configured(
     assert driver.robot.received == []
 
 
+def test_bytes_that_are_no_message_stop_nothing(tmp_path: Path) -> None:
+    with connected(tmp_path, state_timeout_s=0.2) as (driver, _):
+        node = driver.node
+        assert node is not None
+        driver.robot.silent = True
+        until(lambda: driver.read() is None)  # one thread at a time
+        now = time.time_ns()
+        whole = {
+            "/joint_states": ros_robot.joint_state(["pan", "lift", "finger"], [0.1, 0, 0], now),
+            "/camera/image_raw": ros_robot.image(driver.robot.pixels, now),
+            "/estop": ros_robot.boolean(False),
+            "/instruction": ros_robot.text("push"),
+        }
+        rng = np.random.default_rng(0)
+        for turn in range(400):
+            name = list(whole)[turn % len(whole)]
+            raw = bytearray(whole[name])
+            raw[rng.integers(min(len(raw), 80))] = rng.integers(256)
+            node.receive(name, bytes(raw[: rng.integers(len(raw))] if turn % 3 == 0 else raw))
+        assert driver.figures()["refused"] > 100
+        driver.robot.silent = False
+        until(lambda: driver.read() is not None)
+
+
 def test_velocities_are_stopped_by_a_hold(tmp_path: Path) -> None:
     wheels = ControllerConfig("/gripper/commands", ("finger",), "velocities")
     with connected(tmp_path, controllers=(ARM, wheels)) as (driver, _):

@@ -173,6 +173,7 @@ class _Restorer:
             pixels = bytes(cdr.decode(message.raw, message.type).data)
             kind = topic(line.topic)
             parts = [line.topic.encode(), msgspec.json.encode(header), pixels]
+            wire.decode(kind, parts)  # whole: a bag's chunks may have no checksum
             self._writer.add(kind, message.logged_ns - self._offset_ns, parts)
         except (WireError, ConfigError) as error:
             raise RecordingError(f"{self._bag}: topic '{message.topic}': {error}") from None

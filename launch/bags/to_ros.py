@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -77,7 +78,8 @@ class BagWriter:
                 self._writer.close()
                 (self._work / self._out.name).rename(self._out)
             else:
-                self._writer.abort()
+                with suppress(Exception):  # the first error is the one to be shown
+                    self._writer.__exit__(kind, error, None)
         finally:
             shutil.rmtree(self._work, ignore_errors=True)
 
