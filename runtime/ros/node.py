@@ -98,7 +98,8 @@ def load(name: str) -> Any:  # noqa: ANN401 - ROS's own
         raise ConfigError(
             f"expected ROS 2's '{name}' in this process's environment: source"
             " /opt/ros/DISTRO/setup.bash before the system is started, and give `python` the Python"
-            f" that ROS was built for (Humble 3.10, Jazzy 3.12); this is {version}: {blame(error)}"
+            f" that ROS was built for (Humble 3.10, Jazzy 3.12); this is {version}:"
+            f" {type(error).__name__}: {error}"
         ) from error
 
 
