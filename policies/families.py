@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trimvla.policies.sizes.memory import MemoryPlan
     from trimvla.policies.sizes.roofline import Floors
     from trimvla.policies.stage import Stage
+    from trimvla.policies.streaming import Streaming
     from trimvla.policies.trimming.calibrate import Statistics
     from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput
     from trimvla.runtime.bundle.manifest_types import TensorSpec
@@ -123,6 +124,10 @@ class Family:
     lend_weights: Callable[..., Any] | None = None
     """(directory, cfg, checkpoint=None) -> `cogact.weights.Weights`, for an export that never holds
     the whole policy; None: it is loaded whole.
+    """
+    streaming: Streaming | None = None
+    """What an export of random weights at a published size needs, which never holds the policy;
+    None: not to be had, or (`lend_weights`) in the family's own way.
     """
     calibrates: bool = False
     """Whether `trimming.calibrate` has its frames: what int8 and the planner of

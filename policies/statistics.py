@@ -213,9 +213,7 @@ def _chosen(groups: Mapping[str, FeatureStatistics], key: str | None, path: Path
     return Statistics(chosen, named[chosen], str(path))
 
 
-def _parse_name(
-    name: str, features: Mapping[str, str] = FEATURES
-) -> tuple[str, str, str] | None:
+def _parse_name(name: str, features: Mapping[str, str] = FEATURES) -> tuple[str, str, str] | None:
     """`so100.buffer.observation.state.mean` -> ("so100", "state", "mean"); None for other
     tensors.
     """

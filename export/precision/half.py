@@ -1,7 +1,8 @@
 """A float32 graph with its products in float16 or bfloat16, casts in the graph: nothing is left to
 a builder's flags.
 
-Products with a weight and those of attention compute in half. Sums of two activations, softmax,
+Products with a weight and those of attention compute in half, and tables of words are stored in it.
+Sums of two activations, softmax,
 norms, cosines and everything else that is not in `FOLLOWS` stay in float32: so do the residual
 stream, rotary positions, guidance and the sampler's state. What `FOLLOWS` merely passes on is in
 whatever its input is in. Knows graphs; no policy.
@@ -54,20 +55,32 @@ FOLLOWS = frozenset(
 REACH = 4  # nodes between a product of attention and its softmax: scale, mask, reshape
 
 
+Narrow = Callable[[ir.Value, str, ir.DataType], "ir.Value | None"]
+"""(a weight, a name, a type) -> the same weight in that type; None where it is not known."""
+
+
 def halve(model: ir.Model, dtype: str) -> None:
     """Rewrite the graph in place; `dtype` is a key of `HALVES`."""
     unfold_weights(model)
-    Halving(model.graph, HALVES[dtype]).run()
-    sweep(model.graph)
+    halve_unfolded(model.graph, dtype, lambda value, name, half: None)
+
+
+def halve_unfolded(graph: ir.Graph, dtype: str, narrow: Narrow) -> None:
+    """The same for a graph whose weights are initializers already; those that `narrow` knows need
+    no values.
+    """
+    Halving(graph, HALVES[dtype], narrow).run()
+    sweep(graph)
 
 
 class Halving:
     """One pass over a graph: decides for every node, and puts casts where the decision changes."""
 
-    def __init__(self, graph: ir.Graph, half: ir.DataType) -> None:
+    def __init__(self, graph: ir.Graph, half: ir.DataType, narrow: Narrow) -> None:
         """Of one graph."""
         self.graph = graph
         self.half = half
+        self.narrow = narrow
         self.border = set(graph.outputs)
         self.halved: set[ir.Value] = set()  # activations that are in half now
         # (value, in half) -> the same in the other type
@@ -87,6 +100,8 @@ class Halving:
         if node.op_type in PRODUCTS:
             weight = weight_of(node)
             return in_attention(node) if weight is None else min(sides_of(node, weight)) >= SMALLEST
+        if is_table(node):
+            return True
         activations = [
             value
             for value in node.inputs
@@ -113,7 +128,8 @@ class Halving:
         if key not in self.made:
             name = f"{value.name}.{'half' if in_half else 'float'}"
             if value.is_initializer():
-                self.made[key] = add_weight(
+                known = self.narrow(value, name, self.half)
+                self.made[key] = known or add_weight(
                     self.graph, name, weights_of(value).astype(self.half.numpy())
                 )
             else:
@@ -156,8 +172,20 @@ def sides_of(node: ir.Node, weight: ir.Value) -> tuple[int, ...]:
     """What a product's weight has for sides: of a convolution its channels, out and in (a group's);
     its kernel is as small as it is.
     """
-    shape = weights_of(weight).shape
+    assert weight.const_value is not None
+    shape = tuple(weight.const_value.shape.numpy())
     return shape[:2] if node.op_type == "Conv" else shape
+
+
+def is_table(node: ir.Node) -> bool:
+    """Whether rows of a matrix are looked up by their numbers: a table of words, which is as large
+    as many a product's weight.
+    """
+    table = node.inputs[0] if node.op_type == "Gather" else None
+    if table is None or not table.is_initializer() or table.const_value is None:
+        return False
+    shape = tuple(table.const_value.shape.numpy())
+    return is_float(table) and len(shape) == 2 and min(shape) >= SMALLEST
 
 
 def in_attention(node: ir.Node) -> bool:

@@ -10,7 +10,7 @@ whole (`slice_proof`).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,14 +22,21 @@ import msgspec
 from trimvla.export.bundle import manifest_of, swap
 from trimvla.export.inputs import check_manifest, check_target, check_tokenizer, statistics_text
 from trimvla.export.parity import Parity
+from trimvla.export.streaming.blank_proof import prove_blank_slice
 from trimvla.export.streaming.slice_proof import prove_slice
-from trimvla.export.streaming.weightless import skeleton, stand_in
-from trimvla.export.streaming.writer import Journal, Report, Writer
+from trimvla.export.streaming.weightless import (
+    Skeleton,
+    blank_policy,
+    blank_skeleton,
+    skeleton,
+    stand_in,
+)
+from trimvla.export.streaming.writer import Journal, Report, Writer, whole
 from trimvla.policies.cogact.half import DTYPES
-from trimvla.policies.cogact.stages import stages
 from trimvla.policies.cogact.weights import Weights
-from trimvla.policies.sizes.config import PolicyConfig
-from trimvla.policies.trimming.trimmed import check
+from trimvla.policies.families import family_of
+from trimvla.policies.stage import Stage
+from trimvla.policies.trimming.kept import part_of
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.manifest import InputsAndOutput, Manifest
 from trimvla.runtime.bundle.plan import Plan
@@ -49,7 +56,8 @@ class Wanted:
     in `bundle.BundleRequest`. ConfigError or BundleError where one of them does not fit the policy.
     """
 
-    cfg: PolicyConfig
+    cfg: Any
+    """Of CogACT's family, or of one with `streaming`."""
     plan: Plan
     precision: str
     described: InputsAndOutput
@@ -61,7 +69,12 @@ class Wanted:
             raise ConfigError(
                 f"expected one of {list(DTYPES)} for 'precision', got {self.precision!r}"
             )
-        check(self.plan, self.cfg)
+        family = family_of(self.cfg)
+        family.check_plan(self.plan, self.cfg)
+        parts = sorted(self.plan.parts & {"channels", "expert_channels"})
+        if family.streaming is not None and parts:
+            words = f"expected a plan that keeps matrices whole, for a streamed '{family.name}'"
+            raise ConfigError(f"{words}, got {parts}")
         assert self.described.prompt is not None  # what is streamed has a language model
         check_tokenizer(self.tokenizer, self.described.prompt, "tokenizer")
         statistics_text(self.statistics, self.described)
@@ -129,7 +142,7 @@ def export_streamed(
         directory.mkdir(exist_ok=True)
         _write_texts(wanted, directory)
         parity = _proof(work / PROOF, weights, wanted)
-        write_stages(wanted, directory, Writer(wanted.plan, weights, journal, report))
+        write_stages(wanted, directory, writer_for(wanted, weights, journal, report))
         described_now = wanted.manifest(out.name, created_utc)
         proved = msgspec.structs.replace(described_now, parity=msgspec.to_builtins(parity))
         bundles.write(directory, proved)
@@ -175,7 +188,8 @@ def _proof(path: Path, weights: Weights, wanted: Wanted) -> Parity:
     """
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=Parity)
-    result = prove_slice(weights, wanted.cfg, wanted.plan, wanted.precision)
+    prove = prove_slice if family_of(wanted.cfg).streaming is None else prove_blank_slice
+    result = prove(weights, wanted.cfg, wanted.plan, wanted.precision)
     if not result.ok:
         what = f"a slice of policy '{wanted.cfg.name}'"
         raise BundleError(f"{what} differs from torch: {result.complaint()}")
@@ -185,15 +199,30 @@ def _proof(path: Path, weights: Weights, wanted: Wanted) -> Parity:
     return result
 
 
+def writer_for(wanted: Wanted, weights: Weights, journal: Journal, report: Report) -> Writer:
+    """Writes the stages of a policy; a family with `streaming` has whole weights alone."""
+    part = part_of if family_of(wanted.cfg).streaming is None else whole
+    return Writer(wanted.plan, weights, journal, report, part)
+
+
 def write_stages(wanted: Wanted, directory: Path, writer: Writer) -> None:
     """Every stage that is not there yet; a graph that is there is complete, and so are its
     weights.
     """
-    policy = stand_in(wanted.cfg, wanted.plan, DTYPES[wanted.precision])
-    for stage in stages(wanted.cfg, wanted.plan):
+    bones = skeletons(wanted, writer.weights)
+    for stage in family_of(wanted.cfg).stages(wanted.cfg, wanted.plan, False):
         path = directory / f"{stage.name}.onnx"
         data = path.with_name(f"{path.name}.data")
         if path.exists():
             writer.report(data.name, data.stat().st_size)
             continue
-        writer.write_stage(skeleton(policy, stage, data.name), path)
+        writer.write_stage(bones(stage, data.name), path)
+
+
+def skeletons(wanted: Wanted, weights: Weights) -> Callable[[Stage, str], Skeleton]:
+    """(stage, name of its file of weights) -> its graph without weights, in the precision."""
+    if family_of(wanted.cfg).streaming is None:
+        policy = stand_in(wanted.cfg, wanted.plan, DTYPES[wanted.precision])
+        return lambda stage, file: skeleton(policy, stage, file)
+    blank = blank_policy(wanted.cfg, wanted.plan, weights)
+    return lambda stage, file: blank_skeleton(blank, stage, file, wanted.precision)

@@ -8,20 +8,32 @@ what they are.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trimvla.policies.sizes.config import PolicyConfig, PromptConfig
+from trimvla.runtime.bundle.inputs_and_output import PromptSpec
 
 KEY = "random-weights"
 
 
 def placeholder_tokenizer(prompt: PromptConfig) -> str:
     """Content of a `tokenizer.json`."""
-    reserved = {prompt.pad_id, prompt.bos_id, prompt.eos_id, prompt.empty_id}
-    splitter = pre_tokenizers.Whitespace()
-    words = dict.fromkeys(
-        word for word, _ in splitter.pre_tokenize_str(prompt.template.format(instruction=""))
+    return _tokenizer(
+        prompt.template, {prompt.pad_id, prompt.bos_id, prompt.eos_id, prompt.empty_id}
     )
+
+
+def placeholder_for(prompt: PromptSpec) -> str:
+    """The same for a prompt as a manifest describes it."""
+    return _tokenizer(prompt.template, {prompt.pad_id, prompt.bos_id, *prompt.suffix_ids})
+
+
+def _tokenizer(template: str, reserved: Collection[int | None]) -> str:
+    splitter = pre_tokenizers.Whitespace()
+    empty = template.format(instruction="", state="")
+    words = dict.fromkeys(word for word, _ in splitter.pre_tokenize_str(empty))
     free = (index for index in range(len(words) + len(reserved) + 1) if index not in reserved)
     vocabulary = dict(zip(("<unk>", *words), free, strict=False))
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -152,7 +152,7 @@ def compare(
             for key, tensors in samples.items():
                 expected = _expect(stage, torch_policy, tensors, got[key])
                 for name, value in expected.items():
-                    _add(rows[name], key, value, got[key][name])
+                    add_row(rows[name], key, value, got[key][name])
                 tensors.update(expected)
 
 
@@ -222,7 +222,7 @@ def _expect(
     return outputs
 
 
-def _add(row: Comparison, key: str, expected: Tensor, got: np.ndarray) -> None:
+def add_row(row: Comparison, key: str, expected: Tensor, got: np.ndarray) -> None:
     """Over the root mean square; of indices, the share that is in both."""
     if expected.is_floating_point():
         scale = float(expected.square().mean().sqrt()) or 1.0

@@ -9,16 +9,23 @@ Knows no values and writes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import nn
 
-from trimvla.export.graphs.to_onnx import quiet_exporter, strip, trace
+from trimvla.export.graphs.chained import trace_chain
+from trimvla.export.graphs.to_onnx import blanks, quiet_exporter, strip, trace
+from trimvla.export.precision.half import halve_unfolded
+from trimvla.policies.chained import Chained
 from trimvla.policies.cogact.half import in_precision
 from trimvla.policies.cogact.layout import build_meta
 from trimvla.policies.cogact.model import CogAct
+from trimvla.policies.cogact.weights import Weights
+from trimvla.policies.families import family_of
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.stage import Stage
 from trimvla.policies.trimming.trimmed import trim
@@ -87,6 +94,43 @@ def stand_in(cfg: PolicyConfig, plan: Plan, dtype: torch.dtype) -> CogAct:
     return policy
 
 
+@dataclass(frozen=True)
+class Blank:
+    """A policy under its plan, of stand-ins, whose weights are all dense ones."""
+
+    policy: nn.Module
+    names: Mapping[int, str]
+    """id of a parameter -> the dense policy's name of it."""
+    held: tuple[nn.Parameter, ...] = ()
+    """Every parameter of the dense policy: an id names nothing that is gone."""
+
+
+def blank_policy(
+    cfg: Any,  # noqa: ANN401 - the family's
+    plan: Plan,
+    weights: Weights,
+) -> Blank:
+    """A policy of a family with `streaming`; what its stages compute constants from has values."""
+    family = family_of(cfg)
+    assert family.streaming is not None  # the caller has checked
+    dense = family.streaming.build_meta(cfg)
+    names: dict[int, str] = {}
+    held: list[nn.Parameter] = []
+    for prefix, module in dense.named_modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            full = f"{prefix}.{name}".lstrip(".")
+            if family.streaming.computes.fullmatch(full):
+                with weights.lend(full) as lent:
+                    value = lent.float().clone()
+            else:
+                value = torch.zeros((), dtype=torch.float32).expand(weight.shape)
+            made = nn.Parameter(value, requires_grad=False)
+            setattr(module, name, made)
+            names[id(made)] = full
+            held.append(made)
+    return Blank(family.trim(dense, plan).eval(), names, tuple(held))
+
+
 def skeleton(policy: CogAct, stage: Stage, data_file: str) -> Skeleton:
     """Trace a stage of stand-ins.
 
@@ -95,20 +139,61 @@ def skeleton(policy: CogAct, stage: Stage, data_file: str) -> Skeleton:
         stage: which one.
         data_file: name of the file of weights, beside the graph's.
     """
-    module = stage.module(policy)
-    program = trace(policy, stage, module, optimize=False)
-    weights = _weights_as_inputs(program.model.graph, _names(policy, module))
-    with quiet_exporter():
-        program.optimize()
-    strip(program.model)
-    used = _fold_transposes(program.model.graph, weights)
-    return Skeleton(program.model, _assign_slots(program.model.graph, used, data_file))
-
-
-def _names(policy: CogAct, module: nn.Module) -> dict[str, str]:
-    """The stage's names of its parameters -> the policy's."""
     ours = {id(weight): name for name, weight in policy.named_parameters()}
-    return {name: ours[id(weight)] for name, weight in module.named_parameters()}
+    return _skeleton(Blank(policy, ours), stage, data_file, "float32")
+
+
+def blank_skeleton(blank: Blank, stage: Stage, data_file: str, precision: str) -> Skeleton:
+    """The same of any family's policy, in float32 or halved as `precision.half` does it."""
+    return _skeleton(blank, stage, data_file, precision)
+
+
+def _skeleton(blank: Blank, stage: Stage, data_file: str, precision: str) -> Skeleton:
+    module = stage.module(blank.policy)
+    names = {name: blank.names[id(weight)] for name, weight in module.named_parameters()}
+    if isinstance(module, Chained):
+        traced = trace_chain(module, blanks(blank.policy, stage))
+        model = traced.model
+        weights = {value: names[name] for value, name in traced.weights.items()}
+    else:
+        program = trace(blank.policy, stage, module, optimize=False)
+        weights = _weights_as_inputs(program.model.graph, names)
+        with quiet_exporter():
+            program.optimize()
+        model = program.model
+    strip(model)
+    used = _fold_transposes(model.graph, weights)
+    if precision != "float32":
+        used = _halved(model.graph, used, precision)
+    return Skeleton(model, _assign_slots(model.graph, used, data_file))
+
+
+def _halved(graph: ir.Graph, used: Sequence[_Use], precision: str) -> list[_Use]:
+    """The graph in half precision; the weights as it reads them then, without values."""
+    known = {use.value: use for use in used}
+    for use in used:
+        _enter(graph, use.value)
+
+    def narrow(value: ir.Value, name: str, half: ir.DataType) -> ir.Value | None:
+        if value not in known:
+            return None
+        made = ir.Value(name=name, type=ir.TensorType(half), shape=value.shape)
+        _enter(graph, made)
+        known[made] = replace(known[value], value=made)
+        return made
+
+    halve_unfolded(graph, precision, narrow)
+    return [use for use in known.values() if use.value.uses()]
+
+
+def _enter(graph: ir.Graph, value: ir.Value) -> None:
+    """Make a weight an initializer that lies in a file which is not there yet."""
+    assert value.dtype is not None and value.shape is not None
+    length = TORCH_TYPES[value.dtype].itemsize * torch.Size(value.shape.numpy()).numel()
+    value.const_value = ir.ExternalTensor(
+        "unwritten", 0, length, value.dtype, shape=value.shape, name=str(value.name)
+    )
+    graph.register_initializer(value)
 
 
 def _weights_as_inputs(graph: ir.Graph, names: dict[str, str]) -> dict[ir.Value, str]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trimvla.export.streaming.weightless import Skeleton, Slot
 from trimvla.policies.cogact.weights import Weights
-from trimvla.policies.trimming.kept import part_of
+from trimvla.policies.trimming.kept import Part, part_of
 from trimvla.runtime.bundle.manifest import sha256_of
 from trimvla.runtime.bundle.plan import Plan
 from trimvla.runtime.errors import BundleError, ConfigError
@@ -101,6 +101,8 @@ class Writer:
     weights: Weights
     journal: Journal
     report: Report = lambda file, count: None
+    part: Callable[[str, Plan], Part] = part_of
+    """(a slot's weight, plan) -> the dense weight that it is, or is a part of."""
 
     def write_stage(self, skeleton: Skeleton, path: Path) -> None:
         """Write a stage's weights and then its graph to `path`, checked.
@@ -129,7 +131,7 @@ class Writer:
             synced = written
             for index, slot in enumerate(slots[done:], done + 1):
                 file.seek(slot.offset)
-                file.writelines(blocks(slot, self.plan, self.weights))
+                file.writelines(blocks(slot, self.part(slot.weight, self.plan), self.weights))
                 self.report(path.name, slot.end - written)
                 written = slot.end
                 if written - synced >= SYNC_BYTES or index == len(slots):
@@ -139,11 +141,16 @@ class Writer:
                     synced = written
 
 
-def blocks(slot: Slot, plan: Plan, weights: Weights) -> Iterator[memoryview]:
+def whole(name: str, plan: Plan) -> Part:
+    """Of a slot whose weight is a dense one."""
+    del plan
+    return Part(name)
+
+
+def blocks(slot: Slot, part: Part, weights: Weights) -> Iterator[memoryview]:
     """A slot's bytes: what is kept of its weight, turned as the graph wants it, in its
     precision.
     """
-    part = part_of(slot.weight, plan)
     with weights.lend(part.name) as whole:
         kept = part.of(whole)
         turned = kept.T if slot.transposed else kept

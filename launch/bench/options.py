@@ -95,7 +95,8 @@ class BenchArgs(PlanCounts, Options):
     """
 
     preset: str = "cogact-base"
-    """With random weights: which policy, cogact-small, cogact-base, cogact-large or tabletop."""
+    """With random weights: which policy, cogact-small, cogact-base, cogact-large, tabletop, pi0 or
+    pi05."""
 
     dtype: str = "float16"
     """Likewise: float32, float16 or bfloat16."""

@@ -22,8 +22,8 @@ class ExportOptions(PlanCounts, Options):
     """Where the bundle goes; its last part becomes the bundle's name."""
 
     preset: str | None = None
-    """Sizes of an official checkpoint, or of random weights: cogact-small, cogact-base or
-    cogact-large.
+    """Sizes of an official checkpoint: cogact-small, cogact-base or cogact-large; or of random
+    weights: one of these, pi0 or pi05.
     """
 
     random_weights: bool = False

@@ -9,10 +9,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from typing import Any
 
 from trimvla.export.inputs import read_tokenizer, with_action
 from trimvla.export.streaming.bundle import Wanted, export_streamed
-from trimvla.export.streaming.placeholders import KEY, placeholder_statistics, placeholder_tokenizer
+from trimvla.export.streaming.placeholders import (
+    KEY,
+    placeholder_for,
+    placeholder_statistics,
+    placeholder_tokenizer,
+)
 from trimvla.export.streaming.writer import Report
 from trimvla.launch.console import transfer_bar
 from trimvla.launch.exporting.named_plan import named_plan
@@ -23,11 +29,12 @@ from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.cogact.half import DTYPES
 from trimvla.policies.cogact.source import inputs_and_output
 from trimvla.policies.cogact.weights import RandomWeights, Weights
-from trimvla.policies.families import family_of, find_preset
+from trimvla.policies.families import Family, family_of, find_preset
 from trimvla.policies.recovery.patch import check_distilled
 from trimvla.policies.sizes.config import PolicyConfig
-from trimvla.policies.sizes.cost import shape_of
-from trimvla.policies.sizes.memory import plan_memory, precision_named
+from trimvla.policies.sizes.counts import plan_by_counts
+from trimvla.policies.sizes.memory import precision_named
+from trimvla.policies.streaming import Streaming
 from trimvla.policies.trimming.plan_by_size import plan_by_sizes
 from trimvla.runtime.bundle.manifest import InputsAndOutput, PromptSpec
 from trimvla.runtime.bundle.plan import Plan, TokenPlan
@@ -43,8 +50,9 @@ def run_streamed(args: ExportOptions, weights: Weights, wanted: Wanted) -> Strea
         source = "an official checkpoint or random weights"
         raise ConfigError(f"expected no --guided for {source}: not exported from these yet")
     started = time.monotonic()
-    shape = shape_of(wanted.cfg, wanted.plan)
-    largest = plan_memory(wanted.cfg, shape, wanted.precision).weights
+    memory_of = family_of(wanted.cfg).memory
+    assert memory_of is not None  # of every family that is streamed
+    largest = memory_of(wanted.cfg, wanted.plan, wanted.precision).weights
     with shown(sum(largest.values())) as report:
         manifest = export_streamed(
             weights,
@@ -92,6 +100,8 @@ def random_source(args: ExportOptions) -> tuple[Weights, Wanted]:
     """Random weights, a plan by sizes, and placeholders for what a checkpoint would bring."""
     cfg = find_preset(args.preset or "")
     family = family_of(cfg)
+    if family.streaming is not None:
+        return blank_source(args, cfg, family, family.streaming)
     if family.lend_weights is None:
         raise ConfigError(
             f"expected a preset of a family that is streamed, got one of '{family.name}'"
@@ -110,6 +120,31 @@ def random_source(args: ExportOptions) -> tuple[Weights, Wanted]:
         tokenizer=given or placeholder_tokenizer(cfg.prompt),
     )
     return RandomWeights(cfg, args.seed), wanted
+
+
+def blank_source(
+    args: ExportOptions,
+    cfg: Any,  # noqa: ANN401 - the family's
+    family: Family,
+    streaming: Streaming,
+) -> tuple[Weights, Wanted]:
+    """The same for a family with `streaming`."""
+    tokens = None if args.tokens is None else TokenPlan(keep=args.tokens)
+    counted = plan_by_counts(family.trimmable(cfg), **args.kept, tokens=tokens)
+    plan = named_plan(args.plan, cfg) if args.plan else counted
+    opened = streaming.placeholder(cfg, KEY)
+    described = with_action(family.describe(opened, plan), *args.action)
+    prompt = prompt_of(described)
+    given = read_tokenizer(args.tokenizer, prompt, family) if args.tokenizer else None
+    wanted = Wanted(
+        cfg,
+        plan,
+        streamed_precision(args.dtype),
+        described=described,
+        statistics=opened.table,
+        tokenizer=given or placeholder_for(prompt),
+    )
+    return RandomWeights(cfg, args.seed, streaming.build_meta(cfg)), wanted
 
 
 def counted_plan(args: ExportOptions, cfg: PolicyConfig, created_utc: str) -> Plan:

@@ -19,13 +19,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimvla.policies.cogact.checkpoint import open_official, single_checkpoint
 from trimvla.policies.cogact.layout import build_meta
 from trimvla.policies.sizes.config import PolicyConfig
 
 BLOCK = 1 << 22  # random numbers made at a time
+# from so many on they are held in half precision: a table of words of pi0 has twice as many
+LARGE = 1 << 28
 MADV_PAGEOUT = 21  # Linux 5.4: unmap clean pages of a file; they come back when they are read
 
 
@@ -81,11 +83,12 @@ class RandomWeights:
     of a deep policy overflows in half precision, and none dies out.
     """
 
-    def __init__(self, cfg: PolicyConfig, seed: int = 0) -> None:
-        """Nothing is made before it is lent."""
-        self._shapes = {
-            name: tuple(weight.shape) for name, weight in build_meta(cfg).state_dict().items()
-        }
+    def __init__(self, cfg: PolicyConfig, seed: int = 0, dense: nn.Module | None = None) -> None:
+        """Nothing is made before it is lent. `dense`: another family's policy of these names and
+        shapes.
+        """
+        policy = build_meta(cfg) if dense is None else dense
+        self._shapes = {name: tuple(weight.shape) for name, weight in policy.state_dict().items()}
         self._seed = seed
 
     @property
@@ -95,7 +98,7 @@ class RandomWeights:
 
     @contextmanager
     def lend(self, name: str) -> Iterator[Tensor]:
-        """See `Weights`; float32."""
+        """See `Weights`; float32, or float16 of very many numbers."""
         shape = self._shapes[name]
         if len(shape) == 1:
             yield torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
@@ -105,15 +108,15 @@ class RandomWeights:
             ).reshape(shape)
 
     def _draw(self, name: str, count: int, limit: float) -> np.ndarray:
-        """float32[count], uniform in [-limit, limit]."""
+        """float32[count], or float16 of very many, uniform in [-limit, limit]."""
         digest = hashlib.sha256(f"{self._seed} {name}".encode()).digest()
         generator = np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "little")))
-        made = np.empty(count, np.float32)
+        made = np.empty(count, np.float32 if count < LARGE else np.float16)
         for start in range(0, count, BLOCK):
-            block = made[start : start + BLOCK]
-            generator.random(out=block, dtype=np.float32)
+            block = generator.random(min(BLOCK, count - start), dtype=np.float32)
             block *= 2 * limit
             block -= limit
+            made[start : start + len(block)] = block
         return made
 
 

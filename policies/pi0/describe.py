@@ -6,6 +6,10 @@ them on black. pi0 takes the instruction and a newline, pi0.5 cleans it and adds
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+
 from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.pi0.config import STATE_BINS, Pi0Config
 from trimvla.policies.pi0.kept import euler_steps
@@ -23,6 +27,7 @@ from trimvla.runtime.bundle.plan import Plan
 
 CONTROL_HZ = 50.0  # of pi0's published robots
 BLACK = (0.0, 0.0, 0.0)
+LEROBOT_EPSILON = 1e-8
 
 
 def describe(checkpoint: Checkpoint, plan: Plan) -> InputsAndOutput:
@@ -88,4 +93,25 @@ def prompt_spec(cfg: Pi0Config, openpi: bool) -> PromptSpec:
         newline=cfg.has_state_token,
         trim_end=False,
         vocabulary=cfg.language.vocab,
+    )
+
+
+def placeholder(cfg: Pi0Config, key: str) -> Checkpoint:
+    """See `Streaming.placeholder`."""
+    return Checkpoint(
+        cfg=cfg,
+        weights={},
+        statistics={
+            name: {"mean": np.zeros(dim), "std": np.ones(dim)}
+            for name, dim in (("action", cfg.action_dim), ("state", cfg.state_dim))
+        },
+        statistics_key=key,
+        tokenizer=None,
+        cameras=cfg.cameras,
+        directory=Path(key),
+        extra={
+            "modes": {"action": "mean_std", "state": "mean_std"},
+            "epsilon": LEROBOT_EPSILON,
+            "openpi": False,
+        },
     )

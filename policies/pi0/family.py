@@ -5,15 +5,20 @@ Imports no torch: what needs it is imported when it is called.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from trimvla.policies.families import Family, lazily
 from trimvla.policies.pi0.config import PRESETS, Pi0Config, Variant
 from trimvla.policies.pi0.cost import cost, memory
+from trimvla.policies.pi0.kept import slice_of
 from trimvla.policies.sizes.counts import Trimmable
+from trimvla.policies.streaming import Streaming
 
 HERE = "trimvla.policies.pi0"
+TIMES = re.compile(r"expert\.(?:time_mlp_|(?:layers\.\d+\.\w*|)norm\.dense\.).*")
+"""Weights that the time's table is made of (`expert.Expert.time_table`)."""
 TOKENIZER_HINT = (
     "pi0 and pi0.5 use PaliGemma's, which is gated: take `tokenizer.json` of"
     " google/paligemma-3b-pt-224 from your own Hugging Face cache, where one run of LeRobot puts it"
@@ -65,6 +70,12 @@ def _row(family: Variant) -> Family:
         memory=memory,
         measure_pairs=lazily("trimvla.policies.trimming.pairs:measure_pairs"),
         trimmable=trimmable,
+        streaming=Streaming(
+            build_meta=lazily(f"{HERE}.layout:build_meta"),
+            computes=TIMES,
+            slice_of=slice_of,
+            placeholder=lazily(f"{HERE}.describe:placeholder"),
+        ),
         reference="trimvla.export.reference.pi0.groups:PI0",
     )
 

@@ -7,8 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from trimvla.policies.pi0.config import Pi0Config
+from trimvla.policies.streaming import Slice
 from trimvla.runtime.bundle.plan import Plan, unmask
+
+SLICE_LAYERS = 2  # of decoder, expert and encoder, in a slice of the policy
+SLICE_WORDS = 2048  # rows of its table
 
 
 def kept_pairs(plan: Plan, cfg: Pi0Config) -> tuple[int, ...]:
@@ -73,3 +79,29 @@ def split(plan: Plan, cfg: Pi0Config) -> tuple[int, int]:
     after = None if plan.tokens is None else plan.tokens.after
     early = sum(index in readers for index in kept_prefix(plan, cfg)[:after])
     return early, len(readers) - early
+
+
+def slice_of(cfg: Pi0Config, plan: Plan) -> Slice:
+    """See `Streaming.slice_of`: the first pairs that are kept, every token."""
+    replace = msgspec.structs.replace
+    kept = kept_pairs(plan, cfg)[:SLICE_LAYERS]
+    depth = min(SLICE_LAYERS, cfg.vision.depth)
+    small = replace(
+        cfg,
+        vision=replace(cfg.vision, depth=depth, feature_block=depth - 1),
+        language=replace(
+            cfg.language, layers=kept[-1] + 1, vocab=min(SLICE_WORDS, cfg.language.vocab)
+        ),
+    )
+    cut = Plan(
+        layers=None if plan.layers is None else kept, recompute=plan.recompute, steps=plan.steps
+    )
+    deepest = f"language.layers.{kept[-1]}."
+    is_whole = small.language.layers == cfg.language.layers
+    return Slice(
+        small,
+        cut,
+        {} if is_whole else {"language.tail.": deepest},
+        f"the first {len(kept)} kept layers of decoder and expert and {depth} of the encoder, at "
+        f"their true widths, with {small.language.vocab} words and every visual token",
+    )
