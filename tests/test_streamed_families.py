@@ -20,7 +20,7 @@ from trimvla.export.tensorrt.operators import check_operators
 from trimvla.launch import cli
 from trimvla.policies.cogact.weights import RandomWeights
 from trimvla.policies.families import family_of
-from trimvla.policies.pi0.config import PRESETS, TEMPLATES, Pi0Config, Variant
+from trimvla.policies.pi0.config import PRESETS, TEMPLATES, Pi0Config
 from trimvla.policies.pi0.layout import build_meta
 from trimvla.runtime.bundle import manifest as bundles
 from trimvla.runtime.bundle.plan import Plan, TokenPlan, save_plan
@@ -33,7 +33,6 @@ PI05_TINY = msgspec.structs.replace(
     name="tiny05",
     prompt=msgspec.structs.replace(PI0_TINY.prompt, template=TEMPLATES["pi05"], buckets=(48, 64)),
 )
-TINIES: dict[Variant, Pi0Config] = {"pi0": PI0_TINY, "pi05": PI05_TINY}
 
 
 @pytest.fixture(autouse=True)
@@ -68,18 +67,16 @@ def in_torch(cfg: Pi0Config, plan: Plan) -> torch.nn.Module:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["pi0", "pi05"])
 def test_random_weights_are_streamed_in_half(
-    variant: Variant,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Through a plan with scattered pairs and fewer tokens: what torch computes, by the same
-    numbers.
+    numbers. pi0.5's, whose norms take constants from many weights.
     """
-    cfg = TINIES[variant]
-    monkeypatch.setitem(PRESETS[variant], "tiny", cfg)
+    cfg = PI05_TINY
+    monkeypatch.setitem(PRESETS["pi05"], "tiny", cfg)
     monkeypatch.setattr("trimvla.launch.exporting.stream.RandomWeights", Watched)
     last = cfg.language.layers - 1
     plan = Plan(layers=(0, last - 1, last), tokens=TokenPlan(selector="uniform", keep=6, after=1))
