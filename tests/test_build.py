@@ -89,6 +89,7 @@ def test_there_is_a_profile_for_every_bucket(library, tmp_path) -> None:
     spec = manifest.stages["language"]
     parsed = to_tensorrt.parse(library, tmp_path / "tiny" / spec.file)
     config = parsed.builder.create_builder_config()
+    assert manifest.prompt is not None
     to_tensorrt.add_profiles(parsed.builder, config, spec, manifest.prompt.buckets)
     assert config.num_optimization_profiles == len(tiny_bundle.BUCKETS)
 

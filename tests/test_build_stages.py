@@ -75,6 +75,7 @@ def test_a_shipped_stage_builds(
     spec = manifest.stages[stage]
     if precision != manifest.precision:
         convert({stage: tmp_path / spec.file}, precision, parse_config(manifest.policy))
+    assert manifest.prompt is not None
     check_stage(library, tmp_path / spec.file, spec, manifest.prompt.buckets, precision)
 
 

@@ -204,6 +204,7 @@ def test_what_a_bundle_says_is_dexbotics(source) -> None:
         "square-centre",
         (122, 116, 104),
     )
+    assert described.prompt is not None
     assert described.prompt.template.startswith("\nWhat action")
     assert not described.prompt.lowercase
     assert (described.action.normalization, described.action.binary_gripper) == ("min_max", False)
@@ -298,6 +299,7 @@ def test_cost_is_the_published_one() -> None:
     assert saved == pytest.approx(FOLDED / (FOLDED + 576 + 25), rel=0.02)
     result = cost(FULL, Plan())
     assert result.parameters / 1e9 == pytest.approx(8.02, abs=0.005)
+    assert result.acting_parameters is not None
     assert result.acting_parameters / 1e9 == pytest.approx(7.47, abs=0.005)
 
 

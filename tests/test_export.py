@@ -113,6 +113,7 @@ def test_manifest_carries_config_plan_and_proof(bundle):
     assert manifest.policy == json.loads(json.dumps(TINY.to_dict()))
     assert manifest.plan == Plan()
     assert manifest.parity["ok"]
+    assert manifest.prompt is not None
     assert manifest.prompt.suffix_ids == (TINY.prompt.empty_id, TINY.prompt.eos_id)
     assert set(manifest.files) == {
         "vision.onnx",

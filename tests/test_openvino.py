@@ -57,6 +57,7 @@ def test_a_policy_acts_and_every_prompt_length_is_compiled_while_loading(bundle:
     ours, theirs = (
         Policy.load(bundle, backend=name, threads=1) for name in ("openvino", "onnxruntime")
     )
+    assert ours.manifest.prompt is not None
     assert bucket_lengths(bundle / "language.onnx") == ours.manifest.prompt.buckets
     got, expected = (
         policy.infer(picture, "pick up the red cube").sample for policy in (ours, theirs)

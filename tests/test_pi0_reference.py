@@ -64,7 +64,7 @@ def failures(comparison: Comparison) -> list[str]:
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
 def test_every_stored_array_is_what_we_compute(reference: Pi0Reference, group: object) -> None:
-    comparison = compare_group(group, reference)  # pyright: ignore[reportArgumentType]
+    comparison = compare_group(group, reference)
     assert not failures(comparison)
     assert comparison.compared
 
@@ -81,7 +81,7 @@ def test_a_weight_that_is_wrong_is_noticed(reference: Pi0Reference) -> None:
         policy.expert.action_out_proj.bias.add_(0.01)
     wrong = replace(reference, policy=policy, stages=TorchRuns(policy))
     trajectory = next(group for group in GROUPS if group.name == "trajectory")
-    assert failures(compare_group(trajectory, wrong))  # pyright: ignore[reportArgumentType]
+    assert failures(compare_group(trajectory, wrong))
 
 
 def family_built(reference: Pi0Reference) -> Pi0:
@@ -171,7 +171,7 @@ def test_exported_graphs_give_the_stored_arrays(shared_dir: Path, tmp_path: Path
     for group in GROUPS:
         if group.name in wanted:
             assert group.staged
-            comparison = compare_group(group, through)  # pyright: ignore[reportArgumentType]
+            comparison = compare_group(group, through)
             assert not failures(comparison)
             assert comparison.compared
 

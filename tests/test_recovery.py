@@ -21,6 +21,7 @@ from trimvla.export.verify import patch_of
 from trimvla.launch import cli
 from trimvla.launch.recovery import work
 from trimvla.policies.cogact.checkpoint import save
+from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.recovery.distil import Distiller, Recipe, batch_of
 from trimvla.policies.recovery.features import cognition_features
 from trimvla.policies.recovery.patch import (
@@ -164,6 +165,7 @@ def test_what_a_patch_leaves_alone_is_shared(dense):
     trimmed = trim(dense, PLAN)
     changed = some_weights(dense)
     copy = with_weights(trimmed, changed)
+    assert isinstance(copy, CogAct)
     assert copy.head.state_dict().keys() == dense.head.state_dict().keys()
     shared = dict(dense.head.named_parameters())
     for name, weight in copy.head.named_parameters():

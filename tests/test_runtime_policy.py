@@ -79,6 +79,7 @@ def test_every_input_matters(policy: Policy, change: str) -> None:
 def test_padding_changes_nothing(policy: Policy, tmp_path: Path) -> None:
     """The same instruction in its own bucket and in a larger one."""
     prompter = policy._inputs._prompter  # what goes into the language stage
+    assert prompter is not None
     ids, last = prompter.ids("pick up the red cube")
     visual = np.ones((1, 4, 6), np.float32)
     longer = np.pad(ids, ((0, 0), (0, 5)))

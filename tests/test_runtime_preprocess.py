@@ -30,10 +30,16 @@ def arrays(fixture_dir: Path) -> dict[str, np.ndarray]:
         }
 
 
+def prompt_spec() -> PromptSpec:
+    spec = manifest().prompt
+    assert spec is not None
+    return spec
+
+
 @pytest.fixture(scope="module")
 def prompter(tmp_path_factory: pytest.TempPathFactory) -> Prompter:
     bundle = write_bundle(tmp_path_factory.mktemp("bundle"))
-    return Prompter.load(bundle / "tokenizer.json", manifest().prompt)
+    return Prompter.load(bundle / "tokenizer.json", prompt_spec())
 
 
 def test_pixels_equal_the_official_transform(
@@ -114,7 +120,7 @@ def test_a_template_is_no_format_string(prompter: Prompter) -> None:
 def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json: no tokenizer"):
-        Prompter.load(tmp_path / "tokenizer.json", manifest().prompt)
+        Prompter.load(tmp_path / "tokenizer.json", prompt_spec())
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -93,7 +93,7 @@ class Reader:
         not have any.
         """
         if self.prompter is not None:
-            return texts_of(path)
+            return texts_of(path).tolist()
         names = self.described.images.names
         return [""] * len(checked(path, array_of(names[0], names), (None, None, None, 3), "u"))
 

@@ -154,6 +154,9 @@ class FaultyCameraConfig:
 class FaultyPublisher(Publisher):
     """A publisher that can lose and damage what it sends."""
 
+    def __enter__(self) -> FaultyPublisher:
+        return self
+
     def lose(self) -> None:
         """Number a message and send nothing: what a network does."""
         self.sent += 1

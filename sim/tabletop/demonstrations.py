@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -111,11 +112,12 @@ class Shard:
     def save(self, path: Path) -> None:
         """Write beside and rename: a shard is complete or absent."""
         partial = path.with_suffix(f".{os.getpid()}.part")
+        more: Any = {name: np.stack(rows) for name, rows in self.more.items()}
         with partial.open("wb") as file:
             np.savez(
                 file,
                 images=np.stack(self.images),
-                **{name: np.stack(rows) for name, rows in self.more.items()},
+                **more,
                 chunks=np.stack(self.chunks),
                 aux=np.stack(self.aux),
                 points=np.stack(self.points),
