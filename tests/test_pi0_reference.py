@@ -17,6 +17,7 @@ import torch
 from trimvla.export.compare import Comparison
 from trimvla.export.graphs.to_onnx import export_stage
 from trimvla.export.reference.checks import compare_group
+from trimvla.export.reference.groups import Group
 from trimvla.export.reference.pi0.directory import Pi0Reference, exported, open_reference
 from trimvla.export.reference.pi0.groups import GROUPS
 from trimvla.export.reference.staged import TorchRuns
@@ -63,7 +64,7 @@ def failures(comparison: Comparison) -> list[str]:
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
-def test_every_stored_array_is_what_we_compute(reference: Pi0Reference, group: object) -> None:
+def test_every_stored_array_is_what_we_compute(reference: Pi0Reference, group: Group) -> None:
     comparison = compare_group(group, reference)
     assert not failures(comparison)
     assert comparison.compared
