@@ -497,3 +497,20 @@ def test_a_trimmed_bundle_in_float16(folder: Path, bundle: Path, tmp_path: Path)
     assert policy_bytes(out) < 0.55 * whole
     assert not cli.main(["verify", str(out), "--source", str(folder)])
     assert family_of(TINY).name == policy.manifest.family
+
+
+@pytest.mark.slow
+def test_int8_takes_the_transformers_products(
+    folder: Path, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This family's action stage is no sampler: its attention is multiplied in int8 too."""
+    out = tmp_path / "act-int8"
+    words = ["export", str(folder), "--out", str(out), "--calibration", str(shard)]
+    assert not cli.main([*words, "--dtype", "int8", "--frames", "2"])
+    nodes = onnx.load(out / "action.onnx").graph.node
+    products = sum(node.op_type == "MatMul" for node in nodes)
+    in_integers = sum(node.op_type == "QuantizeLinear" for node in nodes)
+    assert in_integers > products / 2
+    assert not cli.main(["verify", str(out), "--source", str(folder), "--json"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["ok"]

@@ -34,11 +34,11 @@ Ranges = Mapping[str, float]
 """Largest absolute value of every activation that is multiplied, by tensor name."""
 
 
-def targets(model: ir.Model, stage: str) -> list[ir.Node]:
+def targets(model: ir.Model) -> list[ir.Node]:
     """The products that become int8, in the graph's order.
 
     The first ones, which look at pixels (no norm lies before them), and the last one, which makes
-    the output, stay. So does all of the sampler's attention: a step's error goes through all later
+    the output, stay. So does all of a sampler's attention: a step's error goes through all later
     steps, so only the MLPs are taken there.
     """
     normed = after(model.graph, lambda node: node.op_type in NORMS)
@@ -47,7 +47,12 @@ def targets(model: ir.Model, stage: str) -> list[ir.Node]:
         for node in model.graph
         if node.op_type == "MatMul" and weight_of(node) and node in normed
     ]
-    return list(filter(in_mlp, found)) if stage == "action" else found[:-1]
+    return list(filter(in_mlp, found)) if is_sampler(model) else found[:-1]
+
+
+def is_sampler(model: ir.Model) -> bool:
+    """Whether a stage begins with noise, and so runs the action head step by step."""
+    return any(value.name == "noise" for value in model.graph.inputs)
 
 
 def in_mlp(node: ir.Node) -> bool:
@@ -95,20 +100,20 @@ def read_by(node: ir.Node) -> Iterator[ir.Node]:
         yield from consumers(read) if read.op_type == "Split" else (read,)
 
 
-def multiplied(model: ir.Model, stage: str) -> list[str]:
+def multiplied(model: ir.Model) -> list[str]:
     """Names of the activations whose ranges `Static` needs; unfolds the weights."""
     unfold_weights(model)
     return list(
-        dict.fromkeys(str(node.inputs[0].name) for node in targets(model, stage) if node.inputs[0])
+        dict.fromkeys(str(node.inputs[0].name) for node in targets(model) if node.inputs[0])
     )
 
 
-def quantise(model: ir.Model, stage: str, ranges: Ranges | None) -> None:
+def quantise(model: ir.Model, ranges: Ranges | None) -> None:
     """Make the stage's products int8, in place: static with ranges, dynamic without."""
     unfold_weights(model)
-    join_products(model.graph, targets(model, stage))
+    join_products(model.graph, targets(model))
     replace = Dynamic(model.graph) if ranges is None else Static(model.graph, ranges)
-    for node in targets(model, stage):
+    for node in targets(model):
         replace(node)
     sweep(model.graph)
 

@@ -82,12 +82,12 @@ def convert(
         if isinstance(data, Calibration):
             check_calibration(data, cfg)
         ranges = activation_ranges(
-            stages, {name: multiplied(load(path), name) for name, path in stages.items()}, data, cfg
+            stages, {name: multiplied(load(path)) for name, path in stages.items()}, data, cfg
         )
     for name, path in stages.items():
         model = load(path)
         if kind.products == "int8":
-            quantise(model, name, ranges[name])
+            quantise(model, ranges[name])
         else:
             halve(model, kind.products)
         save(model, path)
