@@ -25,6 +25,7 @@ NAMES = {
     bool: "true or false",
     Path: "path",
     object: "anything",
+    Any: "anything",
 }
 MISSING = (dataclasses.MISSING, msgspec.NODEFAULT)
 SHOWN_ENTRIES = 8  # of a default that is a list

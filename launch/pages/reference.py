@@ -20,12 +20,14 @@ from trimvla.launch.pages.architecture import architecture_page
 from trimvla.launch.pages.fields import Field, described
 from trimvla.launch.pages.markdown import entry, page, paragraphs, setting, words
 from trimvla.launch.pages.results import results_page
+from trimvla.launch.system.setup.own_process import DRIVER, DRIVERS, OwnDriver
 from trimvla.launch.system.setup.process_table import PROCESSES, Process
 from trimvla.runtime.bundle import manifest_types
 from trimvla.runtime.bundle.plan import Plan, Provenance, TokenPlan
 from trimvla.runtime.bundle.vision_plan import PatchPlan, VisionPlan
 from trimvla.runtime.bus.messages import Frame, Guidance, Message, Summary
 from trimvla.runtime.bus.topics import COLOR, KIB, MIB, REPORT, TOPICS, Topic
+from trimvla.runtime.drivers.driver import DriverConfig
 
 ROOT = Path(__file__).parents[2]
 MANIFEST_TYPES = (
@@ -164,7 +166,21 @@ def toml_page() -> str:
         lines.append(f"## {process.name}")
         lines.append(f"{process.summary}. {consequence(process)}")
         lines += list(settings(config, ""))
+        if process.name == DRIVER:
+            lines += driver_lines()
     return page(lines)
+
+
+def driver_lines() -> Iterator[str]:
+    """The drivers that come with the program, each with what it takes besides, or by default."""
+    common = {field.name: field for field in described(DriverConfig)}
+    for kind in DRIVERS:
+        config = OwnDriver(kind, DRIVER).config
+        own = [field for field in described(config) if common.get(field.name) != field]
+        yield f'### kind = "{kind}"'
+        yield from paragraphs(config.__doc__ or "")
+        for field in own:
+            yield from field_settings(field, "")
 
 
 def consequence(process: Process) -> str:
@@ -178,15 +194,22 @@ def consequence(process: Process) -> str:
 def settings(config: type, prefix: str) -> Iterator[str]:
     """All settings of a section, those of its tables with their dotted names."""
     for field in described(config):
-        kind = (
-            typing.get_args(field.hint)[0]
-            if typing.get_origin(field.hint) is typing.Annotated
-            else field.hint
-        )
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from settings(kind, f"{prefix}{field.name}.")
-        else:
-            yield entry(prefix + field.name, words(field), field.text)
+        yield from field_settings(field, prefix)
+
+
+def field_settings(field: Field, prefix: str) -> Iterator[str]:
+    """One setting; of a table, or a list of tables, those inside too."""
+    kind = field.hint
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
+    entries = typing.get_args(kind)[:1] if typing.get_origin(kind) is tuple else ()
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        yield from settings(kind, f"{prefix}{field.name}.")
+    elif entries and dataclasses.is_dataclass(entries[0]) and isinstance(entries[0], type):
+        yield entry(prefix + field.name, "list of tables", field.text)
+        yield from settings(entries[0], f"{prefix}{field.name}[].")
+    else:
+        yield entry(prefix + field.name, words(field), field.text)
 
 
 PAGES: dict[str, Callable[[], str]] = {

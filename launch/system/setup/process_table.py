@@ -153,7 +153,7 @@ PROCESSES = {
             DRIVER,
             "trimvla.runtime.drivers.driver",
             "DriverConfig",
-            "a robot's driver, by its class: `kind`, as `module:Class`",
+            "a robot's driver: `kind` is one of those below, or your own as `module:Class`",
             "driver",
             restart=False,
             publishes=("robot/state",),
