@@ -87,6 +87,7 @@ LAUNCH = (
     "launch.machine",
     "launch.figures",
     "launch.exporting",
+    "launch.frames",
     "launch.bench",
     "launch.bench.peers",
     "launch.ablation",

@@ -39,7 +39,7 @@ from trimvla.export.streaming.placeholders import placeholder_tokenizer
 from trimvla.launch import cli
 from trimvla.launch.datasets.dataset import DataSet
 from trimvla.launch.datasets.views import find_views
-from trimvla.launch.exporting.calibration import find_calibration
+from trimvla.launch.frames.calibration import find_calibration
 from trimvla.launch.motion.recorded import recorded_motion
 from trimvla.policies.trimming.calibrate import check_calibration
 from trimvla.runtime.bundle.inputs_and_output import CameraSpec, StateSpec

@@ -12,7 +12,7 @@ import pytest
 
 from tests.tiny_policy import TINY
 from trimvla.export.streaming.placeholders import placeholder_tokenizer
-from trimvla.launch.exporting.calibration import find_calibration
+from trimvla.launch.frames.calibration import find_calibration
 from trimvla.policies.trimming.calibrate import check_calibration
 from trimvla.runtime.bus import wire
 from trimvla.runtime.bus.messages import Frame, Message, Task

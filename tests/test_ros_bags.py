@@ -22,7 +22,7 @@ from trimvla.launch import cli
 from trimvla.launch.bags.from_ros import write_recording
 from trimvla.launch.bags.to_ros import write_bag
 from trimvla.launch.bags.topics import camera_of, image_topic
-from trimvla.launch.exporting.calibration import find_calibration
+from trimvla.launch.frames.calibration import find_calibration
 from trimvla.runtime.bus.messages import Frame, JointState, Message, Task
 from trimvla.runtime.bus.topics import topic
 from trimvla.runtime.clock import NS_PER_S

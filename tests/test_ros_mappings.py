@@ -192,7 +192,9 @@ def shifted(now: Instant, milliseconds: int) -> Instant:
     return replace(now, ours=now.ours + by, awake=now.awake + by, wall=now.wall + by)
 
 
-@pytest.mark.parametrize("offset_ns", [0, 12 * NS_PER_S - time.time_ns()])
+@pytest.mark.parametrize(
+    "offset_ns", [0, 12 * NS_PER_S - time.time_ns()], ids=["of this host", "of a simulator"]
+)
 def test_a_stamp_keeps_its_age(offset_ns: int) -> None:
     """On the wall clock, and on a simulator's, which began 12 s ago."""
     clock, now = settled(offset_ns)

@@ -19,8 +19,8 @@ from trimvla.export.verify import checkpoint_beside
 from trimvla.launch.ablation.options import AblateArgs
 from trimvla.launch.ablation.rows import DENSE, Row, request
 from trimvla.launch.console import Progress
-from trimvla.launch.exporting.calibration import simulate
-from trimvla.launch.exporting.played_frames import PlayedEnv, calibration_from_env
+from trimvla.launch.frames.calibration import simulate
+from trimvla.launch.frames.played import PlayedEnv, calibration_from_env
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.families import parse_config
 from trimvla.policies.trimming.calibrate import Calibration

@@ -1,1 +1,1 @@
-"""Where an export's policy, options and frames come from."""
+"""Where the policy, the plan and the options of an export come from."""

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from trimvla.launch.exporting.calibration import RECORDINGS, is_data_set
-from trimvla.launch.exporting.demonstration_frames import Frames, Reader, Sample, draw_frames
 from trimvla.launch.exporting.policy_source import build_policy, is_official, open_source
+from trimvla.launch.frames.calibration import RECORDINGS, is_data_set
+from trimvla.launch.frames.demonstrations import Frames, Reader, Sample, draw_frames
 from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.families import Family, family_of, visual_tokens
 from trimvla.policies.sizes.counts import plan_by_counts
@@ -179,11 +179,11 @@ def drawn_from(
 ) -> Iterable[Observation] | None:
     """What the policy sees in a data set or a recording, drawn; None for a shard."""
     if is_data_set(named):
-        from trimvla.launch.exporting.data_set_frames import observations_from_data_set
+        from trimvla.launch.frames.data_set import observations_from_data_set
 
         return observations_from_data_set(named, described, count, seed)
     if named.suffix in RECORDINGS:
-        from trimvla.launch.exporting.recorded_frames import observations_from_recording
+        from trimvla.launch.frames.recorded import observations_from_recording
 
         return observations_from_recording(named, described, count, seed)
     return None

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trimvla.launch.exporting.demonstration_frames import Sample
 from trimvla.launch.exporting.paired_plan import frames_of
+from trimvla.launch.frames.demonstrations import Sample
 from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.families import family_of
 from trimvla.runtime.bundle.inputs_and_output import InputsAndOutput, PromptSpec

@@ -17,7 +17,6 @@ from trimvla.export.precision.ranges import CalibrationFrames
 from trimvla.export.precision.table import PRECISIONS, precision_named
 from trimvla.export.verify import patch_beside
 from trimvla.launch.console import progress_bar
-from trimvla.launch.exporting.calibration import find_calibration
 from trimvla.launch.exporting.named_plan import named_plan
 from trimvla.launch.exporting.options import ExportArgs
 from trimvla.launch.exporting.paired_plan import find_shards
@@ -38,6 +37,7 @@ from trimvla.launch.exporting.stream import (
     run_streamed,
 )
 from trimvla.launch.exporting.unwinding import unwinding
+from trimvla.launch.frames.calibration import find_calibration
 from trimvla.policies.checkpoint import Checkpoint
 from trimvla.policies.families import family_of
 from trimvla.policies.recovery.patch import (

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from trimvla.launch.exporting.calibration import FRESH_SHARD, SIMULATED
-from trimvla.launch.exporting.played_frames import PlayedEnv, find_policy, samples
-from trimvla.launch.exporting.recorded_frames import draw
+from trimvla.launch.frames.calibration import FRESH_SHARD, SIMULATED
+from trimvla.launch.frames.played import PlayedEnv, find_policy, samples
+from trimvla.launch.frames.recorded import draw
 from trimvla.policies.recovery.frames import EXPERT, HELD_OUT, OWN, Drawn, Frames, frames_of
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.runtime.errors import ConfigError

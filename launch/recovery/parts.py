@@ -11,9 +11,9 @@ import msgspec
 import torch
 
 from trimvla.export.bundle import BundleRequest, export_policy
-from trimvla.launch.exporting.calibration import find_calibration
-from trimvla.launch.exporting.played_frames import PlayedEnv
 from trimvla.launch.exporting.policy_source import TOKENIZER, open_source
+from trimvla.launch.frames.calibration import find_calibration
+from trimvla.launch.frames.played import PlayedEnv
 from trimvla.launch.recovery.gather import Wanted, frames_from_env
 from trimvla.launch.recovery.options import Args
 from trimvla.launch.recovery.session import Losses, Session

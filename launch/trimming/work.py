@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimvla.launch.console import progress_bar
-from trimvla.launch.exporting.calibration import find_calibration
 from trimvla.launch.exporting.paired_plan import find_shards, paired_plan
-from trimvla.launch.exporting.played_frames import PlayedEnv, calibration_from_env
 from trimvla.launch.exporting.policy_source import (
     TOKENIZER,
     check_planner,
@@ -21,6 +19,8 @@ from trimvla.launch.exporting.policy_source import (
     load_policy,
 )
 from trimvla.launch.figures.plan_picture import draw_plan
+from trimvla.launch.frames.calibration import find_calibration
+from trimvla.launch.frames.played import PlayedEnv, calibration_from_env
 from trimvla.launch.trimming.options import Args, patch_plan, token_plan
 from trimvla.launch.trimming.shown import draw, scores_of
 from trimvla.policies.cogact.model import CogAct

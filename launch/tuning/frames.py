@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trimvla.launch.console import Progress
-from trimvla.launch.exporting.calibration import find_calibration
+from trimvla.launch.frames.calibration import find_calibration
 from trimvla.launch.tuning.options import TuneArgs
 from trimvla.policies.cogact.model import CogAct
 from trimvla.policies.trimming.calibrate import Calibration, load_calibration

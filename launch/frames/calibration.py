@@ -32,13 +32,13 @@ def find_calibration(
     ones.
     """
     if named is not None and named.suffix in RECORDINGS:
-        from trimvla.launch.exporting.recorded_frames import calibration_from_recording
+        from trimvla.launch.frames.recorded import calibration_from_recording
 
         return calibration_from_recording(
             named, cfg, load_tokenizer(tokenizer, error=ConfigError), frames, seed
         )
     if named is not None and is_data_set(named):
-        from trimvla.launch.exporting.data_set_frames import calibration_from_data_set
+        from trimvla.launch.frames.data_set import calibration_from_data_set
 
         return calibration_from_data_set(
             named, cfg, load_tokenizer(tokenizer, error=ConfigError), frames, seed

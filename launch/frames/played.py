@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from trimvla.launch.exporting.recorded_frames import Sample, draw
+from trimvla.launch.frames.recorded import Sample, draw
 from trimvla.policies.sizes.config import PolicyConfig
 from trimvla.policies.trimming.calibrate import Calibration, calibration_of
 from trimvla.runtime.bundle import manifest as bundles

@@ -1,0 +1,1 @@
+"""Where calibration frames come from: demonstrations, play, recordings, data sets."""
