@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from trimvla.policies.act.layers import EncoderLayer, FeedForward
 from trimvla.policies.act.model import Act
 from trimvla.policies.trimming.calibrate import Statistics
+from trimvla.policies.trimming.pairs import read_hooked
 from trimvla.policies.trimming.width import narrow_scores
-from trimvla.runtime.errors import ConfigError
 
 
 class _Sums:
@@ -64,16 +64,7 @@ def measure_layers(policy: Act, samples: Iterable[Mapping[str, Tensor]]) -> Stat
         hooks.append(layer.register_forward_hook(sums.turned(index)))
         hooks.append(mlp.fc1.register_forward_pre_hook(sums.squares(sums.inputs[index])))
         hooks.append(mlp.fc2.register_forward_pre_hook(sums.squares(sums.channels[index])))
-    count = 0
-    try:
-        for sample in samples:
-            policy.read_prefix(sample)
-            count = count + 1
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not count:
-        raise ConfigError("expected at least one calibration sample, got none")
+    count = read_hooked(policy, samples, hooks)
     inputs = sums.inputs / count
     channels = sums.channels / count
     worth = [

@@ -8,26 +8,31 @@ family and decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from trimvla.policies.trimming.calibrate import Statistics
 from trimvla.runtime.errors import ConfigError
 
 
-class Paired(Protocol):
+class Prefixed(Protocol):
+    """A policy that reads a sample before it acts."""
+
+    def read_prefix(self, sample: Mapping[str, Tensor]) -> object:
+        """Sends one sample through what is measured once."""
+        ...
+
+
+class Paired(Prefixed, Protocol):
     """A policy with such a decoder."""
 
     def stream_layers(self) -> list[nn.Module]:
         """All layers but the deepest, each with the stream first in and out."""
-        ...
-
-    def read_prefix(self, sample: Mapping[str, Tensor]) -> object:
-        """Sends one sample through the decoder once."""
         ...
 
 
@@ -50,6 +55,26 @@ class _Cosines:
         return seen
 
 
+def read_hooked(
+    policy: Prefixed, samples: Iterable[Mapping[str, Tensor]], hooks: Sequence[RemovableHandle]
+) -> int:
+    """Send the samples through and remove the hooks; how many there were.
+
+    Raises ConfigError where there is none.
+    """
+    count = 0
+    try:
+        for sample in samples:
+            policy.read_prefix(sample)
+            count = count + 1
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not count:
+        raise ConfigError("expected at least one calibration sample, got none")
+    return count
+
+
 @torch.no_grad()
 def measure_pairs(policy: Paired, samples: Iterable[Mapping[str, Tensor]]) -> Statistics:
     """Similarity of the decoder's layers over samples; `inputs` and `channels` have no columns.
@@ -66,16 +91,7 @@ def measure_pairs(policy: Paired, samples: Iterable[Mapping[str, Tensor]]) -> St
         raise ConfigError("expected a decoder of at least 2 layers to choose from, got 1")
     cosines = _Cosines(len(layers))
     hooks = [layer.register_forward_hook(cosines.hook(index)) for index, layer in enumerate(layers)]
-    count = 0
-    try:
-        for sample in samples:
-            policy.read_prefix(sample)
-            count = count + 1
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not count:
-        raise ConfigError("expected at least one calibration sample, got none")
+    count = read_hooked(policy, samples, hooks)
     similarity = cosines.total / count
     similarity = torch.cat([similarity, similarity.min()[None]])
     nothing = torch.zeros(len(similarity), 0, dtype=torch.float64)
